@@ -45,19 +45,12 @@ _NOT_GLOBAL = ("path", "linkpath", "size")  # in a global header they would chan
 
 @dataclass(frozen=True)
 class Member:
-    """File or folder of an archive.
+    """File or folder of an archive."""
 
-    Attributes:
-        name: Path below the folder of the archive that is read.
-        start: Position of its content in the archive.
-        size: Size of its content in bytes.
-        is_folder: True for a folder.
-    """
-
-    name: str
-    start: int
-    size: int
-    is_folder: bool = False
+    name: str  # Path below the folder of the archive that is read
+    start: int  # position of its content in the archive
+    size: int  # size of its content in bytes
+    is_folder: bool = False  # True for a folder
 
     @property
     def stop(self) -> int:
@@ -77,23 +70,16 @@ class Piece:
 class ArchiveReader:
     """Reader of a tar; its state can be saved between two calls of `feed`.
 
-    Args:
-        where: Location of the archive, for errors.
-        prefix: Folder of the archive that is read, such as `tasks/NAME`; nothing else may be there.
-        size: Size of the archive in bytes.
-
-    Attributes:
-        position: Number of bytes read.
-        member: Member in which the position is; None between members.
-        files: Names of the files so far.
-        folders: Names of the folders so far, also of those that only occur in names of files.
+    `prefix`: folder of the archive that is read, such as `tasks/NAME`; nothing else may be there;
+    `size`: size of the archive in bytes.
     """
 
     def __init__(self, where: object, prefix: str, size: int) -> None:
         self._where, self._prefix, self._size = where, tuple(prefix.split("/")), size
-        self.position = 0
-        self.member: Member | None = None
-        self.files: set[str] = set()
+        self.position = 0  # number of bytes read
+        self.member: Member | None = None  # member in which the position is; None between members
+        self.files: set[str] = set()  # names of the files so far
+        # names of the folders so far, also of those that only occur in names of files
         self.folders: set[str] = set()
         self._head = bytearray()  # header of the next member, with the extended ones before it
         self._is_ended = False
@@ -116,11 +102,7 @@ class ArchiveReader:
         self._is_ended = bool(state["is_ended"])
 
     def feed(self, data: memoryview) -> Iterator[Piece]:
-        """Yields what the next bytes hold.
-
-        Raises:
-            DataError: The archive is damaged, or a member is not acceptable.
-        """
+        """Yields what the next bytes hold."""
         while data:
             if self._is_ended:
                 self._check_zeros(data)
@@ -142,11 +124,7 @@ class ArchiveReader:
                 yield from self._open_next()
 
     def finish(self) -> None:
-        """Checks that the archive is complete.
-
-        Raises:
-            DataError: It ends early, or holds no files.
-        """
+        """Checks that the archive is complete."""
         if not self._is_ended:
             self._break("ends early: the end marker is missing")
         if not self.files:
@@ -200,11 +178,7 @@ class ArchiveReader:
         return info
 
     def _accepted(self, info: tarfile.TarInfo) -> Member | None:
-        """Member of a header; None for the folders that contain all others.
-
-        Raises:
-            DataError: It is not acceptable.
-        """
+        """Member of a header; None for the folders that contain all others."""
         self._check_kind(info)
         parts = self._parts(info)
         below = parts[len(self._prefix) :]
@@ -233,7 +207,6 @@ class ArchiveReader:
             self._refuse(info, f"is one of more than {_MAX_MEMBERS:,}")
 
     def _parts(self, info: tarfile.TarInfo) -> tuple[str, ...]:
-        """Parts of the name of a member."""
         if info.name.startswith("/"):
             self._refuse(info, "has an absolute name")
         parts = tuple(part for part in info.name.split("/") if part not in ("", "."))

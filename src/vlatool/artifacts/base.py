@@ -29,16 +29,10 @@ from vlatool.plugins import ARTIFACTS
 
 @dataclass(frozen=True)
 class Artifact:
-    """Recognized artifact.
+    """Recognized artifact."""
 
-    Attributes:
-        kind: Name of the kind, from `recognize`.
-        folder: Package of the kind, such as `vlatool.artifacts.run`.
-        location: Location of the artifact.
-    """
-
-    kind: str
-    folder: str
+    kind: str  # name of the kind, from `recognize`
+    folder: str  # package of the kind, such as `vlatool.artifacts.run`
     location: Path
 
     def check(self, options: CheckOptions) -> Iterator[Finding]:
@@ -46,7 +40,6 @@ class Artifact:
         return import_module(f"{self.folder}.check").check(self.location, options)
 
     def inspect(self) -> Report:
-        """Report of the artifact."""
         return import_module(f"{self.folder}.report").inspect(self.location)
 
 
@@ -81,16 +74,8 @@ def contents_text(kind: str) -> str:
 
 
 def other_contents_error(location: Path, needed: str, hint: str, code: str) -> DataError | None:
-    """Error that says what a location holds instead of what a command needs.
-
-    Args:
-        location: Location without what is needed.
-        needed: Words for that, such as `image shards`.
-        hint: How to get it.
-        code: Code of the error.
-
-    Returns:
-        The error; None if the contents are unknown, or those that are needed but incomplete.
+    """Error that says what a location holds instead of what a command needs; returns the error;
+    None if the contents are unknown, or those that are needed but incomplete.
     """
     contents = _contents(location)
     if not contents or contents in needed:

@@ -33,11 +33,7 @@ class ImageMeanStd:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Content of config.json of a base model.
-
-    Raises:
-        DataError: It is missing, broken, or has no `model_type`.
-    """
+    """Content of config.json of a base model."""
     path = folder / CONFIG
     content = _read(path)
     if content is None:
@@ -48,11 +44,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 
 def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
-    """Mean and standard deviation of preprocessor_config.json, or the default if it is missing.
-
-    Raises:
-        DataError: It is broken.
-    """
+    """Mean and standard deviation of preprocessor_config.json, or the default if it is missing."""
     path = folder / PROCESSOR
     content = _read(path) or {}
     try:
@@ -64,11 +56,7 @@ def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the weight files and their index, preferably safetensors.
-
-    Raises:
-        DataError: The folder has no weights.
-    """
+    """Names of the weight files and their index, preferably safetensors."""
     names = sorted(file_names(folder))
     for pattern in (_SAFE, _TORCH):
         matches = [name for name in names if Path(name.removesuffix(_INDEX)).match(pattern)]
@@ -78,20 +66,12 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the text tokenizer of a base model into a folder.
-
-    Raises:
-        DataError: The base model has none.
-    """
+    """Copies the text tokenizer of a base model into a folder."""
     write_bytes(folder / TOKENIZER, read_tokenizer(source).encode())
 
 
 def read_tokenizer(folder: Path) -> str:
-    """Content of tokenizer.json.
-
-    Raises:
-        DataError: It is missing or not text.
-    """
+    """Content of tokenizer.json."""
     path = folder / TOKENIZER
     try:
         return read_file(path).decode()
@@ -102,11 +82,7 @@ def read_tokenizer(folder: Path) -> str:
 
 
 def read_tokenizer_asset(folder: Path) -> str:
-    """Content of tokenizer.json among the assets of a run.
-
-    Raises:
-        DataError: It is missing or not text.
-    """
+    """Content of tokenizer.json among the assets of a run."""
     try:
         return read_tokenizer(folder)
     except DataError as error:

@@ -75,37 +75,24 @@ class CheckCounts:
     episodes: int = 0
 
     def add(self, **counts: int) -> None:
-        """Adds to the counts of these names."""
         for name, count in counts.items():
             setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Options of one verification.
+    """Options of one verification."""
 
-    Attributes:
-        samples: Number of samples that are read; None for all.
-        is_full: Recompute statistics and decode every image.
-        is_quick: Compare no digests.
-        workers: Largest number of processes that check raw episodes.
-        counts: Counts of what was checked so far.
-        reporter: Receives progress.
-    """
-
-    samples: int | None = 200
-    is_full: bool = False
-    is_quick: bool = False
-    workers: int = 1
-    counts: CheckCounts = field(default_factory=CheckCounts)
-    reporter: Reporter = NULL
+    samples: int | None = 200  # number of samples that are read; None for all
+    is_full: bool = False  # recompute statistics and decode every image
+    is_quick: bool = False  # compare no digests
+    workers: int = 1  # largest number of processes that check raw episodes
+    counts: CheckCounts = field(default_factory=CheckCounts)  # counts of what was checked so far
+    reporter: Reporter = NULL  # receives progress
 
     def selects(self, position: int, total: int) -> bool:
-        """True if the contents of a sample are read; such samples are evenly spaced over all.
-
-        Args:
-            position: Number of the sample, from 0.
-            total: Number of all samples.
+        """True if the contents of a sample are read; such samples are evenly spaced over all;
+        `position`: number of the sample, from 0.
         """
         if self.samples is None or self.samples >= total:
             return True
@@ -131,22 +118,14 @@ def check_file(
 
 
 def check_record_and_files(
-    location: Path,
-    root: Path,
-    check: CheckOptions,
+    location: Path,  # folder or file that is verified
+    root: Path,  # the folder itself, or the folder of the file
+    check: CheckOptions,  # options of the verification
     *,
     nested_outputs: Sequence[str] = (),
     volatile: Sequence[str] = (),
 ) -> Generator[Finding, None, bool]:
-    """Yields the findings of a run record and its listed files; returns True if the run has ended.
-
-    Args:
-        location: Folder or file that is verified.
-        root: The folder itself, or the folder of the file.
-        check: Options of the verification.
-        nested_outputs: Folders in `root` that are separate outputs even without a record.
-        volatile: Patterns of files that no list has, for outputs without a record.
-    """
+    """Yields the findings of a record and its listed files; returns True if the run has ended."""
     record = None
     try:
         record = read_valid_record(location)

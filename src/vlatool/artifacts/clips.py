@@ -29,48 +29,31 @@ from vlatool.storage.uri import as_native_file
 
 @dataclass(frozen=True)
 class StreamKind:
-    """Properties that all clips of one file share.
+    """Properties that all clips of one file share."""
 
-    Attributes:
-        codec: Name of the codec, such as `h264`.
-        height: Pixels.
-        width: Pixels.
-        pixel_format: Name of the pixel format, such as `yuv420p`.
-        digest: Digest of the settings that a decoder needs before the first packet.
-    """
-
-    codec: str
-    height: int
-    width: int
-    pixel_format: str
-    digest: str
+    codec: str  # name of the codec, such as `h264`
+    height: int  # pixels
+    width: int  # pixels
+    pixel_format: str  # name of the pixel format, such as `yuv420p`
+    digest: str  # digest of the settings that a decoder needs before the first packet
 
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """An mp4 file with the frames of one episode.
+    """An mp4 file with the frames of one episode."""
 
-    Attributes:
-        data: The file.
-        kind: Its properties.
-        delay: Largest number of packets that are decoded before a frame that is shown before them.
-    """
-
-    data: bytes
-    kind: StreamKind
+    data: bytes  # the file
+    kind: StreamKind  # its properties
+    # largest number of packets that are decoded before a frame that is shown before them
     delay: int = 0
 
 
 def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
     """The packets of the first `count` frames of a clip.
 
-    Returns:
-        None if these frames cannot be decoded without other packets: they do not begin with a
-        keyframe, or other frames are decoded between them. Also None if the file has no times, or
-        its codec no place in mp4.
-
-    Raises:
-        av.error.FFmpegError, OSError: The file cannot be read.
+    Returns None if these frames cannot be decoded without other packets: they do not begin with a
+    keyframe, or other frames are decoded between them. Also None if the file has no times, or its
+    codec no place in mp4.
     """
     with _opened(clip.path) as source:
         stream = source.streams.video[0]
@@ -89,16 +72,8 @@ def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
 
 
 def join_clips(paths: Sequence[Path], rate: Fraction, file: IO[bytes], delay: int) -> None:
-    """Writes an mp4 file with the frames of the files, which `copy_clip` or an encoder wrote.
-
-    Args:
-        paths: Files of one `StreamKind`, in order.
-        rate: Frames per second.
-        file: Written and seeked.
-        delay: Largest delay of the clips.
-
-    Raises:
-        av.error.FFmpegError, OSError: A file cannot be read.
+    """Writes an mp4 file with the frames of the files, which `copy_clip` or an encoder wrote;
+    `rate`: frames per second.
     """
     with _opened(paths[0]) as first:
         template = first.streams.video[0]
@@ -188,13 +163,7 @@ def _packets_of(
 
 
 def _span(table: Sequence[tuple[int | None, bool]], first: int, count: int) -> range | None:
-    """Positions of the frames from number `first` on; None if they do not stand by themselves.
-
-    Args:
-        table: (time, keyframe) of each packet, in the order of decoding.
-        first: Number of the first frame.
-        count: Number of frames.
-    """
+    """Positions of the frames from number `first` on; None if they do not stand by themselves."""
     times = [pts for pts, _ in table]
     if None in times or len(set(times)) < len(times):
         return None

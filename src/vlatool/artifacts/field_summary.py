@@ -34,33 +34,19 @@ _MAX_NAMES = 6
 
 @dataclass(frozen=True)
 class FieldSummary:
-    """Summary of a field over all episodes or samples; tuples have one entry per dimension.
-
-    Attributes:
-        name: Name of the field.
-        dtype: Types of its values, `text` for sentences.
-        width: C; 0 for text.
-        constant: Dimensions that never change.
-        min: Smallest values; None for a dimension without a finite value.
-        max: Largest values.
-        mean: Means.
-        std: Standard deviations; empty if they were not computed.
-        episodes: Number of episodes that have the field; None if unknown.
-        example: A value of a text field.
-        names: Names of the dimensions; empty if unknown.
-    """
+    """Summary of a field over all episodes or samples; tuples have one entry per dimension."""
 
     name: str
-    dtype: str = ""
-    width: int = 0
-    constant: tuple[int, ...] = ()
-    min: Numbers = ()
-    max: Numbers = ()
+    dtype: str = ""  # types of its values, `text` for sentences
+    width: int = 0  # C; 0 for text
+    constant: tuple[int, ...] = ()  # dimensions that never change
+    min: Numbers = ()  # smallest values; None for a dimension without a finite value
+    max: Numbers = ()  # largest values
     mean: Numbers = ()
-    std: Numbers = ()
-    episodes: int | None = None
-    example: str = ""
-    names: tuple[str, ...] = ()
+    std: Numbers = ()  # standard deviations; empty if they were not computed
+    episodes: int | None = None  # number of episodes that have the field; None if unknown
+    example: str = ""  # A value of a text field
+    names: tuple[str, ...] = ()  # names of the dimensions; empty if unknown
 
     def document(self) -> dict[str, Any]:
         """Summary as JSON values."""
@@ -81,7 +67,6 @@ class FieldSummary:
 
     @property
     def dimensions_text(self) -> str:
-        """Names of the dimensions as text."""
         return ", ".join(_names_text(self.names))
 
     @property
@@ -93,14 +78,7 @@ class FieldSummary:
 def summarize_field(
     name: str, statistics: Mapping[str, Array], recorded: Names, **others: Any
 ) -> FieldSummary:
-    """Summary of a field of numbers.
-
-    Args:
-        name: Name of the field.
-        statistics: `min`, `max`, `mean` and, if known, `std` [C].
-        recorded: Recorded names of dimensions.
-        others: Further attributes of the summary.
-    """
+    """Summary of a field; `statistics`: `min`, `max`, `mean` and, if known, `std` [C]."""
     width = len(statistics["mean"])
     names = tuple(dimension_names(name, width, recorded))
     return FieldSummary(
@@ -195,19 +173,13 @@ def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
 
 
 def policy_fields(
-    known: Mapping[str, Array],
+    known: Mapping[str, Array],  # map from field to its values [S, C], to select from
+    # configured names; a missing `_relative` field is replaced by its absolute field
     actions: Sequence[object],
-    proprioception: Sequence[object],
-    recorded: Names,
+    proprioception: Sequence[object],  # configured names
+    recorded: Names,  # recorded names of dimensions
 ) -> tuple[list[FieldValues], list[FieldValues]]:
-    """Action and proprioception fields for charts, at most twelve of each.
-
-    Args:
-        known: Map from field to its values [S, C], to select from.
-        actions: Configured names; a missing `_relative` field is replaced by its absolute field.
-        proprioception: Configured names.
-        recorded: Recorded names of dimensions.
-    """
+    """Action and proprioception fields for charts, at most twelve of each."""
     names = list(known)
     chosen = [
         _configured(configured, names) or _named(prefix, names)
@@ -240,11 +212,8 @@ def position_fields(names: Iterable[str]) -> dict[str, str]:
 def pose_tracks(
     fields: Mapping[str, Array], pairs: Mapping[str, str]
 ) -> tuple[EndEffectorTrack, ...]:
-    """Tracks of the position fields that exist; rotations are optional.
-
-    Args:
-        fields: Map from field name to values [S, C].
-        pairs: Map from position field to rotation field.
+    """Tracks of the position fields that exist; rotations are optional; `fields`: map from field
+    name to values [S, C].
     """
     tracks: list[EndEffectorTrack] = []
     for position, rotation in pairs.items():

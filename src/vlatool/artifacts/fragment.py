@@ -46,12 +46,7 @@ class Members(NamedTuple):
 
 
 def read_members(data: bytes) -> Members:
-    """Members of the sample in a byte range of a tar.
-
-    Raises:
-        ValueError: The bytes do not start with a header, hold more or less than one sample, or are
-            truncated.
-    """
+    """Members of the sample in a byte range of a tar."""
     key = ""
     contents: dict[str, bytes] = {}
     for name, content in _members(data):

@@ -21,12 +21,7 @@ def file_view(path: Path) -> FrameView:
 
 
 def visible_image(data: bytes) -> Image.Image:
-    """Decodes a JPEG or PNG as RGB; depth and labels of 16 bits as gray values.
-
-    Raises:
-        OSError: The data are no image.
-        ValueError: The image is broken.
-    """
+    """Decodes a JPEG or PNG as RGB; depth and labels of 16 bits as gray values."""
     with open_image(data) as image:
         if image.mode.startswith("I"):
             return _values_as_gray(image)

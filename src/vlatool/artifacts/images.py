@@ -71,10 +71,8 @@ def encode_png(values: Array) -> bytes:
 
 
 def labeled_png(images: Mapping[str, UInt8Array]) -> bytes:
-    """PNG of images side by side, each under its label.
-
-    Args:
-        images: Label to image uint8 [H, W, 3], all of one size; small ones are enlarged.
+    """PNG of images side by side, each under its label; `images`: label to image uint8 [H, W, 3],
+    all of one size; small ones are enlarged.
     """
     height, width = next(iter(images.values())).shape[:2]
     scale = -(-_LABELED_WIDTH // width)
@@ -89,15 +87,7 @@ def labeled_png(images: Mapping[str, UInt8Array]) -> bytes:
 
 
 def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
-    """Pixels uint8 [H, W, 3].
-
-    Args:
-        data: Bytes of the file.
-        buffer: uint8 [K], used for the result if it is large enough.
-
-    Raises:
-        ValueError: It cannot be decoded, or has more than `MAX_PIXELS` or `MAX_SCANS`.
-    """
+    """Pixels uint8 [H, W, 3]; `buffer`: uint8 [K], used for the result if it is large enough."""
     pixels = _decode_valid_jpeg(data, buffer)
     if pixels is not None:
         return pixels
@@ -117,11 +107,7 @@ def decoded_size(data: bytes) -> tuple[int, int]:
 
 @contextmanager
 def open_image(data: bytes) -> Iterator[Image.Image]:
-    """The image; its pixels are decoded lazily.
-
-    Raises:
-        ValueError: As `decode_rgb`.
-    """
+    """The image; its pixels are decoded lazily."""
     try:
         _check_scans(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -188,15 +174,11 @@ def _has_one_scan(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class PngInfo:
-    """Size and pixel format of an intact PNG.
+    """Size and pixel format of an intact PNG."""
 
-    Attributes:
-        size: (height, width) in pixels.
-        is_plain_rgb: True if pixels are 8-bit RGB, not interlaced, without transparency: every
-            reader decodes the same pixels.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) in pixels
+    # True if pixels are 8-bit RGB, not interlaced, without transparency: every reader decodes the
+    # same pixels
     is_plain_rgb: bool
 
 
@@ -206,11 +188,7 @@ def is_png(data: bytes) -> bool:
 
 
 def png_info(data: bytes) -> PngInfo:
-    """Size and pixel format of a PNG; checks the checksum and order of all chunks, and the end.
-
-    Raises:
-        ValueError: It is damaged or truncated; names the byte.
-    """
+    """Size and pixel format of a PNG; checks the checksum and order of all chunks, and the end."""
     kinds: list[bytes] = []
     header = b""
     for kind, content in _chunks(data):
@@ -255,22 +233,14 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Format and size of an encoded image.
+    """Format and size of an encoded image."""
 
-    Attributes:
-        format: `png`, `jpeg`, or another name in lower case.
-        height: In pixels.
-        width: In pixels.
-        is_plain: True if it is stored as 8-bit RGB and nothing else: every reader decodes the same
-            pixels.
-        frames: Number of frames; more than one in an animation.
-    """
-
-    format: str
-    height: int
-    width: int
+    format: str  # `png`, `jpeg`, or another name in lower case
+    height: int  # in pixels
+    width: int  # in pixels
+    # True if it is stored as 8-bit RGB and nothing else: every reader decodes the same pixels
     is_plain: bool
-    frames: int = 1
+    frames: int = 1  # number of frames; more than one in an animation
 
     @property
     def size(self) -> tuple[int, int]:
@@ -279,12 +249,7 @@ class ImageInfo:
 
 
 def image_info(data: bytes) -> ImageInfo:
-    """Format and size from the header; all checksums of a PNG are compared too.
-
-    Raises:
-        ValueError: The data is no image, truncated or damaged, has more than `MAX_PIXELS` or
-            `MAX_SCANS`, or values of more than 8 bits instead of colors, such as depth.
-    """
+    """Format and size from the header; all checksums of a PNG are compared too."""
     if is_png(data):
         info = _png_image_info(data)
     elif data.startswith(_JPEG_START):
@@ -301,16 +266,7 @@ class NotRgbError(ValueError):
 
 
 def decode_plain(data: bytes, *, convert: bool = False) -> UInt8Array:
-    """Pixels uint8 [H, W, 3] of an image that all readers decode alike.
-
-    Args:
-        data: Bytes of the file.
-        convert: Convert gray, palette and alpha images to RGB, and use the first of several frames.
-
-    Raises:
-        NotRgbError: The image would have to be converted.
-        ValueError: As `image_info`, or the pixels cannot be decoded.
-    """
+    """Pixels uint8 [H, W, 3] of an image that all readers decode alike."""
     info = image_info(data)
     if not convert and info.frames > 1:
         raise NotRgbError("has several frames")

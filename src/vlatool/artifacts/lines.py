@@ -47,12 +47,8 @@ class LinesWriter:
 
 
 def write_lines(output: Path, name: str, lines: Iterable[bytes]) -> tuple[FileEntry, FileEntry]:
-    """Writes a file of lines, then its index; returns their entries.
-
-    Args:
-        output: The folder that entries are relative to.
-        name: Path of the file, relative to `output`.
-        lines: Lines, each with its newline.
+    """Writes a file of lines, then its index; returns their entries; `output`: the folder that
+    entries are relative to; `name`: Path of the file, relative to `output`.
     """
     path = output / name
     with open_atomic(path) as file:
@@ -81,21 +77,12 @@ def unpaired_indexes(folder: Path) -> list[Path]:
 
 
 def first_line(files: Iterable[Path]) -> bytes | None:
-    """First line of the first file that is not empty; None if there is none.
-
-    Raises:
-        ValueError, OSError: As `read_lines`.
-    """
+    """First line of the first file that is not empty; None if there is none."""
     return next((line for path in files for line in read_lines(path)), None)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, without their newlines, empty ones included.
-
-    Raises:
-        ValueError: A line has over 1 MiB, or the last one has no newline: it may be truncated.
-        OSError: The file cannot be read.
-    """
+    """Lines of a file, without their newlines, empty ones included."""
     with open_file(path) as file:
         while line := file.readline(LARGEST_LINE):
             if not line.endswith(b"\n"):

@@ -49,11 +49,7 @@ def _adapter(content: type[T]) -> TypeAdapter[T]:
 
 
 def parse_values(content: type[T], values: object) -> T:
-    """Checks the values of a document; keys that `content` does not declare are ignored.
-
-    Raises:
-        ValueError: A value is missing, of another type or out of bounds; names the key.
-    """
+    """Checks the values of a document; keys that `content` does not declare are ignored."""
     try:
         return _adapter(content).validate_python(values)
     except ValidationError as error:
@@ -65,25 +61,15 @@ def parse_values(content: type[T], values: object) -> T:
 
 @dataclass(frozen=True)
 class ManifestType(Generic[T]):
-    """Type of the manifest of a folder.
+    """Type of the manifest of a folder."""
 
-    Attributes:
-        name: Name of the file.
-        format: Value of its key `format`.
-        version: Value of its key `version`; others are not read.
-        content: Frozen dataclass of the other values.
-        hint: Action after an error.
-        optional: Keys that may be missing; the dataclass has defaults for them.
-        code: Code of errors.
-    """
-
-    name: str
-    format: str
-    version: int
-    content: type[T]
-    hint: str
-    optional: tuple[str, ...] = ()
-    code: str = "data.broken_manifest"
+    name: str  # name of the file
+    format: str  # value of its key `format`
+    version: int  # value of its key `version`; others are not read
+    content: type[T]  # frozen dataclass of the other values
+    hint: str  # action after an error
+    optional: tuple[str, ...] = ()  # keys that may be missing; the dataclass has defaults for them
+    code: str = "data.broken_manifest"  # code of errors
 
     def is_in(self, folder: Path) -> bool:
         """True if a folder has a manifest of this format, possibly broken."""
@@ -94,11 +80,7 @@ class ManifestType(Generic[T]):
         return isinstance(document, dict) and document.get("format") == self.format
 
     def document(self, folder: Path) -> dict[str, Any] | None:
-        """JSON object of the manifest; None if it is missing or has another format.
-
-        Raises:
-            DataError: The file is not JSON, cannot be read, or has another version.
-        """
+        """JSON object of the manifest; None if it is missing or has another format."""
         try:
             document: object = read_json(folder / self.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -116,11 +98,7 @@ class ManifestType(Generic[T]):
         return document
 
     def read(self, folder: Path) -> T | None:
-        """The manifest of a folder; None if it is missing or has another format.
-
-        Raises:
-            DataError: As `document`; or a value is missing or invalid.
-        """
+        """The manifest of a folder; None if it is missing or has another format."""
         document = self.document(folder)
         return None if document is None else self.parse(folder, document)
 
@@ -141,5 +119,4 @@ class ManifestType(Generic[T]):
         write_json(folder / self.name, document)
 
     def error(self, folder: Path, reason: object) -> DataError:
-        """Error of the manifest of a folder."""
         return DataError.at(folder / self.name, reason, hint=self.hint, code=self.code)

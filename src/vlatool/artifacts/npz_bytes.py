@@ -52,11 +52,7 @@ class ArrayHeader:
 
 
 def write_arrays(arrays: Mapping[str, Array]) -> bytes:
-    """Npz with the named arrays, deflated; equal arrays give equal bytes.
-
-    Raises:
-        ValueError: An array holds Python objects.
-    """
+    """Npz with the named arrays, deflated; equal arrays give equal bytes."""
     parts: list[bytes] = []
     entries: list[bytes] = []
     offset = 0
@@ -82,12 +78,7 @@ def write_arrays(arrays: Mapping[str, Array]) -> bytes:
 
 
 def read_arrays(data: bytes, names: Sequence[str] | None = None) -> dict[str, Array]:
-    """The named arrays, or all; others are not decompressed, nothing is unpickled.
-
-    Raises:
-        KeyError: A name is not in the archive.
-        ValueError: The archive or an array is broken or holds Python objects.
-    """
+    """The named arrays, or all; others are not decompressed, nothing is unpickled."""
     try:
         entries = _directory(data)
         if names is None:
@@ -181,9 +172,6 @@ def parse_header(text: str) -> ArrayHeader:
     """Header of an npy file from its text; executes nothing.
 
     Cached, because the same few headers occur in every sample and episode.
-
-    Raises:
-        ValueError: It cannot be parsed.
     """
     try:
         fields = ast.literal_eval(text.strip())

@@ -40,23 +40,14 @@ _HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tok
 
 @dataclass(frozen=True)
 class NormalizationProfile:
-    """Mean and scale of every action dimension.
-
-    Attributes:
-        name: Name of the profile.
-        mean: D numbers.
-        std: D numbers above 0.
-        factors: Factor of each `std`; default 1.
-        raw: Names of the dimensions that are not normalized.
-        dimensions: Unique names; default: numbers from 0.
-    """
+    """Mean and scale of every action dimension."""
 
     name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    factors: tuple[float, ...] = ()
-    raw: tuple[str, ...] = ()
-    dimensions: tuple[str, ...] = ()
+    mean: tuple[float, ...]  # D numbers
+    std: tuple[float, ...]  # D numbers above 0
+    factors: tuple[float, ...] = ()  # factor of each `std`; default 1
+    raw: tuple[str, ...] = ()  # names of the dimensions that are not normalized
+    dimensions: tuple[str, ...] = ()  # unique names; default: numbers from 0
 
     def __post_init__(self) -> None:
         width = len(self.mean)
@@ -88,11 +79,7 @@ class NormalizationProfile:
         return sha256(json.dumps(numbers).encode()).hexdigest()
 
     def normalize(self, actions: Any) -> Array:
-        """Normalized actions float32 [..., D] of actions [..., D].
-
-        Raises:
-            ValueError: Actions have another number of dimensions.
-        """
+        """Normalized actions float32 [..., D] of actions [..., D]."""
         array = self._as_values(actions)
         with np.errstate(over="ignore", invalid="ignore"):  # callers check for infinity
             return (array - self.center) / self.scale
@@ -146,16 +133,8 @@ def profile_names() -> list[str]:
 
 
 def read_profile(name_or_location: str, gripper: Gripper | None = None) -> NormalizationProfile:
-    """Profile by name, or from a file or folder at any location.
-
-    Args:
-        name_or_location: Such as `libero`, or the output of `tokenizer fit-fast`.
-        gripper: Whether the dimension `gripper` is normalized; None: as the profile says.
-
-    Raises:
-        DataError: The file is not a profile.
-        UsageError: The name or file does not exist, or a profile without a gripper shall
-            normalize it.
+    """Profile by name, or from a file or folder at any location; `gripper`: whether the dimension
+    `gripper` is normalized; None: as the profile says.
     """
     profile = _read(_file(name_or_location))
     others = tuple(name for name in profile.raw if name != GRIPPER)
@@ -186,16 +165,7 @@ def write_profile(path: Path, profile: NormalizationProfile) -> None:
 
 
 def parse_profile(document: object, where: str) -> NormalizationProfile:
-    """Profile in a manifest or file.
-
-    Args:
-        document: Form of `NormalizationProfile.document`; `dimensions`, `factors` and `raw` are
-            optional.
-        where: Location, for messages.
-
-    Raises:
-        DataError: The document is not a profile.
-    """
+    """Profile in a manifest or file."""
     try:
         return _from_document(document)
     except ValueError as error:
@@ -208,15 +178,7 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
 
 
 def check_same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
-    """Checks that actions and their tokenizer are normalized with the same center and scale.
-
-    Args:
-        first: Profile of the actions.
-        second: Profile that the tokenizer was fitted with.
-
-    Raises:
-        DataError: They differ; the message names the dimension and both values.
-    """
+    """Checks that actions and their tokenizer are normalized with the same center and scale."""
     if first.digest == second.digest:
         return
     differences = _differences(first, second)
@@ -236,9 +198,6 @@ def compute_profile(
     """Profile of actions [N, D]: mean and population standard deviation.
 
     A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant and has the scale 1.
-
-    Raises:
-        ValueError: There is no row, a value is not finite, or a raw dimension does not exist.
     """
     rows = np.asarray(actions, np.float64)
     if rows.ndim != 2 or not rows.size:

@@ -15,16 +15,8 @@ from vlatool.storage.tree import sha256_of
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Published file.
-
-    Attributes:
-        name: Its name.
-        sha256: First digits of its SHA-256; empty if only `md5` is known.
-        md5: Its MD5.
-    """
-
     name: str
-    sha256: str = ""
+    sha256: str = ""  # first digits of its SHA-256; empty if only `md5` is known
     md5: str = ""
 
 
@@ -36,24 +28,16 @@ INCEPTION = PublishedFile("pt_inception-2015-12-05-6726825d.pth", sha256="672682
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """Local file of weights.
-
-    Attributes:
-        path: The file.
-        sha256: SHA-256 of its bytes.
-    """
+    """Local file of weights."""
 
     path: Path
-    sha256: str
+    sha256: str  # SHA-256 of its bytes
 
 
 def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
     """Weight file of a network: `weights` itself, or the published name in that folder.
 
     In a folder `NAME.safetensors` is accepted too.
-
-    Raises:
-        DataError: The file is missing, or has the published name and other bytes.
     """
     stem = published.name.rpartition(".")[0]
     names = (published.name, f"{stem}.safetensors")

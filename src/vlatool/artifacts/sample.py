@@ -27,17 +27,11 @@ _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 class ImageName(NamedTuple):
-    """Parsed suffix of an image.
+    """Parsed suffix of an image."""
 
-    Attributes:
-        camera: Name of the camera; depth and labels have the suffix `_depth` or `_label`.
-        offset: Frames from the anchor.
-        is_auxiliary: True for depth and labels of a camera.
-    """
-
-    camera: str
-    offset: int
-    is_auxiliary: bool
+    camera: str  # name of the camera; depth and labels have the suffix `_depth` or `_label`
+    offset: int  # frames from the anchor
+    is_auxiliary: bool  # True for depth and labels of a camera
 
     @property
     def base_camera(self) -> str:
@@ -60,11 +54,8 @@ def parse_image(suffix: str) -> ImageName | None:
 
 
 def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each member, in the published order.
-
-    Args:
-        sample: The window.
-        images: Encoded image by member suffix (`front_t-1.jpg`), in the order of the tar.
+    """(name, content) of each member, in the published order; `images`: encoded image by member
+    suffix (`front_t-1.jpg`), in the order of the tar.
     """
     for suffix, data in images.items():
         yield f"{sample.key}.{suffix}", data
@@ -79,14 +70,10 @@ class StoredSample:
 
     A missing member raises KeyError with its name, a broken one ValueError: callers add the shard
     and a hint.
-
-    Attributes:
-        key: Name of the sample, without dots.
-        members: Map from suffix to content; may be read lazily.
     """
 
-    key: str
-    members: Mapping[str, bytes]
+    key: str  # name of the sample, without dots
+    members: Mapping[str, bytes]  # map from suffix to content; may be read lazily
 
     def images(self) -> dict[str, ImageName]:
         """Map from suffix of each image to its parsed name, in the order of the tar."""

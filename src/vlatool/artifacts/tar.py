@@ -108,18 +108,12 @@ class _Members(Mapping[str, bytes]):
 
 @dataclass
 class TarSample:
-    """Position of a sample in a tar.
+    """Position of a sample in a tar."""
 
-    Attributes:
-        key: Name of the sample, without dots.
-        start: Offset of its first header.
-        end: End of its last member, padding included.
-        members: Suffix, as stored, to (offset, size) of the content.
-    """
-
-    key: str
-    start: int
-    end: int
+    key: str  # name of the sample, without dots
+    start: int  # offset of its first header
+    end: int  # end of its last member, padding included
+    # suffix, as stored, to (offset, size) of the content
     members: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def stored(self, data: bytes) -> StoredSample:
@@ -157,14 +151,9 @@ def scan_tar(path: Path) -> TarScan:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """Open tar with scanned headers.
+    """Open tar with scanned headers."""
 
-    Attributes:
-        path: The file.
-        scan: Result of the scan.
-    """
-
-    path: Path
+    path: Path  # the file
     scan: TarScan
     file: IO[bytes]
 
@@ -191,11 +180,7 @@ class OpenShard:
 
     @contextmanager
     def reading(self, key: str) -> Generator[StoredSample]:
-        """A sample with members that are read lazily.
-
-        Raises:
-            DataError: A member that the `with` body reads is missing, broken, or over 64 MiB.
-        """
+        """A sample with members that are read lazily."""
         try:
             yield StoredSample(key, _Members(self.members[key], self._read))
         except (KeyError, ValueError, OSError) as error:
@@ -216,11 +201,7 @@ class OpenShard:
 
 @contextmanager
 def open_shard(path: Path) -> Generator[OpenShard]:
-    """Opens a tar and scans its headers.
-
-    Raises:
-        DataError: The file cannot be opened, or is no tar.
-    """
+    """Opens a tar and scans its headers."""
     try:
         file = open_file(path)
     except OSError as error:
@@ -239,11 +220,7 @@ def _shard_error(path: Path, reason: str) -> DataError:
 
 
 class _Headers(io.BufferedIOBase):
-    """Open tar whose headers are read: neither long names nor positions of any size.
-
-    Raises:
-        ValueError: A header claims more.
-    """
+    """Open tar whose headers are read: neither long names nor positions of any size."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -255,7 +232,6 @@ class _Headers(io.BufferedIOBase):
         return self._file.read(size)
 
     def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to a position."""
         try:
             return self._file.seek(position, whence)
         except OSError as error:  # beyond all files of the file system
@@ -355,17 +331,11 @@ def _check_end(scan: TarScan, file: "_Headers", end: int) -> None:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Byte ranges of the samples of a tar, in order.
+    """Byte ranges of the samples of a tar, in order."""
 
-    Attributes:
-        offsets: int64 [S], offset of the first header of each sample.
-        lengths: int64 [S], bytes up to the end of its last member, padding included.
-        shard_bytes: Size of the tar; the index is invalid for a tar of another size.
-    """
-
-    offsets: Array
-    lengths: Array
-    shard_bytes: int
+    offsets: Array  # int64 [S], offset of the first header of each sample
+    lengths: Array  # int64 [S], bytes up to the end of its last member, padding included
+    shard_bytes: int  # size of the tar; the index is invalid for a tar of another size
 
     def ranges(self) -> list[tuple[int, int]]:
         """(offset, length) of each sample."""
@@ -417,16 +387,7 @@ def _is_in_order(index: ShardIndex) -> bool:
 
 
 def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
-    """Index of a tar, from its headers; a remote tar is read once, as a stream.
-
-    Args:
-        path: The tar.
-        copy: The same tar, open; read instead of `path`.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        DataError: The tar cannot be scanned to its end.
-    """
+    """Index of a tar, from its headers; a remote tar is read once, as a stream."""
     with nullcontext(copy) if copy is not None else open_forward(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
@@ -454,17 +415,8 @@ def cached_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:
 def shard_index(
     cache: FileCache, version: FileVersion, copy: IO[bytes] | None = None
 ) -> ShardIndex:
-    """Returns the index beside a shard; if there is none, scans the shard and caches the index.
-
-    Args:
-        cache: Cache of the index.
-        version: The shard. An index beside it that records another size is ignored.
-        copy: Open copy of the same shard, scanned in place of the file.
-
-    Raises:
-        FileNotFoundError: The shard does not exist.
-        DataError: The shard is not a complete tar file.
-        StorageError: The shard is remote and the cache cannot be written.
+    """Returns the index beside a shard; if there is none, scans the shard and caches the index;
+    `copy`: open copy of the same shard, scanned in place of the file.
     """
     index = read_index(index_path(version.path))
     if index is not None and index.shard_bytes == version.size:

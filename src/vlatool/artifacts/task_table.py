@@ -24,37 +24,22 @@ Part = Literal["shards", "raw"]
 
 @dataclass(frozen=True)
 class Task:
-    """Task of a table.
+    """Task of a table."""
 
-    Attributes:
-        has: Parts that exist: `shards` (also as episodes), `raw`.
-        station: Name of the robot station; empty if unknown.
-        raw_gb: Size of the raw archive in GiB; None if unknown.
-    """
-
-    has: tuple[Part, ...]
-    station: str = ""
-    raw_gb: float | None = None
+    has: tuple[Part, ...]  # parts that exist: `shards` (also as episodes), `raw`
+    station: str = ""  # name of the robot station; empty if unknown
+    raw_gb: float | None = None  # size of the raw archive in GiB; None if unknown
 
 
 @dataclass(frozen=True)
 class TaskTable:
-    """Tasks with the locations of their data.
+    """Tasks with the locations of their data."""
 
-    Attributes:
-        preprocessed: Location before `VERSION/TASK/`.
-        raw: Location before `TASK.tar`.
-        version: Default version of the preprocessed data.
-        annotations: Location of the language annotations of the tasks.
-        annotations_sha256: Digest of their content; empty if it is not compared.
-        tasks: Map from name to task.
-    """
-
-    preprocessed: str
-    raw: str
-    version: str
-    annotations: str
-    annotations_sha256: str = ""
+    preprocessed: str  # location before `VERSION/TASK/`
+    raw: str  # location before `TASK.tar`
+    version: str  # default version of the preprocessed data
+    annotations: str  # location of the language annotations of the tasks
+    annotations_sha256: str = ""  # digest of their content; empty if it is not compared
     tasks: Mapping[str, Task] = field(default_factory=dict[str, Task])
 
     def annotations_location(self, registry: str | None) -> str:
@@ -63,11 +48,6 @@ class TaskTable:
         return f"{registry.rstrip('/')}/{name}" if registry else self.annotations
 
     def find(self, name: str) -> Task:
-        """Task of a name.
-
-        Raises:
-            UsageError: The name is unknown.
-        """
         if name not in self.tasks:
             raise UsageError(
                 f"{name}: unknown task",
@@ -88,14 +68,7 @@ def task_names() -> list[str]:
 
 
 def task_table(more: str | None = None) -> TaskTable:
-    """The built-in table, with the tasks and locations of another file.
-
-    Args:
-        more: Location of a YAML file with any of the keys of the built-in one.
-
-    Raises:
-        DataError: The file is missing or not such a table; names the key.
-    """
+    """The built-in table, with the tasks and locations of another file."""
     table = _read(_BUILT_IN, {})
     if more is None:
         return table

@@ -17,12 +17,8 @@ TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 
 
 class VideoEncoder:
-    """Encoder of an mp4 file, h264, image by image; colors have full size if a side is odd.
-
-    Args:
-        fps: Frames per second.
-        crf: Quality, 0 to 51; lower is better.
-        keyframe_interval: Frames from one keyframe to the next.
+    """Encoder of an mp4 file, h264, image by image; colors have full size if a side is odd; `fps`:
+    frames per second; `crf`: quality, 0 to 51; lower is better.
     """
 
     def __init__(self, fps: int | Fraction, *, crf: int = 18, keyframe_interval: int = 2) -> None:

@@ -20,20 +20,15 @@ class Switch(str):
 
 @dataclass(frozen=True)
 class Violation:
-    """Violation of a rule that is checked when a command runs.
+    """Violation of a rule that is checked when a command runs."""
 
-    Attributes:
-        keys: Dotted keys, relative to the section that reports it; change the first one.
-        message: Description of the error and its reason.
-        level: `error`: always an error; `typed`: an error if one of the keys was set explicitly,
-            else a warning; `warning`: always a warning.
-        code: Stable identifier.
-    """
-
+    # dotted keys, relative to the section that reports it; change the first one
     keys: tuple[str, ...]
-    message: str
+    message: str  # description of the error and its reason
+    # `error`: always an error; `typed`: an error if one of the keys was set explicitly, else a
+    # warning; `warning`: always a warning
     level: Literal["error", "typed", "warning"] = "typed"
-    code: str = "config.contradiction"
+    code: str = "config.contradiction"  # stable identifier
 
 
 class ConfigModel(BaseModel):
@@ -99,11 +94,8 @@ class ConfigModel(BaseModel):
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """Class that validates `tree`: a subclass with the sections that names in it select.
 
-        A name of a registry (`model.type`, `format`) is text in the tree. A root config with such
-        a section looks up the name here and returns a subclass.
-
-        Raises:
-            UsageError: The name is not in the registry; `details["key"]` is the key.
+        A name of a registry (`model.type`, `format`) is text in the tree. A root config with such a
+        section looks up the name here and returns a subclass.
         """
         del tree
         return cls
@@ -241,25 +233,13 @@ def with_value(config: Any, key: str, value: Any) -> Any:
 
 
 def check_required(config: ConfigModel, usage: str) -> None:
-    """Raises if a required key has no value.
-
-    Args:
-        config: Configuration of the command.
-        usage: Synopsis of the command, for the hint.
-
-    Raises:
-        UsageError: A required key has no value.
-    """
+    """Raises if a required key has no value."""
     for key in unset_required(config):
         raise UsageError(f"{key!r} needs a value", hint=usage, code="usage.missing_key")
 
 
 def unique_items(value: Sequence[Any]) -> Sequence[Any]:
-    """Returns the values; a field validator.
-
-    Raises:
-        ValueError: A value occurs twice.
-    """
+    """Returns the values; a field validator."""
     duplicates = [item for item in value if value.count(item) > 1]
     if duplicates:
         raise ValueError(f"{duplicates[0]!r} is given twice")

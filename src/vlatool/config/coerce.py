@@ -29,24 +29,16 @@ class TypeMismatch(Exception):
 
 @dataclass(frozen=True)
 class InvalidValue:
-    """Placeholder of a value that does not fit its type, so that pydantic reports its key.
-
-    Attributes:
-        value: Invalid value.
-        needs: Description of valid values.
-        choices: Valid values, if they are few and known.
-    """
+    """Placeholder of a value that does not fit its type, so that pydantic reports its key."""
 
     value: Any
-    needs: str
-    choices: tuple[str, ...]
+    needs: str  # description of valid values
+    choices: tuple[str, ...]  # valid values, if they are few and known
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """Converts `value` to a type: `yes` to a bool, `a,b` to a list, unquoted text to text.
-
-    Returns:
-        The converted value, or `InvalidValue` if no alternative of the type accepts it.
+    """Converts `value` to a type: `yes` to a bool, `a,b` to a list, unquoted text to text; returns
+    the converted value, or `InvalidValue` if no alternative of the type accepts it.
     """
     try:
         return _coerce(value, annotation)

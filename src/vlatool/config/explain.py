@@ -25,12 +25,7 @@ class _Line:
 
 
 def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:
-    """Writes all values as YAML, in the order of their declaration.
-
-    Args:
-        resolved: Configuration to write.
-        explain: Add the origin of each value as a comment.
-    """
+    """Writes all values as YAML, in the order of their declaration."""
     lines = list(_mapping_lines(_fields(resolved.config), "", ""))
     comments = [_comment(line, resolved.origins, explain=explain) for line in lines]
     widths = [len(line.text) for line, comment in zip(lines, comments, strict=True) if comment]

@@ -64,11 +64,7 @@ class Budget:
     files: int = MAX_FILES
 
     def spend(self, origin: str, *, values: int = 0, files: int = 0) -> None:
-        """Subtracts from the remaining numbers.
-
-        Raises:
-            ConfigError: A limit is exceeded.
-        """
+        """Subtracts from the remaining numbers."""
         self.values -= values
         self.files -= files
         if self.files < 0:
@@ -78,24 +74,13 @@ class Budget:
 
 
 def read_file(
-    location: str | Path,
+    location: str | Path,  # local or remote file
     *,
-    display: Callable[[Path], str] = str,
-    budget: Budget | None = None,
+    display: Callable[[Path], str] = str,  # returns the name of a file in origins
+    budget: Budget | None = None,  # limits of values and files; by default new ones
     is_shallow: bool = False,
 ) -> Node:
-    """Reads a YAML file with all files that it includes.
-
-    Args:
-        location: Local or remote file.
-        display: Returns the name of a file in origins.
-        budget: Limits of values and files; by default new ones.
-        is_shallow: A key next to `<<` replaces a section of `<<` instead of being merged into it.
-
-    Raises:
-        ConfigError: A file is missing, includes itself or is not valid.
-        StorageError: The storage that a file is in cannot be read.
-    """
+    """Reads a YAML file with all files that it includes."""
     path = uri.location(location)
     document = _Document(
         path,
@@ -115,25 +100,15 @@ def read_text(text: str, source: str, budget: Budget | None = None) -> Node:
 
 @dataclass(frozen=True)
 class _Document:
-    """YAML document that is being read.
+    """YAML document that is being read."""
 
-    Attributes:
-        path: File of the document; includes are relative to its folder.
-        name: Name of the document in origins.
-        display: Returns the name of an included file in origins.
-        chain: Files that include each other, up to this one.
-        depth: Number of lists, mappings and includes around the document.
-        budget: Remaining number of values and files.
-        is_shallow: `<<` does not merge nested mappings.
-    """
-
-    path: Path
-    name: str
-    display: Callable[[Path], str] = str
-    chain: tuple[Path, ...] = ()
-    depth: int = 0
-    budget: Budget = field(default_factory=Budget)
-    is_shallow: bool = False
+    path: Path  # file of the document; includes are relative to its folder
+    name: str  # name of the document in origins
+    display: Callable[[Path], str] = str  # returns the name of an included file in origins
+    chain: tuple[Path, ...] = ()  # files that include each other, up to this one
+    depth: int = 0  # number of lists, mappings and includes around the document
+    budget: Budget = field(default_factory=Budget)  # remaining number of values and files
+    is_shallow: bool = False  # `<<` does not merge nested mappings
 
     def tree(self, included_at: str) -> Node:
         """Reads the file; `included_at` is the origin of the include, empty without one."""

@@ -20,15 +20,11 @@ _INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Options of reading layers.
+    """Options of reading layers."""
 
-    Attributes:
-        preset_kinds: Allowed folders of presets; empty for all.
-        compat: Read files like the published program: ignore unknown keys, and let a key next to
-            `<<` replace a section of `<<`.
-    """
-
-    preset_kinds: tuple[str, ...] = ()
+    preset_kinds: tuple[str, ...] = ()  # allowed folders of presets; empty for all
+    # read files like the published program: ignore unknown keys, and let a key next to `<<` replace
+    # a section of `<<`
     compat: bool = False
 
 
@@ -37,17 +33,13 @@ STRICT = ReadOptions()
 
 @dataclass(frozen=True)
 class ConvertedConfig:
-    """Configuration of another program, converted to the keys used here.
-
-    Attributes:
-        tree: Converted tree.
-        is_record: The file was written by a program, with all its keys: unknown ones are ignored.
-        preset: Preset with the defaults of that program, for a command line without presets and
-            files; empty: none.
-    """
+    """Configuration of another program, converted to the keys used here."""
 
     tree: Node
+    # the file was written by a program, with all its keys: unknown ones are ignored
     is_record: bool = False
+    # preset with the defaults of that program, for a command line without presets and files; empty:
+    # none
     preset: str = ""
 
 
@@ -57,14 +49,10 @@ Translate = Callable[[Node, Node], ConvertedConfig | None]
 
 @dataclass(frozen=True)
 class Layers:
-    """Trees in the order in which they are merged.
+    """Trees in the order in which they are merged."""
 
-    Attributes:
-        trees: Trees, each merged over the ones before it.
-        typed_files: Files, as named in origins, with values that the user set for this command.
-    """
-
-    trees: Sequence[Node]
+    trees: Sequence[Node]  # trees, each merged over the ones before it
+    # files, as named in origins, with values that the user set for this command
     typed_files: frozenset[str] = frozenset()
 
     def is_typed(self, origin: str) -> bool:
@@ -74,33 +62,20 @@ class Layers:
 
 @dataclass(frozen=True)
 class LayerReader:
-    """Reader of the layers of one class of configurations.
+    """Reader of the layers of one class of configurations."""
 
-    Attributes:
-        sections: Folder of presets to the dotted section that they fill.
-        translations: Converters of configurations of other programs.
-        options: Options of reading.
-        preset_roots: Folders with presets; by default those of vlatool and of plugins.
-        keys: Top-level keys of a record. A file with all of them was written by a program.
-        budget: Remaining number of values and files.
-    """
-
-    sections: Mapping[str, str]
-    translations: Registry[Any] | None
+    sections: Mapping[str, str]  # folder of presets to the dotted section that they fill
+    translations: Registry[Any] | None  # converters of configurations of other programs
     options: ReadOptions
+    # folders with presets; by default those of vlatool and of plugins
     preset_roots: Sequence[Path] | None = None
+    # top-level keys of a record. A file with all of them was written by a program
     keys: frozenset[str] = frozenset()
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget = field(default_factory=Budget)  # remaining number of values and files
 
     def read(
         self, presets: Sequence[str], files: Sequence[str], overrides: Sequence[Override]
     ) -> Layers:
-        """Reads all layers.
-
-        Raises:
-            ConfigError: A file cannot be read.
-            UsageError: The name of a preset is unknown, or its kind is not allowed here.
-        """
         trees = [self._preset(name) for name in presets]
         typed_files: list[str] = []
         earlier = Node({}, TYPED_ORIGIN)

@@ -16,31 +16,16 @@ _YAML_STARTS = ("[", "{", '"', "'", "!include ", "!replace ")
 
 @dataclass(frozen=True)
 class Override:
-    """Value of a key that overrides all files.
+    """Value of a key that overrides all files."""
 
-    Attributes:
-        key: Dotted key; dashes and underscores are equivalent.
-        value: Text of the command line, or a value of any type.
-        origin: Origin such as `command line, --hparams.lr`.
-        is_flat: The key was written without its section.
-    """
-
-    key: str
-    value: Any
-    origin: str
-    is_flat: bool = False
+    key: str  # dotted key; dashes and underscores are equivalent
+    value: Any  # text of the command line, or a value of any type
+    origin: str  # origin such as `command line, --hparams.lr`
+    is_flat: bool = False  # the key was written without its section
 
 
 def parse_override(text: str, option: str = "") -> Override:
-    """Parses an override `a.b=c`.
-
-    Args:
-        text: Text of the command line.
-        option: Option that was used, for messages; by default `--set a.b`.
-
-    Raises:
-        UsageError: The key is missing or has too many parts, or `=` is missing.
-    """
+    """Parses an override `a.b=c`."""
     key, equals, value = text.partition("=")
     key = key.strip().removeprefix("--")
     parts = key.split(".")
@@ -55,12 +40,7 @@ def parse_override(text: str, option: str = "") -> Override:
 
 
 def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> Node:
-    """All overrides as one layer; the values of a repeated key become `Repeated`.
-
-    Args:
-        overrides: Overrides in the order of the command line.
-        budget: Remaining number of values and files; by default a new budget.
-    """
+    """All overrides as one layer; the values of a repeated key become `Repeated`."""
     layer = Node({}, TYPED_ORIGIN)
     budget = budget or Budget()
     for override in overrides:

@@ -17,19 +17,12 @@ _DISPLAYED_ROOT = "presets"
 
 @dataclass(frozen=True)
 class PresetInfo:
-    """Name, file and description of a preset.
+    """Name, file and description of a preset."""
 
-    Attributes:
-        name: Name on the command line.
-        kind: Folder of the preset: `runs`, `models`, `data`, `preprocess`.
-        path: YAML file.
-        description: First comment line of the file.
-    """
-
-    name: str
-    kind: str
-    path: Path
-    description: str
+    name: str  # name on the command line
+    kind: str  # folder of the preset: `runs`, `models`, `data`, `preprocess`
+    path: Path  # YAML file
+    description: str  # first comment line of the file
 
 
 def builtin_root() -> Path:
@@ -58,11 +51,7 @@ def preset_names(roots: Sequence[Path] | None = None) -> list[str]:
 
 
 def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
-    """All presets; a plugin cannot replace a preset of vlatool.
-
-    Args:
-        roots: Folders to search; by default those of vlatool and of plugins.
-    """
+    """All presets; a plugin cannot replace a preset of vlatool."""
     presets: dict[str, PresetInfo] = {}
     for root in _preset_roots(roots):
         for path in sorted(root.rglob("*.yaml")):
@@ -72,16 +61,8 @@ def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
 
 
 def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[str] = ()) -> Path:
-    """File of a preset, given by name or by path.
-
-    Args:
-        name: Name, with dashes or underscores, or a path.
-        roots: Folders to search; by default those of vlatool and of plugins.
-        kinds: Allowed folders below them; empty for all.
-
-    Raises:
-        UsageError: The name is unknown (the hint has similar names), or its kind is not allowed.
-        StorageError: The storage of the path cannot be read.
+    """File of a preset, given by name or by path; `kinds`: allowed folders below them; empty for
+    all.
     """
     stem = name.replace("_", "-")
     if name.endswith(".yaml") or "/" in name:
@@ -96,12 +77,7 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
 
 
 def preset_info(name: str, roots: Sequence[Path] | None = None) -> PresetInfo:
-    """Preset with a name, or the file at a path.
-
-    Raises:
-        UsageError: The name is unknown; the hint has similar names.
-        StorageError: The storage of the path cannot be read.
-    """
+    """Preset with a name, or the file at a path."""
     path = preset_path(name, roots)
     description = "" if is_remote(path) else _description(path)
     return PresetInfo(path.stem, preset_kind(path, roots), path, description)

@@ -42,21 +42,13 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Problem of one key.
+    """Problem of one key."""
 
-    Attributes:
-        key: Dotted key as the user writes it; empty for a problem of a whole file.
-        origin: Origin of the value.
-        message: Description of the problem, without origin and suggestions.
-        suggestions: Similar valid keys or values.
-        code: Stable identifier.
-    """
-
-    key: str
+    key: str  # dotted key as the user writes it; empty for a problem of a whole file
     origin: str
-    message: str
-    suggestions: tuple[str, ...] = ()
-    code: str = _INVALID_VALUE
+    message: str  # description of the problem, without origin and suggestions
+    suggestions: tuple[str, ...] = ()  # similar valid keys or values
+    code: str = _INVALID_VALUE  # stable identifier
 
     def line(self) -> str:
         """One-line message."""
@@ -66,13 +58,7 @@ class Problem:
 
 
 def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") -> ConfigError:
-    """Error that lists all problems.
-
-    Args:
-        problems: Problems, at most the first 100.
-        more: Number of further problems.
-        hint: Action that solves the problems.
-    """
+    """Error that lists all problems; `problems`: problems, at most the first 100."""
     problems = _merge_equal(problems)
     codes = {problem.code for problem in problems}
     lines = [problem.line() for problem in problems[:_MAX_LINES]]
@@ -112,10 +98,8 @@ def _joined(first: Problem, *others: Problem) -> Problem:
 def validation_problems(
     error: ValidationError, tree: Node, schema: type[BaseModel]
 ) -> tuple[list[Problem], int]:
-    """Converts errors of pydantic, with keys as in the files; one problem per key.
-
-    Returns:
-        The first problems, and the number of further ones.
+    """Converts errors of pydantic, with keys as in the files; one problem per key; returns the
+    first problems, and the number of further ones.
     """
     problems: dict[str, Problem] = {}
     details = error.errors(include_url=False)
@@ -206,17 +190,11 @@ def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -
 
 @dataclass(frozen=True)
 class _KeyContext:
-    """Key with a problem.
+    """Key with a problem."""
 
-    Attributes:
-        key: Dotted key as the user writes it.
-        origin: Origin of the value.
-        pattern: Declared key, with `*` for free names.
-    """
-
-    key: str
+    key: str  # dotted key as the user writes it
     origin: str
-    pattern: str
+    pattern: str  # declared key, with `*` for free names
 
 
 def _key_as_written(parts: Sequence[str | int], tree: Node) -> str:

@@ -31,21 +31,16 @@ C = TypeVar("C", bound=ConfigModel)
 
 @dataclass(frozen=True)
 class Resolved(Generic[C]):
-    """Configuration with the origins of its values.
+    """Configuration with the origins of its values."""
 
-    Attributes:
-        config: Validated values.
-        origins: Map from dotted key to origin; keys without an entry have their defaults.
-        typed: Keys that were set explicitly for this command, by an option or in a given file. The
-            others are inherited from presets, includes or records.
-        unknown_keys: Unknown keys that were ignored.
-        ignored: Published keys without a meaning here that were typed, with the reason.
-    """
-
-    config: C
+    config: C  # validated values
+    # map from dotted key to origin; keys without an entry have their defaults
     origins: Mapping[str, str]
+    # keys that were set explicitly for this command, by an option or in a given file. The others
+    # are inherited from presets, includes or records
     typed: frozenset[str] = frozenset()
-    unknown_keys: tuple[str, ...] = ()
+    unknown_keys: tuple[str, ...] = ()  # unknown keys that were ignored
+    # published keys without a meaning here that were typed, with the reason
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -116,12 +111,7 @@ def chosen_schema(
     overrides: Sequence[Override] = (),
     read_options: ReadOptions = STRICT,
 ) -> type[C]:
-    """Class that would validate the same layers; their other values are not validated.
-
-    Raises:
-        ConfigError: A name of a registry is unknown.
-        UsageError: The name of a preset is unknown, or its kind is not allowed here.
-    """
+    """Class that would validate the same layers; their other values are not validated."""
     read = _reader(schema, read_options).read(presets, files, overrides)
     layers = [_apply_aliases(layer, schema.aliases, []) for layer in read.trees]
     layers = [_expand_types(layer, schema) for layer in layers]

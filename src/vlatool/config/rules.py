@@ -49,16 +49,7 @@ def explicit_keys(config: ConfigModel) -> frozenset[str]:
 def check_rules(
     violations: Iterable[Violation], typed: Collection[str], reporter: Reporter
 ) -> None:
-    """Raises an error with all violations that are errors, else reports warnings.
-
-    Args:
-        violations: Violations of rules.
-        typed: Dotted keys that were set explicitly for this command.
-        reporter: Receiver of the warnings.
-
-    Raises:
-        ConfigError: A violation is an error.
-    """
+    """Raises an error with all violations that are errors, else reports warnings."""
     warnings: list[Violation] = []
     errors: list[Violation] = []
     for violation in violations:

@@ -24,13 +24,9 @@ _YAML_1_1_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false"
 
 
 class Plain(str):
-    """Unquoted text, which is kept until the type of a field determines its value.
+    """Unquoted text, which is kept until the type of a field determines its value."""
 
-    Attributes:
-        value: Value in YAML 1.2: null, bool, int, float or the text itself.
-    """
-
-    value: Any
+    value: Any  # value in YAML 1.2: null, bool, int, float or the text itself
 
     def __new__(cls, text: str, value: Any) -> "Plain":
         """Creates text with a known value."""

@@ -18,21 +18,13 @@ ANY_NAME = "*"
 
 
 class KeyInfo(NamedTuple):
-    """Declaration of a key.
+    """Declaration of a key."""
 
-    Attributes:
-        key: Dotted key, with `*` for an index or a free name.
-        type_text: Type such as `int | null`.
-        default: JSON form of the default; also None if there is no default.
-        description: Help text.
-        group: Heading in `--help`; empty for the default heading.
-    """
-
-    key: str
-    type_text: str
-    default: Any
-    description: str
-    group: str = ""
+    key: str  # dotted key, with `*` for an index or a free name
+    type_text: str  # type such as `int | null`
+    default: Any  # JSON form of the default; also None if there is no default
+    description: str  # help text
+    group: str = ""  # heading in `--help`; empty for the default heading
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,13 @@ TYPED_ORIGIN = "command line"
 
 @dataclass(frozen=True)
 class Node:
-    """Value with its origin.
+    """Value with its origin."""
 
-    Attributes:
-        value: A scalar, a list of nodes, or a mapping from key to node.
-        origin: Origin such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`.
-        replace: A mapping replaces the earlier one instead of being merged into it.
-        is_flat: The key of a section was written at the top level.
-        is_lenient: The value is ignored if its key is unknown.
-    """
-
-    value: Any
-    origin: str
-    replace: bool = False
-    is_flat: bool = False
-    is_lenient: bool = False
+    value: Any  # A scalar, a list of nodes, or a mapping from key to node
+    origin: str  # origin such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`
+    replace: bool = False  # A mapping replaces the earlier one instead of being merged into it
+    is_flat: bool = False  # the key of a section was written at the top level
+    is_lenient: bool = False  # the value is ignored if its key is unknown
 
 
 def from_value(value: Any, origin: str) -> Node:

@@ -61,11 +61,8 @@ class EngineConfig(JobConfig):
 
 
 def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
-    """Executor that a config asks for.
-
-    Args:
-        config: The config.
-        preload: Modules that local processes import when they start.
+    """Executor that a config asks for; `preload`: modules that local processes import when they
+    start.
     """
     if config.dry_run:
         return SerialExecutor()
@@ -76,20 +73,14 @@ def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
 
 
 def make_executor(
+    # number of processes; None for one per processor (with Ray: of the cluster)
     workers: int | None,
     *,
-    engine: Engine = "local",
-    ray_address: str | None = None,
-    preload: Sequence[str] = (),
+    engine: Engine = "local",  # `local` or `ray`
+    ray_address: str | None = None,  # cluster to join; None starts a private one on this machine
+    preload: Sequence[str] = (),  # modules that local workers import when they start
 ) -> Executor:
-    """Creates an executor; one local worker needs no process pool.
-
-    Args:
-        workers: Number of processes; None for one per processor (with Ray: of the cluster).
-        engine: `local` or `ray`.
-        ray_address: Cluster to join; None starts a private one on this machine.
-        preload: Modules that local workers import when they start.
-    """
+    """Creates an executor; one local worker needs no process pool."""
     if engine == "ray":
         from vlatool.jobs.ray_executor import RayExecutor
 
@@ -103,21 +94,15 @@ class JobResult:
     """Result of a command that runs a job; a subclass adds what the output contains.
 
     The loop sets the values below, except `output`, which is in `JobSpec.shown`.
-
-    Attributes:
-        output: Location as it was given.
-        episodes: Number of items in the output.
-        failures: Items that are not in the output, with code, message and hint.
-        resumed: Number of items that an earlier run finished.
-        seconds: Duration.
-        status: `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
     """
 
-    output: str = ""
-    episodes: int = 0
+    output: str = ""  # location as it was given
+    episodes: int = 0  # number of items in the output
+    # items that are not in the output, with code, message and hint
     failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0
-    seconds: float = 0.0
+    resumed: int = 0  # number of items that an earlier run finished
+    seconds: float = 0.0  # duration
+    # `written`, `already complete`, `planned`, or `shared` for ranks other than 0
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
@@ -126,7 +111,6 @@ class JobResult:
         return values | {name: values.pop(name) for name in _LISTED_LAST}
 
     def text(self) -> str:
-        """The result as text."""
         lines = [f"{self.output}: {self.summary()}", *self.details()]
         if self.status == "planned":
             done = f", {self.resumed} are done" if self.resumed else ""
@@ -167,12 +151,7 @@ class JobResult:
 
     @classmethod
     def of_record(cls, recorded: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> Self:
-        """Result of a complete run, from its record.
-
-        Args:
-            recorded: The result in the record; keys of other versions are ignored.
-            shown: Values that replace those of the record.
-        """
+        """Result of a complete run, from its record."""
         names = {field.name for field in fields(cls)}
         items = ((name, value) for name, value in (recorded or {}).items() if name in names)
         values: dict[str, Any] = {

@@ -47,18 +47,13 @@ def _short(differences: Sequence[str]) -> list[str]:
 
 
 def option_differences(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    words: Mapping[str, str] | None = None,
+    before: Mapping[str, Any],  # recorded options
+    now: Mapping[str, Any],  # options of the run that is about to start
+    words: Mapping[str, str] | None = None,  # names for keys that say too little; None for none
 ) -> list[str]:
     """Dotted keys with old and new value, where these are not equal as JSON.
 
     What `KEY digest` says of a KEY that both have counts more than its value, if both have it.
-
-    Args:
-        before: Recorded options.
-        now: Options of the run that is about to start.
-        words: Names for keys that say too little; None for none.
     """
     words = words or {}
     return [

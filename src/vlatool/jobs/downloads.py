@@ -22,23 +22,14 @@ _SOURCE = "source"
 
 
 def require_input(text: str) -> Path:
-    """Path of an existing location that is not part of an unfinished download.
-
-    Raises:
-        DataError: The location does not exist, or its download is not complete.
-        UsageError: The scheme is unknown.
-    """
+    """Path of an existing location that is not part of an unfinished download."""
     path = require_existing(text)
     check_downloaded(path)
     return path
 
 
 def check_downloaded(path: Path) -> None:
-    """Raises an error if a location is in, or contains, a download that is not complete.
-
-    Raises:
-        DataError: It is; the hint has the command that completes the download.
-    """
+    """Raises an error if a location is in, or contains, a download that is not complete."""
     if is_remote(path):
         return
     for folder in _outputs_at(path.absolute()):
@@ -81,7 +72,6 @@ def open_requests(record: OutputRecord, folder: Path) -> list[str]:
 
 
 def _command(request: Mapping[str, Any], folder: Path) -> str:
-    """Command of a request for the output in a folder."""
     options = {key: value for key, value in request.items() if key not in (_SOURCE, OUTPUT)}
     options[OUTPUT] = os.path.normpath(folder / str(request.get(OUTPUT, "")))
     words = ["vlatool", "download", *([str(request[_SOURCE])] if _SOURCE in request else [])]

@@ -77,17 +77,13 @@ class ProcessExecutor:
     """Executor with a pool of processes and a limited number of items in flight.
 
     If a worker dies (out of memory, killed), only its item fails, after a second attempt in a
-    separate pool. Workers end when their driver ends, even if it is killed. Functions should
-    return little: a worker that is killed while it sends megabytes leaves a partial message in
-    the pipe, and the driver would wait for the rest.
-
-    Args:
-        workers: Number of processes.
-        preload: Modules that workers import when they start, while the driver lists its items.
+    separate pool. Workers end when their driver ends, even if it is killed. Functions should return
+    little: a worker that is killed while it sends megabytes leaves a partial message in the pipe,
+    and the driver would wait for the rest.
     """
 
     def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
-        self.workers = workers
+        self.workers = workers  # number of processes
         self._preload = tuple(preload)
         self._pool: ProcessPoolExecutor | None = None
 
@@ -177,10 +173,6 @@ class ThreadExecutor:
     """Executor with threads of this process, for items that mostly wait for a network.
 
     Outcomes are yielded when they are completed, not in the order of the items.
-
-    Args:
-        workers: Number of threads.
-        cancel: Makes running functions end; called when the context ends.
     """
 
     def __init__(self, workers: int, cancel: Callable[[], None]) -> None:

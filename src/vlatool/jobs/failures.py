@@ -12,14 +12,7 @@ _NAMED = 5
 
 
 def failure_row(item: Any, error: VlatoolError, item_name: str, name: str) -> dict[str, Any]:
-    """JSON object of a failed item.
-
-    Args:
-        item: The item; its attribute `path`, if it has one, is its location.
-        error: Why it failed.
-        item_name: Noun for an item, which is the key of its name.
-        name: Name of the item.
-    """
+    """JSON object of a failed item."""
     path = getattr(item, "path", None)
     location = {} if path is None else {"path": str(path)}
     body = {"code": error.code, "message": error.message, "hint": error.hint}
@@ -68,13 +61,7 @@ def _is_storage(failures: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | None:
-    """Error of a finished run with failed items; None if nothing failed.
-
-    Args:
-        run: The run.
-        spec: Specification of its job.
-        done: Number of items in the output.
-    """
+    """Error of a finished run with failed items; None if nothing failed."""
     if not run.failures:
         return None
     count, item_name = len(run.failures), spec.item_name

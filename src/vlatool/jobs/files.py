@@ -31,24 +31,17 @@ _LARGEST = 2**63 - 1  # size or time
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an output, or one folder of many small ones.
+    """One file of an output, or one folder of many small ones."""
 
-    Attributes:
-        path: Relative to the output, with `/`; ends with `/` for a folder.
-        bytes: Size of the file, or of all files below the folder.
-        sha256: Hexadecimal digest of the content; for a folder, of the sorted lines
-            `name size digest` of its files.
-        samples: Number of samples, for files of training data.
-        count: Number of files below a folder; None for a file.
-        modified_ns: Time of modification, nanoseconds since 1970. A file with the same size and
-            time counts as unchanged; None: its digest is compared.
-    """
-
-    path: str
-    bytes: int
+    path: str  # relative to the output, with `/`; ends with `/` for a folder
+    bytes: int  # size of the file, or of all files below the folder
+    # hexadecimal digest of the content; for a folder, of the sorted lines `name size digest` of its
+    # files
     sha256: str
-    samples: int | None = None
-    count: int | None = None
+    samples: int | None = None  # number of samples, for files of training data
+    count: int | None = None  # number of files below a folder; None for a file
+    # time of modification, nanoseconds since 1970. A file with the same size and time counts as
+    # unchanged; None: its digest is compared
     modified_ns: int | None = None
 
 
@@ -59,11 +52,7 @@ def write_file_list(folder: Path, entries: Sequence[FileEntry]) -> None:
 
 
 def read_file_list(folder: Path) -> list[FileEntry] | None:
-    """File list of an output; None if there is none.
-
-    Raises:
-        DataError: A line is broken or names a file outside the output.
-    """
+    """File list of an output; None if there is none."""
     path = folder / NAME
     try:
         lines = read_file(path).decode().split("\n")
@@ -180,12 +169,8 @@ def belongs_in_list(path: str, volatile: Iterable[str]) -> bool:
 def remove_owned(
     folder: Path, owned: Sequence[str], is_kept: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Removes the files of `folder` that match a pattern, except those of outputs inside it.
-
-    Args:
-        folder: The output.
-        owned: The patterns.
-        is_kept: True for the relative name of a file that stays.
+    """Removes the files of `folder` that match a pattern, except those of outputs inside it;
+    `is_kept`: True for the relative name of a file that stays.
     """
     nested = nested_outputs(folder) if owned else ()
     for pattern in owned:
@@ -273,11 +258,7 @@ def row_of(entry: FileEntry) -> dict[str, Any]:
 
 
 def entry_of(row: Mapping[str, Any]) -> FileEntry:
-    """Entry of a JSON object.
-
-    Raises:
-        ValueError: The object is not an entry, or names a file outside the output.
-    """
+    """Entry of a JSON object."""
     try:
         name = str(row["path"])
         parts = PurePosixPath(name).parts

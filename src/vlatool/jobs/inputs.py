@@ -25,27 +25,17 @@ _SHAPING_PACKAGES = ("pillow", "pyvips-binary", "numpy", "av", "pyarrow", "scipy
 
 @dataclass(frozen=True)
 class InputState:
-    """Current state of the input of one item.
+    """Current state of the input of one item."""
 
-    Attributes:
-        digest: Digest of location, names, sizes and times of the input files and of `extra`. A copy
-            of the same files counts as changed, which only costs work.
-        sizes: Digest without location and times: equal for a copy.
-        changed_ns: Time of the latest change, nanoseconds since 1970; 0 without files.
-    """
-
+    # digest of location, names, sizes and times of the input files and of `extra`. A copy of the
+    # same files counts as changed, which only costs work
     digest: str
-    sizes: str = ""
-    changed_ns: int = 0
+    sizes: str = ""  # digest without location and times: equal for a copy
+    changed_ns: int = 0  # time of the latest change, nanoseconds since 1970; 0 without files
 
 
 def input_state(paths: Sequence[Path], extra: Any = None) -> InputState:
-    """State of the files at and below the paths of an item.
-
-    Args:
-        paths: Files and folders; the first is the location of the item.
-        extra: Other input of the item, JSON.
-    """
+    """State of the files at and below paths; `extra`: other input of the item, JSON."""
     groups = files_below_each(paths)
     sizes = [[(file.name, file.bytes) for file in files] for files in groups]
     times = [file.modified_ns for files in groups for file in files]
@@ -57,12 +47,7 @@ def input_state(paths: Sequence[Path], extra: Any = None) -> InputState:
 
 
 def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[str, Any]:
-    """Inputs of a run, for its record.
-
-    Args:
-        states: (name, sizes, changed_ns) of every item, in order.
-        item_name: Noun for an item, such as `episode`; its plural is the key of the count.
-    """
+    """Inputs of a run, for its record."""
     digest = hashlib.blake2b(digest_size=8)
     count, changed_ns = 0, 0
     for name, sizes, changed in states:

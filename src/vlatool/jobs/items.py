@@ -113,23 +113,14 @@ class _WorkItem:
 
 @dataclass(frozen=True)
 class _Task:
-    """Function that a worker calls with an item; skips finished items. Picklable.
+    """Function that a worker calls with an item; skips finished items. Picklable."""
 
-    Attributes:
-        work: `JobSpec.work`.
-        state: `JobSpec.state`.
-        plan: `JobSpec.plan`.
-        journal: Journal of the output.
-        has_arrays: Receipts are files of their own.
-        has_stored: An earlier run left such files.
-    """
-
-    work: Callable[[Any], Receipt]
-    state: Callable[[Any], InputState]
-    plan: str
-    journal: Journal
-    has_arrays: bool
-    has_stored: bool
+    work: Callable[[Any], Receipt]  # `JobSpec.work`
+    state: Callable[[Any], InputState]  # `JobSpec.state`
+    plan: str  # `JobSpec.plan`
+    journal: Journal  # journal of the output
+    has_arrays: bool  # receipts are files of their own
+    has_stored: bool  # an earlier run left such files
 
     def __call__(self, item: _WorkItem) -> Receipt:
         """Receipt of an item, without the arrays, which are in the journal."""

@@ -20,67 +20,46 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that share one job; each works on its part of the items.
+    """Processes that share one job; each works on its part of the items."""
 
-    Attributes:
-        rank: Rank of this process. Rank 0 locks the output, finishes the job and completes the
-            record.
-        size: Number of ranks.
-        barrier: Returns when all ranks have called it.
-        abort: Called when this rank fails, so that the others do not wait for it.
-    """
-
+    # rank of this process. Rank 0 locks the output, finishes the job and completes the record
     rank: int = 0
-    size: int = 1
-    barrier: Callable[[], None] = lambda: None
+    size: int = 1  # number of ranks
+    barrier: Callable[[], None] = lambda: None  # returns when all ranks have called it
+    # called when this rank fails, so that the others do not wait for it
     abort: Callable[[], None] = lambda: None
 
 
 @dataclass
 class JobRun:
-    """State and counts of a run of a job.
+    """State and counts of a run of a job."""
 
-    Attributes:
-        status: `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
-        record: Record in the output, with inputs and result once it is complete.
-        executor: Executor of the run, also for work while the job finishes.
-        reporter: Receives progress and warnings.
-        started: Start time.
-        seconds: Duration.
-        failures: Items that are not in the output, with code, message, hint and details.
-        reasons: Map from error code to number of items that failed with it.
-        warnings: Map from finding code to number of items that have it.
-        sums: Sums of the counts of all receipts.
-        dropped: Map from reason to number of windows or samples that were left out.
-        resumed: Number of items that an earlier run finished.
-        bytes_on_disk: Size of all listed files.
-        empty: Items without files.
-        new_counts: Sums of the counts of the items that this run finished.
-        new_bytes: Size of their files.
-        parent_folders: Folders that contain the inputs and the output, longest first.
-        is_fresh: True if the run started from scratch.
-        result: Result for the record, once the job is finished.
-    """
-
-    status: str
-    record: OutputRecord
-    executor: Executor
-    reporter: Reporter
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    seconds: float = 0.0
+    status: str  # `written`, `already complete`, `planned`, or `shared` for ranks other than 0
+    record: OutputRecord  # record in the output, with inputs and result once it is complete
+    executor: Executor  # executor of the run, also for work while the job finishes
+    reporter: Reporter  # receives progress and warnings
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))  # start time
+    seconds: float = 0.0  # duration
+    # items that are not in the output, with code, message, hint and details
     failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    # map from error code to number of items that failed with it
     reasons: dict[str, int] = field(default_factory=dict[str, int])
+    # map from finding code to number of items that have it
     warnings: dict[str, int] = field(default_factory=dict[str, int])
+    # sums of the counts of all receipts
     sums: dict[str, int] = field(default_factory=dict[str, int])
+    # map from reason to number of windows or samples that were left out
     dropped: dict[str, int] = field(default_factory=dict[str, int])
-    resumed: int = 0
-    bytes_on_disk: int = 0
-    empty: list[str] = field(default_factory=list[str])
+    resumed: int = 0  # number of items that an earlier run finished
+    bytes_on_disk: int = 0  # size of all listed files
+    empty: list[str] = field(default_factory=list[str])  # items without files
+    # sums of the counts of the items that this run finished
     new_counts: dict[str, int] = field(default_factory=dict[str, int])
-    new_bytes: int = 0
+    new_bytes: int = 0  # size of their files
+    # folders that contain the inputs and the output, longest first
     parent_folders: Sequence[str] = ()
-    is_fresh: bool = False
-    result: JobResult | None = None
+    is_fresh: bool = False  # True if the run started from scratch
+    result: JobResult | None = None  # result for the record, once the job is finished
 
     def add_receipt(self, receipt: Receipt) -> None:
         """Adds the counts of a receipt; warns of the first finding of each code."""
@@ -116,13 +95,7 @@ class JobRun:
     def progress_fields(
         self, count: str, seconds: float, others: Sequence[Mapping[str, Any]] = ()
     ) -> dict[str, float | int | str]:
-        """Fields of the progress bar.
-
-        Args:
-            count: Name of the count of receipts to show.
-            seconds: Time since the start.
-            others: Rows of the logs of other ranks.
-        """
+        """Fields of the progress bar; `others`: rows of the logs of other ranks."""
         counts = [(row.get("counts", {}).get(count, 0), row.get("resumed")) for row in others]
         new = self.new_counts.get(count, 0) + sum(number for number, done in counts if not done)
         amounts = {f"{count}/s": new, "MB/s": self.new_bytes / 1e6}
@@ -153,55 +126,39 @@ class JobRun:
 
 @dataclass(frozen=True)
 class JobSpec(Generic[Item]):
-    """Specification of a job.
+    """Specification of a job."""
 
-    Attributes:
-        output: The output folder.
-        record: The command and the options that affect the output.
-        title: The command in messages, such as `preprocess lerobot`.
-        item_name: Noun for an item, such as `episode`.
-        plan: Digest of everything that affects the bytes of an item besides its input.
-        work: Processes one item; picklable. Its files have their final names when it returns.
-        state: Returns the state of the input of an item; picklable.
-        check: Reads an item as `work` does and writes nothing, for a dry run: the item fails, or
-            the receipt has its counts and reasons to drop it. Picklable. None: nothing is read.
-        owned: Patterns of the files that the job writes. Other files are not touched.
-        volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
-        temporary: Patterns of `owned` for files that are removed once the output is complete. The
-            file list of a complete output leaves them out.
-        locations: Inputs and output. Records do not hold their parent folders.
-        progress_count: Count of receipts that progress shows, such as `samples`.
-        has_arrays: Receipts carry arrays. Names of items must be valid file names then.
-        grows: A later run may have more items. Their set is not compared as an option then, and
-            receipts are kept when the output is complete.
-        can_overwrite: The command has `--overwrite`.
-        is_replaced_last: Files of an earlier run stay until `finish` replaces them.
-        is_pipelined: `map` of the executor gets `work` unchanged and only the items to do.
-        skips_storage_errors: An item that fails because of a storage does not end the others.
-        has_own_progress: `work` reports progress itself.
-        shown: Values of the result for this call, such as `output` as it was given.
-    """
-
-    output: Path
-    record: OutputRecord
-    title: str
-    item_name: str
-    plan: str
+    output: Path  # the output folder
+    record: OutputRecord  # the command and the options that affect the output
+    title: str  # the command in messages, such as `preprocess lerobot`
+    item_name: str  # noun for an item, such as `episode`
+    plan: str  # digest of everything that affects the bytes of an item besides its input
+    # processes one item; picklable. Its files have their final names when it returns
     work: Callable[[Item], Receipt]
-    state: Callable[[Item], InputState]
-    owned: Sequence[str]
+    state: Callable[[Item], InputState]  # returns the state of the input of an item; picklable
+    owned: Sequence[str]  # patterns of the files that the job writes. Other files are not touched
+    # patterns of `owned` for files that hold times. The file list leaves them out
     volatile: Sequence[str] = ()
+    # patterns of `owned` for files that are removed once the output is complete. The file list of a
+    # complete output leaves them out
     temporary: Sequence[str] = ()
-    locations: Sequence[Path] = ()
-    progress_count: str = ""
-    has_arrays: bool = False
+    locations: Sequence[Path] = ()  # inputs and output. Records do not hold their parent folders
+    progress_count: str = ""  # count of receipts that progress shows, such as `samples`
+    has_arrays: bool = False  # receipts carry arrays. Names of items must be valid file names then
+    # A later run may have more items. Their set is not compared as an option then, and receipts are
+    # kept when the output is complete
     grows: bool = False
-    can_overwrite: bool = True
-    is_replaced_last: bool = False
+    can_overwrite: bool = True  # the command has `--overwrite`
+    is_replaced_last: bool = False  # files of an earlier run stay until `finish` replaces them
+    # `map` of the executor gets `work` unchanged and only the items to do
     is_pipelined: bool = False
+    # an item that fails because of a storage does not end the others
     skips_storage_errors: bool = False
-    has_own_progress: bool = False
+    has_own_progress: bool = False  # `work` reports progress itself
+    # values of the result for this call, such as `output` as it was given
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # reads an item as `work` does and writes nothing, for a dry run: the item fails, or the receipt
+    # has its counts and reasons to drop it. Picklable. None: nothing is read
     check: Callable[[Item], Receipt] | None = None
 
     @property
@@ -232,10 +189,8 @@ class Job(Protocol[Item]):
         ...
 
     def finish(self, receipts: Iterator[Receipt], run: "JobRun") -> Sequence[FileEntry]:
-        """Consumes the receipts of the finished items, in order, and writes the shared files.
-
-        Returns:
-            Entries of the file list.
+        """Consumes the receipts of the finished items, in order, and writes the shared files;
+        returns entries of the file list.
         """
         ...
 

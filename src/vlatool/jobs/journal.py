@@ -34,33 +34,23 @@ _LEVEL = 1
 
 @dataclass(frozen=True)
 class Receipt:
-    """Result of one item; small without its arrays.
+    """Result of one item; small without its arrays."""
 
-    Attributes:
-        item: Name of the item, unique in the run.
-        key: Digests of the plan and of the input.
-        counts: Numbers of frames, samples and so on, for sums and progress.
-        dropped: Map from reason to number of windows or samples that were left out.
-        files: Files that were written for the item.
-        findings: Findings on the item.
-        facts: Small JSON values that the job needs to finish.
-        arrays: Large values for that purpose; stored in the journal, not returned by workers.
-        sizes: Digest of names and sizes of the input files.
-        changed_ns: Time of the latest change of an input file, nanoseconds since 1970.
-        resumed: True if an earlier run finished the item.
-    """
-
-    item: str
-    key: str = ""
+    item: str  # name of the item, unique in the run
+    key: str = ""  # digests of the plan and of the input
+    # numbers of frames, samples and so on, for sums and progress
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    # map from reason to number of windows or samples that were left out
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
-    files: tuple[FileEntry, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    files: tuple[FileEntry, ...] = ()  # files that were written for the item
+    findings: tuple[Finding, ...] = ()  # findings on the item
+    # small JSON values that the job needs to finish
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # large values for that purpose; stored in the journal, not returned by workers
     arrays: Mapping[str, Array] = field(default_factory=dict[str, Array])
-    sizes: str = ""
-    changed_ns: int = 0
-    resumed: bool = False
+    sizes: str = ""  # digest of names and sizes of the input files
+    changed_ns: int = 0  # time of the latest change of an input file, nanoseconds since 1970
+    resumed: bool = False  # True if an earlier run finished the item
 
     @property
     def bytes(self) -> int:
@@ -88,11 +78,6 @@ class Receipt:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> "Receipt":
-        """Receipt of a row.
-
-        Raises:
-            ValueError: The row is not a receipt.
-        """
         try:
             return cls(
                 item=str(row["item"]),
@@ -113,15 +98,10 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Journal:
-    """Receipts of an incomplete output; picklable.
+    """Receipts of an incomplete output; picklable."""
 
-    Attributes:
-        output: The output folder.
-        kind: `items` for the items of the job; another name for parts of `finish`.
-    """
-
-    output: Path
-    kind: str = "items"
+    output: Path  # the output folder
+    kind: str = "items"  # `items` for the items of the job; another name for parts of `finish`
 
     @property
     def folder(self) -> Path:
@@ -174,12 +154,7 @@ class Journal:
 
 
 class OtherRanks:
-    """Progress of other ranks in this run, from their logs.
-
-    Args:
-        journal: The journal that they share.
-        ranks: Their numbers.
-    """
+    """Progress of other ranks in this run, from their logs."""
 
     def __init__(self, journal: Journal, ranks: Iterable[int]) -> None:
         self._journal = journal
@@ -205,7 +180,6 @@ def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:
 
 
 def remove_journal(output: Path) -> None:
-    """Removes the journal of an output."""
     remove_tree(journal_folder(output))
 
 

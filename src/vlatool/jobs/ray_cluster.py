@@ -67,11 +67,7 @@ for _ in range(20):
 def ray_cluster(
     workers: int | None, address: str | None, connect_s: float
 ) -> Generator[None, None, None]:
-    """Connects to Ray inside the block; an existing connection of this process is used and kept.
-
-    Raises:
-        EnvironmentProblem: Ray is not installed, or the cluster does not respond.
-    """
+    """Connects to Ray inside the block; an existing connection of this process is used and kept."""
     ray = import_ray()
     with redirect_stdout(_OneThread(threading.get_ident())):
         if ray.is_initialized():

@@ -25,32 +25,27 @@ _POLL_S = 5.0  # time until a cluster that grew gets more tasks
 class RayExecutor:
     """Executor with tasks on a Ray cluster and a limited number of items in flight.
 
+    `connect_s`: maximum number of seconds to join a cluster.
+
     If a worker or node dies, Ray runs its tasks again elsewhere. An item whose workers die in each
     attempt gets an error.
-
-    Args:
-        workers: Number of processors of a private cluster; None for all. On a joined cluster, the
-            maximum number of concurrent tasks; None for its number of processors.
-        address: Running cluster: `auto`, `HOST:6379` or `ray://HOST:10001`; None starts a private
-            one on this machine. An existing connection of this process to Ray is used instead.
-        connect_s: Maximum number of seconds to join a cluster.
     """
 
     def __init__(
         self, workers: int | None = None, address: str | None = None, *, connect_s: float = 60.0
     ) -> None:
+        # number of processors of a private cluster; None for all. On a joined cluster, the maximum
+        # number of concurrent tasks; None for its number of processors
         self.workers = workers
+        # running cluster: `auto`, `HOST:6379` or `ray://HOST:10001`; None starts a private one on
+        # this machine. An existing connection of this process to Ray is used instead
         self.address = address
         self._connect_s = connect_s
         self._stack = ExitStack()
         self._open: list[Generator[Outcome[Any, Any], None, None]] = []
 
     def __enter__(self) -> Self:
-        """Joins the cluster, or starts one.
-
-        Raises:
-            EnvironmentProblem: Ray is not installed, or the cluster does not respond.
-        """
+        """Joins the cluster, or starts one."""
         self._stack.enter_context(ray_cluster(self.workers, self.address, self._connect_s))
         return self
 

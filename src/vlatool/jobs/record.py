@@ -44,37 +44,26 @@ _OTHER_OUTPUT = "choose another --output, or replace it with --overwrite"
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """The command and the options that produced an output, and its result.
+    """The command and the options that produced an output, and its result."""
 
-    Attributes:
-        command: Subcommand that wrote the output.
-        options: Options that affect the output.
-        inputs: Number, fingerprint and time of the inputs, as far as they are known.
-        result: Result of the command; None while a run is in progress.
-        complete: True if nothing is left to do. A run with failed items is not complete.
-        version: Version of vlatool.
-        owned: Patterns of the files of the output.
-        volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
-        parent: Fingerprint of the output that contains this one; empty without one.
-        run_id: Random id; a new one each time that the output is started from scratch.
-        format: Format number of the record and the journal; 0 before there was one.
-        requests: Options of the downloads into this output that are not complete: that of this run
-            first. `jobs.downloads` has the commands for them.
-        words: Names of options for messages, where the key says too little; not saved.
-    """
-
-    command: str
-    options: Mapping[str, Any]
+    command: str  # subcommand that wrote the output
+    options: Mapping[str, Any]  # options that affect the output
+    # number, fingerprint and time of the inputs, as far as they are known
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # result of the command; None while a run is in progress
     result: Mapping[str, Any] | None = None
-    complete: bool = False
-    version: str = __version__
-    owned: tuple[str, ...] = ()
+    complete: bool = False  # True if nothing is left to do. A run with failed items is not complete
+    version: str = __version__  # version of vlatool
+    owned: tuple[str, ...] = ()  # patterns of the files of the output
+    # patterns of `owned` for files that hold times. The file list leaves them out
     volatile: tuple[str, ...] = ()
-    parent: str = ""
-    run_id: str = ""
-    format: int = _FORMAT
+    parent: str = ""  # fingerprint of the output that contains this one; empty without one
+    run_id: str = ""  # random id; a new one each time that the output is started from scratch
+    format: int = _FORMAT  # format number of the record and the journal; 0 before there was one
+    # options of the downloads into this output that are not complete: that of this run first.
+    # `jobs.downloads` has the commands for them
     requests: tuple[Mapping[str, Any], ...] = ()
+    # names of options for messages, where the key says too little; not saved
     words: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def no_manifest_error(self, folder: Path) -> DataError:
@@ -141,23 +130,14 @@ class OutputRecord:
 
 
 def read_record(folder: Path) -> OutputRecord | None:
-    """Record of an output; None if there is none or if it is damaged.
-
-    Raises:
-        StorageError: The record cannot be read.
-    """
+    """Record of an output; None if there is none or if it is damaged."""
     with suppress(DataError):
         return read_valid_record(folder)
     return None
 
 
 def read_valid_record(folder: Path) -> OutputRecord | None:
-    """Record of an output; None if there is none.
-
-    Raises:
-        DataError: The record is damaged.
-        StorageError: The record cannot be read.
-    """
+    """Record of an output; None if there is none."""
     path = record_file(folder)
     try:
         return _record_of(read_checksummed(path))
@@ -224,30 +204,20 @@ def _lock_file(folder: Path) -> Path:
 
 def resumable_record(
     folder: Path,
-    record: OutputRecord,
+    record: OutputRecord,  # record of the run that is about to start
+    # returns the inputs of that run; called only where they matter. None if changed inputs are
+    # allowed
     inputs: Callable[[], Mapping[str, Any]] | None = None,
     *,
-    overwrite: bool,
+    overwrite: bool,  # replace an output that is complete or was made with other options
+    # patterns of the files of the command. With `overwrite`, a folder that holds only such files is
+    # replaced even without a record
     owned: Sequence[str] = (),
-    hint: str = _OTHER_OUTPUT,
+    hint: str = _OTHER_OUTPUT,  # hint of the error about other options or inputs
 ) -> OutputRecord | None:
     """Record of an equal run that can be resumed or is complete; None to start from scratch.
 
     Nothing is written.
-
-    Args:
-        folder: The output.
-        record: Record of the run that is about to start.
-        inputs: Returns the inputs of that run; called only where they matter. None if changed
-            inputs are allowed.
-        overwrite: Replace an output that is complete or was made with other options.
-        owned: Patterns of the files of the command. With `overwrite`, a folder that holds only
-            such files is replaced even without a record.
-        hint: Hint of the error about other options or inputs.
-
-    Raises:
-        UsageError: The folder belongs to something else, or was made with other options or inputs.
-        DataError: The record is damaged and `overwrite` is off.
     """
     before = read_record(folder) if overwrite else read_valid_record(folder)
     if before is None:
@@ -292,17 +262,7 @@ def check_format(folder: Path, before: OutputRecord, hint: str = _OTHER_OUTPUT) 
 def check_owner(
     folder: Path, command: str, before: OutputRecord | None, *, is_replaceable: bool = False
 ) -> None:
-    """Raises an error unless a folder is free, or the output of a command.
-
-    Args:
-        folder: The output.
-        command: Subcommand that is about to write it.
-        before: Record of the folder, if any.
-        is_replaceable: Files without a record may be replaced.
-
-    Raises:
-        UsageError: The folder belongs to something else, or is part of the records of an output.
-    """
+    """Raises an error unless a folder is free, or the output of a command."""
     records = (record_file(parent.parent) for parent in folder.parents if parent.name == FOLDER)
     if any(record.is_file() for record in records):
         raise _foreign_output_error(folder, command, before)
@@ -312,13 +272,7 @@ def check_owner(
 
 
 def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> None:
-    """Removes the files of an earlier run from `folder` and writes the record of the new run.
-
-    Args:
-        folder: The output.
-        record: Record of the run that is about to start.
-        owned: Patterns of the files to remove now; other files stay until they are replaced.
-    """
+    """Removes the files of an earlier run from `folder` and writes the record of the new run."""
     stale = _stale_patterns(folder, record)
     # The journal is removed before the record changes, the data after it: a run killed in between
     # must neither look complete nor trust files made with other options. While the data are
@@ -407,25 +361,14 @@ def record_file(folder: Path) -> Path:
 
 
 def check_output_owner(folder: Path, record: OutputRecord) -> None:
-    """Raises an error unless a folder is empty, absent, or an output of the same command.
-
-    Raises:
-        UsageError: The folder belongs to something else.
-    """
+    """Raises an error unless a folder is empty, absent, or an output of the same command."""
     resumable_record(folder, record, overwrite=True, hint="choose another --output")
 
 
 @contextmanager
 def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> Generator[None]:
-    """Locks an output while the block writes it, then marks its record as complete.
-
-    Args:
-        folder: The output.
-        record: Record of the command.
-        files: Files that the block writes, relative to the folder; it may omit some of them.
-
-    Raises:
-        UsageError: The folder belongs to something else, or another run is writing it.
+    """Locks an output while the block writes it, then marks its record as complete; `files`: files
+    that the block writes, relative to the folder; it may omit some of them.
     """
     check_output_owner(folder, record)
     with output_lock(folder, f"vlatool {record.command}"):

@@ -46,31 +46,17 @@ Result = TypeVar("Result", bound=JobResult)
 
 def run_command(
     job: Job[Any],
-    result_type: type[Result],
-    config: JobConfig,
-    executor: Executor,
+    result_type: type[Result],  # class of its result
+    config: JobConfig,  # execution options
+    executor: Executor,  # runs the work on items
     *,
-    reporter: Reporter = NULL,
+    reporter: Reporter = NULL,  # receives progress and warnings
+    # the ranks that share the job; None for one process. Only rank 0 raises for items
     ranks: Ranks | None = None,
 ) -> Result:
     """Runs the job of a command, as `run_job` does; returns its result.
 
     The result of an output that is already complete comes from its record.
-
-    Args:
-        job: The job.
-        result_type: Class of its result.
-        config: Execution options.
-        executor: Runs the work on items.
-        reporter: Receives progress and warnings.
-        ranks: The ranks that share the job; None for one process. Only rank 0 raises for items.
-
-    Raises:
-        UsageError: The output belongs to another run, or another process is writing it.
-        DataError: All items failed, or one failed and `on_error` is `stop`.
-        StorageError: A file cannot be read or written; files that are written stay.
-        PartialFailure: An item failed; the attribute `result` of the error holds the result.
-        BugError: The same, and an item failed because of a bug.
     """
     run = run_job(job, executor, options=config, reporter=reporter, ranks=ranks)
     if run.status == "already complete":
@@ -86,28 +72,16 @@ def run_command(
 
 def run_job(
     job: Job[Any],
-    executor: Executor,
+    executor: Executor,  # runs the work on items; closed before the lock is released
     *,
     options: JobConfig | None = None,
-    reporter: Reporter = NULL,
-    ranks: Ranks | None = None,
+    reporter: Reporter = NULL,  # receives progress and warnings
+    ranks: Ranks | None = None,  # the ranks that share the job; None for one process
 ) -> JobRun:
     """Processes the items of a job that are not finished yet.
 
     A run that was interrupted or killed resumes, and writes the same bytes as one that was not.
     Failed items are in `JobRun.failures`; `failure_of` returns the error for them.
-
-    Args:
-        job: The job.
-        executor: Runs the work on items; closed before the lock is released.
-        options: Execution options.
-        reporter: Receives progress and warnings.
-        ranks: The ranks that share the job; None for one process.
-
-    Raises:
-        UsageError: The output belongs to another run, or another process is writing it.
-        DataError: All items failed, or one failed and `on_error` is `stop`.
-        StorageError: A file cannot be read or written; files that are written stay.
     """
     ranks = ranks or Ranks()
     try:
@@ -393,7 +367,6 @@ class _Loop:
 
 
 def _completed_result(job: Job[Any], run: JobRun) -> JobResult:
-    """Result of a job, with the values that all results have."""
     return replace(
         job.result(run),
         **job.spec.shown,

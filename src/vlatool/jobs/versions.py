@@ -33,20 +33,11 @@ def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def check_versions(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    hint: str = "start from scratch with --overwrite",
+    before: Mapping[str, Any],  # options of the run that is resumed
+    now: Mapping[str, Any],  # options of this run
+    hint: str = "start from scratch with --overwrite",  # what else can be done
 ) -> None:
-    """Raises an error if a source has another version than when the run started.
-
-    Args:
-        before: Options of the run that is resumed.
-        now: Options of this run.
-        hint: What else can be done.
-
-    Raises:
-        UsageError: A branch or tag names another commit now.
-    """
+    """Raises an error if a source has another version than when the run started."""
     for path in changed_versions(before, now):
         old = before[_VERSIONS][path]
         raise UsageError(

@@ -22,11 +22,8 @@ _SYNC_S = 1.0
 
 
 class AppendLog:
-    """Writer of a log; a context manager that syncs the remaining rows at its end.
-
-    Args:
-        path: The file; in S3, the folder of its batches.
-        sync_s: Seconds after which rows are synced; infinite if only the caller syncs.
+    """Writer of a log; a context manager that syncs the remaining rows at its end; `sync_s`:
+    seconds after which rows are synced; infinite if only the caller syncs.
     """
 
     def __init__(self, path: Path, sync_s: float = _SYNC_S) -> None:

@@ -45,13 +45,6 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
     """Opens a binary file that is renamed to `path` if the block ends normally, else removed.
 
     In S3, large files are uploaded while they are written, and seeking is not possible.
-
-    Args:
-        path: Final path.
-        synced: Sync the file to the disk. Without it, a power failure may damage the file.
-
-    Raises:
-        StorageError: The file cannot be written. Errors of the block with other causes pass.
     """
     if isinstance(path, RemotePath):
         with open_upload(path.address) as file:
@@ -106,12 +99,8 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def copy_file(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> int:
-    """Copies a local file atomically to any location; returns its size.
-
-    Args:
-        source: The file.
-        target: Its copy.
-        check: Called after each block; what it raises ends the copy, which is then not visible.
+    """Copies a local file atomically to any location; returns its size; `target`: its copy;
+    `check`: called after each block; what it raises ends the copy, which is then not visible.
     """
     with source.open("rb") as file, open_atomic(target) as copy:
         while block := file.read(_COPIED_AT_ONCE):
@@ -138,12 +127,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
 
 @contextmanager
 def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
-    """Creates a local folder that is renamed to `path` if the block ends normally, else removed.
-
-    Args:
-        path: Final path; an existing folder is replaced.
-        sync: Syncs the content of the folder to the disk.
-    """
+    """Creates a local folder that is renamed to `path` if the block ends normally, else removed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with as_storage_error(path), crash_point("create", path):
@@ -162,12 +146,7 @@ def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
 
 
 def remove_partials(folder: Path, *, below: bool = True) -> None:
-    """Removes temporary files and unfinished S3 uploads that killed runs left.
-
-    Args:
-        folder: Folder of the output.
-        below: Include subfolders; in S3 they always are.
-    """
+    """Removes temporary files and unfinished S3 uploads that killed runs left."""
     if isinstance(folder, RemotePath):
         _remove_unfinished(folder)
         return
@@ -201,11 +180,7 @@ def _is_running(process: int) -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder with its content, if it exists.
-
-    Raises:
-        StorageError: A file or folder cannot be removed.
-    """
+    """Removes a folder with its content, if it exists."""
     if isinstance(path, RemotePath):
         delete_below(path.address)
         return
@@ -215,11 +190,7 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_atomically(folder: Path) -> None:
-    """Removes a local folder; an interrupted removal leaves nothing under its name.
-
-    Raises:
-        StorageError: The folder cannot be removed.
-    """
+    """Removes a local folder; an interrupted removal leaves nothing under its name."""
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     with as_storage_error(folder, "removed"), crash_point("rename", folder):
         folder.rename(hidden)
@@ -236,11 +207,7 @@ def remove_empty(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Removes a file, if it exists.
-
-    Raises:
-        StorageError: The file cannot be removed.
-    """
+    """Removes a file, if it exists."""
     with as_storage_error(path, "removed"), crash_point("remove", path):
         path.unlink(missing_ok=True)
 
@@ -257,11 +224,6 @@ class GuardedFile(io.FileIO):
         self._path = path
 
     def write(self, data: Any, /) -> int:
-        """Writes the data.
-
-        Raises:
-            StorageError: The data cannot be written, for example because the disk is full.
-        """
         with (
             as_storage_error(self._path),
             crash_point("write", self._path, lambda: self._write_half(data)),

@@ -18,9 +18,6 @@ def open_blocks(address: Address) -> io.BufferedReader:
 
     Files of one object share their blocks, so that reading one part after the other, each with a
     file of its own, requests no byte twice. Memory: up to 96 MiB in a process.
-
-    Raises:
-        FileNotFoundError: The object does not exist.
     """
     info = call(address, lambda remote: remote.head(address.key))
     return io.BufferedReader(_BlockFile(address, info), 64 * 1024)

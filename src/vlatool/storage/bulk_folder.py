@@ -25,20 +25,12 @@ _MAX_CONCURRENT = 8  # requests
 
 
 class FolderWriter(Protocol):
-    """Writer of the files of a folder.
+    """Writer of the files of a folder."""
 
-    Attributes:
-        files: Map from name to (size, SHA-256) of each written file.
-    """
-
-    files: dict[str, tuple[int, str]]
+    files: dict[str, tuple[int, str]]  # map from name to (size, SHA-256) of each written file
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
+        """Writes a file."""
         ...
 
 

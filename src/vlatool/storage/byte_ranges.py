@@ -18,13 +18,7 @@ _SKIP_SIZE = 1 << 20
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Opens a file of unknown origin for reading, local or remote.
-
-    Raises:
-        FileNotFoundError: The file does not exist, or it is a pipe or a device, whose content may
-            never end or never come.
-        OSError: The file cannot be opened.
-    """
+    """Opens a file of unknown origin for reading, local or remote."""
     if isinstance(path, RemotePath):
         return reader.open_reader(path.address)
     return open(path, "rb", opener=_open_regular)
@@ -56,11 +50,7 @@ class ByteRange(NamedTuple):
 
 
 def read_byte_range(byte_range: ByteRange) -> bytes:
-    """Reads a byte range, shorter at the end of the file; one request if the file is remote.
-
-    Raises:
-        FileNotFoundError: The file does not exist, or it is a pipe or a device.
-    """
+    """Reads a byte range, shorter at the end of the file; one request if the file is remote."""
     path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.read_range(path.address, start, stop)
@@ -144,6 +134,5 @@ class _ForwardFile(io.RawIOBase):
         return self._file.tell()
 
     def close(self) -> None:
-        """Closes the underlying file."""
         self._file.close()
         super().close()

@@ -47,25 +47,15 @@ def local_copy(folder: Path, names: Sequence[str]) -> Path:
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Version of a remote file; each version has its own name in the cache.
+    """Version of a remote file; each version has its own name in the cache."""
 
-    Attributes:
-        path: Location of the file.
-        size: Size in bytes.
-        tag: ETag or time of modification, which changes with the content.
-    """
-
-    path: Path
-    size: int
-    tag: str
+    path: Path  # location of the file
+    size: int  # size in bytes
+    tag: str  # ETag or time of modification, which changes with the content
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
-        """Returns the current version, with one request.
-
-        Raises:
-            FileNotFoundError: The file does not exist.
-        """
+        """Returns the current version, with one request."""
         if not isinstance(path, RemotePath):
             status = path.stat()
             return cls(path, status.st_size, str(status.st_mtime_ns))
@@ -83,23 +73,13 @@ class FileVersion:
 
 @dataclass(frozen=True)
 class FileCache:
-    """Cache in a local folder.
+    """Cache in a local folder."""
 
-    Attributes:
-        folder: Local folder; created on the first write.
-        limit: Maximum number of bytes of copied files; None for no limit.
-    """
-
-    folder: Path
-    limit: int | None = None
+    folder: Path  # local folder; created on the first write
+    limit: int | None = None  # maximum number of bytes of copied files; None for no limit
 
     def get(self, file: FileVersion, suffix: str) -> bytes | None:
-        """Cached value of a file; None if there is none.
-
-        Args:
-            file: Version of the file.
-            suffix: Kind of value, as in `get_or_create`.
-        """
+        """Cached value of a file; None if there is none."""
         return _read(self.folder / f"{file.name}{suffix}")
 
     def get_or_create(self, file: FileVersion, suffix: str, make: Callable[[], bytes]) -> bytes:
@@ -119,10 +99,6 @@ class FileCache:
         """Opens a local copy of a file; if there is none, one process downloads it.
 
         The least recently opened copies are removed when the cache is full.
-
-        Raises:
-            FileNotFoundError: The remote file does not exist any more.
-            StorageError: The cache folder cannot be written.
         """
         path = self.folder / f"{file.name}{_COPY_SUFFIX}"
         for _ in range(_ATTEMPTS):
@@ -143,16 +119,10 @@ class FileCache:
     def local_copy(self, folder: Path, names: Sequence[str]) -> Path:
         """Local folder with copies of remote files, for libraries that need local file names.
 
-        One folder is created for the current versions of the files. Folders that were not
-        requested for 30 days are removed when another one is created.
+        `names`: file names relative to the folder.
 
-        Args:
-            folder: Remote folder.
-            names: File names relative to the folder.
-
-        Raises:
-            FileNotFoundError: A file does not exist.
-            StorageError: The storage or the cache fails.
+        One folder is created for the current versions of the files. Folders that were not requested
+        for 30 days are removed when another one is created.
         """
         files = list(
             in_parallel(FileVersion.of, [folder / name for name in names], _MAX_CONCURRENT)

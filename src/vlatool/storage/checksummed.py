@@ -20,13 +20,7 @@ def write_checksummed(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """Reads a JSON object and checks its digest, if it has one; returns it without the digest.
-
-    Raises:
-        DocumentError: The content is no JSON object, or differs from the one that was written.
-        OSError: The file cannot be read.
-        StorageError: The object in S3 cannot be read.
-    """
+    """Reads a JSON object and checks its digest, if it has one; returns it without the digest."""
     content: object = read_json(path)
     if not isinstance(content, dict):
         raise DocumentError("no JSON object")

@@ -23,30 +23,16 @@ Consumer = Callable[[int, bytes], None]
 
 @dataclass(frozen=True)
 class ChunkStream:
-    """Chunks of one version of an object.
+    """Chunks of one version of an object."""
 
-    Attributes:
-        address: The object.
-        info: Its size and version.
-        chunk_bytes: Size of a chunk; the last one may be smaller.
-        pool: Streams and limits.
-    """
-
-    address: Address
-    info: ObjectInfo
-    chunk_bytes: int
-    pool: TransferPool
+    address: Address  # the object
+    info: ObjectInfo  # its size and version
+    chunk_bytes: int  # size of a chunk; the last one may be smaller
+    pool: TransferPool  # streams and limits
 
     def read(self, numbers: Sequence[int], consume: Consumer) -> None:
-        """Hands chunks to a consumer, up to one per stream and `RUN_AHEAD` ahead of it.
-
-        Args:
-            numbers: Numbers of the chunks, from 0, ascending.
-            consume: Called in this thread.
-
-        Raises:
-            FileNotFoundError: The object does not exist any more.
-            StorageError: The storage does not respond, or the object has changed.
+        """Hands chunks to a consumer, up to one per stream and `RUN_AHEAD` ahead of it; `numbers`:
+        numbers of the chunks, from 0, ascending.
         """
         remaining = iter(numbers)
         for number in islice(remaining, 1):

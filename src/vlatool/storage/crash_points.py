@@ -23,12 +23,8 @@ _VARIES = re.compile(r"[0-9a-f]{8}|\d+")
 def crash_point(
     kind: Kind, path: object, do_half: Callable[[], object] | None = None
 ) -> Generator[None]:
-    """Surrounds an operation with crash points: before, inside and after it.
-
-    Args:
-        kind: Kind of operation.
-        path: Path or address that the operation changes.
-        do_half: Performs a part of the operation; None if the operation is atomic.
+    """Surrounds an operation with crash points: before, inside and after it; `do_half`: performs a
+    part of the operation; None if the operation is atomic.
     """
     if VARIABLE not in os.environ:
         yield

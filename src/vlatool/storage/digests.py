@@ -9,16 +9,8 @@ from vlatool.errors import DataError
 def verified_sha256(
     where: object, digest: str, size: int, blocks: Iterable[bytes | bytearray]
 ) -> str:
-    """Hexadecimal SHA-256 of content, after comparing the digest that the server vouches for.
-
-    Args:
-        where: Location of the content, for the error.
-        digest: Digest of the server, as in `ObjectInfo`; one of an unknown kind is not compared.
-        size: Number of bytes of the content.
-        blocks: The content, read once.
-
-    Raises:
-        DataError: The digests differ.
+    """Hexadecimal SHA-256 of content, after comparing the digest that the server vouches for;
+    `size`: number of bytes of the content; `blocks`: the content, read once.
     """
     kind, _, expected = digest.partition(":")
     ours = hashlib.sha256()

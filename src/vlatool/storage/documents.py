@@ -52,27 +52,16 @@ class _TypedLoader(_SAFE):
 
 
 class DocumentError(ValueError):
-    """Document that cannot be parsed.
-
-    Attributes:
-        reason: Description such as `not valid JSON (line 3: Expecting value)`.
-        line: Line number from 1; 0 if unknown.
-    """
+    """Document that cannot be parsed."""
 
     def __init__(self, reason: str, line: int = 0) -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.line = line
+        self.reason = reason  # description such as `not valid JSON (line 3: Expecting value)`
+        self.line = line  # line number from 1; 0 if unknown
 
 
 def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
-    """Reads the text of a file.
-
-    Raises:
-        DocumentError: The file is larger than `max_bytes` or not UTF-8.
-        OSError: The file cannot be read.
-        StorageError: The object in S3 cannot be read.
-    """
+    """Reads the text of a file."""
     data = read_byte_range(ByteRange(path, 0, max_bytes + 1))  # one request if it is remote
     if len(data) > max_bytes:
         size = path.stat().st_size
@@ -84,15 +73,8 @@ def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = None) -> Any:
-    """Parses a JSON text.
-
-    Args:
-        text: Text, or UTF-8 bytes.
-        constants: Converts `NaN`, `Infinity` and `-Infinity`; by default they become floats.
-
-    Raises:
-        DocumentError: The text is not JSON, nested too deeply, too large, or has a number of
-            thousands of digits or an unpaired surrogate.
+    """Parses a JSON text; `text`: text, or UTF-8 bytes; `constants`: converts `NaN`, `Infinity` and
+    `-Infinity`; by default they become floats.
     """
     brackets = _count(text, "[") + _count(text, "{")
     if brackets > MAX_LISTS:
@@ -121,15 +103,6 @@ def read_json(path: Path) -> Any:
 
 
 def parse_yaml(text: str, loader: Any = _TypedLoader) -> Any:
-    """Parses a YAML text.
-
-    Args:
-        text: One document.
-        loader: One of the safe loaders.
-
-    Raises:
-        DocumentError: The text is not YAML, nested too deeply, or too large with its aliases.
-    """
     check_yaml(text)
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - one of the safe loaders
@@ -148,9 +121,6 @@ def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:
     """Number of nodes of a YAML text, each alias counted with the size of its anchor.
 
     Only parses events, so that neither depth nor aliases take time or memory.
-
-    Raises:
-        DocumentError: The text is not YAML, nested too deeply or too large.
     """
     counter = _NodeCounter()
     try:

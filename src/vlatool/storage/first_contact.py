@@ -26,19 +26,13 @@ _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTD
 
 
 class UnreachableHost(Exception):
-    """Host that has never answered this process, and does not answer now.
-
-    Args:
-        host: Its name.
-        reason: Reason why it does not answer.
-        proxy: Host and port of the proxy on the way, if it is the proxy that cannot be reached.
-    """
+    """Host that has never answered this process, and does not answer now."""
 
     def __init__(self, host: str, reason: str, proxy: str = "") -> None:
         server = f"the proxy {proxy} for {host}" if proxy else host
         super().__init__(f"{server} cannot be reached: {reason}")
         self.host = host
-        self.reason = reason
+        self.reason = reason  # reason why it does not answer
         self.has_proxy = bool(proxy)
 
     def at(self, location: str) -> StorageError:
@@ -69,11 +63,7 @@ def expect_answers() -> None:
 
 
 def reach(url: str) -> None:
-    """Connects once to the host of a URL or to its proxy, unless it has answered this process.
-
-    Raises:
-        UnreachableHost: Nothing accepts a connection there within 3 s.
-    """
+    """Connects once to the host of a URL or to its proxy, unless it has answered this process."""
     if has_answered(url):
         return
     proxy = route(url).proxy

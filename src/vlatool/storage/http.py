@@ -91,11 +91,7 @@ class WebServer:
         return self._first_byte(key) if size is None else _info(response.headers, size)
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
-        """Raises: the folders of a web server cannot be listed.
-
-        Raises:
-            StorageError: Always.
-        """
+        """Raises: the folders of a web server cannot be listed."""
         del delimiter, token, at_most
         raise StorageError(
             f"{self._root}/{below}: the folders of a web server cannot be listed",
@@ -157,11 +153,7 @@ class WebServer:
         return response
 
     def document(self, url: str) -> tuple[Any, Mapping[str, str]]:
-        """Content of a JSON document, and the headers of the response.
-
-        Raises:
-            UnusableAnswer: It is not JSON, or larger than 64 MiB.
-        """
+        """Content of a JSON document, and the headers of the response."""
         response = self._fetch("GET", url, {"Accept-Encoding": "identity"})
         stream = BodyStream(response)
         try:

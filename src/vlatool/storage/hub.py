@@ -37,12 +37,8 @@ def _with_kind(location: str) -> str:
 class Repository:
     """Files of a repository, at the commit of its revision when it is first used.
 
-    Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files in that
-    cache are read from it.
-
-    Attributes:
-        kind: `dataset`, `model` or `space`.
-        name: OWNER/NAME.
+    Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files in that cache
+    are read from it.
     """
 
     form = LocationForm(
@@ -57,7 +53,7 @@ class Repository:
     def __init__(self, root: str) -> None:
         self._root = root
         kind, owner, name = root.partition("://")[2].split("/")
-        self.kind = kind.removesuffix("s")
+        self.kind = kind.removesuffix("s")  # `dataset`, `model` or `space`
         self.name, _, self._revision = f"{owner}/{name}".partition("@")
         self._lock = threading.Lock()
 
@@ -154,7 +150,6 @@ class Repository:
         return self.files[key]
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
-        """Page of the listing."""
         names = self._names
         position = bisect_left(names, max(below, token))
         objects: list[tuple[str, ObjectInfo]] = []
@@ -274,11 +269,7 @@ def _bytes(path: Path, start: int, stop: int) -> bytes:
 
 
 def _files(page: object) -> Iterator[tuple[str, ObjectInfo]]:
-    """Yields names and information of the files on a page of the list of files.
-
-    Raises:
-        UnusableAnswer: It is no list of entries, or a name leads out of the repository.
-    """
+    """Yields names and information of the files on a page of the list of files."""
     problem = UnusableAnswer("the hub's answer is no list of files")
     if not isinstance(page, list):
         raise problem

@@ -37,17 +37,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UploadFile:
-    """File to upload.
-
-    Attributes:
-        name: Path in the repository.
-        content: The local file, or its content.
-        size: Size in bytes.
-    """
-
-    name: str
-    content: Path | bytes
-    size: int
+    name: str  # Path in the repository
+    content: Path | bytes  # the local file, or its content
+    size: int  # size in bytes
 
     def is_at(self, info: ObjectInfo | None) -> bool:
         """True if a file of the hub has the same content."""
@@ -96,19 +88,13 @@ class RepositoryWriter:
 
     def send(
         self,
-        files: Sequence[UploadFile],
-        removed: Sequence[str],
-        message: str,
+        files: Sequence[UploadFile],  # files that are not there with this content
+        removed: Sequence[str],  # Paths of files that are there
+        message: str,  # title of the commits
+        # called with the number of bytes of each part that was sent
         advance: Callable[[int], None],
     ) -> None:
-        """Sends files in one or several commits; the first commit removes files.
-
-        Args:
-            files: Files that are not there with this content.
-            removed: Paths of files that are there.
-            message: Title of the commits.
-            advance: Called with the number of bytes of each part that was sent.
-        """
+        """Sends files in one or several commits; the first commit removes files."""
         commits = list(_parts(files, _MAX_COMMIT_BYTES)) or [[]]
         for number, part in enumerate(commits, 1):
             title = message if len(commits) == 1 else f"{message} ({number} of {len(commits)})"

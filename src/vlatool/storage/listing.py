@@ -30,9 +30,6 @@ def pages(address: Address, delimiter: str = "") -> Iterator[ListPage]:
     """Yields the pages of the listing of a prefix, in order.
 
     Each page is retried separately; an error is raised, so a listing is never incomplete.
-
-    Raises:
-        StorageError: The listing has no end: the next page is one that was read before.
     """
     token = ""
     visited: set[str] = set()
@@ -108,9 +105,6 @@ def matching(address: Address, pattern: str) -> Iterator[Entry]:
 
     Folders are listed level by level, several concurrently, and only for parts of the pattern with
     wildcards; `**` lists everything below once.
-
-    Raises:
-        NotImplementedError: The pattern has more than one `**`, or is not relative.
     """
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     if not parts or pattern.startswith("/") or parts.count("**") > 1 or ".." in parts:

@@ -51,24 +51,16 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProcessId:
-    """Identity of a process, with which others on its machine can see that it has ended.
+    """Identity of a process, with which others on its machine can see that it has ended."""
 
-    Attributes:
-        machine: Digest of boot and process table of the machine; empty if they are unknown.
-        pid: Process id.
-        started: Clock tick of its start, because process ids are reused.
-    """
-
-    machine: str
+    machine: str  # digest of boot and process table of the machine; empty if they are unknown
     pid: int
-    started: str
+    started: str  # clock tick of its start, because process ids are reused
 
     @classmethod
     def of_this_process(cls, salt: str) -> Self:
-        """Identity of this process.
-
-        Args:
-            salt: Part of the digest, so that it differs between locks of one machine.
+        """Identity of this process; `salt`: part of the digest, so that it differs between locks of
+        one machine.
         """
         return cls(_machine(salt), os.getpid(), _stat(os.getpid())[1])
 
@@ -117,12 +109,7 @@ def remote_lock(
     renewed_every_s: float = RENEWED_EVERY_S,
     stale_after_s: float = STALE_AFTER_S,
 ) -> Generator["RemoteLock"]:
-    """Holds the lock object `path`, two levels below the output, until the block ends.
-
-    Raises:
-        UsageError: Another live run holds the lock; the message has its command.
-        StorageError: The storage fails, or another run took the lock over.
-    """
+    """Holds the lock object `path`, two levels below the output, until the block ends."""
     lock = RemoteLock(path, command)
     lock.acquire(stale_after_s)
     stop = threading.Event()
@@ -158,11 +145,7 @@ class RemoteLock:
         self._seen_at = 0.0
 
     def check(self) -> None:
-        """Raises if the lock was lost; what the storage said a second ago counts.
-
-        Raises:
-            StorageError: Another run took the lock over, or the storage fails.
-        """
+        """Raises if the lock was lost; what the storage said a second ago counts."""
         if not self.is_lost and time.monotonic() - self._seen_at >= _SEEN_FOR_S:
             holder = self._read()
             self.is_lost = holder is None or holder.owner != self._owner
@@ -323,11 +306,7 @@ class Lock(Protocol):
     """Held lock."""
 
     def check(self) -> None:
-        """Raises if the lock was lost.
-
-        Raises:
-            StorageError: Another run took the lock over.
-        """
+        """Raises if the lock was lost."""
         ...
 
 
@@ -345,10 +324,6 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
     On disk, the kernel releases the lock when its owner ends, even if it is killed; the file that
     remains is no lock. In S3, the owner renews an object while it lives. The lock ends when its
     owner is known to have ended on this machine, else 90 s after the last renewal.
-
-    Raises:
-        UsageError: Another live run holds the lock; the message has its command.
-        StorageError: The folder cannot be created or written.
     """
     if isinstance(path, RemotePath):
         with remote_lock(path, command) as lock:

@@ -47,12 +47,6 @@ class PartialFile:
     `synced`, the number of `chunk` rows whose content is on the disk; `sha256`, when the file is
     complete. A power cut may lose content whose row is in the log: chunks after the last `synced`
     are checked.
-
-    Args:
-        path: The file.
-        address: The object.
-        info: Its size and version.
-        chunk_bytes: Size of a chunk; equal in all versions of this program.
     """
 
     def __init__(self, path: Path, address: Address, info: ObjectInfo, chunk_bytes: int) -> None:
@@ -110,7 +104,6 @@ class PartialFile:
         return min(self._chunk_bytes, self._size - self.start_of(number))
 
     def chunk(self, number: int) -> "ChunkWriter":
-        """Writer of a chunk."""
         return ChunkWriter(self, number)
 
     def write_at(self, position: int, block: bytes) -> None:
@@ -135,11 +128,8 @@ class PartialFile:
             self._sync()
 
     def content(self, fetched: Iterator[object], missing: Collection[int]) -> Iterator[bytes]:
-        """The content of the file, in blocks.
-
-        Args:
-            fetched: Yields once for each missing chunk, in order, when it is written.
-            missing: Numbers of these chunks.
+        """The content of the file, in blocks; `fetched`: yields once for each missing chunk, in
+        order, when it is written.
         """
         for number in range(self.chunks):
             if number in missing:
@@ -206,12 +196,7 @@ class PartialFile:
 
 
 class ChunkWriter:
-    """Writer of a chunk, which gets its bytes in order.
-
-    Args:
-        file: The file.
-        number: Number of the chunk.
-    """
+    """Writer of a chunk, which gets its bytes in order."""
 
     def __init__(self, file: PartialFile, number: int) -> None:
         self._file, self._number = file, number

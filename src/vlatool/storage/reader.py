@@ -30,25 +30,17 @@ _MAX_RANGES = 3  # cached ranges of a file with random access: its directory, it
 
 @dataclass
 class RangeDownload:
-    """Download of a range of one version of an object; resumes at the byte reached.
+    """Download of a range of one version of an object; resumes at the byte reached."""
 
-    Attributes:
-        address: The object.
-        start: First byte. A negative one counts from the end; the first response sets it.
-        stop: End of the range; the end of the object if that is less.
-        info: Version to read; None for the one of the first response, which sets it.
-        is_range: False once the server has ignored the range and sent the whole object.
-        sink: Called with the bytes, in order, as they come; may wait or raise.
-        count: Number of bytes so far.
-    """
-
-    address: Address
-    start: int
-    stop: int
+    address: Address  # the object
+    start: int  # first byte. A negative one counts from the end; the first response sets it
+    stop: int  # end of the range; the end of the object if that is less
+    # version to read; None for the one of the first response, which sets it
     info: ObjectInfo | None = None
-    is_range: bool = True
+    is_range: bool = True  # False once the server has ignored the range and sent the whole object
+    # called with the bytes, in order, as they come; may wait or raise
     sink: Callable[[bytes], object] = lambda block: None
-    count: int = 0
+    count: int = 0  # number of bytes so far
 
     def run(self) -> bytes:
         """Returns the bytes of the range, fewer at the end of the object."""
@@ -162,11 +154,7 @@ def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> by
 
 
 def read_range(address: Address, start: int, stop: int) -> bytes:
-    """Reads bytes `start` to `stop`, fewer at the end of the object; one request below 8 MiB.
-
-    Raises:
-        FileNotFoundError: The object does not exist.
-    """
+    """Reads bytes `start` to `stop`, fewer at the end of the object; one request below 8 MiB."""
     first = RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
     assert first.info is not None
@@ -179,13 +167,6 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
 
     The first range is read immediately, so that a missing object raises here, as for any file.
     Memory: up to three ranges of at most 8 MiB each.
-
-    Args:
-        address: The object.
-        from_end: Read the last range first.
-
-    Raises:
-        FileNotFoundError: The object does not exist.
     """
     first = RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
     data = first.run()
@@ -194,11 +175,7 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
-    """Opens an object at `start`, for sequential reading up to `stop`, where the file ends.
-
-    Raises:
-        FileNotFoundError: The object does not exist.
-    """
+    """Opens an object at `start`, for sequential reading up to `stop`, where the file ends."""
     first = RangeDownload(address, start, min(stop, start + _FIRST_RANGE))
     data = first.run()
     assert first.info is not None
@@ -295,7 +272,6 @@ class _RangedFile(RemoteFile):
         return _read_range(self._address, self._info, start, self._size)
 
     def close(self) -> None:
-        """Closes the file and frees its ranges."""
         self._ranges, self._prefetch = [], None
         super().close()
 

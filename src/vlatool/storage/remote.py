@@ -17,15 +17,10 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
-    """Address of an object.
+    """Address of an object."""
 
-    Attributes:
-        root: Scheme and root, such as `s3://bucket`.
-        key: Name below the root; empty for the root itself.
-    """
-
-    root: str
-    key: str
+    root: str  # scheme and root, such as `s3://bucket`
+    key: str  # name below the root; empty for the root itself
 
     def __str__(self) -> str:
         return f"{self.root}/{self.key}" if self.key else self.root
@@ -42,78 +37,48 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class LocationForm:
-    """Form of the locations of a scheme; patterns match from the part after `scheme://` on.
+    """Form of the locations of a scheme; patterns match from the part after `scheme://` on."""
 
-    Attributes:
-        example: Shown for a location that does not have the form.
-        pattern: Matches a complete location.
-        num_root_segments: Number of segments that belong to the root.
-        secret: Matches a location with credentials, which would get into logs and records.
-        canonical: Function that writes out a short form.
-    """
-
-    example: str
-    pattern: re.Pattern[str] = re.compile(r"[^/]+")
-    num_root_segments: int = 1
+    example: str  # shown for a location that does not have the form
+    pattern: re.Pattern[str] = re.compile(r"[^/]+")  # matches a complete location
+    num_root_segments: int = 1  # number of segments that belong to the root
+    # matches a location with credentials, which would get into logs and records
     secret: re.Pattern[str] = re.compile(r"[^/]*@")
-    canonical: Callable[[str], str] = str
+    canonical: Callable[[str], str] = str  # function that writes out a short form
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Information on an object, from a listing or a response; a prefix only has `is_dir`.
+    """Information on an object, from a listing or a response; a prefix only has `is_dir`."""
 
-    Attributes:
-        size: Size in bytes.
-        modified: Time of modification in seconds since 1970, by the clock of the server.
-        etag: ETag, which changes with the content; empty if the server sends none.
-        is_dir: True for a prefix: no object has this key, but there are keys below it.
-        digest: Digest of the content that the server vouches for, such as `sha256:HEX`,
-            `md5:HEX` or `git-sha1:HEX` (of a git blob); empty if it has none.
-        has_known_size: False if the server sends no size, and the end of a body may be a cut.
-    """
-
-    size: int = 0
-    modified: float = 0.0
-    etag: str = ""
-    is_dir: bool = False
+    size: int = 0  # size in bytes
+    modified: float = 0.0  # time of modification in seconds since 1970, by the clock of the server
+    etag: str = ""  # ETag, which changes with the content; empty if the server sends none
+    is_dir: bool = False  # True for a prefix: no object has this key, but there are keys below it
+    # digest of the content that the server vouches for, such as `sha256:HEX`, `md5:HEX` or `git-
+    # sha1:HEX` (of a git blob); empty if it has none
     digest: str = ""
+    # False if the server sends no size, and the end of a body may be a cut
     has_known_size: bool = True
 
 
 class ListPage(NamedTuple):
-    """Page of a listing.
-
-    Attributes:
-        objects: Full keys, in order, with their information.
-        prefixes: Common prefixes of keys up to the delimiter, which is included.
-        token: Token of the next page; empty on the last page.
-    """
-
-    objects: Sequence[tuple[str, ObjectInfo]]
-    prefixes: Sequence[str] = ()
-    token: str = ""
+    objects: Sequence[tuple[str, ObjectInfo]]  # full keys, in order, with their information
+    prefixes: Sequence[str] = ()  # common prefixes of keys up to the delimiter, which is included
+    token: str = ""  # token of the next page; empty on the last page
 
 
 @dataclass(frozen=True)
 class Body:
-    """Body of a response, read as a stream.
+    """Body of a response, read as a stream."""
 
-    Attributes:
-        info: Information on the object.
-        start: Position of the first byte in the object.
-        read: Returns the next bytes, N at most; empty at the end.
-        close: Closes the response.
-        date: Time of the response in seconds since 1970, by the clock of the server; 0 if unknown.
-        is_range: False if the server ignored the range and sends the whole object.
-    """
-
-    info: ObjectInfo
-    start: int
-    read: Callable[[int], bytes]
-    close: Callable[[], None]
+    info: ObjectInfo  # information on the object
+    start: int  # position of the first byte in the object
+    read: Callable[[int], bytes]  # returns the next bytes, N at most; empty at the end
+    close: Callable[[], None]  # closes the response
+    # time of the response in seconds since 1970, by the clock of the server; 0 if unknown
     date: float = 0.0
-    is_range: bool = True
+    is_range: bool = True  # False if the server ignored the range and sends the whole object
 
 
 class ConditionFailed(Exception):
@@ -207,11 +172,7 @@ class WritableRemote(Remote, Protocol):
 
 
 def remote_class(scheme: str) -> type[Remote]:
-    """Class of the remote storage of a scheme.
-
-    Raises:
-        UsageError: The scheme is unknown.
-    """
+    """Class of the remote storage of a scheme."""
     return SCHEMES.get(scheme)
 
 
@@ -244,14 +205,7 @@ def call(
     *,
     retry_timeout_s: float | None = None,
 ) -> T:
-    """Calls `operation` with the remote storage of an address, with retries.
-
-    Raises:
-        FileNotFoundError: The object does not exist.
-        ConditionFailed: The condition of the request is not met.
-        StorageError: The storage does not respond, rejects the request, or is read-only.
-        EnvironmentProblem: Credentials or a package are missing.
-    """
+    """Calls `operation` with the remote storage of an address, with retries."""
     remote: WritableRemote = connect(address.root)
     try:
         return retrying(

@@ -175,7 +175,6 @@ class RemotePath(_Path):
     def relative_to(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, other: Any, *, walk_up: bool = False
     ) -> Path:
-        """Relative path from `other` to this path."""
         del walk_up
         base = RemotePath(str(other)) if "://" in str(other) else None
         if base is None or base._root != self._root:
@@ -213,11 +212,7 @@ class RemotePath(_Path):
         return True
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Size, time of modification and type.
-
-        Raises:
-            FileNotFoundError: The path is neither an object nor a prefix.
-        """
+        """Size, time of modification and type."""
         del follow_symlinks
         info = self._find()
         if info is None:
@@ -228,7 +223,6 @@ class RemotePath(_Path):
         return os.stat_result(values, {"st_mtime_ns": time * 10**9, "st_mtime": float(time)})
 
     def lstat(self) -> os.stat_result:
-        """Same as `stat`."""
         return self.stat()
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
@@ -253,11 +247,7 @@ class RemotePath(_Path):
         return False
 
     def iterdir(self) -> Generator["RemotePath"]:
-        """Yields the direct children.
-
-        Raises:
-            FileNotFoundError: There are none.
-        """
+        """Yields the direct children."""
         entries = listing.level(self.address)
         if not entries:
             raise FileNotFoundError(2, os.strerror(2), str(self))
@@ -298,12 +288,7 @@ class RemotePath(_Path):
         errors: str | None = None,
         newline: str | None = None,
     ) -> IO[Any]:
-        """Opens the object for reading, as text or binary.
-
-        Raises:
-            FileNotFoundError: The object does not exist.
-            StorageError: The mode is for writing; use `open_atomic`.
-        """
+        """Opens the object for reading, as text or binary."""
         del buffering
         if sorted(mode.replace("t", "")) not in (["r"], ["b", "r"]):
             raise needs_local_file(self)
@@ -342,11 +327,7 @@ class RemotePath(_Path):
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - pathlib's
-        """Removes the object.
-
-        Raises:
-            FileNotFoundError: The object does not exist and `missing_ok` is false.
-        """
+        """Removes the object."""
         self._info = None
         if not missing_ok and not self.is_file():
             raise FileNotFoundError(2, os.strerror(2), str(self))

@@ -32,15 +32,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryAdvice:
-    """Advice to retry after a temporary failure.
+    """Advice to retry after a temporary failure."""
 
-    Attributes:
-        reason: Description of the failure, without secrets.
-        wait_s: Seconds that the server requests to wait.
-    """
-
-    reason: str
-    wait_s: float = 0.0
+    reason: str  # description of the failure, without secrets
+    wait_s: float = 0.0  # seconds that the server requests to wait
 
 
 class Clock(Protocol):
@@ -80,11 +75,9 @@ class RetryWarnings:
 
     Many threads and workers see the same outage: a reason is repeated after 10 s, then at intervals
     that double up to a minute.
-
-    Attributes:
-        pipe: Connection to the process that started this one; None: log here.
     """
 
+    # connection to the process that started this one; None: log here
     pipe: Connection | None = None
     _due: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
@@ -155,16 +148,11 @@ class RetryPolicy:
 
 
 def retry_timeout() -> float:
-    """Seconds to keep retrying: VLATOOL_STORAGE_PATIENCE_S, by default 180.
-
-    Raises:
-        UsageError: The variable is not a number of seconds.
-    """
+    """Seconds to keep retrying: VLATOOL_STORAGE_PATIENCE_S, by default 180."""
     return _number(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S)
 
 
 def _number(variable: str, default: float) -> float:
-    """Number in an environment variable."""
     text = os.environ.get(variable, "")
     try:
         number = float(text) if text else default
@@ -187,10 +175,12 @@ def network_retry_advice(error: BaseException) -> RetryAdvice | None:
 
 
 def retrying(
-    operation: Callable[[], T],
-    location: str,
+    operation: Callable[[], T],  # function that may be called several times
+    location: str,  # location for warnings and the error
     *,
+    # returns the advice on retrying after an error, or None to raise the error
     classify: Callable[[Exception], RetryAdvice | None] = network_retry_advice,
+    # total seconds; by default VLATOOL_STORAGE_PATIENCE_S, else 180
     retry_timeout_s: float | None = None,
     policy: RetryPolicy | None = None,
 ) -> T:
@@ -199,16 +189,6 @@ def retrying(
     The limit of the wait grows exponentially to 10 s, and each wait is a random part of it (full
     jitter), so that many workers do not retry simultaneously. Retries end `retry_timeout_s` after
     the first failure, with one last attempt.
-
-    Args:
-        operation: Function that may be called several times.
-        location: Location for warnings and the error.
-        classify: Returns the advice on retrying after an error, or None to raise the error.
-        retry_timeout_s: Total seconds; by default VLATOOL_STORAGE_PATIENCE_S, else 180.
-        policy: Clock, randomness and warnings; by default those of this process.
-
-    Raises:
-        StorageError: The time for retries is over.
     """
     total = retry_timeout() if retry_timeout_s is None else retry_timeout_s
     policy = policy or RetryPolicy()

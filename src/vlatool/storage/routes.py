@@ -26,15 +26,10 @@ _VARIABLES = (*_CERTIFICATES, *_PROXIES, *map(str.upper, _PROXIES))
 
 @dataclass(frozen=True)
 class Proxy:
-    """Proxy server.
+    """Proxy server."""
 
-    Attributes:
-        url: URL without credentials.
-        login: `user:password`; empty without credentials.
-    """
-
-    url: str
-    login: str = field(default="", repr=False)
+    url: str  # URL without credentials
+    login: str = field(default="", repr=False)  # `user:password`; empty without credentials
 
     @property
     def host(self) -> str:
@@ -46,35 +41,22 @@ class Proxy:
 
 
 class Route(NamedTuple):
-    """Way to a server.
+    """Way to a server."""
 
-    Attributes:
-        proxy: Proxy on the way; None: no proxy.
-        certificates: TLS context that accepts the certificates of the system and of all bundles
-            that are named; None without TLS.
-    """
-
-    proxy: Proxy | None
+    proxy: Proxy | None  # proxy on the way; None: no proxy
+    # TLS context that accepts the certificates of the system and of all bundles that are named;
+    # None without TLS
     certificates: ssl.SSLContext | None
 
 
 def route(url: str) -> Route:
-    """Way to the server of a URL, by the environment.
-
-    Raises:
-        UsageError: A variable is not the URL of an HTTP proxy, or no file of certificates.
-        ValueError: The URL is invalid.
-    """
+    """Way to the server of a URL, by the environment."""
     parts = urlsplit(url)
     return _route(parts.scheme, parts.netloc, _environment())
 
 
 def route_settings() -> Mapping[str, str]:
-    """Proxies and certificates that the environment names, without credentials.
-
-    Raises:
-        UsageError: A variable does not contain the URL of an HTTP proxy.
-    """
+    """Proxies and certificates that the environment names, without credentials."""
     proxies = getproxies()
     named = {name: text for name in ("http", "https", "all") if (text := proxies.get(name))}
     shown = {f"{name.upper()}_PROXY": str(_parsed(text, name)) for name, text in named.items()}

@@ -80,11 +80,7 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """Client of boto3.
-
-        Raises:
-            UnreachableHost: The endpoint has never answered.
-        """
+        """Client of boto3."""
         reach(self.endpoint)
         return self._client
 
@@ -147,7 +143,6 @@ class Bucket:
 
     @_reading()
     def head(self, key: str) -> ObjectInfo:
-        """HeadObject."""
         response = self.client.head_object(Bucket=self.name, Key=key)
         return _info(response, int(response["ContentLength"]))
 
@@ -279,13 +274,11 @@ class _Multipart:
 
     @_reading()
     def complete(self, parts: Sequence[str]) -> None:
-        """CompleteMultipartUpload."""
         numbered = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(parts, start=1)]
         complete = partial(self._client.complete_multipart_upload, **self._request)
         _in_time(partial(complete, MultipartUpload={"Parts": numbered}), 0)
 
     def abort(self) -> None:
-        """AbortMultipartUpload."""
         self._client.abort_multipart_upload(**self._request)
 
 
@@ -300,11 +293,7 @@ def _with_digest(body: Body, headers: Mapping[str, str]) -> Body:
 
 
 def _in_time(request: Callable[[], Any], size: int) -> Any:
-    """Result of a request with a body of `size` bytes.
-
-    Raises:
-        TimeoutError: It takes longer than an answer may take, plus a second per KiB.
-    """
+    """Result of a request with a body of `size` bytes."""
     return in_background(request).result(READ_TIMEOUT_S + size / SLOWEST)
 
 

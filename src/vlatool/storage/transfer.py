@@ -36,21 +36,14 @@ _LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled downloa
 
 @dataclass
 class TransferPool:
-    """Requests and bytes per second that all downloads of a command share; used by many threads.
+    """Requests and bytes per second that all downloads of a command share; used by many threads."""
 
-    Attributes:
-        streams: Requests at the same time.
-        bytes_per_s: Limit of the rate; None for no limit.
-        on_note: Called with a note on a download.
-        bar: Shows the bytes, the number of finished files and those in flight.
-        received: Bytes so far.
-    """
-
-    streams: int
-    bytes_per_s: float | None = None
-    on_note: Callable[[str], None] = lambda message: None
+    streams: int  # requests at the same time
+    bytes_per_s: float | None = None  # limit of the rate; None for no limit
+    on_note: Callable[[str], None] = lambda message: None  # called with a note on a download
+    # shows the bytes, the number of finished files and those in flight
     bar: Progress = field(default_factory=NullProgress)
-    received: int = 0
+    received: int = 0  # bytes so far
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _started: float = 0.0
@@ -69,11 +62,7 @@ class TransferPool:
 
     @contextmanager
     def file(self, name: str) -> Generator[None]:
-        """Shows a file as in flight.
-
-        Raises:
-            StorageError: The storage did not respond to the last files: this one is not requested.
-        """
+        """Shows a file as in flight."""
         with self._lock:
             if self._outages >= _MAX_OUTAGES:
                 raise not_requested_error(name)
@@ -101,11 +90,7 @@ class TransferPool:
             yield
 
     def count(self, size: int) -> None:
-        """Counts new bytes; waits while they are more than the limit of the rate allows.
-
-        Raises:
-            Cancelled: The command ends.
-        """
+        """Counts new bytes; waits while they are more than the limit of the rate allows."""
         with self._lock:
             now = time.monotonic()
             self._outages = 0
@@ -164,17 +149,11 @@ def not_requested_error(name: str) -> StorageError:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """File that was downloaded.
+    """File that was downloaded."""
 
-    Attributes:
-        size: Size in bytes.
-        sha256: Hexadecimal digest of the content.
-        is_synced: True if the content was synced to the disk.
-    """
-
-    size: int
-    sha256: str
-    is_synced: bool
+    size: int  # size in bytes
+    sha256: str  # hexadecimal digest of the content
+    is_synced: bool  # True if the content was synced to the disk
 
 
 def download(
@@ -182,21 +161,10 @@ def download(
 ) -> Downloaded:
     """Downloads an object to a local file, from where an earlier attempt was interrupted.
 
+    `partial_file`: Path of the bytes so far, on the same disk.
+
     A finished download of more than one chunk leaves `PARTIAL.log`, with which the same call
     returns at once; `remove_partial` removes it when the caller has recorded the file.
-
-    Args:
-        address: The object.
-        info: Its size and version, as it was listed.
-        target: Path of the file.
-        partial_file: Path of the bytes so far, on the same disk.
-        pool: Streams and limits.
-
-    Raises:
-        FileNotFoundError: The object does not exist any more.
-        DataError: The digest of the content is not that of the server.
-        StorageError: The storage does not respond, the object changes again and again, or the file
-            cannot be written.
     """
     for attempt in range(_RESTARTS + 1):
         try:
@@ -235,11 +203,7 @@ def _download_small(
 
 
 def body_blocks(body: Body, size: int, address: Address, pool: TransferPool) -> Iterator[bytes]:
-    """The next `size` bytes of a body, as they come; they are counted.
-
-    Raises:
-        ConnectionResetError: The body ends early.
-    """
+    """The next `size` bytes of a body, as they come; they are counted."""
     while size:
         block = body.read(min(size, _READ_SIZE))
         if not block:
@@ -310,7 +274,6 @@ class _LargeDownload:
         return self._info if self._info.etag else None
 
     def _stream(self, file: PartialFile, info: ObjectInfo | None) -> None:
-        """Downloads the whole object with one request."""
         self._pool.on_note(
             f"{self._address}: the server has no byte ranges; an interrupted download of this file"
             " starts again"

@@ -49,17 +49,11 @@ def file_names(folder: Path) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """Name, size and time of a file below a folder.
+    """Name, size and time of a file below a folder."""
 
-    Attributes:
-        name: Path relative to the folder; empty if the given path is the file itself.
-        bytes: Size in bytes.
-        modified_ns: Time of modification, nanoseconds since 1970 (whole seconds in S3).
-    """
-
-    name: str
-    bytes: int
-    modified_ns: int
+    name: str  # Path relative to the folder; empty if the given path is the file itself
+    bytes: int  # size in bytes
+    modified_ns: int  # time of modification, nanoseconds since 1970 (whole seconds in S3)
 
 
 def files_below(path: Path) -> list[FileInfo]:
@@ -106,11 +100,7 @@ def files_below_each(paths: Sequence[Path]) -> list[list[FileInfo]]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of the content of a file; memory does not grow with the file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Hexadecimal SHA-256 of the content of a file; memory does not grow with the file."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -126,11 +116,7 @@ def size_text(count: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Number of bytes of a text such as `80GB`, `512 MiB` or `1000`.
-
-    Raises:
-        ValueError: The text is no size above 0.
-    """
+    """Number of bytes of a text such as `80GB`, `512 MiB` or `1000`."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]i?)?B?\s*", text, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is no size; write one such as 80GB or 512MiB")

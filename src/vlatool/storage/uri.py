@@ -19,11 +19,7 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def local_path(location: str | Path) -> Path:
-    """Path of a local location; `~` is expanded and `file://` removed.
-
-    Raises:
-        UsageError: The location is remote, or no valid path.
-    """
+    """Path of a local location; `~` is expanded and `file://` removed."""
     text = str(location)
     if _scheme(text) != "file":
         raise UsageError(
@@ -42,11 +38,7 @@ def local_path(location: str | Path) -> Path:
 
 
 def location(text: str | Path) -> Path:
-    """Path of a local or remote location.
-
-    Raises:
-        UsageError: The scheme is unknown, or the location has not the form of its scheme.
-    """
+    """Path of a local or remote location."""
     if isinstance(text, RemotePath):
         return text
     scheme = _scheme(str(text))
@@ -65,11 +57,7 @@ def location(text: str | Path) -> Path:
 
 
 def check_no_credentials(text: str) -> None:
-    """Raises if a location contains credentials, which would get into logs and records.
-
-    Raises:
-        UsageError: The location has a user name, a password, a query or a fragment.
-    """
+    """Raises if a location contains credentials, which would get into logs and records."""
     scheme, rest = _scheme(text), text.partition("://")[2]
     if scheme in SCHEMES.names() and remote_class(scheme).form.secret.match(rest):
         host = rest.partition("/")[0]
@@ -101,12 +89,7 @@ def _scheme(text: str) -> str:
 
 
 def require_existing(text: str) -> Path:
-    """Path of an existing location, at its current version.
-
-    Raises:
-        DataError: The location does not exist.
-        UsageError: The scheme is unknown.
-    """
+    """Path of an existing location, at its current version."""
     path = pinned(text)
     if is_missing(path):
         raise DataError(
@@ -136,13 +119,7 @@ def can_list(path: Path) -> bool:
 
 
 def pinned(text: str | Path) -> Path:
-    """Path of a location at its current version, if its storage has versions.
-
-    Raises:
-        DataError: The version in the location does not exist.
-        EnvironmentProblem: This user has no access.
-        UsageError: The scheme is unknown.
-    """
+    """Path of a location at its current version, if its storage has versions."""
     path = location(text)
     return path.pinned() if isinstance(path, RemotePath) else path
 
@@ -162,9 +139,6 @@ def as_native_file(path: Path) -> str | IO[bytes]:
     """Input for libraries in other languages: a local file name, or an open remote file.
 
     Only the parts of a remote file that are read are requested, once in a process.
-
-    Raises:
-        OSError: The file cannot be opened, or it is a pipe or a device.
     """
     if isinstance(path, RemotePath):
         return open_blocks(path.address)

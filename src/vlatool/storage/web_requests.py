@@ -46,11 +46,8 @@ class UnusableAnswer(Exception):
 
 
 class BodyStream:
-    """Body of a response; it fails if it comes slower than 1 KiB/s.
-
-    Args:
-        response: Response of urllib3.
-        timeout_s: Seconds of waiting before the speed is checked; None: 60.
+    """Body of a response; it fails if it comes slower than 1 KiB/s; `timeout_s`: seconds of waiting
+    before the speed is checked; None: 60.
     """
 
     def __init__(self, response: Any, timeout_s: float | None = None) -> None:
@@ -60,11 +57,7 @@ class BodyStream:
         self._received = 0
 
     def read(self, size: int) -> bytes:
-        """The next bytes, as many as one read of the connection returns; empty at the end.
-
-        Raises:
-            TimeoutError: The body comes too slowly.
-        """
+        """The next bytes, as many as one read of the connection returns; empty at the end."""
         started = time.monotonic()
         block = self._response.read1(size)
         self._waited_s += time.monotonic() - started
@@ -76,11 +69,7 @@ class BodyStream:
         return block
 
     def read_to_end(self, limit: int) -> bytes:
-        """The rest of the body, up to `limit` bytes.
-
-        Raises:
-            TimeoutError: The body comes too slowly.
-        """
+        """The rest of the body, up to `limit` bytes."""
         return b"".join(self.blocks(limit))
 
     def blocks(self, limit: int) -> Iterator[bytes]:
@@ -129,10 +118,6 @@ def fetch(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
     """Response of a request, with its body unread; follows redirects.
 
     Credentials are not sent to another host.
-
-    Raises:
-        UnreachableHost: The host, or that of a redirect, has never answered.
-        UnusableAnswer: A location is invalid, or there are more than 5 redirects.
     """
     for _ in range(_REDIRECTS + 1):
         response = send(pool, method, url, headers)
@@ -176,19 +161,8 @@ def discard(response: Any) -> None:
 
 
 def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any = None) -> Any:
-    """Response of a request; redirects are responses.
-
-    Args:
-        pool: `Connections`.
-        method: Method of the request.
-        url: URL of the request.
-        headers: Its headers.
-        body: Its body, bytes or a file; None for none.
-
-    Raises:
-        UnreachableHost: The host has never answered.
-        UnusableAnswer: The location is invalid, its certificate is not accepted, or the proxy
-            refuses the connection.
+    """Response of a request; redirects are responses; `body`: its body, bytes or a file; None for
+    none.
     """
     reach(url)
     exceptions: Any = importlib.import_module("urllib3.exceptions")

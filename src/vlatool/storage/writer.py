@@ -47,11 +47,7 @@ class RemoteFile(io.BufferedIOBase):
         return self._size
 
     def write(self, data: Any, /) -> int:
-        """Writes `data`; uploads full parts.
-
-        Raises:
-            StorageError: The upload of an earlier part failed.
-        """
+        """Writes `data`; uploads full parts."""
         view = memoryview(data).cast("B")
         self._buffer += view
         self._size += len(view)
@@ -121,12 +117,7 @@ class RemoteFile(io.BufferedIOBase):
 
 
 def put(address: Address, data: bytes, etag: str | None = None) -> str:
-    """Writes an object in one request; returns its ETag.
-
-    Raises:
-        ConditionFailed: The object has another version than `etag`; with an empty `etag`, the
-            object exists.
-    """
+    """Writes an object in one request; returns its ETag."""
     with crash_point("write", address):
         return call(address, lambda remote: remote.put(address.key, data, etag))
 

@@ -50,14 +50,9 @@ _HINT = "write the windows again with `vlatool preprocess`, or copy them again"
 
 
 class WindowFile(NamedTuple):
-    """File with the windows of one episode.
+    """File with the windows of one episode."""
 
-    Attributes:
-        episode: Name of the episode: name of the file without suffix.
-        path: The file.
-    """
-
-    episode: str
+    episode: str  # name of the episode: name of the file without suffix
     path: Path
 
     @property
@@ -78,41 +73,22 @@ class WindowShape(NamedTuple):
 
 @dataclass(frozen=True)
 class EpisodeBuilder:
-    """Writes the samples of an episode; picklable.
+    """Writes the samples of an episode; picklable."""
 
-    Attributes:
-        output: The output folder.
-        tree: The folder of windows.
-        codes: Codes of the images.
-        fast: Folder of the action tokenizer.
-        fast_digest: Expected digest of the action tokenizer.
-        fast_steps: Steps of the chunks that it was fitted on; None if unknown.
-        action_ids: Number of its ids.
-        profile: Normalization of the actions.
-        kinds: Kinds of windows that are used.
-        layout: Layout of the samples.
-        prefix: Prefix of the path of each image in a line.
-    """
-
-    output: Path
-    tree: Path
-    codes: CodesFolder
-    fast: Path
-    fast_digest: str
-    fast_steps: int | None
-    action_ids: int
-    profile: NormalizationProfile
-    kinds: tuple[Kind, ...]
+    output: Path  # the output folder
+    tree: Path  # the folder of windows
+    codes: CodesFolder  # codes of the images
+    fast: Path  # folder of the action tokenizer
+    fast_digest: str  # expected digest of the action tokenizer
+    fast_steps: int | None  # steps of the chunks that it was fitted on; None if unknown
+    action_ids: int  # number of its ids
+    profile: NormalizationProfile  # normalization of the actions
+    kinds: tuple[Kind, ...]  # kinds of windows that are used
     layout: SamplesLayout
-    prefix: str
+    prefix: str  # prefix of the path of each image in a line
 
     def __call__(self, item: WindowFile) -> Receipt:
-        """Writes the lines with their index, or the packed samples.
-
-        Raises:
-            DataError: A line is no window, an image is missing or has no codes, or an action
-                cannot be encoded.
-        """
+        """Writes the lines with their index, or the packed samples."""
         windows = [stripped(window) for window in _windows(item.path) if window.kind in self.kinds]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
@@ -193,7 +169,6 @@ class EpisodeBuilder:
     def _action_ids(
         self, item: WindowFile, windows: Sequence[Window]
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
-        """Action ids of each window, and findings about them."""
         try:
             tokenizer = action_tokenizer(self.fast, self.fast_digest)
             encoded = encode_actions(tokenizer, self.profile, windows)
@@ -208,7 +183,6 @@ class EpisodeBuilder:
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:
-    """Writes the packed samples of an episode; returns the entry of the file."""
     content, name = samples.content(), packed_name(episode)
     write_bytes(output / name, content)
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples))
@@ -216,11 +190,7 @@ def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEnt
 
 @lru_cache(maxsize=1)
 def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
-    """The action tokenizer in a folder, read once per process.
-
-    Raises:
-        DataError: Its digest has changed.
-    """
+    """The action tokenizer in a folder, read once per process."""
     tokenizer = read_fast(folder)
     if tokenizer.digest != digest:
         raise _window_error(folder, "has changed since the run started", "data.fast_changed")
@@ -249,11 +219,7 @@ def _is_sample_line(path: Path, number: int) -> bool:
 
 
 def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
-    """Shape that all windows share.
-
-    Raises:
-        DataError: Shapes differ, there are no future images, or an instruction holds a tag.
-    """
+    """Shape that all windows share."""
     shapes = {
         WindowShape(
             len(window.images), len(window.future), len(window.actions), len(window.actions[0])
@@ -303,23 +269,16 @@ def _window_error(path: Path, reason: str, code: str) -> DataError:
 
 @dataclass
 class DatasetTotals:
-    """Totals over the episodes added so far.
+    """Totals over the episodes added so far."""
 
-    Attributes:
-        files: Written files.
-        episodes: Number of episodes with samples.
-        kinds: Map from kind to number of samples.
-        tasks: Map from instruction to number of samples.
-        id_counts: Number of action ids of a window to number of such windows.
-        shape: Shape that all windows share.
-    """
-
-    files: list[FileEntry] = field(default_factory=list[FileEntry])
-    episodes: int = 0
-    kinds: Counter[str] = field(default_factory=Counter[str])
+    files: list[FileEntry] = field(default_factory=list[FileEntry])  # written files
+    episodes: int = 0  # number of episodes with samples
+    kinds: Counter[str] = field(default_factory=Counter[str])  # map from kind to number of samples
+    # map from instruction to number of samples
     tasks: Counter[str] = field(default_factory=Counter[str])
+    # number of action ids of a window to number of such windows
     id_counts: Counter[int] = field(default_factory=Counter[int])
-    shape: WindowShape | None = None
+    shape: WindowShape | None = None  # shape that all windows share
 
     @property
     def samples(self) -> int:
@@ -327,11 +286,7 @@ class DatasetTotals:
         return self.kinds.total()
 
     def add(self, receipt: Receipt) -> None:
-        """Adds an episode.
-
-        Raises:
-            DataError: The shape of its windows differs from those of earlier episodes.
-        """
+        """Adds an episode."""
         if not receipt.files:
             return
         shape = WindowShape(*receipt.facts["shape"])

@@ -24,25 +24,15 @@ from vlatool.storage.bulk_folder import bulk_folder
 
 @dataclass(frozen=True)
 class SelectedCodes:
-    """Codes to decode.
-
-    Attributes:
-        folder: Folder of the codes.
-        episodes: Episodes to decode.
-        stems: Stems of the images to decode; None for all.
-    """
+    """Codes to decode."""
 
     folder: CodesFolder
-    episodes: Sequence[str]
-    stems: tuple[str, ...] | None = None
+    episodes: Sequence[str]  # episodes to decode
+    stems: tuple[str, ...] | None = None  # stems of the images to decode; None for all
 
 
 def select_codes_of(tokenizer: OpenTokenizer, path: Path) -> SelectedCodes:
-    """Selects the codes of a folder, or of one of its files.
-
-    Raises:
-        DataError: There are no codes, or they come from another tokenizer.
-    """
+    """Selects the codes of a folder, or of one of its files."""
     if path.suffix not in (JSON_SUFFIX, PACKED_SUFFIX) or path.is_dir():
         folder = CodesFolder.open(path)
         selection = SelectedCodes(folder, folder.episodes())
@@ -81,26 +71,15 @@ def _checked(tokenizer: OpenTokenizer, folder: CodesFolder) -> CodesFolder:
 
 @dataclass(frozen=True)
 class EpisodeDecoder:
-    """Writes the images of an episode.
+    """Writes the images of an episode."""
 
-    Attributes:
-        tokenizer: Tokenizer that made the codes.
-        codes: Selected codes.
-        output: The output folder.
-        batch_size: Most images on the device at once.
-    """
-
-    tokenizer: OpenTokenizer
+    tokenizer: OpenTokenizer  # tokenizer that made the codes
     codes: SelectedCodes
-    output: Path
-    batch_size: int
+    output: Path  # the output folder
+    batch_size: int  # most images on the device at once
 
     def __call__(self, episode: str) -> Receipt:
-        """Writes a PNG per image.
-
-        Raises:
-            DataError: Codes are missing or broken, or a code is out of range.
-        """
+        """Writes a PNG per image."""
         of_episode = self.codes.folder.read(episode, self.codes.stems)
         with bulk_folder(self.output / episode) as writer:
             for start in range(0, len(of_episode.stems), self.batch_size):
@@ -118,27 +97,14 @@ class EpisodeDecoder:
 
 
 def decoded(tokenizer: OpenTokenizer, codes: torch.Tensor) -> UInt8Array:
-    """Images uint8 [B, S, S, 3] of codes int64 [B, K].
-
-    Raises:
-        DataError: A code is out of range, or there are not K of them.
-    """
+    """Images uint8 [B, S, S, 3] of codes int64 [B, K]."""
     return tokenizer.network.decode(codes.to(tokenizer.device)).cpu().numpy()
 
 
 def open_decoder(
     location: str, folder: Path, codes: Mapping[str, Any]
 ) -> Callable[[Array], UInt8Array]:
-    """Function that decodes codes int64 [B, K] to images uint8 [B, S, S, 3].
-
-    Args:
-        location: Run, checkpoint or published folder of the tokenizer.
-        folder: Folder of the codes.
-        codes: Their metadata, as `CodesManifest.encoding_info` returns it.
-
-    Raises:
-        DataError: The tokenizer did not make the codes, or has no decoder.
-    """
+    """Function that decodes codes int64 [B, K] to images uint8 [B, S, S, 3]."""
     tokenizer = open_tokenizer(location, rank_device())
     tokenizer.check_codebook()
     tokenizer.check_decoder()

@@ -54,23 +54,14 @@ _COMPARED = 8  # images of an episode that are encoded in both precisions
 
 @dataclass(frozen=True)
 class EncodeRule:
-    """Options of encoding and of the files of codes.
+    """Options of encoding and of the files of codes."""
 
-    Attributes:
-        output: Folder of codes.
-        layout: Layout of the files.
-        precision: Precision of the encoder; the quantizer computes in fp32.
-        batch_size: Most images on the device at once.
-        check_every: Save the reconstruction of every N-th image of an episode; 0: none.
-        num_workers: Processes that read and decode; 0: this one.
-    """
-
-    output: Path
-    layout: CodesLayout = "json"
-    precision: Precision = "fp32"
-    batch_size: int = 64
-    check_every: int = 500
-    num_workers: int = 0
+    output: Path  # folder of codes
+    layout: CodesLayout = "json"  # layout of the files
+    precision: Precision = "fp32"  # precision of the encoder; the quantizer computes in fp32
+    batch_size: int = 64  # most images on the device at once
+    check_every: int = 500  # save the reconstruction of every N-th image of an episode; 0: none
+    num_workers: int = 0  # processes that read and decode; 0: this one
 
 
 class _Task(NamedTuple):
@@ -82,23 +73,14 @@ class _Task(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """Result of a task.
+    """Result of a task."""
 
-    Attributes:
-        number: Number of the episode in the run.
-        indices: Indices of the images in the episode.
-        stems: Names of the images.
-        images: uint8 [B, S, S, 3]; empty after an error.
-        resized: Number of images that had another size.
-        error: Error that prevented reading; None without one.
-    """
-
-    number: int
-    indices: tuple[int, ...]
-    stems: tuple[str, ...]
-    images: Tensor
-    resized: int
-    error: VlatoolError | None
+    number: int  # number of the episode in the run
+    indices: tuple[int, ...]  # indices of the images in the episode
+    stems: tuple[str, ...]  # names of the images
+    images: Tensor  # uint8 [B, S, S, 3]; empty after an error
+    resized: int  # number of images that had another size
+    error: VlatoolError | None  # error that prevented reading; None without one
 
 
 class _ReadDataset(Dataset[_Read]):
@@ -130,43 +112,30 @@ class _ReadDataset(Dataset[_Read]):
 
 @dataclass
 class _Episode:
-    """Episode that is being encoded.
+    """Episode that is being encoded."""
 
-    Attributes:
-        item: Item of the job.
-        batches: Number of batches that are not encoded yet.
-        stems: Names of the encoded images.
-        codes: uint16 [K] of each.
-        checks: Map from stem to PNG of image and reconstruction.
-        counts: Counts of its receipt.
-        error: Error that prevents its codes; None without one.
-        written: Future of its receipt once writing has started.
-    """
-
-    item: Any
-    batches: int = 0
-    stems: list[str] = field(default_factory=list[str])
-    codes: list[Array] = field(default_factory=list[Array])
+    item: Any  # item of the job
+    batches: int = 0  # number of batches that are not encoded yet
+    stems: list[str] = field(default_factory=list[str])  # names of the encoded images
+    codes: list[Array] = field(default_factory=list[Array])  # uint16 [K] of each
+    # map from stem to PNG of image and reconstruction
     checks: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    counts: dict[str, int] = field(default_factory=dict[str, int])
-    error: VlatoolError | None = None
+    counts: dict[str, int] = field(default_factory=dict[str, int])  # counts of its receipt
+    error: VlatoolError | None = None  # error that prevents its codes; None without one
+    # future of its receipt once writing has started
     written: "Future[Outcome[Any, Receipt]] | None" = None
 
 
 class EncodePipeline:
-    """Executor that encodes episodes and returns a receipt for each.
-
-    Attributes:
-        seconds: Map from stage to the time that the other stages waited for it.
-        images: Number of encoded images.
-    """
+    """Executor that encodes episodes and returns a receipt for each."""
 
     def __init__(
         self, open_episode: EpisodeOpener, tokenizer: OpenTokenizer, rule: EncodeRule
     ) -> None:
         self._open, self._tokenizer, self._rule = open_episode, tokenizer, rule
+        # map from stage to the time that the other stages waited for it
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self.images = 0
+        self.images = 0  # number of encoded images
 
     def __enter__(self) -> Self:
         return self

@@ -17,28 +17,18 @@ from vlatool.plugins import FORMATS
 
 
 class NamedImage(NamedTuple):
-    """Image and its name in its episode.
+    """Image and its name in its episode."""
 
-    Attributes:
-        stem: File name without suffix.
-        pixels: uint8 [H, W, 3].
-    """
-
-    stem: str
-    pixels: UInt8Array
+    stem: str  # file name without suffix
+    pixels: UInt8Array  # uint8 [H, W, 3]
 
 
 @dataclass(frozen=True)
 class EpisodeOpener:
-    """Opens the images of episodes of one format; picklable.
+    """Opens the images of episodes of one format; picklable."""
 
-    Attributes:
-        format: Name of the dataset format.
-        config: Keys of the format.
-    """
-
-    format: str
-    config: ConfigModel
+    format: str  # name of the dataset format
+    config: ConfigModel  # keys of the format
 
     def __call__(self, ref: EpisodeRef) -> "EpisodeImages":
         """Opens the images of an episode without decoding any; DataError if it has none."""
@@ -70,15 +60,10 @@ class EpisodeImages:
             )
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._frames)
 
     def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
-        """Yields the decoded images at `indices`.
-
-        Raises:
-            DataError: An image is missing, broken, or not stored as 8-bit RGB; names the image.
-        """
+        """Yields the decoded images at `indices`."""
         by_camera: dict[str, list[int]] = {}
         for index in indices:
             camera, frame = self._frames[index]

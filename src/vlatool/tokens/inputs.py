@@ -48,11 +48,7 @@ def check_output_outside_input(output: Path, tree: Path) -> None:
 
 
 def window_files(tree: Path, pattern: str) -> list[WindowFile]:
-    """Files of windows in a tree, sorted by name.
-
-    Raises:
-        DataError: There are none, the folder holds samples, or its run has not finished.
-    """
+    """Files of windows in a tree, sorted by name."""
     may_be_mixed = is_published(tree)  # each of its files is read
     if is_samples(tree) and not may_be_mixed:
         raise DataError.at(
@@ -89,15 +85,8 @@ def _other_contents_error(tree: Path) -> DataError | None:
 
 
 def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
-    """Codes for a folder of windows; packed ones if both layouts exist.
-
-    Args:
-        tree: The folder of windows.
-        named: Folder of the codes; None: the one in `tree`.
-
-    Raises:
-        UsageError: Both layouts exist, with codes of different tokenizers.
-        DataError: There are no codes, they are incomplete, or they belong to earlier images.
+    """Codes for a folder of windows; packed ones if both layouts exist; `named`: folder of the
+    codes; None: the one in `tree`.
     """
     folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
     present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
@@ -147,11 +136,7 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
 
 
 def select_profile(name: str | None, fast: Path, gripper: Gripper | None) -> NormalizationProfile:
-    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`.
-
-    Raises:
-        DataError: `data.profile_mismatch`: the action tokenizer was fitted with another profile.
-    """
+    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
     if not has_profile(fast):
         return read_profile(name or PUBLISHED, gripper)
     profile = read_profile(name or str(fast), gripper)
@@ -160,11 +145,7 @@ def select_profile(name: str | None, fast: Path, gripper: Gripper | None) -> Nor
 
 
 def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
-    """Checks the factor by which a profile scales rotations, if one is given.
-
-    Raises:
-        UsageError: The profile has another factor.
-    """
+    """Checks the factor by which a profile scales rotations, if one is given."""
     by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
     if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
         raise UsageError(
@@ -177,13 +158,8 @@ def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
 def read_text_tokenizer(text: str | None, sizes: SampleSizes) -> Any:
     """Tokenizer of a language model (`tokenizers.Tokenizer`); None if none is configured.
 
-    Args:
-        text: Location of a folder with a tokenizer.json; may be None.
-        sizes: Sizes of codes and action ids, for which it must have room.
-
-    Raises:
-        DataError: The file is missing or broken, or lacks special tokens of the model.
-        UsageError: It has too few ids for codes and action ids.
+    `text`: location of a folder with a tokenizer.json; may be None; `sizes`: sizes of codes and
+    action ids, for which it must have room.
     """
     if text is None:
         return None
@@ -208,11 +184,8 @@ def instructions_with_code_ids(
 ) -> list[str]:
     """Instructions whose token ids overlap with the ids of codes and actions.
 
-    Args:
-        tasks: The instructions.
-        tokenizer: Result of `read_text_tokenizer`. None returns instructions with characters
-            outside ASCII: the ids concerned are those of other scripts.
-        sizes: Sizes of codes and action ids.
+    `tokenizer`: result of `read_text_tokenizer`. None returns instructions with characters outside
+    ASCII: the ids concerned are those of other scripts.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]

@@ -60,40 +60,25 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass(frozen=True)
 class _PartWeights:
-    """Full tensors of a part, on rank 0; empty on other ranks.
+    """Full tensors of a part, on rank 0; empty on other ranks."""
 
-    Attributes:
-        files: Map from file name to the tensors of the file, without frozen ones.
-        frozen: Frozen parameters by name; the average does not differ from them.
-    """
-
+    # map from file name to the tensors of the file, without frozen ones
     files: Mapping[str, dict[str, Tensor]]
-    frozen: dict[str, Tensor]
+    frozen: dict[str, Tensor]  # frozen parameters by name; the average does not differ from them
 
 
 def save_checkpoint(
-    run: RunDir,
-    state: TrainState,
-    runtime: Runtime,
-    retention: Retention,
+    run: RunDir,  # the run folder
+    state: TrainState,  # the state to write
+    runtime: Runtime,  # the ranks of the run
+    retention: Retention,  # the checkpoints to keep
     *,
-    needed: Collection[int] = (),
+    needed: Collection[int] = (),  # steps of further checkpoints to keep
+    # the plan has a checkpoint at this step; if not, it only serves to resume, and the next one
+    # replaces it
     is_planned: bool = True,
 ) -> None:
-    """Writes the state as the checkpoint of its step. Collective.
-
-    Args:
-        run: The run folder.
-        state: The state to write.
-        runtime: The ranks of the run.
-        retention: The checkpoints to keep.
-        needed: Steps of further checkpoints to keep.
-        is_planned: The plan has a checkpoint at this step; if not, it only serves to resume, and
-            the next one replaces it.
-
-    Raises:
-        StorageError: The checkpoint cannot be written, or the disk has no space for it.
-    """
+    """Writes the state as the checkpoint of its step. Collective."""
     saved = [name for name, part in state.parts.items() if part.saved]
     parts = [_part_weights(name, state, keep_result=runtime.is_main) for name in saved]
     trainer = _trainer_state(state)
@@ -239,12 +224,7 @@ def _canonical(value: Any) -> Any:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Restores weights, optimizers, averages and counters from a checkpoint. Collective.
-
-    Raises:
-        DataError: A file is missing or does not match the model, or the weights of a part that is
-            not saved differ from those at the start of the run.
-    """
+    """Restores weights, optimizers, averages and counters from a checkpoint. Collective."""
     for name, part in state.parts.items():
         if part.saved:
             _restore(part.module.state_dict(), part.module, folder / part_weights(name))

@@ -240,10 +240,8 @@ class TrainConfig(ConfigModel):
         return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Derives keys that do not depend on the data: seed, world size, keys of sections.
-
-        Returns:
-            The config, and a mapping of each derived key to the rule it follows.
+        """Derives keys that do not depend on the data: seed, world size, keys of sections; returns
+        the config, and a mapping of each derived key to the rule it follows.
         """
         data, data_rules = self.data.derive_static()
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}
@@ -321,7 +319,6 @@ class TrainConfig(ConfigModel):
 
     @property
     def model_type(self) -> ModelType:
-        """The model type that `model.type` names."""
         return model_type_of(self.model)
 
     @property
@@ -361,14 +358,8 @@ class TrainConfig(ConfigModel):
             )
 
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
-        """Derives keys from the data.
-
-        Returns:
-            The config, and a mapping of each derived key to the rule it follows.
-
-        Raises:
-            DataError: The data are missing or broken, or lack a configured field or camera.
-            UsageError: No model is configured.
+        """Derives keys from the data; returns the config, and a mapping of each derived key to the
+        rule it follows.
         """
         self.check_model()
         self.check_init()
@@ -376,14 +367,8 @@ class TrainConfig(ConfigModel):
         return config.derive(config.load_info())
 
     def load_info(self, reporter: Reporter = NULL, run: RunDir | None = None) -> DatasetInfo:
-        """Reads the metadata of the data, and the statistics that normalize them.
-
-        Args:
-            reporter: Receives the progress, and a note on the statistics of initial weights.
-            run: The run to resume, which has its statistics; None for a new one.
-
-        Raises:
-            DataError: The data are missing or broken, or the statistics cannot be used.
+        """Reads the metadata of the data, and the statistics that normalize them; `run`: the run to
+        resume, which has its statistics; None for a new one.
         """
         kind = self.data_kind
         info = kind.load_info(self.data, reporter)
@@ -399,12 +384,7 @@ class TrainConfig(ConfigModel):
         return kind.with_init_statistics(self.data, info, folder, NULL if run else reporter)
 
     def check_init(self) -> None:
-        """Checks that the weights to start from exist.
-
-        Raises:
-            DataError: Weights are missing.
-            UsageError: Weights are required, or cannot be used with this config.
-        """
+        """Checks that the weights to start from exist."""
         self.model_type.check_init(self.model, self.init_from)
         if self.init_from is None and self.model_type.needs_init and not self.dry_run:
             raise UsageError(

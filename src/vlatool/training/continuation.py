@@ -23,19 +23,8 @@ _OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.ex
 
 
 def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainState) -> list[str]:
-    """Restores weights, averages, optimizers and position of another run. Collective.
-
-    Args:
-        origin: Checkpoint to continue from.
-        config: Configuration of the new run.
-        state: Placed state of the new run.
-
-    Returns:
-        Messages for the user.
-
-    Raises:
-        DataError: A file is broken, or does not match the model.
-        UsageError: The global batch differs, so the position would be another one.
+    """Restores weights, averages, optimizers and position of another run. Collective; returns
+    messages for the user.
     """
     model_type = config.model_type
     if origin.model_type != model_type.name:
@@ -68,13 +57,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
 def report_differences(
     config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
 ) -> None:
-    """Warns if a run that this one continues was trained with other options or data.
-
-    Args:
-        config: Configuration of the new run.
-        fingerprint: As for `resume.open_run`.
-        reporter: Receives the warning.
-    """
+    """Warns if a run that this one continues was trained with other options or data."""
     if config.init_from is None or config.init_weights_only:
         return
     origin = locate_progress(config.init_from, averaged=config.ema.enabled)
@@ -94,13 +77,7 @@ def report_differences(
 
 
 def check_budget(state: TrainState, total_steps: int, location: str) -> None:
-    """Raises UsageError if there is nothing left to train after a checkpoint.
-
-    Args:
-        state: Restored state.
-        total_steps: Budget of the new run.
-        location: Checkpoint that was restored.
-    """
+    """Raises UsageError if there is nothing left to train after a checkpoint."""
     if state.step >= total_steps:
         raise UsageError(
             f"{location}: is at step {state.step}, and the budget is "

@@ -47,32 +47,18 @@ _CONSTANT = {
 
 @dataclass(frozen=True)
 class ValidationData:
-    """Validation data of a run.
+    """Validation data of a run."""
 
-    Attributes:
-        section: The data section, derived.
-        info: The dataset info.
-        order: The order of samples.
-        count: Number of positions per validation.
-        chunks: The shuffled order, whose first positions get action chunks.
-        num_chunks: Number of these positions.
-    """
-
-    section: LoadingConfig
+    section: LoadingConfig  # the data section, derived
     info: DatasetInfo
     order: SampleOrder
-    count: int
-    chunks: SampleOrder
-    num_chunks: int
+    count: int  # number of positions per validation
+    chunks: SampleOrder  # the shuffled order, whose first positions get action chunks
+    num_chunks: int  # number of these positions
 
 
 def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData | None:
-    """The validation data of a run; None if it does not validate.
-
-    Raises:
-        UsageError: The run validates, and there are no validation data.
-        DataError: The validation data are missing or broken.
-    """
+    """The validation data of a run; None if it does not validate."""
     if not config.validates:
         return None
     kind = config.data_kind
@@ -104,17 +90,9 @@ def check_samples(
 ) -> None:
     """Checks that each data set has usable samples, before anything is written.
 
+    `assets`: folder with the assets of the model; None: there are none yet.
+
     Reads a few samples spread over the data set, and more of them before it reports an error.
-
-    Args:
-        config: Configuration of the run, derived.
-        info: Metadata of the training data.
-        assets: Folder with the assets of the model; None: there are none yet.
-        reporter: Receives the progress.
-
-    Raises:
-        DataError: No sample that was read is usable (for example, all lack an image or a field),
-            the values cannot be normalized, or the data kind or the model type finds a defect.
     """
     kind = config.data_kind
     kind.make_assets(config.data, info)
@@ -161,14 +139,7 @@ def _report_constant(
 
 
 def sample_batch(config: TrainConfig, info: DatasetInfo, assets: Path | None, size: int) -> Batch:
-    """A batch of the first data set, in which the same few samples may be repeated.
-
-    Args:
-        config: Configuration of the run, derived.
-        info: Metadata of the training data.
-        assets: As for `check_samples`.
-        size: Number of samples.
-    """
+    """A batch of the first data set, in which the same few samples may be repeated."""
     kind = config.data_kind
     samples = _some_samples(config, info, 0, (_LAST_READ[0], math.ceil(size / _LAST_READ[0])))
     usable = [sample for sample in samples if not isinstance(sample, DroppedSample)]
@@ -210,24 +181,14 @@ def _evenly_spaced(count: int, limit: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DataStreams:
-    """Streams of micro-batches on this rank.
+    """Streams of micro-batches on this rank."""
 
-    Attributes:
-        config: The derived configuration.
-        info: Dataset info of the training data.
-        order: Order of samples of the training data.
-        plan: The plan of the run.
-        runtime: This rank.
-        folder: The run folder, with the assets that the batcher needs.
-        validation: The validation data, if any.
-    """
-
-    config: TrainConfig
-    info: DatasetInfo
-    order: SampleOrder
-    plan: TrainPlan
-    runtime: Runtime
-    folder: Path
+    config: TrainConfig  # the derived configuration
+    info: DatasetInfo  # dataset info of the training data
+    order: SampleOrder  # order of samples of the training data
+    plan: TrainPlan  # the plan of the run
+    runtime: Runtime  # this rank
+    folder: Path  # the run folder, with the assets that the batcher needs
     validation: ValidationData | None = None
 
     @contextmanager

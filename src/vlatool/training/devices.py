@@ -34,12 +34,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_tflops(device: torch.device, *, mixed: bool) -> float | None:
-    """TFLOP/s of dense matrix products on a device; None if unknown, as for a CPU.
-
-    Args:
-        device: The device.
-        mixed: Products are in bfloat16, not in TF32.
-    """
+    """TFLOP/s of dense matrix products on a device; None if unknown, as for a CPU."""
     if device.type != "cuda":
         return None
     peak = bfloat16_tflops(torch.cuda.get_device_name(device))

@@ -27,47 +27,26 @@ class Gradients(Enum):
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Memory of a step besides that of weights and the state of optimizers.
+    """Memory of a step besides that of weights and the state of optimizers."""
 
-    Attributes:
-        peak: Bytes at the peak, without those of the gradients at the end.
-        retained: Bytes that the process does not give back after the step, without these too.
-    """
-
-    peak: int
-    retained: int
+    peak: int  # bytes at the peak, without those of the gradients at the end
+    retained: int  # bytes that the process does not give back after the step, without these too
 
 
 @dataclass(frozen=True)
 class FakeStep:
-    """A step of a run.
+    """A step of a run."""
 
-    Attributes:
-        config: Configuration of the run, derived.
-        info: Metadata of the training data.
-        device: Device of the run.
-        micro_batch: Samples per device and micro-batch.
-        last_step: Index of the last step.
-        batch: Returns a batch of a number of samples, on the CPU.
-        for_gpu: The run is for GPUs, which this machine may not have.
-    """
-
-    config: TrainConfig
-    info: DatasetInfo
-    device: torch.device
-    micro_batch: int
-    last_step: int
-    batch: Callable[[int], Batch]
-    for_gpu: bool = False
+    config: TrainConfig  # configuration of the run, derived
+    info: DatasetInfo  # metadata of the training data
+    device: torch.device  # device of the run
+    micro_batch: int  # samples per device and micro-batch
+    last_step: int  # index of the last step
+    batch: Callable[[int], Batch]  # returns a batch of a number of samples, on the CPU
+    for_gpu: bool = False  # the run is for GPUs, which this machine may not have
 
     def run(self, size: int, gradients: Gradients, *, checkpointing: bool) -> StepBytes:
-        """Runs loss and backward pass of all optimizers.
-
-        Args:
-            size: Number of samples.
-            gradients: Gradients in memory.
-            checkpointing: Compute blocks again in the backward pass.
-        """
+        """Runs loss and backward pass of all optimizers."""
         config, model_type = self.config, self.config.model_type
         meter, batch = AllocationMeter(self.device, for_gpu=self.for_gpu), self.batch(size)
         with torch.device("meta"):

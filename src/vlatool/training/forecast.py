@@ -46,17 +46,11 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class PlannedSteps:
-    """Settings of the steps of a run, and what they can be changed to.
-
-    Attributes:
-        settings: The settings.
-        global_batch: Samples per step.
-        can_add_devices: False for processes that share the memory of a machine.
-    """
+    """Settings of the steps of a run, and what they can be changed to."""
 
     settings: StepSettings
-    global_batch: int
-    can_add_devices: bool
+    global_batch: int  # samples per step
+    can_add_devices: bool  # False for processes that share the memory of a machine
 
     def changed(self, changes: Changes) -> StepSettings:
         """The settings with changes, and the number of micro-batches that follows."""
@@ -76,33 +70,21 @@ class PlannedSteps:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a run.
+    """Forecast of a run."""
 
-    Attributes:
-        devices: Number of devices.
-        device: Type of the devices: `cpu` or `cuda`.
-        memory: Bytes on each device at the peak, by kind; None: unknown.
-        device_memory: Bytes that each device has.
-        unknown: Reason why activations are not known; empty if they are.
-        checkpoints: Number of checkpoints that are on disk at once.
-        disk_bytes: Their bytes.
-        disk_free: Free bytes on the disk of the run; None if unknown.
-        samples_per_s: Samples per second on all devices; None if neither given nor measured.
-        hours: Duration of the run at this rate, without validation and checkpoints.
-        is_measured: The rate was measured in a few steps, without reading data.
-    """
-
-    devices: int
-    device: str
-    memory: Mapping[str, int | None]
-    device_memory: int
-    unknown: str
-    checkpoints: int
-    disk_bytes: int
-    disk_free: int | None
+    devices: int  # number of devices
+    device: str  # type of the devices: `cpu` or `cuda`
+    memory: Mapping[str, int | None]  # bytes on each device at the peak, by kind; None: unknown
+    device_memory: int  # bytes that each device has
+    unknown: str  # reason why activations are not known; empty if they are
+    checkpoints: int  # number of checkpoints that are on disk at once
+    disk_bytes: int  # their bytes
+    disk_free: int | None  # free bytes on the disk of the run; None if unknown
+    # samples per second on all devices; None if neither given nor measured
     samples_per_s: float | None = None
+    # duration of the run at this rate, without validation and checkpoints
     hours: float | None = None
-    is_measured: bool = False
+    is_measured: bool = False  # the rate was measured in a few steps, without reading data
 
     def lines(self) -> list[str]:
         """The forecast as text."""
@@ -133,16 +115,6 @@ def num_parameters(config: TrainConfig) -> int:
 
 
 def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Forecast:
-    """The forecast of a run.
-
-    Args:
-        setup: The run.
-        assets: Folder with the assets of the model, as for `check_samples`.
-        reporter: Receives a warning if the checkpoints do not fit on the disk.
-
-    Raises:
-        UsageError: The run does not fit on the devices.
-    """
     config, plan, device = setup.config, setup.plan, setup.runtime.device
     batch = partial(sample_batch, config, setup.info, assets)
     for_gpu = config.device_memory is not None

@@ -17,11 +17,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_ranks(options: Sequence[str], folder: Path) -> list[RankExit]:
-    """Runs torchrun until all ranks have ended; returns the failed ones.
-
-    Args:
-        options: Arguments of torchrun.
-        folder: Folder of the launch, for the error files of the ranks.
+    """Runs torchrun until all ranks have ended; returns the failed ones; `folder`: folder of the
+    launch, for the error files of the ranks.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

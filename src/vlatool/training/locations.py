@@ -15,11 +15,7 @@ Run = TypeVar("Run", bound=TrainConfig)
 
 
 def with_local_folder(config: Run) -> Run:
-    """The config with a local run folder: a remote one becomes the location of its copy.
-
-    Raises:
-        UsageError: A location cannot be written, or two locations are given for the copy.
-    """
+    """The config with a local run folder: a remote one becomes the location of its copy."""
     if is_remote(location(config.save_path)):
         if config.remote_sync not in (None, config.save_path):
             raise UsageError(

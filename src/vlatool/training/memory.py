@@ -29,26 +29,17 @@ _IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on each device at the peak of a step.
+    """Bytes on each device at the peak of a step."""
 
-    Attributes:
-        weights: Parameters and buffers of all parts.
-        gradients: Gradients of the trained parameters.
-        optimizer: Moments of AdamW.
-        averages: Averaged weights (EMA).
-        gathered: Weights and gradients that FSDP gathers from other devices.
-        activations: All other tensors: batch, results for the backward pass, temporary ones, on a
-            CPU the copy of a checkpoint that is written; None: unknown.
-        libraries: Memory of the process that is not that of tensors.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    averages: int
-    gathered: int
+    weights: int  # parameters and buffers of all parts
+    gradients: int  # gradients of the trained parameters
+    optimizer: int  # moments of AdamW
+    averages: int  # averaged weights (EMA)
+    gathered: int  # weights and gradients that FSDP gathers from other devices
+    # all other tensors: batch, results for the backward pass, temporary ones, on a CPU the copy of
+    # a checkpoint that is written; None: unknown
     activations: int | None
-    libraries: int
+    libraries: int  # memory of the process that is not that of tensors
 
     @property
     def total(self) -> int:
@@ -62,23 +53,14 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of a run that change its memory and not its result.
+    """Settings of a run that change its memory and not its result."""
 
-    Attributes:
-        devices: Number of devices.
-        micro_batch: Samples per device and micro-batch.
-        accumulation: Micro-batches per step and device.
-        grad_checkpointing: As the key of `hparams`.
-        fsdp: Weights are sharded over the devices.
-        reshard: As `distributed.fsdp_reshard_after_forward`.
-    """
-
-    devices: int
-    micro_batch: int
-    accumulation: int = 1
-    grad_checkpointing: bool = False
-    fsdp: bool = False
-    reshard: bool = False
+    devices: int  # number of devices
+    micro_batch: int  # samples per device and micro-batch
+    accumulation: int = 1  # micro-batches per step and device
+    grad_checkpointing: bool = False  # as the key of `hparams`
+    fsdp: bool = False  # weights are sharded over the devices
+    reshard: bool = False  # as `distributed.fsdp_reshard_after_forward`
 
     @property
     def is_sharded(self) -> bool:
@@ -87,24 +69,15 @@ class StepSettings:
 
 
 class MemoryEstimator:
-    """Estimates the memory of a run with any settings.
-
-    Attributes:
-        problem: Reason why activations are not known; empty if they are.
-    """
+    """Estimates the memory of a run with any settings."""
 
     def __init__(self, config: TrainConfig, step: FakeStep) -> None:
-        """Builds the parts without memory.
-
-        Args:
-            config: Configuration of the run, derived.
-            step: A step of the run.
-        """
+        """Builds the parts without memory."""
         self._config = config
         self._step = step
         self._kind = "cuda" if step.for_gpu else step.device.type
         self._sizes: dict[tuple[int, bool, Gradients], StepBytes] = {}
-        self.problem = ""
+        self.problem = ""  # reason why activations are not known; empty if they are
         with torch.device("meta"):
             self._parts = config.model_type.build(config.model)
         self._trained = [part.module for part in self._parts.values() if part.trained]

@@ -25,28 +25,17 @@ _LARGE = 2**25
 
 
 class AllocationMeter(TorchDispatchMode):
-    """Context in which new tensors are fake, and their bytes are counted until they are freed.
-
-    Attributes:
-        live: Bytes that are allocated now.
-        peak: Largest value of `live` so far, temporary memory of kernels included.
-        retained: Bytes that the process would still have if all tensors were freed.
-    """
+    """Context in which new tensors are fake, and their bytes are counted until they are freed."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the check takes a tenth of the time
 
     def __init__(self, device: torch.device, *, for_gpu: bool = False) -> None:
-        """Creates the meter.
-
-        Args:
-            device: Device of the tensors.
-            for_gpu: Leave out what kernels and the heap of a CPU take, even on a CPU.
-        """
+        """Creates the meter."""
         super().__init__()
         self.device = device
-        self.live = self.peak = self.retained = 0
+        self.live = self.peak = self.retained = 0  # bytes that are allocated now
         self._is_cpu = device.type == "cpu" and not for_gpu
         self._small = 0
         self._storages: dict[int, weakref.finalize[Any, Any]] = {}

@@ -28,11 +28,10 @@ from vlatool.training.step import OptimizerStep
 class Meter:
     """Metrics of the steps since the last report.
 
+    `ideal_rate`: samples per second at the peak arithmetic of the devices, if known.
+
     Times are wall-clock; `data_wait` is the fraction of time spent waiting for a batch. Metrics of
     the first optimizer have plain names, those of the others are prefixed with the optimizer name.
-
-    Args:
-        ideal_rate: Samples per second at the peak arithmetic of the devices, if known.
     """
 
     def __init__(self, ideal_rate: float | None = None) -> None:
@@ -152,23 +151,14 @@ _MIN_SHARE_SAMPLES = 1000
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step whose results are being copied to the host.
+    """A step whose results are being copied to the host."""
 
-    Attributes:
-        step: Steps done, this one included.
-        samples: Positions consumed.
-        updates: Result of each optimizer, in order.
-        names: Sample names on this rank, by micro-batch.
-        drops: Dropped samples of this rank.
-        ended_s: Time of `time.perf_counter` when this rank had issued the step.
-    """
-
-    step: int
-    samples: int
-    updates: Sequence[OptimizerStep]
-    names: Sequence[Sequence[str]]
-    drops: Sequence[DroppedSample]
-    ended_s: float
+    step: int  # steps done, this one included
+    samples: int  # positions consumed
+    updates: Sequence[OptimizerStep]  # result of each optimizer, in order
+    names: Sequence[Sequence[str]]  # sample names on this rank, by micro-batch
+    drops: Sequence[DroppedSample]  # dropped samples of this rank
+    ended_s: float  # time of `time.perf_counter` when this rank had issued the step
 
 
 @dataclass
@@ -176,36 +166,24 @@ class MetricsLogger:
     """Writes the metrics of a run and checks them.
 
     All ranks read the same sums, so all of them raise the same errors and stop together.
-
-    Attributes:
-        metrics: The metrics file.
-        reporter: Receives warnings.
-        bar: The progress bar, which advances with the steps.
-        runtime: The ranks of the run.
-        log_every: Steps between lines of metrics.
-        total_steps: Number of steps; the last one is always logged.
-        drop_reasons: Drop reasons of the data kind, in the order of `MicroBatch.dropped`.
-        max_dropped_share: Fraction of dropped samples above which the run ends.
-        drops: Lists the dropped samples.
-        ideal_rate: Samples per second at the peak arithmetic of all devices; None: unknown.
-        newest_checkpoint: Returns the newest checkpoint, if there is one; for errors.
-        stopped_by: Signal that asked a rank to stop, if any; equal on all ranks.
-        save_due: True if a rank asked for a checkpoint; equal on all ranks.
     """
 
     metrics: MetricsFile
-    reporter: Reporter
-    bar: Progress
-    runtime: Runtime
-    log_every: int
-    total_steps: int
+    reporter: Reporter  # receives warnings
+    bar: Progress  # the progress bar, which advances with the steps
+    runtime: Runtime  # the ranks of the run
+    log_every: int  # steps between lines of metrics
+    total_steps: int  # number of steps; the last one is always logged
+    # drop reasons of the data kind, in the order of `MicroBatch.dropped`
     drop_reasons: Sequence[str] = ()
-    max_dropped_share: float = 1.0
-    drops: DropsFile = field(default_factory=DropsFile)
+    max_dropped_share: float = 1.0  # fraction of dropped samples above which the run ends
+    drops: DropsFile = field(default_factory=DropsFile)  # lists the dropped samples
+    # samples per second at the peak arithmetic of all devices; None: unknown
     ideal_rate: float | None = None
+    # returns the newest checkpoint, if there is one; for errors
     newest_checkpoint: Callable[[], Path | None] = lambda: None
-    stopped_by: int | None = None
-    save_due: bool = False
+    stopped_by: int | None = None  # signal that asked a rank to stop, if any; equal on all ranks
+    save_due: bool = False  # True if a rank asked for a checkpoint; equal on all ranks
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.ideal_rate)
@@ -215,19 +193,12 @@ class MetricsLogger:
     def rank_counters(
         self,
         micro_batches: Sequence[MicroBatch],
-        data_wait_s: float,
-        stop: int | None,
+        data_wait_s: float,  # seconds that this rank waited for them
+        stop: int | None,  # signal that asked this rank to stop, if any
         *,
-        save_due: bool,
+        save_due: bool,  # this rank asks for a checkpoint
     ) -> list[float]:
-        """Extra numbers of this rank for the first reduction of a step.
-
-        Args:
-            micro_batches: Micro-batches of the step, with counts of dropped samples.
-            data_wait_s: Seconds that this rank waited for them.
-            stop: Signal that asked this rank to stop, if any.
-            save_due: This rank asks for a checkpoint.
-        """
+        """Extra numbers of this rank for the first reduction of a step."""
         dropped = [0] * len(self.drop_reasons)
         for micro_batch in micro_batches:
             dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
@@ -245,21 +216,12 @@ class MetricsLogger:
         return range(self.runtime.world_size)
 
     def log_step(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
-        """Stores the record of a step and logs the step before it.
-
-        Raises:
-            DataError: See `flush`.
-        """
+        """Stores the record of a step and logs the step before it."""
         self.flush(state, objective)
         self._pending = record
 
     def flush(self, state: TrainState, objective: Objective) -> None:
-        """Logs the stored step.
-
-        Raises:
-            DataError: A loss or gradient is not finite, too many samples were dropped, or
-                `check_metrics` of the objective reports an error.
-        """
+        """Logs the stored step."""
         record, self._pending = self._pending, None
         if record is None:
             return

@@ -50,25 +50,13 @@ class RunMirror:
     A checkpoint there is complete when it has its manifest, as on disk. It is written after all
     files that the manifest and the run need to resume from it, and `latest.json` after that.
     `best.json` names a checkpoint that is there.
-
-    Attributes:
-        root: Location of the copy.
-        sent_bytes: Number of bytes that were sent.
     """
 
     def __init__(
         self, run: RunDir, root: Path, check: Callable[[], None], retention: Retention
     ) -> None:
-        """Stores the arguments.
-
-        Args:
-            run: The local run.
-            root: Location of the copy.
-            check: Called before each change there; raises if this process may not write any more.
-            retention: Rule for the checkpoints there.
-        """
-        self.root = root
-        self.sent_bytes = 0
+        self.root = root  # location of the copy
+        self.sent_bytes = 0  # number of bytes that were sent
         self._run, self._there = run, RunDir(root)
         self._check, self._retention = check, retention
         self._stamps: dict[str, tuple[int, int]] = {}
@@ -80,24 +68,11 @@ class RunMirror:
         self._named_best: BestCheckpoint | None = None
 
     def send_record(self) -> None:
-        """Sends the record of the run: who owns the location, and whether it is complete.
-
-        Raises:
-            StorageError: The location cannot be written.
-            EnvironmentProblem: Credentials or a package are missing.
-        """
+        """Sends the record of the run: who owns the location, and whether it is complete."""
         self._send(record_file(self._run.root).relative_to(self._run.root).as_posix())
 
     def send(self, *, is_last: bool = False) -> None:
-        """Sends all that is missing or has changed, oldest checkpoint first; prunes the copy.
-
-        Args:
-            is_last: The run ends: send a checkpoint by the clock, too.
-
-        Raises:
-            StorageError: The storage fails.
-            EnvironmentProblem: Credentials are missing or not accepted.
-        """
+        """Sends all that is missing or has changed, oldest checkpoint first; prunes the copy."""
         self._is_last |= is_last
         self._complete()
         self._send_changed()
@@ -111,12 +86,7 @@ class RunMirror:
         self._write_best()
 
     def confirm(self) -> None:
-        """Sends the newest checkpoint again if a file of it is not there.
-
-        Raises:
-            StorageError: The storage fails.
-            EnvironmentProblem: Credentials are missing or not accepted.
-        """
+        """Sends the newest checkpoint again if a file of it is not there."""
         newest = self._run.latest()
         if newest is None:
             return

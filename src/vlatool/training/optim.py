@@ -41,10 +41,6 @@ def default_param_groups(
     """Two groups: weights of linear and convolution layers with weight decay, the rest without.
 
     Biases, norms, scalars and position embeddings have no reason to be small.
-
-    Args:
-        parts: The parts of an optimizer, by name.
-        by_name: Choose by the published rule, under which embeddings, tokens and scalars decay too.
     """
     named = [pair for part in parts.values() for pair in part.named_parameters()]
     if by_name:
@@ -89,14 +85,8 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tensor) -> Tensor:
     """Updates the weights; changes nothing if `skip` is true or a gradient is not finite.
 
-    Args:
-        optimizer: A fused optimizer.
-        scale: Factor on the gradients before clipping; scalar.
-        limit: Maximum gradient norm; None: no clipping.
-        skip: bool scalar on the device.
-
-    Returns:
-        Norm of the scaled gradients before clipping; not finite if the update was skipped for it.
+    `limit`: maximum gradient norm; None: no clipping; `skip`: bool scalar on the device; returns
+    norm of the scaled gradients before clipping; not finite if the update was skipped for it.
     """
     gradients = [
         p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None

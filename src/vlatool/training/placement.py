@@ -35,33 +35,21 @@ _NO_BUFFER_SYNC: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_
 
 @dataclass(frozen=True)
 class Placement:
-    """Settings of the placement of parts.
+    """Settings of the placement of parts."""
 
-    Attributes:
-        device: Device of this rank.
-        world_size: Number of ranks.
-        mesh: Mesh that parameters are sharded over; None: no sharding. Parameters are gathered in
-            float32, so that a part can compute in float32 where it disables autocast.
-        reshard_after_forward: Free gathered parameters also after the forward pass.
-        grad_checkpointing: Recompute blocks in the backward pass instead of storing activations.
-        compile_blocks: Compile the blocks.
-    """
-
-    device: torch.device
-    world_size: int = 1
+    device: torch.device  # device of this rank
+    world_size: int = 1  # number of ranks
+    # mesh that parameters are sharded over; None: no sharding. Parameters are gathered in float32,
+    # so that a part can compute in float32 where it disables autocast
     mesh: "DeviceMesh | None" = None
-    reshard_after_forward: bool = False
+    reshard_after_forward: bool = False  # free gathered parameters also after the forward pass
+    # recompute blocks in the backward pass instead of storing activations
     grad_checkpointing: bool = False
     compile_blocks: bool = False
 
 
 class PlacedParts:
-    """The placed parts of a run.
-
-    Attributes:
-        callables: Map from part name to the object that an objective calls: the module or its
-            wrapper.
-    """
+    """The placed parts of a run."""
 
     def __init__(
         self, parts: Mapping[str, Part], placement: Placement, model_type: ModelType
@@ -83,6 +71,7 @@ class PlacedParts:
         if placement.mesh is not None:
             _check_shardable(parts)
             _shard(trained, blocks, placement)
+        # map from part name to the object that an objective calls: the module or its wrapper
         self.callables: dict[str, Any] = {
             name: self._callable(part, model_type.methods.get(name, ()), placement)
             for name, part in parts.items()

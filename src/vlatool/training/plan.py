@@ -18,14 +18,7 @@ from vlatool.training.sections import HParams
 
 
 def learning_rate(h: HParams, step: int, total_steps: int, peak: float | None = None) -> float:
-    """Learning rate of the next update.
-
-    Args:
-        h: The schedule.
-        step: Number of completed updates.
-        total_steps: Number of updates of the run.
-        peak: Peak rate of an optimizer with its own rate; final and minimum rates scale with it.
-    """
+    """Learning rate of the next update."""
     if peak is None:
         return _rate(h, step, total_steps)
     scale = 0.0 if h.lr == 0 else peak / h.lr
@@ -75,29 +68,18 @@ def _cosine(h: HParams, step: int, length: int) -> float:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """The plan of a run.
+    """The plan of a run."""
 
-    Attributes:
-        total_steps: Number of optimizer steps.
-        global_batch: Samples per step over all ranks.
-        micro_batch: Samples per rank and micro-batch.
-        accumulation: Micro-batches per step and rank.
-        checkpoint_steps: Steps after which a checkpoint is written; the last is `total_steps`.
-        validation_steps: Steps after which validation runs.
-        image_steps: Steps after which images are logged.
-        rollout_steps: Steps of the checkpoints that are rolled out.
-        unused_samples: Samples of the budget that do not fill a step.
-    """
-
-    total_steps: int
-    global_batch: int
-    micro_batch: int
-    accumulation: int
+    total_steps: int  # number of optimizer steps
+    global_batch: int  # samples per step over all ranks
+    micro_batch: int  # samples per rank and micro-batch
+    accumulation: int  # micro-batches per step and rank
+    # steps after which a checkpoint is written; the last is `total_steps`
     checkpoint_steps: tuple[int, ...]
-    unused_samples: int
-    validation_steps: tuple[int, ...] = ()
-    image_steps: tuple[int, ...] = ()
-    rollout_steps: tuple[int, ...] = ()
+    unused_samples: int  # samples of the budget that do not fill a step
+    validation_steps: tuple[int, ...] = ()  # steps after which validation runs
+    image_steps: tuple[int, ...] = ()  # steps after which images are logged
+    rollout_steps: tuple[int, ...] = ()  # steps of the checkpoints that are rolled out
 
     @cached_property
     def event_steps(self) -> frozenset[int]:
@@ -106,12 +88,7 @@ class TrainPlan:
 
 
 def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int) -> TrainPlan:
-    """The plan of a run on some data sets.
-
-    Raises:
-        UsageError: There is no budget, it is below one step, or the batch sizes do not fit the
-            world size.
-    """
+    """The plan of a run on some data sets."""
     h = config.hparams
     samples_at_once = micro_batch(h, world_size)
     samples = budget_samples(config, sum(dataset.size for dataset in datasets))
@@ -149,14 +126,7 @@ def _every(interval: int | None, steps: int, default: tuple[int, ...]) -> tuple[
 def budget_extension(
     config: TrainConfig, datasets: Sequence[DataSet], world_size: int, before: Mapping[str, Any]
 ) -> str:
-    """Message on a larger budget; empty if the budget is not larger.
-
-    Args:
-        config: The configuration with the new budget.
-        datasets: The data sets.
-        world_size: Number of ranks.
-        before: The budget keys of the existing run.
-    """
+    """Message on a larger budget; empty if the budget is not larger."""
     earlier = config.model_copy(update=dict(before))
     old_steps, new_steps = (
         make_plan(budget, datasets, world_size).total_steps for budget in (earlier, config)
@@ -174,11 +144,7 @@ def budget_extension(
 
 
 def micro_batch(h: HParams, world_size: int) -> int:
-    """Samples per rank and micro-batch.
-
-    Raises:
-        UsageError: The batch sizes do not fit the world size.
-    """
+    """Samples per rank and micro-batch."""
     if h.per_gpu_batch_size is None and h.global_batch_size % world_size == 0:
         return h.global_batch_size // world_size
     per_step = world_size * (h.per_gpu_batch_size or 1)
@@ -193,15 +159,7 @@ def micro_batch(h: HParams, world_size: int) -> int:
 
 
 def budget_samples(config: TrainConfig, size: int) -> int:
-    """Budget of the run in samples.
-
-    Args:
-        config: The configuration.
-        size: Samples of the data sets.
-
-    Raises:
-        UsageError: No budget is set.
-    """
+    """Budget of the run in samples."""
     if config.total_train_samples is not None:
         return config.total_train_samples
     if config.num_epochs is not None:

@@ -33,9 +33,6 @@ def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables of torchrun for a task that srun started.
 
     Empty for any other process, for a step with one task, and where a launcher has set RANK.
-
-    Raises:
-        EnvironmentProblem: A variable of Slurm is missing or no number.
     """
     tasks = environ.get(_SLURM_TASKS, "1")
     if "RANK" in environ or tasks == "1":
@@ -69,26 +66,17 @@ def _local_rank(environ: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Node:
-    """This machine among those of a job.
-
-    Attributes:
-        index: Its index.
-        count: Number of machines.
-        first_host: Name of the machine with rank 0.
-    """
+    """This machine among those of a job."""
 
     index: int
-    count: int
-    first_host: str
+    count: int  # number of machines
+    first_host: str  # name of the machine with rank 0
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> Self | None:
         """The machine that the file in HOSTS describes; None without one, and in a rank.
 
         The file is the one that SageMaker writes for each container: `hosts` and `current_host`.
-
-        Raises:
-            EnvironmentProblem: The file cannot be used.
         """
         if HOSTS not in environ or "WORLD_SIZE" in environ:
             return None
@@ -128,17 +116,11 @@ def first_host(nodes: str) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """Data that a process passes to the processes that it starts: the launcher, then the ranks.
+    """Data that a process passes to the processes that it starts: the launcher, then the ranks."""
 
-    Attributes:
-        parent: Process id of the process that passes the data.
-        folder: Folder of the launch, into which a rank writes its process id.
-        owns_threads: The starting process set the number of threads, not the user.
-    """
-
-    parent: int
-    folder: str
-    owns_threads: bool
+    parent: int  # process id of the process that passes the data
+    folder: str  # folder of the launch, into which a rank writes its process id
+    owns_threads: bool  # the starting process set the number of threads, not the user
 
     @classmethod
     def of_this_process(cls) -> Self | None:
@@ -194,25 +176,17 @@ class PartialResult:
         return dict(self.json_document)
 
     def text(self) -> str:
-        """The result as text."""
         return self.plain_text
 
 
 @dataclass(frozen=True)
 class RankExit:
-    """The end of a rank.
+    """The end of a rank."""
 
-    Attributes:
-        rank: Index of the rank.
-        exit_code: Its exit code; negative for a signal.
-        time_s: Time of the error, or at which the end was noticed, in whole seconds.
-        error: Content of the error file of the rank, if it wrote one.
-    """
-
-    rank: int
-    exit_code: int
-    time_s: int
-    error: Mapping[str, Any] | None = None
+    rank: int  # index of the rank
+    exit_code: int  # its exit code; negative for a signal
+    time_s: int  # time of the error, or at which the end was noticed, in whole seconds
+    error: Mapping[str, Any] | None = None  # content of the error file of the rank, if it wrote one
 
     @property
     def code(self) -> int:

@@ -54,34 +54,22 @@ StartIn = Callable[[TrainConfig, RunDir], RunStart]
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """Folder that a run is copied to, held by this process.
+    """Folder that a run is copied to, held by this process."""
 
-    Attributes:
-        root: The folder; its files have the names of those in the local run folder.
-        lock: Lock of the folder.
-    """
-
-    root: Path
-    lock: Lock
+    root: Path  # the folder; its files have the names of those in the local run folder
+    lock: Lock  # lock of the folder
 
 
 @dataclass(frozen=True)
 class RemoteChoice:
-    """Folder below `remote_sync` that a run belongs to.
+    """Folder below `remote_sync` that a run belongs to."""
 
-    Attributes:
-        name: Name of the local run folder.
-        root: The folder.
-        run_id: Random id of the run there; empty if there is none.
-        replaces: The local run has other options, and is replaced.
-        step: Step from which the run there continues here; None if it has no checkpoint, or if the
-            local run has it or a later one.
-    """
-
-    name: str
-    root: Path
-    run_id: str = ""
-    replaces: bool = False
+    name: str  # name of the local run folder
+    root: Path  # the folder
+    run_id: str = ""  # random id of the run there; empty if there is none
+    replaces: bool = False  # the local run has other options, and is replaced
+    # step from which the run there continues here; None if it has no checkpoint, or if the local
+    # run has it or a later one
     step: int | None = None
 
 
@@ -91,18 +79,8 @@ def held_remote_run(
 ) -> Generator[tuple[str, RemoteRun]]:
     """Holds the remote folder of a run until the block ends; copies what the local one lacks.
 
-    Args:
-        config: The configuration as typed, with `remote_sync`.
-        new_name: Name of a run that starts without one.
-        start_in: As for `choose_remote_run`.
-        reporter: Receives notes and the progress of the copy.
-
-    Yields:
-        The name of the local run folder, and the remote run.
-
-    Raises:
-        UsageError: As `choose_remote_run`, or the run lives on another machine.
-        StorageError: The storage fails; or, at the end of the block, the lock was lost.
+    `reporter`: receives notes and the progress of the copy; yields the name of the local run
+    folder, and the remote run.
     """
     for _ in range(_ATTEMPTS):
         choice = choose_remote_run(config, new_name, start_in)
@@ -130,16 +108,6 @@ def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> 
 
     That of the local run if it is there. Else the run of the same name, or the newest one, if its
     options and data are the same. Else a new folder.
-
-    Args:
-        config: The configuration as typed, with `remote_sync`.
-        new_name: Name of a run that starts without one.
-        start_in: Says what a run would do in a folder; its errors say why it may not use it.
-
-    Raises:
-        UsageError: The local folder, or the remote one of the same name, holds a run with other
-            options or other files; or `fresh` is set, and there is a local run.
-        StorageError: The storage fails.
     """
     assert config.remote_sync is not None
     prefix = location(config.remote_sync)
@@ -275,11 +243,7 @@ def _check_no_other_run(root: Path, config: TrainConfig, start_in: StartIn) -> N
 
 @contextmanager
 def _held(root: Path, reporter: Reporter) -> Generator[Lock]:
-    """Holds the lock of a remote folder; waits once, until that of a lost machine counts as dead.
-
-    Raises:
-        UsageError: Another run holds it.
-    """
+    """Holds the lock of a remote folder; waits once, until one of a lost machine is stale."""
     clock, deadline = ProcessClock(), None
     with ExitStack() as stack:
         lock: Lock | None = None

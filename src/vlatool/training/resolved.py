@@ -16,16 +16,8 @@ from vlatool.training.plan import TrainPlan, budget_extension, make_plan
 def resolved(
     config: TrainConfig, before: RunDir | None, reporter: Reporter
 ) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
-    """The derived configuration, the info on its data, and the rule of each derived key.
-
-    Args:
-        config: The configuration as typed.
-        before: The run folder, of any scheme; None if the run has no name yet.
-        reporter: Receives notes and the progress.
-
-    Raises:
-        DataError: The data or the initial weights are missing or broken.
-        UsageError: The initial weights cannot be used.
+    """The derived configuration, the info on its data, and the rule of each derived key; `before`:
+    the run folder, of any scheme; None if the run has no name yet.
     """
     config = resume.pinned_data(resume.with_base_config(config, before))
     info = config.load_info(reporter, resume.started_run(config, before))
@@ -55,16 +47,8 @@ def run_identity(
 
 
 def start_in(config: TrainConfig, run: RunDir, *, world_size: int) -> resume.RunStart:
-    """Says what a run would do in a folder of any scheme. Writes nothing.
-
-    Args:
-        config: The configuration as typed.
-        run: The folder.
-        world_size: Number of ranks.
-
-    Raises:
-        UsageError: The folder holds a run with other options or data, or other files.
-        DataError: As `resolved`, or the run is damaged.
+    """Says what a run would do in a folder of any scheme. Writes nothing; `world_size`: number of
+    ranks.
     """
     count = {"world_size": world_size}
     processes = config.distributed.model_copy(update=count)

@@ -45,27 +45,15 @@ RunStart = Literal["new", "resume", "extend", "replace"]
 
 
 def open_run(
-    run: RunDir,
-    config: TrainConfig,
+    run: RunDir,  # the run folder
+    config: TrainConfig,  # the derived configuration
     fingerprint: Mapping[str, Any],
-    save_assets: Callable[[], None],
+    save_assets: Callable[[], None],  # writes the assets
     is_larger_budget: Callable[[Mapping[str, Any]], bool],
 ) -> OutputRecord:
     """Prepares a run folder and returns its record; checks the owner before it changes anything.
 
     Assets are written once, when the run starts; a resumed or complete run keeps them.
-
-    Args:
-        run: The run folder.
-        config: The derived configuration.
-        fingerprint: Fingerprint of the data, with versions and the one of `network_randomness`.
-        save_assets: Writes the assets.
-        is_larger_budget: Returns True if the budget is larger than the given earlier one; then the
-            run is resumed.
-
-    Raises:
-        UsageError: The folder holds a run with other options or data, or other files.
-        DataError: The newest checkpoint is damaged.
     """
     start, record = run_start(run, config, fingerprint, is_larger_budget)
     if start == "resume":
@@ -90,11 +78,10 @@ def run_start(
 ) -> tuple[RunStart, OutputRecord]:
     """Start of a run in its folder, and its record. Writes nothing.
 
-    Arguments and errors are those of `open_run`.
+    Returns `new`; `resume` or `extend` (to a larger budget) with the record of the run that is
+    there; or `replace`, which removes that run.
 
-    Returns:
-        `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there;
-        or `replace`, which removes that run.
+    Arguments and errors are those of `open_run`.
     """
     options = {**identity_keys(config), **fingerprint}
     record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
@@ -163,15 +150,9 @@ def _with_budget(run: RunDir, config: TrainConfig, before: OutputRecord) -> Outp
 def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     """The config with the base model keys that its run derived before.
 
+    `run`: the run folder; None if the run has no name yet.
+
     A resumed run therefore reads no base model again.
-
-    Args:
-        config: The configuration as typed.
-        run: The run folder; None if the run has no name yet.
-
-    Raises:
-        DataError: The run is new, and its initial weights are missing.
-        UsageError: The initial weights cannot be used, or are in the run that is replaced.
     """
     config, _ = config.derive_static()
     if config.overwrite and run is not None:
@@ -249,15 +230,8 @@ def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
 
 
 def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
-    """The record of the run in a folder. Writes nothing.
-
-    Returns:
-        The record; None for an empty folder, or with `overwrite` for a run without a record.
-
-    Raises:
-        UsageError: The folder holds other files, or a run that cannot be resumed.
-        DataError: The record is damaged.
-        StorageError: A file has the name of a folder of the run.
+    """The record of the run in a folder. Writes nothing; returns the record; None for an empty
+    folder, or with `overwrite` for a run without a record.
     """
     before = read_record(run.root) if config.overwrite else read_valid_record(run.root)
     if before is None or before.command != _COMMAND:
@@ -281,10 +255,9 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
 def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> list[str]:
     """Rewrites missing or changed files of a resumed run, other than checkpoints.
 
-    The files are equal to those of the first start, because options and data are equal.
+    Returns names of the rewritten files.
 
-    Returns:
-        Names of the rewritten files.
+    The files are equal to those of the first start, because options and data are equal.
     """
     repaired: list[str] = []
     if run.repair_latest():

@@ -22,12 +22,10 @@ T = TypeVar("T")
 class RollCall:
     """A store of all ranks, apart from the collectives that may hang.
 
-    Rank 0 holds it, at a port that the system chooses.
+    `rank`: index of this rank; `world_size`: number of ranks; `broadcast`: returns the value of
+    rank 0 on every rank. Collective.
 
-    Args:
-        rank: Index of this rank.
-        world_size: Number of ranks.
-        broadcast: Returns the value of rank 0 on every rank. Collective.
+    Rank 0 holds it, at a port that the system chooses.
     """
 
     def __init__(self, rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None:

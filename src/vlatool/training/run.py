@@ -31,15 +31,7 @@ from vlatool.training.validation import ImageLogger, Validation
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Configuration, data, plan and folder of a run.
-
-    Attributes:
-        typed: Keys that were given for this run, as for `train`.
-        origins: Dotted key of the configuration to its origin, without defaults.
-        roll_out: Rollouts of checkpoints; None without the section `eval`.
-        remote: Held remote folder of the run, on rank 0 of a run with `remote_sync`.
-        sync: Copies of the run at other locations; None without any, and on other ranks.
-    """
+    """Configuration, data, plan and folder of a run."""
 
     config: TrainConfig
     info: DatasetInfo
@@ -47,23 +39,18 @@ class RunSetup:
     runtime: Runtime
     run: RunDir
     streams: DataStreams
-    typed: Collection[str]
-    origins: Mapping[str, str]
-    roll_out: RollsOut | None = None
+    typed: Collection[str]  # keys that were given for this run, as for `train`
+    origins: Mapping[str, str]  # dotted key of the configuration to its origin, without defaults
+    roll_out: RollsOut | None = None  # rollouts of checkpoints; None without the section `eval`
+    # held remote folder of the run, on rank 0 of a run with `remote_sync`
     remote: RemoteRun | None = None
+    # copies of the run at other locations; None without any, and on other ranks
     sync: RunSync | None = None
 
 
 def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
-    """Trains a run to the end of its plan, from its newest checkpoint if it has one. Collective.
-
-    Returns:
-        The state, and what was done: `trained` or `already complete`.
-
-    Raises:
-        DataError: Weights are broken or do not match, or a loss is not finite.
-        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
-        SystemExit: SIGTERM (143); a checkpoint was written.
+    """Trains a run to the end of its plan, from its newest checkpoint if it has one. Collective;
+    returns the state, and what was done: `trained` or `already complete`.
     """
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
@@ -120,7 +107,6 @@ def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Report
 
 
 def _policy(setup: RunSetup, state: TrainState) -> Policy:
-    """The policy of the weights that are trained."""
     config, folder = setup.config, setup.run.root
     assets = config.data_kind.load_assets(config.data, folder)
     policy = config.model_type.policy(config.model, state.modules, assets, folder)
@@ -131,14 +117,7 @@ def _policy(setup: RunSetup, state: TrainState) -> Policy:
 def _fit(
     setup: RunSetup, train_setup: TrainSetup, reporter: Reporter, *, is_rolled_out: bool
 ) -> None:
-    """Trains to the end of the plan; a requested stop ends the process.
-
-    Args:
-        setup: The run.
-        train_setup: Its state and objective.
-        reporter: Receives metrics and messages.
-        is_rolled_out: The rollouts of the checkpoint at the present step are there, or not planned.
-    """
+    """Trains to the end of the plan; a requested stop ends the process."""
     plan, state = setup.plan, train_setup.state
     with StopRequest() as stop, reporter.progress("training", plan.total_steps, "steps") as bar:
         bar.advance(state.step)
@@ -212,14 +191,10 @@ def retention_of(config: TrainConfig) -> Retention:
 
 @dataclass
 class _Checkpoints:
-    """Checkpoints that this process writes.
-
-    Attributes:
-        setup: The run.
-        step: Step of the newest checkpoint of this process; None if it has not written one.
-    """
+    """Checkpoints that this process writes."""
 
     setup: RunSetup
+    # step of the newest checkpoint of this process; None if it has not written one
     step: int | None = None
     _since: float = field(default_factory=time.monotonic)
     _save_s: float = 0.0
@@ -253,7 +228,6 @@ class _Checkpoints:
         return time.monotonic() - self._since >= max(60 * minutes, _SAVES_APART * self._save_s)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint of the run."""
         checkpoints = self.setup.run.checkpoints()
         return checkpoints[-1][1] if checkpoints else None
 

@@ -20,9 +20,8 @@ def is_source() -> bool:
 def scatter(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     """Copies tensors of rank 0 to those of the same names on all ranks. Collective.
 
-    Args:
-        weights: Full tensors, on any device; used on rank 0 only.
-        into: Tensors of this rank; of a sharded one it takes its shard.
+    `weights`: full tensors, on any device; used on rank 0 only; `into`: tensors of this rank; of a
+    sharded one it takes its shard.
     """
     names = [[name for name in into if name in weights]]
     if _has_ranks():

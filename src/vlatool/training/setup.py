@@ -27,16 +27,12 @@ from vlatool.training.state import TrainState, WeightAverage
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """Training state, placed parts and objective of a run.
-
-    Attributes:
-        notes: Messages of the model type on loaded weights.
-    """
+    """Training state, placed parts and objective of a run."""
 
     state: TrainState
     placed: PlacedParts
     objective: Objective
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # messages of the model type on loaded weights
 
 
 def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
@@ -56,15 +52,8 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
 def _loaded_parts(
     config: TrainConfig, runtime: Runtime, *, is_restored: bool
 ) -> tuple[Mapping[str, Part], list[str]]:
-    """Parts with their initial weights on rank 0, on the meta device on the others. Collective.
-
-    Args:
-        config: Configuration of the run.
-        runtime: This rank.
-        is_restored: The saved parts get the weights of a checkpoint later.
-
-    Returns:
-        The parts, and messages on the loaded weights.
+    """Parts with their initial weights on rank 0, on the meta device on the others. Collective;
+    `runtime`: this rank; returns the parts, and messages on the loaded weights.
     """
     model_type = config.model_type
     torch.manual_seed(config.hparams.seed)
@@ -90,11 +79,7 @@ def _loaded_parts(
 def set_up(
     config: TrainConfig, info: DatasetInfo, runtime: Runtime, checkpoint: Path | None
 ) -> TrainSetup:
-    """Sets up a new run, or a run at a checkpoint. Collective.
-
-    Raises:
-        DataError: The checkpoint or the initial weights are broken or do not match the model.
-    """
+    """Sets up a new run, or a run at a checkpoint. Collective."""
     model_type, h = config.model_type, config.hparams
     origin = None
     if checkpoint is None and config.init_from is not None and not config.init_weights_only:

@@ -40,19 +40,10 @@ def start(
 ) -> str:
     """Runs a vlatool command line on ranks of this machine; returns the output of rank 0.
 
+    `processes`: number of ranks on this machine; `reporter`: receives a note with the command that
+    starts the ranks.
+
     The first and the second SIGINT or SIGTERM are passed on to the ranks, the third kills them.
-
-    Args:
-        arguments: The command line without `vlatool`; `--nproc` in it is left out.
-        processes: Number of ranks on this machine.
-        node: This machine among several, each of which calls this function.
-        reporter: Receives a note with the command that starts the ranks.
-
-    Raises:
-        UsageError: The number of ranks is invalid, or this process is a rank itself.
-        EnvironmentProblem: There are fewer GPUs than ranks.
-        VlatoolError: The error of a rank, with the exit code of the rank.
-        SystemExit: Interrupted (130, 143); the ranks have saved their progress.
     """
     gpus = gpus_here()
     check_processes(processes, gpus, reporter)
@@ -80,12 +71,7 @@ def start(
 
 
 def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> None:
-    """Checks that a number of ranks can be started on this machine; warns of too few processors.
-
-    Raises:
-        UsageError: The number is below 1 or too large, or this process is a rank itself.
-        EnvironmentProblem: There are fewer GPUs than ranks.
-    """
+    """Checks that a number of ranks can be started on this machine; warns of too few processors."""
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
             f"{OPTION} is not allowed in a process that a launcher has started (WORLD_SIZE is "
@@ -161,12 +147,8 @@ def _shared_folder() -> Iterator[Path]:
 
 
 def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
-    """Raises the error of the rank that failed first, from the file of the launcher.
-
-    Args:
-        exit_code: Exit code of the launcher.
-        file: The ends of the ranks that failed; missing if the launcher itself failed.
-        received: Signals that this process received.
+    """Raises the error of the rank that failed first, from the file of the launcher; `file`: the
+    ends of the ranks that failed; missing if the launcher itself failed.
     """
     rows = json.loads(file.read_text())["exits"] if file.is_file() else []
     exits = [RankExit(**row) for row in rows]

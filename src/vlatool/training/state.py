@@ -23,10 +23,6 @@ class WeightAverage:
     Source: reference/training 4.1.
 
     The average of sharded parameters is sharded too.
-
-    Attributes:
-        weights: Map from name to averaged tensor; names as in the state dict of the module.
-        updates: Number of updates done.
     """
 
     def __init__(self, config: EmaConfig, module: nn.Module) -> None:
@@ -37,10 +33,11 @@ class WeightAverage:
         state = {name: value for name, value in module.state_dict().items() if name not in tied}
         frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
         # A frozen parameter is its own average and needs no copy.
+        # map from name to averaged tensor; names as in the state dict of the module
         self.weights = {n: value if n in frozen else _copy(value) for n, value in state.items()}
         self._averaged = [name for name in state if name in trainable]
         self._copied = [name for name in state if name not in trainable | frozen]
-        self.updates = 0
+        self.updates = 0  # number of updates done
 
     @torch.no_grad()
     def update(self, ok: Tensor) -> None:
@@ -117,24 +114,18 @@ def _copy(value: Tensor) -> Tensor:
 
 @dataclass
 class TrainState:
-    """Weights, optimizers and counters of a run.
+    """Weights, optimizers and counters of a run."""
 
-    Attributes:
-        parts: The placed parts, without wrappers.
-        optimizers: Optimizers by the name that the objective gives them.
-        averages: Averaged weights by part; empty if weights are not averaged.
-        unsaved: Digest of each part that checkpoints do not hold.
-        step: Optimizer steps done.
-        samples: Positions consumed, dropped samples included.
-        dropped: Number of dropped samples by reason.
-    """
-
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Part]  # the placed parts, without wrappers
+    # optimizers by the name that the objective gives them
     optimizers: dict[str, Optimizer] = field(default_factory=dict[str, Optimizer])
+    # averaged weights by part; empty if weights are not averaged
     averages: dict[str, WeightAverage] = field(default_factory=dict[str, WeightAverage])
+    # digest of each part that checkpoints do not hold
     unsaved: Mapping[str, str] = field(default_factory=dict[str, str])
-    step: int = 0
-    samples: int = 0
+    step: int = 0  # optimizer steps done
+    samples: int = 0  # positions consumed, dropped samples included
+    # number of dropped samples by reason
     dropped: dict[str, int] = field(default_factory=dict[str, int])
 
     @property

@@ -28,15 +28,10 @@ _POLL_S = 0.0002
 
 @dataclass
 class LossSums:
-    """Losses of the micro-batches of one optimizer on this rank.
-
-    Attributes:
-        device: Device of the sums.
-        totals: Loss of each micro-batch, detached.
-    """
+    """Losses of the micro-batches of one optimizer on this rank."""
 
     device: torch.device
-    totals: list[Tensor] = field(default_factory=list[Tensor])
+    totals: list[Tensor] = field(default_factory=list[Tensor])  # loss of each micro-batch, detached
     _counts: list[Tensor] = field(default_factory=list[Tensor])
     _sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
@@ -65,17 +60,13 @@ class LossSums:
 
 @dataclass(frozen=True)
 class ReducedLoss:
-    """Sums of one optimizer and step over all ranks.
+    """Sums of one optimizer and step over all ranks."""
 
-    Attributes:
-        packed: float64 [3 + E + ...]: total, count, number of micro-batches that are not finite,
-            the extra numbers, the sums by name.
-        extra: E, the number of extra numbers.
-        shapes: Map from name to shape of the sums, in their order in `packed`.
-    """
-
+    # float64 [3 + E + ...]: total, count, number of micro-batches that are not finite, the extra
+    # numbers, the sums by name
     packed: Tensor
-    extra: int
+    extra: int  # E, the number of extra numbers
+    # map from name to shape of the sums, in their order in `packed`
     shapes: Mapping[str, tuple[int, ...]]
 
     @property
@@ -117,11 +108,7 @@ class AsyncHostCopy:
         self._event.record()
 
     def read(self, timeout_s: float) -> Tensor:
-        """The values on the host; waits until the copy is done.
-
-        Raises:
-            TimeoutError: It is not done in time: the collective before it waits for another rank.
-        """
+        """The values on the host; waits until the copy is done."""
         until = time.monotonic() + timeout_s
         while self._event is not None and not self._event.query():
             if time.monotonic() > until:
@@ -132,25 +119,13 @@ class AsyncHostCopy:
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """Result of one optimizer in a step.
-
-    Attributes:
-        optimizer: Name of the optimizer.
-        rate: Learning rate.
-        sums: Loss sums over all ranks.
-        norm: Gradient norm of the mean loss, before clipping.
-        ok: bool scalar on the device; True if weights were updated.
-        totals: Losses of the micro-batches of this rank.
-        on_host: Host copy of [norm, ok, *sums.packed], which is read one step later.
-    """
-
     optimizer: str
-    rate: float
-    sums: ReducedLoss
-    norm: Tensor
-    ok: Tensor
-    totals: Sequence[Tensor]
-    on_host: AsyncHostCopy
+    rate: float  # learning rate
+    sums: ReducedLoss  # loss sums over all ranks
+    norm: Tensor  # gradient norm of the mean loss, before clipping
+    ok: Tensor  # bool scalar on the device; True if weights were updated
+    totals: Sequence[Tensor]  # losses of the micro-batches of this rank
+    on_host: AsyncHostCopy  # host copy of [norm, ok, *sums.packed], which is read one step later
 
 
 class StepContexts:
@@ -236,20 +211,12 @@ class OptimizerStepper:
     def step(
         self,
         name: str,
-        state: TrainState,
-        objective: Objective,
-        micro_batches: Sequence[MicroBatch],
-        extra: Sequence[float],
+        state: TrainState,  # training state, which is updated
+        objective: Objective,  # computes the losses
+        micro_batches: Sequence[MicroBatch],  # prepared micro-batches, on the device
+        extra: Sequence[float],  # numbers of this rank to sum over ranks together with the losses
     ) -> OptimizerStep:
-        """Runs loss, backward pass, reduction, clipping and update. Collective.
-
-        Args:
-            name: Name of the optimizer.
-            state: Training state, which is updated.
-            objective: Computes the losses.
-            micro_batches: Prepared micro-batches, on the device.
-            extra: Numbers of this rank to sum over ranks together with the losses.
-        """
+        """Runs loss, backward pass, reduction, clipping and update. Collective."""
         spec, optimizer = objective.optimizers()[name], state.optimizers[name]
         steps_left = self._total_steps - spec.starts_at
         rate = learning_rate(self._h, state.step - spec.starts_at, steps_left, spec.lr)

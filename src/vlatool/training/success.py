@@ -28,17 +28,8 @@ class RollsOut(Protocol):
         ...
 
     def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
-        """Rolls out a checkpoint with its averaged weights, if there are any.
-
-        Args:
-            checkpoint: The checkpoint.
-            output: Folder for the report.
-
-        Returns:
-            Map from name of a metric to value, `success_rate` among them.
-
-        Raises:
-            VlatoolError: The rollouts could not be made.
+        """Rolls out a checkpoint with its averaged weights, if there are any; returns map from name
+        of a metric to value, `success_rate` among them.
         """
         ...
 
@@ -52,31 +43,17 @@ def is_pending(run: RunDir, step: int, steps: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class SuccessRate:
-    """Rolls out the checkpoint of the present step on rank 0, while the others wait. Collective.
+    """Rolls out the checkpoint of the present step on rank 0, while the others wait. Collective."""
 
-    Attributes:
-        run: The run folder.
-        runtime: The ranks of the run.
-        roll_out: The rollouts; None on ranks that only wait, and if none are planned.
-        logger: Logs the metrics, and a warning if the rollouts fail; the run continues.
-        stop: A request to stop ends the rollouts at once.
-        resume_hint: Rest of the note on a run that was stopped.
-    """
-
-    run: RunDir
-    runtime: Runtime
-    roll_out: RollsOut | None
-    logger: MetricsLogger
-    stop: StopRequest
-    resume_hint: str
+    run: RunDir  # the run folder
+    runtime: Runtime  # the ranks of the run
+    roll_out: RollsOut | None  # the rollouts; None on ranks that only wait, and if none are planned
+    logger: MetricsLogger  # logs the metrics, and a warning if the rollouts fail; the run continues
+    stop: StopRequest  # A request to stop ends the rollouts at once
+    resume_hint: str  # rest of the note on a run that was stopped
 
     def __call__(self, state: TrainState) -> None:
-        """Writes the metrics of the rollouts, and the best checkpoint.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C; the checkpoint is there.
-            SystemExit: SIGTERM (143); the checkpoint is there.
-        """
+        """Writes the metrics of the rollouts, and the best checkpoint."""
         started = time.perf_counter()
         metrics = self._measured(state.step) if self.runtime.is_main else {}
         metrics, signal = self.runtime.broadcast((metrics, self.stop.received()))

@@ -39,20 +39,11 @@ class RunSync:
 
     def __init__(
         self,
-        run: RunDir,
+        run: RunDir,  # the local run
         locations: Sequence[tuple[Path, Callable[[], None]]],
-        retention: Retention,
-        reporter: Reporter,
+        retention: Retention,  # rule for the checkpoints there
+        reporter: Reporter,  # receives warnings, and the progress at the end
     ) -> None:
-        """Stores the arguments.
-
-        Args:
-            run: The local run.
-            locations: Locations of the copies, with a function that is called before each change
-                there and raises if this process may not write any more. Empty: nothing is sent.
-            retention: Rule for the checkpoints there.
-            reporter: Receives warnings, and the progress at the end.
-        """
         self._run, self._reporter = run, reporter
         self._is_flushed = False
         self._senders = [
@@ -92,11 +83,7 @@ class RunSync:
         return frozenset(step for sender in self._senders for step in sender.mirror.missing())
 
     def saved(self) -> None:
-        """Starts to send a new checkpoint; reports a failure of the attempts before.
-
-        Raises:
-            StorageError: Another run took over the location.
-        """
+        """Starts to send a new checkpoint; reports a failure of the attempts before."""
         for sender in self._senders:
             sender.ask()
             error = sender.error
@@ -110,11 +97,7 @@ class RunSync:
                 )
 
     def finish(self) -> None:
-        """Waits until everything is sent, the record last.
-
-        Raises:
-            StorageError: Something could not be sent; the error names the newest checkpoint there.
-        """
+        """Waits until everything is sent, the record last."""
         self._flush()
         for error in self._errors():
             raise error
@@ -154,16 +137,11 @@ class RunSync:
 
 
 class _Sender:
-    """Thread that keeps one copy up to date: when it is asked, and now and then.
-
-    Attributes:
-        mirror: The copy.
-        error: Failure of the last attempt, if it failed.
-    """
+    """Thread that keeps one copy up to date: when it is asked, and now and then."""
 
     def __init__(self, mirror: RunMirror) -> None:
-        self.mirror = mirror
-        self.error: VlatoolError | None = None
+        self.mirror = mirror  # the copy
+        self.error: VlatoolError | None = None  # failure of the last attempt, if it failed
         self._changed = threading.Condition()
         self._asked = self._done = 0
         self._is_last = self._has_ended = False
@@ -175,10 +153,8 @@ class _Sender:
         self._thread = in_background(self._run)
 
     def ask(self, *, is_last: bool = False) -> int:
-        """Asks for an attempt that begins after this call; returns a ticket for `wait`.
-
-        Args:
-            is_last: Send the record too, after everything else.
+        """Asks for an attempt that begins after this call; returns a ticket for `wait`; `is_last`:
+        send the record too, after everything else.
         """
         with self._changed:
             self._asked += 1

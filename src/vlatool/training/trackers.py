@@ -27,15 +27,10 @@ _FINISH_TIMEOUT_S = 120.0
 
 
 class Tracker(Protocol):
-    """Receiver of metrics and images.
+    """Receiver of metrics and images."""
 
-    Attributes:
-        name: Name for messages.
-        last_step: Last step of the run that it certainly has; 0 for none.
-    """
-
-    name: str
-    last_step: int
+    name: str  # name for messages
+    last_step: int  # last step of the run that it certainly has; 0 for none
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Stores the metrics of a step."""
@@ -65,23 +60,19 @@ class TrackedReporter:
         return self._reporter.progress(name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports the metrics of a step."""
         self._reporter.metrics(step, values)
         self._each(lambda tracker: tracker.metrics(step, values))
 
     def images(self, step: int, images: Mapping[str, UInt8Array]) -> None:
-        """Reports the images of a step."""
         self._reporter.images(step, images)
         shown = {name: batch for name, batch in images.items() if len(batch)}
         if shown:
             self._each(lambda tracker: tracker.images(step, shown))
 
     def note(self, message: str) -> None:
-        """Reports the message."""
         self._reporter.note(message)
 
     def warn(self, code: str, message: str) -> None:
-        """Reports the message with its code."""
         self._reporter.warn(code, message)
 
     def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -122,13 +113,8 @@ def check_trackers(names: Iterable[str]) -> None:
 def tracked(
     reporter: Reporter, config: TrainConfig, run: RunDir, last_step: int
 ) -> Generator[Reporter]:
-    """Reporter that passes the metrics of a run to its trackers too, from a step on.
-
-    Args:
-        reporter: The reporter without trackers.
-        config: Configuration of the run.
-        run: Folder of the run, which has its record.
-        last_step: Last step that is not repeated; 0 at the start of a run.
+    """Reporter that passes the metrics of a run to its trackers too, from a step on; `last_step`:
+    last step that is not repeated; 0 at the start of a run.
     """
     if not config.trackers:
         yield reporter

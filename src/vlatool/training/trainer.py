@@ -31,13 +31,10 @@ class StopRequest:
 
     A signal within two seconds of the first belongs to the same request: schedulers and launchers
     send signals to a process and to its group.
-
-    Attributes:
-        signal: The first signal that was received, if any.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal: int | None = None  # the first signal that was received, if any
         self._since = 0.0
         self._interrupts = False
         self._before: dict[int, object] = {}
@@ -97,47 +94,29 @@ def exit_stopped(number: int | None) -> NoReturn:
 
 @dataclass
 class Trainer:
-    """Trains until the plan is complete.
+    """Trains until the plan is complete."""
 
-    Attributes:
-        plan: Steps, batch sizes, steps of checkpoints, validations and images.
-        h: Learning rates, clipping, seed.
-        runtime: Device and ranks.
-        placed: The placed parts.
-        contexts: Makes the contexts of the objective.
-        logger: Logs the results of steps.
-        validate: Called after validation steps, with the parts in eval mode.
-        log_images: Called with a micro-batch after image steps, with the parts in eval mode.
-        save: Called after checkpoint steps, and when one is due. Collective.
-        stop_signal: Returns the signal that asked this rank to stop, if any.
-        save_due: True if this rank asks for a checkpoint between those of the plan.
-        measure_success: Called after rollout steps, when the checkpoint is written. Collective.
-    """
-
-    plan: TrainPlan
-    h: HParams
-    runtime: Runtime
+    plan: TrainPlan  # steps, batch sizes, steps of checkpoints, validations and images
+    h: HParams  # learning rates, clipping, seed
+    runtime: Runtime  # device and ranks
     placed: PlacedParts
-    contexts: StepContexts
-    logger: MetricsLogger
+    contexts: StepContexts  # makes the contexts of the objective
+    logger: MetricsLogger  # logs the results of steps
+    # called after validation steps, with the parts in eval mode
     validate: Callable[[TrainState], None]
+    # called with a micro-batch after image steps, with the parts in eval mode
     log_images: Callable[[TrainState, MicroBatch], None]
+    # called after checkpoint steps, and when one is due. Collective
     save: Callable[[TrainState], None]
-    stop_signal: Callable[[], int | None]
+    stop_signal: Callable[[], int | None]  # returns the signal that asked this rank to stop, if any
+    # True if this rank asks for a checkpoint between those of the plan
     save_due: Callable[[], bool] = lambda: False
+    # called after rollout steps, when the checkpoint is written. Collective
     measure_success: Callable[[TrainState], None] = lambda state: None
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
-        """Trains from `state.step` to the end of the plan, or until a stop is requested.
-
-        Args:
-            state: Training state, which is updated.
-            batches: Micro-batches of this rank from `state.step` on, on the device.
-            objective: Computes the losses to minimize.
-
-        Raises:
-            DataError: A loss is not finite, too many samples are dropped, or `check_metrics` of the
-                objective reports an error.
+        """Trains from `state.step` to the end of the plan, or until a stop is requested; `batches`:
+        micro-batches of this rank from `state.step` on, on the device.
         """
         total_steps = self.plan.total_steps
         stepper = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
@@ -189,7 +168,6 @@ class Trainer:
     def _update_averages(
         self, state: TrainState, objective: Objective, updates: list[OptimizerStep]
     ) -> None:
-        """Updates the average of each part that an optimizer updated in this step."""
         specs = objective.optimizers()
         for name, average in state.averages.items():
             oks = [step.ok for step in updates if name in specs[step.optimizer].parts]

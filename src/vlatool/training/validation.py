@@ -29,24 +29,17 @@ _AVERAGED = f"{VALIDATION}ema/"
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation of a run. Collective; expects the parts in eval mode.
+    """Validation of a run. Collective; expects the parts in eval mode."""
 
-    Attributes:
-        open_batches: Starts a pass over the micro-batches of this rank, on the device; their number
-            is equal on all ranks.
-        open_chunk_batches: The same for the samples whose action chunks are sampled.
-        objective: Computes the loss of a micro-batch.
-        runtime: The ranks of the run.
-        contexts: Makes the contexts of the objective.
-        logger: Logs the metrics.
-    """
-
+    # starts a pass over the micro-batches of this rank, on the device; their number is equal on all
+    # ranks
     open_batches: Callable[[], Iterator[MicroBatch]]
+    # the same for the samples whose action chunks are sampled
     open_chunk_batches: Callable[[], Iterator[MicroBatch]]
-    objective: Objective
-    runtime: Runtime
-    contexts: StepContexts
-    logger: MetricsLogger
+    objective: Objective  # computes the loss of a micro-batch
+    runtime: Runtime  # the ranks of the run
+    contexts: StepContexts  # makes the contexts of the objective
+    logger: MetricsLogger  # logs the metrics
 
     def __call__(self, state: TrainState) -> None:
         """Writes the metrics with raw weights, and with averaged weights if there are any."""
@@ -118,20 +111,13 @@ class ImageLogger:
     """Writes the images of an objective for a micro-batch. Collective.
 
     They are made with the averaged weights if there are any, because these are used for inference.
-
-    Attributes:
-        run: The run folder.
-        objective: Makes the images.
-        runtime: The ranks of the run; rank 0 writes.
-        contexts: Makes the context of a micro-batch.
-        reporter: Also gets the images, on rank 0.
     """
 
-    run: RunDir
-    objective: Objective
-    runtime: Runtime
-    contexts: StepContexts
-    reporter: Reporter
+    run: RunDir  # the run folder
+    objective: Objective  # makes the images
+    runtime: Runtime  # the ranks of the run; rank 0 writes
+    contexts: StepContexts  # makes the context of a micro-batch
+    reporter: Reporter  # also gets the images, on rank 0
 
     @torch.no_grad()
     def __call__(self, state: TrainState, micro_batch: MicroBatch) -> None:

@@ -27,31 +27,19 @@ _LONGEST_TOKEN = 10_000  # characters
 
 @dataclass(frozen=True)
 class EncodedActions:
-    """Result of encoding.
-
-    Attributes:
-        ids: Action ids of each chunk.
-        clamped: int64 [N], number of coefficients per chunk below `min_token`, which were raised
-            to it; such a chunk is not decoded exactly.
-    """
-
-    ids: list[list[int]]
+    ids: list[list[int]]  # action ids of each chunk
+    # int64 [N], number of coefficients per chunk below `min_token`, which were raised to it; such a
+    # chunk is not decoded exactly
     clamped: Array
 
 
 @dataclass(frozen=True)
 class ActionTokenizer:
-    """Chunks of normalized actions to ids and back; picklable.
+    """Chunks of normalized actions to ids and back; picklable."""
 
-    Attributes:
-        document: Content of a `tokenizer.json`: byte-level BPE.
-        scale: Coefficients per unit: the rounding step is `1 / scale`.
-        min_token: The coefficient that has code point 0.
-    """
-
-    document: str = field(repr=False)
-    scale: float = 10.0
-    min_token: int = 0
+    document: str = field(repr=False)  # content of a `tokenizer.json`: byte-level BPE
+    scale: float = 10.0  # coefficients per unit: the rounding step is `1 / scale`
+    min_token: int = 0  # the coefficient that has code point 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled form without cached values, which a worker computes again."""
@@ -82,9 +70,6 @@ class ActionTokenizer:
         """Rounded, scaled cosine coefficients, int64 [N, H, D], of chunks [N, H, D].
 
         Computed in float32, as published; halves are rounded to even.
-
-        Raises:
-            DataError: A value is not finite or far too large.
         """
         from scipy.fft import dct  # the import takes 0.2 s
 
@@ -104,12 +89,7 @@ class ActionTokenizer:
         return self.encode_counted(chunks).ids
 
     def encode_counted(self, chunks: Array) -> EncodedActions:
-        """Action ids of chunks [N, H, D] of normalized actions.
-
-        Raises:
-            DataError: A value is not finite, too large for a code point, or cannot be encoded with
-                this vocabulary.
-        """
+        """Action ids of chunks [N, H, D] of normalized actions."""
         texts, clamped = self.texts(chunks)
         # One by one: batches start threads, which gain nothing in worker processes.
         ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
@@ -132,16 +112,8 @@ class ActionTokenizer:
     def decode(
         self, ids: Sequence[Sequence[int]], steps: int, width: int
     ) -> tuple[Array, list[str | None]]:
-        """Action chunks of ids.
-
-        Args:
-            ids: Action ids of each chunk.
-            steps: H of each chunk.
-            width: D of each chunk.
-
-        Returns:
-            float32 [N, H, D] and, per chunk, the reason why its ids are invalid, or None. An
-            invalid chunk is NaN.
+        """Action chunks of ids; returns float32 [N, H, D] and, per chunk, the reason why its ids
+        are invalid, or None. An invalid chunk is NaN.
         """
         from scipy.fft import idct
 
@@ -213,17 +185,10 @@ def fit_tokenizer(
 ) -> ActionTokenizer:
     """Tokenizer with the most frequent runs of coefficients as vocabulary; deterministic.
 
+    `chunks`: float [N, H, D], normalized; `lowest`: the coefficient that gets code point 0; lower
+    ones are clamped to it.
+
     Pairs that occur once get no id, so there may be fewer ids than `vocab_size`.
-
-    Args:
-        chunks: float [N, H, D], normalized.
-        scale: Coefficients per unit.
-        vocab_size: Maximum number of ids, those of the alphabet included.
-        lowest: The coefficient that gets code point 0; lower ones are clamped to it.
-        alphabet: Characters that always get ids.
-
-    Raises:
-        DataError: As `ActionTokenizer.encode_counted`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -295,29 +260,17 @@ _AT_ONCE = 4096  # chunks
 
 @dataclass(frozen=True)
 class ActionQuality:
-    """Measurements on action chunks.
+    """Measurements on action chunks."""
 
-    Attributes:
-        lengths: int64 [N], number of ids of each chunk.
-        exact: Share of chunks with rounded coefficients that are decoded exactly.
-        in_range: Share of coefficients that were not clamped.
-        rms: float64 [D], root mean square error of normalized actions.
-        largest: float64 [D], largest absolute error.
-    """
-
-    lengths: Array
-    exact: float
-    in_range: float
-    rms: Array
-    largest: Array
+    lengths: Array  # int64 [N], number of ids of each chunk
+    exact: float  # share of chunks with rounded coefficients that are decoded exactly
+    in_range: float  # share of coefficients that were not clamped
+    rms: Array  # float64 [D], root mean square error of normalized actions
+    largest: Array  # float64 [D], largest absolute error
 
 
 def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
-    """Encodes and decodes chunks [N, H, D] of normalized actions and compares them.
-
-    Raises:
-        DataError: As `ActionTokenizer.encode_counted`.
-    """
+    """Encodes and decodes chunks [N, H, D] of normalized actions and compares them."""
     lengths: list[int] = []
     exact, clamped = 0, 0
     squares, largest = np.zeros(chunks.shape[2]), np.zeros(chunks.shape[2])

@@ -40,15 +40,8 @@ def central_box(size: tuple[int, int], shape: Sequence[float]) -> Box:
 
 
 def random_box(size: tuple[int, int], shape: Sequence[float], rng: np.random.Generator) -> Box:
-    """Crop with a uniformly random corner.
-
-    Args:
-        size: (height, width) of the image.
-        shape: (height, width) of the crop, in pixels; if both are at most 1, shares of the image.
-        rng: Generator of the corner.
-
-    Raises:
-        DataError: The image is smaller than the crop.
+    """Crop with a uniformly random corner; `shape`: (height, width) of the crop, in pixels; if both
+    are at most 1, shares of the image.
     """
     height, width = _box_size(size, shape)
     top, left = rng.integers(0, [size[0] - height + 1, size[1] - width + 1]).tolist()
@@ -94,13 +87,7 @@ class ColorJitter:
 
 
 def apply_color_jitter(pixels: UInt8Array, changes: Mapping[str, float]) -> None:
-    """Changes the colors of uint8 [H, W, 3] in place.
-
-    Args:
-        pixels: The image.
-        changes: `brightness`, `contrast`, `saturation` (factors) and `hue` (turns), in the order in
-            which they are applied.
-    """
+    """Changes the colors of uint8 [H, W, 3] in place."""
     planes = np.moveaxis(pixels, -1, 0).reshape(3, -1).astype(np.float32)
     for name, amount in changes.items():
         _CHANGES[name](planes, amount)

@@ -25,13 +25,11 @@ def future_frames(at: int, steps: int, frames: int) -> list[int]:
 def with_padding(actions: Array, steps: int, *, is_held: bool = False) -> Array:
     """Actions [F, A] padded for windows at the end of the episode: [F + steps, A].
 
+    `actions`: [F, A]; `is_held`: repeat the last action: absolute and relative poses of zeros would
+    be motion.
+
     A padded action does not move and keeps the gripper: zeros, except for the last value, which is
     that of the last real action.
-
-    Args:
-        actions: [F, A].
-        steps: Number of padded actions.
-        is_held: Repeat the last action: absolute and relative poses of zeros would be motion.
     """
     if is_held:
         return np.concatenate([actions, np.repeat(actions[-1:], steps, axis=0)])
@@ -45,16 +43,10 @@ def relative_chunks(
 ) -> Array:
     """Actions [F, steps, A] from each frame on; poses are relative to the measured one at it.
 
+    `fields`: map from field to its values [F, C]; `names`: fields of an action, in order; those of
+    `groups` with the suffix of relative ones; `groups`: poses with relative fields.
+
     After the end of the episode the last action is repeated.
-
-    Args:
-        fields: Map from field to its values [F, C].
-        names: Fields of an action, in order; those of `groups` with the suffix of relative ones.
-        groups: Poses with relative fields.
-        steps: Number of actions of a window.
-
-    Raises:
-        DataError: A group names a field that does not exist.
     """
     of_groups = {
         key

@@ -24,23 +24,15 @@ _QUARTER_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """Transform from images of one size to images of another.
+    """Transform from images of one size to images of another."""
 
-    Attributes:
-        original: Size of the source, after the rotation.
-        scaled: Size of the whole source after the resize.
-        offset: (top, left) of the target inside the scaled image; negative if the target is larger
-            and gets black bars.
-        target: Size of the result.
-        turns: Quarter turns clockwise, applied first.
-        resample: Filter of the resize.
-    """
-
-    original: tuple[int, int]
-    scaled: tuple[int, int]
+    original: tuple[int, int]  # size of the source, after the rotation
+    scaled: tuple[int, int]  # size of the whole source after the resize
+    # (top, left) of the target inside the scaled image; negative if the target is larger and gets
+    # black bars
     offset: tuple[int, int]
-    target: tuple[int, int]
-    turns: int = 0
+    target: tuple[int, int]  # size of the result
+    turns: int = 0  # quarter turns clockwise, applied first
     resample: ResizeFilter = "lanczos_vips"
 
     def apply(self, image: UInt8Array) -> UInt8Array:
@@ -158,11 +150,7 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
 
 
 def quarter_turns(value: Mapping[str, int]) -> Mapping[str, int]:
-    """Returns clockwise quarter turns by camera; a field validator.
-
-    Raises:
-        ValueError: A number of turns is not 0 to 3.
-    """
+    """Returns clockwise quarter turns by camera; a field validator."""
     for name, turns in value.items():
         if not 0 <= turns <= 3:
             raise ValueError(f"{name}: {turns} is not 0 to 3 quarter turns; 90 degrees are 1")
@@ -177,13 +165,11 @@ def rotate(image: Array, turns: int) -> Array:
 def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform
     """Pixels float64 [N, 2] as (x, y), and bool [N], true for points in front of the camera.
 
+    `points`: positions [N, 3] in the base frame, metres; `intrinsics`: pinhole matrix [3, 3] in
+    pixels; skew is kept; `base_T_camera`: pose of the camera [4, 4], a rotation and a translation.
+
     Integers are pixel centers. Pixels may be outside the image; those of points that are not
     visible are NaN.
-
-    Args:
-        points: Positions [N, 3] in the base frame, metres.
-        intrinsics: Pinhole matrix [3, 3] in pixels; skew is kept.
-        base_T_camera: Pose of the camera [4, 4], a rotation and a translation.
     """
     rotation, center = base_T_camera[:3, :3], base_T_camera[:3, 3]
     finite = np.all(np.abs(points) < _FAR, axis=1)

@@ -21,17 +21,11 @@ _CONSTANT_WIDTH = 1e-6
 
 @dataclass(frozen=True)
 class FieldScale:
-    """Center and scale of a field: `normalized = (value - center) / scale`.
+    """Center and scale of a field: `normalized = (value - center) / scale`."""
 
-    Attributes:
-        center: float32 [C], or [T, C] per timestep.
-        scale: Same shape as `center`, positive.
-        constant: bool [C], true for dimensions that never change; their scale is 1.
-    """
-
-    center: Array
-    scale: Array
-    constant: Array
+    center: Array  # float32 [C], or [T, C] per timestep
+    scale: Array  # same shape as `center`, positive
+    constant: Array  # bool [C], true for dimensions that never change; their scale is 1
 
     def normalize(self, values: Any) -> Any:
         """Normalized values [..., C] or [..., T, C]."""
@@ -63,9 +57,6 @@ def field_scale(
 
     A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centered and scaled by
     one, because the published rule, division by a lower bound, would amplify noise.
-
-    Raises:
-        DataError: The statistics lack what the method needs.
     """
     suffix = "_per_timestep" if scope == "per_timestep" else ""
     low, width = _range(stats, field, method, suffix)
@@ -82,11 +73,7 @@ def field_scale(
 
 
 def value_range(stats: Mapping[str, Any], field: str) -> tuple[Array, Array]:
-    """Smallest and largest values of a field over the data set, float64 [C].
-
-    Raises:
-        DataError: The statistics lack them.
-    """
+    """Smallest and largest values of a field over the data set, float64 [C]."""
     return _numbers(stats, field, "min"), _numbers(stats, field, "max")
 
 
@@ -106,9 +93,6 @@ def normalized_range(
     """Largest absolute value and standard deviation [C] of each dimension after normalization.
 
     With a scale per timestep those of the step where they are largest.
-
-    Raises:
-        DataError: The statistics lack minimum, maximum or standard deviation.
     """
     suffix = "_per_timestep" if scale.center.ndim == 2 else ""
     limits = [
@@ -143,11 +127,7 @@ def _range(
 
 
 def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
-    """Numbers [C], or [T, C] per timestep, of a key; the shape is that of the mean.
-
-    Raises:
-        DataError: They are missing, of another type or shape, or not finite.
-    """
+    """Numbers [C], or [T, C] per timestep, of a key; the shape is that of the mean."""
     values = stats.get(key)
     if values is None:
         raise DataError(

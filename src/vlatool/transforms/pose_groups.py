@@ -37,9 +37,6 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
 
     A pose that is a slice of a field, or whose rotation has another form, is stored as two new
     fields: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
-
-    Raises:
-        DataError: A field is missing or has another width, or a reference is unknown.
     """
     lowdim = dict(episode.lowdim)
     resolved = {group.name: _resolve_fields(group, lowdim, episode.id) for group in groups}

@@ -25,15 +25,11 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Digest:
-    """Centroids of a grid of G cells.
+    """Centroids of a grid of G cells."""
 
-    Attributes:
-        means: float64 [G, K], ascending per cell, +inf where unused.
-        weights: int64 [G, K], 0 where unused; float64 for a weighted mixture; None if every finite
-            mean is a single value.
-    """
-
-    means: Array
+    means: Array  # float64 [G, K], ascending per cell, +inf where unused
+    # int64 [G, K], 0 where unused; float64 for a weighted mixture; None if every finite mean is a
+    # single value
     weights: Array | None = None
 
     @property

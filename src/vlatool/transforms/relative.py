@@ -64,9 +64,6 @@ def relative_fields(
     """`<field>_relative` windows [N, T, 3] and [N, T, 6] for each pose group.
 
     `windows` [N, T, C] are padded; `anchor` is the index of the anchor in a window.
-
-    Raises:
-        DataError: A group names a field that does not exist.
     """
     result: dict[str, Array] = {}
     for group in groups:
@@ -83,12 +80,10 @@ def absolute_actions(
 ) -> dict[str, Array]:
     """Actions [B, T, C], absolute poses in place of relative ones; inverse of `relative_fields`.
 
-    If a group has only its position or its rotation, the other stays at its measured value.
+    `fields`: measured poses of the references [B, 1, C]; `groups`: poses; those without a relative
+    field in `actions` are left out.
 
-    Args:
-        actions: Map from field to actions.
-        fields: Measured poses of the references [B, 1, C].
-        groups: Poses; those without a relative field in `actions` are left out.
+    If a group has only its position or its rotation, the other stays at its measured value.
     """
     result = dict(actions)
     for group in groups:
@@ -115,11 +110,9 @@ def relative_actions(
 ) -> dict[str, Array]:
     """Actions [S, C] and, for each pose group, its relative poses; inverse of `absolute_actions`.
 
-    Args:
-        actions: Map from field to absolute actions.
-        fields: Measured poses of the references [1, C].
-        groups: Poses. If only the position or the rotation of one is in `actions`, the other
-            counts as the measured one.
+    `actions`: map from field to absolute actions; `fields`: measured poses of the references [1,
+    C]; `groups`: poses. If only the position or the rotation of one is in `actions`, the other
+    counts as the measured one.
     """
     result = dict(actions)
     for group in groups:

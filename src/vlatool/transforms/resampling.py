@@ -15,22 +15,15 @@ ResizeFilter = Literal["lanczos_vips", "lanczos", "bicubic", "bilinear", "box", 
 
 
 def resampled(
-    image: Array,
-    scaled: tuple[int, int],
-    offset: tuple[int, int],
-    target: tuple[int, int],
+    image: Array,  # uint8 [H, W, 3], or uint16 [H, W] for `nearest`
+    scaled: tuple[int, int],  # size of the whole image after the resize
+    offset: tuple[int, int],  # (top, left) of the crop in the resized image
+    target: tuple[int, int],  # size of the result
     resize_filter: ResizeFilter,
 ) -> Array:
     """Crop of size `target` at `offset` of an image resized to `scaled`; black outside the image.
 
     Only the cropped part of the image is resized.
-
-    Args:
-        image: uint8 [H, W, 3], or uint16 [H, W] for `nearest`.
-        scaled: Size of the whole image after the resize.
-        offset: (top, left) of the crop in the resized image.
-        target: Size of the result.
-        resize_filter: The filter.
     """
     if scaled[0] < target[0] or scaled[1] < target[1]:
         canvas = np.zeros((*target, *image.shape[2:]), image.dtype)

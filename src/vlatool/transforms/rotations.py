@@ -38,11 +38,9 @@ def rot6d_from_matrix(matrix: Array) -> Array:
 def rot6d_from(values: Array, form: RotationForm) -> Array:
     """6D rotations float64 [..., 6] from another form.
 
-    Args:
-        values: `rot_6d` [..., 6]; `axis_angle` [..., 3], a rotation vector in radians;
-            `euler_xyz` [..., 3], radians about the fixed x, then y, then z axis; `quaternion_xyzw`
-            and `quaternion_wxyz` [..., 4], of any norm but 0.
-        form: Form of `values`.
+    `values`: `rot_6d` [..., 6]; `axis_angle` [..., 3], a rotation vector in radians; `euler_xyz`
+    [..., 3], radians about the fixed x, then y, then z axis; `quaternion_xyzw` and
+    `quaternion_wxyz` [..., 4], of any norm but 0.
     """
     if form == "rot_6d":
         return values

@@ -35,27 +35,18 @@ from vlatool.transforms.windows import (
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """Options that turn an episode into samples.
+    """Options that turn an episode into samples."""
 
-    Attributes:
-        windows: Shape of the windows.
-        image_offsets: Images of a sample, as frame offsets from the anchor.
-        image_size: (height, width) of the images; None keeps their size.
-        resize_method: Resize method.
-        resize_filter: Resize filter.
-        rotations: Map from camera to quarter turns clockwise, before the resize.
-        still: Rule for windows to drop because nothing moves; None keeps all.
-        compat: Adjust calibration by the published rule.
-    """
-
-    windows: WindowSpec
-    image_offsets: tuple[int, ...]
-    image_size: tuple[int, int] | None
+    windows: WindowSpec  # shape of the windows
+    image_offsets: tuple[int, ...]  # images of a sample, as frame offsets from the anchor
+    image_size: tuple[int, int] | None  # (height, width) of the images; None keeps their size
     resize_method: ResizeMethod
     resize_filter: ResizeFilter = "lanczos_vips"
+    # map from camera to quarter turns clockwise, before the resize
     rotations: Mapping[str, int] = field(default_factory=dict[str, int])
+    # rule for windows to drop because nothing moves; None keeps all
     still: StillnessSpec | None = None
-    compat: bool = False
+    compat: bool = False  # adjust calibration by the published rule
 
     def geometry(self, camera: str, size: tuple[int, int]) -> ImageGeometry:
         """Geometry for images of `size` (height, width) of a camera."""

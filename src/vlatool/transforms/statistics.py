@@ -30,23 +30,14 @@ _CELLS = ("cell_means", "cell_weights")
 
 @dataclass(frozen=True)
 class WindowStatistics:
-    """Partial statistics of concatenated fields.
+    """Partial statistics of concatenated fields."""
 
-    Attributes:
-        count: Number of valid rows, int64 [T, C]; equal for the dimensions of a field.
-        mean: float64 [T, C].
-        m2: Sum of squared deviations from the mean, float64 [T, C].
-        minimum: float64 [T, C], +inf where `count` is 0.
-        maximum: float64 [T, C], -inf where `count` is 0.
-        digest: Quantile digest of T*C cells.
-    """
-
-    count: Array
-    mean: Array
-    m2: Array
-    minimum: Array
-    maximum: Array
-    digest: Digest
+    count: Array  # number of valid rows, int64 [T, C]; equal for the dimensions of a field
+    mean: Array  # float64 [T, C]
+    m2: Array  # sum of squared deviations from the mean, float64 [T, C]
+    minimum: Array  # float64 [T, C], +inf where `count` is 0
+    maximum: Array  # float64 [T, C], -inf where `count` is 0
+    digest: Digest  # quantile digest of T*C cells
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,11 +45,9 @@ class WindowStatistics:
         return self.mean.shape[0], self.mean.shape[1]
 
     def dimensions(self, start: int, stop: int) -> "WindowStatistics":
-        """Statistics of the dimensions from `start` to `stop`."""
         return self._part((slice(None), slice(start, stop)))
 
     def steps(self, start: int, stop: int) -> "WindowStatistics":
-        """Statistics of the steps from `start` to `stop`."""
         return self._part((slice(start, stop), slice(None)))
 
     def _part(self, span: tuple[slice, slice]) -> "WindowStatistics":
@@ -70,10 +59,9 @@ class WindowStatistics:
 def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics:
     """Statistics of windows [N, T, C_i] of several fields, concatenated.
 
-    Args:
-        fields: Windows of each field; those of shape [N, T] have one dimension.
-        valid: bool [N, T], false for padded steps. Rows of a field with a value that is not finite
-            do not count for that field.
+    `fields`: windows of each field; those of shape [N, T] have one dimension; `valid`: bool [N, T],
+    false for padded steps. Rows of a field with a value that is not finite do not count for that
+    field.
     """
     wide = [np.asarray(array, np.float64).reshape(*valid.shape, -1) for array in fields]
     values = np.concatenate(wide, axis=2)

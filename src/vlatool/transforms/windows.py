@@ -39,24 +39,15 @@ class WindowSpec:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one episode.
-
-    Attributes:
-        anchors: int [N], ascending.
-        rows: int [N, T], frame of each step after padding.
-        valid: bool [N, T], false for padded steps.
-        pad_left: int [N].
-        pad_right: int [N].
-        dropped_padding: Number of anchors dropped for too much padding.
-    """
+    """Windows of one episode."""
 
     spec: WindowSpec
-    anchors: Array
-    rows: Array
-    valid: Array
-    pad_left: Array
-    pad_right: Array
-    dropped_padding: int
+    anchors: Array  # int [N], ascending
+    rows: Array  # int [N, T], frame of each step after padding
+    valid: Array  # bool [N, T], false for padded steps
+    pad_left: Array  # int [N]
+    pad_right: Array  # int [N]
+    dropped_padding: int  # number of anchors dropped for too much padding
 
     @property
     def past_mask(self) -> Array:
@@ -135,25 +126,18 @@ def _mirror(position: Array, span: Array) -> Array:
 
 @dataclass(frozen=True)
 class StillnessSpec:
-    """Rule for still windows.
+    """Rule for still windows."""
 
-    Attributes:
-        threshold: Published rule: a window is still if no considered field's standard deviation
-            over the real steps exceeds it, in any unit.
-        field_thresholds: Preferred rule, which replaces the published one: a window is still if
-            every named field stays within its range, in its own unit; other fields are ignored.
-    """
-
+    # published rule: a window is still if no considered field's standard deviation over the real
+    # steps exceeds it, in any unit
     threshold: float = 0.01
+    # preferred rule, which replaces the published one: a window is still if every named field stays
+    # within its range, in its own unit; other fields are ignored
     field_thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def moving_mask(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -> Array:
-    """Bool [N], true for windows that are not still, from fields [F, C]; padding is ignored.
-
-    Raises:
-        DataError: A threshold names a field that does not exist.
-    """
+    """Bool [N], true for windows that are not still, from fields [F, C]; padding is ignored."""
     if spec.field_thresholds:
         return _exceeds_range(windows, fields, spec.field_thresholds)
     considered = [

@@ -58,33 +58,22 @@ _HINT = "encode the images of this episode again, or copy their codes again"
 
 @dataclass(frozen=True)
 class CodesManifest:
-    """Manifest of a folder of codes; published folders have none.
+    """Manifest of a folder of codes; published folders have none."""
 
-    Attributes:
-        codes_per_picture: Number of codes per image.
-        codebook_size: Size of the codebook; codes are below it.
-        tokenizer: Name of the visual tokenizer; may be empty.
-        tokenizer_digest: Digest of its weights; may be empty.
-        precision: Precision of the computation, such as `fp32`; may be empty.
-        layout: Layout of the codes.
-        episodes: Number of episodes with codes.
-        pictures: Number of images with codes.
-        digest: Digest of all codes and stems, equal for both layouts.
-        agreement: Share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself.
-        episode_digests: Map from episode to the digest of its codes; empty in published
-            folders.
-    """
-
+    # number of codes per image
     codes_per_picture: Annotated[int, Field(gt=0, strict=True)] = CODES_PER_IMAGE
+    # size of the codebook; codes are below it
     codebook_size: Annotated[int, Field(gt=0, le=2**16, strict=True)] = CODEBOOK_SIZE
-    tokenizer: str = ""
-    tokenizer_digest: str = ""
-    precision: str = ""
+    tokenizer: str = ""  # name of the visual tokenizer; may be empty
+    tokenizer_digest: str = ""  # digest of its weights; may be empty
+    precision: str = ""  # precision of the computation, such as `fp32`; may be empty
     layout: CodesLayout = "json"
-    episodes: Count = 0
-    pictures: Count = 0
-    digest: str = ""
+    episodes: Count = 0  # number of episodes with codes
+    pictures: Count = 0  # number of images with codes
+    digest: str = ""  # digest of all codes and stems, equal for both layouts
+    # share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself
     agreement: Number = 1.0
+    # map from episode to the digest of its codes; empty in published folders
     episode_digests: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def of_episodes(self, digests: Mapping[str, str], images: int) -> Self:
@@ -130,17 +119,9 @@ _ENCODING_KEYS = (
 
 @dataclass(frozen=True)
 class EpisodeCodes:
-    """Codes of an episode.
-
-    Attributes:
-        episode: Name of the episode and of the folder of its images.
-        stems: Names of N images without suffix, sorted.
-        codes: uint16 [N, K].
-    """
-
-    episode: str
-    stems: tuple[str, ...]
-    codes: Array
+    episode: str  # name of the episode and of the folder of its images
+    stems: tuple[str, ...]  # names of N images without suffix, sorted
+    codes: Array  # uint16 [N, K]
 
     @classmethod
     def of(cls, episode: str, codes: Mapping[str, Sequence[int] | Array]) -> "EpisodeCodes":
@@ -172,14 +153,7 @@ def combined_digest(digests: Mapping[str, str]) -> str:
 def write_codes(
     folder: Path, layout: CodesLayout, codes: EpisodeCodes, tokenizer_digest: str = ""
 ) -> FileEntry:
-    """Writes the codes of one episode atomically; returns the entry of the file or folder.
-
-    Args:
-        folder: The folder of codes.
-        layout: Layout of the codes.
-        codes: The codes of the episode.
-        tokenizer_digest: Digest of the tokenizer, stored in packed files.
-    """
+    """Writes the codes of one episode atomically; returns the entry of the file or folder."""
     if layout == "packed":
         return _write_packed(folder, codes, tokenizer_digest)
     with bulk_folder(folder / codes.episode) as bulk:
@@ -222,11 +196,7 @@ def write_check_image(folder: Path, name: str, png: bytes) -> FileEntry:
 
 
 def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_SIZE) -> Array:
-    """Codes of an image, uint16 [K], from a flat list or a list of one-element lists.
-
-    Raises:
-        ValueError: The value is not `count` integers from 0 to `size` - 1.
-    """
+    """Codes of an image, uint16 [K], from a flat list or a list of one-element lists."""
     rows: list[Any] = value if isinstance(value, list) else []
     flat = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
     if len(flat) != count:
@@ -240,11 +210,7 @@ def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_S
 
 
 def read_codes_manifest(folder: Path) -> CodesManifest | None:
-    """Manifest of a folder of codes; None if there is none.
-
-    Raises:
-        DataError: The manifest is broken.
-    """
+    """Manifest of a folder of codes; None if there is none."""
     if folder.name not in (JSON_NAME, PACKED_NAME) and not MANIFEST.is_in(folder):
         return None
     return MANIFEST.read(folder)
@@ -252,27 +218,16 @@ def read_codes_manifest(folder: Path) -> CodesManifest | None:
 
 @dataclass(frozen=True)
 class CodesFolder:
-    """Folder of codes, read lazily.
-
-    Attributes:
-        path: The folder.
-        layout: Layout of the codes.
-        manifest: The manifest; the published values if the folder has none.
-        has_manifest: True if the folder has a manifest.
-    """
+    """Folder of codes, read lazily."""
 
     path: Path
     layout: CodesLayout
-    manifest: CodesManifest
-    has_manifest: bool
+    manifest: CodesManifest  # the manifest; the published values if the folder has none
+    has_manifest: bool  # True if the folder has a manifest
 
     @classmethod
     def find(cls, path: Path) -> "CodesFolder | None":
-        """The codes in a folder; None if there are none.
-
-        Raises:
-            DataError: The manifest is broken.
-        """
+        """The codes in a folder; None if there are none."""
         manifest = read_codes_manifest(path)
         if manifest is not None:
             return cls(path, manifest.layout, manifest, has_manifest=True)
@@ -327,13 +282,7 @@ class CodesFolder:
         return sorted(path.stem for path in self.path_of(episode).glob(f"*{JSON_SUFFIX}"))
 
     def read(self, episode: str, stems: Iterable[str] | None = None) -> EpisodeCodes:
-        """Codes of the images with these stems, or of all images of the episode.
-
-        Raises:
-            DataError: Codes are missing, too few, out of range or no integers (the image is
-                named), packed codes have another tokenizer than the manifest, or the codes of the
-                episode differ from those that the manifest lists.
-        """
+        """Codes of the images with these stems, or of all images of the episode."""
         names = None if stems is None else sorted(set(stems))
         if self.layout == "packed":
             codes = self._read_packed(episode)
@@ -363,11 +312,7 @@ class CodesFolder:
         return EpisodeCodes(episode_codes.episode, tuple(stems), rows)
 
     def read_image(self, episode: str, stem: str) -> Array:
-        """Codes of an image in the layout `json`, uint16 [K]; not compared with the manifest.
-
-        Raises:
-            DataError: They are missing or broken.
-        """
+        """Codes of an image in the layout `json`, uint16 [K]; not compared with the manifest."""
         path = self.path_of(episode) / f"{stem}{JSON_SUFFIX}"
         try:
             value = parse_json(read_document(path, max_bytes=_MAX_FILE_BYTES))
@@ -395,11 +340,7 @@ class CodesFolder:
         return EpisodeCodes(episode, stems, codes)
 
     def _check_codes(self, path: Path, episode: str, stems: Sequence[str], codes: Array) -> Array:
-        """Codes of an archive as uint16 [N, K].
-
-        Raises:
-            DataError: Shape, stems or codes are invalid; names the first wrong image.
-        """
+        """Codes of an archive as uint16 [N, K]."""
         expected = (len(stems), self.manifest.codes_per_picture)
         if (
             codes.shape != expected

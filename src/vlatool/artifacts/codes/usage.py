@@ -18,19 +18,12 @@ _MAX_EQUAL, _MIN_IMAGES = 0.9, 8
 
 @dataclass(frozen=True)
 class CodesUsage:
-    """Use of the codebook in some episodes.
+    """Use of the codebook in some episodes."""
 
-    Attributes:
-        images: Number of images that were read.
-        codes_in_use: Number of different codes.
-        entropy: Entropy of the frequencies of codes, in bits.
-        equal_images: Share of the images that have the most frequent codes.
-    """
-
-    images: int = 0
-    codes_in_use: int = 0
-    entropy: float = 0.0
-    equal_images: float = 0.0
+    images: int = 0  # number of images that were read
+    codes_in_use: int = 0  # number of different codes
+    entropy: float = 0.0  # entropy of the frequencies of codes, in bits
+    equal_images: float = 0.0  # share of the images that have the most frequent codes
 
     @property
     def problem(self) -> str:

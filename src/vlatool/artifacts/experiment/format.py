@@ -37,23 +37,15 @@ _RAW, _AVERAGED, _OPTIMIZER = "checkpoint", "ema", "optimizer"
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Files of one checkpoint; they may be missing.
+    """Files of one checkpoint; they may be missing."""
 
-    Attributes:
-        number: N of `checkpoint_N.pt`.
-        raw: File with the weights and the progress.
-        averaged: File with the averaged weights.
-        optimizer: File with the state of the optimizer.
-    """
-
-    number: int
-    raw: Path
-    averaged: Path
-    optimizer: Path
+    number: int  # N of `checkpoint_N.pt`
+    raw: Path  # file with the weights and the progress
+    averaged: Path  # file with the averaged weights
+    optimizer: Path  # file with the state of the optimizer
 
     @classmethod
     def of(cls, folder: Path, number: int) -> "CheckpointFiles":
-        """Files of checkpoint `number` in a folder."""
         names = (f"{kind}_{number}{PICKLED_SUFFIX}" for kind in (_RAW, _AVERAGED, _OPTIMIZER))
         raw, averaged, optimizer = (folder / name for name in names)
         return cls(number, raw, averaged, optimizer)
@@ -77,16 +69,11 @@ FILES = (
 
 
 class Experiment:
-    """Experiment folder; paths in it, and content of its small files.
-
-    Attributes:
-        root: The folder, of any scheme.
-        config: File with the whole configuration.
-    """
+    """Experiment folder; paths in it, and content of its small files."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.config = root / CONFIG
+        self.root = root  # the folder, of any scheme
+        self.config = root / CONFIG  # file with the whole configuration
 
     @classmethod
     def of_file(cls, path: Path) -> "Experiment | None":
@@ -110,11 +97,7 @@ class Experiment:
         return self.root if (self.root / TOKENIZER).is_file() else None
 
     def tree(self, name: str = CONFIG) -> dict[str, Any]:
-        """Content of one of its YAML files.
-
-        Raises:
-            DataError: It is missing or broken.
-        """
+        """Content of one of its YAML files."""
         path = self.root / name
         try:
             content: object = read_yaml(path)
@@ -135,20 +118,12 @@ class Experiment:
         return [CheckpointFiles.of(folder, number) for number in numbers]
 
     def statistics(self) -> Statistics:
-        """Content of stats.json.
-
-        Raises:
-            DataError: It is missing or broken.
-        """
+        """Content of stats.json."""
         old = self.root / _OLD_STATS
         return read_stats(old if old.is_file() else self.root / STATS_NAME)
 
     def options(self) -> dict[str, Any]:
-        """Preprocessing options of the first data set.
-
-        Raises:
-            DataError: The file is missing or broken.
-        """
+        """Preprocessing options of the first data set."""
         name = _OLD_OPTIONS if (self.root / _OLD_OPTIONS).is_file() else OPTIONS_NAME
         return read_preprocessing_config(self.root, name)
 
@@ -173,13 +148,7 @@ def recognize(location: Path) -> str | None:
 
 
 def write_configs(folder: Path, tree: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Writes the configuration files.
-
-    Args:
-        folder: Existing folder.
-        tree: Whole configuration with published keys.
-        own: Keys that the published program does not have.
-    """
+    """Writes the configuration files."""
     data = tree["data"]
     files = {
         CONFIG: tree,
@@ -193,13 +162,7 @@ def write_configs(folder: Path, tree: Mapping[str, Any], own: Mapping[str, Any])
 
 
 def write_metadata(folder: Path, sources: list[str], options: Mapping[str, Any]) -> None:
-    """Writes processing_metadata.json without times, which an exported run does not have.
-
-    Args:
-        folder: Existing folder.
-        sources: Manifests of the data sets.
-        options: Preprocessing options of the first one.
-    """
+    """Writes processing_metadata.json without times, which an exported run does not have."""
     document = {
         "metadata_version": "1.0",
         "command_line": {"script_name": "vlatool preprocess", "arguments": dict(options)},
@@ -211,11 +174,7 @@ def write_metadata(folder: Path, sources: list[str], options: Mapping[str, Any])
 
 
 def differing_files(experiment: Experiment) -> Iterator[str]:
-    """Yields the configuration files whose content differs from their section of config.yaml.
-
-    Raises:
-        DataError: A file is missing or broken.
-    """
+    """Yields the configuration files whose content differs from their section of config.yaml."""
     tree = experiment.tree()
     data = tree.get("data")
     sections = {MODEL: tree.get("model"), PROCESSOR: data}
@@ -227,11 +186,7 @@ def differing_files(experiment: Experiment) -> Iterator[str]:
 
 
 def statistics_beside(manifest: str) -> str:
-    """Location of the statistics of a data set.
-
-    Args:
-        manifest: Location of its manifest, or of its folder.
-    """
+    """Location of the statistics of a data set."""
     folder = manifest.rpartition("/")[0] if manifest.endswith(".jsonl") else manifest.rstrip("/")
     return f"{folder}/{STATS_NAME}" if folder else STATS_NAME
 

@@ -30,27 +30,18 @@ from vlatool.transforms.relative import SUFFIX
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """File with action chunks; picklable.
+    """File with action chunks; picklable."""
 
-    Attributes:
-        path: Lines of windows, or a tar of samples.
-        fields: Fields of a sample that are concatenated to an action; empty for windows.
-        first: Row of the anchor in a sample's arrays.
-    """
-
-    path: Path
+    path: Path  # lines of windows, or a tar of samples
+    # fields of a sample that are concatenated to an action; empty for windows
     fields: tuple[str, ...] = ()
-    first: int = 0
+    first: int = 0  # row of the anchor in a sample's arrays
 
     def __str__(self) -> str:
         return str(self.path)
 
     def read(self) -> Array:
-        """Action chunks float32 [N, H, D]; row 0 of each is the action of the anchor.
-
-        Raises:
-            DataError: The file is broken, or its chunks differ in shape; names file and line.
-        """
+        """Action chunks float32 [N, H, D]; row 0 of each is the action of the anchor."""
         chunks = list(self._samples() if self.fields else self._windows())
         shapes = {chunk.shape for chunk in chunks}
         if len(shapes) > 1:
@@ -88,33 +79,16 @@ class ChunkFile:
 
 @dataclass(frozen=True)
 class ChunkSource:
-    """Files with action chunks.
+    """Files with action chunks."""
 
-    Attributes:
-        files: In order.
-        fields: Fields that are concatenated to an action; empty for windows.
-        names: Names of the D dimensions in the data; empty if there are none.
-        is_relative: True for windows with poses relative to those at their anchors.
-    """
-
-    files: tuple[ChunkFile, ...]
-    fields: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    is_relative: bool = False
+    files: tuple[ChunkFile, ...]  # in order
+    fields: tuple[str, ...] = ()  # fields that are concatenated to an action; empty for windows
+    names: tuple[str, ...] = ()  # names of the D dimensions in the data; empty if there are none
+    is_relative: bool = False  # True for windows with poses relative to those at their anchors
 
 
 def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
-    """Action chunks in a folder of training data, at any location.
-
-    Args:
-        folder: Raw windows of the `jsonl` sink, or shards of samples.
-        fields: Fields that are concatenated to an action; default: those that the data were made
-            with. Windows have no others.
-
-    Raises:
-        DataError: The folder has no action chunks.
-        UsageError: Windows have other fields, or shards do not record theirs.
-    """
+    """Action chunks in a folder of training data, at any location."""
     lines = lines_files(folder)
     if lines:
         return _of_windows(folder, lines, fields)

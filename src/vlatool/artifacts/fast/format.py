@@ -42,12 +42,7 @@ _MAX_COPIED_BYTES = 10**6
 
 
 def read_fast(folder: Path) -> ActionTokenizer:
-    """The action tokenizer in a folder at any location; code in the folder is not run.
-
-    Raises:
-        DataError: A file is missing or broken, lacks a key, or requires other code.
-        StorageError: It cannot be read.
-    """
+    """The action tokenizer in a folder at any location; code in the folder is not run."""
     config = _read(folder / PROCESSOR_NAME)
     scale, min_token = _check_config(folder / PROCESSOR_NAME, config)
     document = _check_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
@@ -64,11 +59,6 @@ def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None 
     """Writes the published files; equal tokenizers give equal bytes.
 
     The original reader finds its class by `auto_map` once `CODE_NAME` is copied to the folder.
-
-    Args:
-        folder: Created if it does not exist.
-        tokenizer: Its vocabulary is written unchanged.
-        vocab_size: The requested size; default: that of the vocabulary.
     """
     config = {
         "action_dim": None,
@@ -95,12 +85,9 @@ def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None 
 def copy_fast(source: Path, folder: Path, profile: NormalizationProfile | None = None) -> list[str]:
     """Copies an action tokenizer and its profile; returns the names of the written files.
 
-    Code is not copied, and nothing of a tokenizer with more than `_MAX_COPIED_BYTES`.
+    `folder`: folder for the copy.
 
-    Args:
-        source: Folder of the tokenizer.
-        folder: Folder for the copy.
-        profile: Normalization of the actions, written if the tokenizer has none.
+    Code is not copied, and nothing of a tokenizer with more than `_MAX_COPIED_BYTES`.
     """
     contents: dict[str, bytes] = {}
     for name in (*NAMES, PROFILE_NAME):

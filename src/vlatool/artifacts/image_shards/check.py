@@ -107,7 +107,6 @@ class _SampleLocation(NamedTuple):
     sample: str
 
     def finding(self, code: str, message: str) -> Finding:
-        """Returns a finding of this sample."""
         text = f"{self.shard}: sample {self.sample}: {message}"
         return IMAGE_SHARDS(code, text, shard=self.shard, sample=self.sample)
 
@@ -126,7 +125,6 @@ class _FolderCheck:
         self._size = tuple(size) if isinstance(size, list) else None
 
     def shards(self, *, has_counts: bool) -> Iterator[Finding]:
-        """Yields the findings of all shards."""
         total = len(self._manifest.shards)
         with self._check.reporter.progress("shards", total, "shards") as bar:
             for shard in self._manifest.shards:

@@ -92,30 +92,19 @@ def image_key(number: int) -> str:
 
 @dataclass(frozen=True)
 class ImageShard:
-    """Entry of a tar in the manifest.
+    """Entry of a tar in the manifest."""
 
-    Attributes:
-        name: Path relative to the folder.
-        pictures: Number of images.
-        bytes: Size of the tar.
-    """
-
-    name: FileName
-    pictures: Count
-    bytes: Count
+    name: FileName  # Path relative to the folder
+    pictures: Count  # number of images
+    bytes: Count  # size of the tar
 
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """Manifest of a folder of image shards.
+    """Manifest of a folder of image shards."""
 
-    Attributes:
-        shards: Tars in the order of the episodes.
-        options: Options of the run that wrote the images, by key; empty if unknown.
-    """
-
-    shards: tuple[ImageShard, ...]
-    options: Mapping[str, Any]
+    shards: tuple[ImageShard, ...]  # tars in the order of the episodes
+    options: Mapping[str, Any]  # options of the run that wrote the images, by key; empty if unknown
 
     @property
     def images(self) -> int:
@@ -140,11 +129,7 @@ def write_manifest(folder: Path, manifest: ImageManifest) -> None:
 
 
 def read_manifest(folder: Path) -> ImageManifest | None:
-    """Manifest of a folder; None if it has no manifest of image shards.
-
-    Raises:
-        DataError: The manifest is broken or has an unknown version.
-    """
+    """Manifest of a folder; None if it has no manifest of image shards."""
     document = _TYPE.document(folder)
     if document is None:
         return None
@@ -172,11 +157,7 @@ def is_image_shards(path: Path) -> bool:
 
 
 def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
-    """Tars with a matching name, sorted by the number in the first group.
-
-    Raises:
-        DataError: The group of a name is not a number.
-    """
+    """Tars with a matching name, sorted by the number in the first group."""
     if not can_list(folder) or not folder.is_dir():
         return []
     numbered: list[tuple[int, str, Path]] = []
@@ -198,11 +179,7 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
 
 
 def image_tars(folder: Path) -> list[Path]:
-    """Tars of a folder: those of its manifest, else those with a published name.
-
-    Raises:
-        DataError: The manifest is broken.
-    """
+    """Tars of a folder: those of its manifest, else those with a published name."""
     manifest = read_manifest(folder)
     if manifest is None:
         return published_tars(folder)
@@ -232,11 +209,8 @@ def write_lists(
 ) -> None:
     """Writes both lists; the training list last, so that its presence marks both as complete.
 
-    Args:
-        train: Path of the training list, and its tars.
-        val: Path of the validation list, and its tars.
-        absolute: Write absolute paths; else they are relative to the list if both are on the same
-            storage.
+    `absolute`: write absolute paths; else they are relative to the list if both are on the same
+    storage.
     """
     remove_file(train[0])
     for path, tars in (val, train):
@@ -263,11 +237,7 @@ def _storage_root(path: str) -> str:
 
 
 def read_list(path: Path) -> list[Path]:
-    """Tars of a list; paths that are not absolute are relative to the list.
-
-    Raises:
-        DataError: The list is missing or no text, or a line is not a path.
-    """
+    """Tars of a list; paths that are not absolute are relative to the list."""
     try:
         lines = read_document(path).splitlines()
     except OSError as error:
@@ -317,17 +287,7 @@ def global_key(parts: Iterable[object]) -> str:
 
 
 def find_shards(text: str, split: Split = "train") -> list[Path]:
-    """Tars that `text` selects, in the order of the list, else sorted by name.
-
-    Args:
-        text: A list (`.txt`), a pattern, a tar, or a folder; a folder selects the tars of its list
-            for `split`, or all tars directly in it if it has no lists.
-        split: List to use in a folder.
-
-    Raises:
-        DataError: There are no shards or more than a million, or a list is broken.
-        UsageError: The location has an unknown scheme.
-    """
+    """Tars that `text` selects, in the order of the list, else sorted by name."""
     shards = list(islice(_shards(text, split), _MAX_SHARDS + 1))
     if len(shards) > _MAX_SHARDS:
         raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "too_many_shards")
@@ -413,7 +373,6 @@ def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
 
 
 def _read_shards(path: Path) -> Iterator[Path]:
-    """Shards of a list."""
     for shard in map(partial(_resolve, path), read_list(path)):
         if shard.suffix != SHARD_SUFFIX:
             raise _shards_error(path, f"{shard.name[:100]!r} is not a .tar", "broken_list")

@@ -20,17 +20,11 @@ VALIDATION_LOSSES = (f"{VALIDATION}ema/loss", f"{VALIDATION}loss")
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """Values of best.json.
-
-    Attributes:
-        step: Step of the checkpoint.
-        metric: Name of the metric in metrics.jsonl that it is the best by.
-        value: Value of the metric at this step.
-    """
+    """Values of best.json."""
 
     step: Count
-    metric: str
-    value: Number
+    metric: str  # name of the metric in metrics.jsonl that it is the best by
+    value: Number  # value of the metric at this step
 
     def text(self) -> str:
         """Step and value, as text."""
@@ -44,10 +38,6 @@ def choose_best(rows: Iterable[Mapping[str, Any]], steps: Collection[int]) -> Be
 
     By success where one of them has it, else by the validation loss, of averaged weights if there
     are any. Of equal ones it is the latest.
-
-    Args:
-        rows: Rows of metrics.jsonl.
-        steps: Steps of the checkpoints.
     """
     signs = {SUCCESS: 1, **dict.fromkeys(VALIDATION_LOSSES, -1)}
     measured: dict[str, dict[int, float]] = {metric: {} for metric in signs}

@@ -149,13 +149,7 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
 def _check_checkpoint(
     location: Path, check: CheckOptions, checked: set[Path] | None = None
 ) -> Iterator[Finding]:
-    """Yields the findings of one checkpoint folder.
-
-    Args:
-        location: The checkpoint.
-        check: Options of the verification.
-        checked: Files of frozen weights that were checked before; those of this one are added.
-    """
+    """Yields the findings of one checkpoint folder."""
     try:
         manifest = CheckpointManifest.read(location)
     except DataError as error:

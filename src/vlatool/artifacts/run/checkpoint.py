@@ -60,22 +60,16 @@ class _Content:
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """Content of manifest.json, which is written last and marks a checkpoint as complete.
+    """Content of manifest.json, which is written last and marks a checkpoint as complete."""
 
-    Attributes:
-        step: Number of optimizer steps.
-        samples: Number of consumed positions of the data order.
-        files: Map from name to size and digest of every other file of the folder.
-        stopped: True if the checkpoint is not one of the plan: it was written because the run was
-            stopped, or by the clock.
-        beside: Map from name to size and digest of the files of frozen weights, which are next to
-            the folder.
-    """
-
-    step: int
-    samples: int
+    step: int  # number of optimizer steps
+    samples: int  # number of consumed positions of the data order
+    # map from name to size and digest of every other file of the folder
     files: Mapping[str, FileEntry]
+    # True if the checkpoint is not one of the plan: it was written because the run was stopped, or
+    # by the clock
     stopped: bool = False
+    # map from name to size and digest of the files of frozen weights, which are next to the folder
     beside: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
 
     @classmethod
@@ -109,11 +103,6 @@ class CheckpointManifest:
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointManifest":
-        """Manifest of a checkpoint.
-
-        Raises:
-            DataError: It is missing or invalid, or names a file outside the folder.
-        """
         path = folder / MANIFEST
         try:
             content = parse_values(_Content, read_json(path))
@@ -133,10 +122,8 @@ class CheckpointManifest:
     def paths(self, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
         """Paths of files of the checkpoint, and of the frozen weights next to it.
 
-        Args:
-            folder: The checkpoint.
-            names: Names of files in the folder; None: those that inference needs, which are all but
-                the trainer state.
+        `names`: names of files in the folder; None: those that inference needs, which are all but
+        the trainer state.
         """
         chosen = [name for name in self.files if name != TRAINER] if names is None else names
         return [
@@ -147,14 +134,9 @@ class CheckpointManifest:
     def check(self, folder: Path, names: Sequence[str] | None = None) -> None:
         """Checks that the files of the checkpoint are unchanged; reads all of them.
 
+        `names`: files to check, with the frozen weights; None for all; empty: only the step.
+
         About 1.5 GB/s per core from memory, else limited by the disk.
-
-        Args:
-            folder: The checkpoint.
-            names: Files to check, with the frozen weights; None for all; empty: only the step.
-
-        Raises:
-            DataError: A file is missing or has changed, or the manifest is of another step.
         """
         named = checkpoint_step(folder.name)
         if named not in (None, self.step):
@@ -244,21 +226,14 @@ class WeightsInfo:
 def read_weights_header(path: Path) -> WeightsInfo:
     """Counts of the parameters of a safetensors file; only the header is read.
 
-    The file starts with the length of a JSON header, 8 bytes, little endian.
-    Source: formats/runs 6.
-
-    Raises:
-        DataError: It is missing, truncated, or not a safetensors file.
+    The file starts with the length of a JSON header, 8 bytes, little endian. Source: formats/runs
+    6.
     """
     return _read_header(path)[0]
 
 
 def read_part_header(path: Path) -> WeightsInfo:
-    """Counts of a part: of its weights file, and of the frozen weights that the file names.
-
-    Raises:
-        DataError: A file is missing, truncated, or not a safetensors file.
-    """
+    """Counts of a part: of its weights file, and of the frozen weights that the file names."""
     info, frozen = _read_header(path)
     return info if not frozen else info + read_weights_header(frozen_path(path.parent, frozen))
 

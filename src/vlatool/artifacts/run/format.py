@@ -60,40 +60,26 @@ EVALUATIONS = "eval"
 
 @dataclass(frozen=True)
 class Retention:
-    """Rule for the planned checkpoints that are kept.
+    """Rule for the planned checkpoints that are kept."""
 
-    Attributes:
-        latest: Number of newest checkpoints to keep; None keeps all.
-        every: Also keep checkpoints at multiples of this step; None keeps no others.
-    """
-
-    latest: int | None = None
+    latest: int | None = None  # number of newest checkpoints to keep; None keeps all
+    # also keep checkpoints at multiples of this step; None keeps no others
     every: int | None = None
 
 
 class RunDir:
-    """Paths in a run folder, and content of its small files.
-
-    Attributes:
-        root: The folder.
-        config: File with the resolved, derived configuration.
-        metrics: File with one JSON object per line.
-        drops: The same for the dropped samples, each at its first step; absent if there are none.
-        stats: Statistics of the used fields.
-        options: Preprocessing options of the first data set.
-        latest_file: File that names the newest checkpoint.
-        best_file: File that names the best checkpoint; absent if nothing says which it is.
-        checkpoints_folder: Folder with a folder per checkpoint.
-    """
+    """Paths in a run folder, and content of its small files."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.config = root / CONFIG
-        self.metrics = root / METRICS
+        self.root = root  # the folder
+        self.config = root / CONFIG  # file with the resolved, derived configuration
+        self.metrics = root / METRICS  # file with one JSON object per line
+        # the same for the dropped samples, each at its first step; absent if there are none
         self.drops = root / DROPS
-        self.stats = root / STATS_NAME
-        self.options = root / OPTIONS_NAME
-        self.latest_file = root / LATEST
+        self.stats = root / STATS_NAME  # statistics of the used fields
+        self.options = root / OPTIONS_NAME  # preprocessing options of the first data set
+        self.latest_file = root / LATEST  # file that names the newest checkpoint
+        # file that names the best checkpoint; absent if nothing says which it is
         self.best_file = root / BEST
         self.checkpoints_folder = root / CHECKPOINTS
 
@@ -147,9 +133,6 @@ class RunDir:
         """(step, folder) of the newest checkpoint; None if there is none.
 
         Elsewhere, where files appear one by one, a checkpoint that is being sent is left out.
-
-        Raises:
-            DataError: Its manifest is missing, although checkpoints are written with one.
         """
         newest = self.newest_folder()
         if newest is None or (newest[1] / MANIFEST).is_file():
@@ -165,12 +148,7 @@ class RunDir:
         return max(((step, folder) for step, folder in steps if step is not None), default=None)
 
     def prune(self, retention: Retention, needed: Collection[int] = ()) -> None:
-        """Removes surplus checkpoints, and frozen weights that no other checkpoint names.
-
-        Args:
-            retention: Rule for the planned checkpoints; the best one stays in any case.
-            needed: Steps of further checkpoints that stay.
-        """
+        """Removes surplus checkpoints, and frozen weights that no other checkpoint names."""
         manifests = read_manifests(folder for _, folder in self.checkpoints())
         surplus = {*surplus_checkpoints(manifests, retention)} - {*needed, *self.best_steps()}
         for step in surplus:
@@ -186,19 +164,11 @@ class RunDir:
         return {"checkpoint": str(self.checkpoint(step).relative_to(self.root)), "step": step}
 
     def read_latest(self) -> dict[str, Any]:
-        """Content of latest.json; empty if it does not exist.
-
-        Raises:
-            DataError: It is broken.
-        """
+        """Content of latest.json; empty if it does not exist."""
         return _json_object(self.latest_file)
 
     def read_best(self) -> BestCheckpoint | None:
-        """Content of best.json; None if it does not exist.
-
-        Raises:
-            DataError: It is broken.
-        """
+        """Content of best.json; None if it does not exist."""
         content = _json_object(self.best_file)
         if not content:
             return None
@@ -215,11 +185,7 @@ class RunDir:
         return []
 
     def find_best(self) -> BestCheckpoint | None:
-        """The best of the planned checkpoints by metrics.jsonl; None if it has no value of one.
-
-        Raises:
-            DataError: metrics.jsonl is not a file.
-        """
+        """The best of the planned checkpoints by metrics.jsonl; None if it has no value of one."""
         manifests = read_manifests(folder for _, folder in self.checkpoints())
         planned = {
             step for step, manifest in manifests.items() if manifest and not manifest.stopped
@@ -232,11 +198,7 @@ class RunDir:
         write_json(self.best_file, {**pointer, "metric": best.metric, "value": best.value})
 
     def update_best(self) -> bool:
-        """Updates best.json by the metrics of the planned checkpoints; returns True if it changed.
-
-        Raises:
-            DataError: metrics.jsonl is not a file.
-        """
+        """Updates best.json by the metrics of planned checkpoints; returns True if it changed."""
         best = self.find_best()
         before: BestCheckpoint | None = None
         with suppress(DataError):
@@ -277,11 +239,7 @@ class RunDir:
         return True
 
     def clear_progress(self) -> None:
-        """Removes checkpoints, metrics and dropped samples of a run that is replaced.
-
-        Raises:
-            StorageError: A file cannot be removed.
-        """
+        """Removes checkpoints, metrics and dropped samples of a run that is replaced."""
         for path in (
             self.config,
             self.root / ORIGINS,
@@ -303,11 +261,7 @@ class RunDir:
         return None
 
     def statistics(self) -> Statistics:
-        """Statistics of the used fields.
-
-        Raises:
-            DataError: They are missing, broken, or differ from those of the training.
-        """
+        """Statistics of the used fields."""
         content = read_stats(self.stats)
         record = read_record(self.root)
         digest = None if record is None else record.options.get("statistics")
@@ -324,20 +278,12 @@ class RunDir:
         """Recorded entries of the config and asset files.
 
         Empty for runs of earlier versions.
-
-        Raises:
-            DataError: The file list is broken.
         """
         return read_file_list(self.root) or []
 
     def check_assets(self, listed: Iterable[FileEntry]) -> None:
-        """Checks that asset files are unchanged since they were written.
-
-        Args:
-            listed: `recorded_files` of the run, or of the run that this is a copy of.
-
-        Raises:
-            DataError: A file is missing or has changed.
+        """Checks that asset files are unchanged since they were written; `listed`: `recorded_files`
+        of the run, or of the run that this is a copy of.
         """
         for entry in listed:
             path = self.root / entry.path
@@ -361,11 +307,7 @@ class RunDir:
         write_file_list(self.root, [*{**listed, **current}.values()])
 
     def config_tree(self) -> dict[str, Any]:
-        """Tree of config.yaml.
-
-        Raises:
-            DataError: It is missing or broken.
-        """
+        """Tree of config.yaml."""
         try:
             content = read_yaml(self.config)
         except (OSError, ValueError) as error:
@@ -376,17 +318,8 @@ class RunDir:
         return content
 
     def truncate_logs(self, last_step: int, log_every: int) -> str:
-        """Removes the lines of steps after `last_step`, which will be repeated.
-
-        Args:
-            last_step: Step of the checkpoint that the run continues from.
-            log_every: Steps between rows of metrics.
-
-        Returns:
-            What metrics.jsonl lacks; empty for nothing. A kill leaves a cut last line at most.
-
-        Raises:
-            DataError: metrics.jsonl or dropped.jsonl is not a file.
+        """Removes the lines of steps after `last_step`, which will be repeated; returns what
+        metrics.jsonl lacks; empty for nothing. A kill leaves a cut last line at most.
         """
         lost = _lost_metrics(self.metrics, last_step, log_every)
         for path in (self.metrics, self.drops):

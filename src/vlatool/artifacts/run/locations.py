@@ -16,12 +16,7 @@ from vlatool.storage.uri import can_list, is_remote, pinned
 
 
 def named_best(path: Path) -> Path:
-    """The best checkpoint of a run for the location `RUN/best`; other paths as they are.
-
-    Raises:
-        DataError: best.json is missing, and no success or validation loss of a listed checkpoint is
-            known.
-    """
+    """The best checkpoint of a run for the location `RUN/best`; other paths as they are."""
     if path.name != BEST_NAME or is_run(path) or not is_run(path.parent):
         return path
     run = RunDir(path.parent)
@@ -48,13 +43,7 @@ def _no_best(run: RunDir) -> DataError:
 
 
 def require_weights(text: str) -> Path:
-    """Path of existing weights, or of a file or folder of any other kind.
-
-    Raises:
-        DataError: The location does not exist, its download is not complete, or it is `RUN/best`
-            of a run without a best checkpoint.
-        UsageError: The scheme is unknown.
-    """
+    """Path of existing weights, or of a file or folder of any other kind."""
     path = pinned(text)
     best = named_best(path)
     return require_input(text if best == path else str(best))
@@ -65,10 +54,6 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
 
     Copies only what inference needs: the files of the run folder except metrics, and the files of
     the checkpoint except the trainer state.
-
-    Raises:
-        DataError: A file is missing.
-        StorageError: The storage or the cache fails.
     """
     if not is_remote(run.root):
         return run, checkpoint
@@ -89,11 +74,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
 
 
 def with_run_above(path: Path) -> Path:
-    """Path of weights; that of a local checkpoint is absolute if it does not contain its run.
-
-    Raises:
-        DataError: The download of the weights is not complete, or as `named_best`.
-    """
+    """Path of weights; that of a local checkpoint is absolute if it does not contain its run."""
     path = named_best(path)
     check_downloaded(path)
     has_run = is_remote(path) or (len(path.parts) > 1 and ".." not in path.parts)
@@ -101,11 +82,7 @@ def with_run_above(path: Path) -> Path:
 
 
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
-    """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder.
-
-    Raises:
-        DataError: There is no checkpoint.
-    """
+    """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder."""
     if is_checkpoint(location) or (location / MANIFEST).is_file():
         return RunDir(location.parent.parent), location
     latest = RunDir(location).latest()

@@ -43,12 +43,7 @@ _LARGEST_PX = 720
 
 
 def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Section]:
-    """Sections of the page of several runs: their list, and the curves of all.
-
-    Args:
-        runs: The runs.
-        links: Name of a run to the address of its page.
-    """
+    """Sections of the page of several runs: their list, and the curves of all."""
     header = ("name", "state", "step", "loss", "validation", "model", "last change (UTC)")
     rows = [
         (
@@ -83,12 +78,7 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Secti
 
 
 def run_page(run: RunSummary, overview_link: str) -> list[Section]:
-    """Sections of the page of a run: curves, images, checkpoints, data, configuration.
-
-    Args:
-        run: The run.
-        overview_link: Address of the page of all runs.
-    """
+    """Sections of the page of a run: curves, images, checkpoints, data, configuration."""
     findings = Problems(run.findings)
     checkpoints = _checkpoints(run, findings)
     validation = run.last(*VALIDATION_LOSSES)

@@ -25,32 +25,21 @@ _LEVELS = 2
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Content of the small files of a run.
+    """Content of the small files of a run."""
 
-    Attributes:
-        run: The run folder.
-        name: Its path below the folder that was searched.
-        state: `running` (its folder is locked), `complete`, `stopped` (on request, with a
-            checkpoint), `interrupted`, or `unknown` without a record.
-        record: Record of the command that wrote it; None if it is missing or damaged.
-        config: Tree of config.yaml.
-        rows: Rows of metrics.jsonl.
-        checkpoint: Step of the newest checkpoint; None without one.
-        best: The best checkpoint; None if nothing says which it is.
-        changed: Last change; None if unknown.
-        findings: What is missing or damaged.
-    """
-
-    run: RunDir
-    name: str
+    run: RunDir  # the run folder
+    name: str  # its path below the folder that was searched
+    # `running` (its folder is locked), `complete`, `stopped` (on request, with a checkpoint),
+    # `interrupted`, or `unknown` without a record
     state: str
+    # record of the command that wrote it; None if it is missing or damaged
     record: OutputRecord | None
-    config: Mapping[str, Any]
-    rows: tuple[Mapping[str, Any], ...]
-    checkpoint: int | None
-    best: BestCheckpoint | None
-    changed: datetime | None
-    findings: Problems
+    config: Mapping[str, Any]  # tree of config.yaml
+    rows: tuple[Mapping[str, Any], ...]  # rows of metrics.jsonl
+    checkpoint: int | None  # step of the newest checkpoint; None without one
+    best: BestCheckpoint | None  # the best checkpoint; None if nothing says which it is
+    changed: datetime | None  # last change; None if unknown
+    findings: Problems  # what is missing or damaged
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -130,11 +119,7 @@ def find_runs(folder: Path, levels: int = _LEVELS) -> list[Path]:
 
 
 def read_summary(root: Path, name: str) -> RunSummary:
-    """Summary of a run; what is damaged is a finding.
-
-    Raises:
-        StorageError: The storage fails.
-    """
+    """Summary of a run; what is damaged is a finding."""
     run, findings = RunDir(root), Problems()
     record = findings.read(read_valid_record, root)
     config = findings.read(run.config_tree) or {}

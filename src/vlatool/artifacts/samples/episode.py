@@ -45,31 +45,16 @@ _TYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class EpisodeSamples:
-    """Samples of an episode.
-
-    Attributes:
-        pictures: Paths of N images, relative to the folder of windows.
-        codes: uint16 [F, K], codes of the first F images.
-        images: int32 [W, P], indices into `pictures`.
-        future: int32 [W, Q], indices into `pictures`, below F.
-        ids: uint16, action ids of all windows, concatenated.
-        id_ends: int64 [W], end of the ids of each window.
-        tasks: Instructions.
-        kinds: uint8 [S], indices into `KINDS`.
-        windows: int32 [S], window of each sample.
-        task_of: int32 [S], indices into `tasks`.
-    """
-
-    pictures: tuple[str, ...]
-    codes: Array
-    images: Array
-    future: Array
-    ids: Array
-    id_ends: Array
-    tasks: tuple[str, ...]
-    kinds: Array
-    windows: Array
-    task_of: Array
+    pictures: tuple[str, ...]  # Paths of N images, relative to the folder of windows
+    codes: Array  # uint16 [F, K], codes of the first F images
+    images: Array  # int32 [W, P], indices into `pictures`
+    future: Array  # int32 [W, Q], indices into `pictures`, below F
+    ids: Array  # uint16, action ids of all windows, concatenated
+    id_ends: Array  # int64 [W], end of the ids of each window
+    tasks: tuple[str, ...]  # instructions
+    kinds: Array  # uint8 [S], indices into `KINDS`
+    windows: Array  # int32 [S], window of each sample
+    task_of: Array  # int32 [S], indices into `tasks`
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -82,11 +67,7 @@ class EpisodeSamples:
 
     @classmethod
     def parse(cls, content: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> "EpisodeSamples":
-        """Samples in the bytes of a file, whose numbers have these sizes.
-
-        Raises:
-            ValueError: The bytes are not samples; the message is the reason.
-        """
+        """Samples in the bytes of a file, whose numbers have these sizes."""
         try:
             arrays = read_arrays(content, [*_TYPES])
         except KeyError as error:
@@ -125,12 +106,7 @@ class EpisodeSamples:
                 raise ValueError("arrays have values that are out of range")
 
     def sample(self, number: int, prefix: str = "") -> TokenSample:
-        """Sample by its number.
-
-        Args:
-            number: Index from 0.
-            prefix: Prefix of the path of each image.
-        """
+        """Sample by its number; `number`: index from 0."""
         window = int(self.windows[number])
         conversation = Conversation(
             KINDS[int(self.kinds[number])],
@@ -214,13 +190,7 @@ def _content(window: Window) -> tuple[object, ...]:
 def assemble(
     windows: Sequence[Window], action_ids: Sequence[Sequence[int]], codes: Mapping[str, Array]
 ) -> EpisodeSamples:
-    """Samples of an episode.
-
-    Args:
-        windows: Windows of all samples, in order, with equal numbers of images.
-        action_ids: Action ids of each of `distinct_windows`.
-        codes: uint16 [K] by the path of each future image.
-    """
+    """Samples of an episode; `codes`: uint16 [K] by the path of each future image."""
     distinct, indices = distinct_windows(windows)
     encoded = dict.fromkeys(path for window in distinct for path in window.future)
     observed = dict.fromkeys(path for window in distinct for path in window.images)

@@ -66,15 +66,8 @@ def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
-    """Prefix of image paths in the lines of a folder.
-
-    Args:
-        tree: Folder that image paths are relative to.
-        folder: Folder of the samples.
-        is_absolute: Return the absolute location of `tree`.
-
-    Raises:
-        UsageError: There is no relative path from `folder` to `tree`.
+    """Prefix of image paths in the lines of a folder; `tree`: folder that image paths are relative
+    to; `is_absolute`: return the absolute location of `tree`.
     """
     if is_absolute:
         return f"{tree.absolute()}/"
@@ -136,32 +129,21 @@ _TYPE = ManifestType(
 
 @dataclass(frozen=True)
 class SamplesFolder:
-    """Folder of samples, read lazily.
-
-    Attributes:
-        path: The folder.
-        document: The manifest; made from all lines if the folder has none.
-        files: (path relative to the folder, number of samples) of each file, in order.
-        prefix: Prefix of image paths.
-        has_manifest: True if the folder has a manifest.
-    """
+    """Folder of samples, read lazily."""
 
     path: Path
-    document: Mapping[str, Any]
+    document: Mapping[str, Any]  # the manifest; made from all lines if the folder has none
+    # (path relative to the folder, number of samples) of each file, in order
     files: tuple[tuple[str, int], ...]
-    prefix: str
-    has_manifest: bool = True
+    prefix: str  # prefix of image paths
+    has_manifest: bool = True  # True if the folder has a manifest
     _recent: OrderedDict[str, Any] = field(
         default_factory=OrderedDict[str, Any], compare=False, repr=False
     )
 
     @classmethod
     def open(cls, path: Path) -> "SamplesFolder":
-        """The samples in a folder; without a manifest all lines are read.
-
-        Raises:
-            DataError: There are no samples, the manifest is broken, or a published line is.
-        """
+        """The samples in a folder; without a manifest all lines are read."""
         document = _TYPE.document(path)
         if document is None and is_published(path):
             document = _scanned(path)
@@ -323,11 +305,7 @@ def _lines_files(folder: Path) -> Sequence[Path]:
 
 
 def _scanned(folder: Path) -> Mapping[str, Any]:
-    """Contents of a folder without a manifest, with the keys of one.
-
-    Raises:
-        DataError: A line is no sample; names it.
-    """
+    """Contents of a folder without a manifest, with the keys of one."""
     files: list[tuple[str, int]] = []
     kinds, tasks = Counter[str](), Counter[str]()
     id_counts: dict[str, Counter[int]] = {}

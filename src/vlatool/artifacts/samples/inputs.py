@@ -48,12 +48,7 @@ def stripped(window: Window) -> Window:
 def encode_actions(
     tokenizer: ActionTokenizer, profile: NormalizationProfile, windows: Sequence[Window]
 ) -> EncodedActions:
-    """Action ids of each window.
-
-    Raises:
-        ValueError: Actions have another number of dimensions than the profile.
-        DataError: An action cannot be encoded.
-    """
+    """Action ids of each window."""
     with np.errstate(over="ignore"):  # the tokenizer raises on infinity
         chunks = profile.normalize(np.array([window.actions for window in windows]))
     return tokenizer.encode_counted(chunks)
@@ -73,11 +68,7 @@ def codes_by_path(codes: CodesFolder, windows: Sequence[Window]) -> Mapping[str,
 
 
 def read_tokenizer(folder: SamplesFolder) -> tuple[ActionTokenizer, NormalizationProfile] | None:
-    """Action tokenizer beside the samples and profile of the manifest; None if there is none.
-
-    Raises:
-        DataError: A file is broken, or one is not that of the manifest.
-    """
+    """Action tokenizer beside the samples and profile of the manifest; None if there is none."""
     path, document = folder.path / FAST_NAME, folder.document
     recorded, fast = dict(document.get("profile") or {}), document.get("fast") or {}
     if not recorded or not is_fast(path):
@@ -99,11 +90,7 @@ def read_tokenizer(folder: SamplesFolder) -> tuple[ActionTokenizer, Normalizatio
 
 
 def find_codes(folder: SamplesFolder) -> CodesFolder | None:
-    """Codes beside the images of samples, of the tokenizer that the manifest names; None if absent.
-
-    Raises:
-        DataError: A manifest of codes is broken.
-    """
+    """Codes beside the images of samples, of the tokenizer in the manifest; None if absent."""
     try:
         made_with = parse_values(CodesManifest, dict(folder.document.get("codes") or {}))
     except ValueError:
@@ -127,19 +114,13 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True)
 class EpisodeInputs:
-    """Numbers of the windows of an episode, computed again; None where an input is not there.
+    """Numbers of the windows of an episode, computed again; None where an input is not there."""
 
-    Attributes:
-        windows: Map from kind, instruction and past images to the index of distinct windows.
-        future: Paths of the future images of each distinct window.
-        ids: Action ids of each distinct window.
-        codes: uint16 [K] by the path of each future image.
-    """
-
+    # map from kind, instruction and past images to the index of distinct windows
     windows: Mapping[_Key, int]
-    future: Sequence[tuple[str, ...]]
-    ids: Sequence[Sequence[int]] | None
-    codes: Mapping[str, Array] | None
+    future: Sequence[tuple[str, ...]]  # Paths of the future images of each distinct window
+    ids: Sequence[Sequence[int]] | None  # action ids of each distinct window
+    codes: Mapping[str, Array] | None  # uint16 [K] by the path of each future image
 
     @classmethod
     def read(
@@ -148,11 +129,7 @@ class EpisodeInputs:
         fast: tuple[ActionTokenizer, NormalizationProfile] | None,
         codes: CodesFolder | None,
     ) -> "EpisodeInputs":
-        """Reads a file of windows and encodes them.
-
-        Raises:
-            DataError: Windows or codes are broken, or their actions cannot be encoded.
-        """
+        """Reads a file of windows and encodes them."""
         windows = [stripped(window) for window in read_windows(path)]
         distinct, indices = distinct_windows(windows)
         keys = (_Key(window.kind, window.task, window.images) for window in windows)
@@ -168,11 +145,8 @@ class EpisodeInputs:
         )
 
     def problem(self, talk: Conversation, images: Sequence[str]) -> tuple[str, str] | None:
-        """Difference of a sample from its window: finding code and reason; None without one.
-
-        Args:
-            talk: Conversation of the sample.
-            images: Paths of its past images, relative to the folder of windows.
+        """Difference of a sample from its window: finding code and reason; None without one;
+        `images`: Paths of its past images, relative to the folder of windows.
         """
         index = self.windows.get(_Key(talk.kind, talk.task, tuple(images)))
         if index is None:

@@ -22,17 +22,11 @@ KINDS: tuple[Kind, ...] = ("vla", "wm")
 
 
 class SampleSizes(NamedTuple):
-    """Sizes of the numbers in samples, which the manifests of their inputs have.
+    """Sizes of the numbers in samples, which the manifests of their inputs have."""
 
-    Attributes:
-        codes_per_image: K.
-        codebook_size: Codes are below it.
-        action_ids: Action ids are below it.
-    """
-
-    codes_per_image: int
-    codebook_size: int
-    action_ids: int
+    codes_per_image: int  # K
+    codebook_size: int  # codes are below it
+    action_ids: int  # action ids are below it
 
 
 # Sizes of published samples, which have no manifest. Source: reference/future-vla 5.1, 5.2
@@ -57,21 +51,13 @@ _ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Conversation of a line.
+    """Conversation of a line."""
 
-    Attributes:
-        kind: `vla` asks for the action, `wm` (world model) for the state after the action.
-        task: The instruction.
-        images: Number of past images, P.
-        action_ids: Ids of the action tokenizer.
-        codes: uint16 [Q, K], codes of the future images, frame by frame, cameras in order.
-    """
-
-    kind: Kind
-    task: str
-    images: int
-    action_ids: tuple[int, ...]
-    codes: Array
+    kind: Kind  # `vla` asks for the action, `wm` (world model) for the state after the action
+    task: str  # the instruction
+    images: int  # number of past images, P
+    action_ids: tuple[int, ...]  # ids of the action tokenizer
+    codes: Array  # uint16 [Q, K], codes of the future images, frame by frame, cameras in order
 
     def question(self) -> str:
         """Text of the user."""
@@ -85,23 +71,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """Content of one line.
-
-    Attributes:
-        conversation: The conversation.
-        images: Paths of P images, relative to the folder of the data or absolute.
-    """
+    """Content of one line."""
 
     conversation: Conversation
-    images: tuple[str, ...]
+    images: tuple[str, ...]  # Paths of P images, relative to the folder of the data or absolute
 
 
 def question(kind: Kind, task: str, images: int, ids: str) -> str:
-    """Text of the user; `ids` are numbers separated by spaces.
-
-    Raises:
-        ValueError: The instruction contains a tag.
-    """
+    """Text of the user; `ids` are numbers separated by spaces."""
     reserved = [word for word in RESERVED if word in task]
     if reserved:
         raise ValueError(f"the instruction contains the tag {reserved[0]}")
@@ -139,11 +116,7 @@ def render_sample(sample: TokenSample) -> bytes:
 
 
 def parse_sample(line: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> TokenSample:
-    """Sample in a line, whose numbers have these sizes.
-
-    Raises:
-        ValueError: The line is not a sample; the message is the reason.
-    """
+    """Sample in a line, whose numbers have these sizes."""
     row = parse_json(line)
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
@@ -159,11 +132,7 @@ def parse_sample(line: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> TokenSamp
 
 
 def parse_messages(messages: Any, sizes: SampleSizes = PUBLISHED_SIZES) -> Conversation:
-    """Conversation in the two messages of a line.
-
-    Raises:
-        ValueError: The messages do not match the templates, or a number is out of range.
-    """
+    """Conversation in the two messages of a line."""
     entries: list[Any] = messages if isinstance(messages, list) else []
     pairs = [
         (entry.get("role"), entry.get("content")) for entry in entries if isinstance(entry, Mapping)

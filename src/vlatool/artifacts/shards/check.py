@@ -51,19 +51,14 @@ LARGEST_SAMPLE = 2**28  # its check takes three times that memory
 
 @dataclass
 class ShardList:
-    """The shards of a folder to check.
+    """The shards of a folder to check."""
 
-    Attributes:
-        folder: Folder of the shards and their metadata.
-        shards: Shards of the manifest; without a manifest, the tar files of the folder.
-        has_manifest: True if there is a manifest; counts and statistics are then checked too.
-        digests: Maps the key of each checked sample to its digest; to empty bytes if digests are
-            not compared.
-    """
-
-    folder: ShardFolder
+    folder: ShardFolder  # folder of the shards and their metadata
+    # shards of the manifest; without a manifest, the tar files of the folder
     shards: Sequence[Shard]
+    # True if there is a manifest; counts and statistics are then checked too
     has_manifest: bool = True
+    # maps the key of each checked sample to its digest; to empty bytes if digests are not compared
     digests: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
     @property

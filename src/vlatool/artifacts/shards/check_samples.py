@@ -30,26 +30,16 @@ _REQUIRED = (ARRAYS, METADATA)
 
 @dataclass(frozen=True)
 class ExpectedSample:
-    """Properties of samples according to preprocessing_config.yaml; None if not given there.
+    """Properties of samples according to preprocessing_config.yaml; None if not given there."""
 
-    Attributes:
-        cameras: Cameras of a complete sample.
-        offsets: Images per camera, as frames from the anchor.
-        past: Steps before the anchor.
-        future: Steps after the anchor.
-        size: (width, height) of the images.
-        has_statistics: True if statistics are written.
-        allows_nan: True if NaN and infinity are kept.
-        names: Names of the dimensions of fields, if recorded.
-    """
-
-    cameras: tuple[str, ...] | None = None
-    offsets: tuple[int, ...] | None = None
-    past: int | None = None
-    future: int | None = None
-    size: tuple[int, int] | None = None
-    has_statistics: bool = True
-    allows_nan: bool = False
+    cameras: tuple[str, ...] | None = None  # cameras of a complete sample
+    offsets: tuple[int, ...] | None = None  # images per camera, as frames from the anchor
+    past: int | None = None  # steps before the anchor
+    future: int | None = None  # steps after the anchor
+    size: tuple[int, int] | None = None  # (width, height) of the images
+    has_statistics: bool = True  # True if statistics are written
+    allows_nan: bool = False  # True if NaN and infinity are kept
+    # names of the dimensions of fields, if recorded
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     @classmethod
@@ -77,7 +67,6 @@ class SampleContext:
     sample: StoredSample
 
     def finding(self, code: str, message: str, **location: Any) -> Finding:
-        """Returns a finding of this sample."""
         text = f"{self.shard}, sample {self.sample.key}: {message}"
         return SHARDS(code, text, shard=self.shard, sample=self.sample.key, **location)
 
@@ -100,16 +89,12 @@ def missing_members(suffixes: Iterable[str], expected: ExpectedSample) -> list[s
 
 
 class SampleCheck:
-    """Checks samples one by one; all must have the fields of the first one.
-
-    Attributes:
-        images: Number of decoded images.
-        fields: Map from field to (shape, kind of dtype) of the first sample; empty before it.
-    """
+    """Checks samples one by one; all must have the fields of the first one."""
 
     def __init__(self, expected: ExpectedSample) -> None:
         self.expected = expected
-        self.images = 0
+        self.images = 0  # number of decoded images
+        # map from field to (shape, kind of dtype) of the first sample; empty before it
         self.fields: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def check(
@@ -117,12 +102,7 @@ class SampleCheck:
         context: SampleContext,
         add_arrays: Callable[[SampleContext, Mapping[str, Array]], None],
     ) -> Iterator[Finding]:
-        """Yields the findings of a sample.
-
-        Args:
-            context: The sample.
-            add_arrays: Called with the arrays of a sample if they are valid.
-        """
+        """Yields the findings of a sample."""
         metadata = context.json(METADATA)
         yield from self._check_metadata(context, metadata)
         if LANGUAGE in context.sample.members and context.json(LANGUAGE) is None:

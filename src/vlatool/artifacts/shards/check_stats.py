@@ -74,11 +74,8 @@ class StatsCheck:
     def findings(
         self, fields: Mapping[str, tuple[tuple[int, ...], str]], samples: int
     ) -> Iterator[Finding]:
-        """Yields the remaining findings after the last sample.
-
-        Args:
-            fields: Shape and data type of each field of the samples; empty if none was read.
-            samples: Number of samples.
+        """Yields the remaining findings after the last sample; `fields`: shape and data type of
+        each field of the samples; empty if none was read.
         """
         yield from self._outside.values()
         numeric = numeric_fields(fields)

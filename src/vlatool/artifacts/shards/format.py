@@ -86,15 +86,10 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """Tar file of a manifest.
+    """Tar file of a manifest."""
 
-    Attributes:
-        path: The file.
-        num_sequences: Number of samples.
-    """
-
-    path: Path
-    num_sequences: int
+    path: Path  # the file
+    num_sequences: int  # number of samples
 
 
 @dataclass(frozen=True)
@@ -109,9 +104,6 @@ def read_manifest(path: Path) -> list[Shard]:
     """Shards of a manifest; names are relative to its folder.
 
     Accepts blank lines, absolute names (only their stem is used) and a trailing `.tar`.
-
-    Raises:
-        DataError: The file is missing, broken or empty; names the line.
     """
     try:
         lines = read_document(path).split("\n")
@@ -139,11 +131,7 @@ def write_manifest(path: Path, shards: Sequence[tuple[str, int]]) -> None:
 
 
 def check_shards(path: Path, shards: Sequence[Shard]) -> None:
-    """Checks that every shard of the manifest at `path` exists and is not truncated.
-
-    Raises:
-        DataError: A shard is missing or truncated; names it.
-    """
+    """Checks that every shard of the manifest at `path` exists and is not truncated."""
     for shard in shards:
         if not shard.path.is_file():
             raise _shard_error(path, shard, "is missing", "data.missing_shard")
@@ -190,15 +178,7 @@ def write_preprocessing_config(folder: Path, options: Mapping[str, Any]) -> None
 
 
 def read_preprocessing_config(folder: Path, name: str = CONFIG_NAME) -> dict[str, Any]:
-    """Options of a shard folder; unknown keys are kept, of a grouped form the first group.
-
-    Args:
-        folder: Folder of the file.
-        name: Name of the file.
-
-    Raises:
-        DataError: The file is missing or not a mapping.
-    """
+    """Options of a shard folder; unknown keys are kept, of a grouped form the first group."""
     path = folder / name
     try:
         content: object = read_yaml(path)
@@ -254,11 +234,7 @@ def write_processing_metadata(
 
 
 def read_processing_metadata(folder: Path) -> dict[str, Any]:
-    """Content of processing_metadata.json; empty if it does not exist.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """Content of processing_metadata.json; empty if it does not exist."""
     path = folder / METADATA_NAME
     try:
         return read_checksummed(path)
@@ -273,13 +249,9 @@ def read_processing_metadata(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Training shards, detected by their manifest and read lazily.
+    """Training shards, detected by their manifest and read lazily."""
 
-    Attributes:
-        manifest: The file that lists the shards.
-    """
-
-    manifest: Path
+    manifest: Path  # the file that lists the shards
 
     @classmethod
     def find(cls, location: Path) -> "ShardFolder | None":
@@ -295,11 +267,7 @@ class ShardFolder:
 
     @classmethod
     def open(cls, location: Path) -> "ShardFolder":
-        """Shards at a location, as input of a command.
-
-        Raises:
-            DataError: There are none, with the paths tried, or their download is not complete.
-        """
+        """Shards at a location, as input of a command."""
         check_downloaded(location)
         folder = cls.find(location)
         if folder is None:

@@ -51,17 +51,9 @@ _BESIDE = 2
 
 @dataclass(frozen=True)
 class SampleWindow:
-    """Window of a sample.
-
-    Attributes:
-        anchor: Index of the anchor.
-        past_mask: Real steps before the anchor, bool [T].
-        future_mask: Real steps from the anchor on, bool [T].
-    """
-
-    anchor: int
-    past_mask: Array
-    future_mask: Array
+    anchor: int  # index of the anchor
+    past_mask: Array  # real steps before the anchor, bool [T]
+    future_mask: Array  # real steps from the anchor on, bool [T]
 
     @property
     def length(self) -> int:
@@ -80,12 +72,8 @@ class SampleWindow:
 
 
 def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Section:
-    """Card of the sample at a position of a tar, or a card with the error.
-
-    Args:
-        tar: Shard.
-        position: Number of the sample in the shard.
-        options: preprocessing_config.yaml; empty if unknown.
+    """Card of the sample at a position of a tar, or a card with the error; `options`:
+    preprocessing_config.yaml; empty if unknown.
     """
     name = tar.path.name
     if position >= len(tar.keys):
@@ -97,14 +85,8 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Se
 
 
 def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
-    """Images of the first sample in the area that was recorded; empty if no crop left a part out.
-
-    Args:
-        tar: Shard with samples.
-        options: preprocessing_config.yaml; empty if unknown.
-
-    Raises:
-        DataError: The sample is broken.
+    """Images of the first sample in the area that was recorded; empty if no crop left a part out;
+    `options`: preprocessing_config.yaml; empty if unknown.
     """
     if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
         return ""
@@ -118,13 +100,7 @@ def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
 
 
 def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> str:
-    """A stored image in the area that was recorded; empty if it is all of that area.
-
-    Args:
-        camera: Name of the camera.
-        image: Stored image.
-        recorded: Recorded [width, height] by the metadata of the sample.
-    """
+    """A stored image in the area that was recorded; empty if it is all of that area."""
     match (image, recorded):
         case Image.Image(), [int(width), int(height)] if 0 < width <= _MAX_SIDE >= height > 0:
             geometry = make_geometry(
@@ -156,14 +132,7 @@ def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float
 def stored_view(
     sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
 ) -> FrameView:
-    """Stored image with the camera model at a row of the window.
-
-    Args:
-        sample: Sample of the image.
-        view: Camera and image offset.
-        arrays: Arrays of the sample, including those of the calibration.
-        row: Step of the image in the window; a step outside gets the nearest row.
-    """
+    """Stored image with the camera model at a row of the window."""
     suffix = sample.image_suffixes().get(view)
     if suffix is None:
         return FrameView(None, problem="not in the sample")
@@ -234,11 +203,7 @@ def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[i
 
 
 def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> SampleWindow:
-    """Window of a sample; without masks no step is padding.
-
-    Raises:
-        DataError: The sample has neither masks nor fields.
-    """
+    """Window of a sample; without masks no step is padding."""
     anchor = metadata.get("anchor_relative_idx")
     anchor = anchor if isinstance(anchor, int) else 0
     past, future = arrays.get("past_mask"), arrays.get("future_mask")
@@ -255,18 +220,11 @@ def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> Sa
 
 def _images(
     window: SampleWindow,
-    images: Mapping[tuple[str, int], FrameView],
-    frames: Mapping[int, int],
-    tracks: Sequence[EndEffectorTrack],
+    images: Mapping[tuple[str, int], FrameView],  # (camera, image offset) to the stored image
+    frames: Mapping[int, int],  # map from image offset to its frame in the episode
+    tracks: Sequence[EndEffectorTrack],  # end effectors over the window; NaN for padding
 ) -> str:
-    """Cameras in rows of equal length, with the images of each side by side.
-
-    Args:
-        window: Window of the sample.
-        images: (camera, image offset) to the stored image.
-        frames: Map from image offset to its frame in the episode.
-        tracks: End effectors over the window; NaN for padding.
-    """
+    """Cameras in rows of equal length, with the images of each side by side."""
     cameras = list(dict.fromkeys(camera for camera, _ in images))
     offsets = sorted({offset for _, offset in images})
     if not cameras:

@@ -38,21 +38,14 @@ _DEFAULT_FPS = 10.0
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """Contents of a sample.
-
-    Attributes:
-        key: Key of the sample.
-        members: Suffix (`lowdim.npz`) to size in bytes.
-        pictures: Map from suffix of each image to its (width, height); None if it cannot be opened.
-        arrays: Low-dimensional array to its `shape` and `dtype`.
-        language: Map from kind of annotation to sentences.
-    """
+    """Contents of a sample."""
 
     key: str
-    members: Mapping[str, int]
+    members: Mapping[str, int]  # suffix (`lowdim.npz`) to size in bytes
+    # map from suffix of each image to its (width, height); None if it cannot be opened
     pictures: Mapping[str, tuple[int, int] | None]
-    arrays: Mapping[str, Mapping[str, Any]]
-    language: Mapping[str, list[str]]
+    arrays: Mapping[str, Mapping[str, Any]]  # low-dimensional array to its `shape` and `dtype`
+    language: Mapping[str, list[str]]  # map from kind of annotation to sentences
 
     def cameras(self) -> dict[str, tuple[int, int] | None]:
         """Map from camera to the (width, height) of its first image."""
@@ -73,31 +66,19 @@ class SampleSummary:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """Contents of a shard.
+    """Contents of a shard."""
 
-    Attributes:
-        samples: Number of keys with at least one member.
-        members: Number of files in the tar.
-        bytes: Size of the tar.
-        members_per_sample: Map from number of members to number of samples that have that many.
-        first: First sample; None in an empty tar.
-        problem: Reason why the tar could not be read to its end; empty if it could.
-    """
-
-    samples: int
-    members: int
-    bytes: int
+    samples: int  # number of keys with at least one member
+    members: int  # number of files in the tar
+    bytes: int  # size of the tar
+    # map from number of members to number of samples that have that many
     members_per_sample: Mapping[int, int]
-    first: SampleSummary | None
-    problem: str = ""
+    first: SampleSummary | None  # first sample; None in an empty tar
+    problem: str = ""  # reason why the tar could not be read to its end; empty if it could
 
 
 def inspect_shard(path: Path) -> Report:
-    """Reads the headers of a tar and its first sample.
-
-    Raises:
-        DataError: The file is not a tar.
-    """
+    """Reads the headers of a tar and its first sample."""
     facts = _read_facts(path)
     counts = ", ".join(
         f"{members} in {counted(samples, 'sample')}"
@@ -205,11 +186,8 @@ def _overview(facts: ShardFacts) -> Section:
 
 
 def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | None:
-    """View of the episode that the samples of a tar are from; None if they are from several.
-
-    Args:
-        tar: Samples.
-        options: preprocessing_config.yaml; empty if unknown.
+    """View of the episode that the samples of a tar are from; None if they are from several;
+    `options`: preprocessing_config.yaml; empty if unknown.
     """
     keys_by_anchor = _one_episode(tar)
     if keys_by_anchor is None:

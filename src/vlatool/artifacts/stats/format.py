@@ -36,11 +36,7 @@ Statistics = dict[str, dict[str, Any]]
 
 
 def read_stats(path: Path) -> Statistics:
-    """Statistics of a data set; `NaN` and `Infinity` literals become None.
-
-    Raises:
-        DataError: The file is missing or not a JSON object of fields.
-    """
+    """Statistics of a data set; `NaN` and `Infinity` literals become None."""
     problem = "expected a JSON object"
     try:
         text = read_document(path, max_bytes=_MAX_BYTES)
@@ -95,32 +91,21 @@ def number_array(value: object) -> Array | None:
 
 @dataclass(frozen=True)
 class StatsPart:
-    """Statistics of one data set.
+    """Statistics of one data set."""
 
-    Attributes:
-        statistics: Its stats.json.
-        past: Steps of its windows before the anchor; None if unknown.
-        weight: Share of the mixture; None weights all rows equally.
-    """
-
-    statistics: Statistics
-    past: int | None = None
-    weight: float | None = None
+    statistics: Statistics  # its stats.json
+    past: int | None = None  # steps of its windows before the anchor; None if unknown
+    weight: float | None = None  # share of the mixture; None weights all rows equally
 
 
 @dataclass(frozen=True)
 class MergedStats:
-    """Merged statistics of all parts.
+    """Merged statistics of all parts."""
 
-    Attributes:
-        statistics: Map from field to entry, for the fields that all parts have.
-        left_out: Map from omitted field to the reason.
-        steps: Number of steps of the windows that all parts cover.
-    """
-
-    statistics: Statistics
+    statistics: Statistics  # map from field to entry, for the fields that all parts have
+    # map from omitted field to the reason
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
-    steps: int = 0
+    steps: int = 0  # number of steps of the windows that all parts cover
 
 
 def merge_stats(parts: Sequence[Statistics]) -> Statistics:
@@ -131,16 +116,7 @@ def merge_stats(parts: Sequence[Statistics]) -> Statistics:
 
 
 def merge_parts(parts: Sequence[StatsPart], *, leave_out_unequal: bool = False) -> MergedStats:
-    """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor.
-
-    Args:
-        parts: The data sets.
-        leave_out_unequal: Omit fields whose dimensions differ instead of raising.
-
-    Raises:
-        DataError: Windows differ and an anchor is unknown, dimensions differ, or a part lacks
-            digests or other entries.
-    """
+    """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor."""
     names = dict.fromkeys(name for part in parts for name in part.statistics)
     merged: Statistics = {}
     left_out: dict[str, str] = {}
@@ -318,11 +294,7 @@ def digests_bytes(stats: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 
 def read_mergeable(path: Path) -> Statistics:
-    """Statistics with their digests, from the file itself or from the digests file.
-
-    Raises:
-        DataError: The statistics are missing or broken, or the digests are broken.
-    """
+    """Statistics with their digests, from the file itself or from the digests file."""
     stats = read_stats(path)
     digests_file = digests_path(path)
     try:

@@ -24,17 +24,12 @@ from vlatool.storage.documents import DocumentError
 
 @dataclass(frozen=True)
 class StatsRecord:
-    """Input and files of computed statistics.
+    """Input and files of computed statistics."""
 
-    Attributes:
-        inputs: Digest of names, sizes and sample counts of the shards.
-        files: The digests file and the statistics, in the order in which they are written.
-        contents: Digest of the contents of the shards; empty for remote ones.
-    """
-
-    inputs: str
+    inputs: str  # digest of names, sizes and sample counts of the shards
+    # the digests file and the statistics, in the order in which they are written
     files: tuple[FileEntry, ...]
-    contents: str = ""
+    contents: str = ""  # digest of the contents of the shards; empty for remote ones
 
     def changed(self, stats: Path) -> list[Path]:
         """Files that are missing or differ from the record."""
@@ -48,11 +43,7 @@ def record_path(stats: Path) -> Path:
 
 
 def read_stats_record(stats: Path) -> StatsRecord | None:
-    """Record of a statistics file; None if there is none.
-
-    Raises:
-        DataError: The record is damaged.
-    """
+    """Record of a statistics file; None if there is none."""
     path = record_path(stats)
     try:
         document = read_checksummed(path)

@@ -126,26 +126,17 @@ def _check_episodes(
 
 @dataclass(frozen=True)
 class _Rules:
-    """Properties that all windows of a folder share.
+    """Properties that all windows of a folder share."""
 
-    Attributes:
-        cameras: Cameras in order.
-        past: Number of past steps.
-        future: Number of future steps.
-        kinds: Kinds of the lines of each frame; empty if they vary.
-        alternates: True if frames have a `vla` and a `wm` line alternately.
-        width: Number of values of an action; None for any number that is equal in all lines.
-        size: (width, height) of the images; None if not fixed.
-        relative: Indices of the values of an action that are relative to the pose at the anchor.
-    """
-
-    cameras: Sequence[str]
-    past: int
-    future: int
-    kinds: tuple[Kind, ...] = ()
-    alternates: bool = False
+    cameras: Sequence[str]  # cameras in order
+    past: int  # number of past steps
+    future: int  # number of future steps
+    kinds: tuple[Kind, ...] = ()  # kinds of the lines of each frame; empty if they vary
+    alternates: bool = False  # True if frames have a `vla` and a `wm` line alternately
+    # number of values of an action; None for any number that is equal in all lines
     width: int | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None  # (width, height) of the images; None if not fixed
+    # indices of the values of an action that are relative to the pose at the anchor
     relative: Sequence[int] = ()
 
     @classmethod
@@ -191,7 +182,6 @@ class _EpisodeCheck:
         return images_name(self.path.stem)
 
     def findings(self) -> Iterator[Finding]:
-        """Yields the findings of the episode."""
         self.images = files_below(self.location / self.folder)
         if self.check.is_quick:
             return

@@ -63,29 +63,18 @@ _ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Window:
-    """Content of one line.
+    """Content of one line."""
 
-    Attributes:
-        kind: `vla` asks for the action, `wm` (world model) for the state after the action.
-        task: The instruction.
-        images: Paths of P images relative to the folder, oldest frame first, cameras in order.
-        future: Paths of Q images, in the same order.
-        actions: [T, A], not normalized.
-    """
-
-    kind: Kind
-    task: str
+    kind: Kind  # `vla` asks for the action, `wm` (world model) for the state after the action
+    task: str  # the instruction
+    # Paths of P images relative to the folder, oldest frame first, cameras in order
     images: tuple[str, ...]
-    future: tuple[str, ...]
-    actions: Sequence[Sequence[float]]
+    future: tuple[str, ...]  # Paths of Q images, in the same order
+    actions: Sequence[Sequence[float]]  # [T, A], not normalized
 
 
 def render_window(window: Window) -> bytes:
-    """Line of a window, UTF-8, with its newline.
-
-    Raises:
-        ValueError: A number is not finite, or the instruction contains a tag.
-    """
+    """Line of a window, UTF-8, with its newline."""
     if word := reserved_word(window.task):
         raise ValueError(f"the instruction contains the tag {word}")
     row = {
@@ -115,11 +104,6 @@ def _answer(kind: Kind, images: int) -> str:
 
 
 def parse_window(line: bytes) -> Window:
-    """Window in a line.
-
-    Raises:
-        ValueError: The line is not a window; the message is the reason.
-    """
     row = parse_json(line)
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
@@ -129,11 +113,7 @@ def parse_window(line: bytes) -> Window:
 
 
 def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
-    """Window in each line; images and actions that equal those of the line before are reused.
-
-    Raises:
-        ValueError: A line is not a window; the message is the reason.
-    """
+    """Window in each line; images and actions that equal those of the line before are reused."""
     previous, previous_rest = None, b""
     for line in lines:
         messages_text, separator, rest = line.partition(
@@ -153,11 +133,7 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
 
 
 def read_windows(path: Path) -> Iterator[Window]:
-    """Windows in a file of lines; empty lines are skipped.
-
-    Raises:
-        DataError: The file cannot be read, is truncated, or a line is no window; names the line.
-    """
+    """Windows in a file of lines; empty lines are skipped."""
     number = 0
 
     def numbered() -> Iterator[bytes]:
@@ -180,7 +156,6 @@ def read_windows(path: Path) -> Iterator[Window]:
 
 
 def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, str]:
-    """Kind and instruction of a conversation."""
     question_text, answer_text = _conversation(messages)
     kind = _kind(answer_text, future)
     prefix, suffix = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
@@ -263,49 +238,31 @@ def image_folder(path: str) -> str | None:
 
 
 def episode_name(number: int) -> str:
-    """Name of the episode with this number."""
     return f"{EPISODE_PREFIX}{number:06d}"
 
 
 @dataclass(frozen=True)
 class WindowManifest:
-    """Manifest of a folder of windows.
+    """Manifest of a folder of windows."""
 
-    Attributes:
-        names: Prefixes of the image names.
-        cameras: In the order of the images of one frame.
-        fps: Frames per second; None if episodes differ or do not record it.
-        action_fields: Fields of the source that are concatenated to an action.
-        action_names: Names of the values of an action; empty if unknown.
-        action_width: Number of values of an action; they are not normalized.
-        past_steps: Observed steps, the anchor included.
-        future_steps: Actions from the anchor on, and images of the steps after it.
-        qa_mode: Kinds of the lines of a frame.
-        image_size: (width, height) of the images; None if they keep their size.
-        episodes: Number of files of lines.
-        frames: Number of frames in all episodes.
-        samples: Number of lines in all files.
-        pictures: Number of image files.
-        untouched: Number of images that were copied unchanged.
-        relative_dimensions: Indices of the values of an action that are poses relative to the
-            measured pose at the anchor; padding repeats the last action of such windows.
-    """
-
-    names: tuple[str, ...]
-    cameras: tuple[str, ...]
-    fps: float | None
-    action_fields: tuple[str, ...]
-    action_names: tuple[str, ...]
-    action_width: Count
-    past_steps: Count
-    future_steps: Count
-    qa_mode: str
+    names: tuple[str, ...]  # prefixes of the image names
+    cameras: tuple[str, ...]  # in the order of the images of one frame
+    fps: float | None  # frames per second; None if episodes differ or do not record it
+    action_fields: tuple[str, ...]  # fields of the source that are concatenated to an action
+    action_names: tuple[str, ...]  # names of the values of an action; empty if unknown
+    action_width: Count  # number of values of an action; they are not normalized
+    past_steps: Count  # observed steps, the anchor included
+    future_steps: Count  # actions from the anchor on, and images of the steps after it
+    qa_mode: str  # kinds of the lines of a frame
+    # (width, height) of the images; None if they keep their size
     image_size: tuple[int, int] | None
-    episodes: Count
-    frames: Count
-    samples: Count
-    pictures: Count
-    untouched: Count
+    episodes: Count  # number of files of lines
+    frames: Count  # number of frames in all episodes
+    samples: Count  # number of lines in all files
+    pictures: Count  # number of image files
+    untouched: Count  # number of images that were copied unchanged
+    # indices of the values of an action that are poses relative to the measured pose at the anchor;
+    # padding repeats the last action of such windows
     relative_dimensions: tuple[Count, ...] = ()
 
 
@@ -330,11 +287,7 @@ def write_manifest(folder: Path, manifest: WindowManifest) -> None:
 
 
 def read_manifest(folder: Path) -> WindowManifest | None:
-    """Manifest of a folder; None if it has none.
-
-    Raises:
-        DataError: `data.broken_manifest`: the file is damaged, of another format or version.
-    """
+    """Manifest of a folder; None if it has none."""
     manifest = MANIFEST.read(folder)
     if manifest is None and (folder / MANIFEST_NAME).is_file():
         raise MANIFEST.error(folder, f"format is not {MANIFEST.format!r}")
@@ -348,12 +301,6 @@ def missing_images(
 
     The number of frames is that of the lines, from their index; without it, the largest number of
     images of a camera.
-
-    Args:
-        folder: The folder of windows.
-        manifest: Its manifest.
-        episode: Name of the episode.
-        present: Names of the images in the folder of the episode.
     """
     names, cameras = ("|".join(map(re.escape, x)) for x in (manifest.names, manifest.cameras))
     pattern = re.compile(rf"({names})_({cameras})_{re.escape(episode)}_frame_\d{{6,12}}\.png")
