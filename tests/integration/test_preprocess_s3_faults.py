@@ -124,7 +124,7 @@ def test_killed_run_is_detected_and_its_results_are_reused(
     s3_proxy.faults.clear()
     assert (bucket / "out/.vlatool/lock").is_file()
 
-    done = finished([*run, "--json"])
+    done = finished([*run, "--json"], {SPEED_VARIABLE: str(SPEED)})  # the lock gets stale sooner
 
     assert done.returncode == 0, done.stderr
     assert '"resumed": 0' not in done.stdout
@@ -137,16 +137,18 @@ def test_repeatedly_killed_run_ends_with_the_same_bytes(
 ) -> None:
     rng = random.Random(os.environ.get("VLATOOL_KILL_SEED", "3"))
     s3_proxy.faults.delay_s = 0.02
-    run = command(source, bucket / "out")
+    run, soon = command(source, bucket / "out"), {SPEED_VARIABLE: "100"}  # of stale locks
     for number in range(KILLS):
-        process = subprocess.Popen(run, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(rng.uniform(0.8, 4.0))
+        process = subprocess.Popen(
+            run, stderr=subprocess.DEVNULL, start_new_session=True, env={**os.environ, **soon}
+        )
+        time.sleep(rng.uniform(0.8, 5.0))
         if process.poll() is None:
             (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
     s3_proxy.faults.clear()
 
-    done = finished(run)
+    done = finished(run, soon)
 
     assert done.returncode == 0, done.stderr
     assert digests(bucket / "out") == expected

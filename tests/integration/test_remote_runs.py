@@ -1,5 +1,6 @@
 """Runs that a machine without their local folder continues from `remote_sync`."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -282,15 +283,18 @@ def test_dry_run_says_that_the_remote_run_continues_and_writes_nothing(
 
 
 def test_run_that_lives_elsewhere_is_an_error_after_one_wait(
-    root: Path, prefix: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    prefix: RemotePath,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv(SPEED_VARIABLE, "100")
-    reporter = Recorder()
+    monkeypatch.setenv(SPEED_VARIABLE, "10")
     with output_lock(prefix / "run", "vlatool train"), pytest.raises(UsageError) as caught:
-        _train(root, prefix, tmp_path / "run", reporter)
+        _train(root, prefix, tmp_path / "run")
     assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
     assert f"{prefix}/run" in caught.value.message
-    assert len([note for note in reporter.notes if "waiting" in note]) == 1
+    assert caplog.text.count("waiting") == 1
 
 
 def test_run_that_ends_elsewhere_while_this_machine_waits_is_continued(
@@ -300,15 +304,19 @@ def test_run_that_ends_elsewhere_while_this_machine_waits_is_continued(
     held = ExitStack()
     held.enter_context(output_lock(prefix / "run", "vlatool train"))
 
-    class Elsewhere(Recorder):
-        def note(self, message: str) -> None:
-            super().note(message)
-            if "waiting" in message:
+    class Elsewhere(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting" in record.getMessage():
                 upload(root / "half", prefix / "run")
                 held.close()
 
-    reporter = Elsewhere()
-    result = _train(root, prefix, tmp_path / "run", reporter)
+    logger, handler = logging.getLogger("vlatool.storage.lock"), Elsewhere()
+    logger.addHandler(handler)
+    reporter = Recorder()
+    try:
+        result = _train(root, prefix, tmp_path / "run", reporter)
+    finally:
+        logger.removeHandler(handler)
     assert result.steps == STEPS
     assert any(f"after step {HALF}" in note for note in reporter.notes)
 

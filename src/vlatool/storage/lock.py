@@ -4,7 +4,6 @@ On disk it is a lock of the kernel, in S3 an object that its owner renews while 
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import math
@@ -12,12 +11,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Protocol
 
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage.crash_points import crash_point
@@ -36,69 +35,24 @@ from vlatool.storage.writer import delete, put
 RENEWED_EVERY_S = 20.0
 STALE_AFTER_S = 90.0  # more than four renewals; the longest block by a run killed elsewhere
 _ATTEMPTS = 3
+_POLL_S = 5.0
 _MAX_BYTES = 64 * 1024  # of a lock object
 _SEEN_FOR_S = 1.0  # a request for each of many small files would double their time
 _RELEASE_TIMEOUT_S = 10.0  # a lock that is not released becomes stale
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_NAMESPACE = Path("/proc/self/ns/pid")
-_STARTED = 19  # field 22 of /proc/PID/stat, counted from the field after the name: proc(5)
-_STATE = 0
-_ENDED = ("Z", "X")
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ProcessId:
-    """Identity of a process, with which others on its machine can see that it has ended."""
-
-    machine: str  # digest of boot and process table of the machine; empty if they are unknown
-    pid: int
-    started: str  # clock tick of its start, because process ids are reused
-
-    @classmethod
-    def of_this_process(cls, salt: str) -> Self:
-        """Identity of this process; `salt`: part of the digest, so that it differs between locks of
-        one machine.
-        """
-        return cls(_machine(salt), os.getpid(), _stat(os.getpid())[1])
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Self:
-        """Reads the identity from a document; without one, `has_ended` is always false."""
-        return cls(
-            str(document.get("machine", "")),
-            int(document.get("pid", 0)),
-            str(document.get("process_started", "")),
-        )
-
-    def document(self) -> dict[str, Any]:
-        """Identity as keys of a document."""
-        return {"machine": self.machine, "pid": self.pid, "process_started": self.started}
-
-    def has_ended(self, salt: str) -> bool:
-        """True if the process ran on this machine and has ended; False if unknown."""
-        if not self.machine or not self.started or self.machine != _machine(salt):
-            return False
-        state, started = _stat(self.pid)
-        return started != self.started or state in _ENDED
-
-
-@dataclass(frozen=True)
 class _LockState:
-    """Content of a lock object, and the time since its renewal by the clock of the server."""
+    """Content of a lock object, time and age of its last renewal by the clock of the server."""
 
     owner: str
     command: str
     started: str
-    process: ProcessId
     etag: str
+    renewed: float
     age_s: float
-
-    def is_dead(self, stale_after_s: float) -> bool:
-        """True if the last renewal is too old, or the owner is known to have ended."""
-        return self.age_s > stale_after_s or self.process.has_ended(self.owner)
 
 
 @contextmanager
@@ -139,8 +93,7 @@ class RemoteLock:
         self._owner = secrets.token_hex(8)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"owner": self._owner, "command": command, "started": started}
-        process = ProcessId.of_this_process(self._owner)
-        self._content = json.dumps({**content, **process.document()}).encode()
+        self._content = json.dumps(content).encode()
         self._etag = ""
         self._seen_at = 0.0
 
@@ -163,20 +116,33 @@ class RemoteLock:
             )
 
     def acquire(self, stale_after_s: float) -> None:
-        """Acquires the lock if it is free, or if its owner is dead."""
-        holder: _LockState | None = None
-        for _ in range(_ATTEMPTS):
-            if self._put(holder.etag if holder is not None else ""):
-                return
+        """Acquires the lock, of another owner once it was not renewed for `stale_after_s`.
+
+        An owner that was killed looks like one that lives until then: this waits for one of both.
+        """
+        clock, first, deadline, misses = ProcessClock(), None, math.inf, 0
+        etag: str | None = ""  # version to replace: empty for none, None while the owner may live
+        while etag is None or not self._put(etag):
+            if etag is None:
+                clock.sleep(_POLL_S)
             holder = self._read()
             if holder is None:  # released meanwhile
+                etag, misses = "", misses + 1
+                if misses == _ATTEMPTS:
+                    raise self._locked_error(None)
                 continue
             if holder.owner == self._owner:  # written, but the response was lost
                 self._etag = holder.etag
                 return
-            if not holder.is_dead(stale_after_s):
-                break
-        raise self._locked_error(holder, stale_after_s)
+            is_stale = holder.age_s > stale_after_s or clock.now() > deadline
+            if first is None:
+                first, deadline = holder, clock.now() + stale_after_s
+                if not is_stale:
+                    message = "%s; waiting %d s at most to see if it lives"
+                    _LOGGER.warning(message, self._locked_error(holder).message, stale_after_s)
+            elif (holder.owner, holder.renewed) != (first.owner, first.renewed):
+                raise self._locked_error(holder)
+            etag = holder.etag if is_stale else None
 
     def renew_until(self, stop: threading.Event, every_s: float) -> None:
         """Renews the lock until `stop` is set or another run has the lock."""
@@ -193,7 +159,7 @@ class RemoteLock:
     def is_held_by_another(self) -> bool:
         """True if another live owner holds the lock."""
         holder = self._read()
-        return holder is not None and not holder.is_dead(STALE_AFTER_S)
+        return holder is not None and holder.age_s <= STALE_AFTER_S
 
     def release(self) -> None:
         """Removes the lock if this process still holds it."""
@@ -245,7 +211,7 @@ class RemoteLock:
             return None
         except RangeNotSatisfiable:  # empty: a copy of the file that a local lock leaves
             info = find_object(self._address)
-            return None if info is None else _lock_state(b"", info.etag, math.inf)
+            return None if info is None else _lock_state(b"", info.etag, info.modified, math.inf)
 
     def _request(self, remote: WritableRemote) -> _LockState:
         body = remote.get(self._address.key, 0, _MAX_BYTES, "")
@@ -255,51 +221,28 @@ class RemoteLock:
                 content += block
         finally:
             body.close()
-        return _lock_state(content, body.info.etag, body.date - body.info.modified)
+        modified = body.info.modified
+        return _lock_state(content, body.info.etag, modified, body.date - modified)
 
-    def _locked_error(self, holder: _LockState | None, stale_after_s: float) -> UsageError:
+    def _locked_error(self, holder: _LockState | None) -> UsageError:
         other = f"`{holder.command}`, since {holder.started}" if holder else "an unknown run"
-        return UsageError(
-            f"{self._path.parent.parent}: another run is writing here: {other}",
-            hint="wait for it, stop it, or choose another --output; the lock of a run that was"
-            f" killed on another machine expires after {stale_after_s:.0f} s",
-            code="usage.output_locked",
-        )
+        return _locked_error(self._path, other)
 
 
-def _lock_state(body: bytes, etag: str, age_s: float) -> _LockState:
-    try:
+def _lock_state(body: bytes, etag: str, renewed: float, age_s: float) -> _LockState:
+    names = ("", "an unknown command", "an unknown time")
+    with suppress(ValueError, KeyError, TypeError):
         content = json.loads(body)
         names = (content["owner"], content["command"], content["started"])
-        return _LockState(*names, ProcessId.of(content), etag, age_s)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        unknown = ProcessId.of({})
-        return _LockState("", "an unknown command", "an unknown time", unknown, etag, age_s)
+    return _LockState(*names, etag, renewed, age_s)
 
 
-def _machine(salt: str) -> str:
-    """Digest of boot, process table and user of this machine; the boot id makes it unguessable.
-
-    The user is included because systems may hide the processes of other users.
-    """
-    try:
-        boot = _BOOT_ID.read_text(encoding="utf-8").strip()
-        table = _NAMESPACE.readlink()
-    except OSError:
-        return ""
-    # Copies of a virtual machine may have the same boot id, but rarely the same host name.
-    info = f"{salt} {boot} {table} {os.getuid()} {os.uname().nodename}"
-    return hashlib.blake2b(info.encode(), digest_size=16).hexdigest()
-
-
-def _stat(pid: int) -> tuple[str, str]:
-    """State and start of a process; empty if it does not exist or they cannot be read."""
-    try:
-        text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8")
-    except OSError:
-        return "", ""
-    fields = text.rpartition(")")[2].split()  # the name before may contain any character
-    return fields[_STATE], fields[_STARTED]
+def _locked_error(path: Path, owner: str) -> UsageError:
+    return UsageError(
+        f"{path.parent.parent}: another run is writing here: {owner}",
+        hint="wait for it, stop it, or choose another --output",
+        code="usage.output_locked",
+    )
 
 
 class Lock(Protocol):
@@ -322,8 +265,8 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
     """Holds the lock at `path`, two levels below the output that it protects.
 
     On disk, the kernel releases the lock when its owner ends, even if it is killed; the file that
-    remains is no lock. In S3, the owner renews an object while it lives. The lock ends when its
-    owner is known to have ended on this machine, else 90 s after the last renewal.
+    remains is no lock. In S3, the owner renews an object while it lives; the lock ends 90 s after
+    the last renewal.
     """
     if isinstance(path, RemotePath):
         with remote_lock(path, command) as lock:
@@ -333,11 +276,7 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(
-                f"{path.parent.parent}: another run is writing here: {_describe(path)}",
-                hint="wait for it, stop it, or choose another --output",
-                code="usage.output_locked",
-            ) from None
+            raise _locked_error(path, _describe(path)) from None
         with crash_point("write", path):
             file.truncate(0)
             started = datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,7 +6,7 @@ whose local folder has no run continues the newest one there with equal options 
 
 import shutil
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -27,10 +27,9 @@ from vlatool.jobs.record import (
 )
 from vlatool.storage.atomic import atomic_folder, open_atomic, remove_tree
 from vlatool.storage.background import in_parallel
-from vlatool.storage.lock import STALE_AFTER_S, Lock
+from vlatool.storage.lock import Lock
 from vlatool.storage.remote import ObjectInfo
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.retry import ProcessClock
 from vlatool.storage.transfer import TransferPool, download
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.storage.uri import is_inside, is_remote, local_path, location
@@ -39,8 +38,6 @@ from vlatool.training.identity import identity_keys
 from vlatool.training.resume import RunStart, has_trained, reset_run
 
 _COMMAND = "train"
-_LOCKED = "usage.output_locked"
-_POLL_S = 5.0
 _READ_AT_ONCE = 8
 _STREAMS = 8
 # The choice is made again if another machine changed the run before this one held its lock.
@@ -84,7 +81,7 @@ def held_remote_run(
     """
     for _ in range(_ATTEMPTS):
         choice = choose_remote_run(config, new_name, start_in)
-        with _held(choice.root, reporter) as lock:
+        with output_lock(choice.root, f"vlatool {_COMMAND}") as lock:
             record = read_record(choice.root)
             if choice.run_id == ("" if record is None else record.run_id):
                 local = RunDir(_local_folder(config, choice.name))
@@ -99,7 +96,7 @@ def held_remote_run(
         config.remote_sync,
         "other machines start runs of the same name there at this moment",
         hint="run the command again, or choose another --output",
-        code=_LOCKED,
+        code="usage.output_locked",
     )
 
 
@@ -239,27 +236,6 @@ def _check_no_other_run(root: Path, config: TrainConfig, start_in: StartIn) -> N
     except UsageError as error:
         hint = "choose another --output, or start a new run beside it with --fresh"
         raise UsageError(error.message, hint=hint, code=error.code, details=error.details) from None
-
-
-@contextmanager
-def _held(root: Path, reporter: Reporter) -> Generator[Lock]:
-    """Holds the lock of a remote folder; waits once, until one of a lost machine is stale."""
-    clock, deadline = ProcessClock(), None
-    with ExitStack() as stack:
-        lock: Lock | None = None
-        while lock is None:
-            try:
-                lock = stack.enter_context(output_lock(root, f"vlatool {_COMMAND}"))
-            except UsageError as error:
-                if error.code != _LOCKED or not is_remote(root):
-                    raise
-                if deadline is None:
-                    deadline = clock.now() + STALE_AFTER_S + _POLL_S
-                    reporter.note(f"{error.message}; waiting {STALE_AFTER_S:.0f} s for its end")
-                elif clock.now() > deadline:
-                    raise
-                clock.sleep(_POLL_S)
-        yield lock
 
 
 def _step_ahead(remote: RunDir, local: RunDir, *, replaces: bool) -> int | None:
