@@ -48,7 +48,7 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
-from vlatool.training.step import OptimizerStepper, StepContexts
+from vlatool.training.step import TrainStep
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tests.builders
 
@@ -240,8 +240,7 @@ class Step:
         spec = self.objective.optimizers()["main"]
         self.state = TrainState(parts, {"main": build_optimizer(spec, modules, self.h)})
         plan = TrainPlan(1000, arguments.batch, arguments.batch, 1, (), 0)
-        contexts = StepContexts(self.runtime, placed, 0, plan)
-        self._stepper = OptimizerStepper(self.h, 1000, self.runtime, placed, contexts)
+        self._train_step = TrainStep(self.h, plan, self.runtime, placed)
         tensors: Mapping[str, Tensor] = size.batch(arguments.batch)
         self.batch = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         count = arguments.batch
@@ -251,8 +250,7 @@ class Step:
 
     def run(self) -> float:
         """Runs a step; returns the loss before it."""
-        result = self._stepper.step("main", self.state, self.objective, [self._micro_batch], [0.0])
-        self.state.step += 1
+        (result,), _ = self._train_step(self.state, self.objective, [self._micro_batch], [0.0])
         return float(result.sums.packed[0] / result.sums.count)
 
     def operations(self) -> float:

@@ -94,7 +94,7 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
     from vlatool.training.plan import TrainPlan
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import set_up
-    from vlatool.training.step import StepContexts
+    from vlatool.training.step import TrainStep
     from vlatool.training.trainer import Trainer
 
     runtime: Any = Runtime(config)
@@ -107,7 +107,6 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         for number, batch in enumerate(batches(steps))
     )
     plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
-    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     file = MetricsFile(metrics, NULL)
     reports = MetricsLogger(file, NULL, NullProgress(), runtime, 1, steps)
 
@@ -116,10 +115,8 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
 
     Trainer(
         plan=plan,
-        h=config.hparams,
-        runtime=runtime,
+        train_step=TrainStep(config.hparams, plan, runtime, begun.placed),
         placed=begun.placed,
-        contexts=contexts,
         logger=reports,
         validate=do_nothing,
         log_images=do_nothing,

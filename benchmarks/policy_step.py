@@ -34,7 +34,7 @@ from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage
-from vlatool.training.step import OptimizerStepper, StepContexts
+from vlatool.training.step import TrainStep
 
 WORDS, ACTION, CHUNK, IMAGES = 50432, 20, 16, 8
 RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
@@ -166,10 +166,7 @@ class Ours:
             parts, {"main": build_optimizer(spec, modules, config.hparams)}, {"model": self.average}
         )
         plan = TrainPlan(10_000, batch, batch, 1, (), 0)
-        self.contexts = StepContexts(self.runtime, self.placed, config.hparams.seed, plan)
-        self.stepper = OptimizerStepper(
-            config.hparams, 10_000, self.runtime, self.placed, self.contexts
-        )
+        self.train_step = TrainStep(config.hparams, plan, self.runtime, self.placed)
         tensors = example(size, batch)
         self.micro_batch = MicroBatch(
             {name: value.to(self.device) for name, value in tensors.items()},
@@ -180,10 +177,7 @@ class Ours:
 
     def step(self) -> Tensor:
         """Runs a step like the trainer, without data loading and logging; returns the loss."""
-        self.contexts.seed_step(self.state.step)
-        result = self.stepper.step("main", self.state, self.objective, [self.micro_batch], [0.0])
-        self.average.update(result.ok)
-        self.state.step += 1
+        (result,), _ = self.train_step(self.state, self.objective, [self.micro_batch], [0.0])
         return result.totals[0] / result.sums.count
 
     def timed_parts(self) -> None:
@@ -209,7 +203,7 @@ class Ours:
 
     def context(self) -> Any:
         """Context of this step."""
-        return self.contexts.of(self.state.step, self.micro_batch, 0)
+        return self.train_step.contexts.of(self.state.step, self.micro_batch, 0)
 
     def noise_and_time(self) -> tuple[Tensor, Tensor]:
         """Noise and time of this step."""

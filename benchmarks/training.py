@@ -21,7 +21,7 @@ from vlatool.training.data import prefetch_to_device
 from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import set_up
-from vlatool.training.step import OptimizerStepper, StepContexts
+from vlatool.training.step import TrainStep
 
 
 def main(data: str, preset: str, workers: int, steps: int) -> None:
@@ -51,17 +51,14 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
     setup = set_up(config, info, runtime, None)
-    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
-    stepper = OptimizerStepper(config.hparams, plan.total_steps, runtime, setup.placed, contexts)
+    train_step = TrainStep(config.hparams, plan, runtime, setup.placed)
     device_batches = list(prefetch_to_device(iter(batches), runtime.device))
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()
         batch = device_batches[index % len(device_batches)]
-        for name in setup.objective.optimizers_at(0):
-            last = stepper.step(name, setup.state, setup.objective, [batch], [])
-        setup.state.step += 1
-    last.on_host.read(timeout_s=60)
+        updates, _ = train_step(setup.state, setup.objective, [batch])
+    updates[-1].on_host.read(timeout_s=60)
     milliseconds = 1000 * (time.perf_counter() - started) / steps
     size = f"batch {plan.micro_batch}, {setup.state.num_parameters / 1e6:.2f} M"
     print(f"step alone on {runtime.device}, {size}: {milliseconds:.1f} ms")

@@ -28,9 +28,8 @@ from vlatool.config.resolve import load_config
 from vlatool.events import NULL
 from vlatool.loading.base import MicroBatch
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import identity_keys
 from vlatool.training.metrics import MetricsFile
-from vlatool.training.resolved import resolved
+from vlatool.training.resume import identity_keys, resolved
 from vlatool.training.setup import TrainSetup
 from vlatool.training.trainer import Trainer
 from vlatool.workflows.compose import ComposeConfig, compose

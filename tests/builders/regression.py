@@ -19,7 +19,7 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.sections import EmaConfig, HParams
 from vlatool.training.state import TrainState, WeightAverage
-from vlatool.training.step import StepContexts
+from vlatool.training.step import TrainStep
 from vlatool.training.trainer import Trainer
 
 GLOBAL_BATCH = 16
@@ -93,10 +93,8 @@ class Fixture:
         plan = TrainPlan(steps, GLOBAL_BATCH, size, accumulation, (2, steps), 0)
         self.trainer = Trainer(
             plan=plan,
-            h=h,
-            runtime=runtime,
+            train_step=TrainStep(h, plan, runtime, placed),
             placed=placed,
-            contexts=StepContexts(runtime, placed, h.seed, plan),
             logger=MetricsLogger(
                 MetricsFile(self.metrics if runtime.is_main else None, NULL),
                 NULL,

@@ -29,7 +29,7 @@ from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
-from vlatool.training.step import StepContexts
+from vlatool.training.step import TrainStep
 from vlatool.training.trainer import Trainer
 from vlatool.workflows.train import TrainResult, train
 
@@ -189,17 +189,14 @@ def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, D
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = make_plan(config, info.datasets, runtime.world_size)
     setup = set_up(config, info, runtime, None)
-    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
     metrics = MetricsFile(None, NULL)
     logger = MetricsLogger(
         metrics, NULL, NullProgress(), runtime, 1, plan.total_steps, config.data_kind.drop_reasons
     )
     trainer = Trainer(
         plan=plan,
-        h=config.hparams,
-        runtime=runtime,
+        train_step=TrainStep(config.hparams, plan, runtime, setup.placed),
         placed=setup.placed,
-        contexts=contexts,
         logger=logger,
         validate=_do_nothing,
         log_images=_do_nothing,

@@ -45,7 +45,7 @@ from vlatool.events import NullProgress, NullReporter, Progress
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.flops import objective_losses
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import identity_keys
+from vlatool.training.resume import identity_keys
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.train import TrainResult, train
 

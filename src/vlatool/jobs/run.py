@@ -27,15 +27,8 @@ from vlatool.jobs.inputs import current_states, inputs_of
 from vlatool.jobs.items import Items
 from vlatool.jobs.job import Job, JobRun, Ranks
 from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
-from vlatool.jobs.record import (
-    OutputRecord,
-    claim_output,
-    output_lock,
-    parent_of,
-    read_record,
-    resumable_record,
-    resume_output,
-)
+from vlatool.jobs.ownership import claim_output, plan_output, resume_output
+from vlatool.jobs.record import OutputRecord, output_lock, parent_of, read_record
 from vlatool.storage.append_log import AppendLog
 from vlatool.storage.atomic import remove_empty
 from vlatool.storage.lock import Lock
@@ -139,7 +132,7 @@ class _Loop:
 
     def _previous_record(self) -> OutputRecord | None:
         """Record of the run that this one resumes or repeats; None without one."""
-        return resumable_record(
+        return plan_output(
             self._spec.output,
             self._run.record,
             None if self._spec.grows else self._inputs,

@@ -10,8 +10,7 @@ from vlatool.errors import UsageError
 from vlatool.events import Reporter
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
-from vlatool.training.locations import new_name, with_local_folder
-from vlatool.training.resume import RunStart
+from vlatool.training.resume import RunStart, new_name, with_local_folder
 from vlatool.training.trackers import check_trackers
 
 # Keys of a dry run, which a job has not.
@@ -72,7 +71,7 @@ def checked_run(
     _check_name(config)
     local = with_local_folder(config)
     run = RunDir(local_path(local.save_path) / values["name"])
-    from vlatool.training.resolved import start_in
+    from vlatool.training.resume import start_in
 
     return CheckedRun(config, start_in(local, run, world_size=world_size))
 

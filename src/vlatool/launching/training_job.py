@@ -15,7 +15,7 @@ from vlatool.events import Reporter
 from vlatool.storage.uri import is_remote, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import budget_samples, make_plan, micro_batch, schedule_violations
-from vlatool.training.resolved import resolved
+from vlatool.training.resume import resolved
 
 # Folder beside the runs, below remote_sync, with the configurations of launched jobs.
 LAUNCH_FOLDER = "launch"

@@ -44,8 +44,7 @@ from vlatool.testing.policies import check_acting, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams, prefetch_to_device
-from vlatool.training.fake_step import FakeStep
-from vlatool.training.memory import MemoryEstimator, StepSettings
+from vlatool.training.memory import FakeStep, MemoryEstimator, StepSettings
 from vlatool.training.metrics import MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime

@@ -8,13 +8,13 @@ from torch.optim import Optimizer
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.jobs.differences import differences_text
+from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import identity_keys, run_differences
+from vlatool.training.resume import identity_keys, run_differences
 from vlatool.training.scatter import scatter
 from vlatool.training.state import TrainState
 

@@ -20,13 +20,18 @@ from vlatool.loading.base import Batch, MicroBatch
 from vlatool.storage.tree import parse_size, size_text
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import sample_batch, to_device
-from vlatool.training.fake_step import FakeStep, first_full_step
-from vlatool.training.memory import DeviceMemory, MemoryEstimator, StepSettings
+from vlatool.training.memory import (
+    DeviceMemory,
+    FakeStep,
+    MemoryEstimator,
+    StepSettings,
+    first_full_step,
+)
 from vlatool.training.plan import TrainPlan
 from vlatool.training.run import RunSetup
 from vlatool.training.setup import set_up
 from vlatool.training.state import TrainState
-from vlatool.training.step import OptimizerStepper, StepContexts, prepare_step
+from vlatool.training.step import TrainStep
 
 # Steps that `measure` runs before it measures, and measures.
 _FIRST_STEPS, _MEASURED_STEPS = 1, 3
@@ -298,9 +303,7 @@ def _measured_rate(run_setup: RunSetup, batch: Batch) -> float:
     config, plan, runtime = run_setup.config, run_setup.plan, run_setup.runtime
     setup = set_up(config, run_setup.info, runtime, None)
     state, objective = setup.state, setup.objective
-    state.step = min(first_full_step(objective), plan.total_steps - 1)
-    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
-    stepper = OptimizerStepper(config.hparams, plan.total_steps, runtime, setup.placed, contexts)
+    train_step = TrainStep(config.hparams, plan, runtime, setup.placed)
     positions = tuple(range(plan.micro_batch))
     fetched = MicroBatch(
         to_device(batch, runtime.device), samples=("",) * plan.micro_batch, positions=positions
@@ -308,13 +311,8 @@ def _measured_rate(run_setup: RunSetup, batch: Batch) -> float:
     seconds: list[float] = []
     for _ in range(_FIRST_STEPS + _MEASURED_STEPS):
         started = time.perf_counter()
-        contexts.seed_step(state.step)
-        micro_batches = [fetched] * plan.accumulation
-        prepared_batches = prepare_step(objective, state.step, micro_batches, contexts, runtime)
-        for name in objective.optimizers_at(state.step):
-            step = stepper.step(name, state, objective, prepared_batches, [])
-            for average in state.averages.values():
-                average.update(step.ok)
+        state.step = min(first_full_step(objective), plan.total_steps - 1)
+        train_step(state, objective, [fetched] * plan.accumulation)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize(runtime.device)
         seconds.append(time.perf_counter() - started)

@@ -7,7 +7,7 @@ whose local folder has no run continues the newest one there with equal options 
 import shutil
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ from vlatool.storage.transfer import TransferPool, download
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.storage.uri import is_inside, is_remote, local_path, location
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import identity_keys
-from vlatool.training.resume import RunStart, has_trained, reset_run
+from vlatool.training.resume import RunStart, has_trained, identity_keys, reset_run
 
 _COMMAND = "train"
 _READ_AT_ONCE = 8
@@ -51,34 +50,23 @@ StartIn = Callable[[TrainConfig, RunDir], RunStart]
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """Folder that a run is copied to, held by this process."""
-
-    root: Path  # the folder; its files have the names of those in the local run folder
-    lock: Lock  # lock of the folder
-
-
-@dataclass(frozen=True)
-class RemoteChoice:
     """Folder below `remote_sync` that a run belongs to."""
 
     name: str  # name of the local run folder
-    root: Path  # the folder
+    root: Path  # the folder; its files have the names of those in the local one
     run_id: str = ""  # random id of the run there; empty if there is none
     replaces: bool = False  # the local run has other options, and is replaced
     # step from which the run there continues here; None if it has no checkpoint, or if the local
     # run has it or a later one
     step: int | None = None
+    lock: Lock | None = None  # of the folder, if this process holds it
 
 
 @contextmanager
 def held_remote_run(
     config: TrainConfig, new_name: str, start_in: StartIn, reporter: Reporter
-) -> Generator[tuple[str, RemoteRun]]:
-    """Holds the remote folder of a run until the block ends; copies what the local one lacks.
-
-    `reporter`: receives notes and the progress of the copy; yields the name of the local run
-    folder, and the remote run.
-    """
+) -> Generator[RemoteRun]:
+    """Holds the remote folder of a run until the block ends; copies what the local one lacks."""
     for _ in range(_ATTEMPTS):
         choice = choose_remote_run(config, new_name, start_in)
         with output_lock(choice.root, f"vlatool {_COMMAND}") as lock:
@@ -90,7 +78,7 @@ def held_remote_run(
                 step = _step_ahead(remote, local, replaces=replaces)
                 if step is not None and not config.fresh:
                     _copy_to_local(remote, step, local, reporter, replaces=replaces)
-                yield choice.name, RemoteRun(choice.root, lock)
+                yield replace(choice, lock=lock)
                 return
     raise UsageError.at(
         config.remote_sync,
@@ -100,7 +88,7 @@ def held_remote_run(
     )
 
 
-def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> RemoteChoice:
+def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> RemoteRun:
     """Chooses the folder below `remote_sync` that a run belongs to. Writes nothing.
 
     That of the local run if it is there. Else the run of the same name, or the newest one, if its
@@ -113,7 +101,7 @@ def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> 
     name = config.name or new_name
     _check_apart(config, prefix / name, name)
     if config.fresh:
-        return RemoteChoice(name, _free_folder(prefix, name), replaces=replaces)
+        return RemoteRun(name, _free_folder(prefix, name), replaces=replaces)
     remote_runs = _trained_runs(prefix, config)
     same = [folder for folder, record in remote_runs if own and record.run_id == own]
     searched = config.model_copy(update={"overwrite": False})
@@ -126,10 +114,10 @@ def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> 
             _, replaces = _own_run(config, local, start_in)
         step = _step_ahead(RunDir(root), local, replaces=replaces)
         record = dict(remote_runs)[root]
-        return RemoteChoice(local.root.name, root, record.run_id, replaces, step)
+        return RemoteRun(local.root.name, root, record.run_id, replaces, step)
     _check_no_other_run(prefix / name, searched, start_in)
     record = read_record(prefix / name)
-    return RemoteChoice(name, prefix / name, "" if record is None else record.run_id, replaces)
+    return RemoteRun(name, prefix / name, "" if record is None else record.run_id, replaces)
 
 
 def _local_folder(config: TrainConfig, name: str) -> Path:

@@ -3,89 +3,167 @@
 The run that owns a folder may continue in it; any other run is refused.
 """
 
+import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 from pydantic import ValidationError
 
 from vlatool.artifacts.run.best import BEST
 from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
+from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.jobs.differences import check_no_differences
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.files import FileEntry, remove_partial_files
+from vlatool.jobs.ownership import (
+    changed_versions,
+    check_no_differences,
+    check_versions,
+    option_differences,
+    owner_of,
+    versions_of,
+    without_versions,
+)
 from vlatool.jobs.record import (
     OutputRecord,
-    check_format,
-    check_owner,
     read_record,
-    read_valid_record,
 )
-from vlatool.jobs.versions import versions_of
+from vlatool.loading.base import DatasetInfo
+from vlatool.storage.remote import is_writable
 from vlatool.storage.tree import file_names, sha256_of
-from vlatool.storage.uri import location, pinned_text
+from vlatool.storage.uri import is_remote, location, pinned_text
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import (
-    BUDGET,
-    identity_keys,
-    run_differences,
-)
+from vlatool.training.plan import TrainPlan, budget_extension, make_plan
+
+# Rule by which networks draw random numbers themselves; runs in which they draw none lack the key.
+RANDOMNESS = "randomness"
+BUDGET = TrainConfig.exclusive[0]
+# Digests, which are left out of messages.
+_DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
+
+
+def identity_keys(config: ConfigModel) -> dict[str, Any]:
+    """Keys and values of a configuration that affect the weights, as nested sections."""
+    chosen = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
+    for name in chosen:
+        section = getattr(config, name)
+        if isinstance(section, ConfigModel):
+            chosen[name] = identity_keys(section)
+    return chosen
+
+
+def run_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
+) -> list[str]:
+    """Texts on configuration keys, data and versions that differ; without digests."""
+    if not config.overwrite:
+        check_versions(before, now)
+    versions = changed_versions(before, now)
+    before, now = without_versions(before), without_versions(now)
+    known = {*type(config).model_fields}
+    data_keys = sorted(key for key in {**before, **now} if key not in known)
+    data_differences = [
+        _difference_text(key, before.get(key), now.get(key))
+        for key in data_keys
+        if before.get(key) != now.get(key)
+    ]
+    old, new = (
+        {key: value for key, value in options.items() if key not in data_keys}
+        for options in (before, now)
+    )
+    options = sorted(option_differences(old, new), key=lambda text: text.startswith(BUDGET))
+    return [*data_differences, *options, *versions]  # the budget, seldom the reason, comes last
+
+
+def _difference_text(key: str, before: object, now: object) -> str:
+    # A value that is only a digest has no text.
+    old, new = (_DIGEST.sub("", str(value or "none")) or "some" for value in (before, now))
+    name = f"hparams.per_gpu_batch_size or processes, {key}" if key == RANDOMNESS else key
+    return f"{name}: {old} (now {new})" if old != new else f"{name}: other contents"
+
+
+Run = TypeVar("Run", bound=TrainConfig)
+
+
+def with_local_folder(config: Run) -> Run:
+    """The config with a local run folder: a remote one becomes the location of its copy."""
+    if is_remote(location(config.save_path)):
+        if config.remote_sync not in (None, config.save_path):
+            raise UsageError(
+                f"save_path is {config.save_path} and remote_sync is {config.remote_sync}",
+                hint="give the location once: as --remote-sync, with a local --output",
+                code="usage.two_locations",
+            )
+        default = TrainConfig.model_fields["save_path"].default
+        update = {"save_path": default, "remote_sync": config.save_path}
+        config = config.model_copy(update=update)
+    for key in ("remote_sync", "remote_sync_fixed_path"):
+        text = getattr(config, key)
+        if text is not None:
+            _check_writable(location(text))
+    return config
+
+
+def new_name(config: TrainConfig) -> str:
+    """Name of a run folder that is not named."""
+    now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
+    return f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def fixed_name(run_id: str) -> str:
+    """Name of the second copy of a run: a UUID of version 4 that does not change on resume.
+
+    Source: reference/training 1.7.
+    """
+    return str(UUID(bytes=hashlib.sha256(run_id.encode()).digest()[:16], version=4))
+
+
+def _check_writable(path: Path) -> None:
+    """Raises UsageError if a location has a scheme that is only read."""
+    scheme = str(path).partition("://")[0]
+    if is_remote(path) and not is_writable(scheme):
+        raise UsageError.at(
+            path,
+            f"{scheme}:// can only be read, a run cannot be copied there",
+            hint="choose a bucket, such as s3://bucket/runs, or a folder",
+            code="usage.unsupported_scheme",
+        )
+
 
 _COMMAND = "train"
+_OTHER_OUTPUT = "choose another --output, or replace the run with --overwrite"
 # Files that change during the run.
 _CHANGING = {METRICS, DROPS, LATEST, BEST}
 
 RunStart = Literal["new", "resume", "extend", "replace"]
 
 
-def open_run(
-    run: RunDir,  # the run folder
-    config: TrainConfig,  # the derived configuration
-    fingerprint: Mapping[str, Any],
-    save_assets: Callable[[], None],  # writes the assets
-    is_larger_budget: Callable[[Mapping[str, Any]], bool],
-) -> OutputRecord:
-    """Prepares a run folder and returns its record; checks the owner before it changes anything.
-
-    Assets are written once, when the run starts; a resumed or complete run keeps them.
-    """
-    start, record = run_start(run, config, fingerprint, is_larger_budget)
-    if start == "resume":
-        remove_partial_files(run.root)
-        return record
-    if start == "extend":
-        return _with_budget(run, config, record)
-    if start == "replace":
-        reset_run(run, record)
-    # Written first, so that a folder with any files in it has a record of its owner.
-    record.save(run.root)
-    remove_partial_files(run.root)
-    _write_assets(run, config, save_assets)
-    return record
-
-
-def run_start(
+def plan_run(
     run: RunDir,
-    config: TrainConfig,
+    config: TrainConfig,  # derived
+    # of the data, with versions and the rule of `network_randomness`
     fingerprint: Mapping[str, Any],
-    is_larger_budget: Callable[[Mapping[str, Any]], bool],
+    # True if the budget is larger than that of the given earlier one
+    extends_budget: Callable[[Mapping[str, Any]], bool],
 ) -> tuple[RunStart, OutputRecord]:
     """Start of a run in its folder, and its record. Writes nothing.
 
-    Returns `new`; `resume` or `extend` (to a larger budget) with the record of the run that is
-    there; or `replace`, which removes that run.
-
-    Arguments and errors are those of `open_run`.
+    `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there; or
+    `replace`, which removes that run.
     """
     options = {**identity_keys(config), **fingerprint}
     record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
-    before = resumable_run(run, config)
+    before = earlier_run(run, config)
     if before is None:
         return ("replace" if is_run(run.root) else "new"), record
     differences = run_differences(before.options, options, config)
@@ -93,12 +171,41 @@ def run_start(
     if not differences and not starts_anew and run.latest() is not None:
         return "resume", before
     budget = {} if config.overwrite else _earlier_budget(before.options, options)
-    if budget and run.latest() is not None and is_larger_budget(budget):
+    if budget and run.latest() is not None and extends_budget(budget):
         return "extend", before
-    if differences and not config.overwrite and has_trained(run):
-        hint = "choose another --output, or replace the run with --overwrite"
-        check_no_differences(run.root, "with other options", differences, hint)
+    if has_trained(run) and not config.overwrite:
+        check_no_differences(run.root, "with other options", differences, _OTHER_OUTPUT)
     return ("replace" if differences or starts_anew else "new"), record
+
+
+def prepare_run(
+    run: RunDir,
+    config: TrainConfig,
+    start: RunStart,
+    record: OutputRecord,
+    save_assets: Callable[[], None],
+) -> OutputRecord:
+    """Prepares the folder of a planned run; returns its record.
+
+    Assets are written once, when the run starts; a resumed or complete run keeps them.
+    """
+    if start == "extend":
+        # Other keys stay: the record still shows which ones its version did not have.
+        budget = {key: value for key, value in identity_keys(config).items() if key in BUDGET}
+        record = replace(record, options={**record.options, **budget}, complete=False)
+    if start == "replace":
+        reset_run(run, record)
+    if start != "resume":
+        # Written first, so that a folder with any files in it has a record of its owner.
+        record.save(run.root)
+    remove_partial_files(run.root)
+    if start == "extend":
+        _write_config(run, config)
+        if _listed_assets(run):
+            run.record_assets([CONFIG])
+    elif start != "resume":
+        _write_assets(run, config, save_assets)
+    return record
 
 
 def _write_assets(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> None:
@@ -130,21 +237,6 @@ def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as they are read back from JSON."""
     return json.loads(json.dumps(options, default=str))
-
-
-def _with_budget(run: RunDir, config: TrainConfig, before: OutputRecord) -> OutputRecord:
-    """Saves and returns the record with the budget of the config.
-
-    Other keys stay as they are, so the record still shows which ones its version did not have.
-    """
-    budget = {key: value for key, value in identity_keys(config).items() if key in BUDGET}
-    record = replace(before, options={**before.options, **budget}, complete=False)
-    record.save(run.root)
-    remove_partial_files(run.root)
-    _write_config(run, config)
-    if _listed_assets(run):
-        run.record_assets([CONFIG])
-    return record
 
 
 def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
@@ -229,25 +321,20 @@ def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
             yield key, texts
 
 
-def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
-    """The record of the run in a folder. Writes nothing; returns the record; None for an empty
-    folder, or with `overwrite` for a run without a record.
-    """
-    before = read_record(run.root) if config.overwrite else read_valid_record(run.root)
-    if before is None or before.command != _COMMAND:
-        has_run = is_run(run.root)
-        if has_run and not config.overwrite:
-            raise UsageError.at(
-                run.root,
-                "has no readable record, so the run cannot be resumed",
-                hint="evaluate it, choose another --output, or replace it with --overwrite",
-                code="usage.no_record",
-            )
-        check_owner(run.root, _COMMAND, None if has_run else before, is_replaceable=has_run)
+def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
+    """The record of the run in a folder; None if it is free or may be replaced. Writes nothing."""
+    before = owner_of(
+        run.root, _COMMAND, overwrite=config.overwrite, is_own=lambda: is_run(run.root)
+    )
+    if before is None:
         return None
-    if not config.overwrite:
-        _check_no_unfinished_overwrite(run, before)
-        check_format(run.root, before)
+    if not (before.options or config.overwrite):
+        raise UsageError.at(
+            run.root,
+            "contains the remains of a run; an earlier --overwrite was interrupted",
+            hint="run the command with --overwrite again, or choose another --output",
+            code="usage.unfinished_overwrite",
+        )
     run.check_no_files()
     return before
 
@@ -331,11 +418,64 @@ def reset_run(run: RunDir, record: OutputRecord) -> None:
     run.clear_progress()
 
 
-def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
-    if not before.options:
-        raise UsageError.at(
-            run.root,
-            "contains the remains of a run; an earlier --overwrite was interrupted",
-            hint="run the command with --overwrite again, or choose another --output",
-            code="usage.unfinished_overwrite",
+def resolved(
+    config: TrainConfig, before: RunDir | None, reporter: Reporter
+) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
+    """The derived configuration, the info on its data, and the rule of each derived key; `before`:
+    the run folder, of any scheme; None if the run has no name yet.
+    """
+    config = pinned_data(with_base_config(config, before))
+    info = config.load_info(reporter, started_run(config, before))
+    config, rules = config.derive(info)
+    return config, info, rules
+
+
+def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
+    """The rule by which networks draw random numbers by micro-batch, for the record.
+
+    Its size and the number of ranks are part of the rule. Empty if no network does.
+    """
+    import torch
+
+    from vlatool.models.rng import draws_by_micro_batch
+
+    with torch.device("meta"):
+        parts = config.model_type.build(config.model)
+    if not any(draws_by_micro_batch(part.module) for part in parts.values() if part.trained):
+        return {}
+    ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)
+    samples = counted(plan.micro_batch, "sample")
+    return {RANDOMNESS: f"dropout by micro-batch of {samples} on each of {ranks} ranks"}
+
+
+def run_identity(
+    config: TrainConfig, info: DatasetInfo, plan: TrainPlan, output: Path, reporter: Reporter
+) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], bool]]:
+    """Fingerprint of a run, and the function that says if its budget extends an earlier one."""
+
+    def extends_budget(before: Mapping[str, Any]) -> bool:
+        change = budget_extension(config, info.datasets, config.distributed.world_size or 1, before)
+        if change:
+            reporter.note(f"{output}: {change}")
+        return bool(change)
+
+    rule = network_randomness(config, plan)
+    if rule:  # drawn inside the base model
+        reporter.note(
+            "with another hparams.per_gpu_batch_size or number of processes this run has other "
+            f"weights: {rule[RANDOMNESS]}"
         )
+    return {**info.fingerprint, **data_versions(config), **rule}, extends_budget
+
+
+def start_in(config: TrainConfig, run: RunDir, *, world_size: int) -> RunStart:
+    """Says what a run would do in a folder of any scheme. Writes nothing; `world_size`: number of
+    ranks.
+    """
+    count = {"world_size": world_size}
+    processes = config.distributed.model_copy(update=count)
+    hparams = config.hparams.model_copy(update=count)
+    config = config.model_copy(update={"distributed": processes, "hparams": hparams})
+    config, info, _ = resolved(config, run, NULL)
+    plan = make_plan(config, info.datasets, world_size)
+    return plan_run(run, config, *run_identity(config, info, plan, run.root, NULL))[0]

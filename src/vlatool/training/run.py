@@ -17,11 +17,10 @@ from vlatool.training.data import DataStreams
 from vlatool.training.devices import peak_tflops
 from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan, schedule_violations
-from vlatool.training.remote_run import RemoteRun
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
-from vlatool.training.step import StepContexts
+from vlatool.training.step import TrainStep
 from vlatool.training.success import RollsOut, SuccessRate, is_pending
 from vlatool.training.sync import RunSync
 from vlatool.training.trackers import tracked
@@ -42,8 +41,6 @@ class RunSetup:
     typed: Collection[str]  # keys that were given for this run, as for `train`
     origins: Mapping[str, str]  # dotted key of the configuration to its origin, without defaults
     roll_out: RollsOut | None = None  # rollouts of checkpoints; None without the section `eval`
-    # held remote folder of the run, on rank 0 of a run with `remote_sync`
-    remote: RemoteRun | None = None
     # copies of the run at other locations; None without any, and on other ranks
     sync: RunSync | None = None
 
@@ -156,23 +153,23 @@ def _trainer(
         success(state)
         checkpoints.restart_clock()
 
-    contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
+    train_step = TrainStep(config.hparams, plan, runtime, train_setup.placed)
     return Trainer(
         plan=plan,
-        h=config.hparams,
-        runtime=runtime,
+        train_step=train_step,
         placed=train_setup.placed,
-        contexts=contexts,
         logger=reports,
         validate=Validation(
             setup.streams.validation_batches,
             setup.streams.chunk_batches,
             train_setup.objective,
             runtime,
-            contexts,
+            train_step.contexts,
             reports,
         ),
-        log_images=ImageLogger(run, train_setup.objective, runtime, contexts, reports.reporter),
+        log_images=ImageLogger(
+            run, train_setup.objective, runtime, train_step.contexts, reports.reporter
+        ),
         save=checkpoints.save,
         save_due=checkpoints.is_due,
         stop_signal=stop.received,

@@ -7,19 +7,15 @@ from pathlib import Path
 
 import torch
 
-from vlatool.events import counted
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part
 from vlatool.models.progress import locate_progress
-from vlatool.models.rng import draws_by_micro_batch
 from vlatool.models.trained import existing_weights
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import restore_progress
-from vlatool.training.identity import RANDOMNESS
 from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
-from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.scatter import tensor_facts, with_facts
 from vlatool.training.state import TrainState, WeightAverage
@@ -33,20 +29,6 @@ class TrainSetup:
     placed: PlacedParts
     objective: Objective
     notes: tuple[str, ...] = ()  # messages of the model type on loaded weights
-
-
-def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
-    """The rule by which networks draw random numbers by micro-batch, for the record.
-
-    Its size and the number of ranks are part of the rule. Empty if no network does.
-    """
-    with torch.device("meta"):
-        parts = config.model_type.build(config.model)
-    if not any(draws_by_micro_batch(part.module) for part in parts.values() if part.trained):
-        return {}
-    ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)
-    samples = counted(plan.micro_batch, "sample")
-    return {RANDOMNESS: f"dropout by micro-batch of {samples} on each of {ranks} ranks"}
 
 
 def _loaded_parts(

@@ -1,4 +1,4 @@
-"""Step of one optimizer: losses of all micro-batches, their sum over ranks, gradients, update.
+"""A training step: batches prepared, losses and gradients, reduction, updates, averages.
 
 All values to sum over ranks are in one vector, so that there is one collective. It is float64,
 because element counts and histograms must be exact. The copy to the host starts at once and is read
@@ -7,13 +7,14 @@ one step later, so that the host does not wait for the device.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from vlatool.loading.base import MicroBatch
+from vlatool.loading.base import Batch, MicroBatch
 from vlatool.models.base import Loss, Objective, StepContext
 from vlatool.training.optim import set_rate, update
 from vlatool.training.placement import PlacedParts
@@ -158,67 +159,86 @@ class StepContexts:
         )
 
 
-def prepare_step(
-    objective: Objective,
-    step: int,
-    fetched: Sequence[MicroBatch],
-    contexts: StepContexts,
-    runtime: Runtime,
-) -> list[MicroBatch]:
-    """Prepared micro-batches of a step of this rank, with the global sums. Collective."""
-    local, zero = LossSums(runtime.device), torch.zeros((), device=runtime.device)
-    micro_batches: list[MicroBatch] = []
-    with torch.no_grad():
-        for micro_batch in fetched:
-            ctx = contexts.of(step, micro_batch, "prepare")
-            batch = objective.prepare(dict(micro_batch.batch), ctx)
-            micro_batches.append(replace(micro_batch, batch=batch))
-        if len(fetched) == 1 and runtime.world_size == 1:
-            return micro_batches
-        for micro_batch in micro_batches:
-            with runtime.autocast():
-                sums = objective.global_sums(micro_batch.batch, contexts.of(step, micro_batch, 0))
-            if not sums:
-                return micro_batches
-            local.add(Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
-    total = local.reduced(runtime, []).sums
-    return [replace(item, batch={**item.batch, **total}) for item in micro_batches]
-
-
-class OptimizerStepper:
-    """Runs the step of one optimizer at a time.
+class TrainStep:
+    """Runs the steps of a run, one call each.
 
     After a loss or gradient that is not finite, on any rank, no weight changes on any rank, in this
     step and all later ones; the host raises the error one step later. A step without counted
     elements changes nothing and is not an error.
     """
 
-    def __init__(
-        self,
-        h: HParams,
-        total_steps: int,
-        runtime: Runtime,
-        placed: PlacedParts,
-        contexts: StepContexts,
-    ) -> None:
-        self._contexts = contexts
+    def __init__(self, h: HParams, plan: TrainPlan, runtime: Runtime, placed: PlacedParts) -> None:
+        self.contexts = StepContexts(runtime, placed, h.seed, plan)
         self._h = h
-        self._total_steps = total_steps
+        self._plan = plan
         self._runtime = runtime
         self._placed = placed
         self._halted = torch.zeros((), dtype=torch.bool, device=runtime.device)
 
-    def step(
+    def __call__(
+        self,
+        state: TrainState,  # updated
+        objective: Objective,
+        fetched: Sequence[MicroBatch],  # of this rank, on the device
+        extra: Sequence[float] = (),  # numbers of this rank to sum over ranks with the first losses
+    ) -> tuple[list[OptimizerStep], list[MicroBatch]]:
+        """Result of each optimizer that is active, and the prepared micro-batches. Collective."""
+        self.contexts.seed_step(state.step)
+        micro_batches = self._prepared(objective, state.step, fetched)
+        names = objective.optimizers_at(state.step)
+        assert names, f"no optimizer is active at step {state.step}"
+        updates: list[OptimizerStep] = []
+        for name in names:
+            numbers = [] if updates else extra
+            update = self._optimizer_step(name, state, objective, micro_batches, numbers)
+            with torch.no_grad():
+                objective.update_buffers(name, update.sums.sums, update.ok)
+            updates.append(update)
+        specs = objective.optimizers()
+        for name, average in state.averages.items():
+            oks = [step.ok for step in updates if name in specs[step.optimizer].parts]
+            if oks:
+                average.update(torch.stack(oks).all())
+        state.step += 1
+        state.samples += self._plan.global_batch
+        return updates, micro_batches
+
+    def _prepared(
+        self, objective: Objective, step: int, fetched: Sequence[MicroBatch]
+    ) -> list[MicroBatch]:
+        """Prepared micro-batches of a step of this rank, with the global sums. Collective."""
+        runtime, contexts = self._runtime, self.contexts
+        local, zero = LossSums(runtime.device), torch.zeros((), device=runtime.device)
+        micro_batches: list[MicroBatch] = []
+        with torch.no_grad():
+            for micro_batch in fetched:
+                ctx = contexts.of(step, micro_batch, "prepare")
+                batch = objective.prepare(dict(micro_batch.batch), ctx)
+                micro_batches.append(replace(micro_batch, batch=batch))
+            if len(fetched) == 1 and runtime.world_size == 1:
+                return micro_batches
+            for micro_batch in micro_batches:
+                with runtime.autocast():
+                    sums = objective.global_sums(
+                        micro_batch.batch, contexts.of(step, micro_batch, 0)
+                    )
+                if not sums:
+                    return micro_batches
+                local.add(Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
+        total = local.reduced(runtime, []).sums
+        return [replace(item, batch={**item.batch, **total}) for item in micro_batches]
+
+    def _optimizer_step(
         self,
         name: str,
-        state: TrainState,  # training state, which is updated
-        objective: Objective,  # computes the losses
-        micro_batches: Sequence[MicroBatch],  # prepared micro-batches, on the device
-        extra: Sequence[float],  # numbers of this rank to sum over ranks together with the losses
+        state: TrainState,
+        objective: Objective,
+        micro_batches: Sequence[MicroBatch],
+        extra: Sequence[float],
     ) -> OptimizerStep:
         """Runs loss, backward pass, reduction, clipping and update. Collective."""
         spec, optimizer = objective.optimizers()[name], state.optimizers[name]
-        steps_left = self._total_steps - spec.starts_at
+        steps_left = self._plan.total_steps - spec.starts_at
         rate = learning_rate(self._h, state.step - spec.starts_at, steps_left, spec.lr)
         set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
@@ -245,12 +265,29 @@ class OptimizerStepper:
         parts, rng_key = optimizers[name].parts, list(optimizers).index(name)
         local = LossSums(self._runtime.device)
         for index, micro_batch in enumerate(micro_batches):
-            ctx = self._contexts.of(step, micro_batch, rng_key)
-            is_last = index == len(micro_batches) - 1
+            ctx = self.contexts.of(step, micro_batch, rng_key)
+            is_last, is_dummy = index == len(micro_batches) - 1, micro_batch.is_dummy
             with self._placed.gradient_sync(parts, last=is_last):
-                with self._runtime.autocast():
-                    loss = objective.loss(name, micro_batch.batch, ctx)
-                # A dummy micro-batch takes part in every collective and adds nothing.
-                (loss.total * 0.0 if micro_batch.is_dummy else loss.total).backward()
-            local.add(loss, is_dummy=micro_batch.is_dummy)
+                cast = self._runtime.autocast()
+                loss = backward(objective, name, micro_batch.batch, ctx, cast, is_dummy=is_dummy)
+            local.add(loss, is_dummy=is_dummy)
         return local
+
+
+def backward(
+    objective: Objective,
+    name: str,  # of the optimizer
+    batch: Batch,
+    ctx: StepContext,
+    autocast: AbstractContextManager[object],
+    *,
+    is_dummy: bool = False,
+) -> Loss:
+    """Loss of a micro-batch; adds its gradients to those that are there.
+
+    A dummy micro-batch takes part in every collective and adds nothing.
+    """
+    with autocast:
+        loss = objective.loss(name, batch, ctx)
+    (loss.total * 0.0 if is_dummy else loss.total).backward()
+    return loss

@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
-import torch
-
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
 from vlatool.training.metrics import MetricsLogger, StepRecord
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.runtime import Runtime
-from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
-from vlatool.training.step import OptimizerStep, OptimizerStepper, StepContexts, prepare_step
+from vlatool.training.step import TrainStep
 
 _SAME_STOP_S = 2.0
 
@@ -97,10 +93,8 @@ class Trainer:
     """Trains until the plan is complete."""
 
     plan: TrainPlan  # steps, batch sizes, steps of checkpoints, validations and images
-    h: HParams  # learning rates, clipping, seed
-    runtime: Runtime  # device and ranks
+    train_step: TrainStep
     placed: PlacedParts
-    contexts: StepContexts  # makes the contexts of the objective
     logger: MetricsLogger  # logs the results of steps
     # called after validation steps, with the parts in eval mode
     validate: Callable[[TrainState], None]
@@ -118,22 +112,20 @@ class Trainer:
         """Trains from `state.step` to the end of the plan, or until a stop is requested; `batches`:
         micro-batches of this rank from `state.step` on, on the device.
         """
-        total_steps = self.plan.total_steps
-        stepper = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
         while state.step < self.plan.total_steps and self.logger.stopped_by is None:
             fetched, waited_s = self._fetch(batches)
-            self.contexts.seed_step(state.step)
-            prepared_batches = prepare_step(
-                objective, state.step, fetched, self.contexts, self.runtime
-            )
             counters = self.logger.rank_counters(
                 fetched, waited_s, self.stop_signal(), save_due=self.save_due()
             )
-            updates = self._optimizer_steps(state, objective, stepper, prepared_batches, counters)
-            self._update_averages(state, objective, updates)
-            state.step += 1
-            state.samples += self.plan.global_batch
-            record = _record(state, updates, fetched)
+            updates, prepared_batches = self.train_step(state, objective, fetched, counters)
+            record = StepRecord(
+                step=state.step,
+                samples=state.samples,
+                updates=updates,
+                names=[micro_batch.samples for micro_batch in fetched],
+                drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
+                ended_s=time.perf_counter(),
+            )
             self.logger.log_step(record, state, objective)
             self._run_events(state, objective, prepared_batches)
         self.logger.flush(state, objective)
@@ -143,36 +135,6 @@ class Trainer:
         started = time.perf_counter()
         fetched = [next(batches) for _ in range(self.plan.accumulation)]
         return fetched, time.perf_counter() - started
-
-    def _optimizer_steps(
-        self,
-        state: TrainState,
-        objective: Objective,
-        stepper: OptimizerStepper,
-        prepared_batches: list[MicroBatch],
-        counters: list[float],
-    ) -> list[OptimizerStep]:
-        """Steps each optimizer that is active at this step; the first also reduces the counters."""
-        names = objective.optimizers_at(state.step)
-        assert names, f"no optimizer is active at step {state.step}"
-        updates: list[OptimizerStep] = []
-        for name in names:
-            update = stepper.step(
-                name, state, objective, prepared_batches, [] if updates else counters
-            )
-            with torch.no_grad():
-                objective.update_buffers(name, update.sums.sums, update.ok)
-            updates.append(update)
-        return updates
-
-    def _update_averages(
-        self, state: TrainState, objective: Objective, updates: list[OptimizerStep]
-    ) -> None:
-        specs = objective.optimizers()
-        for name, average in state.averages.items():
-            oks = [step.ok for step in updates if name in specs[step.optimizer].parts]
-            if oks:
-                average.update(torch.stack(oks).all())
 
     def _run_events(
         self, state: TrainState, objective: Objective, prepared_batches: list[MicroBatch]
@@ -203,16 +165,3 @@ class Trainer:
             self.logger.save_due = False
         if state.step in plan.rollout_steps:
             self.measure_success(state)
-
-
-def _record(
-    state: TrainState, optimizer_steps: list[OptimizerStep], fetched: list[MicroBatch]
-) -> StepRecord:
-    return StepRecord(
-        step=state.step,
-        samples=state.samples,
-        updates=optimizer_steps,
-        names=[micro_batch.samples for micro_batch in fetched],
-        drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
-        ended_s=time.perf_counter(),
-    )

@@ -30,9 +30,9 @@ from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import digest_of, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.jobs.versions import versions_of
 from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned

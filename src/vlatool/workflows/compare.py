@@ -11,7 +11,7 @@ from vlatool.errors import DataError
 from vlatool.evaluation.config import CompareConfig
 from vlatool.evaluation.success import PairCounts
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.differences import differing_keys
+from vlatool.jobs.ownership import differing_keys
 from vlatool.jobs.record import read_record
 from vlatool.pages.text import text_table
 from vlatool.storage.documents import DocumentError, read_json

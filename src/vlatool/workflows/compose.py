@@ -13,8 +13,8 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.inputs import current_states, input_state, inputs_of
-from vlatool.jobs.record import OutputRecord, resumable_record, single_output
-from vlatool.jobs.versions import versions_of
+from vlatool.jobs.ownership import plan_output, single_output, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid
 from vlatool.models.pretrained import base_model
 from vlatool.storage.tree import size_text
@@ -114,7 +114,7 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
     keys = {name: getattr(config, name) for name in _SECTION}
     target = location(config.output)
     record = _record(config, sources)
-    earlier = resumable_record(target, record, lambda: record.inputs, overwrite=config.overwrite)
+    earlier = plan_output(target, record, lambda: record.inputs, overwrite=config.overwrite)
     composition = _composition(config, sources, keys)
     is_complete = earlier is not None and earlier.complete
     status = "already complete" if is_complete else "planned" if config.dry_run else "written"

@@ -13,9 +13,9 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.jobs.versions import versions_of
 from vlatool.models.tokenizer import open_tokenizer, rank_device
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import DecodeConfig

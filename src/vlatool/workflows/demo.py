@@ -18,7 +18,8 @@ from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.record import OutputRecord, single_output
+from vlatool.jobs.ownership import single_output
+from vlatool.jobs.record import OutputRecord
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig

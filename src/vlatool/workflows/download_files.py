@@ -16,9 +16,9 @@ from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
 from vlatool.jobs.inputs import InputState, digest_of
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Journal, Receipt
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
-from vlatool.jobs.versions import versions_of
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.partial_file import partial_bytes
 from vlatool.storage.remote_path import RemotePath

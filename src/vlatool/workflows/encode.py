@@ -27,9 +27,9 @@ from vlatool.jobs.files import FileEntry, file_entry, is_occupied
 from vlatool.jobs.inputs import InputState, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_command
-from vlatool.jobs.versions import versions_of
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights, published_at
 from vlatool.sources.detection import DetectedSource, detect_source

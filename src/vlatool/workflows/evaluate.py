@@ -10,8 +10,8 @@ from vlatool.config.base import check_required
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
-from vlatool.jobs.versions import versions_of
+from vlatool.jobs.ownership import check_owner, single_output, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
 from vlatool.models.trained import Trained, data_kind_of
 from vlatool.storage.atomic import write_json
@@ -136,7 +136,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     data = pinned(config.data)
     output = results_folder(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
-    check_output_owner(output, record)
+    check_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed)
     tokenizer = tokenizer_for(policy, config.tokenizer)
     log = ResizeLog(policy.sees, partial(reporter.warn, "pictures_resized"))

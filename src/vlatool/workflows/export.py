@@ -42,9 +42,9 @@ from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.jobs.versions import versions_of
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import data_files

@@ -37,7 +37,8 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.downloads import require_input
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.record import OutputRecord, resumable_record, single_output
+from vlatool.jobs.ownership import plan_output, single_output
+from vlatool.jobs.record import OutputRecord
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import (
@@ -180,7 +181,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     normalization = _profile(config, chunks, chunk_sources)
     target = location(config.output)
     record = _record(config, sources, normalization, chunks)
-    earlier = resumable_record(
+    earlier = plan_output(
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if earlier is not None and earlier.complete:

@@ -32,7 +32,7 @@ from vlatool.launching.training_job import (
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location as location_of
 from vlatool.training.config import TrainConfig
-from vlatool.training.locations import with_local_folder
+from vlatool.training.resume import with_local_folder
 from vlatool.workflows.finetune import check_initial_weights
 
 _WANDB_NAMES = ("WANDB_PROJECT", "WANDB_ENTITY")

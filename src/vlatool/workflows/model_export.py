@@ -16,8 +16,8 @@ from vlatool.episode import Array
 from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig
-from vlatool.jobs.record import OutputRecord, resumable_record, single_output
-from vlatool.jobs.versions import versions_of
+from vlatool.jobs.ownership import plan_output, single_output, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.models.base import ModelType
 from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import Trained, open_trained
@@ -134,7 +134,7 @@ def export_model(
         name = checkpoint
         recorded = {"checkpoint": source.name, **versions_of([source])}
         record = OutputRecord("tokenizer export", recorded)
-    resumable_record(output, record, overwrite=options.overwrite)
+    plan_output(output, record, overwrite=options.overwrite)
     if options.dry_run:
         return ModelExportResult(
             name, str(output), exported.parameters, 0, exported.summary, status="planned"

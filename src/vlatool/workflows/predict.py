@@ -17,8 +17,8 @@ from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.downloads import require_input
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
-from vlatool.jobs.versions import versions_of
+from vlatool.jobs.ownership import check_owner, single_output, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
 from vlatool.loading.frames import episode_named
 from vlatool.models.trained import Trained, Weights
@@ -185,7 +185,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         config.output, trained, f"predict-{source.name}-{config.episode}-{config.frame}"
     )
     record = OutputRecord("predict", _options(config, trained, source))
-    check_output_owner(output, record)
+    check_owner(output, record)
     chosen = _recorded_frame(config, source, policy, trained)
     tokenizer = tokenizer_for(policy, config.tokenizer)
     ResizeLog(policy.sees, reporter.note).add_observation(chosen.observation)

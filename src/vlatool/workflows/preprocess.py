@@ -25,9 +25,9 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
-from vlatool.jobs.versions import versions_of
 from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary

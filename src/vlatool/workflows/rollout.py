@@ -13,9 +13,9 @@ from vlatool.evaluation.environments import EnvironmentMaker, environment_maker,
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
+from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
-from vlatool.jobs.versions import versions_of
 from vlatool.models.trained import Trained
 from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder, weights_text
 

@@ -18,8 +18,8 @@ from vlatool.config.scalars import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.inspection.inspect import check_target
-from vlatool.jobs.differences import differing_keys
 from vlatool.jobs.downloads import require_input
+from vlatool.jobs.ownership import differing_keys
 from vlatool.pages.curves import chart_grid, curve_charts
 from vlatool.pages.layout import Section, code, heading, page, table
 from vlatool.pages.text import number_text, spark_text, text_table

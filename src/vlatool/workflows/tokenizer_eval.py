@@ -15,8 +15,8 @@ from vlatool.artifacts.run.locations import find_checkpoint, require_weights
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
-from vlatool.jobs.versions import versions_of
+from vlatool.jobs.ownership import check_owner, single_output, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
 
@@ -162,7 +162,7 @@ def tokenizer_eval(
 
     output = _output(config)
     record = OutputRecord("tokenizer eval", _options(config, checkpoint, data))
-    check_output_owner(output, record)
+    check_owner(output, record)
     runtime = Runtime(TrainConfig())
     changes = {"teacher": config.teacher} if config.teacher else {}
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, changes)

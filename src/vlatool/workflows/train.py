@@ -2,8 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,26 @@ from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, output_lock
-from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
-from vlatool.training.locations import fixed_name, new_name, with_local_folder
-from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
+from vlatool.training.plan import make_plan, schedule_violations
+from vlatool.training.resume import (
+    earlier_run,
+    fixed_name,
+    new_name,
+    plan_run,
+    prepare_run,
+    repair_run,
+    resolved,
+    run_identity,
+    start_in,
+    started_run,
+    with_local_folder,
+)
 from vlatool.training.trackers import check_trackers
 
 # Words for `TrainResult.start`.
@@ -155,6 +166,29 @@ def train(
     config = with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
+    with _remote_run(config, typed, reporter) as (config, remote):
+        setup, assets = _prepare(config, typed, origins or {}, reporter)
+        if config.dry_run:
+            return _planned(setup, assets, remote, reporter)
+        with setup.runtime.waiting(), ExitStack() as stack:
+            record = None
+            if setup.runtime.is_main:
+                setup, record = _claim(setup, remote, stack, reporter)
+            setup.runtime.barrier()
+            result = _fit(setup, NULL if record is None else reporter)
+            if record is not None:
+                _finish(setup, record, result)
+            return result
+
+
+@contextmanager
+def _remote_run(
+    config: TrainConfig, typed: Collection[str], reporter: Reporter
+) -> Generator[tuple[TrainConfig, "RemoteRun | None"]]:
+    """Names the run, and on rank 0 holds its folder below `remote_sync`; copies what it continues.
+
+    Yields the config and the remote run; None without `remote_sync`, and on other ranks.
+    """
     if config.remote_sync is None:
         if config.fresh:
             raise UsageError(
@@ -162,60 +196,39 @@ def train(
                 hint="give --remote-sync too; --overwrite replaces the local run",
                 code="usage.fresh",
             )
-        return _train(config, typed, origins or {}, reporter)
-    return _train_with_remote(config, typed, origins or {}, reporter)
-
-
-def _train_with_remote(
-    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
-) -> TrainResult:
-    """Trains a run that is copied to `remote_sync`, or continues the one that is there."""
+        yield config, None
+        return
     from vlatool.training.remote_run import choose_remote_run, copy_to_machine, held_remote_run
-    from vlatool.training.resolved import start_in
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
     starts = partial(start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        choice = choose_remote_run(config, new_name(config), starts)
-        named = config.model_copy(update={"name": choice.name})
-        result = _train(named, typed, origins, reporter)
-        if choice.step is None:
-            return result
-        return replace(result, start="continue", remote=str(choice.root))
+        remote = choose_remote_run(config, new_name(config), starts)
+        yield config.model_copy(update={"name": remote.name}), remote
+        return
     with ExitStack() as stack:
-        name, remote, latest = "", None, None
+        remote = latest = None
         if runtime.is_main:
-            held = held_remote_run(config, new_name(config), starts, reporter)
-            name, remote = stack.enter_context(held)
-            latest = RunDir(local_path(config.save_path) / name).latest()
+            remote = stack.enter_context(
+                held_remote_run(config, new_name(config), starts, reporter)
+            )
+            latest = RunDir(local_path(config.save_path) / remote.name).latest()
         with runtime.waiting():
-            name, latest, root = runtime.broadcast((name, latest, remote and str(remote.root)))
+            name, latest, root = runtime.broadcast(
+                ("", None, None) if remote is None else (remote.name, latest, str(remote.root))
+            )
             named = config.model_copy(update={"name": name})
             if latest is not None and runtime.is_first_of_machine:
                 copy_to_machine(RunDir(location(root)), latest[0], RunDir(_output(named)), reporter)
             runtime.barrier()
-        return _train(named, typed, origins, reporter, remote)
+        yield named, remote
 
 
-def _train(
-    config: TrainConfig,
-    typed: Collection[str],
-    origins: Mapping[str, str],
-    reporter: Reporter,
-    remote: "RemoteRun | None" = None,
-) -> TrainResult:
-    """Trains in the local folder.
-
-    Args:
-        config: As for `train`.
-        typed: As for `train`.
-        origins: As for `train`.
-        reporter: As for `train`.
-        remote: Held remote folder of the run, on rank 0.
-    """
-    from vlatool.training.resolved import resolved
-
+def _prepare(
+    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
+) -> tuple["RunSetup", Path | None]:
+    """Resolves configuration, data and plan; returns the setup and the folder of model assets."""
     before = None if config.name is None else RunDir(_output(config))
     config, info, rules = resolved(config, before, reporter)
     from vlatool.training.data import DataStreams, check_samples, validation_data
@@ -226,7 +239,9 @@ def _train(
     config = _machine_defaults(config, runtime, typed)
     runtime.limit_threads(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    plan = _plan(config, info, order)
+    plan = make_plan(config, info.datasets, config.distributed.world_size or 1)
+    if not config.data.allow_multiple_epochs:
+        check_single_epoch(order, plan.total_steps * plan.global_batch)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
     validation_set = validation_data(config, reporter)
     assets = _model_assets(config, before)
@@ -238,11 +253,8 @@ def _train(
     run = RunDir(_output(config))
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
     origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
-    setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, roll_out, remote)
-    if config.dry_run:
-        return _planned(setup, assets, reporter)
-    with runtime.waiting():
-        return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
+    setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, roll_out)
+    return setup, assets
 
 
 def _rollouts(config: TrainConfig, reporter: Reporter) -> "RollsOut | None":
@@ -256,30 +268,17 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "RollsOut | None":
     return CheckpointRollouts(config.eval, reporter)
 
 
-def _train_as_other(setup: "RunSetup") -> TrainResult:
-    """Trains after rank 0 has prepared the folder."""
-    setup.runtime.barrier()
-    return _trained(setup, NULL)
-
-
-def _train_as_owner(setup: "RunSetup", reporter: Reporter) -> TrainResult:
-    """Trains with a lock on the folder, after a check that this run may use it."""
-    from vlatool.training import resume
-
-    run = setup.run
-    resume.resumable_run(run, setup.config)  # before the lock creates a file there
-    with output_lock(run.root, "vlatool train"):
-        return _train_locked(setup, reporter)
-
-
-def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
-    from vlatool.training import resume
+def _claim(
+    setup: "RunSetup", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
+) -> tuple["RunSetup", OutputRecord]:
+    """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.continuation import report_differences
-    from vlatool.training.resolved import run_identity
     from vlatool.training.run import retention_of
     from vlatool.training.sync import RunSync
 
     config, info, run = setup.config, setup.info, setup.run
+    earlier_run(run, config)  # raises before the lock creates a file there
+    stack.enter_context(output_lock(run.root, "vlatool train"))
 
     def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, run.root)
@@ -287,48 +286,55 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
         run.write_origins(setup.origins)
 
     fingerprint, extends_budget = run_identity(config, info, setup.plan, run.root, reporter)
-    record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
-    _check_checkpoint(run)
-    for name in resume.repair_run(run, config, write_assets):
+    start, record = plan_run(run, config, fingerprint, extends_budget)
+    record = prepare_run(run, config, start, record, write_assets)
+    latest = run.latest()
+    if latest is not None:  # it may have been changed after it was written
+        CheckpointManifest.read(latest[1]).check(latest[1])
+    for name in repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
     if run.latest() is None:
         report_differences(config, fingerprint, reporter)
-    locations = _sync_locations(setup, record)
-    retention = retention_of(config)
-    with RunSync(run, locations, retention, reporter) as sync:
-        run.prune(Retention(), sync.needed())
-        setup.runtime.barrier()
-        result = _trained(replace(setup, sync=sync), reporter)
-        resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
-        try:
-            sync.finish()
-        except StorageError as error:
-            error.result = result
-            raise
-        # Those that had to be sent first are still there, and the one that was the best before.
-        run.prune(retention)
-    return result
+    # Locations of copies, each with the check that this process may write there.
+    locations: list[tuple[Path, Callable[[], None]]] = []
+    if remote is not None and remote.lock is not None:
+        locations.append((remote.root, remote.lock.check))
+        if config.remote_sync_fixed_path is not None:
+            folder = location(config.remote_sync_fixed_path) / fixed_name(record.run_id)
+            locations.append((folder, lambda: None))
+    sync = stack.enter_context(RunSync(run, locations, retention_of(config), reporter))
+    run.prune(Retention(), sync.needed())
+    return replace(setup, sync=sync), record
 
 
-def _sync_locations(
-    setup: "RunSetup", record: OutputRecord
-) -> list[tuple[Path, Callable[[], None]]]:
-    """Locations of the copies of a run, each with the check that this process may write there."""
-    config, remote = setup.config, setup.remote
-    if remote is None:
-        return []
-    locations = [(remote.root, remote.lock.check)]
-    if config.remote_sync_fixed_path is not None:
-        folder = location(config.remote_sync_fixed_path) / fixed_name(record.run_id)
-        locations.append((folder, lambda: None))
-    return locations
+def _fit(setup: "RunSetup", reporter: Reporter) -> TrainResult:
+    from vlatool.training.run import train_run
+
+    started = time.monotonic()
+    state, status = train_run(setup, reporter)
+    return _result(setup, state, status, started)
+
+
+def _finish(setup: "RunSetup", record: OutputRecord, result: TrainResult) -> None:
+    """Completes the record and the copies of a run. Rank 0."""
+    from vlatool.training.run import retention_of
+
+    assert setup.sync is not None
+    if not record.complete:
+        counts = {"steps": result.steps, "samples": result.samples}
+        replace(record, complete=True, result=counts).save(setup.run.root)
+    try:
+        setup.sync.finish()
+    except StorageError as error:
+        error.result = result
+        raise
+    # Those that had to be sent first are still there, and the one that was the best before.
+    setup.run.prune(retention_of(setup.config))
 
 
 def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
     """Folder with the assets of the model: of a started run, else of the initial weights."""
-    from vlatool.training import resume
-
-    started = resume.started_run(config, run)
+    started = started_run(config, run)
     if started is not None:
         return started.root
     origin = None if config.init_from is None else section_of(config.init_from)
@@ -343,21 +349,6 @@ def save_model_assets(config: TrainConfig, folder: Path) -> None:
         model_type.save_assets(config.model, folder)
 
 
-def _plan(config: TrainConfig, info: DatasetInfo, order: SampleOrder) -> TrainPlan:
-    plan = make_plan(config, info.datasets, config.distributed.world_size or 1)
-    if not config.data.allow_multiple_epochs:
-        check_single_epoch(order, plan.total_steps * plan.global_batch)
-    return plan
-
-
-def _trained(setup: "RunSetup", reporter: Reporter) -> TrainResult:
-    from vlatool.training.run import train_run
-
-    started = time.monotonic()
-    state, status = train_run(setup, reporter)
-    return _result(setup, state, status, started)
-
-
 def _log_config(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
@@ -370,13 +361,6 @@ def _log_config(
         reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu" and not config.device_memory:
         reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
-
-
-def _check_checkpoint(run: RunDir) -> None:
-    """Raises DataError if the checkpoint to resume from was changed after it was written."""
-    latest = run.latest()
-    if latest is not None:
-        CheckpointManifest.read(latest[1]).check(latest[1])
 
 
 def _machine_defaults(
@@ -410,15 +394,16 @@ def _output(config: TrainConfig) -> Path:
     return local_path(config.save_path) / config.name
 
 
-def _planned(setup: "RunSetup", assets: Path | None, reporter: Reporter) -> TrainResult:
-    """Result of a dry run; raises the errors of `open_run` and of `forecast`."""
+def _planned(
+    setup: "RunSetup", assets: Path | None, remote: "RemoteRun | None", reporter: Reporter
+) -> TrainResult:
+    """Result of a dry run; raises the errors of `plan_run` and of `forecast`."""
     from vlatool.training.forecast import forecast, num_parameters
-    from vlatool.training.resolved import run_identity
-    from vlatool.training.resume import run_start
 
     config, plan, order = setup.config, setup.plan, setup.streams.order
     identity = run_identity(config, setup.info, plan, setup.run.root, reporter)
-    start, _ = run_start(setup.run, config, *identity)
+    start, _ = plan_run(setup.run, config, *identity)
+    continues = remote is not None and remote.step is not None
     return TrainResult(
         output=str(setup.run.root),
         status="planned",
@@ -434,7 +419,8 @@ def _planned(setup: "RunSetup", assets: Path | None, reporter: Reporter) -> Trai
         dropped={},
         acts=_has_policy(config),
         seconds=0.0,
-        start=start,
+        start="continue" if continues else start,
+        remote=str(remote.root) if remote is not None and continues else None,
         forecast=forecast(setup, assets, reporter),
         export_problem=config.model_type.export_problem(config.model),
     )

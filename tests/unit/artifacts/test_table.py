@@ -12,7 +12,8 @@ import pytest
 from tests.builders.notes.format import COMMAND, MANIFEST, TEXT_NAME, write_note
 from vlatool.artifacts.base import finding_codes, recognize
 from vlatool.errors import DataError, VlatoolError
-from vlatool.jobs.record import OutputRecord, single_output
+from vlatool.jobs.ownership import single_output
+from vlatool.jobs.record import OutputRecord
 from vlatool.plugins import ARTIFACTS
 from vlatool.storage.crash_points import VARIABLE
 from vlatool.workflows.inspect import InspectConfig, inspect

@@ -7,14 +7,8 @@ import pytest
 
 from vlatool import __version__
 from vlatool.errors import DataError, UsageError
-from vlatool.jobs.differences import option_differences
-from vlatool.jobs.record import (
-    OutputRecord,
-    claim_output,
-    read_record,
-    read_valid_record,
-    resumable_record,
-)
+from vlatool.jobs.ownership import claim_output, option_differences, plan_output
+from vlatool.jobs.record import OutputRecord, read_record, read_valid_record
 
 RESULT = {"samples": 3}
 
@@ -26,7 +20,7 @@ def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
 
 def start_run(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
     """Starts a run; returns the record of the run to resume or of a complete one."""
-    before = resumable_record(folder, now, lambda: now.inputs, overwrite=overwrite)
+    before = plan_output(folder, now, lambda: now.inputs, overwrite=overwrite)
     if before is None:
         claim_output(folder, now, ("shards/*.tar",))
     return before

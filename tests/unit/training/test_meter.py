@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlatool.training.meter import AllocationMeter
+from vlatool.training.memory import AllocationMeter
 from vlatool.training.scatter import replace_tensors
 
 CPU = torch.device("cpu")

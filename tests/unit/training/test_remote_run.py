@@ -10,9 +10,10 @@ from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
-from vlatool.jobs.record import OutputRecord, check_owner, read_record
+from vlatool.jobs.ownership import owner_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig
-from vlatool.training.remote_run import RemoteChoice, choose_remote_run
+from vlatool.training.remote_run import RemoteRun, choose_remote_run
 from vlatool.training.resume import RunStart, has_trained
 
 _RATE = 1e-4
@@ -42,8 +43,7 @@ def _write_run(
 
 def _start_in(config: TrainConfig, run: RunDir) -> RunStart:
     """Rule of a run that differs from others by its learning rate only."""
-    record = read_record(run.root)
-    check_owner(run.root, "train", record)
+    record = owner_of(run.root, "train")
     if record is None or not has_trained(run):
         return "new"
     if record.options["hparams"]["lr"] == config.hparams.lr:
@@ -53,14 +53,14 @@ def _start_in(config: TrainConfig, run: RunDir) -> RunStart:
     return "replace"
 
 
-def _chosen(folder: Path, **changes: object) -> RemoteChoice:
+def _chosen(folder: Path, **changes: object) -> RemoteRun:
     config = _config(folder, **{"hparams.lr": _RATE, **changes})
     return choose_remote_run(config, "new", _start_in)
 
 
 def test_run_starts_in_a_folder_of_its_name_if_nothing_is_there(tmp_path: Path) -> None:
-    assert _chosen(tmp_path) == RemoteChoice("a", tmp_path / "remote/a")
-    assert _chosen(tmp_path, name=None) == RemoteChoice("new", tmp_path / "remote/new")
+    assert _chosen(tmp_path) == RemoteRun("a", tmp_path / "remote/a")
+    assert _chosen(tmp_path, name=None) == RemoteRun("new", tmp_path / "remote/new")
 
 
 @pytest.mark.parametrize(
@@ -107,21 +107,21 @@ def test_local_run_belongs_to_the_remote_one_with_its_id(
     _write_run(tmp_path / "runs/a", local_step, run_id="mine")
     _write_run(tmp_path / "remote/a", 8)
     _write_run(tmp_path / "remote/a-2", 4, run_id="mine", age=9)
-    assert _chosen(tmp_path) == RemoteChoice("a", tmp_path / "remote/a-2", "mine", step=step)
+    assert _chosen(tmp_path) == RemoteRun("a", tmp_path / "remote/a-2", "mine", step=step)
 
 
 def test_overwrite_replaces_the_local_run_by_the_remote_one(tmp_path: Path) -> None:
     _write_run(tmp_path / "runs/a", 6, rate=0.5)
     _write_run(tmp_path / "remote/b", 4)
     choice = _chosen(tmp_path, overwrite=True)
-    assert choice == RemoteChoice("a", tmp_path / "remote/b", "b", replaces=True, step=4)
+    assert choice == RemoteRun("a", tmp_path / "remote/b", "b", replaces=True, step=4)
 
 
 def test_overwrite_and_fresh_replace_the_local_run_and_leave_the_remote_one(tmp_path: Path) -> None:
     for place in ("runs", "remote"):
         _write_run(tmp_path / place / "a", 4)
     choice = _chosen(tmp_path, overwrite=True, fresh=True)
-    assert choice == RemoteChoice("a", tmp_path / "remote/a-2", replaces=True)
+    assert choice == RemoteRun("a", tmp_path / "remote/a-2", replaces=True)
 
 
 @pytest.mark.parametrize(

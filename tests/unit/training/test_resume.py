@@ -12,9 +12,10 @@ from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import UsageError
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import (
-    open_run,
+    earlier_run,
+    plan_run,
+    prepare_run,
     repair_run,
-    resumable_run,
     with_base_config,
 )
 
@@ -32,12 +33,13 @@ OLD, NEW = config_of(), config_of(total_train_steps=5)
 
 def start_run(run: RunDir, config: TrainConfig) -> None:
     """Opens a run folder as `train` does."""
-    resumable_run(run, config)
+    earlier_run(run, config)
 
     def save_assets() -> None:
         run.stats.write_text("{}")
 
-    open_run(run, config, {}, save_assets, lambda before: False)
+    start, record = plan_run(run, config, {}, lambda before: False)
+    prepare_run(run, config, start, record, save_assets)
 
 
 def finished(root: Path) -> RunDir:
@@ -122,7 +124,7 @@ def test_overwrite_that_is_killed_anywhere_can_be_repeated(tmp_path: Path) -> No
 def _error_code(run: RunDir) -> str:
     """Error code of a new run without --overwrite; empty if it may continue."""
     try:
-        before = resumable_run(run, NEW)
+        before = earlier_run(run, NEW)
         if before is not None and before.options.get("total_train_steps") == 4:
             return "usage.output_differs"
     except UsageError as error:

@@ -1,0 +1,333 @@
+"""Ownership of an output: what is in a folder, and may this command write, resume or replace it.
+
+Jobs, commands that write in one go, runs, their remote copies and downloads ask here. Nothing is
+written before the answer.
+"""
+
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from vlatool import __version__
+from vlatool.config.scalars import value_text
+from vlatool.errors import DataError, UsageError
+from vlatool.jobs.files import (
+    FOLDER,
+    NAME,
+    contains_only,
+    file_entry,
+    is_occupied,
+    read_file_list,
+    remove_owned,
+    remove_partial_files,
+    write_file_list,
+)
+from vlatool.jobs.record import (
+    FORMAT,
+    OutputRecord,
+    journal_folder,
+    output_lock,
+    read_record,
+    read_valid_record,
+    record_file,
+)
+from vlatool.storage.atomic import remove_file, remove_tree
+from vlatool.storage.uri import version_of
+
+OTHER_OUTPUT = "choose another --output, or replace it with --overwrite"
+
+
+def owner_of(
+    folder: Path,
+    command: str,
+    *,
+    overwrite: bool = False,
+    # True if the files are known as those of the command where the record is lost
+    is_own: Callable[[], bool] = lambda: False,
+    hint: str = OTHER_OUTPUT,
+) -> OutputRecord | None:
+    """Record of the run of a command that owns a folder; None if the folder is free.
+
+    With `overwrite` an own folder without a record, or with one of another format, is free too.
+    """
+    before = read_record(folder) if overwrite else read_valid_record(folder)
+    records = (record_file(parent.parent) for parent in folder.parents if parent.name == FOLDER)
+    is_lost = before is None and is_own()
+    is_foreign = not is_lost and (before is None or before.command != command)
+    if any(record.is_file() for record in records) or (is_foreign and is_occupied(folder)):
+        raise _foreign_output_error(folder, command, before)
+    if is_lost and not overwrite:
+        raise UsageError.at(
+            folder,
+            "has no readable record, so the run cannot be resumed",
+            hint="evaluate it, choose another --output, or replace it with --overwrite",
+            code="usage.no_record",
+        )
+    if before is None or is_foreign:
+        return None
+    if before.format == FORMAT:
+        return before
+    if overwrite or not is_occupied(folder):
+        return None
+    version = f"vlatool {before.version}" if before.version else "an unknown version of vlatool"
+    raise UsageError(
+        f"{folder}: was written by {version} in format {before.format}; vlatool {__version__} "
+        f"continues outputs of format {FORMAT}",
+        hint=hint,
+        code="usage.output_format",
+        details={"format": before.format, "version": before.version},
+    )
+
+
+def plan_output(
+    folder: Path,
+    record: OutputRecord,  # of the run that is about to start
+    inputs: Callable[[], Mapping[str, Any]] | None = None,  # of that run; None: they may change
+    *,
+    overwrite: bool,  # replace an output that is complete or was made with other options
+    # patterns of the files of the command: with `overwrite`, a folder with such files alone is
+    # replaced even without a record
+    owned: Sequence[str] = (),
+    hint: str = OTHER_OUTPUT,
+) -> OutputRecord | None:
+    """Record of an equal run that is complete or to resume; None to start from scratch.
+
+    Nothing is written.
+    """
+    before = owner_of(
+        folder,
+        record.command,
+        overwrite=overwrite,
+        is_own=lambda: overwrite and ((folder / NAME).is_file() or contains_only(folder, owned)),
+        hint=hint,
+    )
+    if before is None:
+        return None
+    differences = option_differences(
+        without_versions(before.options), without_versions(record.options), record.words
+    )
+    if before.parent and record.parent and before.parent != record.parent:
+        differences.append("the output that contains it was written again since")
+    # The journal alone may hold finished work. An emptied folder is free for any other run.
+    if (before.complete or differences) and not is_occupied(folder):
+        return None
+    changed = changed_versions(before.options, record.options)
+    if overwrite and (before.complete or differences or changed):
+        return None
+    check_versions(before.options, record.options, hint)
+    check_no_differences(folder, "with other options", differences, hint)
+    if before.complete and inputs is not None:
+        changed_inputs = input_differences(before.inputs, inputs())
+        check_no_differences(folder, "from other input", changed_inputs, hint)
+    return before
+
+
+def check_owner(folder: Path, record: OutputRecord) -> None:
+    """Raises UsageError unless a folder is empty, absent, or an output of the same command."""
+    plan_output(folder, record, overwrite=True, hint="choose another --output")
+
+
+def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> None:
+    """Removes the files of an earlier run from `folder` and writes the record of the new run."""
+    stale = _stale_patterns(folder, record)
+    # The journal is removed before the record changes, the data after it: a run killed in between
+    # must neither look complete nor trust files made with other options. While the data are
+    # removed, the record lists the patterns of both runs.
+    remove_tree(journal_folder(folder))
+    replace(record, owned=(*record.owned, *stale)).save(folder)
+    remove_owned(folder, [*owned, *stale])
+    record.save(folder)
+
+
+def resume_output(folder: Path, record: OutputRecord) -> None:
+    """Writes the record of a resumed run; completes a `claim_output` that was killed."""
+    remove_owned(folder, _stale_patterns(folder, record))
+    record.save(folder)
+
+
+def _stale_patterns(folder: Path, record: OutputRecord) -> list[str]:
+    """Patterns of files of a run with another sink; file names if its version wrote no patterns."""
+    before = read_record(folder)
+    patterns: Sequence[str] = () if before is None else before.owned
+    if before is not None and not patterns:
+        with suppress(DataError):
+            patterns = [entry.path for entry in read_file_list(folder) or ()]
+    owned = record.owned
+    return [
+        pattern for pattern in patterns if not any(fnmatch(pattern, current) for current in owned)
+    ]
+
+
+def _foreign_output_error(folder: Path, command: str, before: OutputRecord | None) -> UsageError:
+    is_lost = before is None and (folder / NAME).is_file()
+    hint = "its record .vlatool/run.json is missing: use --overwrite to replace it"
+    owner = "" if before is None else f", but by vlatool {before.command}"
+    return UsageError(
+        f"{folder}: exists and was not made by vlatool {command}{owner}",
+        hint=hint if is_lost else "choose another --output",
+        code="usage.output_exists",
+    )
+
+
+@contextmanager
+def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> Generator[None]:
+    """Locks an output while the block writes it, then completes its record; `files`: files
+    that the block writes, relative to the folder; it may omit some of them.
+    """
+    check_owner(folder, record)
+    with output_lock(folder, f"vlatool {record.command}"):
+        record = replace(record, owned=tuple(files))
+        resume_output(folder, record)
+        remove_partial_files(folder)
+        remove_file(folder / NAME)  # the block may open what it writes over
+        yield
+        write_file_list(folder, [file_entry(folder, n) for n in files if (folder / n).is_file()])
+        replace(record, result={}, complete=True).save(folder)
+
+
+_SHOWN = 6
+# Text of a digest, which messages shorten.
+_DIGEST = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,128}\b")
+_DIGEST_SHOWN = 12
+# Words for the keys of inputs that are no counts, from the recorded and the current value.
+_INPUT_WORDS: Mapping[str, Callable[[Any, Any], str]] = {
+    "changed_at": lambda old, new: (
+        f"its last change was at {_time(old)}, now {_time(new)}"
+        if str(old) < str(new)
+        else "the times of its files differ"
+    ),
+    "digest": lambda old, new: "its content differs",
+    "fingerprint": lambda old, new: "names or sizes of its files differ",
+}
+
+
+def check_no_differences(folder: Path, cause: str, differences: Sequence[str], hint: str) -> None:
+    """Raises UsageError with the first differences; `cause` is such as `with other options`."""
+    if differences:
+        raise UsageError(
+            f"{folder}: was made {cause}: {differences_text(differences)}",
+            hint=hint,
+            code="usage.output_differs",
+            details={"differences": _short(differences)},
+        )
+
+
+def differences_text(differences: Sequence[str]) -> str:
+    """The first differences, and the number of the others."""
+    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    return "; ".join(_short(differences[:_SHOWN])) + more
+
+
+def _short(differences: Sequence[str]) -> list[str]:
+    return [_DIGEST.sub(lambda match: match[0][:_DIGEST_SHOWN], text) for text in differences]
+
+
+def option_differences(
+    before: Mapping[str, Any],  # recorded options
+    now: Mapping[str, Any],  # options of the run that is about to start
+    words: Mapping[str, str] | None = None,  # names for keys that say too little; None for none
+) -> list[str]:
+    """Dotted keys with old and new value, where these are not equal as JSON.
+
+    What `KEY digest` says of a KEY that both have counts more than its value, if both have it.
+    """
+    words = words or {}
+    return [
+        f"{words.get(key.rpartition('.')[2], key)} {value_text(old)} (now {value_text(new)})"
+        for key, old, new in differing_keys(*_compared(_as_json(before), _as_json(now)))
+    ]
+
+
+def differing_keys(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Yields dotted key, old and new value where two trees of JSON values differ."""
+    # Common keys come first: the others are the keys of another reader or sink.
+    common = old.keys() & new.keys()
+    for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from differing_keys(before, now, f"{prefix}{key}.")
+        elif before != now:
+            yield f"{prefix}{key}", before, now
+
+
+def _compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options without values of equal digest, and without digests that only one of both has."""
+    ignored: set[str] = set()
+    for key in old.keys() & new.keys():
+        digests = [options.get(f"{key} digest") for options in (old, new)]
+        if not all(digests):
+            ignored.add(f"{key} digest")
+        elif digests[0] == digests[1]:
+            ignored.add(key)
+    for key in ignored:
+        old.pop(key, None)
+        new.pop(key, None)
+    return old, new
+
+
+def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences of the inputs of two records, in words."""
+    old, new = _as_json(before), _as_json(now)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    counts = [
+        f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
+        for key in keys
+        if key not in _INPUT_WORDS
+    ]
+    return counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
+
+
+def _time(recorded: object) -> str:
+    return str(recorded).replace("T", " ").replace("+00:00", " UTC")
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(value)))
+
+
+# Option that maps a location to the version that was read, where its storage names versions.
+_VERSIONS = "versions"
+
+
+def versions_of(paths: Iterable[Path]) -> dict[str, Any]:
+    """The option `versions` of a record; empty if storage names no versions."""
+    versions = {
+        str(path).replace(f"@{version}", "", 1): version
+        for path in paths
+        if (version := version_of(path))
+    }
+    return {_VERSIONS: versions} if versions else {}
+
+
+def without_versions(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a record without `versions`."""
+    return {key: value for key, value in options.items() if key != _VERSIONS}
+
+
+def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Locations whose version differs between two records, sorted."""
+    old, new = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
+    return sorted(path for path in old.keys() & new.keys() if old[path] != new[path])
+
+
+def check_versions(
+    before: Mapping[str, Any],  # options of the run that is resumed
+    now: Mapping[str, Any],  # options of this run
+    hint: str = "start from scratch with --overwrite",  # what else can be done
+) -> None:
+    """Raises an error if a source has another version than when the run started."""
+    for path in changed_versions(before, now):
+        old = before[_VERSIONS][path]
+        raise UsageError(
+            f"{path}: has changed since the run started, which read {old}",
+            hint=f"resume with owner/name@{old}, or {hint}",
+            code="usage.source_moved",
+            details={"place": path, "before": old, "now": now[_VERSIONS][path]},
+        )
