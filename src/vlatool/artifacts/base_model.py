@@ -4,6 +4,7 @@ It holds config.json, weights, tokenizer and processor.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _base_model_error(path: Path, problem: str) -> DataError:
-    return DataError.at(
-        path,
-        problem,
-        hint="give a base model on the Hugging Face hub (owner/name), or a folder with its files",
-        code="data.base_model",
-    )
+_base_model_error = partial(
+    DataError.at,
+    hint="give a base model on the Hugging Face hub (owner/name), or a folder with its files",
+    code="data.base_model",
+)

@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO
 
@@ -213,10 +213,7 @@ def open_shard(path: Path) -> Generator[OpenShard]:
         yield shard
 
 
-def _shard_error(path: Path, reason: str) -> DataError:
-    return DataError.at(
-        path, reason, hint="copy or write the shard again", code="data.broken_shard"
-    )
+_shard_error = partial(DataError.at, hint="copy or write the shard again", code="data.broken_shard")
 
 
 class _Headers(io.BufferedIOBase):

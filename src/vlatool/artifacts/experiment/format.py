@@ -6,6 +6,7 @@ Source: formats/published-runs 1 to 5.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,5 +192,4 @@ def statistics_beside(manifest: str) -> str:
     return f"{folder}/{STATS_NAME}" if folder else STATS_NAME
 
 
-def _config_error(path: Path, reason: object) -> DataError:
-    return DataError.at(path, reason, hint="copy the experiment again", code="data.broken_config")
+_config_error = partial(DataError.at, hint="copy the experiment again", code="data.broken_config")

@@ -5,6 +5,7 @@ Legend of shapes: N chunks, H steps, D action dimensions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,8 @@ def _concatenate(arrays: Sequence[Array]) -> Array:
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def _chunks_error(path: Path, problem: str) -> DataError:
-    return DataError.at(
-        path,
-        problem,
-        hint="write the folder again with `vlatool preprocess`, or copy it again",
-        code="data.broken_window",
-    )
+_chunks_error = partial(
+    DataError.at,
+    hint="write the folder again with `vlatool preprocess`, or copy it again",
+    code="data.broken_window",
+)

@@ -12,6 +12,7 @@ Source: reference/future-vla 4.2.
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,5 +287,4 @@ def _mapping(path: Path, text: str) -> Mapping[str, Any]:
     return content
 
 
-def _fast_error(path: Path, problem: str) -> DataError:
-    return DataError.at(path, problem, hint=_HINT, code="data.broken_fast_tokenizer")
+_fast_error = partial(DataError.at, hint=_HINT, code="data.broken_fast_tokenizer")

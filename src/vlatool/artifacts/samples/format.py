@@ -345,5 +345,4 @@ def _scanned(folder: Path) -> Mapping[str, Any]:
     }
 
 
-def _samples_error(path: Path, reason: str) -> DataError:
-    return DataError.at(path, reason, hint=_HINT, code="data.broken_samples")
+_samples_error = partial(DataError.at, hint=_HINT, code="data.broken_samples")
