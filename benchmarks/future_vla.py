@@ -41,14 +41,12 @@ from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.objective import AnswerObjective
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.plugins import MODELS
-from vlatool.training.config import TrainConfig
-from vlatool.training.optim import build_optimizer
+from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
-from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
-from vlatool.training.step import TrainStep
+from vlatool.training.step import TrainStep, build_optimizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tests.builders
 

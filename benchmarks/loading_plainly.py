@@ -37,8 +37,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Array
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder

@@ -44,8 +44,7 @@ def rows(steps: int) -> list[dict[str, Any]]:
     import tempfile
 
     from vlatool.artifacts.run.format import read_metrics
-    from vlatool.config.overrides import Override
-    from vlatool.config.resolve import load_config
+    from vlatool.config.resolve import Override, load_config
     from vlatool.training.config import TrainConfig
 
     widths = {"model.action_dim": 4, "model.proprioception_dim": 4}
@@ -132,10 +131,10 @@ def fit_before(config: Any, metrics: Path, steps: int) -> None:
     from vlatool.events import NULL, NullProgress
     from vlatool.plugins import MODELS
     from vlatool.training.metrics import MetricsFile
-    from vlatool.training.optim import build_optimizer
     from vlatool.training.plan import TrainPlan
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState, WeightAverage
+    from vlatool.training.step import build_optimizer
     from vlatool.training.trainer import Trainer
 
     runtime: Any = Runtime(config)

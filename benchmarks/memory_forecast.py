@@ -13,8 +13,7 @@ from typing import Any
 
 from machine import describe
 
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.models.base import ModelType
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import train

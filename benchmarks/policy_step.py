@@ -24,17 +24,15 @@ from plain_policy import PlainPolicy, PlainStep
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.loading.base import MicroBatch
 from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
 from vlatool.training.config import TrainConfig
-from vlatool.training.optim import build_optimizer, update
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage
-from vlatool.training.step import TrainStep
+from vlatool.training.step import TrainStep, build_optimizer, update
 
 WORDS, ACTION, CHUNK, IMAGES = 50432, 20, 16, 8
 RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0

@@ -24,9 +24,8 @@ from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
-from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, to_arrays
-from vlatool.transforms.windows import WindowSpec
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowSpec
 
 CAMERAS = ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus")
 

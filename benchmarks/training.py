@@ -12,8 +12,7 @@ from itertools import islice
 
 from machine import describe
 
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig

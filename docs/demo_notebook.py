@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from vlatool import load_config, open_dataset, preprocess, rollout, sample, train
-from vlatool.config.overrides import Override
+from vlatool.config.resolve import Override
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.preprocess import PreprocessConfig

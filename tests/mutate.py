@@ -47,7 +47,7 @@ CODE = (
     *("models/diffusion_policy/denoisers.py", "models/diffusion_policy/text.py"),
     *("models/future_vla/vision.py", "models/future_vla/decoding.py", "models/future_vla/lora.py"),
     *("models/perceptual/*.py", "models/codebook.py", "models/images.py", "models/policy.py"),
-    *("models/rng.py", "training/optim.py", "training/plan.py", "training/sections.py"),
+    *("models/rng.py", "training/step.py", "training/plan.py", "training/config.py"),
     *("training/state.py", "training/step.py", "loading/frames.py", "loading/order.py"),
     *("loading/permutations.py", "loading/robotics/decode.py", "loading/robotics/normalizer.py"),
     *("loading/robotics/ranges.py", "loading/vla/sample.py", "transforms/*.py"),

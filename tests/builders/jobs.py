@@ -15,8 +15,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import Executor, Outcome, SerialExecutor, attempt
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
-from vlatool.jobs.inputs import InputState
-from vlatool.jobs.job import JobRun, JobSpec, Ranks
+from vlatool.jobs.job import InputState, JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command, run_job

@@ -23,8 +23,7 @@ from tests.builders.tokenizers import NETWORK, SIDE, SIZES, write_stage_1, write
 from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_runs import toy_trainer
 from vlatool.artifacts.run.format import read_metrics
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.events import NULL
 from vlatool.loading.base import MicroBatch
 from vlatool.training.config import TrainConfig

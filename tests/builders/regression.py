@@ -11,15 +11,13 @@ from vlatool.artifacts.run.format import read_metrics
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, ModelType, Objective, OptimizerSpec, Part, StepContext
-from vlatool.training.config import TrainConfig
+from vlatool.training.config import EmaConfig, HParams, TrainConfig
 from vlatool.training.metrics import MetricsFile, MetricsLogger
-from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
-from vlatool.training.sections import EmaConfig, HParams
 from vlatool.training.state import TrainState, WeightAverage
-from vlatool.training.step import TrainStep
+from vlatool.training.step import TrainStep, build_optimizer
 from vlatool.training.trainer import Trainer
 
 GLOBAL_BATCH = 16

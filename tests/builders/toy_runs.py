@@ -17,8 +17,7 @@ import numpy as np
 
 from tests.builders.toys import WIDTH, GanType, LmType, install_toys, write_numbers
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.order import OrderOptions, SampleOrder

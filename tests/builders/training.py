@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample

@@ -11,7 +11,7 @@ from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.forms import load, typer_command
 from vlatool.cli.options import OutputOptions, take_output_options
 from vlatool.cli.session import Invocation
-from vlatool.config.layers import ReadOptions
+from vlatool.config.resolve import ReadOptions
 from vlatool.events import NULL
 
 ROOT = Path(__file__).parents[2]

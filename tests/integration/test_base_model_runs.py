@@ -14,8 +14,7 @@ from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAN
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool import load_policy
 from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.finetune import finetune

@@ -13,8 +13,7 @@ from tests.builders.preprocessing import refusal, run
 from tests.builders.training import tiny_overrides
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import read_stats, write_stats
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import ResizeLog

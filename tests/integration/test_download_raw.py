@@ -21,8 +21,8 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.inspection.verify import verify_location
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import read_file_list
+from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record
 from vlatool.storage import transfer
 from vlatool.workflows import extraction

@@ -17,8 +17,7 @@ from tests.builders.training import (
     world_shards,
 )
 from vlatool.cli.app import run as run_command
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import ConfigError, UsageError
 from vlatool.training.config import TrainConfig
 from vlatool.training.forecast import Forecast

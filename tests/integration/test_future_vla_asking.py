@@ -11,8 +11,7 @@ import vlatool
 from tests.builders.codes import plain_fast
 from tests.builders.encoding import encoded, write_tokenizer
 from tests.builders.libero import CAMERAS, convert, libero_dataset
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.models.future_vla.spec import FutureVlaType

@@ -7,11 +7,10 @@ import pytest
 import yaml
 
 from tests.surface.invoke import run_vlatool
+from vlatool.config.coerce import plain
 from vlatool.config.includes import read_file
-from vlatool.config.overrides import parse_override
 from vlatool.config.presets import builtin_root
-from vlatool.config.resolve import Resolved, load_config
-from vlatool.config.tree import plain
+from vlatool.config.resolve import Resolved, load_config, parse_override
 from vlatool.errors import ConfigError
 from vlatool.training.config import TrainConfig
 

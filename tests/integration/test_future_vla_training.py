@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from tests.builders.future_vla import write_samples
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import UsageError
 from vlatool.models.future_vla.config import LoraConfig
 from vlatool.models.future_vla.lora import merged_weights

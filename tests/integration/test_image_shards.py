@@ -19,8 +19,7 @@ from tests.builders.images import HEIGHT, WIDTH, image, image_shards, saved, win
 from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import digests, upload
 from vlatool.artifacts.tar import index_by_headers, index_path, read_index
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import PartialFailure, VlatoolError
 from vlatool.sinks.image_shards.sink import ImageShardsSink
 from vlatool.storage.remote_path import RemotePath

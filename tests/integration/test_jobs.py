@@ -23,13 +23,11 @@ from vlatool.artifacts.check import CheckOptions, check_files
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import ProcessExecutor, SerialExecutor
-from vlatool.jobs.failures import failure_of
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
-from vlatool.jobs.inputs import InputState
-from vlatool.jobs.job import JobRun, Ranks
+from vlatool.jobs.job import InputState, JobRun, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import failure_of, run_job
 from vlatool.storage.append_log import AppendLog, read_log
 from vlatool.storage.remote_path import RemotePath
 

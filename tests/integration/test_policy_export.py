@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from tests.builders.base_models import clip_base
 from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, tiny_config, world_shards
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError, UsageError
 from vlatool.models.trained import open_trained
 from vlatool.models.weights import read_pickled_weights

@@ -16,7 +16,7 @@ from tests.builders.s3_server import S3Server
 from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.cli import app
 from vlatool.errors import VlatoolError
-from vlatool.storage import first_contact
+from vlatool.storage import routes
 from vlatool.storage.uri import location
 from vlatool.workflows.upload import UploadConfig, upload
 
@@ -38,7 +38,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "5")
     monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
-    contacts = first_contact._CONTACTS  # pyright: ignore[reportPrivateUsage]
+    contacts = routes._CONTACTS  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(contacts, "answered", set[tuple[str, int]]())
 
 

@@ -16,8 +16,7 @@ from tests.builders.base_models import clip_base
 from tests.builders.recording import Recorder
 from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
 from tests.builders.web_server import web_server
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.policy_runner import load_policy

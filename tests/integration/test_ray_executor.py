@@ -22,8 +22,7 @@ import pytest
 
 from tests.builders.jobs import KillsWorker
 from vlatool.errors import BugError, DataError, EnvironmentProblem, UsageError
-from vlatool.jobs.ray_cluster import forwarded_variables
-from vlatool.jobs.ray_executor import RayExecutor
+from vlatool.jobs.ray_executor import RayExecutor, forwarded_variables
 
 ray = pytest.importorskip("ray")
 

@@ -23,8 +23,8 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.storage.tree import files_below
-from vlatool.training.mirror import RunMirror
 from vlatool.training.remote_run import copy_to_machine
+from vlatool.training.sync import RunMirror
 from vlatool.workflows.runs import RunsConfig, runs
 from vlatool.workflows.train import TrainResult, train
 

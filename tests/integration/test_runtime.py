@@ -11,7 +11,7 @@ import os, signal, time
 import torch
 from vlatool.errors import EnvironmentProblem
 from vlatool.training.config import TrainConfig
-from vlatool.training.sections import DistributedConfig
+from vlatool.training.config import DistributedConfig
 from vlatool.training.runtime import Runtime
 
 # Rank 0 is this process; two children are the others.

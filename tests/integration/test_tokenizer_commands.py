@@ -25,8 +25,7 @@ from tests.builders.tokenizers import (
 from tests.builders.verifying import verified
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.evaluation.reconstruction import load_metric_networks
 from vlatool.models.titok.model import Titok

@@ -28,8 +28,7 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.run.check import check
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.run.report import inspect
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok

@@ -16,8 +16,7 @@ from tests.builders.toys import install_toys
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer
 from vlatool.testing import check_model_type

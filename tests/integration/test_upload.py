@@ -19,7 +19,7 @@ from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.cli import reporters
 from vlatool.errors import VlatoolError
-from vlatool.storage import hub_upload
+from vlatool.storage import hub as hub_storage
 from vlatool.workflows import upload as upload_command
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, download
@@ -88,7 +88,7 @@ def test_data_come_back_from_a_private_repository_with_a_card_and_a_tag(
 def test_interrupted_upload_continues_with_the_files_that_are_missing(
     hub: WebServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_upload, "_MAX_FILES", 2)
+    monkeypatch.setattr(hub_storage, "_MAX_FILES", 2)
     hub.written.cut_after = 2
     with pytest.raises(VlatoolError) as caught:
         uploaded(data)

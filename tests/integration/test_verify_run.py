@@ -16,9 +16,9 @@ from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.stats.format import write_stats
 from vlatool.cli.app import run as run_command
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.storage.checksummed import write_checksummed
+from vlatool.storage.documents import write_checksummed
 from vlatool.storage.uri import location
 from vlatool.workflows.inspect import InspectConfig, inspect
 

@@ -15,8 +15,7 @@ from tests.builders.preprocessing import contents
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile
 from vlatool.artifacts.tar import read_index
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
 from vlatool.jobs.files import output_files
 from vlatool.sinks.jsonl.sink import JsonlSink

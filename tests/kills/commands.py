@@ -20,10 +20,9 @@ from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_
 from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import web_server
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
-from vlatool.storage import partial_file, transfer
+from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
@@ -205,7 +204,7 @@ def _encode(workspace: Workspace, **options: Any) -> None:
 def _set_up_download() -> None:
     """Small chunks; each is synced, so that the steps do not depend on the time."""
     transfer.CHUNK = _CHUNK
-    partial_file._SYNC_S = extraction._SYNC_S = 0.0
+    transfer._SYNC_S = extraction._SYNC_S = 0.0
 
 
 def _download(workspace: Workspace) -> None:

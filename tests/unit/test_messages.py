@@ -8,7 +8,7 @@ from vlatool.artifacts.experiment.format import is_experiment
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import with_run_above
 from vlatool.cli.app import run
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.jobs.ownership import option_differences
 from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean

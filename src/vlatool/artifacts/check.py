@@ -12,7 +12,6 @@ from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
-from vlatool.jobs.downloads import completion_hint
 from vlatool.jobs.files import (
     NAME,
     FileEntry,
@@ -23,6 +22,7 @@ from vlatool.jobs.files import (
     output_files,
     read_file_list,
 )
+from vlatool.jobs.ownership import completion_hint
 from vlatool.jobs.record import OutputRecord, read_record, read_valid_record
 from vlatool.storage.tree import sha256_of, walk
 from vlatool.storage.uri import can_list, is_remote

@@ -333,7 +333,7 @@ class ConfigCommand(VlatoolCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command, or prints the keys for `--keys`."""
-        from vlatool.config.layers import ReadOptions
+        from vlatool.config.resolve import ReadOptions
 
         options = _config_options(is_flat=self.spec.is_flat)
         values = {option.name: ctx.params.pop(option.name) for option in options}

@@ -8,9 +8,7 @@ from typing import Any
 from vlatool.cli.argv import TypedValue
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
-from vlatool.config.layers import STRICT, ReadOptions
-from vlatool.config.overrides import Override, parse_override
-from vlatool.config.resolve import chosen_schema
+from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
 

@@ -97,9 +97,9 @@ def _schema_words(args: Sequence[str]) -> Sequence[str]:
 
 def preset_types() -> dict[str, list[str]]:
     """Name of a preset for training to the types of model and data in it."""
-    from vlatool.config.layers import STRICT, LayerReader
+    from vlatool.config.coerce import find, plain
     from vlatool.config.presets import list_presets
-    from vlatool.config.tree import find, plain
+    from vlatool.config.resolve import STRICT, LayerReader
 
     sections = load(COMMANDS["train"].schema).preset_sections
     types: dict[str, list[str]] = {}

@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from vlatool.config.coerce import coerce
-from vlatool.config.scalars import unwrap
+from vlatool.config.coerce import coerce, unwrap
 from vlatool.config.schema import flat_keys, mark, unset_required
 from vlatool.errors import UsageError
 from vlatool.plugins import Registry

@@ -1,15 +1,264 @@
 """Conversion of text and YAML values to the types of fields: bool, number, list and others."""
 
+import math
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
 
-from vlatool.config.scalars import Plain, Repeated, parse_plain, unwrap
+DEFAULT_ORIGIN = "default"
+TYPED_ORIGIN = "command line"
+
+
+@dataclass(frozen=True)
+class Node:
+    """Value with its origin."""
+
+    value: Any  # A scalar, a list of nodes, or a mapping from key to node
+    origin: str  # origin such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`
+    replace: bool = False  # A mapping replaces the earlier one instead of being merged into it
+    is_flat: bool = False  # the key of a section was written at the top level
+    is_lenient: bool = False  # the value is ignored if its key is unknown
+
+
+def from_value(value: Any, origin: str) -> Node:
+    """Tree of plain data, with the same origin for all values."""
+    if isinstance(value, dict):
+        value = {str(key): from_value(item, origin) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [from_value(item, origin) for item in value]
+    return Node(value, origin)
+
+
+def to_value(node: Node) -> Any:
+    """Nested data of a tree, with scalars as they were written."""
+    if isinstance(node.value, dict):
+        return {key: to_value(item) for key, item in node.value.items()}
+    if isinstance(node.value, list):
+        return [to_value(item) for item in node.value]
+    return node.value
+
+
+def plain(node: Node) -> Any:
+    """Nested data of a tree, with the YAML values of scalars."""
+    return unwrap(to_value(node))
+
+
+def merge(base: Node, over: Node) -> Node:
+    """Merges `over` into `base`: mappings are merged recursively, other values are replaced.
+
+    A mapping with `!replace` or another `type` replaces that of `base`.
+    """
+    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+        return over
+    if over.replace or _switches_type(base, over):
+        return over
+    merged = dict(base.value)
+    for key, value in over.value.items():
+        merged[key] = merge(merged[key], value) if key in merged else value
+    origin = over.origin if over.value else base.origin
+    return replace(over, value=merged, origin=origin, replace=base.replace)
+
+
+def _switches_type(base: Node, over: Node) -> bool:
+    old, new = base.value.get("type"), over.value.get("type")
+    return old is not None and new is not None and str(plain(old)) != str(plain(new))
+
+
+def child(node: Node, part: str | int) -> Node | None:
+    """Child of `node` at a key or index."""
+    if isinstance(node.value, dict):
+        return node.value.get(part)
+    if isinstance(node.value, list) and str(part).isdecimal():
+        return node.value[int(part)] if int(part) < len(node.value) else None
+    return None
+
+
+def find(node: Node, parts: Sequence[str | int]) -> Node | None:
+    """Node at a path of keys and indices; None if there is none."""
+    current: Node | None = node
+    for part in parts:
+        current = child(current, part) if current is not None else None
+    return current
+
+
+def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
+    """Origin of the value at a path; of its section if the value does not exist."""
+    origin = DEFAULT_ORIGIN
+    current: Node | None = node
+    for part in parts:
+        current = child(current, part) if current is not None else None
+        if current is None:
+            break
+        origin = current.origin
+    return origin
+
+
+def without(node: Node, parts: Sequence[str | int]) -> Node:
+    """Copy of a tree without the key at a path."""
+    name, *rest = parts
+    if isinstance(node.value, list):
+        items = [without(item, rest) if i == name else item for i, item in enumerate(node.value)]
+        return replace(node, value=items)
+    remaining = {
+        key: without(item, rest) if key == name else item
+        for key, item in node.value.items()
+        if rest or key != name
+    }
+    return replace(node, value=remaining)
+
+
+def lenient(node: Node) -> Node:
+    """Copy of a tree in which unknown keys are ignored."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: lenient(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [lenient(item) for item in value]
+    return replace(node, value=value, is_lenient=True)
+
+
+def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (dotted key, origin) of each value; a list of scalars is one value."""
+    children: list[tuple[str, Node]] = []
+    if isinstance(node.value, dict):
+        children = list(node.value.items())
+    elif isinstance(node.value, list):
+        children = [
+            (str(index), item)
+            for index, item in enumerate(node.value)
+            if isinstance(item.value, dict)
+        ]
+    if key and (not children or not isinstance(node.value, dict)):
+        yield key, node.origin
+    for name, item in children:
+        yield from leaf_origins(item, f"{key}.{name}" if key else name)
+
+
+_NULL_TEXTS = frozenset({"", "~", "null", "Null", "NULL"})
+_TRUE = frozenset({"true", "True", "TRUE"})
+_FALSE = frozenset({"false", "False", "FALSE"})
+_INT = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
+_NAN = frozenset({".nan", ".NaN", ".NAN"})
+_LONGEST_TEXT = 160  # characters of a value in a message
+_LONGEST_NUMBER = 1_000  # longer numbers stay text: Python does not convert 4,301 digits
+
+_SAFE_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:@%+-]*(?<!:)")
+_YAML_1_1_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+
+
+class Plain(str):
+    """Unquoted text, which is kept until the type of a field determines its value."""
+
+    value: Any  # value in YAML 1.2: null, bool, int, float or the text itself
+
+    def __new__(cls, text: str, value: Any) -> "Plain":
+        """Creates text with a known value."""
+        scalar = super().__new__(cls, text)
+        scalar.value = value
+        return scalar
+
+
+class Repeated(tuple[Any, ...]):
+    """Values of a key that was given several times on the command line."""
+
+
+def parse_plain(text: str) -> Plain:
+    """Unquoted text with its value in YAML 1.2."""
+    return Plain(text, core_value(text))
+
+
+def core_value(text: str) -> Any:
+    """Value of unquoted text: `1e-4` is a number, `012` is twelve, `yes` is text."""
+    if text in _NULL_TEXTS:
+        return None
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    if len(text) > _LONGEST_NUMBER:
+        return text
+    if _INT.fullmatch(text):
+        return int(text)
+    if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
+        return int(text, 0)
+    return _core_float(text)
+
+
+def _core_float(text: str) -> float | str:
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if _INFINITE.fullmatch(text):
+        return -math.inf if text.startswith("-") else math.inf
+    return math.nan if text in _NAN else text
+
+
+def unwrap(value: Any) -> Any:
+    """Replaces scalars in a tree by their YAML values, repeated values by the last one."""
+    if isinstance(value, Plain):
+        return value.value
+    if isinstance(value, Repeated):
+        return unwrap(value[-1])
+    if isinstance(value, dict):
+        return {key: unwrap(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [unwrap(child) for child in value]
+    return value
+
+
+def write_scalar(value: Any) -> str:
+    """YAML text of a scalar, with the same value in YAML 1.1 and 1.2."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return _write_float(value)
+    if isinstance(value, int):
+        return str(value)
+    return _write_text(str(value))
+
+
+def value_text(value: Any) -> str:
+    """One line of YAML of a plain value, for messages; the middle of a long one is left out."""
+    text = _flow(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT // 2]} ... {text[-9:]}"
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+        return "{" + ", ".join(f"{write_scalar(key)}: {_flow(item)}" for key, item in items) + "}"
+    if isinstance(value, list | tuple):
+        entries: Iterable[Any] = value
+        return f"[{', '.join(map(_flow, entries))}]"
+    return write_scalar(value)
+
+
+def _write_float(value: float) -> str:
+    if math.isnan(value):
+        return ".nan"
+    if math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    mantissa, exponent_mark, exponent = repr(value).partition("e")
+    if exponent_mark and "." not in mantissa:
+        mantissa += ".0"  # YAML 1.1 needs the decimal point: 1e-08 would be text
+    return mantissa + exponent_mark + exponent
+
+
+def _write_text(text: str) -> str:
+    if _SAFE_TEXT.fullmatch(text) and text.lower() not in _YAML_1_1_WORDS:
+        return text
+    quoted = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
+    return quoted.strip()
+
 
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 _WITH_UNDERSCORES = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")

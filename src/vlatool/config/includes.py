@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
+from vlatool.config.coerce import Node, Plain, merge, parse_plain
 from vlatool.config.presets import preset_names
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.scalars import Plain, parse_plain
-from vlatool.config.tree import Node, merge
 from vlatool.errors import ConfigError
 from vlatool.storage import uri
 from vlatool.storage.documents import (

@@ -7,10 +7,16 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vlatool.config.coerce import InvalidValue
-from vlatool.config.scalars import write_scalar
+from vlatool.config.coerce import (
+    InvalidValue,
+    Node,
+    child,
+    find,
+    nearest_origin,
+    plain,
+    write_scalar,
+)
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
-from vlatool.config.tree import Node, child, find, nearest_origin, plain
 from vlatool.errors import ConfigError
 from vlatool.events import counted
 from vlatool.plugins import Registry

@@ -1,30 +1,247 @@
 """Resolution of configurations: defaults < presets < files < overrides, merged and validated."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.layers import STRICT, LayerReader, Layers, ReadOptions
-from vlatool.config.overrides import Override
-from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
-from vlatool.config.rules import sections
-from vlatool.config.schema import execution_keys, flat_keys, section_models
-from vlatool.config.tree import (
+from vlatool.config.coerce import (
+    DEFAULT_ORIGIN,
+    TYPED_ORIGIN,
     Node,
+    Plain,
+    Repeated,
     find,
+    from_value,
     leaf_origins,
+    lenient,
     merge,
     nearest_origin,
+    parse_plain,
     plain,
     to_value,
     without,
+    write_scalar,
 )
+from vlatool.config.includes import Budget, read_file, read_text
+from vlatool.config.presets import display_path, preset_kind, preset_path
+from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
+from vlatool.config.rules import sections
+from vlatool.config.schema import execution_keys, flat_keys, mark, section_models
 from vlatool.errors import UsageError
-from vlatool.storage.uri import check_no_credentials
+from vlatool.plugins import Registry
+from vlatool.storage.documents import MAX_DEPTH
+from vlatool.storage.uri import check_no_credentials, location
+
+_INCLUDE_WORD = "include "
+_YAML_STARTS = ("[", "{", '"', "'", "!include ", "!replace ")
+
+
+@dataclass(frozen=True)
+class Override:
+    """Value of a key that overrides all files."""
+
+    key: str  # dotted key; dashes and underscores are equivalent
+    value: Any  # text of the command line, or a value of any type
+    origin: str  # origin such as `command line, --hparams.lr`
+    is_flat: bool = False  # the key was written without its section
+
+
+def parse_override(text: str, option: str = "") -> Override:
+    """Parses an override `a.b=c`."""
+    key, equals, value = text.partition("=")
+    key = key.strip().removeprefix("--")
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        raise UsageError(
+            f"{text!r}: not of the form KEY=VALUE",
+            hint="use KEY=VALUE, for example hparams.lr=1e-4",
+            code="usage.override",
+            details={"override": text},
+        )
+    return Override(key, value, f"{TYPED_ORIGIN}, {option or f'--set {key}'}")
+
+
+def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> Node:
+    """All overrides as one layer; the values of a repeated key become `Repeated`."""
+    layer = Node({}, TYPED_ORIGIN)
+    budget = budget or Budget()
+    for override in overrides:
+        value = replace(_value(override, budget), is_flat=override.is_flat)
+        layer = _put(layer, override.key.replace("-", "_").split("."), value)
+    return layer
+
+
+def _value(override: Override, budget: Budget) -> Node:
+    text, origin = override.value, override.origin
+    if not isinstance(text, str):
+        return from_value(text, origin)
+    if text.startswith(_INCLUDE_WORD):
+        return read_file(text.removeprefix(_INCLUDE_WORD).strip(), budget=budget)
+    if text.startswith(_YAML_STARTS):
+        return _with_origin(read_text(text, origin, budget), origin)
+    return Node(parse_plain(text) if text else Plain("", ""), origin)
+
+
+def _with_origin(node: Node, origin: str) -> Node:
+    """Sets the override as the origin of values in its text, not of those in included files."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _with_origin(item, origin) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_with_origin(item, origin) for item in value]
+    is_in_text = node.origin.startswith(f"{origin}:")
+    return replace(node, value=value, origin=origin if is_in_text else node.origin)
+
+
+def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
+    """Copy of `section` with `value` at a path, merged with values of earlier overrides."""
+    children = dict(section.value) if isinstance(section.value, dict) else {}
+    name, *rest = parts
+    old = children.get(name)
+    if rest:
+        children[name] = _put(old or Node({}, value.origin), rest, value)
+    elif old is None:
+        children[name] = value
+    elif isinstance(old.value, dict) or isinstance(value.value, dict):
+        children[name] = merge(old, value)
+    else:
+        earlier = old.value if isinstance(old.value, Repeated) else (to_value(old),)
+        children[name] = replace(value, value=Repeated((*earlier, to_value(value))))
+    return replace(section, value=children)
+
+
+_INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options of reading layers."""
+
+    preset_kinds: tuple[str, ...] = ()  # allowed folders of presets; empty for all
+    # read files like the published program: ignore unknown keys, and let a key next to `<<` replace
+    # a section of `<<`
+    compat: bool = False
+
+
+STRICT = ReadOptions()
+
+
+@dataclass(frozen=True)
+class ConvertedConfig:
+    """Configuration of another program, converted to the keys used here."""
+
+    tree: Node
+    # the file was written by a program, with all its keys: unknown ones are ignored
+    is_record: bool = False
+    # preset with the defaults of that program, for a command line without presets and files; empty:
+    # none
+    preset: str = ""
+
+
+# Arguments: the tree, and the unconverted earlier files; None if the tree is not of that program.
+Translate = Callable[[Node, Node], ConvertedConfig | None]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Trees in the order in which they are merged."""
+
+    trees: Sequence[Node]  # trees, each merged over the ones before it
+    # files, as named in origins, with values that the user set for this command
+    typed_files: frozenset[str] = frozenset()
+
+    def is_typed(self, origin: str) -> bool:
+        """True if a value of this origin was set explicitly, not by a preset or an include."""
+        return origin.startswith(TYPED_ORIGIN) or origin.rpartition(":")[0] in self.typed_files
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """Reader of the layers of one class of configurations."""
+
+    sections: Mapping[str, str]  # folder of presets to the dotted section that they fill
+    translations: Registry[Any] | None  # converters of configurations of other programs
+    options: ReadOptions
+    # folders with presets; by default those of vlatool and of plugins
+    preset_roots: Sequence[Path] | None = None
+    # top-level keys of a record. A file with all of them was written by a program
+    keys: frozenset[str] = frozenset()
+    budget: Budget = field(default_factory=Budget)  # remaining number of values and files
+
+    def read(
+        self, presets: Sequence[str], files: Sequence[str], overrides: Sequence[Override]
+    ) -> Layers:
+        trees = [self._preset(name) for name in presets]
+        typed_files: list[str] = []
+        earlier = Node({}, TYPED_ORIGIN)
+        for file in files:
+            tree = self._file(file)
+            converted = self._convert_file(tree, earlier)
+            earlier = merge(earlier, tree)
+            trees.append(lenient(converted.tree) if converted.is_record else converted.tree)
+            if not (converted.is_record or self._is_complete_record(tree)):
+                typed_files.append(self._display(location(file)))
+        typed = self._convert(overrides_tree(overrides, self.budget), earlier)
+        if typed.preset and not trees:
+            trees.append(self._preset(typed.preset))
+        return Layers([*trees, typed.tree], frozenset(typed_files))
+
+    def _is_complete_record(self, tree: Node) -> bool:
+        return bool(self.keys) and self.keys <= tree.value.keys()
+
+    def _preset(self, name: str) -> Node:
+        path = preset_path(name, self.preset_roots, self.options.preset_kinds)
+        tree = _check_mapping(read_file(path, display=self._display, budget=self.budget))
+        section = self.sections.get(preset_kind(path, self.preset_roots), "")
+        for name in reversed(section.split(".") if section else ()):
+            tree = Node({name: tree}, tree.origin)
+        return tree
+
+    def _file(self, file: str) -> Node:
+        compat = self.options.compat
+        tree = read_file(file, display=self._display, budget=self.budget, is_shallow=compat)
+        return self._resolve_includes(_check_mapping(tree))
+
+    def _convert_file(self, tree: Node, earlier: Node) -> ConvertedConfig:
+        converted = self._convert(tree, earlier)
+        return replace(converted, is_record=converted.is_record or self.options.compat)
+
+    def _resolve_includes(self, layer: Node) -> Node:
+        """Reads includes of published files: `key: include other.yaml`, from the current folder."""
+        top = {
+            key: read_file(match.group(1), budget=self.budget)
+            if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
+            else node
+            for key, node in layer.value.items()
+        }
+        return replace(layer, value=top)
+
+    def _convert(self, tree: Node, earlier: Node) -> ConvertedConfig:
+        """Converts a tree with the first converter that recognizes it."""
+        table = self.translations
+        for name in table.names() if table is not None else ():
+            translate: Translate = table.get(name)  # pyright: ignore[reportOptionalMemberAccess]
+            if (converted := translate(tree, earlier)) is not None:
+                return converted
+        return ConvertedConfig(tree)
+
+    @property
+    def _display(self) -> Callable[[Path], str]:
+        return partial(display_path, roots=self.preset_roots)
+
+
+def _check_mapping(layer: Node) -> Node:
+    if isinstance(layer.value, dict):
+        return layer
+    problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")
+    raise config_error([problem])
+
 
 C = TypeVar("C", bound=ConfigModel)
 
@@ -293,3 +510,137 @@ def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> 
     """Result with a configuration that has values derived from data, by rules per key."""
     origins = {key: f"derived: {rule}" for key, rule in rules.items()}
     return replace(resolved, config=config, origins={**resolved.origins, **origins})
+
+
+_WIDEST_FLOW = 100
+_COMMENT_COLUMN = 60
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Line of YAML; `key` is the dotted key of its value, empty for the line of a section."""
+
+    text: str
+    key: str = ""
+    rule: str = ""
+
+
+def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:
+    """Writes all values as YAML, in the order of their declaration."""
+    lines = list(_mapping_lines(_fields(resolved.config), "", ""))
+    comments = [_comment(line, resolved.origins, explain=explain) for line in lines]
+    widths = [len(line.text) for line, comment in zip(lines, comments, strict=True) if comment]
+    column = min(max(widths, default=0), _COMMENT_COLUMN) if explain else 0
+    commented = [
+        f"{line.text:<{column}}  # {comment}" if comment else line.text
+        for line, comment in zip(lines, comments, strict=True)
+    ]
+    return "\n".join(commented) + "\n"
+
+
+def values_to_yaml(values: Mapping[str, Any]) -> str:
+    """Writes nested plain data as YAML in the same form."""
+    return "".join(f"{line.text}\n" for line in _mapping_lines(_fields(values), "", ""))
+
+
+def origin_of(key: str, origins: Mapping[str, str]) -> str:
+    """Origin of a dotted key; an item of a list has the origin of the list."""
+    while key:
+        if key in origins:
+            return origins[key]
+        key = key.rpartition(".")[0]
+    return DEFAULT_ORIGIN
+
+
+def value_origins(resolved: Resolved[Any]) -> dict[str, str]:
+    """Map from dotted key to origin of every value, including defaults."""
+    keys = [line.key for line in _mapping_lines(_fields(resolved.config), "", "") if line.key]
+    return {key: origin_of(key, resolved.origins) for key in keys}
+
+
+def _comment(line: _Line, origins: Mapping[str, str], *, explain: bool) -> str:
+    if line.rule:
+        return f"derived: {line.rule}"
+    return origin_of(line.key, origins) if explain and line.key else ""
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Name of a field, its JSON value or section, and the rule if the value is derived later."""
+
+    name: str
+    value: Any
+    rule: str = ""
+
+
+def _fields(value: BaseModel | Mapping[str, Any]) -> list[_Field]:
+    if not isinstance(value, BaseModel):
+        return [_Field(str(name), _plain(item)) for name, item in value.items()]
+    data = value.model_dump(mode="json")
+    fields: list[_Field] = []
+    for name, info in type(value).model_fields.items():
+        item = getattr(value, name)
+        rule = (mark(info, "derived") or "") if item is None else ""
+        fields.append(_Field(name, item if _has_sections(item) else data[name], rule))
+    return fields
+
+
+def _plain(item: Any) -> Any:
+    return item if not isinstance(item, tuple) else list(item)
+
+
+def _has_sections(item: Any) -> bool:
+    if isinstance(item, BaseModel):
+        return True
+    if isinstance(item, dict):
+        return any(_has_sections(part) for part in item.values())
+    return isinstance(item, list | tuple) and any(_has_sections(part) for part in item)
+
+
+def _mapping_lines(fields: list[_Field], indent: str, prefix: str) -> Iterator[_Line]:
+    for row in fields:
+        start = f"{indent}{write_scalar(row.name)}:"
+        yield from _value_lines(start, row.value, indent, f"{prefix}{row.name}", row.rule)
+
+
+def _value_lines(start: str, value: Any, indent: str, key: str, rule: str) -> Iterator[_Line]:
+    if isinstance(value, BaseModel) or (isinstance(value, dict) and value):
+        yield _Line(start)
+        yield from _mapping_lines(_fields(value), f"{indent}  ", f"{key}.")
+        return
+    flow = _flow(value)
+    if flow is not None and (len(start) + len(flow) < _WIDEST_FLOW or not isinstance(value, list)):
+        yield _Line(f"{start} {flow}", key, rule)
+        return
+    yield _Line(start, "" if flow is None else key)
+    for index, item in enumerate(value):
+        yield from _item_lines(item, indent, f"{key}.{index}", is_shown=flow is None)
+
+
+def _item_lines(item: Any, indent: str, key: str, *, is_shown: bool) -> Iterator[_Line]:
+    """Lines of an item of a block list; scalars of a list that is one value have no key."""
+    if isinstance(item, BaseModel) or (isinstance(item, dict) and item):
+        lines = list(_mapping_lines(_fields(item), f"{indent}  ", f"{key}."))
+        first = lines[0]
+        yield _Line(f"{indent}- {first.text.lstrip()}", first.key, first.rule)
+        yield from lines[1:]
+        return
+    flow = _flow(item)
+    if flow is not None:
+        yield _Line(f"{indent}- {flow}", key if is_shown else "")
+        return
+    yield _Line(f"{indent}-")
+    for index, part in enumerate(item):
+        yield from _item_lines(part, f"{indent}  ", f"{key}.{index}", is_shown=is_shown)
+
+
+def _flow(value: Any) -> str | None:
+    """One-line form of a scalar or a list without mappings; None for other values."""
+    if isinstance(value, dict):
+        return None if value else "{}"
+    if isinstance(value, BaseModel):
+        return None
+    if not isinstance(value, list | tuple):
+        return write_scalar(value)
+    items = [_flow(item) for item in value]
+    return None if None in items else f"[{', '.join(item for item in items if item)}]"

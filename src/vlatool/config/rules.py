@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from vlatool.config.base import ConfigModel, Violation
+from vlatool.config.coerce import value_text
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.scalars import value_text
 from vlatool.events import Reporter
 
 

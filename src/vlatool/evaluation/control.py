@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.chunks import ChunkJoiner, Gripper

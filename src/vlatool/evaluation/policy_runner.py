@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import RolloutConfig

@@ -34,7 +34,7 @@ from vlatool.evaluation.image_metrics import (
     ssim,
 )
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.downloads import require_input
+from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import Batch, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info

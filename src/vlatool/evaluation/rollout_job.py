@@ -25,8 +25,7 @@ from vlatool.evaluation.success import success_report
 from vlatool.events import counted
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import input_state, plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.policy import Policy

@@ -18,8 +18,7 @@ from vlatool.errors import DataError, StorageError
 from vlatool.jobs.files import (
     FOLDER,
 )
-from vlatool.storage.checksummed import read_checksummed, write_checksummed
-from vlatool.storage.documents import DocumentError
+from vlatool.storage.documents import DocumentError, read_checksummed, write_checksummed
 from vlatool.storage.lock import Lock, held_lock, is_held
 from vlatool.storage.uri import location
 

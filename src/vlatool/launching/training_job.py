@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.explain import values_to_yaml
 from vlatool.config.problems import Problem, config_error
+from vlatool.config.resolve import values_to_yaml
 from vlatool.config.rules import check_rules, sections, violations
 from vlatool.config.schema import execution_keys
 from vlatool.errors import UsageError

@@ -14,7 +14,7 @@ from vlatool.artifacts.base_model import (
     weight_files,
 )
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
-from vlatool.jobs.downloads import require_input
+from vlatool.jobs.ownership import require_input
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS
 from vlatool.storage.cache import local_copy
 from vlatool.storage.uri import location

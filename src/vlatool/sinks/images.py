@@ -23,8 +23,7 @@ from vlatool.artifacts.images import (
 from vlatool.episode import Array, FrameSource, UInt8Array, stored_bytes
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.transforms.geometry import ResizeMethod, resize
-from vlatool.transforms.resampling import ResizeFilter
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 
 FRAMES_PER_READ = 8
 _LARGEST_SIDE = 16_384  # pixels

@@ -19,7 +19,7 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
-from vlatool.jobs.downloads import data_files
+from vlatool.jobs.ownership import data_files
 from vlatool.pages.layout import (
     Section,
     code,

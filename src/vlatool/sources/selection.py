@@ -15,9 +15,9 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
-from vlatool.jobs.downloads import check_downloaded
-from vlatool.jobs.inputs import InputState, input_state
+from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import check_downloaded
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, field_specs
 from vlatool.sources.order import checked_refs, select

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json
-from vlatool.storage.first_contact import UnreachableHost
 from vlatool.storage.remote import (
     Body,
     ConditionFailed,
@@ -24,6 +23,7 @@ from vlatool.storage.remote import (
     RangeNotSatisfiable,
 )
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
+from vlatool.storage.routes import UnreachableHost
 from vlatool.storage.web_requests import (
     BodyStream,
     Connections,

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
-from vlatool.storage.first_contact import UnreachableHost, reach
 from vlatool.storage.http import http_retry_advice, ranged_body, unusable_answer_error
 from vlatool.storage.remote import (
     Body,
@@ -26,6 +25,7 @@ from vlatool.storage.remote import (
     Upload,
 )
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
+from vlatool.storage.routes import UnreachableHost, reach
 from vlatool.storage.web_requests import (
     READ_TIMEOUT_S,
     SLOWEST,

@@ -7,8 +7,8 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
-from vlatool.storage.blocks import open_blocks
 from vlatool.storage.byte_ranges import open_file
+from vlatool.storage.digests import open_blocks
 from vlatool.storage.remote import is_listable, remote_class
 from vlatool.storage.remote_path import RemotePath
 

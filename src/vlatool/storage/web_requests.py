@@ -20,8 +20,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from vlatool.storage.first_contact import UnreachableHost, has_answered, note_answer, reach
-from vlatool.storage.routes import Route, route
+from vlatool.storage.routes import Route, UnreachableHost, has_answered, note_answer, reach, route
 
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 10

@@ -17,8 +17,7 @@ from vlatool.loading.kinds import data_kind
 from vlatool.models.base import Loss, ModelType, Objective, Part
 from vlatool.plugins import DATA_KINDS
 from vlatool.training.checkpoints import unsaved_digests
-from vlatool.training.config import TrainConfig
-from vlatool.training.sections import EmaConfig, HParams
+from vlatool.training.config import EmaConfig, HParams, TrainConfig
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 

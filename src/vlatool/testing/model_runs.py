@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from signal import SIGTERM
 
@@ -49,7 +49,7 @@ from vlatool.training.metrics import MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
-from vlatool.training.step import LossSums, StepContexts
+from vlatool.training.step import LossSums, StepContexts, TrainStep
 from vlatool.training.trainer import Trainer
 from vlatool.training.validation import ImageLogger, Validation
 from vlatool.workflows.train import save_model_assets
@@ -86,10 +86,15 @@ class _Run:
     setup: TrainSetup
     stops_at: int = -1
 
+    @cached_property
+    def train_step(self) -> TrainStep:
+        """The step of the run."""
+        return TrainStep(self.config.hparams, self.plan, self.runtime, self.setup.placed)
+
     @property
     def contexts(self) -> StepContexts:
         """The contexts of the objective."""
-        return StepContexts(self.runtime, self.setup.placed, self.config.hparams.seed, self.plan)
+        return self.train_step.contexts
 
     def fit(self, batches: Iterator[MicroBatch], example: MicroBatch) -> None:
         """Trains to the end of the plan, or to the requested stop.
@@ -108,10 +113,8 @@ class _Run:
 
         trainer = Trainer(
             plan=plan,
-            h=self.config.hparams,
-            runtime=runtime,
+            train_step=self.train_step,
             placed=placed,
-            contexts=contexts,
             logger=logger,
             validate=Validation(
                 validation_batches, validation_batches, objective, runtime, contexts, logger

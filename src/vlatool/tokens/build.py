@@ -15,38 +15,61 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts.codes.format import CodesFolder
+from vlatool.artifacts.base import other_contents_error
+from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, CodesFolder, is_codes
 from vlatool.artifacts.fast.format import read_fast
-from vlatool.artifacts.lines import read_lines, write_lines
-from vlatool.artifacts.profile import NormalizationProfile
+from vlatool.artifacts.lines import LINES_SUFFIX, read_lines, write_lines
+from vlatool.artifacts.profile import (
+    PUBLISHED,
+    Gripper,
+    NormalizationProfile,
+    check_same_profile,
+    has_profile,
+    read_profile,
+)
 from vlatool.artifacts.samples.check import BUILD
 from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
-from vlatool.artifacts.samples.format import lines_shard_name, packed_name, read_packed
+from vlatool.artifacts.samples.format import (
+    is_inside,
+    is_published,
+    is_samples,
+    lines_shard_name,
+    packed_name,
+    read_packed,
+)
 from vlatool.artifacts.samples.inputs import codes_by_path, encode_actions, stripped
 from vlatool.artifacts.samples.lines import SampleSizes, parse_sample, question
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows.format import (
+    DATA_NAME,
     EPISODE_PREFIX,
     IMAGES_NAME,
     Kind,
     Window,
     image_folder,
+    is_windows,
     lines_name,
+    read_manifest,
     read_windows,
 )
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.inputs import InputState, input_state
+from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import check_downloaded, contents_record
+from vlatool.jobs.record import read_record
+from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.documents import read_document
 from vlatool.storage.tree import files_below
+from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
-SamplesLayout = Literal["jsonl", "packed"]
-
-_HINT = "write the windows again with `vlatool preprocess`, or copy them again"
+_ROTATIONS = ("roll", "pitch", "yaw")
+_TEXT_TOKENIZER = "tokenizer.json"
+_MAX_ACTION_IDS = 2**16  # packed samples have 16 bits per id
 
 
 class WindowFile(NamedTuple):
@@ -60,6 +83,173 @@ class WindowFile(NamedTuple):
         """Number of the episode; None if its name has none."""
         number = self.episode.removeprefix(EPISODE_PREFIX)
         return int(number) if number.isdecimal() else None
+
+
+def check_output_outside_input(output: Path, tree: Path) -> None:
+    """Raises UsageError if the output is the input or inside one of its folders."""
+    inputs = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
+    if output.resolve() == tree.resolve() or any(is_inside(output, path) for path in inputs):
+        raise UsageError(
+            f"{output}: belongs to the input, which is never modified",
+            hint=f"use another --output, such as {tree / 'built'}",
+            code="usage.output_is_input",
+        )
+
+
+def window_files(tree: Path, pattern: str) -> list[WindowFile]:
+    """Files of windows in a tree, sorted by name."""
+    may_be_mixed = is_published(tree)  # each of its files is read
+    if is_samples(tree) and not may_be_mixed:
+        raise DataError.at(
+            tree,
+            "holds samples already",
+            hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
+            code="data.already_built",
+        )
+    is_known = may_be_mixed or is_windows(tree)
+    if not is_known and (error := _other_contents_error(tree)) is not None:
+        raise error
+    record = contents_record(tree)
+    if record is not None and read_manifest(tree) is None:
+        raise record.no_manifest_error(tree)
+    paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
+    files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
+    if not files:
+        raise DataError.at(
+            tree,
+            f"no file of windows matches {pattern}",
+            hint="give the folder that `vlatool preprocess libero` wrote, or another --pattern",
+            code="data.no_windows",
+        )
+    return files
+
+
+def _other_contents_error(tree: Path) -> DataError | None:
+    return other_contents_error(
+        tree,
+        "windows",
+        "write windows with `vlatool preprocess SOURCE --sink jsonl --output DIR`",
+        "data.no_windows",
+    )
+
+
+def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
+    """Codes for a folder of windows; packed ones if both layouts exist; `named`: folder of the
+    codes; None: the one in `tree`.
+    """
+    folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
+    present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
+    if not present:
+        raise DataError.at(
+            tree,
+            f"has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ exists",
+            hint="encode its images first, or pass the folder as --tokens",
+            code="data.no_codes",
+        )
+    opened = [CodesFolder.open(folder) for folder in present]
+    for other in opened[1:]:
+        if opened[0].manifest.identity() != other.manifest.identity():
+            raise UsageError(
+                f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
+                hint=f"select one with --tokens {opened[0].path}",
+                code="usage.two_codes",
+            )
+    _check_current(opened[0])
+    return opened[0]
+
+
+def _check_current(codes: CodesFolder) -> None:
+    """Raises DataError if the images were written again after the codes."""
+    record, above = read_record(codes.path), read_record(codes.path.parent)
+    if record and above and record.parent and record.parent != above.fingerprint:
+        raise DataError.at(
+            codes.path,
+            f"codes of earlier images; {codes.path.parent} was written again since",
+            hint="encode the images again with --overwrite",
+            code="data.stale_codes",
+        )
+
+
+def compatible_tokenizer(folder: Path) -> ActionTokenizer:
+    """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
+    check_downloaded(folder)
+    tokenizer = read_fast(folder)
+    if tokenizer.vocab_size > _MAX_ACTION_IDS:
+        raise DataError.at(
+            folder,
+            f"{tokenizer.vocab_size} ids; samples support {_MAX_ACTION_IDS}",
+            hint=f"fit a tokenizer with --vocab-size {_MAX_ACTION_IDS} or less",
+            code="data.too_many_ids",
+        )
+    return tokenizer
+
+
+def select_profile(name: str | None, fast: Path, gripper: Gripper | None) -> NormalizationProfile:
+    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
+    if not has_profile(fast):
+        return read_profile(name or PUBLISHED, gripper)
+    profile = read_profile(name or str(fast), gripper)
+    check_same_profile(profile, read_profile(str(fast)))
+    return profile
+
+
+def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
+    """Checks the factor by which a profile scales rotations, if one is given."""
+    by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
+    if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
+        raise UsageError(
+            f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
+            hint="write a profile with other factors and pass it as --profile FILE",
+            code="usage.profile_factor",
+        )
+
+
+def read_text_tokenizer(text: str | None, sizes: SampleSizes) -> Any:
+    """Tokenizer of a language model (`tokenizers.Tokenizer`); None if none is configured.
+
+    `text`: location of a folder with a tokenizer.json; may be None; `sizes`: sizes of codes and
+    action ids, for which it must have room.
+    """
+    if text is None:
+        return None
+    from tokenizers import Tokenizer
+
+    folder = location(text)
+    try:
+        tokenizer = Tokenizer.from_str(read_document(folder / _TEXT_TOKENIZER))
+    except Exception as error:  # noqa: BLE001 - the parser raises this very class
+        raise DataError(
+            f"{folder / _TEXT_TOKENIZER}: not a tokenizer: {error}",
+            hint="give the folder of a language model, or leave --tokenizer out",
+            code="data.broken_tokenizer",
+            details={"path": str(folder)},
+        ) from None
+    TokenIds.of(tokenizer, sizes)
+    return tokenizer
+
+
+def instructions_with_code_ids(
+    tasks: Sequence[str], tokenizer: Any, sizes: SampleSizes
+) -> list[str]:
+    """Instructions whose token ids overlap with the ids of codes and actions.
+
+    `tokenizer`: result of `read_text_tokenizer`. None returns instructions with characters outside
+    ASCII: the ids concerned are those of other scripts.
+    """
+    if tokenizer is None:
+        return [task for task in tasks if not task.isascii()]
+    ids = TokenIds.of(tokenizer, sizes)
+    texts = {task: question("vla", task, 0, "") for task in tasks}
+    return [
+        task
+        for task, text in texts.items()
+        if ids.reserved(tokenizer.encode(text, add_special_tokens=False).ids)
+    ]
+
+
+SamplesLayout = Literal["jsonl", "packed"]
+
+_HINT = "write the windows again with `vlatool preprocess`, or copy them again"
 
 
 class WindowShape(NamedTuple):

@@ -16,10 +16,10 @@ from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import folder_entry
-from vlatool.jobs.inputs import InputState
+from vlatool.jobs.job import InputState
 from vlatool.jobs.journal import Receipt
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
-from vlatool.storage.bulk_folder import bulk_folder
+from vlatool.storage.atomic import bulk_folder
 
 
 @dataclass(frozen=True)

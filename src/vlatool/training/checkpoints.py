@@ -50,8 +50,7 @@ from vlatool.models.weights import (
 from vlatool.storage.atomic import atomic_folder, write_bytes
 from vlatool.storage.tree import sha256_of, size_text
 from vlatool.training.runtime import Runtime
-from vlatool.training.scatter import is_source, scatter
-from vlatool.training.state import TrainState
+from vlatool.training.state import TrainState, is_source, scatter
 
 # Bytes of a float32 parameter; one that is trained has an average and two moments too.
 _SIZE_FROZEN, _SIZE_TRAINED = 4, 4 * 4

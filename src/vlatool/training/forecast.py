@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.errors import UsageError
 from vlatool.events import Reporter, counted
 from vlatool.loading.base import Batch, MicroBatch

@@ -19,8 +19,7 @@ from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Batch, Objective, StepContext
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import PlacedParts, Placement
-from vlatool.training.scatter import replace_tensors
-from vlatool.training.state import AVERAGED_AT_ONCE
+from vlatool.training.state import AVERAGED_AT_ONCE, replace_tensors
 from vlatool.training.step import backward
 
 _ATEN = torch.ops.aten

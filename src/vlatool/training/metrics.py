@@ -19,7 +19,7 @@ from vlatool.events import Progress, Reporter, counted
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
 from vlatool.storage.append_log import AppendLog
-from vlatool.training.devices import peak_memory
+from vlatool.training.placement import peak_memory
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import OptimizerStep

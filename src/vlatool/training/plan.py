@@ -13,8 +13,7 @@ from vlatool.config.base import Violation
 from vlatool.errors import UsageError
 from vlatool.events import counted
 from vlatool.loading.base import DataSet
-from vlatool.training.config import TrainConfig
-from vlatool.training.sections import HParams
+from vlatool.training.config import HParams, TrainConfig
 
 
 def learning_rate(h: HParams, step: int, total_steps: int, peak: float | None = None) -> float:

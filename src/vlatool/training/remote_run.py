@@ -17,7 +17,7 @@ from vlatool.artifacts.run.format import CHECKPOINTS, LATEST, RunDir
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.jobs.files import NAME as FILE_LIST
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import (
     OutputRecord,
     output_lock,

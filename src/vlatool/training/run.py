@@ -12,20 +12,18 @@ from vlatool.loading.base import DatasetInfo
 from vlatool.models.policy import Policy
 from vlatool.training.checkpoints import check_space, save_checkpoint
 from vlatool.training.config import TrainConfig
-from vlatool.training.continuation import check_budget
 from vlatool.training.data import DataStreams
-from vlatool.training.devices import peak_tflops
 from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
+from vlatool.training.placement import peak_tflops
 from vlatool.training.plan import TrainPlan, schedule_violations
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import TrainSetup, set_up
+from vlatool.training.setup import TrainSetup, check_budget, set_up
 from vlatool.training.state import TrainState
 from vlatool.training.step import TrainStep
-from vlatool.training.success import RollsOut, SuccessRate, is_pending
 from vlatool.training.sync import RunSync
 from vlatool.training.trackers import tracked
 from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
-from vlatool.training.validation import ImageLogger, Validation
+from vlatool.training.validation import ImageLogger, RollsOut, SuccessRate, Validation, is_pending
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,122 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from vlatool.errors import DataError, UsageError
+from vlatool.events import Reporter, counted
+from vlatool.jobs.ownership import differences_text
+from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part
-from vlatool.models.progress import locate_progress
+from vlatool.models.progress import ProgressOrigin, locate_progress
+from vlatool.models.published import PublishedProgress
 from vlatool.models.trained import existing_weights
-from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
+from vlatool.training.checkpoints import load_checkpoint, restore_optimizer, unsaved_digests
 from vlatool.training.config import TrainConfig
-from vlatool.training.continuation import restore_progress
-from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
+from vlatool.training.resume import identity_keys, run_differences
 from vlatool.training.runtime import Runtime
-from vlatool.training.scatter import tensor_facts, with_facts
-from vlatool.training.state import TrainState, WeightAverage
+from vlatool.training.state import TrainState, WeightAverage, scatter, tensor_facts, with_facts
+from vlatool.training.step import build_optimizer
+
+# Options that are expected to differ from those of the earlier run.
+_OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.exclusive[0])
+
+
+def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainState) -> list[str]:
+    """Restores weights, averages, optimizers and position of another run. Collective; returns
+    messages for the user.
+    """
+    model_type = config.model_type
+    if origin.model_type != model_type.name:
+        raise DataError(
+            f"{origin.text}: has model type {origin.model_type!r}, expected {model_type.name!r}",
+            hint="continue with the configuration that the checkpoint was trained with",
+            code="data.checkpoint_mismatch",
+        )
+    notes: list[str] = []
+    if origin.checkpoint is not None:
+        load_checkpoint(origin.local_checkpoint(), state)
+    else:
+        progress = model_type.open_progress(config.model, state.modules, origin.local_files())
+        _restore_published(progress, state)
+        state.samples = progress.step * config.hparams.global_batch_size
+        notes += progress.notes
+    batch = config.hparams.global_batch_size
+    if state.samples != state.step * batch:
+        raise UsageError(
+            f"{origin.text}: read {counted(state.samples, 'sample')} in "
+            f"{counted(state.step, 'step')}, which is not "
+            f"hparams.global_batch_size={batch} per step",
+            hint="continue with the global batch of that run, or take only its weights: "
+            "init_weights_only: true",
+            code="usage.batch_size",
+        )
+    return [*notes, f"continuing after step {state.step} of {origin.text}"]
+
+
+def report_differences(
+    config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
+) -> None:
+    """Warns if a run that this one continues was trained with other options or data."""
+    if config.init_from is None or config.init_weights_only:
+        return
+    origin = locate_progress(config.init_from, averaged=config.ema.enabled)
+    record = None if origin.checkpoint is None else read_record(origin.checkpoint.parent.parent)
+    if record is None:
+        return
+    before = record.options
+    equal = {key: before.get(key) for key in _OF_EACH_RUN}
+    before, now = {**before, **equal}, {**identity_keys(config), **fingerprint, **equal}
+    unversioned = config.model_copy(update={"overwrite": True})
+    if differences := run_differences(before, now, unversioned):
+        reporter.warn(
+            "continued_with_other_options",
+            f"{config.init_from}: was trained with other options or data, so this run does not end "
+            f"as that one would have: {differences_text(differences)}",
+        )
+
+
+def check_budget(state: TrainState, total_steps: int, location: str) -> None:
+    """Raises UsageError if there is nothing left to train after a checkpoint."""
+    if state.step >= total_steps:
+        raise UsageError(
+            f"{location}: is at step {state.step}, and the budget is "
+            f"{counted(total_steps, 'step')}",
+            hint="the budget counts all steps from the first on: raise it",
+            code="usage.budget_too_small",
+        )
+
+
+def _restore_published(progress: PublishedProgress, state: TrainState) -> None:
+    for name, part in state.parts.items():
+        if part.saved:
+            scatter(progress.weights[name], part.module.state_dict())
+    for name, average in state.averages.items():
+        scatter(progress.averages[name], average.weights)
+        average.updates = progress.num_averaged
+    for name, optimizer in state.optimizers.items():
+        restore_optimizer(_saved_form(progress.moments[name], state, optimizer), state, optimizer)
+    state.step = progress.step
+
+
+def _saved_form(
+    moments: Mapping[str, Mapping[str, Tensor]], state: TrainState, optimizer: Optimizer
+) -> dict[str, Any]:
+    """State of an optimizer as checkpoints hold it, with the options of this run."""
+    parameters = nn.ModuleDict(dict(state.modules)).named_parameters()
+    names = {id(parameter): name for name, parameter in parameters}
+    groups = [
+        {**group, "params": [names[id(parameter)] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    used = [name for group in groups for name in group["params"]]
+    return {"state": {name: dict(moments[name]) for name in used}, "param_groups": groups}
 
 
 @dataclass(frozen=True)

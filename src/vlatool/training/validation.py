@@ -1,26 +1,31 @@
 """Validation of a run, and the images that an objective logs."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlatool.artifacts.run.best import VALIDATION
-from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.run.best import EVALUATION, VALIDATION
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.episode import UInt8Array
+from vlatool.errors import BugError, VlatoolError
 from vlatool.events import Reporter
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
-from vlatool.models.policy import SamplesChunks
+from vlatool.models.policy import Policy, SamplesChunks
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import LossSums, StepContexts
+from vlatool.training.trainer import StopRequest, exit_stopped
 
 _PHASE = "validation"
 _CHUNKS = "validation chunks"
@@ -150,3 +155,72 @@ def save_image_grid(run: RunDir, step: int, images_by_name: Mapping[str, UInt8Ar
 def _row(images: UInt8Array, width: int) -> UInt8Array:
     padding = np.zeros((width - len(images), *images.shape[1:]), np.uint8)
     return np.concatenate([*images, *padding], axis=1)
+
+
+class RollsOut(Protocol):
+    """Rollouts of the checkpoints of a run; evaluation defines them."""
+
+    def check(self, policy: Policy) -> None:
+        """Raises a VlatoolError if a policy cannot act in the environment."""
+        ...
+
+    def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
+        """Rolls out a checkpoint with its averaged weights, if there are any; returns map from name
+        of a metric to value, `success_rate` among them.
+        """
+        ...
+
+
+def is_pending(run: RunDir, step: int, steps: tuple[int, ...]) -> bool:
+    """True if the checkpoint of a step is to be rolled out, and no row of the metrics has it."""
+    rows = read_metrics(run.metrics) if step in steps and run.metrics.is_file() else []
+    measured = [row for row in rows if any(name.startswith(EVALUATION) for name in row)]
+    return step in steps and all(row["step"] != step for row in measured)
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """Rolls out the checkpoint of the present step on rank 0, while the others wait. Collective."""
+
+    run: RunDir  # the run folder
+    runtime: Runtime  # the ranks of the run
+    roll_out: RollsOut | None  # the rollouts; None on ranks that only wait, and if none are planned
+    logger: MetricsLogger  # logs the metrics, and a warning if the rollouts fail; the run continues
+    stop: StopRequest  # A request to stop ends the rollouts at once
+    resume_hint: str  # rest of the note on a run that was stopped
+
+    def __call__(self, state: TrainState) -> None:
+        """Writes the metrics of the rollouts, and the best checkpoint."""
+        started = time.perf_counter()
+        metrics = self._measured(state.step) if self.runtime.is_main else {}
+        metrics, signal = self.runtime.broadcast((metrics, self.stop.received()))
+        if signal is not None:
+            self._exit(state.step, signal)
+        self.logger.meter.leave_out(time.perf_counter() - started)
+        if metrics:
+            values = {f"{EVALUATION}{name}": value for name, value in metrics.items()}
+            self.logger.metrics.write(state.step, {"samples": float(state.samples), **values})
+        if self.runtime.is_main:
+            self.run.update_best()
+
+    def _measured(self, step: int) -> Mapping[str, float]:
+        """Metrics of the rollouts; empty if a request to stop ended them, or if they failed."""
+        assert self.roll_out is not None
+        try:
+            with self.stop.interrupting():
+                return self.roll_out(self.run.checkpoint(step), self.run.rollouts(step))
+        except KeyboardInterrupt:
+            if self.stop.received() is None:
+                raise
+        except BugError:
+            raise
+        except VlatoolError as error:
+            self.logger.reporter.warn(
+                "rollouts_failed",
+                f"the rollouts of step {step} failed, and the run continues: {error.message}",
+            )
+        return {}
+
+    def _exit(self, step: int, signal: int) -> NoReturn:
+        self.logger.reporter.note(f"stopped in the rollouts of step {step}{self.resume_hint}")
+        exit_stopped(signal)

@@ -25,12 +25,10 @@ from vlatool.config.base import Switch, check_required, required_field, unique_i
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.inputs import digest_of, plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import JobRun, JobSpec, digest_of, plan_digest
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.ownership import versions_of
+from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.sources.order import select
@@ -40,18 +38,16 @@ from vlatool.tokens.build import (
     DatasetTotals,
     EpisodeBuilder,
     WindowFile,
-    data_files,
-    write_shards,
-)
-from vlatool.tokens.inputs import (
     check_factor,
     check_output_outside_input,
     compatible_tokenizer,
+    data_files,
     instructions_with_code_ids,
     read_text_tokenizer,
     select_codes,
     select_profile,
     window_files,
+    write_shards,
 )
 
 # A record has the names and digests of inputs instead of these keys, and no key that repeats

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.config.base import check_required
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.evaluation.config import CompareConfig
 from vlatool.evaluation.success import PairCounts

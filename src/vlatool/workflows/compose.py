@@ -12,7 +12,7 @@ from vlatool.config.base import ConfigModel, check_required, execution_field, re
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import DRY_RUN_HELP
-from vlatool.jobs.inputs import current_states, input_state, inputs_of
+from vlatool.jobs.job import current_states, input_state, inputs_of
 from vlatool.jobs.ownership import plan_output, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid

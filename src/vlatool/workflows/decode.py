@@ -7,13 +7,11 @@ from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import check_required
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.inputs import plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.ownership import versions_of
+from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.models.tokenizer import open_tokenizer, rank_device

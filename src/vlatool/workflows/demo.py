@@ -12,8 +12,7 @@ from pydantic import Field
 
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping

@@ -13,16 +13,14 @@ from vlatool.events import Reporter
 from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
-from vlatool.jobs.inputs import InputState, digest_of
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_tree
-from vlatool.storage.partial_file import partial_bytes
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.transfer import TransferPool
+from vlatool.storage.transfer import TransferPool, partial_bytes
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_inside, local_path

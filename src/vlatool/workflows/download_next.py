@@ -8,7 +8,7 @@ from pathlib import Path
 from vlatool.artifacts.base import recognize
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.errors import VlatoolError
-from vlatool.jobs.downloads import open_requests
+from vlatool.jobs.ownership import open_requests
 from vlatool.jobs.record import read_record
 from vlatool.sources.detection import detect_source
 from vlatool.storage.uri import local_path

@@ -13,19 +13,16 @@ from vlatool.events import Reporter, counted
 from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.inputs import InputState
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import InputState, JobRun, JobSpec
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
-from vlatool.storage.chunk_stream import ChunkStream, Consumer
-from vlatool.storage.partial_file import partial_bytes
 from vlatool.storage.reader import changed_error
 from vlatool.storage.remote import ObjectInfo, call
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.transfer import TransferPool
+from vlatool.storage.transfer import ChunkStream, Consumer, TransferPool, partial_bytes
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.workflows.download_files import (

@@ -22,12 +22,10 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
-from vlatool.jobs.inputs import InputState, input_state, plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.ownership import versions_of
+from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_command
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
@@ -38,7 +36,7 @@ from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import EncodeConfig
-from vlatool.tokens.images import EpisodeOpener
+from vlatool.tokens.encode import EpisodeOpener
 
 if TYPE_CHECKING:
     from vlatool.tokens.encode import EncodeRule

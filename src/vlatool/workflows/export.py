@@ -37,12 +37,10 @@ from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.ownership import versions_of
+from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file

@@ -30,8 +30,8 @@ from vlatool.storage.atomic import (
     sync_path,
 )
 from vlatool.storage.background import in_background
-from vlatool.storage.chunk_stream import Consumer
 from vlatool.storage.crash_points import crash_point
+from vlatool.storage.transfer import Consumer
 
 _SYNC_S = 2.0
 

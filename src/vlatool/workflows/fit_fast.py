@@ -35,9 +35,8 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.ownership import plan_output, single_output
+from vlatool.jobs.ownership import plan_output, require_input, single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vlatool.config.base import check_required, execution_field
-from vlatool.config.explain import values_to_yaml
 from vlatool.config.problems import Problem, config_error
+from vlatool.config.resolve import values_to_yaml
 from vlatool.config.schema import execution_keys
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter

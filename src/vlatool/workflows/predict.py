@@ -16,8 +16,7 @@ from vlatool.artifacts.base import recognize
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.downloads import require_input
-from vlatool.jobs.ownership import check_owner, single_output, versions_of
+from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
 from vlatool.loading.frames import episode_named

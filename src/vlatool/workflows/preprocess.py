@@ -14,18 +14,15 @@ from vlatool.config.base import (
     required_field,
     unique_items,
 )
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.inputs import plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.ownership import versions_of
+from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
 from vlatool.pages.text import few_text

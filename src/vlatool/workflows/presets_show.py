@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlatool.config.base import ConfigModel, check_required, required_field
-from vlatool.config.explain import values_to_yaml
-from vlatool.config.layers import STRICT, LayerReader
+from vlatool.config.coerce import plain
 from vlatool.config.presets import PresetInfo, display_path, preset_info
-from vlatool.config.tree import plain
+from vlatool.config.resolve import STRICT, LayerReader, values_to_yaml
 from vlatool.events import NULL, Reporter
 from vlatool.training.config import TrainConfig
 

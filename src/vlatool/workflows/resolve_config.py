@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlatool.config.explain import to_yaml, value_origins
-from vlatool.config.resolve import Resolved, with_derived
+from vlatool.config.resolve import Resolved, to_yaml, value_origins, with_derived
 from vlatool.config.rules import violations
 from vlatool.config.schema import unset_required
 from vlatool.errors import UsageError

@@ -14,12 +14,11 @@ from vlatool.artifacts.run.best import VALIDATION_LOSSES
 from vlatool.artifacts.run.page import changed_text, overview, run_page, step_text
 from vlatool.artifacts.run.summary import RunSummary, find_runs, read_summary
 from vlatool.config.base import ConfigModel, check_required, required_field
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.inspection.inspect import check_target
-from vlatool.jobs.downloads import require_input
-from vlatool.jobs.ownership import differing_keys
+from vlatool.jobs.ownership import differing_keys, require_input
 from vlatool.pages.curves import chart_grid, curve_charts
 from vlatool.pages.layout import Section, code, heading, page, table
 from vlatool.pages.text import number_text, spark_text, text_table

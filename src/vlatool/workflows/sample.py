@@ -14,8 +14,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.inputs import InputState, plan_digest
-from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.job import InputState, JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command

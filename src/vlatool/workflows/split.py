@@ -22,7 +22,7 @@ from vlatool.config.base import ConfigModel, check_required, execution_field, re
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
-from vlatool.jobs.downloads import require_input
+from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.tree import file_names

@@ -23,7 +23,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.inputs import digest_of, input_state
+from vlatool.jobs.job import digest_of, input_state
 from vlatool.pages.text import few_text
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import is_remote, location, pinned

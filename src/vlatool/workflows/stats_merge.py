@@ -27,8 +27,8 @@ from vlatool.config.base import ConfigModel, execution_field, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
-from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import FOLDER
+from vlatool.jobs.ownership import check_downloaded
 from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.uri import location, pinned
 

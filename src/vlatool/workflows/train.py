@@ -130,7 +130,7 @@ if TYPE_CHECKING:
     from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState
-    from vlatool.training.success import RollsOut
+    from vlatool.training.validation import RollsOut
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -272,8 +272,8 @@ def _claim(
     setup: "RunSetup", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
 ) -> tuple["RunSetup", OutputRecord]:
     """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
-    from vlatool.training.continuation import report_differences
     from vlatool.training.run import retention_of
+    from vlatool.training.setup import report_differences
     from vlatool.training.sync import RunSync
 
     config, info, run = setup.config, setup.info, setup.run

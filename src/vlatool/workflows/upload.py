@@ -18,12 +18,12 @@ from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageErr
 from vlatool.events import NULL, Reporter, counted
 from vlatool.inspection.inspect import inspect_location
 from vlatool.jobs.command import DRY_RUN_HELP
-from vlatool.jobs.downloads import require_input
+from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import is_being_written
 from vlatool.pages.text import few_text
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
-from vlatool.storage.hub_upload import RepositoryWriter, UploadFile
+from vlatool.storage.hub import RepositoryWriter, UploadFile
 from vlatool.storage.remote import ObjectInfo
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_remote, local_path, location

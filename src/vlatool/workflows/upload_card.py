@@ -10,7 +10,7 @@ from vlatool.artifacts.base import contents_text
 from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.credentials import without_credentials
 from vlatool.events import counted
-from vlatool.jobs.downloads import contents_record
+from vlatool.jobs.ownership import contents_record
 from vlatool.jobs.record import OutputRecord
 from vlatool.pages.report import Report
 from vlatool.storage.tree import size_text

@@ -16,8 +16,8 @@ from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.credentials import credentials_pattern
 from vlatool.errors import DataError, name_error
-from vlatool.jobs.downloads import data_files
-from vlatool.storage.hub_upload import UploadFile
+from vlatool.jobs.ownership import data_files
+from vlatool.storage.hub import UploadFile
 
 CARD = "README.md"
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")

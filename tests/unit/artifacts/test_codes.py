@@ -18,7 +18,7 @@ from vlatool.artifacts.codes.format import (
     write_codes,
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.tokens.inputs import select_codes
+from vlatool.tokens.build import select_codes
 
 STEMS = ("X_image_episode_000000_frame_000000", "X_image_episode_000000_frame_000001")
 GOOD = list(range(32))

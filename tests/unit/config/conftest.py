@@ -8,8 +8,7 @@ import pytest
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel, derived_field, required_field
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.resolve import Resolved, load_config, parse_override
 from vlatool.errors import ConfigError
 from vlatool.plugins import Registry
 

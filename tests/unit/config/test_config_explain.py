@@ -5,9 +5,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlatool.config.explain import to_yaml
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config, to_yaml
 from vlatool.config.schema import choices, dotted_keys, unset_required
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)

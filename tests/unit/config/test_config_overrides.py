@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlatool.config.overrides import Override, overrides_tree, parse_override
-from vlatool.config.tree import to_value
+from vlatool.config.coerce import to_value
+from vlatool.config.resolve import Override, overrides_tree, parse_override
 from vlatool.errors import UsageError
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, UsageError
 
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlatool.config.scalars import core_value, write_scalar
+from vlatool.config.coerce import core_value, write_scalar
 
 
 @pytest.mark.parametrize(

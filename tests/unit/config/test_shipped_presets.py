@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.models.future_vla.token_ids import TINY_RESERVED
 from vlatool.training.config import TrainConfig

@@ -4,7 +4,7 @@ import pytest
 
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.episode import PoseGroup
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
 from vlatool.sources.selection import EpisodeSelection
 from vlatool.sources.spartan.config import SpartanConfig
 

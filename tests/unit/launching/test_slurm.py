@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.slurm import slurm_programs
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import ConfigError
 from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script
 

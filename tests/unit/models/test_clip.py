@@ -26,7 +26,7 @@ from vlatool.models.diffusion_policy.config import (
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.progress import trainable_names
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
-from vlatool.training.optim import default_param_groups
+from vlatool.training.step import default_param_groups
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
 

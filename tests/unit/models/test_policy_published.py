@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from vlatool.config.layers import ReadOptions
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.resolve import ReadOptions, Resolved, load_config, parse_override
 from vlatool.errors import ConfigError
 from vlatool.training.config import TrainConfig
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import ConfigError
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.published import published_keys, published_tree

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import StorageError
-from vlatool.storage.bulk_folder import bulk_folder
+from vlatool.storage.atomic import bulk_folder
 
 
 def names(folder: Path) -> set[str]:

@@ -8,9 +8,9 @@ from contextlib import closing
 import pytest
 
 from vlatool.errors import StorageError
-from vlatool.storage import first_contact
-from vlatool.storage.first_contact import UnreachableHost, reach
+from vlatool.storage import routes
 from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.routes import UnreachableHost, reach
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_host_that_has_answered_is_retried(
 def test_host_that_never_answers_is_given_up(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(first_contact, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(routes, "ANSWER_TIMEOUT_S", 0.3)
     started = time.monotonic()
     waiting = [socket.socket() for _ in range(4)]  # the system drops connections after these
     for connection in waiting:

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders.recording import RecordedBar
-from vlatool.storage.partial_file import PartialFile
 from vlatool.storage.remote import Address, ObjectInfo
-from vlatool.storage.transfer import TransferPool
+from vlatool.storage.transfer import PartialFile, TransferPool
 from vlatool.storage.web_requests import requested_wait
 
 DATE = formatdate(1_800_000_000, usegmt=True)

@@ -17,11 +17,10 @@ from vlatool.models.base import OptimizerSpec, Part
 from vlatool.models.weights import read_weights
 from vlatool.storage.atomic import remove_partials
 from vlatool.training.checkpoints import load_checkpoint, save_checkpoint, unsaved_digests
-from vlatool.training.config import TrainConfig
-from vlatool.training.optim import build_optimizer, update
+from vlatool.training.config import EmaConfig, HParams, TrainConfig
 from vlatool.training.runtime import Runtime
-from vlatool.training.sections import EmaConfig, HParams
 from vlatool.training.state import TrainState, WeightAverage
+from vlatool.training.step import build_optimizer, update
 
 RUNTIME = Runtime(TrainConfig(hparams=HParams(precision="float32")))
 YES = torch.tensor(True)

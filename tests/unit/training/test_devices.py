@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlatool.training.devices import bfloat16_tflops
+from vlatool.training.placement import bfloat16_tflops
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from vlatool.training.memory import AllocationMeter
-from vlatool.training.scatter import replace_tensors
+from vlatool.training.state import replace_tensors
 
 CPU = torch.device("cpu")
 FLOAT = 4

@@ -13,8 +13,8 @@ from vlatool.jobs.files import FileEntry
 from vlatool.plugins import SCHEMES
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import location
-from vlatool.training.mirror import RunMirror
 from vlatool.training.remote_run import copy_to_machine
+from vlatool.training.sync import RunMirror
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from pydantic import ValidationError
 
 from vlatool.errors import UsageError
 from vlatool.loading.base import DataSet, ShardInfo
-from vlatool.training.config import TrainConfig
+from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.plan import TrainPlan, learning_rate, make_plan, schedule_violations, to_steps
-from vlatool.training.sections import HParams
 
 
 def plan(

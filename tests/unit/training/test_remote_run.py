@@ -7,8 +7,7 @@ import pytest
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.overrides import Override
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
 from vlatool.jobs.ownership import owner_of
 from vlatool.jobs.record import OutputRecord

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from vlatool.training.sections import EmaConfig
+from vlatool.training.config import EmaConfig
 from vlatool.training.state import WeightAverage
 
 YES, NO = torch.tensor(True), torch.tensor(False)

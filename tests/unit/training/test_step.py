@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from vlatool.models.base import Loss
-from vlatool.training.config import TrainConfig
+from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.runtime import Runtime
-from vlatool.training.sections import HParams
 from vlatool.training.step import AsyncHostCopy, LossSums, ReducedLoss
 
 CPU = torch.device("cpu")

@@ -13,9 +13,8 @@ from tests.builders.regression import Fixture, Regression, dummy_of, micro_batch
 from vlatool.errors import DataError
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
-from vlatool.training.config import TrainConfig
+from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.runtime import Runtime
-from vlatool.training.sections import HParams
 from vlatool.training.trainer import StopRequest
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from tests.builders.recording import Recorder
-from vlatool.config.overrides import parse_override
-from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.resolve import Resolved, load_config, parse_override
 from vlatool.config.rules import check_rules, explicit_keys, violations
 from vlatool.errors import ConfigError
 from vlatool.training.config import TrainConfig

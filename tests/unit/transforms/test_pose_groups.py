@@ -7,9 +7,8 @@ import pytest
 
 from vlatool.episode import Episode
 from vlatool.errors import DataError
-from vlatool.transforms.chunks import relative_chunks
-from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
-from vlatool.transforms.relative import relative_fields
+from vlatool.transforms.action_tokenizer import relative_chunks
+from vlatool.transforms.relative import PoseGroupConfig, relative_fields, with_pose_groups
 
 XYZ = [[1.0, 2, 3], [2, 2, 3]]
 ROT6D = [[0.0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]]

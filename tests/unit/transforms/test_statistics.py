@@ -6,24 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.transforms.quantiles import (
+from vlatool.transforms.statistics import (
     COMPRESSION,
     MAX_BUFFER,
-    Digest,
-    digest_of,
-    from_state,
-    merge_digests,
-    quantile,
-    to_state,
-)
-from vlatool.transforms.statistics import (
     PERCENTILES,
+    Digest,
     StatisticsAccumulator,
     WindowStatistics,
+    digest_of,
     from_arrays,
+    from_state,
     merge,
+    merge_digests,
+    quantile,
     summary,
     to_arrays,
+    to_state,
     window_statistics,
 )
 

@@ -24,12 +24,11 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.downloads import contents_record
 from vlatool.jobs.files import FileEntry, folder_entry
-from vlatool.jobs.inputs import InputState, input_state
-from vlatool.storage.atomic import write_bytes
+from vlatool.jobs.job import InputState, input_state
+from vlatool.jobs.ownership import contents_record
+from vlatool.storage.atomic import bulk_folder, write_bytes
 from vlatool.storage.background import in_parallel
-from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import can_list, is_file_name, is_remote

@@ -12,8 +12,7 @@ import numpy as np
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.experiment.format import FILES, CheckpointFiles, Experiment, differing_files
 from vlatool.artifacts.stats.format import number_array
-from vlatool.config.layers import ReadOptions
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import ReadOptions, load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.jobs.record import read_record

@@ -19,8 +19,7 @@ from vlatool.artifacts.shards.format import METADATA_NAME, read_preprocessing_co
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
-from vlatool.storage.checksummed import write_checksummed
-from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.documents import DocumentError, read_yaml, write_checksummed
 from vlatool.storage.uri import can_list, is_remote
 
 CONFIG, MODEL = "config.yaml", "config_model.yaml"

@@ -25,7 +25,7 @@ from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.manifest import Count, FileName, ManifestType
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
-from vlatool.jobs.downloads import check_downloaded, contents_record, require_input
+from vlatool.jobs.ownership import check_downloaded, contents_record, require_input
 from vlatool.storage.atomic import remove_file, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document

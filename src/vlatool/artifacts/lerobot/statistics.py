@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array, UInt8Array
-from vlatool.transforms.quantiles import quantile
-from vlatool.transforms.statistics import WindowStatistics, finite_lists, window_statistics
+from vlatool.transforms.statistics import (
+    WindowStatistics,
+    finite_lists,
+    quantile,
+    window_statistics,
+)
 
 Stats = dict[str, Any]
 

@@ -25,7 +25,7 @@ from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
 from vlatool.errors import DataError, StorageError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import (
     remove_atomically,

@@ -9,7 +9,7 @@ from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest, is_ch
 from vlatool.artifacts.run.format import CONFIG, DROPS, METRICS, OPTIONS_NAME, RunDir, is_run
 from vlatool.artifacts.stats.format import STATS_NAME
 from vlatool.errors import DataError
-from vlatool.jobs.downloads import check_downloaded, require_input
+from vlatool.jobs.ownership import check_downloaded, require_input
 from vlatool.storage.cache import FileCache
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list, is_remote, pinned

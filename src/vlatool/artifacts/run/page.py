@@ -10,8 +10,8 @@ from vlatool.artifacts.run.best import SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, checkpoint_step
 from vlatool.artifacts.run.format import IMAGES
 from vlatool.artifacts.run.summary import RunSummary
-from vlatool.config.explain import origin_of
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
+from vlatool.config.resolve import origin_of
 from vlatool.errors import DataError
 from vlatool.pages.charts import MAX_LINES, PER_SCREEN
 from vlatool.pages.curves import Curve, chart_grid, curve_charts

@@ -26,7 +26,7 @@ from vlatool.artifacts.samples.lines import PUBLISHED_SIZES, SampleSizes, TokenS
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError, UsageError
-from vlatool.jobs.downloads import contents_record
+from vlatool.jobs.ownership import contents_record
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list, location
 

@@ -22,7 +22,7 @@ from vlatool.artifacts.windows.format import DATA_NAME, Kind, Window, read_windo
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.downloads import data_files
+from vlatool.jobs.ownership import data_files
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (

@@ -26,13 +26,19 @@ from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics,
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import read_file_list
+from vlatool.jobs.ownership import check_downloaded
 from vlatool.jobs.record import OutputRecord, read_valid_record
 from vlatool.storage.atomic import write_text
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.checksummed import read_checksummed, write_checksummed
-from vlatool.storage.documents import DocumentError, parse_json, read_document, read_yaml
+from vlatool.storage.documents import (
+    DocumentError,
+    parse_json,
+    read_checksummed,
+    read_document,
+    read_yaml,
+    write_checksummed,
+)
 from vlatool.storage.uri import is_file_name
 
 MANIFEST_NAME = "manifest.jsonl"

@@ -23,8 +23,14 @@ from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
-from vlatool.transforms.quantiles import Digest, from_state, scaled
-from vlatool.transforms.statistics import WindowStatistics, merge, summary
+from vlatool.transforms.statistics import (
+    Digest,
+    WindowStatistics,
+    from_state,
+    merge,
+    scaled,
+    summary,
+)
 
 STATS_NAME = "stats.json"
 DIGESTS_NAME = "stats_digests.npz"

@@ -18,8 +18,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
 from vlatool.storage.atomic import remove_file, remove_partials_of, write_bytes
-from vlatool.storage.checksummed import read_checksummed, write_checksummed
-from vlatool.storage.documents import DocumentError
+from vlatool.storage.documents import DocumentError, read_checksummed, write_checksummed
 
 
 @dataclass(frozen=True)

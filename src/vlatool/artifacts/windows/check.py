@@ -37,7 +37,12 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import FileInfo, files_below
-from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
+from vlatool.transforms.action_tokenizer import (
+    future_actions,
+    future_frames,
+    past_frames,
+    with_padding,
+)
 
 _WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
 _WRITER = "write the data with vlatool preprocess, or fix the program that wrote them"

@@ -24,7 +24,7 @@ from vlatool.artifacts.windows.format import (
 )
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.downloads import data_files
+from vlatool.jobs.ownership import data_files
 from vlatool.jobs.record import read_valid_record
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips

@@ -9,7 +9,7 @@ from vlatool.config.base import ConfigModel, required_field
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.config import LoadingConfig
-from vlatool.transforms.resampling import ResizeFilter, resampled
+from vlatool.transforms.geometry import ResizeFilter, resampled
 
 
 class ImagePreprocessing(ConfigModel):

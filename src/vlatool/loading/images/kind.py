@@ -30,7 +30,7 @@ from vlatool.artifacts.tar import ShardIndex, cached_index, shard_index
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
 from vlatool.loading.shard_reader import (

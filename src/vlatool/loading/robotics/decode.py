@@ -12,7 +12,7 @@ import numpy as np
 
 from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, image_suffix
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted

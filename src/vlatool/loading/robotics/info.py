@@ -15,9 +15,9 @@ from vlatool.artifacts.stats.format import (
     read_mergeable,
     read_stats,
 )
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.robotics.config import RoboticsDataConfig, image_names
 from vlatool.plugins import did_you_mean

@@ -12,7 +12,7 @@ from vlatool.artifacts.fields import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, compact
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig

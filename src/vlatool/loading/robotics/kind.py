@@ -32,9 +32,8 @@ from vlatool.loading.robotics.init_statistics import select_statistics
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.loading.robotics.ranges import report_ranges
 from vlatool.transforms.augmentation import central_box
-from vlatool.transforms.geometry import ResizeMethod, resize
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 from vlatool.transforms.relative import groups_by_name
-from vlatool.transforms.resampling import ResizeFilter
 
 if TYPE_CHECKING:
     from vlatool.loading.robotics.pairs import RoboticsPairs

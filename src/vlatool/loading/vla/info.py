@@ -32,11 +32,11 @@ from vlatool.artifacts.windows.format import (
     Kind,
     WindowManifest,
 )
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.downloads import require_input
-from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.job import digest_of
+from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.sample import VlaShape

@@ -27,8 +27,7 @@ from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics
-from vlatool.config.layers import ReadOptions
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import ReadOptions, load_config
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter

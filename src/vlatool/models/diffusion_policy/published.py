@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from vlatool.config.layers import ConvertedConfig
-from vlatool.config.tree import Node, child, find, from_value, plain
+from vlatool.config.coerce import Node, child, find, from_value, plain
+from vlatool.config.resolve import ConvertedConfig
 
 # Each process of the published program derives these and records them: only a record has them.
 _PROCESS_KEYS = ("use_distributed", "rank", "local_rank", "device")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from vlatool.config.layers import ConvertedConfig
+from vlatool.config.coerce import Node, from_value, merge, plain, without
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.tree import Node, from_value, merge, plain, without
+from vlatool.config.resolve import ConvertedConfig
 
 # Processes of the published launch; the published batch size is per process.
 _PROCESSES = 8

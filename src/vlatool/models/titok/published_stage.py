@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from vlatool.config.layers import ConvertedConfig
-from vlatool.config.problems import Problem, config_error
-from vlatool.config.tree import (
+from vlatool.config.coerce import (
     TYPED_ORIGIN,
     Node,
     find,
@@ -22,6 +20,8 @@ from vlatool.config.tree import (
     plain,
     without,
 )
+from vlatool.config.problems import Problem, config_error
+from vlatool.config.resolve import ConvertedConfig
 from vlatool.models.titok.published import (
     MODEL,
     MODEL_KEYS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.jobs.downloads import require_input
+from vlatool.jobs.ownership import require_input
 from vlatool.models.base import Part
 from vlatool.models.vqgan.config import (
     FEATURES,

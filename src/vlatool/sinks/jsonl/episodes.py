@@ -27,8 +27,13 @@ from vlatool.jobs.files import folder_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.images import ImageWriter
 from vlatool.sinks.jsonl.config import JsonlConfig, QaMode
-from vlatool.storage.bulk_folder import bulk_folder
-from vlatool.transforms.chunks import future_frames, past_frames, relative_chunks, with_padding
+from vlatool.storage.atomic import bulk_folder
+from vlatool.transforms.action_tokenizer import (
+    future_frames,
+    past_frames,
+    relative_chunks,
+    with_padding,
+)
 from vlatool.transforms.relative import stored_from
 
 _RECORDED = "original"  # kind of annotation: the instruction during recording

@@ -11,11 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.config.base import unique_items
 from vlatool.sinks.base import SinkConfig
 from vlatool.sinks.images import ImageSize, ResizingMethod, height_and_width
-from vlatool.transforms.geometry import quarter_turns
-from vlatool.transforms.pose_groups import PoseGroupConfig
-from vlatool.transforms.resampling import ResizeFilter
-from vlatool.transforms.sampling import SampleSpec
-from vlatool.transforms.windows import Padding, StillnessSpec, WindowSpec
+from vlatool.transforms.geometry import ResizeFilter, quarter_turns
+from vlatool.transforms.relative import PoseGroupConfig
+from vlatool.transforms.windows import Padding, SampleSpec, StillnessSpec, WindowSpec
 
 
 class LbmConfig(SinkConfig):

@@ -25,9 +25,9 @@ from vlatool.sinks.images import FRAMES_PER_READ, read_frames
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.storage.atomic import open_atomic
 from vlatool.transforms.geometry import ImageGeometry
-from vlatool.transforms.pose_groups import with_pose_groups
-from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
+from vlatool.transforms.relative import with_pose_groups
 from vlatool.transforms.statistics import to_arrays
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec
 
 # Inflating, resizing and encoding release the GIL: with two threads per worker no core is idle
 # while the last episode of a run is read or written.

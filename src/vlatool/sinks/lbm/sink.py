@@ -29,9 +29,8 @@ from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.sinks.lbm.episodes import LBM, EpisodeWriter, stored_episode
 from vlatool.sinks.lbm.shards import SampleIndex, write_shards
 from vlatool.storage.atomic import remove_file
-from vlatool.transforms.sampling import EpisodeSampler
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, from_arrays
-from vlatool.transforms.windows import make_windows
+from vlatool.transforms.windows import EpisodeSampler, make_windows
 
 # Published options that do not affect the data; they are written with the value null.
 _UNUSED_KEYS = (

@@ -25,7 +25,7 @@ from vlatool.artifacts.lerobot.format import (
     split_spans,
 )
 from vlatool.artifacts.lerobot.tables import episode_spans
-from vlatool.config.scalars import value_text
+from vlatool.config.coerce import value_text
 from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.events import counted
