@@ -11,7 +11,7 @@ import pytest
 from tests.builders.libero import convert, convert_error
 from tests.builders.preprocessing import contents
 from tests.builders.verifying import verified
-from vlatool.artifacts.fast.chunks import ChunkFile, find_chunks
+from vlatool.artifacts.fast.format import ChunkFile, find_chunks
 from vlatool.artifacts.profile import compute_profile
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.windows.format import read_manifest

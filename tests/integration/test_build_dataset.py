@@ -21,8 +21,8 @@ from vlatool.artifacts.codes.format import CodesManifest
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile, write_profile
+from vlatool.artifacts.samples.episode import parse_sample
 from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.artifacts.samples.lines import parse_sample
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app

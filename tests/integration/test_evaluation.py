@@ -23,7 +23,7 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
-from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.field_summary import dimension_label
 from vlatool.artifacts.shards.format import read_manifest
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError, UsageError

@@ -19,8 +19,8 @@ from PIL import Image
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
-from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.artifacts.tar import TarWriter, member_bytes
+from vlatool.artifacts.tar_sample import write_arrays
 from vlatool.errors import StorageError, UsageError
 from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess

@@ -24,8 +24,8 @@ from tests.builders.loading import (
     write_shards,
 )
 from tests.builders.spartan import spartan_task
-from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.tar import index_by_headers
+from vlatool.artifacts.tar_sample import read_members
 from vlatool.errors import DataError
 from vlatool.loading.loader import LoaderPlan
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder

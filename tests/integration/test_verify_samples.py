@@ -15,8 +15,7 @@ from tests.builders.codes import plain_fast, published_windows, tokenizer_digest
 from tests.builders.verifying import verified
 from vlatool.artifacts.codes.format import CodesFolder, EpisodeCodes, write_codes
 from vlatool.artifacts.profile import read_profile, write_profile
-from vlatool.artifacts.samples.episode import EpisodeSamples
-from vlatool.artifacts.samples.lines import parse_sample, render_sample
+from vlatool.artifacts.samples.episode import EpisodeSamples, parse_sample, render_sample
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
-from vlatool.artifacts.fast.chunks import find_chunks
+from vlatool.artifacts.fast.format import find_chunks
 from vlatool.cli.app import run
 
 

@@ -23,9 +23,9 @@ from tests.builders.shards import shard_output
 from tests.builders.tokenizers import tiny_titok
 from tests.builders.toy_images import write_image_shards
 from tests.builders.verifying import verified
-from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.tar import ShardIndex, index_by_headers, member_bytes
+from vlatool.artifacts.tar_sample import read_members
 from vlatool.cli.failures import as_vlatool_error
 from vlatool.errors import DataError
 from vlatool.jobs.executor import attempt

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from vlatool.artifacts.fragment import MAX_EXTENDED
+from vlatool.artifacts.tar_sample import MAX_EXTENDED
 from vlatool.errors import DataError
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.uri import is_file_name

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ import simplejpeg
 from PIL import Image, ImageDraw
 
 from vlatool.episode import Array, UInt8Array
+from vlatool.pages.images import FrameView
+from vlatool.storage.byte_ranges import read_file
 
 # Larger images are not decoded; no robot has such a camera.
 MAX_PIXELS = 2**26
@@ -303,3 +306,32 @@ def _pillow_image_info(data: bytes) -> ImageInfo:
             raise ValueError(f"values instead of colors (mode {image.mode!r}), such as depth")
         is_plain = image.mode == "RGB" and frames == 1
         return ImageInfo(name, image.height, image.width, is_plain, frames)
+
+
+def file_view(path: Path) -> FrameView:
+    """Image of a file."""
+    try:
+        return FrameView(visible_image(read_file(path)))
+    except FileNotFoundError:
+        return FrameView(None, problem="is missing")
+    except (OSError, ValueError):
+        return FrameView(None, problem="cannot be decoded")
+
+
+def visible_image(data: bytes) -> Image.Image:
+    """Decodes a JPEG or PNG as RGB; depth and labels of 16 bits as gray values."""
+    with open_image(data) as image:
+        if image.mode.startswith("I"):
+            return _values_as_gray(image)
+    return Image.fromarray(decode_rgb(data))
+
+
+def _values_as_gray(image: Image.Image) -> Image.Image:
+    """Depth or labels of 16 bits, scaled to visible gray values; 0 stays black."""
+    values = np.asarray(image, np.float64)
+    positive = values[values > 0]
+    if not positive.size:
+        return Image.new("RGB", image.size)
+    low, high = positive.min(), positive.max()
+    gray = 60 + 195 * (values - low) / max(high - low, 1)
+    return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")

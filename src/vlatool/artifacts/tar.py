@@ -21,9 +21,14 @@ from typing import IO
 
 import numpy as np
 
-from vlatool.artifacts.fragment import LimitedHeader
-from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
-from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
+from vlatool.artifacts.tar_sample import (
+    ARRAYS,
+    METADATA,
+    LimitedHeader,
+    StoredSample,
+    read_arrays,
+    write_arrays,
+)
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.byte_ranges import open_file, open_forward, read_file

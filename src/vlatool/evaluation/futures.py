@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.artifacts.video import encode_video
+from vlatool.artifacts.clips import encode_video
 from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig

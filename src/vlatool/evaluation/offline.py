@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.field_summary import dimension_label
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig

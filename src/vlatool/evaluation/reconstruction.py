@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlatool.artifacts.published_networks import INCEPTION, find_network
+from vlatool.artifacts.base_model import INCEPTION, find_network
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.image_metrics import (

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from vlatool.artifacts.fields import dimension_names
+from vlatool.artifacts.field_summary import dimension_names
 from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import DataError
 from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState

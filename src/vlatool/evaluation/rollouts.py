@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.video import VideoEncoder
+from vlatool.artifacts.clips import VideoEncoder
 from vlatool.episode import UInt8Array
 from vlatool.evaluation.controllers import Controller, check_action_shape
 from vlatool.evaluation.env_processes import (

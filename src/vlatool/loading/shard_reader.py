@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from vlatool.artifacts.fragment import Members, read_members
 from vlatool.artifacts.tar import (
     ShardIndex,
     cached_index,
     index_by_headers,
     shard_index,
 )
+from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.errors import DataError, StorageError
 from vlatool.events import counted
 from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from vlatool.artifacts.run.best import BEST_NAME
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint, part_weights
-from vlatool.artifacts.run.format import RunDir, is_run
+from vlatool.artifacts.run.format import BEST_NAME, RunDir, is_run
 from vlatool.artifacts.run.locations import (
     find_checkpoint,
     local_run,

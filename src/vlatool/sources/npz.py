@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 from zlib_ng import zlib_ng
 
-from vlatool.artifacts.npz_bytes import ArrayHeader, parse_header
+from vlatool.artifacts.tar_sample import ArrayHeader, parse_header
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import ByteRange, open_byte_range, open_tail, read_byte_ranges

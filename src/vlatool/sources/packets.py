@@ -14,7 +14,7 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vlatool.artifacts.video import TIMELESS_FORMATS
+from vlatool.artifacts.clips import TIMELESS_FORMATS
 from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.storage.uri import as_native_file

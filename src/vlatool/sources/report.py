@@ -13,8 +13,8 @@ from vlatool.artifacts.field_summary import (
     FieldRange,
     FieldSummary,
     dimensions_table,
+    unit,
 )
-from vlatool.artifacts.fields import unit
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted

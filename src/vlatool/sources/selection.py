@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, SerializeAsAny, field_validator
 
-from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.field_summary import dimension_label
 from vlatool.config.base import ConfigModel, required_field, unique_items
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError

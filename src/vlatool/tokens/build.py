@@ -28,7 +28,14 @@ from vlatool.artifacts.profile import (
     read_profile,
 )
 from vlatool.artifacts.samples.check import BUILD
-from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
+from vlatool.artifacts.samples.episode import (
+    EpisodeSamples,
+    SampleSizes,
+    assemble,
+    distinct_windows,
+    parse_sample,
+    question,
+)
 from vlatool.artifacts.samples.format import (
     is_inside,
     is_published,
@@ -38,7 +45,6 @@ from vlatool.artifacts.samples.format import (
     read_packed,
 )
 from vlatool.artifacts.samples.inputs import codes_by_path, encode_actions, stripped
-from vlatool.artifacts.samples.lines import SampleSizes, parse_sample, question
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows.format import (
     DATA_NAME,

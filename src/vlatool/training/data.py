@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.codes.usage import COLLAPSED
+from vlatool.artifacts.codes.format import COLLAPSED
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import (

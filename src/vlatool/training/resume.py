@@ -17,8 +17,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.run.best import BEST
-from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
+from vlatool.artifacts.run.format import BEST, CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys

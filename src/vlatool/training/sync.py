@@ -15,14 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vlatool.artifacts.run.best import BEST, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.artifacts.run.format import (
+    BEST,
     CHECKPOINTS,
     DROPS,
     LATEST,
     METRICS,
     WANDB,
+    BestCheckpoint,
     Retention,
     RunDir,
     read_manifests,

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlatool.artifacts.run.best import EVALUATION, VALIDATION
-from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.artifacts.run.format import EVALUATION, VALIDATION, RunDir, read_metrics
 from vlatool.episode import UInt8Array
 from vlatool.errors import BugError, VlatoolError
 from vlatool.events import Reporter

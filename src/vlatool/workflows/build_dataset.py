@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.codes.format import CodesFolder, CodesManifest
-from vlatool.artifacts.codes.usage import warn_of_collapse
+from vlatool.artifacts.codes.format import CodesFolder, CodesManifest, warn_of_collapse
 from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
 from vlatool.artifacts.profile import Gripper
+from vlatool.artifacts.samples.episode import KINDS
 from vlatool.artifacts.samples.format import (
     FAST_NAME,
     MANIFEST_NAME,
@@ -19,7 +19,6 @@ from vlatool.artifacts.samples.format import (
     images_prefix,
     write_manifest,
 )
-from vlatool.artifacts.samples.lines import KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.config.base import Switch, check_required, required_field, unique_items
 from vlatool.errors import DataError

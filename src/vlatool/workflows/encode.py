@@ -14,8 +14,8 @@ from vlatool.artifacts.codes.format import (
     PACKED_NAME,
     CodesFolder,
     CodesManifest,
+    warn_of_collapse,
 )
-from vlatool.artifacts.codes.usage import warn_of_collapse
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, check_required
 from vlatool.episode import EpisodeRef

@@ -13,12 +13,14 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.artifacts import profile
-from vlatool.artifacts.fast.chunks import ChunkFile, ChunkSource, find_chunks
 from vlatool.artifacts.fast.format import (
     CODE_NAME,
     NAMES,
     REPORT_NAME,
+    ChunkFile,
+    ChunkSource,
     clear_fast,
+    find_chunks,
     read_report,
     write_fast,
 )

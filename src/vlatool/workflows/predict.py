@@ -380,7 +380,7 @@ def _save_curves(path: Path, result: PredictResult) -> None:
     """Saves the chunk and the recorded actions, a panel per dimension."""
     import numpy as np
 
-    from vlatool.artifacts.fields import dimension_label
+    from vlatool.artifacts.field_summary import dimension_label
     from vlatool.evaluation.plots import save_curves
 
     curves: dict[str, tuple[Array, Array]] = {}

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from vlatool.artifacts.run.best import VALIDATION_LOSSES
+from vlatool.artifacts.run.format import VALIDATION_LOSSES
 from vlatool.artifacts.run.page import changed_text, overview, run_page, step_text
 from vlatool.artifacts.run.summary import RunSummary, find_runs, read_summary
 from vlatool.config.base import ConfigModel, check_required, required_field

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts.sample import MASKS
 from vlatool.artifacts.shards.check_samples import numeric_fields
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
-from vlatool.artifacts.stats.record import read_stats_record, write_recorded
+from vlatool.artifacts.stats.format import read_stats_record, write_recorded
 from vlatool.artifacts.tar import OpenShard, open_shard
+from vlatool.artifacts.tar_sample import MASKS
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts.codes.usage import COLLAPSED, CodesUsage
+from vlatool.artifacts.codes.format import COLLAPSED, CodesUsage
 from vlatool.artifacts.image_shards.format import find_shards
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import find_checkpoint, require_weights

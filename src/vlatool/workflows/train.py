@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.artifacts.run.best import BEST_NAME, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
+from vlatool.artifacts.run.format import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
 from vlatool.config.rules import (
     check_rules,
     derivations,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.run.best import BestCheckpoint, choose_best
 from vlatool.artifacts.run.checkpoint import MODEL, CheckpointManifest
-from vlatool.artifacts.run.format import CONFIG, Retention, RunDir
+from vlatool.artifacts.run.format import CONFIG, BestCheckpoint, Retention, RunDir, choose_best
 from vlatool.artifacts.run.locations import find_checkpoint, named_best
 from vlatool.errors import DataError
 

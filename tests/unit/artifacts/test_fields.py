@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from vlatool.artifacts.fields import dimension_label, dimension_names, recorded_names
+from vlatool.artifacts.field_summary import dimension_label, dimension_names, recorded_names
 
 XYZ = "robot__action__poses__right::panda__xyz"
 JOINTS = "robot__actual__joint_position__right::panda"

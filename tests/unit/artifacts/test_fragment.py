@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.tar import member_bytes
+from vlatool.artifacts.tar_sample import read_members
 
 LONG = "k" * 120
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.tar import TarWriter, member_bytes
+from vlatool.artifacts.tar_sample import sample_members
 from vlatool.episode import Sample
 
 KEY = "00000000-0000-0000-0000-000000000000"

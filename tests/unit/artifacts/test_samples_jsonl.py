@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
-from vlatool.artifacts.samples.lines import (
+from vlatool.artifacts.samples.episode import (
     KINDS,
     Conversation,
+    EpisodeSamples,
     TokenSample,
+    assemble,
+    distinct_windows,
     parse_messages,
     parse_sample,
     render_sample,

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from tests.builders import shards as built
-from vlatool.artifacts.npz_bytes import array_headers, read_arrays
-from vlatool.artifacts.sample import ImageName, StoredSample, image_suffix, parse_image
 from vlatool.artifacts.tar import open_shard, scan_tar
+from vlatool.artifacts.tar_sample import (
+    ImageName,
+    StoredSample,
+    array_headers,
+    image_suffix,
+    parse_image,
+    read_arrays,
+)
 from vlatool.errors import DataError
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from tests.builders.fast import byte_document, byte_tokenizer, smooth_chunks
 from tests.builders.future_vla import tiny_future_vla
 from vlatool.artifacts.profile import NormalizationProfile
-from vlatool.artifacts.samples.lines import SampleSizes
+from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.episode import Observation
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.sample import VlaAssets, VlaShape

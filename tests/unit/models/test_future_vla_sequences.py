@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vlatool.artifacts.base_model import read_tokenizer
-from vlatool.artifacts.samples.lines import (
+from vlatool.artifacts.samples.episode import (
     PUBLISHED_SIZES,
     Conversation,
     SampleSizes,

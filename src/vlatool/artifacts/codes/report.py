@@ -12,13 +12,14 @@ import numpy as np
 
 from vlatool.artifacts.codes.format import (
     CHECKS_NAME,
+    COLLAPSED,
     IMAGES_NAME,
     CodesFolder,
     EpisodeCodes,
     check_images,
+    usage_of,
 )
-from vlatool.artifacts.codes.usage import COLLAPSED, usage_of
-from vlatool.artifacts.frame_views import file_view
+from vlatool.artifacts.images import file_view
 from vlatool.episode import Array
 from vlatool.events import counted
 from vlatool.pages.images import frame_figure, strip

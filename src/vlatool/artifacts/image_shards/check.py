@@ -20,7 +20,7 @@ from vlatool.artifacts.image_shards.format import (
 )
 from vlatool.artifacts.images import check_pixels, image_info
 from vlatool.artifacts.shards.check import LARGEST_SAMPLE, check_index
-from vlatool.artifacts.shards.findings import SHARDS
+from vlatool.artifacts.shards.check_samples import SHARDS
 from vlatool.artifacts.tar import TarSample, scan_tar
 from vlatool.errors import DataError
 from vlatool.events import counted

@@ -1,6 +1,7 @@
 """Run folder of `train`: configuration, metrics, checkpoints and assets."""
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from vlatool.artifacts.experiment.format import is_experiment
-from vlatool.artifacts.manifest import parse_values
-from vlatool.artifacts.run.best import BEST, BestCheckpoint, choose_best
+from vlatool.artifacts.manifest import Count, Number, parse_values
 from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     CheckpointManifest,
@@ -27,6 +27,7 @@ from vlatool.errors import DataError, StorageError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import read_record
+from vlatool.pages.text import number_text
 from vlatool.storage.atomic import (
     remove_atomically,
     remove_file,
@@ -38,6 +39,51 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import parse_json, read_json, read_yaml
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import can_list, is_remote
+
+BEST = "best.json"
+# Last part of the location of the best checkpoint of a run, `RUN/best`.
+BEST_NAME = "best"
+# Prefixes of the metrics of a validation, and of rollouts.
+VALIDATION, EVALUATION = "val/", "eval/"
+SUCCESS = f"{EVALUATION}success_rate"
+# Losses of a validation, the best one for inference first.
+VALIDATION_LOSSES = (f"{VALIDATION}ema/loss", f"{VALIDATION}loss")
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """Values of best.json."""
+
+    step: Count
+    metric: str  # name of the metric in metrics.jsonl that it is the best by
+    value: Number  # value of the metric at this step
+
+    def text(self) -> str:
+        """Step and value, as text."""
+        if self.metric == SUCCESS:
+            return f"step {self.step}, success {100 * self.value:.0f} %"
+        return f"step {self.step}, {self.metric} {number_text(self.value)}"
+
+
+def choose_best(rows: Iterable[Mapping[str, Any]], steps: Collection[int]) -> BestCheckpoint | None:
+    """The best of some checkpoints; None if nothing was measured at any of them.
+
+    By success where one of them has it, else by the validation loss, of averaged weights if there
+    are any. Of equal ones it is the latest.
+    """
+    signs = {SUCCESS: 1, **dict.fromkeys(VALIDATION_LOSSES, -1)}
+    measured: dict[str, dict[int, float]] = {metric: {} for metric in signs}
+    for row in rows:
+        for metric in signs if row["step"] in steps else ():
+            value = row.get(metric)
+            if isinstance(value, int | float) and math.isfinite(value):
+                measured[metric][row["step"]] = float(value)
+    for metric, values in measured.items():
+        if values:
+            step = max(values, key=lambda step: (signs[metric] * values[step], step))
+            return BestCheckpoint(step, metric, values[step])
+    return None
+
 
 CONFIG = "config.yaml"
 # Origin of each key of the configuration that was not a default.

@@ -4,9 +4,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from vlatool.artifacts.run.best import BEST, BEST_NAME
 from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest, is_checkpoint
-from vlatool.artifacts.run.format import CONFIG, DROPS, METRICS, OPTIONS_NAME, RunDir, is_run
+from vlatool.artifacts.run.format import (
+    BEST,
+    BEST_NAME,
+    CONFIG,
+    DROPS,
+    METRICS,
+    OPTIONS_NAME,
+    RunDir,
+    is_run,
+)
 from vlatool.artifacts.stats.format import STATS_NAME
 from vlatool.errors import DataError
 from vlatool.jobs.ownership import check_downloaded, require_input

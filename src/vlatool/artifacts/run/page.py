@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.images import open_image
-from vlatool.artifacts.run.best import SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, checkpoint_step
-from vlatool.artifacts.run.format import IMAGES
+from vlatool.artifacts.run.format import IMAGES, SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.artifacts.run.summary import RunSummary
 from vlatool.config.coerce import value_text
 from vlatool.config.resolve import origin_of

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.run.best import EVALUATION, VALIDATION
 from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     MODEL,
@@ -15,7 +14,7 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     read_part_header,
 )
-from vlatool.artifacts.run.format import RunDir, is_run, read_metrics
+from vlatool.artifacts.run.format import EVALUATION, VALIDATION, RunDir, is_run, read_metrics
 from vlatool.events import counted
 from vlatool.pages.report import Problems, Report, branch
 from vlatool.pages.text import number_text, text_table

@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.run.best import SUCCESS, VALIDATION_LOSSES, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import RunDir, is_run, read_metrics
+from vlatool.artifacts.run.format import (
+    SUCCESS,
+    VALIDATION_LOSSES,
+    BestCheckpoint,
+    RunDir,
+    is_run,
+    read_metrics,
+)
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
 from vlatool.pages.curves import Curve

@@ -10,6 +10,7 @@ from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_indexes
 from vlatool.artifacts.profile import NormalizationProfile
+from vlatool.artifacts.samples.episode import TokenSample, parse_sample, render_sample
 from vlatool.artifacts.samples.format import (
     DATA_NAME,
     FAST_NAME,
@@ -19,7 +20,6 @@ from vlatool.artifacts.samples.format import (
     read_packed,
 )
 from vlatool.artifacts.samples.inputs import EpisodeInputs, find_codes, read_tokenizer
-from vlatool.artifacts.samples.lines import TokenSample, parse_sample, render_sample
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.errors import DataError

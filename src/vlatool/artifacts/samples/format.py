@@ -21,8 +21,13 @@ from typing import Any, TypeVar
 
 from vlatool.artifacts.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
 from vlatool.artifacts.manifest import Count, ManifestType, RelativePath
-from vlatool.artifacts.samples.episode import EpisodeSamples
-from vlatool.artifacts.samples.lines import PUBLISHED_SIZES, SampleSizes, TokenSample, parse_sample
+from vlatool.artifacts.samples.episode import (
+    PUBLISHED_SIZES,
+    EpisodeSamples,
+    SampleSizes,
+    TokenSample,
+    parse_sample,
+)
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError, UsageError

@@ -25,9 +25,8 @@ from vlatool.artifacts.profile import (
     parse_profile,
     read_profile,
 )
-from vlatool.artifacts.samples.episode import distinct_windows
+from vlatool.artifacts.samples.episode import Conversation, distinct_windows
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder
-from vlatool.artifacts.samples.lines import Conversation
 from vlatool.artifacts.windows.format import (
     IMAGES_NAME,
     Kind,

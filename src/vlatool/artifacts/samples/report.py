@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.frame_views import file_view
+from vlatool.artifacts.images import file_view
 from vlatool.artifacts.lines import LINES_SUFFIX
+from vlatool.artifacts.samples.episode import KINDS, Conversation, TokenSample, segment
 from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.artifacts.samples.lines import KINDS, Conversation, TokenSample, segment
 from vlatool.artifacts.windows.format import DATA_NAME, Kind, Window, read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.artifacts.check import OUTPUT, CheckOptions, check_record_and_files
-from vlatool.artifacts.sample import METADATA
 from vlatool.artifacts.shards.check_samples import (
+    SHARDS,
+    STATS,
     ExpectedSample,
     SampleCheck,
     SampleContext,
+    StatsCheck,
     missing_members,
 )
-from vlatool.artifacts.shards.check_stats import StatsCheck
-from vlatool.artifacts.shards.findings import SHARDS, STATS
 from vlatool.artifacts.shards.format import (
     EPISODES_NAME,
     MANIFEST_NAME,
@@ -30,8 +30,7 @@ from vlatool.artifacts.shards.format import (
     ShardFolder,
     expects_manifest,
 )
-from vlatool.artifacts.stats.format import STATS_NAME
-from vlatool.artifacts.stats.record import check_recorded
+from vlatool.artifacts.stats.format import STATS_NAME, check_recorded
 from vlatool.artifacts.tar import (
     TarSample,
     TarScan,
@@ -40,6 +39,7 @@ from vlatool.artifacts.tar import (
     read_index,
     scan_tar,
 )
+from vlatool.artifacts.tar_sample import METADATA
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding

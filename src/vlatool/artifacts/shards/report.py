@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.field_summary import FieldSummary, dimensions_table
-from vlatool.artifacts.fields import recorded_names
+from vlatool.artifacts.field_summary import FieldSummary, dimensions_table, recorded_names
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards, expects_manifest
-from vlatool.artifacts.shards.sample_card import crop_figures, sample_card
-from vlatool.artifacts.shards.tar_report import SampleSummary, first_sample, inspect_shard
+from vlatool.artifacts.shards.tar_report import (
+    SampleSummary,
+    crop_figures,
+    first_sample,
+    inspect_shard,
+    sample_card,
+)
 from vlatool.artifacts.stats.format import Statistics
 from vlatool.artifacts.stats.report import field_summary, field_table, statistics_html
 from vlatool.artifacts.tar import is_shard, open_shard

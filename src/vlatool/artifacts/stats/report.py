@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.field_summary import FieldSummary, summarize_field
-from vlatool.artifacts.fields import Names, unit
+from vlatool.artifacts.field_summary import FieldSummary, Names, summarize_field, unit
 from vlatool.artifacts.stats.format import Statistics, number_array
 from vlatool.episode import Array
 from vlatool.pages.layout import Html, details, field_label, heading, label_with_unit, table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.frame_views import file_view
+from vlatool.artifacts.images import file_view
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import (

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ValidationError
 
-from vlatool.artifacts.fragment import Members
 from vlatool.artifacts.image_shards.format import (
     IMAGE_SUFFIXES,
     find_shards,
@@ -27,6 +26,7 @@ from vlatool.artifacts.shards.format import (
     write_preprocessing_config,
 )
 from vlatool.artifacts.tar import ShardIndex, cached_index, shard_index
+from vlatool.artifacts.tar_sample import Members
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter

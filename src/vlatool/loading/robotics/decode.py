@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, image_suffix
+from vlatool.artifacts.tar_sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.fields import dimension_label, recorded_names
+from vlatool.artifacts.field_summary import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, compact

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import numpy as np
 
-from vlatool.artifacts.fields import Names, recorded_names
+from vlatool.artifacts.field_summary import Names, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import (
     CONFIG_NAME,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlatool.artifacts.fields import dimension_names
-from vlatool.artifacts.sample import StoredSample
+from vlatool.artifacts.field_summary import dimension_names
 from vlatool.artifacts.shards.format import ShardFolder, tar_episode
+from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.episode import Array, Observation
 from vlatool.errors import DataError
 from vlatool.events import counted

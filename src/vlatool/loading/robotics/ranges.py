@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlatool.artifacts.fields import dimension_label, recorded_names
+from vlatool.artifacts.field_summary import dimension_label, recorded_names
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.loading.robotics.config import RoboticsDataConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.fragment import Members
+from vlatool.artifacts.tar_sample import Members
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Allocate, DroppedSample, SampleRef

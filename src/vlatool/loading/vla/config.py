@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from vlatool.artifacts.samples.lines import SampleSizes
+from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.config.base import derived_field, required_field
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.vla.sample import VlaShape

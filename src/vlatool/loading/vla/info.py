@@ -22,8 +22,8 @@ from vlatool.artifacts.profile import (
     parse_profile,
     read_profile,
 )
+from vlatool.artifacts.samples.episode import KINDS, SampleSizes, TokenSample
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
-from vlatool.artifacts.samples.lines import KINDS, SampleSizes, TokenSample
 from vlatool.artifacts.windows.format import (
     DATA_NAME,
     IMAGES_NAME,

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from vlatool.artifacts.images import decode_plain
-from vlatool.artifacts.samples.lines import TokenSample
+from vlatool.artifacts.samples.episode import TokenSample
 from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts.images import NotRgbError, decode_plain
-from vlatool.artifacts.samples.lines import TokenSample
+from vlatool.artifacts.samples.episode import TokenSample
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted

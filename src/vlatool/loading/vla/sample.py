@@ -6,7 +6,7 @@ Legend of shapes: P past images, H height, W width, T actions, A values of an ac
 from dataclasses import dataclass
 
 from vlatool.artifacts.profile import NormalizationProfile
-from vlatool.artifacts.samples.lines import Conversation, SampleSizes
+from vlatool.artifacts.samples.episode import Conversation, SampleSizes
 from vlatool.episode import UInt8Array
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 

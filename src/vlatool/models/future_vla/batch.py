@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.samples.lines import Conversation, answer, question
+from vlatool.artifacts.samples.episode import Conversation, answer, question
 from vlatool.artifacts.windows.format import Kind
 from vlatool.episode import Array
 from vlatool.errors import DataError

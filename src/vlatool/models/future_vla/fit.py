@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlatool.artifacts.base_model import read_tokenizer_asset
-from vlatool.artifacts.samples.lines import Conversation, SampleSizes
+from vlatool.artifacts.samples.episode import Conversation, SampleSizes
 from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError, UsageError

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts.samples.lines import SampleSizes, answer, question
+from vlatool.artifacts.samples.episode import SampleSizes, answer, question
 from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Array

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.artifacts.published_networks import (
+from vlatool.artifacts.base_model import (
     CONVNEXT_S,
     INCEPTION,
     LPIPS_HEADS,

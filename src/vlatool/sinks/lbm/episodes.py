@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from vlatool.artifacts.images import encode_jpeg, encode_png
-from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.shards.format import episode_tar_name
 from vlatool.artifacts.tar import TarWriter, member_bytes
+from vlatool.artifacts.tar_sample import sample_members
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCode, FindingCodes

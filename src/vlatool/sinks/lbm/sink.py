@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlatool.artifacts.fields import DIMENSION_NAMES
+from vlatool.artifacts.field_summary import DIMENSION_NAMES
 from vlatool.artifacts.shards.format import (
     CLOSING_FILES,
     EPISODE_FILES,

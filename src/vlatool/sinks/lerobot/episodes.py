@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlatool.artifacts.clips import EncodedClip, copy_clip, encoded_clip
+from vlatool.artifacts.clips import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.lerobot.format import FRAME_INDEX
 from vlatool.artifacts.lerobot.output import IMAGE_CELL, arrow_type, part_table, part_video
@@ -25,7 +25,6 @@ from vlatool.artifacts.lerobot.statistics import (
     rows_statistics,
     sampled_frames,
 )
-from vlatool.artifacts.video import encode_video
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCode, FindingCodes

@@ -10,7 +10,6 @@ from typing import ClassVar, overload
 
 import numpy as np
 
-from vlatool.artifacts.fragment import Members, read_members
 from vlatool.artifacts.image_shards.format import (
     IMAGE_SUFFIXES,
     LIST_SUFFIX,
@@ -25,6 +24,7 @@ from vlatool.artifacts.image_shards.format import (
 )
 from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.tar import ShardIndex, shard_index
+from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError

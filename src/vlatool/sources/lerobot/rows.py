@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.field_summary import dimension_label
 from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX
 from vlatool.artifacts.lerobot.tables import (
     episode_spans,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.field_summary import dimension_label
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     INFO_FILE,

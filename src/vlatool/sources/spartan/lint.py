@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.field_summary import dimension_label
 from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import counted
