@@ -24,7 +24,8 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.titok.tokenizer import TitokTokenizer
 from vlatool.models.tokenizer import ImageRule, OpenTokenizer, rank_device
 from vlatool.sources.detection import detect_source
-from vlatool.tokens.encode import EncodePipeline, EncodeRule, EpisodeOpener
+from vlatool.tokens.images import EpisodeOpener
+from vlatool.tokens.encode import EncodePipeline, EncodeRule
 
 SIDE, EPISODE = 256, 32
 

@@ -7,8 +7,8 @@ process. Legend of shapes: B images of a batch, S side of an image in pixels, K 
 import os
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -31,120 +31,17 @@ from vlatool.artifacts.codes.format import (
     write_check_image,
     write_codes,
 )
-from vlatool.artifacts.images import NotRgbError, decode_plain, labeled_png
-from vlatool.config.base import ConfigModel
-from vlatool.episode import Array, Episode, EpisodeRef, UInt8Array, stored_bytes
-from vlatool.errors import DataError, VlatoolError
+from vlatool.artifacts.images import labeled_png
+from vlatool.episode import Array, EpisodeRef
+from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers, signals_blocked
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import loader_exited, start_forkserver, worker_start
 from vlatool.models.tokenizer import Codes, ImageRule, OpenTokenizer, Precision
-from vlatool.plugins import FORMATS
 from vlatool.storage.background import in_background
 from vlatool.tokens.decode import decoded
-
-
-class NamedImage(NamedTuple):
-    """Image and its name in its episode."""
-
-    stem: str  # file name without suffix
-    pixels: UInt8Array  # uint8 [H, W, 3]
-
-
-@dataclass(frozen=True)
-class EpisodeOpener:
-    """Opens the images of episodes of one format; picklable."""
-
-    format: str  # name of the dataset format
-    config: ConfigModel  # keys of the format
-
-    def __call__(self, ref: EpisodeRef) -> "EpisodeImages":
-        """Opens the images of an episode without decoding any; DataError if it has none."""
-        return EpisodeImages(ref, FORMATS.get(self.format)(self.config).read(ref))
-
-
-class EpisodeImages:
-    """Images of an episode, camera by camera.
-
-    The name of an image is that of its file, if the episode has one camera and the names of its
-    files; else it consists of camera, episode and frame.
-    """
-
-    def __init__(self, ref: EpisodeRef, episode: Episode) -> None:
-        self._ref = ref
-        self._cameras = episode.cameras
-        self._files = episode.frame_metadata.get("file", ()) if len(self._cameras) == 1 else ()
-        self._frames = [
-            (camera, frame)
-            for camera, frames in self._cameras.items()
-            for frame in range(len(frames))
-        ]
-        if not self._frames:
-            raise DataError.at(
-                ref.path,
-                "the episode has no images",
-                hint="remove the episode, or record it with a camera",
-                code="data.no_pictures",
-            )
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
-        """Yields the decoded images at `indices`."""
-        by_camera: dict[str, list[int]] = {}
-        for index in indices:
-            camera, frame = self._frames[index]
-            by_camera.setdefault(camera, []).append(frame)
-        for camera, frames in by_camera.items():
-            yield from self._of_camera(camera, frames)
-
-    def _of_camera(self, camera: str, frames: Sequence[int]) -> Iterator[NamedImage]:
-        source = self._cameras[camera]
-        if stored_bytes(source, frames[0]) is None:
-            images = source.read(frames)
-            for frame, pixels in zip(frames, images, strict=True):
-                yield NamedImage(self._stem(camera, frame), pixels)
-            return
-        for frame in frames:
-            data = stored_bytes(source, frame)
-            assert data is not None, "all frames of a camera are stored the same way"
-            stem = self._stem(camera, frame)
-            yield NamedImage(stem, _decoded(data, f"{self._ref.path}: {stem}"))
-
-    def _stem(self, camera: str, frame: int) -> str:
-        if self._files:
-            return Path(self._files[frame]).stem
-        return f"{camera}_{self._ref.id}_frame_{frame:06d}"
-
-
-def _decoded(data: bytes, name: str) -> UInt8Array:
-    """Pixels uint8 [H, W, 3] of a stored image; the same images are refused in training."""
-    try:
-        return decode_plain(data)
-    except NotRgbError as error:
-        hint, code = "convert the image to RGB first", "data.not_rgb"
-        hint += ": the tokenizer was trained on RGB only"
-        problem = str(error)
-    except ValueError as error:
-        hint, code = "copy or record the image again", "data.picture_unreadable"
-        problem = f"not a readable image: {error}"
-    raise DataError(f"{name}: {problem}", hint=hint, code=code, details={"picture": name})
-
-
-def check_unique_names(location: Path, stems: Sequence[str]) -> None:
-    """Raises DataError if two images of an episode share a name, which identifies their codes."""
-    duplicates = [stem for stem, count in Counter(stems).items() if count > 1]
-    if duplicates:
-        raise DataError.at(
-            location,
-            f"{duplicates[0]} is the name of several images",
-            hint="give each image of an episode a unique name",
-            code="data.duplicate_picture",
-            pictures=duplicates[:20],
-        )
-
+from vlatool.tokens.images import EpisodeImages, EpisodeOpener, check_unique_names
 
 STAGES = ("reading", "copying", "computing", "writing")
 _PREFETCH = 2  # batches per reader process

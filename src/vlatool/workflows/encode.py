@@ -36,7 +36,7 @@ from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import EncodeConfig
-from vlatool.tokens.encode import EpisodeOpener
+from vlatool.tokens.images import EpisodeOpener
 
 if TYPE_CHECKING:
     from vlatool.tokens.encode import EncodeRule
