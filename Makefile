@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test test-all lint format wheel binary docs clean install install-dev
+.PHONY: demo test test-all lowest lint format wheel binary docs clean install install-dev
 
 demo: $(VENV)/.installed
 	$(BIN)/vlatool demo
@@ -13,6 +13,15 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Unit tests of the rooms of the core with the lowest versions that pyproject.toml admits.
+CORE := storage config jobs transforms artifacts sources sinks pages cli
+lowest:
+	$(PYTHON) -m venv build/lowest
+	$(PYTHON) -m tests.lowest > build/lowest/constraints.txt
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable . \
+	  pytest pytest-timeout pytest-xdist hypothesis 'moto[s3]' flask flask-cors cryptography
+	build/lowest/bin/python -m pytest $(PYTEST_ARGS) $(CORE:%=tests/unit/%)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests benchmarks binary docs examples
@@ -31,7 +40,7 @@ binary: $(VENV)/.installed-dev
 	$(BIN)/python -m binary.build
 
 docs: $(VENV)/.installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	$(BIN)/python -m docs.site
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""Cells of the notebook of the demo, which site_notebook.py builds."""
+"""Cells of the notebook of the demo, which site.py builds."""
 
 # %% [markdown]
 # # The demo as a notebook

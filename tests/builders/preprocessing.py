@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset as wds
 
 from tests.builders.spartan import CAMERAS, Documents, session_folder, spartan_task
 from vlatool.artifacts.shards.format import read_manifest
@@ -63,6 +62,8 @@ def contents(output: Path) -> dict[str, bytes]:
 
 def samples(folder: Path) -> Iterator[dict[str, Any]]:
     """All samples of a manifest, read by the webdataset library."""
+    import webdataset as wds
+
     for shard in read_manifest(folder / "manifest.jsonl"):
         yield from wds.WebDataset(str(shard.path), shardshuffle=False)
 

@@ -43,7 +43,7 @@ def arrays(number: int) -> dict[str, np.ndarray]:
 def npz(content: Mapping[str, Any]) -> bytes:
     """Bytes of an npz; object arrays are pickled."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=True, **content)
+    np.savez_compressed(buffer, **content)
     return buffer.getvalue()
 
 

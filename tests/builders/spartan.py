@@ -112,7 +112,7 @@ def _write(folder: Path, documents: Documents) -> None:
             (folder / "metadata.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         else:
             # `skill_type` of real episodes is a pickled array; vlatool never loads it.
-            np.savez_compressed(folder / f"{name}.npz", allow_pickle=True, **content)
+            np.savez_compressed(folder / f"{name}.npz", **content)
 
 
 def spartan_task(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.site_notebook import cells, notebook
+from docs.site import cells, notebook
 
 SIZES = "EPISODES, STEPS, ROLLOUTS = 200, 5300, 50"
 

@@ -377,7 +377,7 @@ def test_a_single_sentence_is_shown_once(tmp_path: Path) -> None:
 
 def pickled() -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, action=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.savez(buffer, action=np.array([{"a": 1}], dtype=object))
     return buffer.getvalue()
 
 

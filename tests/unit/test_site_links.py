@@ -1,23 +1,13 @@
 """The check of the links of the documentation site, and the diagrams of its pages."""
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from docs.site import site_problems
+
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-@pytest.fixture(scope="module")
-def links() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_links", DOCS / "site_links.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -37,14 +27,12 @@ def links() -> ModuleType:
         ),
     ],
 )
-def test_each_kind_of_broken_link_is_named(
-    links: ModuleType, tmp_path: Path, tag: str, problem: str
-) -> None:
+def test_each_kind_of_broken_link_is_named(tmp_path: Path, tag: str, problem: str) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/index.html").write_text('<h1 id="here">')
     (tmp_path / "index.html").write_text(f'<h1 id="top">{tag}')
     expected = [f"index.html: {problem}"] if problem else []
-    assert links.site_problems(tmp_path) == expected
+    assert site_problems(tmp_path) == expected
 
 
 def test_diagrams_are_files_that_github_and_the_site_show() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset as wds
 
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.artifacts.tar_sample import sample_members
@@ -79,6 +78,7 @@ def test_tar_equals_the_one_the_standard_library_writes(shard: Path, tmp_path: P
 
 
 def test_webdataset_reads_one_sample_with_every_member(shard: Path) -> None:
+    wds = pytest.importorskip("webdataset")
     (read,) = list(wds.WebDataset(str(shard), shardshuffle=False))
 
     assert read["__key__"] == KEY

@@ -23,7 +23,7 @@ class Trap:
 
 def npz(folder: Path, **arrays: Any) -> Path:
     path = folder / "arrays.npz"
-    np.savez_compressed(path, allow_pickle=True, **arrays)
+    np.savez_compressed(path, **arrays)
     return path
 
 
