@@ -30,7 +30,8 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.sources.base import id_part, no_episodes, survey_by_reading
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.order import unique_refs
+from vlatool.storage.tree import natural_key
 
 
 class AcmeConfig(ConfigModel):
@@ -224,7 +225,7 @@ from pydantic import Field
 from vlatool.errors import DataError
 from vlatool.loading.base import ShardInfo, DataSet, DroppedSample
 from vlatool.loading.config import LoadingConfig
-from vlatool.sources.order import natural_key
+from vlatool.storage.tree import natural_key
 
 SCALE = "acme_scale.json"
 

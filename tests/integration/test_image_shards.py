@@ -24,7 +24,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import PartialFailure, VlatoolError
 from vlatool.sinks.image_shards.sink import ImageShardsSink
 from vlatool.storage.remote_path import RemotePath
-from vlatool.testing import check_sink
+from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import VerifyConfig, verify

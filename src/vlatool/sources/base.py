@@ -13,12 +13,8 @@ from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import did_you_mean
-from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list
 
-# First line of a Git LFS pointer, the text file that replaces content kept in Git LFS.
-# Source: formats/lerobot 5
-_LFS_HEADER = b"version https://git-lfs"
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 
@@ -258,31 +254,3 @@ def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "fiel
         code="data.unknown_field",
         details={"field": name, "known": list(known), "path": str(path)},
     )
-
-
-def check_is_data_file(path: Path, label: str) -> None:
-    """Raises an error if `path` is missing or a Git LFS pointer.
-
-    Args:
-        path: The file.
-        label: Owner of the file in the message, such as `episode 3`.
-
-    Raises:
-        DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
-    """
-    try:
-        head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError(
-            f"{label}: {path} is missing",
-            hint="complete the download, or exclude the episode with `preprocess --exclude`",
-            code="data.missing_file",
-            details={"path": str(path)},
-        ) from None
-    if head == _LFS_HEADER:
-        raise DataError(
-            f"{label}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
-            hint="run `git lfs pull` in the data set, or download it again",
-            code="data.lfs_pointer",
-            details={"path": str(path)},
-        )

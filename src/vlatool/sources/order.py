@@ -10,15 +10,8 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
 
-_DIGITS = re.compile(r"(\d+)")
 _ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
 _RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
-
-
-def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
-    """Sort key that compares numbers by value: episode_2 before episode_10."""
-    parts = _DIGITS.split(str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts.codes.format import CodesFolder
+from vlatool.artifacts.codes.format import IMAGES_NAME, CodesFolder
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import NormalizationProfile
@@ -27,7 +27,6 @@ from vlatool.artifacts.samples.lines import SampleSizes, parse_sample, question
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows.format import (
     EPISODE_PREFIX,
-    IMAGES_NAME,
     Kind,
     Window,
     image_folder,

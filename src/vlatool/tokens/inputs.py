@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.base import other_contents_error
-from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, CodesFolder, is_codes
+from vlatool.artifacts.codes.format import (
+    IMAGES_NAME,
+    JSON_NAME,
+    PACKED_NAME,
+    CodesFolder,
+    is_codes,
+)
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import (
@@ -21,7 +27,7 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.artifacts.samples.format import is_inside, is_published, is_samples
 from vlatool.artifacts.samples.lines import SampleSizes, question
-from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, is_windows, read_manifest
+from vlatool.artifacts.windows.format import DATA_NAME, is_windows, read_manifest
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.downloads import check_downloaded, contents_record
 from vlatool.jobs.record import read_record

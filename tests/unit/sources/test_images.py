@@ -17,7 +17,7 @@ from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.sources.detection import detect_source
 from vlatool.sources.images.reader import CAMERA, ImagesConfig, ImagesReader
-from vlatool.testing import check_reader
+from vlatool.testing.readers import check_reader
 
 
 @pytest.fixture

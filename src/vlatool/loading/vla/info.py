@@ -11,6 +11,7 @@ from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from vlatool.artifacts.codes.format import IMAGES_NAME
 from vlatool.artifacts.fast.format import is_fast, read_fast
 from vlatool.artifacts.image_shards.format import validation_positions
 from vlatool.artifacts.images import decoded_size
@@ -24,14 +25,7 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
 from vlatool.artifacts.samples.lines import KINDS, SampleSizes, TokenSample
-from vlatool.artifacts.windows.format import (
-    DATA_NAME,
-    IMAGES_NAME,
-    MANIFEST,
-    SAMPLES_NAME,
-    Kind,
-    WindowManifest,
-)
+from vlatool.artifacts.windows.format import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
 from vlatool.config.scalars import value_text
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted

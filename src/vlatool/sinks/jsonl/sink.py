@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from vlatool.artifacts.codes.format import IMAGES_NAME
 from vlatool.artifacts.windows.format import (
-    IMAGES_NAME,
     MANIFEST_NAME,
     OWNED_FILES,
     WindowManifest,

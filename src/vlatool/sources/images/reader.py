@@ -27,11 +27,11 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.order import unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
-from vlatool.storage.tree import walk
+from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, is_remote
 
 # Source: reference/future-vla 2.1

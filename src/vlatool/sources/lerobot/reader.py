@@ -4,33 +4,33 @@ LIBERO has two image columns and one instruction per episode. Source: reference/
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
-    EPISODE_INDEX,
-    FRAME_INDEX,
     INFO_FILE,
     META_FILES,
     TASKS_TABLE,
     split_spans,
 )
-from vlatool.artifacts.lerobot.recording import split_names
+from vlatool.artifacts.lerobot.meta import Info, episode_tables
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_each
-from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lint import check_values
-from vlatool.sources.lerobot.meta import Info, episode_tables
-from vlatool.sources.lerobot.rules import name_to_sentence, walk_episode, without_labels
+from vlatool.sources.lerobot.config import LeRobotConfig, LiberoConfig
+from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
+from vlatool.sources.lerobot.rules import (
+    check_values,
+    name_to_sentence,
+    walk_episode,
+    without_labels,
+)
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
@@ -213,22 +213,6 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
                 files=(*_videos(episode), *metadata),
                 extras={"recording": episode},
             )
-
-
-class LiberoConfig(LeRobotConfig):
-    """Options for LIBERO data sets; the two cameras are fixed."""
-
-    camera_columns: ClassVar[tuple[str, ...]] = ("image", "wrist_image")
-    needed_columns: ClassVar[tuple[str, ...]] = (FRAME_INDEX, EPISODE_INDEX)
-    is_list_first: ClassVar[bool] = True
-    needs_instruction: ClassVar[bool] = True
-    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "actions": ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    }
-
-    task_join: str | None = Field(
-        default=" / ", description="Separator that joins several listed tasks of an episode."
-    )
 
 
 class LiberoReader(LeRobotReader):

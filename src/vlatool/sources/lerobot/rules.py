@@ -8,27 +8,40 @@ Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 7, 8, 11, 1
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Self
 
+import numpy as np
+
+from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     EPISODES_FILE,
     EPISODES_FOLDER,
     FRAME_INDEX,
+    moments,
+)
+from vlatool.artifacts.lerobot.meta import (
+    Feature,
+    Statistics,
+)
+from vlatool.artifacts.lerobot.tables import (
+    Rows,
+    actual_segment,
+    check_is_data_file,
+    read_rows,
+    timestamp_problem,
 )
 from vlatool.episode import Array, Clip, FrameSource, RowSegment
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
-from vlatool.sources.base import check_is_data_file, id_part
+from vlatool.sources.base import id_part
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import EpisodeFiles
-from vlatool.sources.lerobot.meta import Feature
-from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows, timestamp_problem
-from vlatool.sources.packets import VideoInfo, probe_video
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
-from vlatool.sources.video import VideoFrames
+from vlatool.sources.video import VideoFrames, VideoInfo, probe_video
 
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
@@ -419,4 +432,150 @@ def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) 
         hint="the metadata is older than the data; download meta/ again",
         code="data.unknown_task",
         details={"episode": rows.episode, "field": column},
+    )
+
+
+def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collector) -> None:
+    """Checks the order of rows, finite values, motion, and published statistics."""
+    rows = contents.rows
+    if rows is None:
+        return
+    _check_counting(rows, contents, report)
+    _check_undeclared(files, rows, report)
+    for name, values in contents.fields.items():
+        names = files.dataset.info.features[name].dimension_names
+        report.attempt(partial(check_finite, rows, name, values, names))
+    vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
+    _check_motion(rows, contents, report)
+    for name, frames in contents.cameras.items():
+        if isinstance(frames, ParquetImages):
+            report.attempt(partial(frames.read, [0]), camera=name)
+    published = files.statistics()
+    summaries = {name: Moments.of(values) for name, values in vectors.items() if len(values)}
+    for name, problem in statistics_mismatches(published, summaries):
+        message = f"published statistics of {rows.episode}: {name} {problem}"
+        report.note("stats_contradict", message, field=name)
+
+
+def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
+    """Checks that rows are in order and that `index` is continuous."""
+    location = {"path": str(rows.path)}
+    if (np.diff(rows.order) != 1).any():
+        message = f"{rows.path}: rows are not in the order of frame_index"
+        report.note("rows_unsorted", message, **location, field=FRAME_INDEX)
+    values = contents.metadata.get("index", ())
+    start = values[0] if values and isinstance(values[0], int) else 0
+    frame = next((row for row, value in enumerate(values) if value != row + start), None)
+    if frame is not None:
+        message = f"index is {values[frame]} at row {frame}, expected {frame + start}"
+        report.note("index_gap", f"{rows.path}: {message}", **location, field="index", frame=frame)
+
+
+def _check_undeclared(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
+    for name in rows.columns:
+        if name not in files.dataset.info.features:
+            message = f"{rows.path}: the column {name!r} is not a feature in meta/info.json"
+            report.note("undeclared_column", message, path=str(rows.path), field=name)
+
+
+def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
+    """Raises DataError if a value of a column [F, C] is NaN or infinite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0].tolist()
+        value = "NaN" if np.isnan(values[row, column]) else "an infinite value"
+        label = dimension_label(name, column, values.shape[1], {name: dimensions})
+        dimension = label.removeprefix(name).removeprefix(": ")
+        problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
+        raise rows.error(name, problem, "data.non_finite", row)
+
+
+def _other_fields(
+    files: EpisodeFiles, rows: Rows, report: Collector
+) -> Iterator[tuple[str, Array]]:
+    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
+    used, features = files.dataset.field_names, files.dataset.info.features
+    others = [
+        name
+        for name, feature in features.items()
+        if feature.width is not None and feature.is_readable_number
+        if name in rows.columns and name not in used
+    ]
+    try:
+        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
+    except DataError:  # of one column at least
+        columns = []
+    for name, column in zip_longest(others, columns):
+        try:
+            if column is None:
+                column = read_rows(rows.segment, rows.episode, [name])
+            values = column.vectors(name, features[name].width)
+            check_finite(column, name, values)
+        except DataError as error:
+            report.note("unused_column", error.message, path=str(rows.path), field=name)
+        else:
+            yield name, values
+
+
+def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
+    used = list(contents.fields.values())
+    if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
+        message = f"{rows.path}: no observation or action changes"
+        report.note("no_motion", message, path=str(rows.path))
+
+
+# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of the rows of a field; `min`, `max`, `mean`, `std` are float64 [C]."""
+
+    min: Array
+    max: Array
+    mean: Array
+    std: Array
+    count: int
+
+    @classmethod
+    def of(cls, values: Array) -> Self:
+        """Statistics of rows [F, C], of which there is one at least."""
+        return cls(**moments(values), count=len(values))
+
+
+def statistics_mismatches(
+    stated: Statistics, rows: Mapping[str, Moments]
+) -> Iterator[tuple[str, str]]:
+    """(feature, problem) of published statistics that differ from those of the rows."""
+    for name, actual in rows.items():
+        entry = stated.get(name)
+        if entry is None:
+            continue
+        scale = np.maximum(np.maximum(np.abs(actual.min), np.abs(actual.max)), 1e-6)
+        for key in ("min", "max", "mean", "std"):
+            problem = _difference(key, entry.get(key), getattr(actual, key), scale)
+            if problem:
+                yield name, problem
+        count = entry.get("count")
+        if count and count not in (actual.count, [actual.count]):
+            yield name, f"has count {str(count)[:40]}, there are {counted(actual.count, 'row')}"
+
+
+def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
+    if stated is None:
+        return ""
+    try:
+        numbers = np.asarray(stated, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return f"{key} is not a list of numbers"
+    if numbers.shape != actual.shape:
+        return f"{key} has {counted(len(numbers), 'value')}, the rows have {len(actual)}"
+    differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
+    if not differs.any():
+        return ""
+    column = int(differs.argmax())
+    return (
+        f"{key} of dimension {column} is {numbers[column]:.6g}, "
+        f"that of the rows is {actual[column]:.6g}"
     )

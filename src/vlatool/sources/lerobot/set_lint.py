@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, list_problems
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     INFO_FILE,
@@ -24,26 +26,26 @@ from vlatool.artifacts.lerobot.format import (
     merge_stats,
     split_spans,
 )
-from vlatool.artifacts.lerobot.tables import episode_spans
+from vlatool.artifacts.lerobot.meta import (
+    Info,
+    Statistics,
+    episode_statistics,
+    feature_names,
+    feature_statistics,
+    read_lines,
+    read_object,
+    read_tasks,
+)
+from vlatool.artifacts.lerobot.tables import Rows, actual_segment, episode_spans, read_rows
 from vlatool.config.scalars import value_text
 from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import Dataset, EpisodeFiles, dataset_roots, open_dataset
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lint import Moments, statistics_mismatches
-from vlatool.sources.lerobot.lists import (
-    Statistics,
-    episode_statistics,
-    feature_statistics,
-    read_tasks,
-)
-from vlatool.sources.lerobot.meta import Info, feature_names, read_lines, read_object
-from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows
-from vlatool.sources.lerobot.segments import list_problems
-from vlatool.sources.order import natural_key
+from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
+from vlatool.sources.lerobot.rules import Moments, check_finite, statistics_mismatches
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
 _MEBIBYTE = 2**20
@@ -228,7 +230,7 @@ class _Summary:
         """The column; None if it is missing or invalid, which the check of the episode reports."""
         with suppress(DataError):
             values = rows.vectors(name, self._dataset.info.features[name].width)
-            rows.check_finite(name, values)
+            check_finite(rows, name, values)
             return values
         return None
 

@@ -11,7 +11,7 @@ from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, 
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
 from vlatool.sources.base import merge_surveys, survey_each, survey_episode
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.order import unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.config import (
     SpartanConfig,
@@ -31,7 +31,7 @@ from vlatool.sources.spartan.rules import (
     read_values,
 )
 from vlatool.storage.background import in_parallel
-from vlatool.storage.tree import walk
+from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.relative import SUFFIX, actual_field
 

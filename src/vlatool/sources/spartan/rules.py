@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vlatool.artifacts.npz_bytes import ArrayHeader
 from vlatool.episode import Array, Calibration, FieldSpec
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
-from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array_error
+from vlatool.sources.npz import NpzArchive, NpzFrames, missing_array_error
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.tree import file_names
