@@ -33,12 +33,6 @@ class SampleDataset(Dataset[Any]):
 
     `dataset[n]` is the n-th sample of an epoch. `dataset.epoch(1)` has the samples in the order of
     the second epoch.
-
-    Attributes:
-        config: Section `data`, derived.
-        info: Metadata that the data kind read, for example statistics.
-        scales: Assets that normalize the samples; None: fields are unchanged. For robotics data,
-            `scales.normalizer.denormalize(field, values)` is the inverse.
     """
 
     def __init__(
@@ -50,8 +44,10 @@ class SampleDataset(Dataset[Any]):
         scales: Normalizes | None = None,
         form: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.config = config
-        self.info = info
+        self.config = config  # section `data`, derived
+        self.info = info  # metadata that the data kind read, for example statistics
+        # assets that normalize the samples; None: fields are unchanged. For robotics data,
+        # `scales.normalizer.denormalize(field, values)` is the inverse
         self.scales = scales
         self._form = form
         self._order = order
@@ -63,12 +59,7 @@ class SampleDataset(Dataset[Any]):
         return self._order.size
 
     def __getitem__(self, index: int) -> Any:
-        """Returns the sample at an index of this epoch; negative indices count from the end.
-
-        Raises:
-            IndexError: The index is out of range.
-            DataError: The sample is broken; the message names sample and member.
-        """
+        """Returns the sample at an index of this epoch; negative indices count from the end."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:

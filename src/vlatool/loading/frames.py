@@ -10,15 +10,7 @@ _DIGITS = 18  # more are no number of an episode
 
 
 def episode_named(episodes: Mapping[int, str], text: str) -> str:
-    """Id of the episode that a text names: its id, or its number.
-
-    Args:
-        episodes: Map from number to id.
-        text: Id or number.
-
-    Raises:
-        DataError: `data.unknown_episode`: there is no such episode.
-    """
+    """Id of the episode that a text names: its id, or its number."""
     if text in episodes.values():
         return text
     number = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else -1
@@ -40,11 +32,7 @@ def _known(episodes: Mapping[int, str], text: str) -> str:
 
 
 def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> None:
-    """Raises an error if an episode has no such frame.
-
-    Raises:
-        DataError: `data.unknown_frame`.
-    """
+    """Raises an error if an episode has no such frame."""
     if frame not in frames:
         low, high = min(frames), max(frames)
         inside = low < frame < high

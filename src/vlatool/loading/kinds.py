@@ -9,15 +9,8 @@ from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 
 def data_kind(name: str | None, accepted: Sequence[str] = ()) -> DataKind:
-    """Returns the data kind of a name, or the first accepted kind if there is no name.
-
-    Args:
-        name: Value of `data.type`.
-        accepted: `kinds` of a model type; empty: all built-in kinds.
-
-    Raises:
-        UsageError: The kind is unknown or not accepted; `details["key"]` is `data.type`.
-        EnvironmentProblem: The kind of a plugin cannot be imported.
+    """Returns the data kind of a name, or the first accepted kind if there is no name; `accepted`:
+    `kinds` of a model type; empty: all built-in kinds.
     """
     kinds = [_kind(target) for target in accepted or DATA_KINDS.names()]
     for kind in kinds:

@@ -52,30 +52,20 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class LoaderPlan:
-    """The micro-batches that one rank reads.
+    """The micro-batches that one rank reads."""
 
-    Attributes:
-        batch_size: Number of samples in a micro-batch.
-        rank: Rank of this process.
-        world_size: Number of ranks.
-        seed: Seed of the random choices per sample.
-        first: Number of the first micro-batch, equal to the number that this rank has consumed.
-        count: Number of positions of all ranks together; then every rank ends, each after the same
-            number of micro-batches. None: no end.
-        num_workers: Number of loader workers; 0: load in this process.
-        prefetch_factor: Number of micro-batches that each loader worker loads in advance.
-        drop_reasons: Reasons that `MicroBatch.dropped` counts, in this order.
-    """
-
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    seed: int = 42
+    batch_size: int  # number of samples in a micro-batch
+    rank: int = 0  # rank of this process
+    world_size: int = 1  # number of ranks
+    seed: int = 42  # seed of the random choices per sample
+    # number of the first micro-batch, equal to the number that this rank has consumed
     first: int = 0
+    # number of positions of all ranks together; then every rank ends, each after the same number of
+    # micro-batches. None: no end
     count: int | None = None
-    num_workers: int = 0
-    prefetch_factor: int = 2
-    drop_reasons: tuple[str, ...] = ()
+    num_workers: int = 0  # number of loader workers; 0: load in this process
+    prefetch_factor: int = 2  # number of micro-batches that each loader worker loads in advance
+    drop_reasons: tuple[str, ...] = ()  # reasons that `MicroBatch.dropped` counts, in this order
 
     @property
     def batches(self) -> int | None:
@@ -93,27 +83,17 @@ class LoaderPlan:
 
 def read_samples(
     order: SampleOrder,
-    reader: SampleReader,
-    positions: Sequence[int],
-    seed: int,
+    reader: SampleReader,  # reader of the data
+    positions: Sequence[int],  # positions in the run
+    seed: int,  # seed of the random choices
+    # references of the samples at these positions; None: computed from `order`
     refs: Sequence[SampleRef] | None = None,
+    # allocator of one buffer for the arrays; None: each sample allocates its own
     allocate: Allocate | None = None,
 ) -> list[Any]:
     """Reads the samples at some positions; unusable ones are returned as `DroppedSample`.
 
     Their random choices depend on seed and position only. Source: reference/order 8.
-
-    Args:
-        order: Order of the samples.
-        reader: Reader of the data.
-        positions: Positions in the run.
-        seed: Seed of the random choices.
-        refs: References of the samples at these positions; None: computed from `order`.
-        allocate: Allocator of one buffer for the arrays; None: each sample allocates its own.
-
-    Raises:
-        StorageError: The storage failed after all retries.
-        DataError: The data are missing or differ from their manifest.
     """
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
     if refs is None:
@@ -285,22 +265,15 @@ def _stop_workers(iterators: list[Iterator[_Item]], processes: Sequence[BaseProc
 
 
 def build_loader(
-    plan: LoaderPlan,
+    plan: LoaderPlan,  # the micro-batches to read
     order: SampleOrder,
-    reader: SampleReader,
-    batcher: Batcher,
+    reader: SampleReader,  # reader of the data; picklable
+    batcher: Batcher,  # converts samples to tensors; picklable
     dummy: Callable[[], Batch],
 ) -> BatchLoader:
     """Returns a loader of the micro-batches of one rank, from number `plan.first` on.
 
     Do not pass it to `Accelerator.prepare`, which would split the micro-batches over ranks again.
-
-    Args:
-        plan: The micro-batches to read.
-        order: Order of the samples.
-        reader: Reader of the data; picklable.
-        batcher: Converts samples to tensors; picklable.
-        dummy: Returns a dummy batch, used if no sample of a micro-batch is usable; picklable.
     """
     workers = plan.num_workers
     loader = DataLoader(

@@ -31,20 +31,14 @@ from vlatool.loading.permutations import (
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """Options that determine the order, besides the sizes of the shards.
+    """Options that determine the order, besides the sizes of the shards."""
 
-    Attributes:
-        seed: Seed of every permutation.
-        lanes: Number of interleaved streams; a power of two.
-        group: Number of consecutive samples of a lane that are permuted.
-        shuffle: Shuffle shards and samples; if False, samples are in stored order, in one lane.
-        weights: Weight of each data set in the mixture; empty: each sample occurs equally often.
-    """
-
-    seed: int = 42
-    lanes: int = 64
-    group: int = 500
+    seed: int = 42  # seed of every permutation
+    lanes: int = 64  # number of interleaved streams; a power of two
+    group: int = 500  # number of consecutive samples of a lane that are permuted
+    # shuffle shards and samples; if False, samples are in stored order, in one lane
     shuffle: bool = True
+    # weight of each data set in the mixture; empty: each sample occurs equally often
     weights: tuple[float, ...] = ()
 
     @classmethod
@@ -56,28 +50,15 @@ class OrderOptions:
 
 
 class SingleEpoch(NamedTuple):
-    """The positions before any data set starts its second epoch.
+    """The positions before any data set starts its second epoch."""
 
-    Attributes:
-        positions: Number of positions; no two of them have the same sample.
-        dataset: Name of the data set that starts its second epoch first.
-    """
-
-    positions: int
-    dataset: str
+    positions: int  # number of positions; no two of them have the same sample
+    dataset: str  # name of the data set that starts its second epoch first
 
 
 class SampleOrder:
-    """Map from position to sample; picklable.
-
-    Args:
-        datasets: Data sets; only the sizes of their shards affect the order.
-        options: Options of the order.
-
-    Raises:
-        ConfigError: The number of weights differs from that of data sets, a weight is negative, or
-            the share of a data set rounds to zero.
-        DataError: A data set has no samples.
+    """Map from position to sample; picklable; `datasets`: data sets; only the sizes of their shards
+    affect the order.
     """
 
     def __init__(self, datasets: Sequence[DataSet], options: OrderOptions) -> None:
@@ -150,20 +131,13 @@ class _Epoch(NamedTuple):
     """The spans in the order of one epoch, and the segment of that order that each lane reads.
 
     A span is at most `group` consecutive samples of one shard.
-
-    Attributes:
-        spans: int64 [P], the spans in the order of the epoch.
-        stops: int64 [P], number of samples up to the end of each of these spans.
-        starts: First sample of the segment of each lane.
-        firsts: Index within the lane of that sample.
-        lengths: Number of samples in the segment of each lane.
     """
 
-    spans: NDArray[np.int64]
-    stops: NDArray[np.int64]
-    starts: Sequence[int]
-    firsts: Sequence[int]
-    lengths: Sequence[int]
+    spans: NDArray[np.int64]  # int64 [P], the spans in the order of the epoch
+    stops: NDArray[np.int64]  # int64 [P], number of samples up to the end of each of these spans
+    starts: Sequence[int]  # first sample of the segment of each lane
+    firsts: Sequence[int]  # index within the lane of that sample
+    lengths: Sequence[int]  # number of samples in the segment of each lane
 
 
 class _Stream:
@@ -260,10 +234,8 @@ class _Stream:
 
 
 def check_single_epoch(order: SampleOrder, positions: int) -> None:
-    """Raises an error if a data set starts a second epoch within the first `positions` positions.
-
-    Raises:
-        DataError: One does; the message has its name and the number of possible positions.
+    """Raises an error if a data set starts a second epoch within the first `positions`
+    positions.
     """
     possible, name = order.first_epoch()
     if positions > possible:
@@ -305,10 +277,8 @@ def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
 def _split_shards(
     owners: NDArray[Any], shards: NDArray[Any], lengths: NDArray[np.int64], longest: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Splits shards into spans of at most `longest` samples.
-
-    Returns:
-        Data set, shard, first sample and number of samples of each span.
+    """Splits shards into spans of at most `longest` samples; returns data set, shard, first sample
+    and number of samples of each span.
     """
     counts = -(-lengths // longest)
     rows = np.repeat(np.arange(len(lengths)), counts)

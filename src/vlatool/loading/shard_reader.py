@@ -47,21 +47,16 @@ _MAX_PREFETCHED = 128
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Local cache of remote shards. Their indexes are always cached.
+    """Local cache of remote shards. Their indexes are always cached."""
 
-    Attributes:
-        files: Cache folder.
-        concurrent: Number of shards that are read at the same time. If `enabled` is True, whole
-            shards are cached only if these fit into the folder.
-        num_shards: Number of shards of the run.
-        enabled: Cache whole shards; None: only if all of them fit into `default_limit`.
-        default_limit: Largest size in bytes of all shards for `enabled` None; None: no limit.
-    """
-
-    files: FileCache
+    files: FileCache  # cache folder
+    # number of shards that are read at the same time. If `enabled` is True, whole shards are cached
+    # only if these fit into the folder
     concurrent: int
-    num_shards: int
+    num_shards: int  # number of shards of the run
+    # cache whole shards; None: only if all of them fit into `default_limit`
     enabled: bool | None = None
+    # largest size in bytes of all shards for `enabled` None; None: no limit
     default_limit: int | None = None
 
     @classmethod
@@ -104,12 +99,7 @@ class _OpenShard:
 
 
 class ShardReader:
-    """LRU cache of open shards. Thread-safe; pickled without open files.
-
-    Args:
-        datasets: Data sets that references of samples index.
-        cache: Cache of remote shards.
-    """
+    """LRU cache of open shards. Thread-safe; pickled without open files."""
 
     def __init__(self, datasets: Sequence[DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
@@ -124,12 +114,7 @@ class ShardReader:
         return (ShardReader, (self._datasets, self._cache))
 
     def members(self, refs: Sequence[SampleRef]) -> list[Members | DroppedSample]:
-        """Returns the members of each sample; a `DroppedSample` if its bytes are broken.
-
-        Raises:
-            StorageError: The storage failed after all retries.
-            DataError: A shard is missing or broken, or its number of samples is not the expected.
-        """
+        """Returns the members of each sample; a `DroppedSample` if its bytes are broken."""
         prefetched = self._prefetched.pop(tuple(refs), None)
         fragments = self._fragments(refs) if prefetched is None else prefetched.result()
         return [self._parsed(ref, data) for ref, data in zip(refs, fragments, strict=True)]

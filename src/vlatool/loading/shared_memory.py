@@ -29,11 +29,7 @@ _IN_USE = 3
 
 
 class SharedPool:
-    """The shared memory of one loader worker.
-
-    Args:
-        prefetch_factor: Number of micro-batches that the worker loads in advance.
-    """
+    """The shared memory of one loader worker."""
 
     def __init__(self, prefetch_factor: int) -> None:
         self._max_batches = prefetch_factor + _IN_USE
@@ -42,11 +38,7 @@ class SharedPool:
         self._current: list[Tensor] = []
 
     def allocate(self, size: int) -> UInt8Array:
-        """Returns uninitialized memory uint8 [size] for the micro-batch that is being read.
-
-        Raises:
-            EnvironmentProblem: There is no shared memory left.
-        """
+        """Returns uninitialized memory uint8 [size] for the micro-batch that is being read."""
         free = (b for b in self._buffers if b.numel() >= _HEADER + size and not b[0])
         buffer = next(free, None)
         if buffer is None:
@@ -88,21 +80,13 @@ class SharedPool:
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor in a buffer of shared memory.
+    """A tensor in a buffer of shared memory."""
 
-    Attributes:
-        buffer: Header and content, uint8 [K].
-        offset: Offset in bytes from the start of the content.
-        dtype: Data type of the tensor.
-        shape: Shape of the tensor.
-        strides: Strides of the tensor, in elements.
-    """
-
-    buffer: Tensor
-    offset: int
-    dtype: torch.dtype
+    buffer: Tensor  # header and content, uint8 [K]
+    offset: int  # offset in bytes from the start of the content
+    dtype: torch.dtype  # data type of the tensor
     shape: Sequence[int]
-    strides: Sequence[int]
+    strides: Sequence[int]  # strides of the tensor, in elements
 
     def view(self, content: Tensor) -> Tensor:
         """Returns the tensor as a view of the content uint8 [K - 64] of its buffer."""
@@ -114,16 +98,12 @@ class SharedTensor:
 
 @dataclass(frozen=True)
 class BatchMessage:
-    """A micro-batch as a loader worker sends it.
+    """A micro-batch as a loader worker sends it."""
 
-    Attributes:
-        micro_batch: The micro-batch; values of its batch that are in `shared` or `small` are None.
-        shared: Map from name to large tensor.
-        small: Map from name to array of any other tensor that numpy can represent.
-    """
-
+    # the micro-batch; values of its batch that are in `shared` or `small` are None
     micro_batch: MicroBatch
-    shared: Mapping[str, SharedTensor]
+    shared: Mapping[str, SharedTensor]  # map from name to large tensor
+    # map from name to array of any other tensor that numpy can represent
     small: Mapping[str, Array]
 
     def unpack(self) -> MicroBatch:

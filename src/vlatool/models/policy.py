@@ -96,15 +96,10 @@ class SamplesInSteps(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """Chunks of a policy that decodes tokens.
+    """Chunks of a policy that decodes tokens."""
 
-    Attributes:
-        actions: Result of `Policy.act`.
-        tokens: Number of tokens that were decoded for each observation.
-    """
-
-    actions: Mapping[str, Array]
-    tokens: Sequence[int]
+    actions: Mapping[str, Array]  # result of `Policy.act`
+    tokens: Sequence[int]  # number of tokens that were decoded for each observation
 
 
 @runtime_checkable
@@ -121,11 +116,7 @@ class PredictsImages(Protocol):
     """A policy that also predicts images, as codes of a visual tokenizer. `act` computes none."""
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes.
-
-        Raises:
-            DataError: The codes are of another tokenizer.
-        """
+        """Returns the policy with the tokenizer of its codes."""
         ...
 
     def future_codes(
@@ -140,11 +131,7 @@ class PredictsImages(Protocol):
     def futures(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> Mapping[str, UInt8Array]:
-        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3].
-
-        Raises:
-            UsageError: The policy has no visual tokenizer.
-        """
+        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3]."""
         ...
 
 
@@ -153,11 +140,7 @@ class HasRanges(Protocol):
     """A policy that knows the range of its commands in the training data."""
 
     def action_range(self, field: str) -> tuple[Array, Array]:
-        """Returns smallest and largest values of an action field, float64 [C].
-
-        Raises:
-            DataError: They are not in the statistics, or only relative to another pose.
-        """
+        """Returns smallest and largest values of an action field, float64 [C]."""
         ...
 
 
@@ -165,13 +148,7 @@ class Sampler(Protocol):
     """A network that samples action chunks."""
 
     def __call__(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
-        """Returns normalized actions [B, past + T, C] of a batch.
-
-        Args:
-            batch: Result of the batcher.
-            steps: Number of sampling steps, if the network has any.
-            rng: Noise, one row per sample.
-        """
+        """Returns normalized actions [B, past + T, C] of a batch."""
         ...
 
 
@@ -180,9 +157,7 @@ class Ask(Protocol):
 
     def __call__(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, Array]:
-        """Returns arrays with a row per observation."""
-        ...
+    ) -> Mapping[str, Array]: ...
 
 
 def in_batches(
@@ -190,14 +165,10 @@ def in_batches(
 ) -> dict[str, Array]:
     """Returns the answers of a policy [B, ...], computed in batches of one size.
 
+    `seeds`: their seeds; `batch_size`: observations computed at once.
+
     A short batch is filled up with its last observation. So the bits of an answer do not depend on
     the number of observations.
-
-    Args:
-        ask: Method of the policy, such as `act`.
-        observations: B observations.
-        seeds: Their seeds.
-        batch_size: Observations computed at once.
     """
     parts: list[Mapping[str, Array]] = []
     for start in range(0, len(observations), batch_size):
@@ -211,9 +182,8 @@ def in_batches(
 def equal_groups(shapes: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
     """Rows of a batch with equal shapes, to compute together.
 
-    Returns:
-        For each shape its rows, and these filled up to the number of all rows with the last one:
-        other numbers of rows would give other rounding errors.
+    Returns for each shape its rows, and these filled up to the number of all rows with the last
+    one: other numbers of rows would give other rounding errors.
     """
     groups: dict[Hashable, list[int]] = {}
     for row, shape in enumerate(shapes):
@@ -238,11 +208,10 @@ class SamplesChunks(Protocol):
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
         """Samples an action chunk for each sample and compares it with the recorded one.
 
-        Called after `Objective.prepare`, in eval mode, without gradient and without autocast.
+        Returns map from name of a metric to float64 [2]: sum of absolute errors in physical units,
+        and their number. The names are the same for every micro-batch.
 
-        Returns:
-            Map from name of a metric to float64 [2]: sum of absolute errors in physical units, and
-            their number. The names are the same for every micro-batch.
+        Called after `Objective.prepare`, in eval mode, without gradient and without autocast.
         """
         ...
 
@@ -251,10 +220,6 @@ class ActionUnits:
     """Converter from normalized action chunks to errors in physical units, by field and step.
 
     Dimensions that never change are left out, and fields without any other.
-
-    Args:
-        data: Section `data` of a run, derived.
-        normalizer: Normalization of the run.
     """
 
     def __init__(self, data: RoboticsDataConfig, normalizer: Normalizer) -> None:
@@ -272,10 +237,8 @@ class ActionUnits:
     def errors(self, sampled: Tensor, recorded: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Absolute errors `sampled_mae/FIELD/STEP` as [sum, number]; STEP: first, middle, last.
 
-        Args:
-            sampled: Sampled chunks, normalized [B, past + T, C of all fields].
-            recorded: Recorded chunks of the same shape.
-            mask: bool [B, past + T], true for steps from the current one on that are not padding.
+        `sampled`: sampled chunks, normalized [B, past + T, C of all fields]; `mask`: bool [B, past
+        + T], true for steps from the current one on that are not padding.
         """
         widths = [scale.shape[-1] for scale in self._scales.values()]
         parts = (sampled.double() - recorded.double()).abs().split(widths, dim=-1)
@@ -292,20 +255,14 @@ class ActionUnits:
 
 
 class RoboticsPolicy:
-    """A policy for robotics data, with its normalization and pose groups.
-
-    Args:
-        sampler: Sampler of action chunks; its networks are in eval mode.
-        batcher: Converts samples to the batch that the sampler expects.
-        assets: Assets of the run.
-        device: Device of the networks; None: the GPU if there is one, else the CPU.
-    """
+    """A policy for robotics data, with its normalization and pose groups."""
 
     def __init__(
         self,
-        sampler: Sampler,
-        batcher: Batcher,
-        assets: RoboticsAssets,
+        sampler: Sampler,  # sampler of action chunks; its networks are in eval mode
+        batcher: Batcher,  # converts samples to the batch that the sampler expects
+        assets: RoboticsAssets,  # assets of the run
+        # device of the networks; None: the GPU if there is one, else the CPU
         device: torch.device | None = None,
     ) -> None:
         data = assets.data
@@ -373,9 +330,6 @@ class RoboticsPolicy:
         """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`.
 
         Poses are absolute; for preprocessed observations they are relative as the training data.
-
-        Raises:
-            DataError: An observation lacks a measured pose that a relative action refers to.
         """
         samples = [self._sample(observation) for observation in observations]
         actions = {name: chunk[:, self._past :] for name, chunk in self._predict(samples, seeds)}

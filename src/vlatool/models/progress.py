@@ -13,19 +13,12 @@ from vlatool.storage.cache import local_copy
 
 @dataclass(frozen=True)
 class ProgressOrigin:
-    """Files with a state of training: those of a run, or published ones.
+    """Files with a state of training: those of a run, or published ones."""
 
-    Attributes:
-        text: Location as the user wrote it.
-        model_type: Model type of the weights.
-        checkpoint: Checkpoint of a run; None for published files.
-        files: Published files, as `ModelType.progress_files` returns them.
-    """
-
-    text: str
-    model_type: str
-    checkpoint: Path | None = None
-    files: Sequence[Path] = ()
+    text: str  # location as the user wrote it
+    model_type: str  # model type of the weights
+    checkpoint: Path | None = None  # checkpoint of a run; None for published files
+    files: Sequence[Path] = ()  # published files, as `ModelType.progress_files` returns them
 
     def local_checkpoint(self) -> Path:
         """Checkpoint of a run on the local disk; its files are compared with their digests."""
@@ -44,16 +37,7 @@ class ProgressOrigin:
 
 
 def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
-    """Files of a run, a checkpoint or a published checkpoint, from which its training continues.
-
-    Args:
-        text: Location.
-        averaged: True if averaged weights are needed.
-
-    Raises:
-        DataError: The location does not exist, or a file is missing.
-        UsageError: The location is a file of weights without a state of training.
-    """
+    """Files of a run, a checkpoint or a published checkpoint, from which its training continues."""
     location = require_weights(text)
     published = published_at(location)
     if published is not None:

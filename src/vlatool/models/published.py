@@ -18,35 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """Files of a model in its published layout, of any scheme.
-
-    Attributes:
-        weights: File with the weights.
-        config: File with the configuration; None for a file of weights alone.
-        kind: `raw` or `ema` for raw or averaged `weights`; empty if unknown.
-        averaged: File with the averages of `weights`; None: there is none.
-        before: Section `model` of the run that they were exported from, whose base models are not
-            read again; None: unknown.
-    """
+    """Files of a model in its published layout, of any scheme."""
 
     weights: Path
-    config: Path | None = None
+    config: Path | None = None  # file with the configuration; None for a file of weights alone
+    # `raw` or `ema` for raw or averaged `weights`; empty if unknown
     kind: Literal["", "raw", "ema"] = ""
-    averaged: Path | None = None
+    averaged: Path | None = None  # file with the averages of `weights`; None: there is none
+    # section `model` of the run that they were exported from, whose base models are not read again;
+    # None: unknown
     before: Any = None
 
     def checked(self, chosen: Path, local: Path) -> Path:
         """Returns `local` after a comparison of the files with the list of an export.
 
+        `local`: local copy of it.
+
         Sizes are compared, and digests of local files. Other published files have no list. As in
         runs, users may edit YAML.
-
-        Args:
-            chosen: One of the files of weights; the other is not compared.
-            local: Local copy of it.
-
-        Raises:
-            DataError: A file is missing or has changed.
         """
         root = chosen.parent if self.config is None else self.config.parent
         for entry in read_file_list(root) or ():
@@ -67,66 +56,45 @@ class PublishedFiles:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """Content of `PublishedFiles`.
+    """Content of `PublishedFiles`."""
 
-    Attributes:
-        config: Section `model`.
-        parts: Networks with their weights on the CPU, by name.
-        assets: Assets of the data kind.
-        data: Section `data`, derived; None: the layout has none.
-        folder: Local folder with the files of `save_assets`; None: the layout has none.
-        notes: Messages for the user, such as tensors that are not used.
-    """
-
-    config: Any
-    parts: "Mapping[str, nn.Module]"
-    assets: Any
-    data: Any = None
+    config: Any  # section `model`
+    parts: "Mapping[str, nn.Module]"  # networks with their weights on the CPU, by name
+    assets: Any  # assets of the data kind
+    data: Any = None  # section `data`, derived; None: the layout has none
+    # local folder with the files of `save_assets`; None: the layout has none
     folder: Path | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # messages for the user, such as tensors that are not used
 
 
 @dataclass(frozen=True)
 class PublishedProgress:
-    """State of training in a published layout, on the CPU.
+    """State of training in a published layout, on the CPU."""
 
-    Attributes:
-        step: Number of optimizer steps done.
-        weights: State dict of each part that checkpoints hold, by the name of the part.
-        averages: Averaged weights of each part; empty if there are none.
-        num_averaged: Number of updates of the averages.
-        moments: State of AdamW (`step`, `exp_avg`, `exp_avg_sq`) by the name of an optimizer and
-            `PART.PARAMETER`.
-        notes: Messages for the user.
-    """
-
-    step: int
+    step: int  # number of optimizer steps done
+    # state dict of each part that checkpoints hold, by the name of the part
     weights: "Mapping[str, Mapping[str, Tensor]]"
+    # averaged weights of each part; empty if there are none
     averages: "Mapping[str, Mapping[str, Tensor]]" = field(default_factory=dict)
-    num_averaged: int = 0
+    num_averaged: int = 0  # number of updates of the averages
+    # state of AdamW (`step`, `exp_avg`, `exp_avg_sq`) by the name of an optimizer and
+    # `PART.PARAMETER`
     moments: "Mapping[str, Mapping[str, Mapping[str, Tensor]]]" = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # messages for the user
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Published layout of opened weights, ready to be written.
+    """Published layout of opened weights, ready to be written."""
 
-    Attributes:
-        files: Names of the files that `write` may write.
-        weights: Names of those that hold weights.
-        parameters: Number of values in the file of weights.
-        summary: Text on the files.
-        write: Writes the files to a folder; returns further facts for the result, as JSON values.
-        compared: Names of files that are opened after they were written, to compare outputs; None:
-            those of `weights`.
-    """
-
-    files: tuple[str, ...]
-    weights: tuple[str, ...]
-    parameters: int
-    summary: str
+    files: tuple[str, ...]  # names of the files that `write` may write
+    weights: tuple[str, ...]  # names of those that hold weights
+    parameters: int  # number of values in the file of weights
+    summary: str  # text on the files
+    # writes the files to a folder; returns further facts for the result, as JSON values
     write: Callable[[Path], Mapping[str, Any]]
+    # names of files that are opened after they were written, to compare outputs; None: those of
+    # `weights`
     compared: tuple[str, ...] | None = None
 
 
@@ -140,12 +108,8 @@ class PublishedLayout(Protocol):
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Returns what published keys of a section say about the weights to start from.
 
-        Args:
-            section: Keys and values of the section `model`.
-
-        Returns:
-            Keys of the run that they stand for, such as `init_from`, and keys of the section to
-            reset.
+        Returns keys of the run that they stand for, such as `init_from`, and keys of the section to
+        reset.
         """
         del section
         return {}, {}
@@ -153,73 +117,39 @@ class PublishedLayout(Protocol):
     def export(
         self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter"
     ) -> Exported | None:
-        """Prepares the published layout of a model; None if there is none. Writes nothing.
-
-        Args:
-            trained: Opened weights: averaged ones if there are any.
-            tree: Whole configuration of the run; empty for published files.
-            reporter: Receives notes on what the published program would do differently.
-
-        Raises:
-            UsageError: The published program does not support this model.
+        """Prepares the published layout of a model; None if there is none. Writes nothing; `tree`:
+        whole configuration of the run; empty for published files.
         """
         del trained, tree, reporter
         return None
 
     def export_problem(self, config: Any) -> str:
-        """Returns the reason why runs cannot be exported; empty if they can.
-
-        Args:
-            config: Section `model`.
-        """
+        """Returns the reason why runs cannot be exported; empty if they can."""
         del config
         if type(self).export is not PublishedLayout.export:
             return ""
         return f"model type {self.name!r} has no published layout"
 
     def find_published(self, location: Path) -> PublishedFiles | None:
-        """Returns the files of a published model of this type; None for other locations.
-
-        Args:
-            location: Folder or file of any scheme, not of a run. Read little of it.
-        """
+        """Returns the files of a published model of this type; None for other locations."""
         del location
         return None
 
     def published_section(self, files: PublishedFiles) -> "ConfigModel | None":
-        """Returns the section `model` of a published model; None if only its weights have it.
-
-        Args:
-            files: Result of `find_published`. Read the small files only.
-
-        Raises:
-            DataError: A file is broken.
+        """Returns the section `model` of a published model; None if only its weights have it;
+        `files`: result of `find_published`. Read the small files only.
         """
         del files
         return None
 
     def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a published model.
-
-        Args:
-            files: Result of `find_published`.
-            path: Local copy of the weights.
-
-        Raises:
-            DataError: A file is broken, or the weights do not match the configuration.
-        """
+        """Opens a published model; `path`: local copy of the weights."""
         del files, path
         raise AssertionError("a model type with find_published has open_published")
 
     def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """Returns the files that `open_progress` reads; they may be missing.
-
-        Args:
-            files: Result of `find_published`.
-            averaged: True if the run averages its weights.
-
-        Returns:
-            The files; empty if the layout has no state of training.
+        """Returns the files that `open_progress` reads; they may be missing; returns the files;
+        empty if the layout has no state of training.
         """
         del files, averaged
         return ()
@@ -227,15 +157,6 @@ class PublishedLayout(Protocol):
     def open_progress(
         self, config: Any, modules: "Mapping[str, nn.Module]", paths: Sequence[Path]
     ) -> PublishedProgress:
-        """Opens a published state of training.
-
-        Args:
-            config: Section `model`, derived.
-            modules: Networks of all parts, by name.
-            paths: Local copies of the result of `progress_files`.
-
-        Raises:
-            DataError: A file is broken, or does not match the networks.
-        """
+        """Opens a published state of training."""
         del config, modules, paths
         raise AssertionError("a model type with progress_files has open_progress")

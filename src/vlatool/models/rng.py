@@ -63,14 +63,7 @@ class PerSampleRng(Distributions):
     def __init__(
         self, seeded: Callable[[int], torch.Generator], rows: Sequence[int], total: int
     ) -> None:
-        """Creates the generators of the chunks.
-
-        Args:
-            seeded: Returns the generator of a chunk number in the initial state of the step. Its
-                device is that of the random numbers.
-            rows: Index of each sample in the global batch, ascending.
-            total: Number of samples in the global batch.
-        """
+        """Creates the generators of the chunks."""
         self._chunks = [
             _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), used)
             for number, used in _by_chunk([row % total for row in rows])
@@ -92,10 +85,6 @@ class SeededRng(Distributions):
     """Random numbers of a batch; each row is drawn by a generator of its own on the CPU.
 
     So a row depends on its seed and the number of the call alone, on every device.
-
-    Args:
-        seeds: Seed of each row.
-        device: Device of the random numbers.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -110,15 +99,11 @@ class SeededRng(Distributions):
 
 
 class InputNoise(nn.Module):
-    """Normal noise on inputs in training mode, drawn by the generators of the samples.
-
-    Args:
-        std: Standard deviation; 0: no noise.
-    """
+    """Normal noise on inputs in training mode, drawn by the generators of the samples."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
-        self.std = std
+        self.std = std  # standard deviation; 0: no noise
 
     def forward(self, values: Tensor, rng: Rng | None, repeats: int = 1) -> Tensor:
         """Adds noise to values [B * repeats, ...], where `rng` draws B rows."""
@@ -133,20 +118,15 @@ class SampleDropout(nn.Module):
     """Dropout in training mode, whose masks are drawn by the generators of the samples.
 
     Masks are drawn outside of blocks, which the backward pass may recompute.
-
-    Args:
-        share: Probability that an element becomes zero.
     """
 
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.share = share
+        self.share = share  # probability that an element becomes zero
 
     def mask(self, like: Tensor, rng: Rng | None, repeats: int = 1) -> Tensor | None:
-        """Mask bool of the shape of `like` [B * repeats, ...], true for the elements that stay.
-
-        Returns:
-            The mask; None if all elements stay.
+        """Mask bool of the shape of `like` [B * repeats, ...], true for the elements that stay;
+        returns the mask; None if all elements stay.
         """
         if not self.training or self.share == 0:
             return None

@@ -25,27 +25,18 @@ _MAX_CODES = 2**16
 
 
 class Codes(NamedTuple):
-    """Codes of a batch of images.
+    """Codes of a batch of images."""
 
-    Attributes:
-        values: int64 [B, K], on the device of the tokenizer.
-        num_encoded_alone: Images that were encoded a second time, alone, because of a near tie.
-    """
-
-    values: "Tensor"
+    values: "Tensor"  # int64 [B, K], on the device of the tokenizer
+    # images that were encoded a second time, alone, because of a near tie
     num_encoded_alone: int = 0
 
 
 class Reconstruction(NamedTuple):
-    """Reconstructed images and their codes, on the device of the tokenizer.
+    """Reconstructed images and their codes, on the device of the tokenizer."""
 
-    Attributes:
-        pixels: float [B, 3, S, S]; 0 is black, 1 white; not clamped.
-        codes: int64 [B, K]; None without a codebook.
-    """
-
-    pixels: "Tensor"
-    codes: "Tensor | None"
+    pixels: "Tensor"  # float [B, 3, S, S]; 0 is black, 1 white; not clamped
+    codes: "Tensor | None"  # int64 [B, K]; None without a codebook
 
 
 class VisualTokenizer(Protocol):
@@ -104,22 +95,14 @@ class VisualTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ImageRule:
-    """Image size of a tokenizer and the preprocessing that produces it; picklable.
+    """Image size of a tokenizer and the preprocessing that produces it; picklable."""
 
-    Attributes:
-        size: S.
-        resize: Preprocessing of images of other sizes; None if they are rejected.
-    """
-
-    size: int
+    size: int  # S
+    # preprocessing of images of other sizes; None if they are rejected
     resize: ImagePreprocessing | None = None
 
     def apply(self, pixels: UInt8Array, name: str) -> UInt8Array:
-        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing.
-
-        Raises:
-            DataError: The image has another size and there is no preprocessing; names the image.
-        """
+        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing."""
         checked = checked_image(pixels, name)
         if self.resize is not None:
             return prepare_image(checked, self.resize)
@@ -136,21 +119,13 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class OpenTokenizer:
-    """Trained visual tokenizer on a device.
-
-    Attributes:
-        network: The tokenizer.
-        trained: Weights it was opened from.
-        device: Device of the network.
-        preprocessing: Preprocessing of its training without the random part.
-        rule: Rule for images to encode.
-    """
+    """Trained visual tokenizer on a device."""
 
     network: VisualTokenizer
-    trained: Trained
-    device: "device"
-    preprocessing: ImagePreprocessing
-    rule: ImageRule
+    trained: Trained  # weights it was opened from
+    device: "device"  # device of the network
+    preprocessing: ImagePreprocessing  # preprocessing of its training without the random part
+    rule: ImageRule  # rule for images to encode
 
     @property
     def name(self) -> str:
@@ -186,12 +161,7 @@ class OpenTokenizer:
             )
 
     def check_tokenizer_of(self, location: Path, metadata: Mapping[str, Any]) -> None:
-        """Raises DataError if codes were made by another tokenizer.
-
-        Args:
-            location: Folder of the codes.
-            metadata: Their metadata, as `CodesManifest.encoding_info` returns it.
-        """
+        """Raises DataError if codes were made by another tokenizer."""
         own = (self.network.codes_per_image, self.network.codebook_size)
         stored = (metadata.get("codes_per_picture"), metadata.get("codebook_size"))
         has_digest = metadata.get("tokenizer_digest") not in ("", None)
@@ -221,16 +191,7 @@ def rank_device() -> "device":
 def open_tokenizer(
     location: str, device: "device", changes: Mapping[str, Any] | None = None
 ) -> OpenTokenizer:
-    """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file.
-
-    Args:
-        location: Location of any scheme.
-        device: Device of the network.
-        changes: Keys of the section `model` to change, such as another teacher.
-
-    Raises:
-        DataError: There is no tokenizer, or it is damaged or incomplete.
-    """
+    """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file."""
     require_weights(location)
     trained = open_trained(location, device=device, changes=changes)
     model_type = trained.model_type

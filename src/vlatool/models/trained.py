@@ -68,22 +68,14 @@ class TrainedConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Files of trained weights; nothing of them is read but small files.
+    """Files of trained weights; nothing of them is read but small files."""
 
-    Attributes:
-        text: Location as the user wrote it.
-        file: File with the weights of the part `model`, of any scheme.
-        run: Run of a checkpoint; None for published folders and files.
-        checkpoint: Checkpoint with the file; None as above.
-        weights: `ema` or `raw`; empty if unknown.
-        opened: Local path of the file, once it is opened; a cached copy if it is remote.
-    """
-
-    text: str
-    file: Path
-    run: RunDir | None = None
-    checkpoint: Path | None = None
-    weights: str = ""
+    text: str  # location as the user wrote it
+    file: Path  # file with the weights of the part `model`, of any scheme
+    run: RunDir | None = None  # run of a checkpoint; None for published folders and files
+    checkpoint: Path | None = None  # checkpoint with the file; None as above
+    weights: str = ""  # `ema` or `raw`; empty if unknown
+    # local path of the file, once it is opened; a cached copy if it is remote
     opened: Path | None = None
 
     @property
@@ -111,23 +103,14 @@ class WeightsOrigin:
 
     @property
     def section(self) -> dict[str, Any] | None:
-        """Section `model` of the run; None without a run.
-
-        Raises:
-            DataError: config.yaml is missing or broken.
-        """
+        """Section `model` of the run; None without a run."""
         if self.run is None:
             return None
         section = self.run.config_tree().get(_MODEL)
         return section if isinstance(section, dict) else {}
 
     def check_type(self, name: str, code: str) -> None:
-        """Raises DataError if the file is of a run of another model type.
-
-        Args:
-            name: Expected model type.
-            code: Code of the error.
-        """
+        """Raises DataError if the file is of a run of another model type."""
         section = self.section
         if section is not None and section.get("type") != name:
             raise DataError.at(
@@ -138,11 +121,7 @@ class WeightsOrigin:
             )
 
     def read(self) -> "dict[str, Tensor]":
-        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file.
-
-        Raises:
-            DataError: The file is broken, or differs from the list of its checkpoint or export.
-        """
+        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
         from vlatool.models.weights import read_external_weights
 
         path = self.path
@@ -157,33 +136,20 @@ class WeightsOrigin:
 
 @dataclass(frozen=True)
 class Trained:
-    """Opened weights.
+    """Opened weights."""
 
-    Attributes:
-        config: Sections `model` and `data`, derived.
-        parts: Networks with their weights, on their device, in eval mode.
-        assets: Assets of the data kind.
-        origin: Files of the weights.
-        folder: Local folder with the assets of the model; None: a published layout has none.
-    """
-
-    config: TrainedConfig
-    parts: "Mapping[str, nn.Module]"
-    assets: Any
-    origin: WeightsOrigin
+    config: TrainedConfig  # sections `model` and `data`, derived
+    parts: "Mapping[str, nn.Module]"  # networks with their weights, on their device, in eval mode
+    assets: Any  # assets of the data kind
+    origin: WeightsOrigin  # files of the weights
+    # local folder with the assets of the model; None: a published layout has none
     folder: Path | None
 
     @property
     def model_type(self) -> ModelType:
-        """The model type that `model.type` names."""
         return model_type_of(self.config.model)
 
     def policy(self) -> Any:
-        """The policy.
-
-        Raises:
-            DataError: The model type has none.
-        """
         model_type = self.model_type
         policy = model_type.policy(self.config.model, self.parts, self.assets, self.folder)
         if policy is None:
@@ -200,30 +166,16 @@ class Trained:
 
 
 def open_trained(
-    location: str,
+    location: str,  # location of any scheme
     *,
-    weights: Weights = "auto",
+    weights: Weights = "auto",  # `ema`, `raw`, or `auto`: averaged weights if there are any
+    # device of the networks; None: the GPU if there is one, else the CPU
     device: "device | str | None" = None,
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,  # keys of the section `model` to change
     before: ConfigModel | None = None,
     reporter: Reporter = NULL,
 ) -> Trained:
-    """Opens trained weights; `locate_weights` describes the locations.
-
-    Args:
-        location: Location of any scheme.
-        weights: `ema`, `raw`, or `auto`: averaged weights if there are any.
-        device: Device of the networks; None: the GPU if there is one, else the CPU.
-        changes: Keys of the section `model` to change.
-        before: Section `model` of the run that a published layout was exported from; base models
-            that it has read are not read again.
-        reporter: Receives notes on the choice among published weights, and on what is not used.
-
-    Raises:
-        UsageError: The location is empty, or `ema` was requested and there are no averaged weights.
-        DataError: There are no weights, a file is damaged, or they do not match their
-            configuration.
-    """
+    """Opens trained weights; `locate_weights` describes the locations."""
     import torch
 
     if device is None:
@@ -267,10 +219,6 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     """Files of a run, a checkpoint, a published folder, or a file.
 
     Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
-
-    Raises:
-        DataError: The checkpoint is broken, or there are no weights.
-        UsageError: The scheme is unknown, or `ema` was requested and there are no averaged weights.
     """
     location = with_run_above(pinned(text))
     if location.is_file():
@@ -300,21 +248,13 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
 
 
 def existing_weights(text: str) -> WeightsOrigin:
-    """Like `locate_weights`, with an error that names a location that does not exist.
-
-    Raises:
-        DataError: As `locate_weights`, or the location does not exist.
-    """
+    """Like `locate_weights`, with an error that names a location that does not exist."""
     require_weights(text)
     return locate_weights(text)
 
 
 def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> WeightsOrigin:
-    """Raw or averaged weights of published files.
-
-    Raises:
-        UsageError: The requested ones are missing.
-    """
+    """Raw or averaged weights of published files."""
     if weights != "raw" and files.averaged is not None:
         return WeightsOrigin(text, files.averaged, weights="ema")
     if files.kind and weights not in ("auto", files.kind):
@@ -389,12 +329,7 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
 
 
 def read_config(run: RunDir) -> TrainedConfig:
-    """The sections `model` and `data` of a run.
-
-    Raises:
-        DataError: config.yaml is missing or empty.
-        ConfigError: A value is invalid.
-    """
+    """The sections `model` and `data` of a run."""
     run.config_tree()  # an empty file would be all defaults
     return load_config(TrainedConfig, files=[str(run.config)]).config
 
@@ -419,11 +354,7 @@ def section_of(location: str) -> tuple[ConfigModel, Path] | None:
 
 @contextmanager
 def as_config_error(origin: WeightsOrigin) -> Generator[None]:
-    """Reports validation errors in its body as errors in the configuration of the weights.
-
-    Raises:
-        DataError: A value is invalid; the message has the first.
-    """
+    """Reports validation errors in its body as errors in the configuration of the weights."""
     try:
         yield
     except ValidationError as error:
@@ -447,10 +378,6 @@ def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
     """Subclass of a configuration with the config classes of the types that its sections name.
 
     The model type is chosen by `model.type`, the data kind by `data.type`.
-
-    Args:
-        schema: Class with the sections `model` and `data`.
-        tree: Plain values of the configuration.
     """
     name = _type_of(tree.get(_MODEL))
     model_type = None if name is None else registered_type(name)
@@ -467,11 +394,7 @@ def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def model_type_of(model: ConfigModel) -> ModelType:
-    """The model type of a section `model`.
-
-    Raises:
-        UsageError: There is no such type.
-    """
+    """The model type of a section `model`."""
     return registered_type(getattr(model, "type", ""))
 
 
@@ -481,11 +404,6 @@ def data_kind_of(config: Any) -> DataKind:
 
 
 def registered_type(name: str) -> ModelType:
-    """The model type of a name.
-
-    Raises:
-        UsageError: There is no such type; `details["key"]` is `model.type`.
-    """
     try:
         return MODELS.get(name)()
     except UsageError as error:

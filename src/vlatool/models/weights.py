@@ -40,12 +40,7 @@ _PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Loads a safetensors file into a module; all names and shapes must match.
-
-    Raises:
-        DataError: The file is missing or broken, names or shapes differ, or values are not finite;
-            the message has the first differences.
-    """
+    """Loads a safetensors file into a module; all names and shapes must match."""
     weights = matching_state_dict(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
 
@@ -53,15 +48,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def built_with_weights(
     build: "Callable[[], Mapping[str, Part]]", file_of: Callable[[str], Path]
 ) -> "Mapping[str, Part]":
-    """Builds parts with the weights of a checkpoint, after a comparison of their sizes.
-
-    Args:
-        build: Builds the parts, on the default device.
-        file_of: Path of the checked file of a part.
-
-    Raises:
-        DataError: As `check_shapes` and `load_weights`.
-    """
+    """Builds parts with the weights of a checkpoint, after a comparison of their sizes."""
     with torch.device("meta"):
         parts = build()
     files = {name: file_of(name) for name in parts}
@@ -74,10 +61,8 @@ def built_with_weights(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the CPU.
-
-    Raises:
-        DataError: A file is missing or broken.
+    """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the
+    CPU.
     """
     try:
         open_file(path).close()  # safetensors would wait for a pipe
@@ -106,10 +91,6 @@ def read_external_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a file of another program, in the format of its suffix.
 
     Never runs code of the file.
-
-    Raises:
-        DataError: The file is missing or broken, is not a mapping of names to tensors, or contains
-            code.
     """
     if path.suffix not in _PICKLES:
         return read_weights(path)
@@ -124,9 +105,6 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
 
     Its tensors are dense and hold numbers; any others, such as sparse, quantized or meta ones, fail
     only where they are used.
-
-    Raises:
-        DataError: The file is missing or broken, or contains code or other tensors.
     """
     if reason := _pickle_problem(path):
         raise unusable_checkpoint(path, reason)
@@ -217,11 +195,7 @@ def _is_pickle(entry: ZipInfo) -> bool:
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values atomically as a `.pt` file.
-
-    Raises:
-        StorageError: The file cannot be written, for example because the disk is full.
-    """
+    """Writes tensors and plain values atomically as a `.pt` file."""
     try:
         with open_atomic(path) as file:
             torch.save(dict(content), file)
@@ -238,15 +212,6 @@ def matching_state_dict(
     """Returns the tensors of a file, with the names and shapes of a module, sharded or not.
 
     A tensor of one element matches any shape with one element, because scalars cannot be sharded.
-
-    Args:
-        module: The module to load them into.
-        weights: Content of the file.
-        path: The file, for messages.
-
-    Raises:
-        DataError: Names or shapes differ, or a value is not finite; the message has the first
-            differences.
     """
     weights = matching_shapes(module, weights, path)
     bad = sorted(name for name, value in weights.items() if not _is_finite(value))
@@ -262,16 +227,7 @@ def matching_state_dict(
 
 
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Compares the sizes of a configuration with those of a file, before they take memory.
-
-    Args:
-        module: The module that the configuration describes, on the meta device.
-        weights: Content of the file; its values are not read.
-        path: The file, for messages.
-
-    Raises:
-        DataError: Names or shapes differ, or tensors are views of much fewer values.
-    """
+    """Compares the sizes of a configuration with those of a file, before they take memory."""
     matching_shapes(module, weights, path)
     sizes = {(w.data_ptr(), w.shape, w.stride()): w.numel() * w.itemsize for w in weights.values()}
     stored, end = 0, 0
@@ -311,18 +267,7 @@ def matching_shapes(
 def init_state_dict(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path, excluded: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Returns initial weights of a module: those of a file, and its own of some networks.
-
-    Args:
-        module: The module to load them into.
-        weights: Content of the file.
-        path: The file, for messages.
-        excluded: Names of modules of the module that keep their weights.
-
-    Raises:
-        ConfigError: The module has no such module.
-        DataError: As `matching_state_dict`.
-    """
+    """Returns initial weights of a module: those of a file, and its own of some networks."""
     own = module.state_dict()
     unknown = [name for name in excluded if not any(key.startswith(f"{name}.") for key in own)]
     if unknown:
@@ -375,12 +320,7 @@ def shared_names(module: nn.Module) -> list[Sequence[str]]:
 
 
 def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    """Returns tensors with shared ones under the first of their names only.
-
-    Args:
-        tensors: A state dict.
-        shared: Result of `shared_names`.
-    """
+    """Returns tensors with shared ones under the first of their names only."""
     aliases = {name for names in shared for name in names[1:]}
     return {name: value for name, value in tensors.items() if name not in aliases}
 

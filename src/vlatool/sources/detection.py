@@ -47,10 +47,6 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
     """The format `forced`, that of the manifest, or the one that finds episodes at `location`.
 
     A format takes precedence over its `base_format`, and any format over one with `is_fallback`.
-
-    Raises:
-        DataError: No format finds episodes; the hint lists what each searched for.
-        UsageError: Several formats find episodes, or `forced` is unknown.
     """
     name = forced or _format_of_manifest(location)
     if name is not None:

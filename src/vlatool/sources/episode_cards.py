@@ -50,15 +50,8 @@ class EpisodeCards:
         self,
         reader: FormatReader,
         known: Mapping[int, EpisodeRef],
-        broken: Mapping[str, str],
+        broken: Mapping[str, str],  # reasons of those that cannot be read, by id
     ) -> None:
-        """Keeps no episode.
-
-        Args:
-            reader: Reader of the episodes.
-            known: All episodes of the source by the number that selects them.
-            broken: Reasons of those that cannot be read, by id.
-        """
         self._reader, self._broken = reader, broken
         self._numbers = {ref.id: number for number, ref in known.items()}
         self._first: EpisodeView | None = None

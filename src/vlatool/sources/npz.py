@@ -37,14 +37,8 @@ _READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplemente
 
 
 class InflatedMember:
-    """Forward reader of one archive member; checks the checksum at the last byte.
-
-    Args:
-        file: The archive, at any position; nothing else may move it while this reads.
-        info: Entry of the member in the directory of the archive.
-
-    Raises:
-        zipfile.BadZipFile: The member does not match the directory.
+    """Forward reader of one archive member; checks the checksum at the last byte; `file`: the
+    archive, at any position; nothing else may move it while this reads.
     """
 
     def __init__(self, file: IO[bytes], info: zipfile.ZipInfo) -> None:
@@ -109,11 +103,7 @@ class InflatedMember:
 
 
 class NpzArchive:
-    """An npz file with arrays that are read by name.
-
-    Raises:
-        DataError: The file is missing or not a zip archive.
-    """
+    """An npz file with arrays that are read by name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,11 +134,6 @@ class NpzArchive:
         return self._headers[name]
 
     def read(self, name: str) -> Array:
-        """A whole array.
-
-        Raises:
-            DataError: It is missing, broken, too large, or holds Python objects.
-        """
         header = self.readable_header(name)
         try:
             member = InflatedMember(self._file, self._infos[name])
@@ -164,11 +149,7 @@ class NpzArchive:
         return array
 
     def readable_header(self, name: str) -> ArrayHeader:
-        """Header of an array that `read` accepts.
-
-        Raises:
-            DataError: The array is missing, too large, or holds Python objects.
-        """
+        """Header of an array that `read` accepts."""
         header = self.header(name)
         if header.dtype.hasobject:
             raise DataError.at(
@@ -188,11 +169,7 @@ class NpzArchive:
         return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
-        """Array as frames: uint8 [F, H, W, 3], or integers [F, H, W] if `channels` is None.
-
-        Raises:
-            DataError: It is missing or has another shape or type.
-        """
+        """Array as frames: uint8 [F, H, W, 3], or integers [F, H, W] if `channels` is None."""
         header = self.header(name)
         info = self._infos[name]
         byte_range = ByteRange(self.path, info.header_offset, self._ends[info.header_offset])

@@ -32,11 +32,7 @@ def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
 
 
 def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
-    """The refs, after a check of their ids, which name files and seed random generators.
-
-    Raises:
-        DataError: An id cannot be a file name, or two episodes have the same id.
-    """
+    """The refs, after a check of their ids, which name files and seed random generators."""
     seen: dict[str, EpisodeRef] = {}
     for ref in refs:
         if not _ID.match(ref.id):
@@ -59,9 +55,7 @@ class _Numbered(Protocol):
     """Episode that may have a number in its data set."""
 
     @property
-    def number(self) -> int | None:
-        """Number of the episode."""
-        ...
+    def number(self) -> int | None: ...
 
 
 T = TypeVar("T", bound=_Numbered)
@@ -71,10 +65,6 @@ def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -
     """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
 
     Numbers are those of `numbered`. The end of a range is excluded.
-
-    Raises:
-        UsageError: A selection cannot be parsed.
-        DataError: A single number does not exist, or no episode is left.
     """
     known = numbered(refs)
     selected = list(known) if include is None else sorted(_numbers("--episodes", include, known))

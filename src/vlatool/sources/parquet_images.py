@@ -51,11 +51,7 @@ class ParquetImages:
         return self._size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB.
-
-        Raises:
-            DataError: An image cannot be decoded or has another size than the first.
-        """
+        """Images uint8 [N, H, W, 3], RGB."""
         images = np.empty((len(indices), *self.size, 3), np.uint8)
         for position, frame in enumerate(indices):
             image = self._image(frame)
@@ -68,11 +64,7 @@ class ParquetImages:
         return images
 
     def encoded(self, frame: int) -> bytes:
-        """The stored bytes of an image.
-
-        Raises:
-            DataError: The cell has none, or names a file that is missing or outside the data set.
-        """
+        """The stored bytes of an image."""
         cell: Any = self._cell(self._rows[frame])
         parts = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell,)
         for part in parts:

@@ -113,11 +113,7 @@ class SourceFacts:
 def report_source(
     location: Path, source: DetectedSource, episodes: str | None, reporter: Reporter
 ) -> Report:
-    """Reads the fields of all selected episodes; of images only the size.
-
-    Raises:
-        DataError: No episode can be read, or none is selected.
-    """
+    """Reads the fields of all selected episodes; of images only the size."""
     refs = select(source.refs, episodes)
     survey = _surveyed(source, refs, reporter)
     if not survey.lengths:
@@ -305,11 +301,6 @@ class _Survey:
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def add(self, episode: Episode) -> None:
-        """Adds an episode.
-
-        Raises:
-            DataError: A camera cannot be opened; the episode is not added then.
-        """
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
         for name, (height, width) in sizes.items():
             self.sizes.setdefault(name, Counter())[width, height] += 1
@@ -351,7 +342,6 @@ class _Survey:
         )
 
     def warn(self, findings: Iterable[Finding]) -> None:
-        """Adds findings."""
         for finding in findings:
             self.warnings.setdefault(finding.code, []).append(finding.message)
 

@@ -163,18 +163,11 @@ def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, i
 
 def check_source(
     location: Path,
-    source: DetectedSource,
-    episodes: str | None,
-    check: CheckOptions,
+    source: DetectedSource,  # its format, reader and episodes
+    episodes: str | None,  # episodes to check; None for all. Checks of the whole data set read all
+    check: CheckOptions,  # options of the verification; a full one decodes every frame
 ) -> Iterator[Finding]:
-    """Yields the findings of a source and the selected episodes.
-
-    Args:
-        location: The source.
-        source: Its format, reader and episodes.
-        episodes: Episodes to check; None for all. Checks of the whole data set read all.
-        check: Options of the verification; a full one decodes every frame.
-    """
+    """Yields the findings of a source and the selected episodes."""
     reader: Any = source.reader
     yield from getattr(reader, "source_findings", ())
     yield from duplicate_ids(source.refs)

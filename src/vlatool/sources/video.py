@@ -28,40 +28,28 @@ _SEEKS = 3  # before a clip; then the file is read from its start
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Properties of a clip and of its video.
+    """Properties of a clip and of its video."""
 
-    Attributes:
-        num_frames: Number of frames of the clip.
-        size: (height, width) in pixels.
-        fps: Frames per second; None if unknown.
-        duration: Seconds of the whole file; None if unknown.
-    """
-
-    num_frames: int
-    size: tuple[int, int]
-    fps: Fraction | None
-    duration: float | None
+    num_frames: int  # number of frames of the clip
+    size: tuple[int, int]  # (height, width) in pixels
+    fps: Fraction | None  # frames per second; None if unknown
+    duration: float | None  # seconds of the whole file; None if unknown
 
 
 @dataclass(frozen=True)
 class PacketTable:
-    """Positions of the frames of a clip.
+    """Positions of the frames of a clip."""
 
-    Attributes:
-        times: Presentation times of the frames, ascending, in ticks of the stream; empty if the
-            file has no such times.
-        key_numbers: Numbers of the frames that decoding can start at, ascending; decoding from the
-            first one, which may be before the clip, gives all frames.
-        key_times: Presentation time of each of these frames, which a seek leads to, in ticks.
-        num_frames: Number of frames.
-        is_part: True if the clip may start after the first frame of the file.
-    """
-
+    # presentation times of the frames, ascending, in ticks of the stream; empty if the file has no
+    # such times
     times: "array[int]"
+    # numbers of the frames that decoding can start at, ascending; decoding from the first one,
+    # which may be before the clip, gives all frames
     key_numbers: list[int]
+    # presentation time of each of these frames, which a seek leads to, in ticks
     key_times: list[int]
-    num_frames: int
-    is_part: bool = False
+    num_frames: int  # number of frames
+    is_part: bool = False  # True if the clip may start after the first frame of the file
 
     def number(self, time: int) -> int | None:
         """Number of the frame with a presentation time; None if the clip has none."""
@@ -71,11 +59,7 @@ class PacketTable:
 
 
 def probe_video(clip: Clip) -> VideoInfo:
-    """Properties of a clip; reads packets only if the container does not store their number.
-
-    Raises:
-        DataError: The file cannot be opened as a video, or has no frame at the time of the clip.
-    """
+    """Properties of a clip; reads packets only if the container does not store their number."""
     container, stream = open_video(clip.path)
     with container:
         size = (stream.codec_context.height, stream.codec_context.width)
@@ -95,11 +79,7 @@ def _is_part(clip: Clip) -> bool:
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open container and video stream of a file.
-
-    Raises:
-        DataError: The file cannot be opened as a video.
-    """
+    """Open container and video stream of a file."""
     try:
         container = av.open(as_native_file(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -120,11 +100,7 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
 
 def packet_table(clip: Clip) -> PacketTable:
-    """Table of the packets of a clip, which are read without decoding, once in a process.
-
-    Raises:
-        DataError: The packets cannot be read, or none has a time of the clip.
-    """
+    """Table of the packets of a clip, which are read without decoding, once in a process."""
     try:
         status = clip.path.stat()
     except OSError as error:
@@ -260,11 +236,7 @@ class VideoFrames:
         return self._opened().size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB, in the order of `indices`.
-
-        Raises:
-            DataError: A frame cannot be decoded; names file and frame.
-        """
+        """Images uint8 [N, H, W, 3], RGB, in the order of `indices`."""
         images: UInt8Array | None = None
         for position in sorted(range(len(indices)), key=indices.__getitem__):
             image = self._image(indices[position])

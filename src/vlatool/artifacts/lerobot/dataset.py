@@ -54,9 +54,6 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
 
     Fills only plain fields in `values`, because the template, the value of `key` in info.json, is
     untrusted.
-
-    Raises:
-        DataError: A field is unknown or has a conversion, or the path leaves the data set.
     """
     parts: list[str] = []
     try:
@@ -104,15 +101,11 @@ class FileFinder:
     If the path of a template does not exist, the only file of that name is used, of v3.0 that of
     the usual template, with one finding per template. Source: formats/lerobot 3.1. If nothing can
     be listed, paths are not checked; reading an episode reports missing files.
-
-    Attributes:
-        root: Folder of the data set.
-        existing: Requested paths that exist, as far as known.
     """
 
     def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
-        self.root = root
-        self.existing: set[Path] = set()
+        self.root = root  # folder of the data set
+        self.existing: set[Path] = set()  # requested paths that exist, as far as known
         self._info = info
         self._findings = findings
         self._reported: set[str] = set()
@@ -325,22 +318,14 @@ def _gaps(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data set, checked against the config.
+    """Data set, checked against the config."""
 
-    Attributes:
-        root: Folder with `meta/`, `data/`, `videos/`.
-        info: Content of `meta/info.json`.
-        cameras: Camera features that have files.
-        observation_keys: Columns that the policy observes.
-        action_keys: Columns that the policy predicts.
-        is_without_videos: No video of its cameras is there; a finding of the set says so.
-    """
-
-    root: Path
-    info: Info
-    cameras: tuple[Feature, ...]
-    observation_keys: tuple[str, ...]
-    action_keys: tuple[str, ...]
+    root: Path  # folder with `meta/`, `data/`, `videos/`
+    info: Info  # content of `meta/info.json`
+    cameras: tuple[Feature, ...]  # camera features that have files
+    observation_keys: tuple[str, ...]  # columns that the policy observes
+    action_keys: tuple[str, ...]  # columns that the policy predicts
+    # no video of its cameras is there; a finding of the set says so
     is_without_videos: bool = False
 
     @property
@@ -367,25 +352,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """Parts of files that belong to one episode; files may be missing.
+    """Parts of files that belong to one episode; files may be missing."""
 
-    Attributes:
-        dataset: The data set of the episode.
-        line: Its entry in the list of episodes.
-        rows: Its rows.
-        clips: Map from camera, depth included, to its part of a video; of v3.0 only if the list
-            names one.
-        present: Paths that existed when the data set was opened.
-        is_listed: False for an episode that has a file, but no entry in the list.
-        defects: Map from camera to the reason why its clip cannot be used.
-    """
-
-    dataset: Dataset
-    line: EpisodeLine
+    dataset: Dataset  # the data set of the episode
+    line: EpisodeLine  # its entry in the list of episodes
     rows: RowSegment
+    # map from camera, depth included, to its part of a video; of v3.0 only if the list names one
     clips: Mapping[str, Clip]
-    present: frozenset[Path] = frozenset()
-    is_listed: bool = True
+    present: frozenset[Path] = frozenset()  # Paths that existed when the data set was opened
+    is_listed: bool = True  # False for an episode that has a file, but no entry in the list
+    # map from camera to the reason why its clip cannot be used
     defects: Mapping[str, DataError] = field(default_factory=dict[str, DataError])
 
     @property
@@ -395,7 +371,6 @@ class EpisodeFiles:
 
     @property
     def number(self) -> int:
-        """Number of the episode."""
         return self.line.number
 
     @property
@@ -448,20 +423,11 @@ def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
 
 
 def stored_columns(recording: EpisodeFiles) -> pa.Schema:
-    """Columns of the file of an episode.
-
-    Raises:
-        pa.ArrowException, OSError: The file cannot be read.
-    """
     return pq.read_schema(as_native_file(recording.rows.path))
 
 
 def read_columns(recording: EpisodeFiles, columns: Sequence[str]) -> pa.Table:
-    """The columns that exist, sorted by `frame_index` where it is an integer column.
-
-    Raises:
-        pa.ArrowException, OSError: The file cannot be read.
-    """
+    """The columns that exist, sorted by `frame_index` where it is an integer column."""
     table = read_segment(recording.rows, [*columns, FRAME_INDEX])
     if FRAME_INDEX in table.column_names:
         numbers = table.column(FRAME_INDEX)
@@ -474,10 +440,6 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
     """Files that the metadata of a data set name, and whether they must exist.
 
     For storage that cannot be listed. Cameras without a video of the first episode have none.
-
-    Raises:
-        DataError: The metadata is broken, or the layout unsupported.
-        FileNotFoundError: There is no list of episodes.
     """
     info = read_info(root)
     finder = FileFinder(root, info, [])

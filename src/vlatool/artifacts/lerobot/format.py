@@ -53,37 +53,23 @@ AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a file of v3.0 that belongs to one episode.
+    """Part of a file of v3.0 that belongs to one episode."""
 
-    Attributes:
-        chunk: Number of the chunk of the file.
-        file: Number of the file in the chunk.
-        start: First row, counted over the whole data set; of a video, seconds in the file.
-        stop: End, exclusive, in the unit of `start`.
-    """
-
-    chunk: int
-    file: int
-    start: float
-    stop: float
+    chunk: int  # number of the chunk of the file
+    file: int  # number of the file in the chunk
+    start: float  # first row, counted over the whole data set; of a video, seconds in the file
+    stop: float  # end, exclusive, in the unit of `start`
 
 
 @dataclass(frozen=True)
 class EpisodeLine:
-    """Entry of the list of episodes.
-
-    Attributes:
-        number: Number of the episode.
-        tasks: Sentences of its tasks.
-        length: Number of rows; None if unknown.
-        rows: Its rows (v3.0); None: it has a file of its own.
-        clips: Map from camera to its part of a video (v3.0).
-    """
+    """Entry of the list of episodes."""
 
     number: int
-    tasks: tuple[str, ...]
-    length: int | None
-    rows: Span | None = None
+    tasks: tuple[str, ...]  # sentences of its tasks
+    length: int | None  # number of rows; None if unknown
+    rows: Span | None = None  # its rows (v3.0); None: it has a file of its own
+    # map from camera to its part of a video (v3.0)
     clips: Mapping[str, Span] = field(default_factory=dict[str, Span])
 
 

@@ -51,21 +51,14 @@ _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 @dataclass(frozen=True)
 class Feature:
-    """Entry of `features`: type and shape of a column or a camera.
+    """Entry of `features`: type and shape of a column or a camera."""
 
-    Attributes:
-        name: Name of the column or camera.
-        dtype: Type as declared.
-        shape: Shape as declared; None if it is not a list of positive integers.
-        names: Texts of `names` in order, at any depth, or names of groups.
-        is_depth: True if the images hold depth.
-    """
-
-    name: str
-    dtype: str
+    name: str  # name of the column or camera
+    dtype: str  # type as declared
+    # shape as declared; None if it is not a list of positive integers
     shape: tuple[int, ...] | None
-    names: tuple[str, ...] = ()
-    is_depth: bool = False
+    names: tuple[str, ...] = ()  # texts of `names` in order, at any depth, or names of groups
+    is_depth: bool = False  # True if the images hold depth
 
     @property
     def is_camera(self) -> bool:
@@ -109,31 +102,18 @@ class Feature:
 
 @dataclass(frozen=True)
 class Info:
-    """Content of `meta/info.json` that reading needs.
+    """Content of `meta/info.json` that reading needs."""
 
-    Attributes:
-        version: `codebase_version` as written.
-        layout: Version of the layout of the files: `v2.0`, `v2.1` or `v3.0`.
-        fps: Frames per second, above zero.
-        robot_type: Free text; may be empty.
-        total_frames: Total as declared, or None.
-        chunks_size: Number of episodes per chunk, of files in v3.0.
-        data_path: Template of the paths of parquet files.
-        video_path: Template of the paths of videos.
-        features: Map from name to feature, in file order.
-        document: The whole content, as written.
-    """
-
-    version: str
-    layout: str
-    fps: float
-    robot_type: str
-    total_frames: int | None
-    chunks_size: int
-    data_path: str
-    video_path: str
-    features: Mapping[str, Feature]
-    document: Mapping[str, Any]
+    version: str  # `codebase_version` as written
+    layout: str  # version of the layout of the files: `v2.0`, `v2.1` or `v3.0`
+    fps: float  # frames per second, above zero
+    robot_type: str  # free text; may be empty
+    total_frames: int | None  # total as declared, or None
+    chunks_size: int  # number of episodes per chunk, of files in v3.0
+    data_path: str  # template of the paths of parquet files
+    video_path: str  # template of the paths of videos
+    features: Mapping[str, Feature]  # map from name to feature, in file order
+    document: Mapping[str, Any]  # the whole content, as written
 
     @property
     def is_shared(self) -> bool:
@@ -142,11 +122,7 @@ class Info:
 
 
 def read_info(root: Path) -> Info:
-    """Content of `meta/info.json`.
-
-    Raises:
-        DataError: It is missing or broken, or the layout is none of v2.0, v2.1 and v3.0.
-    """
+    """Content of `meta/info.json`."""
     path = root / INFO_FILE
     if not path.exists():
         layout_of(root)  # v1 has no such file
@@ -176,9 +152,6 @@ def layout_of(root: Path, version: str = "") -> str:
     """Version of the layout of the files, `v2.0`, `v2.1` or `v3.0`; what the set states is a hint.
 
     Source: formats/lerobot 1
-
-    Raises:
-        DataError: There is no list of episodes of a known version.
     """
     if next(iter(episode_tables(root)), None) is not None:
         return "v3.0"
@@ -287,20 +260,12 @@ def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        DataError: The file is missing, a Git LFS pointer, too large, or not a JSON object.
-    """
+    """The mapping in a JSON file."""
     return _parse_object(path, _read_text(path))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and mapping of each line of a JSON-lines file that is not empty.
-
-    Raises:
-        DataError: As `read_object`.
-    """
+    """Line number and mapping of each line of a JSON-lines file that is not empty."""
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
             raise metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
@@ -464,11 +429,7 @@ _UNNAMED_INDEX = "__index_level_0__"  # of a pandas table, written by earlier ve
 
 
 def read_episodes(root: Path, info: Info) -> list[EpisodeLine]:
-    """Listed episodes, ascending by number.
-
-    Raises:
-        DataError: An entry is broken, or a number appears twice.
-    """
+    """Listed episodes, ascending by number."""
     episodes: dict[int, EpisodeLine] = {}
     read = _lines_of_tables(root, info) if info.is_shared else _lines_of_text(root)
     for path, position, line in read:
@@ -528,11 +489,7 @@ def _cell(columns: _Columns, name: str, row: int) -> Any:
 
 
 def _table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> _Columns:
-    """Values of columns of a table in `meta/`; the needed ones are integers in every row.
-
-    Raises:
-        DataError: The file is damaged or a Git LFS pointer, or lacks values.
-    """
+    """Values of columns of a table in `meta/`; the needed ones are integers in every row."""
     table = _read(path, [*needed, *optional])
     columns: _Columns = {}
     for name in (*needed, *optional):
@@ -561,11 +518,7 @@ def _read(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
-    """Map from task index to sentence; empty without a list of tasks.
-
-    Raises:
-        DataError: The list is broken or a Git LFS pointer.
-    """
+    """Map from task index to sentence; empty without a list of tasks."""
     path = root / (TASKS_TABLE if info.is_shared else TASKS_FILE)
     if not path.exists():
         return {}

@@ -255,24 +255,15 @@ def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
 
 @dataclass(frozen=True)
 class WrittenEpisode:
-    """Entry of the list of episodes of a written set.
-
-    Attributes:
-        number: Number of the episode.
-        tasks: Its sentences.
-        length: Number of rows.
-        first_row: Number of its first row in the whole set.
-        stats: Statistics by feature.
-        data: Numbers of chunk and file of its rows (v3.0).
-        videos: Map from camera to (chunk, file, first frame) of its clip (v3.0).
-    """
+    """Entry of the list of episodes of a written set."""
 
     number: int
-    tasks: Sequence[str]
-    length: int
-    first_row: int
-    stats: Mapping[str, Stats]
-    data: tuple[int, int] = (0, 0)
+    tasks: Sequence[str]  # its sentences
+    length: int  # number of rows
+    first_row: int  # number of its first row in the whole set
+    stats: Mapping[str, Stats]  # statistics by feature
+    data: tuple[int, int] = (0, 0)  # numbers of chunk and file of its rows (v3.0)
+    # map from camera to (chunk, file, first frame) of its clip (v3.0)
     videos: Mapping[str, tuple[int, int, int]] = field(
         default_factory=dict[str, tuple[int, int, int]]
     )
@@ -308,14 +299,8 @@ def _pandas_column(name: str, kind: str) -> dict[str, Any]:
 def write_episodes(
     output: Path, version: Version, episodes: Iterable[WrittenEpisode], fps: float, limit: int
 ) -> list[str]:
-    """Writes the list of episodes with their statistics; returns the names of the files.
-
-    Args:
-        output: Folder of the data set.
-        version: Its version.
-        episodes: The episodes, in order; few are in memory at a time.
-        fps: Frames per second.
-        limit: Bytes of a table as JSON, after which the next file begins (v3.0).
+    """Writes the list of episodes with their statistics; returns the names of the files; `fps`:
+    frames per second; `limit`: bytes of a table as JSON, after which the next file begins (v3.0).
     """
     if version == "v2.1":
         return _write_episode_lines(output, episodes)
@@ -412,29 +397,17 @@ def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> li
 
 @dataclass(frozen=True)
 class WrittenSet:
-    """Content of `meta/info.json`.
+    """Content of `meta/info.json`."""
 
-    Attributes:
-        version: Version of the layout.
-        fps: Frames per second.
-        robot_type: Free text; None if unknown.
-        features: Declarations of columns and cameras.
-        chunks_size: Number of files per chunk, or of episodes (v2.1).
-        data_mb: Size of a data file in MiB (v3.0).
-        video_mb: Size of a video in MiB (v3.0).
-        splits: Map from split to the numbers of its episodes.
-        extra: Keys without a meaning here that the source has.
-    """
-
-    version: Version
-    fps: float
-    robot_type: str | None
-    features: Mapping[str, Any]
-    chunks_size: int
-    data_mb: int
-    video_mb: int
-    splits: Mapping[str, Sequence[int]]
-    extra: Mapping[str, Any]
+    version: Version  # version of the layout
+    fps: float  # frames per second
+    robot_type: str | None  # free text; None if unknown
+    features: Mapping[str, Any]  # declarations of columns and cameras
+    chunks_size: int  # number of files per chunk, or of episodes (v2.1)
+    data_mb: int  # size of a data file in MiB (v3.0)
+    video_mb: int  # size of a video in MiB (v3.0)
+    splits: Mapping[str, Sequence[int]]  # map from split to the numbers of its episodes
+    extra: Mapping[str, Any]  # keys without a meaning here that the source has
 
 
 def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, tasks: int) -> None:

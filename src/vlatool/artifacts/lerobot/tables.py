@@ -34,16 +34,11 @@ Spans = Mapping[int, Sequence[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class _Footer:
-    """Footer of a file.
+    """Footer of a file."""
 
-    Attributes:
-        metadata: Its content.
-        stops: Number of the row after each row group.
-        texts: Columns of text, which are read as dictionaries: each distinct one is stored once.
-    """
-
-    metadata: pq.FileMetaData
-    stops: tuple[int, ...]
+    metadata: pq.FileMetaData  # its content
+    stops: tuple[int, ...]  # number of the row after each row group
+    # columns of text, which are read as dictionaries: each distinct one is stored once
     texts: tuple[str, ...]
 
 
@@ -83,12 +78,7 @@ def _footer(file: _File) -> _Footer:
 
 
 def table_columns(path: Path) -> tuple[str, ...]:
-    """Names of the columns of a file.
-
-    Raises:
-        OSError: The file cannot be opened.
-        pa.ArrowException: It is no parquet file.
-    """
+    """Names of the columns of a file."""
     return tuple(_footer(_file(path)).metadata.schema.to_arrow_schema().names)
 
 
@@ -98,14 +88,8 @@ def table_length(path: Path) -> int:
 
 
 def check_is_data_file(path: Path, label: str) -> None:
-    """Raises an error if `path` is missing or a Git LFS pointer.
-
-    Args:
-        path: The file.
-        label: Owner of the file in the message, such as `episode 3`.
-
-    Raises:
-        DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
+    """Raises an error if `path` is missing or a Git LFS pointer; `label`: owner of the file in the
+    message, such as `episode 3`.
     """
     try:
         head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
@@ -128,16 +112,10 @@ def check_is_data_file(path: Path, label: str) -> None:
 def read_segment(segment: RowSegment, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a segment in the order of the file, fewer if the file ends before.
 
+    `columns`: columns to read, in the order of the file; None: all.
+
     Row groups that a segment shares with others are decoded once for segments that follow each
     other.
-
-    Args:
-        segment: The rows.
-        columns: Columns to read, in the order of the file; None: all.
-
-    Raises:
-        OSError: The file cannot be opened.
-        pa.ArrowException: It is no parquet file, or the rows are too large for memory.
     """
     file = _file(segment.path)
     footer = _footer(file)
@@ -244,21 +222,13 @@ def _only_number(group: pq.RowGroupMetaData) -> int | None:
 
 @dataclass(frozen=True)
 class Rows:
-    """Requested columns of one episode, in frame order.
+    """Requested columns of one episode, in frame order."""
 
-    Attributes:
-        segment: Their place in a parquet file.
-        episode: Name of the episode in errors, such as `episode 3`.
-        table: The columns.
-        order: Row in the file of each frame, int [F].
-        columns: All columns of the file, read or not.
-    """
-
-    segment: RowSegment
-    episode: str
-    table: pa.Table
-    order: Array
-    columns: tuple[str, ...]
+    segment: RowSegment  # their place in a parquet file
+    episode: str  # name of the episode in errors, such as `episode 3`
+    table: pa.Table  # the columns
+    order: Array  # row in the file of each frame, int [F]
+    columns: tuple[str, ...]  # all columns of the file, read or not
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -283,11 +253,7 @@ class Rows:
         return self.table.column(name)[0].as_py()
 
     def numbers(self, name: str) -> list[Any]:
-        """Values of a scalar numeric column; None for null, NaN and infinity.
-
-        Raises:
-            DataError: The column is not numeric.
-        """
+        """Values of a scalar numeric column; None for null, NaN and infinity."""
         dtype = self.table.schema.field(name).type
         if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
             raise self.error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
@@ -295,11 +261,7 @@ class Rows:
         return [None if value is None or not np.isfinite(value) else value for value in values]
 
     def labels(self, name: str) -> list[Any]:
-        """Values of a column of integers or texts.
-
-        Raises:
-            DataError: The column has another type.
-        """
+        """Values of a column of integers or texts."""
         dtype = self.table.schema.field(name).type
         if pa.types.is_dictionary(dtype):  # each distinct text is stored once
             chunks = self.table.column(name).chunks
@@ -318,9 +280,6 @@ class Rows:
         """Numeric column as [F, C] in its stored dtype; booleans become float32.
 
         C is `width`, the declared width; None: the width of the first row.
-
-        Raises:
-            DataError: Values are missing or not numeric, or rows differ in width.
         """
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
@@ -377,11 +336,7 @@ class Rows:
 
 
 def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Rows:
-    """The `requested` columns that exist, sorted by `frame_index` if the file has it.
-
-    Raises:
-        DataError: The file is missing, a Git LFS pointer, damaged, or lacks rows of the segment.
-    """
+    """The `requested` columns that exist, sorted by `frame_index` if the file has it."""
     path = segment.path
     check_is_data_file(path, episode)
     try:
@@ -407,9 +362,6 @@ def actual_segment(segment: RowSegment, number: int, episode: str) -> RowSegment
     """Rows of an episode in a file of many, by their `episode_index`.
 
     The stated segment, if the file has no such column.
-
-    Raises:
-        DataError: The file is missing or damaged, or has the rows nowhere, or in several places.
     """
     check_is_data_file(segment.path, episode)
     try:

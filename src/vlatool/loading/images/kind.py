@@ -48,15 +48,10 @@ _MAX_REQUESTS = 32
 
 @dataclass(frozen=True)
 class ImagesInfo:
-    """Metadata of all data sets of a run.
+    """Metadata of all data sets of a run."""
 
-    Attributes:
-        datasets: Data sets with their shards, in the order of the config.
-        shard_bytes: Size in bytes of each shard of each data set.
-    """
-
-    datasets: tuple[DataSet, ...]
-    shard_bytes: tuple[tuple[int, ...], ...]
+    datasets: tuple[DataSet, ...]  # data sets with their shards, in the order of the config
+    shard_bytes: tuple[tuple[int, ...], ...]  # size in bytes of each shard of each data set
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -82,10 +77,6 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     scanned once, and its index is saved in the cache folder. A scan takes about 30 microseconds per
     sample for a local shard; a remote shard is streamed. The reporter receives the progress of the
     scans.
-
-    Raises:
-        DataError: No shards are configured or found, or one is missing or broken.
-        StorageError: The storage failed after all retries, or the cache cannot be written.
     """
     if not config.shards:
         raise DataError(
@@ -160,25 +151,14 @@ DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
 
 @dataclass(frozen=True)
 class ImageSample:
-    """One image.
-
-    Attributes:
-        key: Unique name from the metadata of the sample; without one, name of the shard and key in
-            the shard, because keys may repeat from shard to shard.
-        image: uint8 [S, S, 3].
-    """
-
+    # unique name from the metadata of the sample; without one, name of the shard and key in the
+    # shard, because keys may repeat from shard to shard
     key: str
-    image: UInt8Array
+    image: UInt8Array  # uint8 [S, S, 3]
 
 
 class ImageReader:
-    """Reads, decodes and preprocesses images; picklable.
-
-    Args:
-        config: Section `data`.
-        info: Metadata of the same data.
-    """
+    """Reads, decodes and preprocesses images; picklable."""
 
     def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
         self._config = config
@@ -229,13 +209,9 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ImagesAssets:
-    """Assets that encoding needs besides weights.
+    """Assets that encoding needs besides weights."""
 
-    Attributes:
-        preprocessing: Preprocessing of the training images.
-    """
-
-    preprocessing: ImagePreprocessing
+    preprocessing: ImagePreprocessing  # preprocessing of the training images
 
 
 class ImagesKind:
@@ -272,7 +248,6 @@ class ImagesKind:
         return config, {}
 
     def contents(self, config: ImageDataConfig, sample: ImageSample) -> Mapping[str, Any]:
-        """Returns the image."""
         del config
         return {"images": sample.image}
 
@@ -303,11 +278,7 @@ class ImagesKind:
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
-        """Reads the preprocessing of a run.
-
-        Raises:
-            DataError: The file is missing, broken, or differs from the config of the run.
-        """
+        """Reads the preprocessing of a run."""
         try:
             preprocessing = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
         except ValidationError as error:

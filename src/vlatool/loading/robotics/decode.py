@@ -53,11 +53,8 @@ class _Augmentation:
 
 
 class ImageDecoder:
-    """Decodes the images that a section `data` configures.
-
-    Args:
-        config: Section `data`, derived.
-        size: (width, height) of all images; None: preprocessing did not resize them.
+    """Decodes the images that a section `data` configures; `size`: (width, height) of all images;
+    None: preprocessing did not resize them.
     """
 
     def __init__(self, config: RoboticsDataConfig, size: _Size | None = None) -> None:
@@ -80,27 +77,14 @@ class ImageDecoder:
 
     def __call__(
         self,
-        key: str,
-        members: Mapping[str, bytes],
-        rng: np.random.Generator,
+        key: str,  # name of the sample
+        members: Mapping[str, bytes],  # map from suffix to content
+        rng: np.random.Generator,  # generator for the augmentation
+        # memory uint8 [N, H', W', 3] for the images; used if its shape fits
         buffer: UInt8Array | None = None,
     ) -> tuple[UInt8Array, Array]:
-        """Decodes and augments the images of a sample.
-
-        Args:
-            key: Name of the sample.
-            members: Map from suffix to content.
-            rng: Generator for the augmentation.
-            buffer: Memory uint8 [N, H', W', 3] for the images; used if its shape fits.
-
-        Returns:
-            Images uint8 [N, H, W, 3] and mask bool [N]. Missing images are black, and False in the
-            mask.
-
-        Raises:
-            KeyError: An image is missing and padding is off, or all images are missing.
-            ValueError: An image is broken, or its size is not that of all images.
-            DataError: The images differ in size, or are smaller than the crop.
+        """Decodes and augments the images of a sample; returns images uint8 [N, H, W, 3] and mask
+        bool [N]. Missing images are black, and False in the mask.
         """
         if not self._names:
             return np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, bool)
@@ -163,47 +147,31 @@ def _sizes_differ(key: str, sizes: list[_Size]) -> DataError:
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """One training sample.
+    """One training sample."""
 
-    Attributes:
-        key: Name of the sample in messages.
-        images: uint8 [N, H, W, 3], time outer, camera inner; padded images are black.
-        fields: Map from field name to float64 [T, C], cropped to the configured window.
-        past_mask: bool [T], cropped likewise.
-        future_mask: bool [T], cropped likewise.
-        instruction: Instruction, empty if the sample has none.
-        metadata: Metadata as stored.
-        image_mask: bool [N], False for padded images; None: no image is padded.
-        dataset: Index of the data set in the run, from 0.
-    """
-
-    key: str
-    images: UInt8Array
+    key: str  # name of the sample in messages
+    images: UInt8Array  # uint8 [N, H, W, 3], time outer, camera inner; padded images are black
+    # map from field name to float64 [T, C], cropped to the configured window
     fields: Mapping[str, Array]
-    past_mask: Array
-    future_mask: Array
-    instruction: str
-    metadata: Mapping[str, Any]
-    image_mask: Array | None = None
-    dataset: int = 0
+    past_mask: Array  # bool [T], cropped likewise
+    future_mask: Array  # bool [T], cropped likewise
+    instruction: str  # instruction, empty if the sample has none
+    metadata: Mapping[str, Any]  # metadata as stored
+    image_mask: Array | None = None  # bool [N], False for padded images; None: no image is padded
+    dataset: int = 0  # index of the data set in the run, from 0
 
 
 class SampleDecoder:
-    """Decodes the members of samples that a section `data` configures.
-
-    Args:
-        config: Section `data`, derived.
-        size: (width, height) of all images; None: preprocessing did not resize them.
-        widths: Map from field name to number of dimensions; None: not checked.
-        number: Index of the data set in the run, from 0.
-    """
+    """Decodes the members of samples that a section `data` configures."""
 
     def __init__(
         self,
-        config: RoboticsDataConfig,
+        config: RoboticsDataConfig,  # section `data`, derived
+        # (width, height) of all images; None: preprocessing did not resize them
         size: tuple[int, int] | None = None,
+        # map from field name to number of dimensions; None: not checked
         widths: Mapping[str, int] | None = None,
-        number: int = 0,
+        number: int = 0,  # index of the data set in the run, from 0
     ) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
@@ -218,23 +186,11 @@ class SampleDecoder:
     def __call__(
         self,
         key: str,
-        members: Mapping[str, bytes],
+        members: Mapping[str, bytes],  # map from suffix to content
         rng: np.random.Generator,
+        # memory uint8 [N, H, W, 3] for the images; used if its shape fits
         buffer: UInt8Array | None = None,
     ) -> DecodedSample:
-        """Decodes one sample.
-
-        Args:
-            key: Name of the sample.
-            members: Map from suffix to content.
-            rng: Generator for the choice of the instruction, then for the augmentation.
-            buffer: Memory uint8 [N, H, W, 3] for the images; used if its shape fits.
-
-        Raises:
-            DataError: A member or field is missing or broken (`data.broken_sample`), a value is not
-                finite (`data.not_finite`), or images differ in size (`data.image_sizes_differ`) or
-                are smaller than the crop (`data.picture_too_small`).
-        """
         sample = StoredSample(key, members)
         try:
             metadata: Any = sample.json(METADATA)

@@ -31,30 +31,19 @@ _MAX_LISTED = 40
 
 @dataclass(frozen=True)
 class RoboticsInfo:
-    """Metadata of all data sets of a run.
+    """Metadata of all data sets of a run."""
 
-    Attributes:
-        shards: Shards of each data set.
-        statistics: Map from field name to statistics, merged over the data sets.
-        options: Content of preprocessing_config.yaml of each data set.
-        past: Number of steps before the anchor in every window.
-        future: Number of steps after the anchor in every window.
-        statistics_past: Index of the anchor in statistics per time step.
-        fields: Names of the configured fields, or of those that the data name.
-        names: Names of the data sets, as configured.
-        left_out: Name of each field that has no merged statistics, to the reason.
-        data_statistics: Statistics of the fields over the data; None if `statistics` has them.
-    """
-
-    shards: tuple[tuple[Shard, ...], ...]
-    statistics: Statistics
-    options: tuple[Mapping[str, Any], ...]
-    past: int
-    future: int
-    statistics_past: int
-    fields: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    shards: tuple[tuple[Shard, ...], ...]  # shards of each data set
+    statistics: Statistics  # map from field name to statistics, merged over the data sets
+    options: tuple[Mapping[str, Any], ...]  # content of preprocessing_config.yaml of each data set
+    past: int  # number of steps before the anchor in every window
+    future: int  # number of steps after the anchor in every window
+    statistics_past: int  # index of the anchor in statistics per time step
+    fields: tuple[str, ...] = ()  # names of the configured fields, or of those that the data name
+    names: tuple[str, ...] = ()  # names of the data sets, as configured
+    # name of each field that has no merged statistics, to the reason
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    # statistics of the fields over the data; None if `statistics` has them
     data_statistics: Mapping[str, Any] | None = None
 
     @cached_property
@@ -94,11 +83,7 @@ class RoboticsInfo:
         return float(self.options[0].get("fps") or 10.0)
 
     def widths(self, fields: Sequence[str]) -> list[int]:
-        """Number of dimensions of each field.
-
-        Raises:
-            DataError: A field is not in the statistics; the hint has the most similar name.
-        """
+        """Number of dimensions of each field."""
         for name in fields:
             if name in self.left_out:
                 raise DataError(
@@ -119,10 +104,8 @@ class RoboticsInfo:
 
 
 def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
-    """Reads manifests, statistics and preprocessing options, and checks the sizes of local shards.
-
-    Raises:
-        DataError: A file is missing or broken, or the data sets are inconsistent.
+    """Reads manifests, statistics and preprocessing options, and checks the sizes of local
+    shards.
     """
     if not config.dataset_manifest:
         raise DataError(
@@ -189,7 +172,6 @@ def _merged(
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the configured fields, or of those of the data."""
     keys = ("action_fields", "proprioception_fields")
     names = [getattr(config, key) or options.get(key) or [] for key in keys]
     return tuple(dict.fromkeys(str(name) for part in names for name in part))
@@ -201,11 +183,7 @@ def _fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConfig:
-    """Returns the config with unset values filled in from the data.
-
-    Raises:
-        DataError: A configured camera, image index, field or window is not in the data.
-    """
+    """Returns the config with unset values filled in from the data."""
     cameras = config.camera_names or _cameras(config, info)
     indices = config.image_indices or _agreed(info, "image_indices")
     actions = config.action_fields or _agreed(info, "action_fields")
@@ -350,11 +328,7 @@ def _no_action_fields(info: RoboticsInfo) -> DataError:
 
 
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
-    """Returns the value of a key that all data sets have in common.
-
-    Raises:
-        DataError: The values differ.
-    """
+    """Returns the value of a key that all data sets have in common."""
     values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
         raise DataError(

@@ -29,18 +29,8 @@ _HINT = "set data.statistics_from=data to normalize with the statistics of the d
 def select_statistics(
     config: RoboticsDataConfig, info: RoboticsInfo, folder: Path | None, reporter: Reporter
 ) -> RoboticsInfo:
-    """The info with the statistics that `config.statistics_from` selects.
-
-    Args:
-        config: Section `data`.
-        info: Metadata of the data.
-        folder: Run of the initial weights, or folder of their published file; None: there are none.
-        reporter: Receives a note on the selection, and warnings if normalization or ranges differ.
-
-    Raises:
-        DataError: The statistics of the weights are selected, and are missing, broken, or lack a
-            field or dimension.
-        UsageError: They are selected, and there are no weights.
+    """The info with the statistics that `config.statistics_from` selects; `folder`: run of the
+    initial weights, or folder of their published file; None: there are none.
     """
     is_init = config.statistics_from == "init"
     if folder is None:

@@ -48,31 +48,20 @@ _IMAGES = "observation.images."
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Transform from a camera image to an image of the training data.
+    """Transform from a camera image to an image of the training data."""
 
-    Attributes:
-        size: (height, width) after the resize; None: unknown, images are not resized.
-        method: Method of the resize.
-        resample: Filter of the resize.
-        rotations: Map from camera to number of clockwise quarter turns, applied first.
-        crop: (height, width) of the center crop in pixels or, if both are at most 1, as fractions
-            of the image; None: no crop.
-    """
-
+    # (height, width) after the resize; None: unknown, images are not resized
     size: tuple[int, int] | None = None
     method: ResizeMethod = "center_crop"
     resample: ResizeFilter = "lanczos_vips"
+    # map from camera to number of clockwise quarter turns, applied first
     rotations: Mapping[str, int] = field(default_factory=dict)
+    # (height, width) of the center crop in pixels or, if both are at most 1, as fractions of the
+    # image; None: no crop
     crop: tuple[float, float] | None = None
 
     def apply(self, camera: str, image: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
-        """Transforms an image uint8 [H, W, 3] to the input of a policy.
-
-        Args:
-            camera: Name of the camera.
-            image: Recorded image.
-            is_turned: The image is rotated already, as those of the training data are.
-        """
+        """Transforms an image uint8 [H, W, 3] to the input of a policy."""
         turns = 0 if is_turned else self.rotations.get(camera, 0)
         if turns or self.size not in (None, image.shape[:2]):
             image = resize(image, self.size, self.method, self.resample, turns)
@@ -83,25 +72,17 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class RoboticsAssets:
-    """Assets that a policy needs besides weights.
+    """Assets that a policy needs besides weights."""
 
-    Attributes:
-        data: Section `data` of the run, derived.
-        normalizer: Normalization of the run.
-        pose_groups: Fields that form poses.
-        fps: Frames per second of the training data.
-        statistics: Statistics of the normalization.
-        images: Transform of camera images. From `make_assets` its size may be None, because
-            training does not need it.
-        names: Map from field name to names of its dimensions, if they are recorded.
-    """
-
-    data: RoboticsDataConfig
-    normalizer: Normalizer
-    pose_groups: Sequence[PoseGroup]
-    fps: float
-    statistics: Statistics
+    data: RoboticsDataConfig  # section `data` of the run, derived
+    normalizer: Normalizer  # normalization of the run
+    pose_groups: Sequence[PoseGroup]  # fields that form poses
+    fps: float  # frames per second of the training data
+    statistics: Statistics  # statistics of the normalization
+    # transform of camera images. From `make_assets` its size may be None, because training does not
+    # need it
     images: ImageTransform = ImageTransform()
+    # map from field name to names of its dimensions, if they are recorded
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     def normalized(self, sample: DecodedSample) -> DecodedSample:
@@ -200,11 +181,7 @@ class RoboticsKind:
         write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
-        """Reads the assets of a run.
-
-        Raises:
-            DataError: A file is missing or broken.
-        """
+        """Reads the assets of a run."""
         run = RunDir(folder)
         statistics = run.statistics()
         options = read_preprocessing_config(folder)
@@ -223,18 +200,14 @@ class RoboticsKind:
     ) -> dict[str, Any]:
         """Returns a sample by the names of LeRobot; see `loading.base.HasPlainSamples`.
 
-        P past steps, T steps from the anchor on, N images of a camera.
+        Returns observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
+        `image_indices`. observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
+        observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
+        observation_is_pad: bool [P + 1], True for steps before the episode. action: float32 [T, A],
+        the action fields side by side, in their order. action_is_pad: bool [T], True for steps
+        after the episode. task: The instruction. key: Name of the sample.
 
-        Returns:
-            observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
-                `image_indices`.
-            observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
-            observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
-            observation_is_pad: bool [P + 1], True for steps before the episode.
-            action: float32 [T, A], the action fields side by side, in their order.
-            action_is_pad: bool [T], True for steps after the episode.
-            task: The instruction.
-            key: Name of the sample.
+        P past steps, T steps from the anchor on, N images of a camera.
         """
         import torch
 
@@ -306,17 +279,7 @@ def _changed(before: ConfigModel, after: ConfigModel) -> list[str]:
 def assets_of(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
 ) -> RoboticsAssets:
-    """Assets of training data.
-
-    Args:
-        config: Section `data`, derived.
-        statistics: Statistics of the fields.
-        past: Index of the anchor in statistics per time step.
-        options: Preprocessing options.
-
-    Raises:
-        DataError: An option or the statistics of a field are invalid.
-    """
+    """Assets of training data."""
     try:
         declared = options.get("pose_groups")
         groups = [PoseGroup(**group) for group in declared or []]

@@ -13,19 +13,13 @@ from vlatool.transforms.normalize import FieldScale, field_scale, field_width
 
 
 class Normalizer:
-    """Normalizes and denormalizes the fields of a run.
-
-    Args:
-        config: Section `data`, derived.
-        statistics: Map from field name to statistics entry.
-        statistics_past: Index of the anchor in statistics per time step.
-    """
+    """Normalizes and denormalizes the fields of a run."""
 
     def __init__(
         self,
-        config: RoboticsDataConfig,
-        statistics: Mapping[str, Mapping[str, Any]],
-        statistics_past: int,
+        config: RoboticsDataConfig,  # section `data`, derived
+        statistics: Mapping[str, Mapping[str, Any]],  # map from field name to statistics entry
+        statistics_past: int,  # index of the anchor in statistics per time step
     ) -> None:
         past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
         if past is None or future is None:  # a damaged run; loading derives both
@@ -74,11 +68,7 @@ class Normalizer:
 
 
 def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig) -> FieldScale:
-    """Scale of a field by its statistics entry; one without normalization.
-
-    Raises:
-        DataError: The entry is missing, or lacks what the method needs.
-    """
+    """Scale of a field by its statistics entry; one without normalization."""
     config = section.for_field(name)
     if stats is None:
         raise DataError(

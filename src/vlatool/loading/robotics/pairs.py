@@ -40,20 +40,14 @@ class RoboticsPairs:
     """Pairs of `lbm` shards; see `loading.base.RecordedPairs`.
 
     Samples are read with all their past steps, so that the action before the current one is known.
-
-    Args:
-        config: Section `data` of the run.
-        assets: Assets of the run.
-        info: Result of `pairs_info`.
-        options: Form of the pairs.
     """
 
     def __init__(
         self,
-        config: RoboticsDataConfig,
-        assets: "RoboticsAssets",
+        config: RoboticsDataConfig,  # section `data` of the run
+        assets: "RoboticsAssets",  # assets of the run
         info: RoboticsInfo,
-        options: PairOptions,
+        options: PairOptions,  # form of the pairs
     ) -> None:
         self.fps = info.fps
         sees = options.sees
@@ -167,11 +161,7 @@ def _action_field(name: str, assets: "RoboticsAssets") -> ActionField:
 
 
 def pairs_info(location: str, config: RoboticsDataConfig, options: PairOptions) -> RoboticsInfo:
-    """Loads the info of the data, with whole episodes in frame order if the data contain them.
-
-    Raises:
-        DataError: There are no data, or they lack a field, camera or step of the policy.
-    """
+    """Loads the info of the data, with whole episodes in frame order if the data contain them."""
     folder = ShardFolder.open(pinned(location))
     info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:

@@ -23,27 +23,15 @@ _MAX_LISTED = 40
 
 @dataclass(frozen=True)
 class _Dimension:
-    """Range of one dimension that moves, after normalization.
+    """Range of one dimension that moves, after normalization."""
 
-    Attributes:
-        label: Its name, such as `action: left_arm.3`.
-        reach: Largest absolute value; 0 without normalization.
-        deviation: Standard deviation.
-    """
-
-    label: str
-    reach: float
-    deviation: float
+    label: str  # its name, such as `action: left_arm.3`
+    reach: float  # largest absolute value; 0 without normalization
+    deviation: float  # standard deviation
 
 
 def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
-    """Names the dimensions that are constant, have too narrow a range, or an uneven scale.
-
-    Args:
-        config: Section `data`, derived.
-        info: Metadata of the training data, with the statistics of the normalization.
-        reporter: Receives a note on constant dimensions, and a warning for each other problem.
-    """
+    """Names the dimensions that are constant, have too narrow a range, or an uneven scale."""
     if constant := list(_constant_labels(config, info)):
         reporter.note(f"these dimensions never change in the data: {_listed(constant)}")
     varying = list(_moving(config, info))
@@ -92,7 +80,6 @@ def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator
 
 
 def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimension]:
-    """The dimensions that are not constant."""
     names = recorded_names(info.options[0])
     for field in _fields(config):
         stats = info.statistics[field]

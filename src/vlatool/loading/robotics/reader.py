@@ -17,12 +17,7 @@ from vlatool.loading.shard_reader import ShardCache, ShardReader
 
 
 class RoboticsReader:
-    """Reads and decodes samples; picklable.
-
-    Args:
-        config: Section `data`, derived.
-        info: Metadata of the same data.
-    """
+    """Reads and decodes samples; picklable."""
 
     def __init__(self, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
         self._arguments = (config, info)

@@ -19,10 +19,6 @@ def check_samples(info: VlaInfo, reporter: Reporter = NULL) -> None:
     """Raises an error for the first sample that cannot be used; reads at most 20,000.
 
     Data on remote storage are not read.
-
-    Raises:
-        DataError: A line is no sample of the sizes of the manifest or differs in shape, or one of
-            its images is missing; the message names file and line.
     """
     local = [folder for folder in info.folders if not is_remote(folder.samples.path)]
     count = sum(folder.num_samples for folder in local)

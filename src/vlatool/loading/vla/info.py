@@ -48,46 +48,28 @@ _DIFFERS = "build the samples of all data sets with the same tokenizers and wind
 
 
 class Span(NamedTuple):
-    """Consecutive samples of one file.
+    """Consecutive samples of one file."""
 
-    Attributes:
-        name: Path of the file, relative to the folder.
-        first: Number in the folder of the first sample.
-        size: Number of samples.
-    """
-
-    name: str
-    first: int
-    size: int
+    name: str  # Path of the file, relative to the folder
+    first: int  # number in the folder of the first sample
+    size: int  # number of samples
 
 
 @dataclass(frozen=True)
 class VlaFolder:
-    """Samples of one data set.
-
-    Attributes:
-        samples: The folder.
-        spans: The samples in use.
-        images_root: Folder with the images, which replaces that of the samples; None: their own.
-        shape: Sizes of a sample.
-        fps: Frames per second.
-        sizes: Sizes of the numbers.
-        fast: Action tokenizer; None if there is none.
-        profile: Normalization of the actions.
-        codes_digest: Digest of the visual tokenizer; empty if unknown.
-        fast_digest: Digest of the action tokenizer; empty if unknown.
-    """
+    """Samples of one data set."""
 
     samples: SamplesFolder
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...]  # the samples in use
+    # folder with the images, which replaces that of the samples; None: their own
     images_root: Path | None
-    shape: VlaShape
-    fps: float
-    sizes: SampleSizes
-    fast: ActionTokenizer | None
-    profile: NormalizationProfile
-    codes_digest: str
-    fast_digest: str
+    shape: VlaShape  # sizes of a sample
+    fps: float  # frames per second
+    sizes: SampleSizes  # sizes of the numbers
+    fast: ActionTokenizer | None  # action tokenizer; None if there is none
+    profile: NormalizationProfile  # normalization of the actions
+    codes_digest: str  # digest of the visual tokenizer; empty if unknown
+    fast_digest: str  # digest of the action tokenizer; empty if unknown
 
     @property
     def num_samples(self) -> int:
@@ -113,15 +95,10 @@ class VlaFolder:
 
 @dataclass(frozen=True)
 class VlaInfo:
-    """Metadata of all data sets of a run.
+    """Metadata of all data sets of a run."""
 
-    Attributes:
-        names: Names of the data sets, as configured.
-        folders: Their samples.
-    """
-
-    names: tuple[str, ...]
-    folders: tuple[VlaFolder, ...]
+    names: tuple[str, ...]  # names of the data sets, as configured
+    folders: tuple[VlaFolder, ...]  # their samples
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -174,12 +151,7 @@ class VlaInfo:
 
 
 def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
-    """Reads the manifests of samples and windows, the action tokenizers, and one image each.
-
-    Raises:
-        DataError: There are no samples, a file is missing or broken, or data sets differ.
-        StorageError: The storage failed after all retries.
-    """
+    """Reads the manifests of samples and windows, the action tokenizers, and one image each."""
     if not config.samples:
         raise DataError(
             "no samples are configured",
@@ -247,12 +219,8 @@ def _open_samples(text: str) -> SamplesFolder:
 
 
 def _image_path(samples: SamplesFolder, images_root: Path | None, text: str) -> Path:
-    """Location of an image of a line.
-
-    Args:
-        samples: Folder of the line.
-        images_root: Folder with images/; None: as the line says.
-        text: Path in the line.
+    """Location of an image of a line; `images_root`: folder with images/; None: as the line
+    says.
     """
     if images_root is not None:
         return images_root / text[text.rfind(f"{IMAGES_NAME}/") :]

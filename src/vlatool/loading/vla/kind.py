@@ -61,11 +61,7 @@ class VlaKind:
     def check_samples(
         self, config: VlaDataConfig, info: VlaInfo, reporter: Reporter = NULL
     ) -> None:
-        """Checks lines and names of images, unless samples may be dropped.
-
-        Raises:
-            DataError: A sample cannot be used.
-        """
+        """Checks lines and names of images, unless samples may be dropped."""
         if not config.max_dropped_share:
             check_samples(info, reporter)
 
@@ -101,11 +97,7 @@ class VlaKind:
             write_fast(folder / FAST_NAME, info.first.fast)
 
     def load_assets(self, config: VlaDataConfig, folder: Path) -> VlaAssets:
-        """Reads the assets of a run.
-
-        Raises:
-            DataError: A file is missing or broken, or is not that of the config of the run.
-        """
+        """Reads the assets of a run."""
         fast = folder / FAST_NAME
         if not has_profile(fast):
             raise _unusable(fast / PROFILE_NAME, "is missing")

@@ -37,33 +37,18 @@ _NUMBER = re.compile(r"(\d+)\Z")
 
 @dataclass(frozen=True)
 class _Episode:
-    """Consecutive samples of an episode, in the order of its frames.
+    """Consecutive samples of an episode, in the order of its frames."""
 
-    Attributes:
-        name: Id of the episode.
-        start: Index of its first pair.
-        number: Number in the folder of its first sample.
-        frames: Number of its pairs.
-    """
-
-    name: str
-    start: int
-    number: int
-    frames: int
+    name: str  # id of the episode
+    start: int  # index of its first pair
+    number: int  # number in the folder of its first sample
+    frames: int  # number of its pairs
 
 
 class VlaPairs:
     """Pairs of samples; see `loading.base.RecordedPairs`.
 
     A window with a sample of each kind is one pair. Recorded actions are those of the action ids.
-
-    Args:
-        config: Section `data` of the run, derived.
-        assets: Assets of the run.
-        location: Folder of samples, or of windows with samples.
-
-    Raises:
-        DataError: There are no samples, or they are not those that the run was trained for.
     """
 
     def __init__(self, config: VlaDataConfig, assets: VlaAssets, location: str) -> None:
@@ -88,7 +73,6 @@ class VlaPairs:
 
     @property
     def fields(self) -> Mapping[str, ActionField]:
-        """The field of actions."""
         profile = self._assets.profile
         assert profile is not None
         std = np.asarray(profile.std, np.float64)
@@ -166,7 +150,6 @@ class VlaPairs:
         return entries
 
     def _place(self, index: int) -> tuple[_Episode, int]:
-        """Episode of a pair, and its index in there."""
         entry = next(entry for entry in reversed(self._episodes) if entry.start <= index)
         return entry, index - entry.start
 

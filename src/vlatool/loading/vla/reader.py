@@ -32,11 +32,7 @@ class UnusableError(Exception):
 
 
 class VlaReader:
-    """Reads lines or packed samples, and decodes their images; picklable.
-
-    Args:
-        info: Metadata of the data.
-    """
+    """Reads lines or packed samples, and decodes their images; picklable."""
 
     def __init__(self, info: VlaInfo) -> None:
         self._info = info
@@ -103,12 +99,8 @@ def read_sample(folder: VlaFolder, number: int) -> TokenSample:
 
 
 def _fill(row: UInt8Array, folder: VlaFolder, names: Sequence[str]) -> None:
-    """Decodes the images of a sample; an image that occurs twice is decoded once.
-
-    Args:
-        row: uint8 [P, H, W, 3], written.
-        folder: Data set of the sample.
-        names: Paths of P images in the line.
+    """Decodes the images of a sample; an image that occurs twice is decoded once; `row`: uint8 [P,
+    H, W, 3], written.
     """
     paths = {name: folder.image_path(name) for name in dict.fromkeys(names)}
     first_of: dict[str, int] = {}

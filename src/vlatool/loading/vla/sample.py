@@ -13,40 +13,22 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 @dataclass(frozen=True)
 class VlaSample:
-    """One sample.
-
-    Attributes:
-        key: File and number of its line from 1, such as `A/data/episode_000003.jsonl:17`.
-        conversation: Instruction, action ids, and codes of the future images.
-        images: uint8 [P, H, W, 3], by time, and within a step by camera.
-    """
-
-    key: str
-    conversation: Conversation
-    images: UInt8Array
+    key: str  # file and number of its line from 1, such as `A/data/episode_000003.jsonl:17`
+    conversation: Conversation  # instruction, action ids, and codes of the future images
+    images: UInt8Array  # uint8 [P, H, W, 3], by time, and within a step by camera
 
 
 @dataclass(frozen=True)
 class VlaShape:
-    """Sizes that all samples of a run share.
+    """Sizes that all samples of a run share."""
 
-    Attributes:
-        cameras: Cameras of a step, in the order of its images.
-        past_steps: Steps with past images, the anchor included.
-        future_steps: Steps with future images, the one after the anchor first.
-        image_size: (height, width) of the past images.
-        action_steps: T, from the anchor on.
-        action_width: A.
-        action_field: Field of raw episodes with the actions.
-    """
-
-    cameras: tuple[str, ...]
-    past_steps: int
-    future_steps: int
-    image_size: tuple[int, int]
-    action_steps: int
+    cameras: tuple[str, ...]  # cameras of a step, in the order of its images
+    past_steps: int  # steps with past images, the anchor included
+    future_steps: int  # steps with future images, the one after the anchor first
+    image_size: tuple[int, int]  # (height, width) of the past images
+    action_steps: int  # T, from the anchor on
     action_width: int
-    action_field: str = "actions"
+    action_field: str = "actions"  # field of raw episodes with the actions
 
     @property
     def past_images(self) -> int:
@@ -61,20 +43,11 @@ class VlaShape:
 
 @dataclass(frozen=True)
 class VlaAssets:
-    """Assets of the training data that a policy needs besides weights.
+    """Assets of the training data that a policy needs besides weights."""
 
-    Attributes:
-        sizes: Sizes of codes and action ids.
-        shape: Sizes of a sample.
-        fps: Frames per second.
-        fast: Action tokenizer; None if the data have none.
-        profile: Normalization of the actions.
-        codes_digest: Digest of the visual tokenizer of the codes; empty if unknown.
-    """
-
-    sizes: SampleSizes
-    shape: VlaShape
-    fps: float
-    fast: ActionTokenizer | None
-    profile: NormalizationProfile
-    codes_digest: str = ""
+    sizes: SampleSizes  # sizes of codes and action ids
+    shape: VlaShape  # sizes of a sample
+    fps: float  # frames per second
+    fast: ActionTokenizer | None  # action tokenizer; None if the data have none
+    profile: NormalizationProfile  # normalization of the actions
+    codes_digest: str = ""  # digest of the visual tokenizer of the codes; empty if unknown

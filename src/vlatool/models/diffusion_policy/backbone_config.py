@@ -40,10 +40,8 @@ class NetworkConfig(ConfigModel):
     freeze: bool = Field(default=False, description="Do not train the weights of this network.")
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives keys from the data or a base model; returns the section and the rule of each key.
-
-        Raises:
-            DataError: A base model is missing or broken.
+        """Derives keys from the data or a base model; returns the section and the rule
+        of each key.
         """
         del data
         return self, {}
@@ -54,11 +52,8 @@ class NetworkConfig(ConfigModel):
         return self
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
-        """Writes the assets of a base model to a run folder.
-
-        Args:
-            folder: The run folder.
-            origin: Folder of a run with these assets; None: copy them from the base model.
+        """Writes the assets of a base model to a run folder; `origin`: folder of a run with these
+        assets; None: copy them from the base model.
         """
         del folder, origin
 
@@ -111,7 +106,6 @@ class BaseModelConfig(NetworkConfig):
 
     @classmethod
     def _base_model_keys(cls) -> Sequence[str]:
-        """Keys that are derived from the base model."""
         return ("revision", "architecture")
 
     def _hub_revision(self, folder: Path) -> dict[str, str]:

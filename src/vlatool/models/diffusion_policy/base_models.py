@@ -261,13 +261,8 @@ class VlmBackbone(nn.Module):
 def append_token(text: Tensor, lengths: Tensor, token_id: int) -> tuple[Tensor, Tensor]:
     """Appends a token to each text.
 
-    Args:
-        text: Token ids + 1, padded with 0, int64 [B, L].
-        lengths: Number of token ids of each text, int64 [B].
-        token_id: Id of the appended token.
-
-    Returns:
-        Token ids int64 [B, L + 1], and their attention mask bool [B, L + 1].
+    `text`: token ids + 1, padded with 0, int64 [B, L]; `lengths`: number of token ids of each text,
+    int64 [B]; returns token ids int64 [B, L + 1], and their attention mask bool [B, L + 1].
     """
     ids = torch.cat([text - 1, torch.zeros_like(text[:, :1])], dim=1).clamp(min=0)
     ids = ids.scatter(1, lengths[:, None], token_id)

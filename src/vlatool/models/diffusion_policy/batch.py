@@ -43,14 +43,10 @@ class PolicyBatcher:
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
         """Stacks and normalizes samples.
 
-        Returns:
-            images uint8 [B, N, 3, H, W], channels last in memory; text int64 [B, L], token ids + 1,
-            padded with 0; actions float32 [B, T, A] and proprioception float32 [B, P, d],
-            normalized; past_mask and future_mask bool [B, T]; dataset int64 [B], index of the data
-            set; keys, names of the samples; image_mask bool [B, N] if padded images are masked.
-
-        Raises:
-            DataError: The images of the samples differ in size.
+        Returns images uint8 [B, N, 3, H, W], channels last in memory; text int64 [B, L], token ids
+        + 1, padded with 0; actions float32 [B, T, A] and proprioception float32 [B, P, d],
+        normalized; past_mask and future_mask bool [B, T]; dataset int64 [B], index of the data set;
+        keys, names of the samples; image_mask bool [B, N] if padded images are masked.
         """
         past = self._data.lowdim_past_timesteps
         assert past is not None
@@ -92,13 +88,7 @@ class PolicyBatcher:
 
 
 def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int) -> Batch:
-    """Example batch: gray images, slow waves as actions, no padded steps, empty instructions.
-
-    Args:
-        config: The derived model section.
-        data: The derived data section.
-        size: B, the batch size.
-    """
+    """Example batch: gray images, slow waves as actions, no padded steps, empty instructions."""
     past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
     assert past is not None
     assert future is not None

@@ -91,27 +91,16 @@ def progress_files(files: PublishedFiles, *, averaged: bool) -> list[Path]:
 
 @dataclass(frozen=True)
 class OpenedExperiment:
-    """Content of the small files of an experiment.
+    """Content of the small files of an experiment."""
 
-    Attributes:
-        data: Section `data`, derived.
-        model: Section `model`, not derived.
-        assets: Assets of the data kind.
-        folder: Local folder with the text tokenizer; None: it is that of the base model.
-    """
-
-    data: RoboticsDataConfig
-    model: DiffusionPolicyConfig
-    assets: RoboticsAssets
-    folder: Path | None
+    data: RoboticsDataConfig  # section `data`, derived
+    model: DiffusionPolicyConfig  # section `model`, not derived
+    assets: RoboticsAssets  # assets of the data kind
+    folder: Path | None  # local folder with the text tokenizer; None: it is that of the base model
 
 
 def read_experiment(files: PublishedFiles) -> OpenedExperiment:
-    """Reads configuration, statistics and preprocessing options of an experiment.
-
-    Raises:
-        DataError: A file is missing or broken, or the model is not a policy.
-    """
+    """Reads configuration, statistics and preprocessing options of an experiment."""
     if files.config is None:
         raise DataError.at(
             files.weights,
@@ -204,16 +193,7 @@ def _tokenizer_folder(experiment: Experiment) -> Path | None:
 
 
 def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Reporter) -> Exported:
-    """Prepares the experiment folder of a run, with raw and averaged weights.
-
-    Args:
-        trained: Opened run.
-        tree: Whole configuration of the run.
-        reporter: Gets a warning if the published program would run the policy differently.
-
-    Raises:
-        UsageError: The weights are not those of a run.
-    """
+    """Prepares the experiment folder of a run, with raw and averaged weights."""
     from vlatool.models.diffusion_policy.weights import export_published
 
     if trained.origin.run is None:
@@ -294,13 +274,7 @@ def _write_experiment(
 def published_tree(
     tree: Mapping[str, Any], model: DiffusionPolicyConfig, assets: RoboticsAssets
 ) -> dict[str, Any]:
-    """A configuration in published keys and types.
-
-    Args:
-        tree: The derived configuration as plain data.
-        model: Section `model`.
-        assets: Assets of the run.
-    """
+    """A configuration in published keys and types."""
     published, _ = split_keys(tree)
     data, hparams = published["data"], published["hparams"]
     manifests = data["dataset_manifest"]

@@ -63,40 +63,26 @@ class DiffusionPolicy(nn.Module):
 
     def encode(
         self,
-        images: Tensor,
-        text: Tensor,
+        images: Tensor,  # uint8 [B, N, 3, H, W]
+        text: Tensor,  # int64 [B, L], token ids + 1, padded with 0
+        # bool [B, N], false for padded images, whose tokens become zeros
         image_mask: Tensor | None = None,
-        rng: Rng | None = None,
+        rng: Rng | None = None,  # random numbers of dropout, B rows; None: outside of training
     ) -> Tensor:
-        """Converts images and instructions to conditioning tokens [B, M, C].
-
-        Args:
-            images: uint8 [B, N, 3, H, W].
-            text: int64 [B, L], token ids + 1, padded with 0.
-            image_mask: bool [B, N], false for padded images, whose tokens become zeros.
-            rng: Random numbers of dropout, B rows; None: outside of training.
-        """
+        """Converts images and instructions to conditioning tokens [B, M, C]."""
         return self.vision_language_backbone(images, text, image_mask, rng)
 
     def denoise(
         self,
-        context: Tensor,
-        proprioception: Tensor,
-        actions: Tensor,
-        time: Tensor,
+        context: Tensor,  # conditioning tokens [B, M, C]
+        proprioception: Tensor,  # normalized [B, P, d]
+        actions: Tensor,  # noised actions [B, T, A]; known past actions are clean
+        time: Tensor,  # noise level int64 [B] in [0, num_timesteps)
+        # random numbers of input noise, B / repeats rows; None: outside of training
         rng: Rng | None = None,
-        repeats: int = 1,
+        repeats: int = 1,  # number of successive rows of the same sample
     ) -> Tensor:
-        """Predicts the velocity (flow matching) or the noise (diffusion), [B, T, A].
-
-        Args:
-            context: Conditioning tokens [B, M, C].
-            proprioception: Normalized [B, P, d].
-            actions: Noised actions [B, T, A]; known past actions are clean.
-            time: Noise level int64 [B] in [0, num_timesteps).
-            rng: Random numbers of input noise, B / repeats rows; None: outside of training.
-            repeats: Number of successive rows of the same sample.
-        """
+        """Predicts the velocity (flow matching) or the noise (diffusion), [B, T, A]."""
         encoded_time = self.time_encoding(time)[:, None]
         if self.config.diffusion_step_conditioning == "concat":
             context = torch.cat([encoded_time, context], dim=1)
@@ -112,21 +98,14 @@ class DiffusionPolicy(nn.Module):
 
     def forward(
         self,
+        # the arguments `images`, `text` and perhaps `image_mask` of `encode`, and `proprioception`
+        # [B, P, d]
         observation: Mapping[str, Tensor],
-        actions: Tensor,
-        time: Tensor,
+        actions: Tensor,  # [B * R, T, A]
+        time: Tensor,  # int64 [B * R]
         rng: Rng | None = None,
     ) -> Tensor:
-        """Like `denoise`, for R noised chunks per observation.
-
-        Args:
-            observation: The arguments `images`, `text` and perhaps `image_mask` of `encode`, and
-                `proprioception` [B, P, d].
-            actions: [B * R, T, A].
-            time: int64 [B * R].
-            rng: Random numbers of the samples, B rows; needed in training mode with input noise
-                or dropout.
-        """
+        """Like `denoise`, for R noised chunks per observation."""
         seen = dict(observation)
         proprioception = seen.pop("proprioception")
         repeats = len(actions) // len(proprioception)
@@ -136,12 +115,8 @@ class DiffusionPolicy(nn.Module):
 
     @torch.no_grad()
     def sample(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
-        """Samples normalized actions [B, T, A]; past actions that are not padding stay unchanged.
-
-        Args:
-            batch: Result of the batcher.
-            steps: Evaluations of the network.
-            rng: Noise, one row per sample.
+        """Samples normalized actions [B, T, A]; past actions that are not padding stay
+        unchanged.
         """
         actions: Tensor = batch["actions"]
         context = self.encode(batch["images"], batch["text"], batch.get("image_mask"))

@@ -67,7 +67,6 @@ class Diffusion:
         return share.sqrt() * actions + (1 - share).sqrt() * noise
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
-        """The noise."""
         del actions
         return noise
 
@@ -100,19 +99,13 @@ Network = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class SamplingSchedule:
-    """Settings of a sampling run.
+    """Settings of a sampling run."""
 
-    Attributes:
-        noise: The noise section.
-        steps: Number of network evaluations.
-        known: Actions [B, T, A] and a mask bool [B, T] of the known ones, which are not sampled.
-        rng: Random numbers for solvers that add noise.
-    """
-
-    noise: NoiseConfig
-    steps: int
+    noise: NoiseConfig  # the noise section
+    steps: int  # number of network evaluations
+    # actions [B, T, A] and a mask bool [B, T] of the known ones, which are not sampled
     known: tuple[Tensor, Tensor] | None = None
-    rng: Rng | None = None
+    rng: Rng | None = None  # random numbers for solvers that add noise
 
     def clamped(self, x: Tensor) -> Tensor:
         """The tensor clamped to the limits of the noise section."""

@@ -24,28 +24,22 @@ _COUNTS = "count_by_dataset"
 
 @dataclass(frozen=True)
 class LossBreakdown:
-    """Sums of a loss by action field and by data set, and their means.
+    """Sums of a loss by action field and by data set, and their means."""
 
-    Attributes:
-        fields: Map from action field to its width, in order; empty: no breakdown.
-        training: Locations of the training data sets; a single one has no own metric.
-        validation: Locations of the validation data sets.
-    """
-
+    # map from action field to its width, in order; empty: no breakdown
     fields: Mapping[str, int] = field(default_factory=dict[str, int])
+    # locations of the training data sets; a single one has no own metric
     training: Sequence[str] = ()
-    validation: Sequence[str] = ()
+    validation: Sequence[str] = ()  # locations of the validation data sets
 
     def sums(
         self, error: Tensor, mask: Tensor, dataset: Tensor | None, *, training: bool
     ) -> dict[str, Tensor]:
         """Sums for `models.base.Loss`, each of a fixed shape.
 
-        Args:
-            error: Squared error [B * R, T, A], zero where the mask is false.
-            mask: bool [B * R, T, 1], true for counted steps.
-            dataset: int64 [B], index of the data set of each sample; None if the batch lacks it.
-            training: False for validation data.
+        `error`: squared error [B * R, T, A], zero where the mask is false; `mask`: bool [B * R, T,
+        1], true for counted steps; `dataset`: int64 [B], index of the data set of each sample; None
+        if the batch lacks it.
         """
         if not self.fields:
             return {}
@@ -63,12 +57,8 @@ class LossBreakdown:
     def metrics(
         self, sums: Mapping[str, Tensor], count: float, *, training: bool
     ) -> dict[str, float]:
-        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets with samples.
-
-        Args:
-            sums: Sums over several micro-batches.
-            count: Number of counted elements in them.
-            training: False for validation data.
+        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets
+        with samples.
         """
         metrics: dict[str, float] = {}
         if _BY_DIMENSION in sums:

@@ -39,11 +39,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def open_progress(
     config: DiffusionPolicyConfig, network: nn.Module, paths: Sequence[Path]
 ) -> PublishedProgress:
-    """Opens the files of a checkpoint: `checkpoint_N.pt`, `optimizer_N.pt` and maybe `ema_N.pt`.
-
-    Raises:
-        DataError: A file is broken, or does not match the network.
-    """
+    """Opens the files of a checkpoint: `checkpoint_N.pt`, `optimizer_N.pt` and maybe `ema_N.pt`."""
     raw, optimizer, *averaged = paths
     content = read_pickled_weights(raw)
     state = state_of(content, raw)
@@ -106,12 +102,7 @@ def _moments(
 
 
 def trainable_names(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters that the published program trains, in the order of its network.
-
-    Args:
-        config: Section `model`.
-        state: Published state dict.
-    """
+    """Names of the parameters that the published program trains, in the order of its network."""
     frozen = tuple(_frozen_prefixes(config))
     names: dict[int, str] = {}
     for name, value in without_wrappers(state).items():

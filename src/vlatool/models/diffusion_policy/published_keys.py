@@ -193,10 +193,6 @@ def split_keys(
     """A tree with the published keys and types, and a tree with all other keys.
 
     A null where the published program allows none is left out: its default applies.
-
-    Args:
-        tree: Plain configuration.
-        keys: Published keys of the tree.
     """
     published: dict[str, Any] = {}
     own: dict[str, Any] = {}

@@ -82,9 +82,6 @@ class DiffusionPolicyType(ModelType):
         """Checks that base models and the initial weights of sections exist.
 
         A run with initial weights may have what it needs of a base model.
-
-        Raises:
-            DataError: A base model or the weights are missing.
         """
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
@@ -109,11 +106,7 @@ class DiffusionPolicyType(ModelType):
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo | None"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
-        """Derives dimensions, the number of cameras, and keys of base models.
-
-        Raises:
-            DataError: There are no cameras, or a base model is missing.
-        """
+        """Derives dimensions, the number of cameras, and keys of base models."""
         del info
         if not data.camera_names:
             raise DataError(
@@ -139,11 +132,7 @@ class DiffusionPolicyType(ModelType):
     def load(
         self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
     ) -> Sequence[str]:
-        """Loads the weights of base models, or those that sections name.
-
-        Raises:
-            DataError: The weights are missing, broken, or do not match the network.
-        """
+        """Loads the weights of base models, or those that sections name."""
         from vlatool.models.diffusion_policy.weights import SECTIONS, load_sections
 
         if "model" not in names:

@@ -55,16 +55,8 @@ class ByteTokenizer:
 
 
 class SubwordTokenizer:
-    """Text tokenizer with a tokenizer.json; picklable.
-
-    Args:
-        tokenizer: Content of the tokenizer.json.
-        length: Maximum number of token ids; longer texts are truncated, with one warning.
-        prefix: Text before every instruction.
-        suffix: Text after it; None if the tokenizer adds its special tokens.
-
-    Raises:
-        DataError: The content is not a tokenizer.
+    """Text tokenizer with a tokenizer.json; picklable; `suffix`: text after it; None if the
+    tokenizer adds its special tokens.
     """
 
     def __init__(
@@ -185,12 +177,8 @@ _FACTORIES: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]
 def make_text_tokenizer(
     section: Backbone, max_length: int | None, folder: Path | None
 ) -> TextTokenizer:
-    """The text tokenizer of a backbone.
-
-    Args:
-        section: The derived backbone section.
-        max_length: Maximum number of token ids; None: that of the backbone.
-        folder: Run folder with the tokenizer; None: use that of the base model.
+    """The text tokenizer of a backbone; `max_length`: maximum number of token ids; None: that of
+    the backbone; `folder`: run folder with the tokenizer; None: use that of the base model.
     """
     return _FACTORIES[section.type](section, max_length, folder)
 

@@ -12,25 +12,16 @@ from vlatool.errors import DataError
 
 @dataclass(frozen=True)
 class VlmPrompt:
-    """Prompt of one kind of vision-language model.
+    """Prompt of one kind of vision-language model."""
 
-    Attributes:
-        before: Text before the images.
-        image: Text of an image, with `{}` for its tokens.
-        token: Text of one image token.
-        between: Text between the images and the instruction.
-        after: Text after the instruction.
-        side: Side of the images in pixels, if the model takes any size.
-        merge: Key of config.json, or of its vision section, with the number of patches per side
-            that are merged into one token; empty: no merging.
-    """
-
-    before: str
-    image: str
-    token: str
-    between: str
-    after: str
-    side: int | None = None
+    before: str  # text before the images
+    image: str  # text of an image, with `{}` for its tokens
+    token: str  # text of one image token
+    between: str  # text between the images and the instruction
+    after: str  # text after the instruction
+    side: int | None = None  # side of the images in pixels, if the model takes any size
+    # key of config.json, or of its vision section, with the number of patches per side that are
+    # merged into one token; empty: no merging
     merge: str = ""
 
     def prompt(self, images: int, tokens: int) -> tuple[str, str]:
@@ -65,11 +56,7 @@ FAMILIES: Mapping[str, VlmPrompt] = {
 
 
 def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
-    """The prompt of a base model.
-
-    Raises:
-        DataError: The kind of model is not supported.
-    """
+    """The prompt of a base model."""
     kind = architecture["model_type"]
     if kind not in FAMILIES:
         raise DataError(
@@ -94,6 +81,5 @@ def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
 
 
 def image_token_id(architecture: Mapping[str, Any]) -> int:
-    """Id of the image token."""
     index = architecture.get("image_token_index")
     return int(architecture["image_token_id"] if index is None else index)

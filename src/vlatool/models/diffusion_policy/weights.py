@@ -43,17 +43,11 @@ _MAX_LISTED = 3
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """Weights of a published file, with the names of a network.
-
-    Attributes:
-        weights: Map from name to tensor.
-        dead: Names of weights that a policy does not use.
-        computed: Names of buffers that follow from the configuration.
-    """
+    """Weights of a published file, with the names of a network."""
 
     weights: Mapping[str, Tensor]
-    dead: Sequence[str]
-    computed: Sequence[str]
+    dead: Sequence[str]  # names of weights that a policy does not use
+    computed: Sequence[str]  # names of buffers that follow from the configuration
 
     def notes(self, path: Path) -> Iterator[str]:
         """Yields sentences on what is not taken from the file."""
@@ -105,15 +99,7 @@ def is_computed(name: str) -> bool:
 
 
 def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The state dict for strict loading by the published module; unused weights are zeros.
-
-    Args:
-        config: The derived model section.
-        state: State dict of the network, raw or averaged.
-
-    Raises:
-        UsageError: The published module does not have this backbone or denoiser.
-    """
+    """The state dict for strict loading by the published module; unused weights are zeros."""
     if problem := export_problem(config):
         raise UsageError(
             f"the policy cannot be exported: {problem}",
@@ -164,18 +150,8 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
 def load_sections(
     config: DiffusionPolicyConfig, network: nn.Module, names: Sequence[str]
 ) -> list[str]:
-    """Loads the weights of base models, or those of the checkpoints that sections name.
-
-    Returns:
-        Notes on what was not taken from the checkpoints.
-
-    Args:
-        config: Section `model`.
-        network: The network of the policy.
-        names: Names of modules; those without such weights are left out.
-
-    Raises:
-        DataError: The weights are missing, broken, or do not match the network.
+    """Loads the weights of base models, or those of the checkpoints that sections name; returns
+    notes on what was not taken from the checkpoints.
     """
     notes: list[str] = []
     for name in SECTIONS:
@@ -193,18 +169,8 @@ def load_sections(
 def load_policy(
     network: nn.Module, location: str, *, excluded: Sequence[str] = ()
 ) -> ImportedWeights:
-    """Loads the weights of a policy from a published file or a run.
-
-    Args:
-        network: The network of the policy.
-        location: Run, checkpoint or file of weights.
-        excluded: Modules that keep their weights, such as `action_encode` if the actions differ.
-
-    Returns:
-        The weights that were loaded, and the names that were left out.
-
-    Raises:
-        DataError: The file is missing, broken or unsafe, or does not match the network.
+    """Loads the weights of a policy from a published file or a run; returns the weights that were
+    loaded, and the names that were left out.
     """
     path, state = read_state(location)
     return load_state(network, state, path, excluded=excluded)
@@ -226,13 +192,8 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
 
 
 def load_section(module: nn.Module, name: str, location: str) -> list[str]:
-    """Loads the weights of one network of a policy, from its own file or that of a policy.
-
-    Returns:
-        Notes on what was not taken from the file.
-
-    Raises:
-        DataError: The file is missing, broken or unsafe, or does not match the network.
+    """Loads the weights of one network of a policy, from its own file or that of a policy; returns
+    notes on what was not taken from the file.
     """
     path, stored = read_state(location)
     state = without_wrappers(stored)
@@ -246,13 +207,8 @@ def load_section(module: nn.Module, name: str, location: str) -> list[str]:
 
 
 def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
-    """The state dict of a file: published raw or averaged weights, or those of a run.
-
-    Returns:
-        The file, and its tensors by name.
-
-    Raises:
-        DataError: The file is missing, broken or unsafe, or holds no weights.
+    """The state dict of a file: published raw or averaged weights, or those of a run; returns the
+    file, and its tensors by name.
     """
     origin = existing_weights(location)
     if origin.file.suffix == WEIGHTS_SUFFIX:
@@ -261,11 +217,7 @@ def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
 
 
 def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
-    """The state dict in the content of a published file: raw or averaged weights.
-
-    Raises:
-        DataError: It holds no weights.
-    """
+    """The state dict in the content of a published file: raw or averaged weights."""
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
     if not isinstance(state, Mapping) or not _are_tensors(state):
         raise DataError.at(

@@ -52,27 +52,18 @@ _TINY_ROWS = 64  # the embedding of the tiny model has a multiple of it
 
 @dataclass(frozen=True)
 class Composition:
-    """Content of a folder to write.
+    """Content of a folder to write."""
 
-    Attributes:
-        config: Section `model`.
-        shapes: Shape of each tensor, in the order of the network.
-        read: Returns the tensor of a name.
-        tokenizer: Content of tokenizer.json, with the markers.
-        assets: Content of the other files of Qwen3-VL by name.
-        paths: Local files that the weights come from, by `qwen` or `dino`.
-    """
-
-    config: FutureVlaConfig
-    shapes: Mapping[str, tuple[int, ...]]
+    config: FutureVlaConfig  # section `model`
+    shapes: Mapping[str, tuple[int, ...]]  # shape of each tensor, in the order of the network
     read: Callable[[str], Tensor]
-    tokenizer: str
-    assets: Mapping[str, bytes]
+    tokenizer: str  # content of tokenizer.json, with the markers
+    assets: Mapping[str, bytes]  # content of the other files of Qwen3-VL by name
+    # local files that the weights come from, by `qwen` or `dino`
     paths: Mapping[str, list[Path]] = field(default_factory=dict[str, list[Path]])
 
     @property
     def files(self) -> list[str]:
-        """Names of the files."""
         return [*file_names(self.shapes, DTYPE), TOKENIZER, *self.assets, CONFIG, MANIFEST_NAME]
 
     @property
@@ -86,15 +77,7 @@ class Composition:
         return DTYPE.itemsize * self.parameters
 
     def write(self, folder: Path, bar: Progress) -> None:
-        """Writes the folder; the manifest last.
-
-        Args:
-            folder: Existing folder.
-            bar: Is advanced by one for each tensor.
-
-        Raises:
-            BugError: DINOv3 is not what was read.
-        """
+        """Writes the folder; the manifest last."""
         for name, content in self.assets.items():
             write_bytes(folder / name, content)
         write_text(folder / TOKENIZER, self.tokenizer)
@@ -129,18 +112,7 @@ class Composition:
 
 
 def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Composition:
-    """Qwen3-VL and DINOv3 with random convolutions. Writes nothing.
-
-    Args:
-        qwen: Folder of a stock Qwen3-VL, of any scheme.
-        dino: Folder of DINOv3.
-        keys: Further keys of the section `model`.
-        seed: Seed of the convolutions.
-
-    Raises:
-        DataError: A file is missing or broken, a tensor is missing or not expected, or the
-            tokenizer does not fit.
-    """
+    """Qwen3-VL and DINOv3 with random convolutions. Writes nothing."""
     sections = {
         "qwen": read_architecture(qwen, FAMILY),
         "dino": read_architecture(dino, DINO_FAMILY),
@@ -169,11 +141,7 @@ def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Compo
 def _joined(
     shapes: Mapping[str, tuple[int, ...]], qwen: StoredTensors, dino: StoredTensors, seed: int
 ) -> Callable[[str], Tensor]:
-    """Function from the name of a tensor of the network to its value.
-
-    Raises:
-        DataError: A tensor is missing, not expected, or of another shape.
-    """
+    """Function from the name of a tensor of the network to its value."""
     dino_names = {f"{_DINO}{dino_name(name)}": name for name in dino.shapes}
     _check_tensors(
         dino.folder,
@@ -199,12 +167,7 @@ def _joined(
 
 
 def compose_tiny(keys: Mapping[str, Any], seed: int) -> Composition:
-    """Small random networks with a text tokenizer on bytes. Writes nothing.
-
-    Args:
-        keys: Further keys of the section `model`.
-        seed: Seed of the weights.
-    """
+    """Small random networks with a text tokenizer on bytes. Writes nothing."""
     tokenizer = tiny_tokenizer()
     ids = special_ids(tokenizer)
     rows = _TINY_ROWS * math.ceil((max(ids.values()) + 1) / _TINY_ROWS)

@@ -31,26 +31,16 @@ _LONGEST_CHARACTER = 4  # bytes in UTF-8
 
 
 class ChunkState(NamedTuple):
-    """State of an action chunk that is being decoded.
+    """State of an action chunk that is being decoded."""
 
-    Attributes:
-        partial: Bytes of a character that is not complete.
-        left: Number of characters that are missing, the partial one included.
-    """
-
-    partial: bytes
-    left: int
+    partial: bytes  # bytes of a character that is not complete
+    left: int  # number of characters that are missing, the partial one included
 
 
 class ActionGrammar:
     """Action ids that can follow, so that every chunk has exactly its number of coefficients.
 
     Each coefficient is a character of a text in UTF-8, of which an action id is some bytes.
-
-    Args:
-        fast: Action tokenizer.
-        values: Number of coefficients of a chunk.
-        num_ids: Number of action ids of the model; those that the tokenizer lacks never follow.
     """
 
     def __init__(self, fast: ActionTokenizer, values: int, num_ids: int) -> None:
@@ -115,20 +105,14 @@ class AnswerDecoder:
     """Decodes answers of a network, the most probable token at a time.
 
     The answer of a row has the same bits whichever rows share the batch, if their number is equal.
-
-    Args:
-        network: The network, in eval mode.
-        encoder: Encoder of prompts.
-        grammar: Rule of the action ids.
-        frames: Features of images.
     """
 
     def __init__(
         self,
-        network: FutureVla,
-        encoder: SequenceEncoder,
-        grammar: ActionGrammar,
-        frames: FrameCache,
+        network: FutureVla,  # the network, in eval mode
+        encoder: SequenceEncoder,  # encoder of prompts
+        grammar: ActionGrammar,  # rule of the action ids
+        frames: FrameCache,  # features of images
     ) -> None:
         self._network = network
         self._tokens = encoder.tokens
@@ -137,11 +121,8 @@ class AnswerDecoder:
         self._frames = frames
 
     def actions(self, prompts: Sequence[TokenSequence], images: UInt8Array) -> list[list[int]]:
-        """Returns the action ids of each row, without the end.
-
-        Args:
-            prompts: B prompts that ask for actions.
-            images: Past images uint8 [B, N, H, W, 3].
+        """Returns the action ids of each row, without the end; `images`: past images uint8 [B, N,
+        H, W, 3].
         """
         answers: list[list[int]] = [[] for _ in prompts]
         begin = [*self._texts.lead, self._tokens.action_start]
@@ -155,17 +136,10 @@ class AnswerDecoder:
         self,
         prompts: Sequence[TokenSequence],
         images: UInt8Array,
-        action_ids: Sequence[Sequence[int]],
-        count: int,
+        action_ids: Sequence[Sequence[int]],  # action ids of each row
+        count: int,  # number of future images, Q
     ) -> Array:
-        """Returns the codes of future images after the given actions, int64 [B, Q, K].
-
-        Args:
-            prompts: As for `actions`.
-            images: As for `actions`.
-            action_ids: Action ids of each row.
-            count: Number of future images, Q.
-        """
+        """Returns the codes of future images after the given actions, int64 [B, Q, K]."""
         begins = [
             [
                 *self._texts.lead,
@@ -241,12 +215,8 @@ class AnswerDecoder:
 
 
 class _Reading:
-    """Tokens that a network has read, with their keys and values.
-
-    Args:
-        network: The network.
-        ids: Token ids of equal prompts, int64 [B, L].
-        positions: Their positions, int64 [B, 3, L].
+    """Tokens that a network has read, with their keys and values; `ids`: token ids of equal
+    prompts, int64 [B, L]; `positions`: their positions, int64 [B, 3, L].
     """
 
     def __init__(self, network: FutureVla, ids: Array, positions: Array) -> None:

@@ -59,11 +59,7 @@ class _Export:
         return [f"{FAST_NAME}/{name}" for name in names]
 
     def write(self, folder: Path) -> Mapping[str, Any]:
-        """Writes the folder; the manifest last.
-
-        Raises:
-            BugError: A written tensor has another value.
-        """
+        """Writes the folder; the manifest last."""
         for name in self.stock_files:
             assert self.folder is not None
             write_bytes(folder / name, read_file(self.folder / name))

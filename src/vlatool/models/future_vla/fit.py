@@ -39,14 +39,6 @@ def fit_to_data(
     """Fills in the map to token ids and the digests of the tokenizers of the numbers.
 
     Weights that were trained on samples have both; then the data must agree with them.
-
-    Args:
-        config: Section `model`, with the architecture.
-        data: Section `data`, derived.
-
-    Raises:
-        UsageError: The grid does not match the samples, or the vocabulary has no room.
-        DataError: The weights were trained on numbers of other sizes or tokenizers.
     """
     check_grid_of(config, data.shape)
     assert config.special_ids is not None
@@ -74,16 +66,8 @@ def fit_to_data(
 
 
 def encoder_of(config: FutureVlaConfig, shape: VlaShape, folder: Path | None) -> "SequenceEncoder":
-    """Encoder of conversations.
-
-    Args:
-        config: Section `model`, derived.
-        shape: Sizes of a sample.
-        folder: Folder of a run, or of weights, with tokenizer.json; None for a plan of a run that
-            has neither, in which all words are equal.
-
-    Raises:
-        DataError: The tokenizer is missing or broken.
+    """Encoder of conversations; `folder`: folder of a run, or of weights, with tokenizer.json; None
+    for a plan of a run that has neither, in which all words are equal.
     """
     from vlatool.models.future_vla.batch import SequenceEncoder
 
@@ -133,17 +117,7 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
 
 
 def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
-    """Checks the instructions of all samples and the length of the longest sequence.
-
-    Args:
-        encoder: `SequenceEncoder` of the model.
-        info: Metadata of the data.
-        limit: Largest number of tokens of a sample.
-
-    Raises:
-        DataError: An instruction has reserved token ids, or a sequence is too long; the message
-            names file and line of a sample.
-    """
+    """Checks the instructions of all samples and the length of the longest sequence."""
     for task, kind in product(info.tasks, info.kinds):
         ids = (0,) * info.max_action_ids
         try:

@@ -32,10 +32,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class FrameCache:
-    """Cache of the tokens of images by their content; not a part of the result.
-
-    Args:
-        network: The network, in eval mode; its weights must not change.
+    """Cache of the tokens of images by their content; not a part of the result; `network`: the
+    network, in eval mode; its weights must not change.
     """
 
     def __init__(self, network: FutureVla) -> None:
@@ -47,10 +45,8 @@ class FrameCache:
         ]
 
     def features(self, images: UInt8Array) -> Tensor:
-        """Returns the tokens of observations, [B, 1 + D, T, C], as `embed_images` does.
-
-        Args:
-            images: uint8 [B, N, H, W, 3], oldest step first.
+        """Returns the tokens of observations, [B, 1 + D, T, C], as `embed_images` does; `images`:
+        uint8 [B, N, H, W, 3], oldest step first.
         """
         by_digest: dict[bytes, UInt8Array] = {}
         rows: list[list[tuple[bytes, int]]] = []

@@ -14,22 +14,12 @@ REDUCTIONS = (4, 2, 1)
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Grid of each past image of a sample.
+    """Grid of each past image of a sample."""
 
-    Attributes:
-        views: V.
-        compress: Number of steps of each level, the oldest steps first.
-        patches: Patches per side of an image, before the convolutions.
-        merge: Patches per side that become one token of the language model.
-
-    Raises:
-        ValueError: The patches of a level in use cannot be merged to whole tokens.
-    """
-
-    views: int
-    compress: tuple[int, int, int]
-    patches: int
-    merge: int
+    views: int  # V
+    compress: tuple[int, int, int]  # number of steps of each level, the oldest steps first
+    patches: int  # patches per side of an image, before the convolutions
+    merge: int  # patches per side that become one token of the language model
 
     def __post_init__(self) -> None:
         for steps, side in zip(self.compress, self._level_sides(), strict=True):

@@ -49,18 +49,13 @@ def add_adapters(network: nn.Module, rank: int, alpha: float) -> None:
 
 
 def adapter_names(network: nn.Module) -> list[str]:
-    """Names of the adapters in a network."""
     return [name for name, module in network.named_modules() if isinstance(module, Adapter)]
 
 
 @torch.no_grad()
 def merged_weights(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
-    """State dict without adapters, their products added to the weights of their layers.
-
-    Args:
-        state: State dict of a network with adapters, or without any.
-        rank: Rank of the adapters.
-        alpha: Their scale times their rank.
+    """State dict without adapters, their products added to the weights of their layers; `alpha`:
+    their scale times their rank.
     """
     merged = {name: value for name, value in state.items() if f".{_ADAPTER}." not in name}
     for name in state:

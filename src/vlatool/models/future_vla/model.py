@@ -50,21 +50,13 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,
-        position_ids: Tensor,
-        mask: Tensor | None,
-        deepstack: Sequence[Tensor],
-        cache: Cache | None,
+        hidden: Tensor,  # embeddings
+        position_ids: Tensor,  # positions by time, row and column, int64 [B, 3, L]
+        mask: Tensor | None,  # keys that each token sees, bool [B, 1, L, keys]; None: all before it
+        deepstack: Sequence[Tensor],  # summands [B, L, C] after each of the first layers
+        cache: Cache | None,  # keys and values of earlier tokens, which gets those of these tokens
     ) -> Tensor:
-        """Embeddings [B, L, C] to hidden states [B, L, C].
-
-        Args:
-            hidden: Embeddings.
-            position_ids: Positions by time, row and column, int64 [B, 3, L].
-            mask: Keys that each token sees, bool [B, 1, L, keys]; None: all before it.
-            deepstack: Summands [B, L, C] after each of the first layers.
-            cache: Keys and values of earlier tokens, which gets those of these tokens.
-        """
+        """Embeddings [B, L, C] to hidden states [B, L, C]."""
         rotary = self._rotary(position_ids, hidden)
         for index, layer in enumerate(self.layers):
             hidden = layer(
@@ -114,7 +106,6 @@ class FutureVla(nn.Module):
 
     @property
     def visual(self) -> VisionTower:
-        """The vision tower."""
         tower = self.model["visual"]
         assert isinstance(tower, VisionTower)
         return tower
@@ -133,28 +124,21 @@ class FutureVla(nn.Module):
 
     def forward(
         self,
+        # token ids int64 [B, L]; a row has as many image tokens as its images give, or none
         input_ids: Tensor,
-        position_ids: Tensor,
+        position_ids: Tensor,  # positions by time, row and column, int64 [B, 3, L]
+        # True for keys that later tokens see, bool [B, L + tokens of the cache]. None: all of them,
+        # which is right (and fastest) for rows that are padded at their end, where the results of
+        # padding are meaningless
         attention_mask: Tensor | None = None,
-        images: Tensor | None = None,
-        features: Tensor | None = None,
+        images: Tensor | None = None,  # images uint8 [B, N, H, W, 3], oldest step first
+        features: Tensor | None = None,  # result of `embed_images`, instead of images
         cache: Cache | None = None,
     ) -> Tensor:
         """Returns the hidden states [B, L, C] of a batch.
 
         Without images, features and cache, the vision tower runs on an image that does not change
         the result, so that each of its blocks is called equally often in all processes.
-
-        Args:
-            input_ids: Token ids int64 [B, L]; a row has as many image tokens as its images give, or
-                none.
-            position_ids: Positions by time, row and column, int64 [B, 3, L].
-            attention_mask: True for keys that later tokens see, bool [B, L + tokens of the cache].
-                None: all of them, which is right (and fastest) for rows that are padded at their
-                end, where the results of padding are meaningless.
-            images: Images uint8 [B, N, H, W, 3], oldest step first.
-            features: Result of `embed_images`, instead of images.
-            cache: Keys and values of earlier tokens, which gets those of these tokens.
         """
         hidden = self.language_model.embed_tokens(input_ids)
         deepstack: list[Tensor] = []
@@ -179,24 +163,17 @@ class FutureVla(nn.Module):
 
     def answer_losses(
         self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        labels: Tensor,
-        images: Tensor | None = None,
+        input_ids: Tensor,  # as for `forward`
+        position_ids: Tensor,  # as for `forward`
+        labels: Tensor,  # int64 [B, L], the id where it is to be predicted, else -100
+        images: Tensor | None = None,  # as for `forward`
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of each labelled token, and if its logit is the largest.
 
+        Returns losses float32 [M] with gradient and hits float32 [M], in the order of the M labels.
+
         Logits are computed at labelled positions only, and of a few of them at a time, again in the
         backward pass: those of all positions would take more memory than the weights.
-
-        Args:
-            input_ids: As for `forward`.
-            position_ids: As for `forward`.
-            labels: int64 [B, L], the id where it is to be predicted, else -100.
-            images: As for `forward`.
-
-        Returns:
-            Losses float32 [M] with gradient and hits float32 [M], in the order of the M labels.
         """
         # Not `self(...)`: within a method of a sharded module its weights are gathered already.
         hidden = self.forward(input_ids, position_ids, images=images)
@@ -309,11 +286,7 @@ def _mask(attention_mask: Tensor | None, input_ids: Tensor, cached: int) -> Tens
 
 
 def build_network(config: FutureVlaConfig) -> FutureVla:
-    """The network of a config, with random weights.
-
-    Raises:
-        DataError: The architectures describe no such network.
-    """
+    """The network of a config, with random weights."""
     try:
         return FutureVla(config)
     except MemoryError:

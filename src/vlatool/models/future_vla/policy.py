@@ -30,16 +30,7 @@ _DEFAULT_FPS = 10.0
 
 
 class FutureVlaPolicy:
-    """A policy that decodes the most probable answer; its seeds have no effect.
-
-    Args:
-        network: The network, in eval mode.
-        encoder: Encoder of prompts.
-        assets: Assets of the run.
-
-    Raises:
-        DataError: The run has no action tokenizer or no normalization of actions.
-    """
+    """A policy that decodes the most probable answer; its seeds have no effect."""
 
     def __init__(self, network: FutureVla, encoder: SequenceEncoder, assets: VlaAssets) -> None:
         if assets.fast is None or assets.profile is None:
@@ -88,10 +79,8 @@ class FutureVlaPolicy:
         return Decision({self._shape.action_field: actions}, tokens)
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes; see `models.policy.PredictsImages`.
-
-        Raises:
-            DataError: The codes are of another tokenizer.
+        """Returns the policy with the tokenizer of its codes; see
+        `models.policy.PredictsImages`.
         """
         sizes = self._encoder.tokens.sizes
         own = tokenizer.codes_per_image, tokenizer.codebook_size
@@ -121,10 +110,8 @@ class FutureVlaPolicy:
     def futures(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> dict[str, UInt8Array]:
-        """Returns the images of the steps after the current one by camera, uint8 [B, F, S, S, 3].
-
-        Raises:
-            UsageError: The policy has no visual tokenizer; see `with_tokenizer`.
+        """Returns the images of the steps after the current one by camera, uint8 [B, F,
+        S, S, 3].
         """
         if self._tokenizer is None:
             raise UsageError(

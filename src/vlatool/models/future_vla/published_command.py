@@ -65,15 +65,7 @@ _ALL_PARAMETERS = (".*", ".+", "")
 
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
-    """Converts the options of a published command; None if there are none.
-
-    Args:
-        tree: The overrides of the command line, or a file.
-        below: The files below it.
-
-    Raises:
-        ConfigError: A value contradicts what would run.
-    """
+    """Converts the options of a published command; None if there are none."""
     del below
     if not isinstance(tree.value, dict):
         return None

@@ -43,12 +43,7 @@ class FutureVlaType(ModelType):
     adapters: ClassVar[Mapping[str, Any]] = {"lora.rank": 16}
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
-        """Checks that there are weights to start from, of this type.
-
-        Raises:
-            UsageError: There are none, and the architecture is not given.
-            DataError: They are missing, of another type, or a stock Qwen3-VL.
-        """
+        """Checks that there are weights to start from, of this type."""
         if init_from is None:
             if None in (config.qwen, config.dino, config.special_ids):
                 raise UsageError(
@@ -79,12 +74,7 @@ class FutureVlaType(ModelType):
     def derive(
         self, config: FutureVlaConfig, data: Any, info: Any
     ) -> tuple[FutureVlaConfig, dict[str, str]]:
-        """Fills in the map to token ids, and checks that the data fit the weights.
-
-        Raises:
-            UsageError: The grid does not match the samples, or the vocabulary has no room.
-            DataError: The weights were trained on numbers of other sizes or tokenizers.
-        """
+        """Fills in the map to token ids, and checks that the data fit the weights."""
         del info
         from vlatool.models.future_vla.fit import fit_to_data
 
@@ -93,11 +83,7 @@ class FutureVlaType(ModelType):
         return fitted, architecture | rules
 
     def check_data(self, config: FutureVlaConfig, data: Any, info: Any, folder: Path) -> None:
-        """Checks instructions and lengths.
-
-        Raises:
-            DataError: An instruction has reserved token ids, or a sequence is too long.
-        """
+        """Checks instructions and lengths."""
         from vlatool.models.future_vla.fit import check_texts, encoder_of
 
         check_texts(encoder_of(config, data.shape, folder), info, config.length_limit)
@@ -212,11 +198,7 @@ class FutureVlaType(ModelType):
         return find_published(location)
 
     def published_section(self, files: PublishedFiles) -> FutureVlaConfig:
-        """Section `model` of a folder.
-
-        Raises:
-            DataError: A file is broken, or the folder is a stock Qwen3-VL.
-        """
+        """Section `model` of a folder."""
         return read_section(files.weights.parent)
 
     def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
@@ -273,11 +255,7 @@ class FutureVlaType(ModelType):
         assets: "VlaAssets | None",
         folder: Path | None,
     ) -> "FutureVlaPolicy":
-        """A policy that decodes actions and codes of future images.
-
-        Raises:
-            DataError: The weights are not of a run on samples, or lack an action tokenizer.
-        """
+        """A policy that decodes actions and codes of future images."""
         from vlatool.models.future_vla.fit import encoder_of
         from vlatool.models.future_vla.policy import FutureVlaPolicy
 

@@ -160,13 +160,8 @@ class FrameBlock(nn.Module):
     ) -> Tensor:
         """Transforms the patches of all images.
 
-        Args:
-            hidden: Patches [P, C], ordered by group and image.
-            rotary: Cosines and sines of their positions, [P, head width] each.
-            groups: Number of images of each group, and number of patches of each of them.
-
-        Returns:
-            Patches [P, C].
+        `hidden`: patches [P, C], ordered by group and image; `rotary`: cosines and sines of their
+        positions, [P, head width] each; returns patches [P, C].
         """
         hidden = hidden + self.attn(self.norm1(hidden), rotary, groups)
         return hidden + self.mlp(self.norm2(hidden))
@@ -216,14 +211,10 @@ class VisionTower(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the tokens of images, with a grid of each size.
 
-        Args:
-            features: Features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
-                and differ.
-
-        Returns:
-            Tokens [K, 1 + D, S * S / 4, width of the language model] for each of `grids`, S being
-            the side of the smaller grid: features for the embedding, then deepstack features for
-            the first D layers.
+        `features`: features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
+        and differ; returns tokens [K, 1 + D, S * S / 4, width of the language model] for each of
+        `grids`, S being the side of the smaller grid: features for the embedding, then deepstack
+        features for the first D layers.
         """
         maps = [
             grid(images) for grid, images in zip(self.grids, features, strict=True) if len(images)

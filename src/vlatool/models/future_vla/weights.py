@@ -29,16 +29,7 @@ _ALIGNMENT = 8
 
 
 class StoredTensors:
-    """Tensors of a folder, which are read when they are needed.
-
-    Attributes:
-        folder: The folder as given.
-        paths: Local files; copies in the cache if the folder is remote.
-        shapes: Shape of each tensor by its name.
-
-    Raises:
-        DataError: A file is missing or broken, or is no safetensors file.
-    """
+    """Tensors of a folder, which are read when they are needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,6 +38,7 @@ class StoredTensors:
             raise unusable_checkpoint(folder, f"it has no {_SUFFIX} files")
         local = local_copy(folder, names)
         indexed = weight_map(local / INDEX).values() if INDEX in names else names
+        # local files; copies in the cache if the folder is remote
         self.paths = [local / name for name in sorted(set(indexed))]
         self._files: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -60,11 +52,7 @@ class StoredTensors:
                 raise unusable_checkpoint(path, error) from None
 
     def read(self, name: str) -> Tensor:
-        """Tensor of a name, on the CPU.
-
-        Raises:
-            DataError: It cannot be read, or a value is not finite.
-        """
+        """Tensor of a name, on the CPU."""
         try:
             value: Tensor = self._files[name].get_tensor(name)
         except (OSError, SafetensorError) as error:
@@ -81,16 +69,7 @@ class StoredTensors:
 
 @torch.no_grad()
 def load_stored(module: nn.Module, folder: Path, excluded: Sequence[str] = ()) -> None:
-    """Copies the tensors of a folder into a network; all names and shapes must match.
-
-    Args:
-        module: The network, on the CPU.
-        folder: Folder of any scheme.
-        excluded: Names of modules of the network that keep their weights.
-
-    Raises:
-        DataError: A file is broken, or names or shapes differ.
-    """
+    """Copies the tensors of a folder into a network; all names and shapes must match."""
     stored = StoredTensors(folder)
     state = module.state_dict()
     prefixes = tuple(f"{name}." for name in excluded)
@@ -103,21 +82,13 @@ def load_stored(module: nn.Module, folder: Path, excluded: Sequence[str] = ()) -
 
 
 def write_tensors(
-    folder: Path,
-    shapes: Mapping[str, Sequence[int]],
-    read: Callable[[str], Tensor],
-    dtype: torch.dtype,
+    folder: Path,  # existing folder
+    shapes: Mapping[str, Sequence[int]],  # shape of each tensor, in the order in the files
+    read: Callable[[str], Tensor],  # returns the tensor of a name, of any type and device
+    dtype: torch.dtype,  # type in the files, bfloat16 or float32
 ) -> list[str]:
-    """Writes weights as safetensors files with an index, as the hub has them.
-
-    Args:
-        folder: Existing folder.
-        shapes: Shape of each tensor, in the order in the files.
-        read: Returns the tensor of a name, of any type and device.
-        dtype: Type in the files, bfloat16 or float32.
-
-    Returns:
-        Names of the files.
+    """Writes weights as safetensors files with an index, as the hub has them; returns names of the
+    files.
     """
     groups = list(_groups(shapes, dtype.itemsize))
     names = file_names(shapes, dtype)

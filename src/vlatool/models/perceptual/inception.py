@@ -170,13 +170,9 @@ class _Wide(nn.Module):
 
 
 class InceptionFeatures(nn.Module):
-    """Feature extractor: images uint8 [B, 3, H, W] to pooled features.
+    """Feature extractor: images uint8 [B, 3, H, W] to pooled features."""
 
-    Attributes:
-        width: Number of features per image.
-    """
-
-    width: int = FEATURES
+    width: int = FEATURES  # number of features per image
 
     def __init__(self) -> None:
         super().__init__()

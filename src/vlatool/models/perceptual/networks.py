@@ -59,11 +59,7 @@ class LogitDistance(nn.Module):
 
 
 class PerceptualDistance(nn.Module):
-    """Weighted mean of distances between images; frozen, always computed in float32.
-
-    Attributes:
-        digests: File name to SHA-256 of each file of weights; empty if no weights are loaded.
-    """
+    """Weighted mean of distances between images; frozen, always computed in float32."""
 
     def __init__(
         self,
@@ -73,6 +69,7 @@ class PerceptualDistance(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
+        # file name to SHA-256 of each file of weights; empty if no weights are loaded
         self.digests = dict(digests)
         self._weights = [weight / sum(weights) for weight in weights]
         self.requires_grad_(requires_grad=False).eval()
@@ -101,15 +98,9 @@ class PerceptualDistance(nn.Module):
 def perceptual_network(name: str, weights: Path | None) -> PerceptualDistance:
     """Creates the perceptual distance of a name.
 
-    Args:
-        name: `convnext_s`, `lpips`, or both with their weights in the mean, such as
-            `lpips-convnext_s-1.0-0.1`.
-        weights: Folder with the released files, or a file if only one is needed. None: random
-            weights, for a dry run or if they are loaded later; no file is opened.
-
-    Raises:
-        UsageError: The name is unknown.
-        DataError: A file is missing, differs from the released one, or does not match the network.
+    `name`: `convnext_s`, `lpips`, or both with their weights in the mean, such as
+    `lpips-convnext_s-1.0-0.1`; `weights`: folder with the released files, or a file if only one is
+    needed. None: random weights, for a dry run or if they are loaded later; no file is opened.
     """
     names, shares = _parsed(name)
     with nullcontext() if weights is None else torch.device("meta"):
@@ -124,15 +115,7 @@ def perceptual_network(name: str, weights: Path | None) -> PerceptualDistance:
 
 
 def inception_network(weights: Path) -> InceptionFeatures:
-    """Loads the network of the Frechet inception distance, frozen.
-
-    Args:
-        weights: The released file, or a folder that contains it.
-
-    Raises:
-        DataError: The file is missing, differs from the released one, or does not match the
-            network.
-    """
+    """Loads the network of the Frechet inception distance, frozen."""
     with torch.device("meta"):
         network = InceptionFeatures()
     _load_file(network, weights, INCEPTION)

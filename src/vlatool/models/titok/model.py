@@ -25,21 +25,13 @@ _LOG_VARIANCES = (-30.0, 20.0)
 
 
 class TitokOutput(NamedTuple):
-    """Output of stage 1 with the proxy head.
+    """Output of stage 1 with the proxy head."""
 
-    Attributes:
-        logits: Logits of the teacher codes, [B, N, G, G].
-        codes: int64 [B, K].
-        penalty: Loss term of the quantizer, scalar.
-        commitment: Commitment loss, a part of `penalty`; detached.
-        inputs: Inputs of the quantizer, [B, K, D]; detached.
-    """
-
-    logits: Tensor
-    codes: Tensor
-    penalty: Tensor
-    commitment: Tensor
-    inputs: Tensor
+    logits: Tensor  # logits of the teacher codes, [B, N, G, G]
+    codes: Tensor  # int64 [B, K]
+    penalty: Tensor  # loss term of the quantizer, scalar
+    commitment: Tensor  # commitment loss, a part of `penalty`; detached
+    inputs: Tensor  # inputs of the quantizer, [B, K, D]; detached
 
 
 class Attention(nn.Module):
@@ -206,14 +198,9 @@ class Titok(nn.Module):
     ) -> TitokOutput | VqganOutput:
         """Encodes and decodes pixels.
 
-        Args:
-            pixels: [B, 3, S, S] in [0, 1].
-            noise: Standard normal [B, K, D] to sample continuous tokens; None: use their means.
-            mean_assignment: See `models.codebook.entropy_penalty`.
-
-        Returns:
-            Logits of the teacher codes in stage 1 with the proxy head, otherwise pixels; with the
-            loss terms of the quantizer.
+        `pixels`: [B, 3, S, S] in [0, 1]; `noise`: standard normal [B, K, D] to sample continuous
+        tokens; None: use their means; returns logits of the teacher codes in stage 1 with the proxy
+        head, otherwise pixels; with the loss terms of the quantizer.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == 1):
             tokens = self.encode(pixels, noise, mean_assignment)
@@ -257,11 +244,7 @@ class Titok(nn.Module):
         return self.pixel_decoder(mixed.transpose(1, 2).unflatten(2, decoded.shape[2:]))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Decodes codes int [B, K] or [B, 1, K]; see `decode`.
-
-        Raises:
-            DataError: A code is out of range, or the number of codes is not K.
-        """
+        """Decodes codes int [B, K] or [B, 1, K]; see `decode`."""
         assert self.quantize is not None, "continuous tokens have no codes"
         rows, expected = codes.flatten(1), self.config.num_latent_tokens
         if rows.shape[1] != expected:
@@ -294,11 +277,8 @@ def unpatched(values: Tensor, side: int) -> Tensor:
 
 
 def posterior(features: Tensor, noise: Tensor | None) -> QuantizerOutput:
-    """Samples continuous tokens; the penalty is their KL divergence.
-
-    Args:
-        features: Means, then log variances, [B, K, 2 D].
-        noise: Standard normal [B, K, D]; None: return the means.
+    """Samples continuous tokens; the penalty is their KL divergence; `features`: means, then log
+    variances, [B, K, 2 D]; `noise`: standard normal [B, K, D]; None: return the means.
     """
     mean, log_variance = features.float().chunk(2, dim=-1)
     log_variance = log_variance.clamp(*_LOG_VARIANCES)

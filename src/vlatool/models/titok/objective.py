@@ -33,7 +33,6 @@ _AGREEMENT, _MIN_AGREEMENT = "teacher_agreement", 0.9
 
 
 def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
-    """Returns the objective of a config."""
     quantizer = config.quantizer
     is_vq = isinstance(quantizer, VqConfig)
     if not config.predicts_pixels:
@@ -149,11 +148,7 @@ class CodesObjective(Objective):
 
 
 class TeacherCodeCache:
-    """Cache of teacher codes by image, in memory.
-
-    Args:
-        codebook_size: Number of codes of the teacher.
-    """
+    """Cache of teacher codes by image, in memory."""
 
     def __init__(self, codebook_size: int) -> None:
         self._dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
@@ -164,13 +159,10 @@ class TeacherCodeCache:
     ) -> Tensor:
         """Returns the codes int64 [B, P] of a batch; calls the teacher if an image is new.
 
+        `pixels`: float [B, 3, S, S]; `teacher`: function from pixels to codes int64 [B, P].
+
         The teacher always gets the whole batch, because the rounding of the result for one image
         depends on the other images.
-
-        Args:
-            digests: Digests of the preprocessed images.
-            pixels: float [B, 3, S, S].
-            teacher: Function from pixels to codes int64 [B, P].
         """
         new = [index for index, digest in enumerate(digests) if digest not in self._cached]
         if new:

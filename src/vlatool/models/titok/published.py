@@ -74,11 +74,7 @@ def _is_base_model(folder: Path) -> bool:
 
 
 def read_published_config(path: Path) -> dict[str, Any]:
-    """Tree of a published configuration.
-
-    Raises:
-        DataError: It is broken.
-    """
+    """Tree of a published configuration."""
     try:
         content = (read_json if path.suffix == ".json" else read_yaml)(path)
     except (OSError, ValueError) as error:
@@ -101,9 +97,6 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the published configuration of a model or of a training stage to `TitokConfig` keys.
 
     The published defaults of `is_legacy` and `finetune_decoder` are true.
-
-    Raises:
-        ConfigError: The configuration has no tokenizer, or a value that a model cannot have here.
     """
     section = _at(tree, MODEL)
     if not isinstance(section, Mapping):
@@ -133,10 +126,8 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_contradictions(lookup: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
-    """Published keys of a model with values that it cannot have here, and the reasons.
-
-    Args:
-        lookup: Returns the value of a published key; None if it is not set.
+    """Published keys of a model with values that it cannot have here, and the reasons; `lookup`:
+    returns the value of a published key; None if it is not set.
     """
     encoder = lookup(_ENCODER_PATCH) or TitokConfig.model_fields["patch_size"].default
     if lookup(_DECODER_PATCH) not in (None, encoder):

@@ -79,14 +79,10 @@ Lookup = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class _Rule:
-    """A conversion of several published keys, or of one whose value changes.
+    """A conversion of several published keys, or of one whose value changes."""
 
-    Attributes:
-        sources: Published keys; the rule applies if one of them is set.
-        make: Function from the values of the whole file to our keys and their values.
-    """
-
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # published keys; the rule applies if one of them is set
+    # function from the values of the whole file to our keys and their values
     make: Callable[[Lookup], Mapping[str, Any]]
 
 
@@ -94,13 +90,6 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     """Converts a tree to our keys; None if it has no keys of a published stage file.
 
     Published keys without a meaning here stay in the tree and are allowed to be unknown.
-
-    Args:
-        tree: A file, or the overrides of the command line.
-        below: The files below it before conversion, because a rule may need keys of several files.
-
-    Raises:
-        ConfigError: A value contradicts what would run.
     """
     published = _published_sections(tree)
     if not published.value:

@@ -39,12 +39,7 @@ class TitokType(ModelType):
     def derive(
         self, config: TitokConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[TitokConfig, dict[str, str]]:
-        """Fills in image size, perceptual loss, and sizes of a teacher that is a run.
-
-        Raises:
-            UsageError: The required teacher is not configured, or sizes do not match.
-            DataError: The teacher is not a VQGAN.
-        """
+        """Fills in image size, perceptual loss, and sizes of a teacher that is a run."""
         del info
         check_required_weights(config, needs_init=False)
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
@@ -81,12 +76,7 @@ class TitokType(ModelType):
         return {"model": Part(model), "teacher": teacher, **buffers}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the teacher and the perceptual network.
-
-        Raises:
-            UsageError: The required teacher is not configured.
-            DataError: Weights are missing or do not match.
-        """
+        """Loads the teacher and the perceptual network."""
         from vlatool.models.vqgan.losses import load_perceptual
         from vlatool.models.vqgan.weights import load_vqgan
 
@@ -221,11 +211,7 @@ def check_grid(config: TitokConfig) -> None:
 
 
 def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
-    """Returns the sizes of a teacher that is a run; None for a published file or no teacher.
-
-    Raises:
-        DataError: The teacher does not exist, or is not a VQGAN.
-    """
+    """Returns the sizes of a teacher that is a run; None for a published file or no teacher."""
     if config.teacher is None:
         return None
     origin = existing_weights(config.teacher)

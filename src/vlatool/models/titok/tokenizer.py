@@ -41,12 +41,7 @@ class TitokTokenizer(CodebookTokenizer):
         self._teacher: Vqgan | None = None
 
     def reconstructor(self) -> Callable[[Tensor], Reconstruction]:
-        """Function that reconstructs images; the teacher decodes the codes of a first stage.
-
-        Raises:
-            UsageError: The tokenizer is a first stage, and there is no teacher.
-            DataError: The teacher is missing or broken, or has another number of codes.
-        """
+        """Function that reconstructs images; the teacher decodes the codes of a first stage."""
         if not self.has_decoder:
             device = self.network.latent_tokens.device
             self._teacher = _open_teacher(self._config).to(device).eval()

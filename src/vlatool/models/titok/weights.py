@@ -46,10 +46,6 @@ def load_titok(
     """Loads the weights of a tokenizer; all names and shapes must match, but for some networks.
 
     With weights of stage 1 for stage 2, the pixel decoder is that of the teacher.
-
-    Raises:
-        DataError: The weights are missing or broken, or do not match; the message has the sizes
-            that differ.
     """
     source, weights = read_titok(origin)
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
@@ -95,11 +91,7 @@ def _preprocessing(tree: Mapping[str, Any], size: int | None) -> ImagePreprocess
 
 
 def read_titok(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
-    """Finds and reads the weights of a tokenizer.
-
-    Raises:
-        DataError: The weights are missing or broken, or those of a run of another model type.
-    """
+    """Finds and reads the weights of a tokenizer."""
     source = existing_weights(origin)
     source.check_type("titok", "data.no_tokenizer")
     return source, source.read()
@@ -134,19 +126,12 @@ def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
 
 
 def save_published(
-    folder: Path,
+    folder: Path,  # existing folder
     config: TitokConfig,
-    module: Titok,
+    module: Titok,  # the tokenizer; its weights are written as float32
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes config.yaml and pytorch_model.bin, which the published code and this program read.
-
-    Args:
-        folder: Existing folder.
-        config: Config of the module.
-        module: The tokenizer; its weights are written as float32.
-        preprocessing: Published keys of the preprocessing of the training images.
-    """
+    """Writes config.yaml and pytorch_model.bin, which the published code and this program read."""
     tree = published_tree(config)
     tree["dataset"]["preprocessing"] |= preprocessing or {}
     write_published_config(folder, tree)
@@ -204,9 +189,6 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
 
     Released two-stage models have the legacy layout and codes of unit length, single-stage models
     have neither.
-
-    Raises:
-        DataError: The file does not contain a tokenizer.
     """
     sizes = sizes_of(weights)
     counts = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]

@@ -85,13 +85,10 @@ class LecamEma(nn.Module):
     def distance(self, real: Tensor, fake: Tensor, of_step: tuple[Tensor, Tensor]) -> Tensor:
         """Regularization term of the mean logits of a step, relative to the running means.
 
+        `of_step`: both means over all micro-batches and ranks of the step, without gradient.
+
         The mean over the micro-batches of a step has the value and the gradient of the term of the
         whole step: it is linear in the means of a micro-batch.
-
-        Args:
-            real: Mean logit of the real images of a micro-batch.
-            fake: The same of reconstructed images.
-            of_step: Both means over all micro-batches and ranks of the step, without gradient.
         """
         all_real, all_fake = of_step
         above = functional.relu(all_real - self.fake)

@@ -28,11 +28,7 @@ _BACKGROUND, _SUM, _COUNT = "background", "image_sum", "image_count"
 
 
 class MeanImage(nn.Module):
-    """Mean of the training images so far, as the background of their foreground.
-
-    Args:
-        size: Side of the images.
-    """
+    """Mean of the training images so far, as the background of their foreground."""
 
     total: Tensor  # float64 [3, S, S]
     count: Tensor  # float64 scalar
@@ -57,12 +53,7 @@ class MeanImage(nn.Module):
 
 
 class ForegroundRule:
-    """Weights of pixels by `losses.foreground_weight`; all 1 without a part for them.
-
-    Args:
-        losses: Config of the losses.
-        parts: The parts after placement.
-    """
+    """Weights of pixels by `losses.foreground_weight`; all 1 without a part for them."""
 
     def __init__(self, losses: PixelLossConfig, parts: Mapping[str, Part]) -> None:
         self._weight = losses.foreground_weight
@@ -87,12 +78,7 @@ class ForegroundRule:
 
 
 def background_part(losses: PixelLossConfig, size: int | None) -> dict[str, Part]:
-    """Returns the part of the mean image; none if `losses.foreground_weight` is 0.
-
-    Args:
-        losses: Config of the losses.
-        size: Side of the images.
-    """
+    """Returns the part of the mean image; none if `losses.foreground_weight` is 0."""
     if not losses.foreground_weight:
         return {}
     assert size is not None, "image_size is derived from the data"
@@ -137,11 +123,8 @@ class FeatureDistance(nn.Module):
 
 
 def loss_parts(losses: PixelLossConfig, network: VqganNetworkConfig) -> dict[str, Part]:
-    """Returns the parts that the losses use: discriminator, its running means, perceptual network.
-
-    Args:
-        losses: Config of the losses.
-        network: Sizes of the teacher, for the distance of its features.
+    """Returns the parts that the losses use: discriminator, its running means, perceptual
+    network.
     """
     parts: dict[str, Part] = {}
     if losses.adversarial:
@@ -166,16 +149,7 @@ def _perceptual(name: str, network: VqganNetworkConfig) -> nn.Module:
 
 
 def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | None) -> None:
-    """Loads the weights of the perceptual part.
-
-    Args:
-        losses: Config of the losses.
-        module: The perceptual part.
-        teacher: Location of the teacher, for the distance of its features.
-
-    Raises:
-        DataError: The weights are missing or do not match.
-    """
+    """Loads the weights of the perceptual part."""
     if isinstance(module, FeatureDistance):
         assert teacher is not None
         load_encoder(module.encoder, teacher)

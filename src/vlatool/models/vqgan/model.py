@@ -18,21 +18,13 @@ _NORM_EPS = 1e-6
 
 
 class VqganOutput(NamedTuple):
-    """Reconstructed images, with the loss terms of the quantizer.
+    """Reconstructed images, with the loss terms of the quantizer."""
 
-    Attributes:
-        pixels: [B, 3, H, W], not clamped.
-        codes: int64 [B, K]; [B, 0] without a codebook.
-        penalty: Loss term of the quantizer, scalar.
-        commitment: Commitment loss, a part of `penalty`; detached.
-        inputs: Inputs of the quantizer, [B, K, D]; detached.
-    """
-
-    pixels: Tensor
-    codes: Tensor
-    penalty: Tensor
-    commitment: Tensor
-    inputs: Tensor
+    pixels: Tensor  # [B, 3, H, W], not clamped
+    codes: Tensor  # int64 [B, K]; [B, 0] without a codebook
+    penalty: Tensor  # loss term of the quantizer, scalar
+    commitment: Tensor  # commitment loss, a part of `penalty`; detached
+    inputs: Tensor  # inputs of the quantizer, [B, K, D]; detached
 
 
 class ResidualBlock(nn.Module):
@@ -162,11 +154,7 @@ class Vqgan(nn.Module):
         return self.encoder(pixels).flatten(2).transpose(1, 2)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Decodes codes [B, P] of a square grid, or [B, h, w], to pixels [B, 3, H, W] in [0, 1].
-
-        Raises:
-            DataError: A code is out of range.
-        """
+        """Decodes codes [B, P] of a square grid, or [B, h, w], to pixels [B, 3, H, W] in [0, 1]."""
         side = round(codes[0].numel() ** 0.5)
         rows = codes.shape[1] if codes.ndim == 3 else side
         assert codes[0].numel() % rows == 0, "the number of codes is not a square"

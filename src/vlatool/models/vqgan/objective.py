@@ -50,21 +50,12 @@ class PixelObjective(Objective):
     def __init__(
         self,
         losses: PixelLossConfig,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, Part],  # the parts after placement
         *,
-        codebook_size: int,
-        alarm: CodebookAlarmConfig,
-        noise: tuple[int, ...] = (),
+        codebook_size: int,  # number of codes, N; 0 without a codebook
+        alarm: CodebookAlarmConfig,  # detection of a collapsed codebook
+        noise: tuple[int, ...] = (),  # shape of the noise per image; empty: the model uses no noise
     ) -> None:
-        """Creates the objective.
-
-        Args:
-            losses: Config of the losses.
-            parts: The parts after placement.
-            codebook_size: Number of codes, N; 0 without a codebook.
-            alarm: Detection of a collapsed codebook.
-            noise: Shape of the noise per image; empty: the model uses no noise.
-        """
         self._losses = losses
         self._foreground = ForegroundRule(losses, parts)
         self._means = lecam_part(parts)
@@ -198,11 +189,7 @@ class PixelObjective(Objective):
 
 
 class RevivalRule:
-    """Revival of the dead codes of the part `model`, if there is a part for it.
-
-    Args:
-        parts: The parts after placement.
-    """
+    """Revival of the dead codes of the part `model`, if there is a part for it."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._part = parts[REVIVAL].module if REVIVAL in parts else None
@@ -252,11 +239,6 @@ class CodebookMonitor:
         self._low = 0
 
     def __call__(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Returns a finding if the codebook is collapsed.
-
-        Args:
-            metrics: Logged metrics of one step.
-        """
         names = ("codebook_evenness", "codes_differ")
         values = [metrics[name] for name in names if name in metrics]
         if not values:

@@ -34,12 +34,7 @@ class VqganType(ModelType):
     def derive(
         self, config: VqganConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[VqganConfig, dict[str, str]]:
-        """Fills in image size and perceptual loss.
-
-        Raises:
-            UsageError: A perceptual network is configured without its weights, or image sizes of
-                model and data differ.
-        """
+        """Fills in image size and perceptual loss."""
         del info
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         update["losses"], rule = with_perceptual(config.losses, GRADIENTS)

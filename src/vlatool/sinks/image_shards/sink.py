@@ -47,22 +47,13 @@ from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the tar of an episode and its index; picklable.
+    """Writes the tar of an episode and its index; picklable."""
 
-    Attributes:
-        output: The output folder.
-        config: Options of the sink.
-    """
-
-    output: Path
-    config: ImageShardsConfig
+    output: Path  # the output folder
+    config: ImageShardsConfig  # options of the sink
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes tar and index; no tar remains if an image is broken.
-
-        Raises:
-            DataError: An image cannot be read or decoded.
-        """
+        """Writes tar and index; no tar remains if an image is broken."""
         writer = ImageWriter(self.config.encoding())
         name = shard_name(self.config.split_name, ref.id)
         with open_atomic(self.output / name) as file:
@@ -162,11 +153,7 @@ class ImageShardsSink:
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Writes the lists, if `val_ratio` is set, and the manifest.
-
-        Raises:
-            DataError: No image was written.
-        """
+        """Writes the lists, if `val_ratio` is set, and the manifest."""
         files = [entry for receipt in receipts for entry in receipt.files]
         shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
         manifest = ImageManifest(shards, self._options())

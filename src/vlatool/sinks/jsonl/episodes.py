@@ -36,34 +36,19 @@ _RECORDED = "original"  # kind of annotation: the instruction during recording
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the windows of an episode; picklable.
+    """Writes the windows of an episode; picklable."""
 
-    Attributes:
-        output: The output folder.
-        config: Options of the sink.
-        cameras: In the order of the images of one frame.
-        action_fields: Fields that are concatenated to an action, in order.
-        action_width: Number of values of an action.
-        groups: Poses of which an action has relative fields.
-        prefixes: Map from source to prefix of its image names.
-        is_numbered: True if episodes are named by their numbers.
-    """
-
-    output: Path
-    config: JsonlConfig
-    cameras: tuple[str, ...]
-    action_fields: tuple[str, ...]
-    action_width: int
-    groups: tuple[PoseGroup, ...]
-    prefixes: Mapping[str, str]
-    is_numbered: bool
+    output: Path  # the output folder
+    config: JsonlConfig  # options of the sink
+    cameras: tuple[str, ...]  # in the order of the images of one frame
+    action_fields: tuple[str, ...]  # fields that are concatenated to an action, in order
+    action_width: int  # number of values of an action
+    groups: tuple[PoseGroup, ...]  # poses of which an action has relative fields
+    prefixes: Mapping[str, str]  # map from source to prefix of its image names
+    is_numbered: bool  # True if episodes are named by their numbers
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes images, then lines, then the index of the lines.
-
-        Raises:
-            DataError: An image, an action or the instruction is missing or broken.
-        """
+        """Writes images, then lines, then the index of the lines."""
         names = self._names(ref)
         # Errors in instruction or actions are raised before an image is written.
         chunks, task = self._chunks(episode), _instruction(episode)
@@ -131,17 +116,11 @@ class EpisodeWriter:
 
 @dataclass(frozen=True)
 class EpisodeNames:
-    """Names of the files of an episode.
-
-    Attributes:
-        episode: Name of the episode.
-        prefix: Prefix of image names.
-        cameras: In order.
-    """
+    """Names of the files of an episode."""
 
     episode: str
-    prefix: str
-    cameras: tuple[str, ...]
+    prefix: str  # prefix of image names
+    cameras: tuple[str, ...]  # in order
 
     @property
     def folder(self) -> str:

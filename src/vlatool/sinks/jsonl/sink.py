@@ -69,11 +69,7 @@ class JsonlSink:
         remove_empty(output / IMAGES_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Writes the manifest, the last file.
-
-        Raises:
-            DataError: No window was written.
-        """
+        """Writes the manifest, the last file."""
         files: list[FileEntry] = []
         episodes = 0
         for receipt in receipts:
@@ -149,11 +145,6 @@ def _possible_fields(survey: Survey) -> dict[str, int]:
 
 
 def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]) -> int:
-    """Number of values of an action.
-
-    Raises:
-        DataError: There is no camera or no action field, or the number is not `action_width`.
-    """
     if not survey.cameras:
         raise _source_error("the episodes have no camera", "no_camera", "use another source")
     width = sum(fields.values())

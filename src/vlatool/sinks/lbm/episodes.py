@@ -36,19 +36,12 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Frames of one camera and their conversion.
+    """Frames of one camera and their conversion."""
 
-    Attributes:
-        name: Camera, or camera with the suffix `_depth` or `_label`; names the tar members.
-        source: The frames.
-        geometry: Rotation, resize and crop.
-        kind: `image` is encoded as JPEG, `values` (depth, labels) as 16-bit PNG without
-            interpolation.
-    """
-
-    name: str
+    name: str  # camera, or camera with the suffix `_depth` or `_label`; names the tar members
     source: FrameSource
-    geometry: ImageGeometry
+    geometry: ImageGeometry  # rotation, resize and crop
+    # `image` is encoded as JPEG, `values` (depth, labels) as 16-bit PNG without interpolation
     kind: Literal["image", "values"] = "image"
 
     def member(self, offset: int) -> str:
@@ -99,11 +92,7 @@ class EpisodeEncoder:
         self._pool.shutdown(cancel_futures=True)
 
     def images(self, frames: Mapping[int, int]) -> dict[str, bytes]:
-        """Encoded files by member suffix: offsets outer, cameras inner, PNG last.
-
-        Args:
-            frames: Map from offset to frame.
-        """
+        """Encoded files by member suffix: offsets outer, cameras inner, PNG last."""
         oldest = min(frames.values())
         members = [
             (stream.stream.kind, stream.stream.member(offset), stream.file(frame, oldest))
@@ -160,22 +149,13 @@ LBM = FindingCodes(
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the samples of an episode into its own tar; picklable.
+    """Writes the samples of an episode into its own tar; picklable."""
 
-    Attributes:
-        output: The output folder.
-        config: Options of the sink.
-    """
-
-    output: Path
-    config: LbmConfig
+    output: Path  # the output folder
+    config: LbmConfig  # options of the sink
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes the tar; the receipt holds the byte ranges of its samples.
-
-        Raises:
-            DataError: The episode lacks a requested field, or an image cannot be decoded.
-        """
+        """Writes the tar; the receipt holds the byte ranges of its samples."""
         episode = stored_episode(episode, self.config)
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)

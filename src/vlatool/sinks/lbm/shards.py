@@ -29,21 +29,14 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Samples of one shard.
+    """Samples of one shard."""
 
-    Attributes:
-        path: Path of the tar, relative to the output.
-        samples: (episode's tar, offset, length) of each sample.
-        digest: Digest that changes with the content of the shard.
-    """
-
-    path: str
-    samples: tuple[tuple[str, int, int], ...]
-    digest: str
+    path: str  # Path of the tar, relative to the output
+    samples: tuple[tuple[str, int, int], ...]  # (episode's tar, offset, length) of each sample
+    digest: str  # digest that changes with the content of the shard
 
     @property
     def id(self) -> str:
-        """Name of the shard."""
         return Path(self.path).stem
 
 
@@ -151,7 +144,6 @@ def write_shards(
 
 
 def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
-    """Bytes of each sample of a shard, in order."""
     parts = [
         ByteRange(output / name, start, start + length) for name, start, length in plan.samples
     ]

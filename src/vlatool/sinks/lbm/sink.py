@@ -102,11 +102,7 @@ class LbmSink:
         write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Shuffles samples into shards, writes statistics and, last, the manifests.
-
-        Raises:
-            DataError: No sample was written.
-        """
+        """Shuffles samples into shards, writes statistics and, last, the manifests."""
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
         for receipt in receipts:

@@ -59,23 +59,16 @@ _LARGEST_DENOMINATOR = 1001
 
 @dataclass(frozen=True)
 class SetLayout:
-    """Columns and cameras of a written set, equal for all its episodes; picklable.
+    """Columns and cameras of a written set, equal for all its episodes; picklable."""
 
-    Attributes:
-        rate: Frames per second.
-        features: Declarations in order, automatic columns included, cameras as far as known.
-        sources: Map from column to the fields that are joined in it; empty: columns are copied.
-        cameras: Map from camera of the episodes to its feature.
-        depth: Depth cameras of the source, which are copied.
-        videos: Features that are stored as videos.
-        field_widths: Map from field to its width.
-    """
-
-    rate: Fraction
+    rate: Fraction  # frames per second
+    # declarations in order, automatic columns included, cameras as far as known
     features: Mapping[str, Mapping[str, Any]]
+    # map from column to the fields that are joined in it; empty: columns are copied
     sources: Mapping[str, Sequence[str]]
-    cameras: Mapping[str, str]
-    depth: tuple[str, ...] = ()
+    cameras: Mapping[str, str]  # map from camera of the episodes to its feature
+    depth: tuple[str, ...] = ()  # depth cameras of the source, which are copied
+    # features that are stored as videos
     videos: frozenset[str] = field(default_factory=frozenset[str])
     field_widths: Mapping[str, int] = field(default_factory=dict[str, int])
 
@@ -121,22 +114,12 @@ def one_per_set(recordings: Sequence[EpisodeFiles]) -> list[EpisodeFiles]:
 
 
 def set_layout(
-    config: LeRobotSinkConfig,
-    setup: SinkSetup,
-    actions: Sequence[str],
-    sets: Sequence[EpisodeFiles],
+    config: LeRobotSinkConfig,  # options of the sink
+    setup: SinkSetup,  # survey and episodes
+    actions: Sequence[str],  # fields of an action
+    sets: Sequence[EpisodeFiles],  # A recording of each data set; empty for other sources
 ) -> SetLayout:
-    """Columns and cameras of the output.
-
-    Args:
-        config: Options of the sink.
-        setup: Survey and episodes.
-        actions: Fields of an action.
-        sets: A recording of each data set; empty for other sources.
-
-    Raises:
-        DataError: The frame rates or the features of the sources differ.
-    """
+    """Columns and cameras of the output."""
     if setup.survey.fps is None:
         rates = [f"{recording.root}: {recording.document.get('fps')}" for recording in sets]
         known = f" (fps {few_text(rates)})" if rates else ""
@@ -320,42 +303,26 @@ _GROUP_BYTES = 64 << 20
 
 @dataclass
 class _Parts:
-    """Written parts of one episode.
+    """Written parts of one episode."""
 
-    Attributes:
-        files: Files of the episode.
-        images: Map from camera to its column of images.
-        stats: Statistics by camera.
-        cameras: Facts on each camera.
-    """
-
-    files: list[FileEntry] = field(default_factory=list[FileEntry])
+    files: list[FileEntry] = field(default_factory=list[FileEntry])  # files of the episode
+    # map from camera to its column of images
     images: dict[str, Iterator[bytes]] = field(default_factory=dict[str, Iterator[bytes]])
-    stats: dict[str, Stats] = field(default_factory=dict[str, Stats])
+    stats: dict[str, Stats] = field(default_factory=dict[str, Stats])  # statistics by camera
+    # facts on each camera
     cameras: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the parts of an episode; picklable.
+    """Writes the parts of an episode; picklable."""
 
-    Attributes:
-        output: The output folder.
-        config: Options of the sink.
-        layout: Columns and cameras of the set.
-    """
-
-    output: Path
-    config: LeRobotSinkConfig
-    layout: SetLayout
+    output: Path  # the output folder
+    config: LeRobotSinkConfig  # options of the sink
+    layout: SetLayout  # columns and cameras of the set
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes the parts; the receipt has their facts and statistics.
-
-        Raises:
-            DataError: A column does not fit the data set, a camera is missing, or an image cannot
-                be read.
-        """
+        """Writes the parts; the receipt has their facts and statistics."""
         recording = ref.extras.get("recording") if not self.layout.sources else None
         if isinstance(recording, EpisodeFiles):
             table, tasks, listed = copied_rows(recording, episode, self.layout)
@@ -495,11 +462,7 @@ class EpisodeWriter:
 def copied_rows(
     recording: EpisodeFiles, episode: Episode, layout: SetLayout
 ) -> tuple[pa.Table, dict[int, str], Sequence[str]]:
-    """Columns of a recording, sentences by the indices that rows use, and its listed sentences.
-
-    Raises:
-        DataError: The file cannot be read, or a column is not as the first data set declares it.
-    """
+    """Columns of a recording, sentences by the indices that rows use, and its listed sentences."""
     path, columns = recording.rows.path, layout.columns
     depth = [name for name in layout.depth if name not in layout.videos]
     try:
@@ -541,11 +504,7 @@ def _is_annotation(name: str) -> bool:
 
 
 def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -> pa.ChunkedArray:
-    """A column in its declared type.
-
-    Raises:
-        DataError: It is missing or has another type.
-    """
+    """A column in its declared type."""
     if name not in table.column_names:
         raise _column_error(path, name, "is missing")
     column, dtype = table.column(name), arrow_type(declared)

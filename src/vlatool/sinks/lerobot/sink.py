@@ -71,38 +71,24 @@ _HINT = "run the same command again with --overwrite"
 
 @dataclass(frozen=True)
 class Part:
-    """Part of an episode in a final file.
+    """Part of an episode in a final file."""
 
-    Attributes:
-        path: Its file, relative to the output.
-        sha256: Digest of the file.
-        number: Number of the episode.
-        first_row: Number of its first row in the whole set.
-        tasks: Task index in the part to task index in the set; empty: they are equal.
-    """
-
-    path: str
-    sha256: str
-    number: int = 0
-    first_row: int = 0
+    path: str  # its file, relative to the output
+    sha256: str  # digest of the file
+    number: int = 0  # number of the episode
+    first_row: int = 0  # number of its first row in the whole set
+    # task index in the part to task index in the set; empty: they are equal
     tasks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A final file.
+    """A final file."""
 
-    Attributes:
-        path: Its path, relative to the output.
-        kind: Rows or a video.
-        parts: Its parts, in order.
-        delay: Largest delay of the clips of a video.
-    """
-
-    path: str
+    path: str  # its path, relative to the output
     kind: Literal["rows", "video"]
-    parts: tuple[Part, ...]
-    delay: int = 0
+    parts: tuple[Part, ...]  # its parts, in order
+    delay: int = 0  # largest delay of the clips of a video
 
     @property
     def id(self) -> str:
@@ -117,19 +103,12 @@ class FilePlan:
 
 @dataclass(frozen=True)
 class FileWriter:
-    """Writes a final file; picklable.
+    """Writes a final file; picklable."""
 
-    Attributes:
-        output: The output folder.
-        rate: Frames per second.
-        columns: Names of all columns, in order.
-        annotations: Columns besides `task_index` that hold task indices.
-    """
-
-    output: Path
-    rate: Fraction
-    columns: tuple[str, ...]
-    annotations: tuple[str, ...] = ()
+    output: Path  # the output folder
+    rate: Fraction  # frames per second
+    columns: tuple[str, ...]  # names of all columns, in order
+    annotations: tuple[str, ...] = ()  # columns besides `task_index` that hold task indices
 
     def __call__(self, plan: FilePlan) -> Receipt:
         """Receipt of the file, from the journal if an earlier run wrote it."""
@@ -244,12 +223,7 @@ class Rolling:
     is_started: bool = False
 
     def place(self, size: int, kind: Any = None) -> tuple[int, int, bool]:
-        """Chunk and file of the next part, and True if it is the first one in the file.
-
-        Args:
-            size: Bytes of the part.
-            kind: What all parts of a file share.
-        """
+        """Chunk and file of the next part, and True if it is the first one in the file."""
         is_full = self.size + size >= self.limit or kind != self.kind
         if self.is_started and is_full:
             self.position, self.size = self.position + 1, 0
@@ -265,13 +239,7 @@ _VIDEO_KEYS = ("info", "video_info")
 
 
 class Numbering:
-    """Collects the receipts of the episodes, in order, and plans the final files.
-
-    Attributes:
-        episodes: Number of episodes.
-        tasks: Sentences by task index.
-        frames: Number of rows of all episodes.
-    """
+    """Collects the receipts of the episodes, in order, and plans the final files."""
 
     def __init__(
         self,
@@ -280,7 +248,7 @@ class Numbering:
         task_tables: Sequence[Mapping[int, str]],
     ) -> None:
         self.episodes = 0
-        self.frames = 0
+        self.frames = 0  # number of rows of all episodes
         self._config, self._layout = config, layout
         self._tasks = _first_tasks(task_tables)
         self._columns, self._automatic = StatisticsAccumulator(), StatisticsAccumulator()
@@ -308,11 +276,7 @@ class Numbering:
         return tuple(name for name in self._layout.features if name not in self._layout.videos)
 
     def add(self, receipt: Receipt) -> WrittenEpisode | None:
-        """The episode with its number; None for an episode that was dropped.
-
-        Raises:
-            DataError: Its images differ in size from those of earlier episodes.
-        """
+        """The episode with its number; None for an episode that was dropped."""
         if not receipt.files:
             return None
         number, first_row, length = self.episodes, self.frames, receipt.facts["rows"]
@@ -476,12 +440,8 @@ _CAMERAS = "observation.images."
 def modality_of(
     layout: SetLayout, sets: Sequence[EpisodeFiles], fields: Mapping[str, Sequence[str]]
 ) -> Mapping[str, Any]:
-    """Content of the file: that of the sources if they agree, else one of `fields`, if any.
-
-    Args:
-        layout: Columns and cameras of the set.
-        sets: A recording of each data set that is copied.
-        fields: Fields of the sections `state` and `action`; empty if no file is requested.
+    """Content of the file: that of the sources if they agree, else one of `fields`, if any;
+    `fields`: fields of the sections `state` and `action`; empty if no file is requested.
     """
     stored = [_stored(recording.root) for recording in sets]
     if stored and stored[0] and all(tree == stored[0] for tree in stored):
@@ -551,11 +511,7 @@ class LeRobotSink:
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Numbers the episodes, writes tables and videos and, last, `meta/info.json`.
-
-        Raises:
-            DataError: No episode was written, or the images of episodes differ in size.
-        """
+        """Numbers the episodes, writes tables and videos and, last, `meta/info.json`."""
         output, config, layout = self._setup.output, self._config, self._layout
         numbering = Numbering(config, layout, [*map(task_sentences, self._sets)])
         parts: list[FileEntry] = []

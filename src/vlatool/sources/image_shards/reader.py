@@ -56,11 +56,7 @@ class ImageShardsReader:
         self.config = config
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All tars, in the order of the manifest, the list, or the numbers in their names.
-
-        Raises:
-            DataError: `data.no_episodes`, or a manifest or a list is broken.
-        """
+        """All tars, in the order of the manifest, the list, or the numbers in their names."""
         return unique_refs([ref for source in sources for ref in self._refs(source)])
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -70,11 +66,7 @@ class ImageShardsReader:
         return Survey(len(refs), {CAMERA: None}, {}, frames, _FPS)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode; its images stay in the tar, which is scanned if it has no index.
-
-        Raises:
-            DataError: The tar is missing, broken or empty.
-        """
+        """An episode; its images stay in the tar, which is scanned if it has no index."""
         try:
             version = FileVersion.of(ref.path)
         except FileNotFoundError:
@@ -103,7 +95,6 @@ class ImageShardsReader:
             yield from check_cameras(ref.id, episode.cameras)
 
     def _refs(self, source: Path) -> list[EpisodeRef]:
-        """Episodes of one source."""
         counts = self._tars(source)
         if not counts:
             raise no_episodes(source, _SEARCHED)
@@ -161,11 +152,7 @@ class ShardImages:
             raise self._image_error(0, str(error)) from None
 
     def encoded(self, index: int) -> bytes:
-        """Stored bytes of an image.
-
-        Raises:
-            DataError: The sample is damaged, or has no image.
-        """
+        """Stored bytes of an image."""
         members = self.members(index)
         data = sample_image(members.contents)
         if data is None:
@@ -174,22 +161,14 @@ class ShardImages:
         return data
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB.
-
-        Raises:
-            DataError: An image cannot be decoded, or the requested images differ in size.
-        """
+        """Images uint8 [N, H, W, 3], RGB."""
         images = [self._image(index) for index in indices]
         if len({image.shape for image in images}) > 1:
             raise self._image_error(indices[0], "sizes differ within one read")
         return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
 
     def members(self, index: int) -> Members:
-        """Members of a sample.
-
-        Raises:
-            DataError: It is damaged.
-        """
+        """Members of a sample."""
         if self._last is None or self._last[0] != index:
             start = int(self._index.offsets[index])
             stop = start + int(self._index.lengths[index])

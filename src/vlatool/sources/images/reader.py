@@ -122,11 +122,7 @@ class ImageFiles:
         return self._size
 
     def encoded(self, index: int) -> bytes:
-        """Content of a file.
-
-        Raises:
-            DataError: The file is missing, or larger than 256 MiB.
-        """
+        """Content of a file."""
         if index not in self._prefetched:
             self._fetch(index)
         data = self._prefetched[index]
@@ -137,11 +133,7 @@ class ImageFiles:
         return data
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB.
-
-        Raises:
-            DataError: An image cannot be decoded, or the requested images differ in size.
-        """
+        """Images uint8 [N, H, W, 3], RGB."""
         images = [self._image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
@@ -223,11 +215,7 @@ class ImagesReader:
         self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All folders of images, one level below a source or below its `images/`.
-
-        Raises:
-            DataError: `data.no_episodes`.
-        """
+        """All folders of images, one level below a source or below its `images/`."""
         findings: list[Finding] = []
         refs_of: dict[Path, list[EpisodeRef]] = {}
         for source in sources:
@@ -245,11 +233,7 @@ class ImagesReader:
         return Survey(len(refs), {CAMERA: None}, {}, frames)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode; its images stay on disk.
-
-        Raises:
-            DataError: `data.no_pictures`.
-        """
+        """An episode; its images stay on disk."""
         names = self._scan(ref.path).images
         _check_counted(ref, names)
         if not names:
@@ -286,7 +270,6 @@ class ImagesReader:
             yield from check_cameras(ref.id, {CAMERA: images})
 
     def _refs(self, source: Path, findings: list[Finding]) -> list[EpisodeRef]:
-        """Episodes of one source."""
         if not can_list(source) or not source.is_dir():
             raise no_episodes(source, _SEARCHED)
         for root in (source, source / _IMAGES):
@@ -303,7 +286,6 @@ class ImagesReader:
         raise no_episodes(source, _SEARCHED)
 
     def _episodes(self, root: Path) -> list[_Folder]:
-        """Folders `episode_*` of a folder."""
         if not root.is_dir():
             return []
         paths = [
@@ -387,7 +369,6 @@ def _ref(
 
 
 def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
-    """Findings on the files of a source that are not images."""
     hidden = sum(folder.hidden for folder in folders)
     others = sum((folder.others for folder in folders), Counter[str]())
     if hidden:

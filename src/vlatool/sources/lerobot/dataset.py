@@ -47,9 +47,6 @@ def dataset_roots(source: Path) -> list[Path]:
     """Data sets in `source`: itself, or folders up to two levels below, in natural order.
 
     If nothing can be listed, only the source itself is tried.
-
-    Raises:
-        DataError: There is no data set.
     """
     if not can_list(source):
         if (source / INFO_FILE).is_file():
@@ -68,12 +65,7 @@ def dataset_roots(source: Path) -> list[Path]:
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
-    """Episodes of a data set, ascending by number, those that the list lacks included.
-
-    Raises:
-        DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
-            there are no episodes.
-    """
+    """Episodes of a data set, ascending by number, those that the list lacks included."""
     info = with_group_names(root, read_info(root), findings)
     info = with_known_names(info, config.known_names)
     findings += _version_findings(root, info)
@@ -155,7 +147,6 @@ def _clip(path: Path, span: Span | None) -> Clip:
 def _episode_lines(
     root: Path, info: Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
-    """Listed episodes; without a list, the episodes that have a file."""
     path = root / EPISODES_FILE
     if info.is_shared or path.exists():
         lines = read_episodes(root, info)
@@ -259,10 +250,6 @@ def select_fields(
     `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, or
     not among the `columns` of a file (None if no file can be read), are left out; `findings`
     reports them.
-
-    Raises:
-        DataError: A requested field does not exist or is not numeric; the shape of another one is
-            invalid; or the data set has actions, but none is usable.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)

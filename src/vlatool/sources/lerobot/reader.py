@@ -48,12 +48,7 @@ class LeRobotReader:
         self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All listed episodes; reads and checks all metadata before the first one.
-
-        Raises:
-            DataError: `data.no_episodes`, `data.unknown_field`, `data.unsupported_version`, or
-                broken metadata.
-        """
+        """All listed episodes; reads and checks all metadata before the first one."""
         findings: list[Finding] = []
         datasets: dict[Path, tuple[Path, list[EpisodeFiles]]] = {}
         for source in sources:
@@ -72,11 +67,8 @@ class LeRobotReader:
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Declared cameras, fields and lengths of the data sets.
 
-        Reads the first readable episode of each data set, which gives the fields. Files and
-        lengths of the others are known from listings.
-
-        Raises:
-            DataError: No episode can be read; the error of the first one.
+        Reads the first readable episode of each data set, which gives the fields. Files and lengths
+        of the others are known from listings.
         """
         reasons: list[VlatoolError] = []
         return merge_surveys(self._surveys(refs, reasons), reasons)
@@ -109,11 +101,7 @@ class LeRobotReader:
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk.
-
-        Raises:
-            DataError: Its files are missing, broken or inconsistent; names file and field.
-        """
+        """One episode; its images stay on disk."""
         files = _episode_files(ref)
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
@@ -155,11 +143,6 @@ class LeRobotReader:
 
 
 def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:
-    """Episodes of a split.
-
-    Raises:
-        DataError: It has none.
-    """
     chosen = [episode for episode in episodes if split in split_names(episode)]
     if not chosen:
         known = [name for name, spans in split_spans(episodes[0].document).items() if spans]

@@ -50,22 +50,15 @@ _LABELS = frozenset({"valid", "invalid"})
 
 @dataclass(frozen=True)
 class EpisodeContents:
-    """Readable content of an episode.
+    """Readable content of an episode."""
 
-    Attributes:
-        rows: Its rows; None if they cannot be read.
-        cameras: Map from camera to its images.
-        missing: Map from declared camera without images to the error.
-        task: Its instruction.
-        metadata: Map from bookkeeping column to one value per frame.
-        fields: Map from field to its values [F, C].
-    """
-
-    rows: Rows | None
-    cameras: Mapping[str, FrameSource]
-    missing: Mapping[str, DataError]
-    task: str = ""
+    rows: Rows | None  # its rows; None if they cannot be read
+    cameras: Mapping[str, FrameSource]  # map from camera to its images
+    missing: Mapping[str, DataError]  # map from declared camera without images to the error
+    task: str = ""  # its instruction
+    # map from bookkeeping column to one value per frame
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    # map from field to its values [F, C]
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
@@ -323,12 +316,7 @@ def _video_problems(
 
 
 def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
-    """Instruction of the episode, from the rows, else from the list, else the folder name.
-
-    Raises:
-        DataError: The rows name an unknown task, the list has several, or a required instruction
-            is missing.
-    """
+    """Instruction of the episode, from the rows, else from the list, else the folder name."""
     table = _task_table(files, report)
     is_listed = config.is_list_first and any(files.line.tasks)
     column = None if is_listed else _task_column(rows, config)

@@ -186,13 +186,7 @@ def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Findi
 
 
 class _Summary:
-    """Facts of the rows of all episodes that can be read.
-
-    Attributes:
-        expected: Value of `index` in the next row.
-        columns: Names of all columns.
-        is_whole: True if all rows could be read.
-    """
+    """Facts of the rows of all episodes that can be read."""
 
     def __init__(self, dataset: Dataset, published: Statistics) -> None:
         features = dataset.info.features
@@ -202,9 +196,9 @@ class _Summary:
             for name in dict.fromkeys(names)
             if name in features and features[name].is_number and features[name].width is not None
         ]
-        self.expected = 0
+        self.expected = 0  # value of `index` in the next row
         self.columns: set[str] = set()
-        self.is_whole = True
+        self.is_whole = True  # True if all rows could be read
         self._dataset = dataset
         self._moments: defaultdict[str, list[Moments]] = defaultdict(list)
         self._episodes: dict[bytes, int] = {}

@@ -53,11 +53,7 @@ class SpartanReader:
         self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Episodes below the sources in natural order.
-
-        Raises:
-            DataError: A source is missing or has no episode below it.
-        """
+        """Episodes below the sources in natural order."""
         annotations = language_annotations(self.config.language_annotations_path)
         validation = validation_episodes(self.config.validation_episodes_path)
         refs: list[EpisodeRef] = []
@@ -85,9 +81,6 @@ class SpartanReader:
         On S3, where the headers of an episode take several requests, the first readable episode
         gives the fields. Of the others only metadata.yaml is read, unless it names a new camera;
         the number of frames stays unknown.
-
-        Raises:
-            DataError: No episode can be read; the error of the first one.
         """
         reasons: list[VlatoolError] = []
         survey = merge_surveys(self._surveys(iter(refs), reasons), reasons)
@@ -118,7 +111,6 @@ class SpartanReader:
                 yield survey
 
     def _survey_headers(self, ref: EpisodeRef) -> Survey:
-        """Survey of an episode from its headers."""
         report = Collector(SPARTAN, strict=True)
         episode = open_episode(ref.path / "processed", self.config, report)
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
@@ -126,11 +118,7 @@ class SpartanReader:
         return Survey(1, sizes, fields, episode.num_frames, _RATE_HZ)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; arrays that are not used are not inflated.
-
-        Raises:
-            DataError: A file or array is missing, broken or inconsistent with the others.
-        """
+        """One episode; arrays that are not used are not inflated."""
         report = Collector(SPARTAN, strict=True, episode=ref.id)
         opened = open_episode(ref.path / "processed", self.config, report)
         values = read_values(opened, self.config, report)

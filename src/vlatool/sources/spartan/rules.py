@@ -43,28 +43,21 @@ _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # CBaseLoader is 1
 
 @dataclass
 class OpenedEpisode:
-    """Files and headers of an episode that can be opened.
+    """Files and headers of an episode that can be opened."""
 
-    Attributes:
-        folder: Its `processed` folder.
-        present: Names of the files in it.
-        archives: Readable npz files, by name.
-        camera_ids: Map from hardware id to semantic name, in lower case.
-        cameras: Map from semantic name to images, in the order of metadata.yaml.
-        fields: Observation that is a field to its header, in file order.
-        actions: Header of the action vector [F, C].
-        num_frames: F; None if no array is readable.
-        examined: (file, array) of all arrays that were opened.
-    """
-
-    folder: Path
-    present: frozenset[str]
+    folder: Path  # its `processed` folder
+    present: frozenset[str]  # names of the files in it
+    # readable npz files, by name
     archives: dict[str, NpzArchive] = field(default_factory=dict[str, NpzArchive])
+    # map from hardware id to semantic name, in lower case
     camera_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    # map from semantic name to images, in the order of metadata.yaml
     cameras: dict[str, NpzFrames] = field(default_factory=dict[str, NpzFrames])
+    # observation that is a field to its header, in file order
     fields: dict[str, ArrayHeader] = field(default_factory=dict[str, ArrayHeader])
-    actions: ArrayHeader | None = None
-    num_frames: int | None = None
+    actions: ArrayHeader | None = None  # header of the action vector [F, C]
+    num_frames: int | None = None  # F; None if no array is readable
+    # (file, array) of all arrays that were opened
     examined: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def open_archive(self, name: str, report: Collector) -> NpzArchive | None:
@@ -84,19 +77,12 @@ class OpenedEpisode:
 
 @dataclass
 class EpisodeValues:
-    """Values of an episode that are read at once.
+    """Values of an episode that are read at once."""
 
-    Attributes:
-        observed: Map from observation to its values: numbers [F, C], text [F].
-        actions: Field of the action vector to its values [F, C].
-        calibration: Map from camera to its matrices.
-        success: True if the task succeeded; None if unknown.
-    """
-
-    observed: dict[str, Array]
-    actions: dict[str, Array]
-    calibration: dict[str, Calibration]
-    success: bool | None
+    observed: dict[str, Array]  # map from observation to its values: numbers [F, C], text [F]
+    actions: dict[str, Array]  # field of the action vector to its values [F, C]
+    calibration: dict[str, Calibration]  # map from camera to its matrices
+    success: bool | None  # True if the task succeeded; None if unknown
 
 
 def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
@@ -128,11 +114,7 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
-    """Map from hardware id to semantic name in lower case, from a metadata.yaml.
-
-    Raises:
-        DataError: It cannot be read or names no camera; invalid names are added to `report`.
-    """
+    """Map from hardware id to semantic name in lower case, from a metadata.yaml."""
     mapping = _read_yaml(path).get(_CAMERA_IDS)
     if not isinstance(mapping, Mapping) or not mapping:
         raise DataError.at(
