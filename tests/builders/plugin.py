@@ -30,7 +30,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.sources.base import id_part, no_episodes, survey_by_reading
-from vlatool.sources.order import unique_refs
+from vlatool.sources.base import unique_refs
 from vlatool.storage.tree import natural_key
 
 

@@ -22,7 +22,7 @@ from vlatool.artifacts.tar import index_by_headers, index_path, read_index
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import PartialFailure, VlatoolError
-from vlatool.sinks.image_shards.sink import ImageShardsSink
+from vlatool.sinks.image_shards import ImageShardsSink
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess

@@ -19,7 +19,7 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
 from vlatool.jobs.files import output_files
-from vlatool.sinks.jsonl.sink import JsonlSink
+from vlatool.sinks.jsonl import JsonlSink
 from vlatool.sources.lerobot.reader import LiberoReader
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.readers import check_reader

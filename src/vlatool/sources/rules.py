@@ -23,9 +23,8 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
 from vlatool.jobs.command import make_executor
-from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
+from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, select
 from vlatool.sources.detection import DetectedSource
-from vlatool.sources.order import select
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
 # Half a second at the usual 10 frames per second; noise of a real sensor never repeats so long.

@@ -19,8 +19,14 @@ from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, field_specs
-from vlatool.sources.order import checked_refs, select
+from vlatool.sources.base import (
+    FormatReader,
+    camera_name_problem,
+    checked_refs,
+    field_mismatch,
+    field_specs,
+    select,
+)
 from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import hub_hint, is_missing
 

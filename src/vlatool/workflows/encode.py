@@ -32,8 +32,8 @@ from vlatool.jobs.run import run_command
 from vlatool.jobs.versions import versions_of
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights, published_at
+from vlatool.sources.base import select
 from vlatool.sources.detection import DetectedSource, detect_source
-from vlatool.sources.order import select
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned

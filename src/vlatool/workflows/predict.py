@@ -22,9 +22,8 @@ from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
 from vlatool.loading.frames import episode_named
 from vlatool.models.trained import Trained, Weights
-from vlatool.sources.base import id_part
+from vlatool.sources.base import id_part, numbered
 from vlatool.sources.detection import detect_source
-from vlatool.sources.order import numbered
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import pinned
 from vlatool.workflows.evaluate import (

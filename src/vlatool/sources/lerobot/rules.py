@@ -38,10 +38,9 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import id_part
+from vlatool.sources.frames import ParquetImages, VideoFrames, VideoInfo, probe_video
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
-from vlatool.sources.video import VideoFrames, VideoInfo, probe_video
 
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8

@@ -10,8 +10,7 @@ from pathlib import Path
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import merge_surveys, survey_each, survey_episode
-from vlatool.sources.order import unique_refs
+from vlatool.sources.base import merge_surveys, survey_each, survey_episode, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.config import (
     SpartanConfig,
@@ -20,13 +19,15 @@ from vlatool.sources.spartan.config import (
     validation_episodes,
     with_action_file,
 )
-from vlatool.sources.spartan.findings import SPARTAN
-from vlatool.sources.spartan.lint import EpisodeLint, check_members, check_siblings
 from vlatool.sources.spartan.rules import (
     METADATA,
     OBSERVATIONS,
+    SPARTAN,
+    EpisodeLint,
     OpenedEpisode,
     camera_names,
+    check_members,
+    check_siblings,
     open_episode,
     read_values,
 )

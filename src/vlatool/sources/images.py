@@ -26,8 +26,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes
-from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.order import unique_refs
+from vlatool.sources.base import id_part, no_episodes, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges

@@ -29,8 +29,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
-from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.order import unique_refs
+from vlatool.sources.base import id_part, no_episodes, unique_refs
 from vlatool.sources.rules import check_cameras
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
