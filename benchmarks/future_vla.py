@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.loading.base import MicroBatch
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.models.future_vla.batch import NO_LABEL, SequenceEncoder, example_batch
 from vlatool.models.future_vla.config import FutureVlaConfig

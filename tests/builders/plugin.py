@@ -224,7 +224,7 @@ from pydantic import Field
 
 from vlatool.errors import DataError
 from vlatool.loading.base import ShardInfo, DataSet, DroppedSample
-from vlatool.loading.config import LoadingConfig
+from vlatool.loading.base import LoadingConfig
 from vlatool.storage.tree import natural_key
 
 SCALE = "acme_scale.json"

@@ -17,8 +17,7 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
-from vlatool.loading.config import LoadingConfig
+from vlatool.loading.base import DataSet, DroppedSample, LoadingConfig, SampleRef, ShardInfo
 from vlatool.models.base import ModelType, Objective, Part
 
 WIDTH, LENGTH, TOKENS = 4, 6, 11

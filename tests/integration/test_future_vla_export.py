@@ -10,8 +10,7 @@ import torch
 from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import VlatoolError
-from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.sample import VlaAssets
+from vlatool.loading.vla.config import VlaAssets, VlaDataConfig
 from vlatool.models.future_vla.export import prepare_export
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.spec import FutureVlaType

@@ -16,8 +16,7 @@ from vlatool.errors import DataError
 from vlatool.evaluation.futures import FutureScores, save_futures
 from vlatool.loading.base import PairOptions, RecordedFutures
 from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.kind import VlaKind
-from vlatool.loading.vla.pairs import VlaPairs
+from vlatool.loading.vla.kind import VlaKind, VlaPairs
 from vlatool.models.tokenizer import Codes
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 

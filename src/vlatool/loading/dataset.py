@@ -20,7 +20,7 @@ from vlatool.loading.base import (
     Normalizes,
     SampleReader,
 )
-from vlatool.loading.kinds import data_kind as find_kind
+from vlatool.loading.base import data_kind as find_kind
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.storage.uri import pinned_text

@@ -17,9 +17,9 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UIn
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsAssets
-from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import Batch, Rng, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng

@@ -28,9 +28,7 @@ from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataKind
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
+from vlatool.loading.base import DataKind, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
 from vlatool.models.published import PublishedFiles, PublishedModel
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry

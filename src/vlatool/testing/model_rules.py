@@ -11,9 +11,7 @@ from torch import Tensor
 
 from vlatool.config.base import ConfigModel
 from vlatool.events import NULL
-from vlatool.loading.base import DataKind, DatasetInfo
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
+from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models.base import Loss, ModelType, Objective, Part
 from vlatool.plugins import DATA_KINDS
 from vlatool.training.checkpoints import unsaved_digests

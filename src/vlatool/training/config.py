@@ -22,9 +22,7 @@ from vlatool.config.base import (
 )
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataKind, DatasetInfo, HasStatistics
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
+from vlatool.loading.base import DataKind, DatasetInfo, HasStatistics, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
 from vlatool.models.progress import locate_progress
 from vlatool.models.trained import (

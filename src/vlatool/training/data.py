@@ -23,10 +23,10 @@ from vlatool.loading.base import (
     DatasetInfo,
     DroppedSample,
     HasContents,
+    LoadingConfig,
     MicroBatch,
     SampleRef,
 )
-from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig

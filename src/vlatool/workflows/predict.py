@@ -20,7 +20,7 @@ from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
-from vlatool.loading.frames import episode_named
+from vlatool.loading.shard_reader import episode_named
 from vlatool.models.trained import Trained, Weights
 from vlatool.sources.base import id_part, numbered
 from vlatool.sources.detection import detect_source

@@ -14,7 +14,7 @@ from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.lines import SampleSizes
 from vlatool.episode import Observation
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.vla.sample import VlaAssets, VlaShape
+from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.future_vla.batch import SequenceEncoder
 from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
 from vlatool.models.future_vla.frame_cache import FrameCache

@@ -20,7 +20,7 @@ from vlatool.artifacts.samples.lines import (
     parse_messages,
 )
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.vla.sample import VlaSample
+from vlatool.loading.vla.config import VlaSample
 from vlatool.models.future_vla.batch import (
     NO_LABEL,
     SEGMENTS,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.config import LoadingConfig
+from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.resampling import ResizeFilter, resampled
 
 

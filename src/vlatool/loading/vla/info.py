@@ -32,8 +32,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.downloads import require_input
 from vlatool.jobs.inputs import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
-from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import ActionTokenizer

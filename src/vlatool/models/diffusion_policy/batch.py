@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vlatool.errors import DataError
+from vlatool.loading.loader import stack_rows
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.loading.shared_memory import stack_rows
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer

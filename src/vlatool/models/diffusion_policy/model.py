@@ -98,7 +98,7 @@ class DiffusionPolicy(nn.Module):
 
     def forward(
         self,
-        # the arguments `images`, `text` and perhaps `image_mask` of `encode`, and `proprioception`
+        # arguments of `encode` (`images`, `text`, perhaps `image_mask`), and `proprioception`
         # [B, P, d]
         observation: Mapping[str, Tensor],
         actions: Tensor,  # [B * R, T, A]

@@ -186,7 +186,7 @@ class DiffusionPolicyType(ModelType):
     ) -> "DenoisingObjective":
         """Squared error of the prediction, and errors of sampled chunks."""
         del parts
-        from vlatool.loading.robotics.normalizer import Normalizer
+        from vlatool.loading.robotics.statistics import Normalizer
         from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
         from vlatool.models.policy import ActionUnits
 

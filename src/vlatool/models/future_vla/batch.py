@@ -19,7 +19,7 @@ from vlatool.artifacts.windows.format import Kind
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.loading.vla.sample import VlaSample, VlaShape
+from vlatool.loading.vla.config import VlaSample, VlaShape
 from vlatool.models.base import Batch
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer
 

@@ -16,7 +16,7 @@ from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import write_profile
 from vlatool.artifacts.samples.format import FAST_NAME
 from vlatool.errors import BugError
-from vlatool.loading.vla.sample import VlaAssets
+from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.lora import merged_weights
 from vlatool.models.future_vla.published import ASSETS, INDEX, MANIFEST, MANIFEST_NAME, config_json

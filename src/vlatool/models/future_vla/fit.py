@@ -14,10 +14,9 @@ from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
-from vlatool.loading.vla.config import VlaDataConfig
+from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.loading.vla.info import VlaInfo
-from vlatool.loading.vla.reader import sample_key
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.kind import sample_key
 from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests
 from vlatool.models.future_vla.grid import FrameGrid
 from vlatool.models.future_vla.token_ids import TokenIds

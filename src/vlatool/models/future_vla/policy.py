@@ -16,7 +16,7 @@ import torch
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.kind import ImageTransform
-from vlatool.loading.vla.sample import VlaAssets
+from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.codebook import true_float32
 from vlatool.models.future_vla.batch import SequenceEncoder, TokenSequence
 from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder

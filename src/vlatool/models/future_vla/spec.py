@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.events import Reporter
-    from vlatool.loading.vla.sample import VlaAssets
+    from vlatool.loading.vla.config import VlaAssets
     from vlatool.models.future_vla.batch import VlaBatcher
     from vlatool.models.future_vla.policy import FutureVlaPolicy
     from vlatool.models.trained import Trained
