@@ -246,7 +246,7 @@ TRANSLATIONS: Registry[Any] = Registry(
     "translation",
     {
         "policy training": "vlatool.models.diffusion_policy.published:translate",
-        "tokenizer training": "vlatool.models.titok.published_stage:translate",
+        "tokenizer training": "vlatool.models.titok.published:translate",
         "language model training": "vlatool.models.future_vla.published_command:translate",
     },
 )

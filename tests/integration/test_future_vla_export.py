@@ -11,10 +11,10 @@ from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import VlatoolError
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig
-from vlatool.models.future_vla.export import prepare_export
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.spec import FutureVlaType
 from vlatool.models.future_vla.token_ids import tiny_tokenizer
+from vlatool.models.future_vla.weights import prepare_export
 from vlatool.models.trained import Trained, TrainedConfig, WeightsOrigin, open_trained
 from vlatool.storage.atomic import write_text
 

@@ -19,7 +19,7 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
 from vlatool.models.future_vla.config import LoraConfig
-from vlatool.models.future_vla.lora import merged_weights
+from vlatool.models.future_vla.model import merged_weights
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.compose import ComposeConfig, compose

@@ -55,7 +55,6 @@ FOLDER_IMPORTS = {
     ("artifacts/shards", "artifacts/stats"),
     ("artifacts/windows", "artifacts/codes"),
     ("models/titok", "models/vqgan"),
-    ("models/vqgan", "models/perceptual"),
 }
 
 HEAVY = {"torch", "accelerate", "transformers", "ray", "webdataset", "boto3", "huggingface_hub"}
@@ -68,7 +67,7 @@ MAY_BE_HEAVY = {
     "serving": {"torch", "accelerate"},
     "testing": {"torch"},
 }
-STAY_LIGHT = {"spec.py", "base.py", "config.py", "backbone_config.py", "__init__.py"}
+STAY_LIGHT = {"spec.py", "base.py", "config.py", "__init__.py"}
 CHECKS = "testing"  # contract checks, for tests of plugins
 CLI_MAY_IMPORT = {"errors", "events", "credentials", "cli"}
 # Loaded only once a command has keys to read; test_app guards what `--help` loads.

@@ -1,4 +1,9 @@
-"""Config keys of every data kind: order of samples, loader workers, cache."""
+"""Protocols of training data: data kinds, their keys, sample readers, batches.
+
+A `DataKind` lists the shards of its data sets, reads samples by reference, and saves with a run the
+assets that inference needs besides weights. The loader and the trainer know nothing else about the
+data. The order of samples is the same for all kinds: see `loading.order`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -223,7 +228,7 @@ class ReadsIntoBuffer(Protocol):
         """Same as `SampleReader.read`, with arrays in memory that `allocate` returns.
 
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
-        `loading.shared_memory.stack_rows`.
+        `loading.loader.stack_rows`.
         """
         ...
 

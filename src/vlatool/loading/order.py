@@ -1,6 +1,11 @@
-"""Reproducible permutations with random access, equal on all machines and for all numpy versions.
+"""Order of samples: a pure function of sizes, weights, seed and position.
 
-Source: reference/order 2-4, 12.
+The state of a run is one integer, the number of consumed positions. A run can resume at any
+position: no file is opened and nothing is replayed. Permutations have random access and are equal
+on all machines and for all numpy versions. Source: reference/order 1-5, 12.
+
+Legend of numbers: n position in the run, L lanes, k index within a lane, N samples of a data set,
+g index of a sample in the endless order of its data set.
 """
 
 import hashlib

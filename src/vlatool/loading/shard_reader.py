@@ -1,4 +1,7 @@
-"""Look-up of an episode and a frame that a user names, for all kinds of data."""
+"""Open shards and the byte ranges of their samples; look-up of the frames that a user names.
+
+Source: reference/order 11.
+"""
 
 import os
 import threading

@@ -1,4 +1,7 @@
-"""Config of the `image-shards` sink. Source: reference/future-vla 2.1."""
+"""The `image-shards` sink: a tar of images per episode, and the lists of a split.
+
+A tar has the images camera by camera, in frame order. Source: reference/future-vla 2.1.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Config of the `jsonl` sink: windows as JSON lines, images as files.
+"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, one JSON lines file per episode.
 
-Source: reference/future-vla 1.
+Images are files. Source: reference/future-vla 1.
 """
 
 import hashlib

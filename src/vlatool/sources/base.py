@@ -1,4 +1,4 @@
-"""Reader interface of dataset formats, and the surveys and errors that all formats share."""
+"""Reader interface of dataset formats; surveys, errors and choice of episodes of all formats."""
 
 import math
 import re

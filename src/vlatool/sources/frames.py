@@ -1,4 +1,4 @@
-"""Packets of a video: opening a file, and the times and keyframes of a clip without decoding."""
+"""Exact random access to images: frames of a clip of a video, or a column of a parquet file."""
 
 import bisect
 from array import array

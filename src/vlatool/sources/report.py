@@ -1,4 +1,4 @@
-"""Report of the episodes of a raw source, and its page.
+"""Report of the episodes of a raw source, and its page with a card for each episode.
 
 Legend of shapes: F frames, C dimensions of a field.
 """

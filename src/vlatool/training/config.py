@@ -24,9 +24,9 @@ from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind, DatasetInfo, HasStatistics, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
-from vlatool.models.progress import locate_progress
 from vlatool.models.trained import (
     existing_weights,
+    locate_progress,
     model_type_of,
     section_of,
     with_types,

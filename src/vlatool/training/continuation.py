@@ -10,8 +10,8 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.differences import differences_text
 from vlatool.jobs.record import read_record
-from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
+from vlatool.models.trained import ProgressOrigin, locate_progress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
 from vlatool.training.identity import identity_keys, run_differences

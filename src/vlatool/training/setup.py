@@ -10,9 +10,8 @@ import torch
 from vlatool.events import counted
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part
-from vlatool.models.progress import locate_progress
 from vlatool.models.rng import draws_by_micro_batch
-from vlatool.models.trained import existing_weights
+from vlatool.models.trained import existing_weights, locate_progress
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import restore_progress

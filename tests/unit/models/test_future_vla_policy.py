@@ -16,10 +16,13 @@ from vlatool.episode import Observation
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.future_vla.batch import SequenceEncoder
-from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
-from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.model import FutureVla
-from vlatool.models.future_vla.policy import FutureVlaPolicy
+from vlatool.models.future_vla.policy import (
+    ActionGrammar,
+    AnswerDecoder,
+    FrameCache,
+    FutureVlaPolicy,
+)
 from vlatool.models.future_vla.token_ids import TokenIds, tiny_tokenizer
 from vlatool.testing.models import check_policy
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer

@@ -28,7 +28,7 @@ from vlatool.models.future_vla.batch import (
     TokenSequence,
     VlaBatcher,
 )
-from vlatool.models.future_vla.grid import FrameGrid
+from vlatool.models.future_vla.fit import FrameGrid
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer, tiny_tokenizer
 
 SHARED = Path(__file__).parents[3].parent / "shared/data"

@@ -1,4 +1,9 @@
-"""Paths of the files of a LeRobot data set: from templates, or from a search if these are wrong."""
+"""Episodes of a LeRobot data set: their files, from templates or a search, rows and clips.
+
+Rows are taken by their `episode_index`, so wrong row numbers are reported only. Only the list says
+which frames of a video belong to an episode, so clips that overlap are errors of their episodes.
+Source: formats/lerobot 3.1, 5.1.
+"""
 
 import math
 import re

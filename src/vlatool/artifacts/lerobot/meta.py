@@ -1,7 +1,7 @@
-"""Version, features and names of a LeRobot data set, from `meta/info.json` and the files there.
+"""Meta files of LeRobot data sets: info, names, and the lists of episodes, tasks and statistics.
 
-Names of dimensions come from features, or from the groups of GR00T sets. Source: formats/lerobot
-4.2, 4.3.
+v2.0 and v2.1 have JSON lines, v3.0 has tables. Names of dimensions come from features, or from the
+groups of GR00T sets. Source: formats/lerobot 4.2, 4.3, 5, 9.
 """
 
 import re

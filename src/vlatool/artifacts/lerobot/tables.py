@@ -1,4 +1,4 @@
-"""Reading of parquet files that hold the rows of one episode, or of many."""
+"""Rows of parquet files that hold one episode, or many, as checked arrays."""
 
 import bisect
 from collections import Counter

@@ -1,4 +1,7 @@
-"""Data kind of robotics data."""
+"""Data kind of robotics data, and pairs of recorded observations and the actions that followed.
+
+Legend of shapes: K images of a camera, T action steps, C dimensions.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

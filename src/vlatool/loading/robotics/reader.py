@@ -1,6 +1,6 @@
-"""Decoding of samples, crop and color jitter of their images. Source: formats/lbm 5.1.
+"""Reader of the samples of `lbm` shards: decoding of the configured members, crop, color jitter.
 
-Only the configured members and fields are decoded.
+Source: formats/lbm 5.1; reference/order 11.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Normalization of the fields of a run, from statistics and config."""
+"""Statistics of a run: normalization of fields, check of their ranges, those of initial weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

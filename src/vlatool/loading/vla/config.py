@@ -1,4 +1,7 @@
-"""Configuration of samples for a language model with images."""
+"""Configuration, samples and assets of the data kind `vla`.
+
+Legend of shapes: P past images, H height, W width, T actions, A values of an action.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Reader of samples and their past images."""
+"""Data kind of samples for a language model with images: reader, check, pairs.
+
+Legend of shapes: V cameras, P past steps, T action steps, A values of an action, F future steps, K
+codes of an image.
+"""
 
 import math
 import re

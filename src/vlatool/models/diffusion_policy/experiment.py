@@ -38,7 +38,7 @@ from vlatool.models.diffusion_policy.config import (
     DiffusionPolicyConfig,
     EulerConfig,
 )
-from vlatool.models.diffusion_policy.published_keys import split_keys
+from vlatool.models.diffusion_policy.published import split_keys
 from vlatool.models.published import Exported, PublishedFiles
 from vlatool.models.trained import TrainedConfig
 from vlatool.storage.atomic import write_bytes

@@ -14,7 +14,7 @@ from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.noise import forward_process
+from vlatool.models.diffusion_policy.model import forward_process
 from vlatool.models.policy import DEFAULT_STEPS, ActionUnits
 
 _BY_DIMENSION = "error_by_dimension"

@@ -12,11 +12,11 @@ from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
-from vlatool.models.diffusion_policy.backbone_config import (
+from vlatool.models.diffusion_policy.config import (
     BaseModelConfig,
+    DiffusionPolicyConfig,
     NetworkConfig,
 )
-from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.published import (
     Exported,
     PublishedFiles,
@@ -250,7 +250,7 @@ class DiffusionPolicyType(ModelType):
 
     def export_problem(self, config: DiffusionPolicyConfig) -> str:
         """Reason why the published program has no module for the policy."""
-        from vlatool.models.diffusion_policy.published_keys import export_problem
+        from vlatool.models.diffusion_policy.published import export_problem
 
         return export_problem(config)
 
@@ -303,7 +303,7 @@ class DiffusionPolicyType(ModelType):
         paths: Sequence[Path],
     ) -> PublishedProgress:
         """Opens a checkpoint with its optimizer and averages."""
-        from vlatool.models.diffusion_policy.progress import open_progress
+        from vlatool.models.diffusion_policy.weights import open_progress
 
         return open_progress(config, modules["model"], paths)
 

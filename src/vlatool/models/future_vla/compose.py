@@ -28,12 +28,7 @@ from vlatool.models.future_vla.published import (
     config_json,
 )
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids, tiny_tokenizer
-from vlatool.models.future_vla.weights import (
-    StoredTensors,
-    dino_name,
-    file_names,
-    write_tensors,
-)
+from vlatool.models.future_vla.weights import StoredTensors, dino_name, file_names, write_tensors
 from vlatool.models.pretrained import read_architecture
 from vlatool.storage.atomic import write_bytes, write_text
 from vlatool.storage.byte_ranges import read_file

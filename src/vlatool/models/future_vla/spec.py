@@ -147,7 +147,7 @@ class FutureVlaType(ModelType):
         Adapters of a run are trained on if the config has adapters of the same rank and scale;
         otherwise they are merged into the weights, and those of the config start from zero.
         """
-        from vlatool.models.future_vla.lora import adapter_names, merged_weights
+        from vlatool.models.future_vla.model import adapter_names, merged_weights
         from vlatool.models.future_vla.weights import load_stored
         from vlatool.models.weights import init_state_dict
 
@@ -189,7 +189,7 @@ class FutureVlaType(ModelType):
     def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
         """Prepares a folder in the layout of Qwen3-VL."""
         del tree, reporter
-        from vlatool.models.future_vla.export import prepare_export
+        from vlatool.models.future_vla.weights import prepare_export
 
         return prepare_export(trained)
 

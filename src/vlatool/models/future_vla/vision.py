@@ -25,7 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from vlatool.models.future_vla.grid import REDUCTIONS
+from vlatool.models.future_vla.fit import REDUCTIONS
 
 # Mean and standard deviation of the colors of ImageNet, RGB in [0, 1].
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

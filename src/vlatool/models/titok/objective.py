@@ -16,9 +16,9 @@ from vlatool.models.images import comparison, to_float
 from vlatool.models.rng import computes_by_global_batch
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
-from vlatool.models.vqgan.losses import ForegroundRule
 from vlatool.models.vqgan.objective import (
     CodebookMonitor,
+    ForegroundRule,
     PixelObjective,
     RevivalRule,
     assignment_sums,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vlatool.events import Reporter
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.images import ImageBatcher
-    from vlatool.models.titok.tokenizer import TitokTokenizer
+    from vlatool.models.titok.model import TitokTokenizer
     from vlatool.models.trained import Trained
 
 
@@ -61,9 +61,8 @@ class TitokType(ModelType):
         Otherwise the tokenizer and the networks of the pixel losses.
         """
         from vlatool.models.titok.model import Titok
-        from vlatool.models.vqgan.losses import background_part, loss_parts
         from vlatool.models.vqgan.model import Vqgan
-        from vlatool.models.vqgan.objective import revival_part
+        from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
@@ -77,8 +76,8 @@ class TitokType(ModelType):
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         """Loads the teacher and the perceptual network."""
-        from vlatool.models.vqgan.losses import load_perceptual
-        from vlatool.models.vqgan.weights import load_vqgan
+        from vlatool.models.vqgan.model import load_vqgan
+        from vlatool.models.vqgan.objective import load_perceptual
 
         check_required_weights(config, needs_init=False)
         if "teacher" in names:
@@ -156,7 +155,7 @@ class TitokType(ModelType):
     ) -> "TitokTokenizer":
         """Returns the visual tokenizer."""
         del assets
-        from vlatool.models.titok.tokenizer import TitokTokenizer
+        from vlatool.models.titok.model import TitokTokenizer
 
         network: Any = parts["model"]
         return TitokTokenizer(config, network)

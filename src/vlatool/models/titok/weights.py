@@ -26,7 +26,7 @@ from vlatool.models.titok.published import (
     write_published_config,
 )
 from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
-from vlatool.models.vqgan.weights import pixel_weights
+from vlatool.models.vqgan.model import pixel_weights
 from vlatool.models.weights import (
     check_shapes,
     init_state_dict,

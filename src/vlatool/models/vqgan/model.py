@@ -4,7 +4,7 @@ Names of modules are the published ones. Legend of shapes: B images, H height, W
 of the grid of codes, P = h w, C channels, Z width of a code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
+from vlatool.models.trained import WeightsOrigin, existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
+from vlatool.models.weights import check_shapes, init_state_dict, matching_state_dict
 
 _NORM_EPS = 1e-6
 
@@ -161,3 +163,43 @@ class Vqgan(nn.Module):
         vectors = self.quantize.lookup(codes.flatten(1))
         grid = vectors.transpose(1, 2).unflatten(2, (rows, -1))
         return self.decoder(grid).float().clamp(0, 1)
+
+
+_ENCODER = "encoder."
+
+
+def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> None:
+    """Loads the weights of a VQGAN; all names and shapes must match, but for some networks."""
+    source, weights = read_vqgan(origin)
+    module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
+
+
+def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
+    """Builds a VQGAN with the weights of a file or run."""
+    with torch.device("meta"):
+        network = Vqgan(config)
+    source, weights = read_vqgan(origin)
+    check_shapes(network, weights, source.file)
+    network = Vqgan(config)
+    network.load_state_dict(matching_state_dict(network, weights, source.file))
+    return network
+
+
+def load_encoder(module: nn.Module, origin: str) -> None:
+    """Loads only the encoder of a VQGAN."""
+    source, weights = read_vqgan(origin)
+    encoder = {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
+    module.load_state_dict(matching_state_dict(module, encoder, source.file))
+
+
+def pixel_weights(origin: str) -> dict[str, Tensor]:
+    """Reads the pixel decoder of TiTok from a VQGAN: all but its encoder, with names `pixel_*`."""
+    _, weights = read_vqgan(origin)
+    return {f"pixel_{k}": v for k, v in weights.items() if not k.startswith(_ENCODER)}
+
+
+def read_vqgan(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
+    """Finds and reads the weights of a VQGAN."""
+    source = existing_weights(origin)
+    source.check_type("vqgan", "data.no_vqgan")
+    return source, source.read()

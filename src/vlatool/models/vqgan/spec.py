@@ -43,9 +43,8 @@ class VqganType(ModelType):
 
     def build(self, config: VqganConfig) -> Mapping[str, Part]:
         """Returns the autoencoder, and the parts of its losses."""
-        from vlatool.models.vqgan.losses import background_part, loss_parts
         from vlatool.models.vqgan.model import Vqgan
-        from vlatool.models.vqgan.objective import revival_part
+        from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Vqgan(config, commitment_cost=config.commitment_cost)
         revival = revival_part(config.codebook_size, config.revive_after)
@@ -55,7 +54,7 @@ class VqganType(ModelType):
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         """Loads the perceptual network."""
-        from vlatool.models.vqgan.losses import load_perceptual
+        from vlatool.models.vqgan.objective import load_perceptual
 
         if "perceptual" in names:
             load_perceptual(config.losses, parts["perceptual"].module, None)
@@ -69,7 +68,7 @@ class VqganType(ModelType):
     ) -> None:
         """Loads the weights of a published file, a run, or a checkpoint."""
         del config
-        from vlatool.models.vqgan.weights import load_vqgan
+        from vlatool.models.vqgan.model import load_vqgan
 
         load_vqgan(parts["model"].module, init.text, init_except)
 

@@ -1,6 +1,7 @@
-"""Writing of one episode: a tar of its windows with encoded images, and their statistics.
+"""The `lbm` sink: `shards/` for training, `episodes/` with the same samples in frame order.
 
-Source: formats/lbm-preprocessing 2; formats/lbm 2.
+Each sample is encoded once, into its episode's tar; shards consist of byte ranges copied from these
+tars, in a seeded shuffle. Source: formats/lbm-preprocessing 2; formats/lbm 2, 3.1.
 """
 
 import hashlib

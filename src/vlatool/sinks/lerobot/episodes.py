@@ -1,6 +1,7 @@
-"""Columns and cameras of a written LeRobot set, from the survey or from the sets that are merged.
+"""Parts of one episode of a written LeRobot set, and the columns and cameras that all have.
 
-Source: formats/lerobot 4; formats/lerobot-writing 1.
+Parts are its rows in a table, and a video per camera. Legend of shapes: F frames, C dimensions.
+Source: formats/lerobot 4; formats/lerobot-writing 1, 2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,8 @@
-"""Final files of a LeRobot set from the parts of its episodes, with numbers and places.
+"""The `lerobot` sink: episodes of any source as a LeRobot data set, v3.0 or v2.1.
 
-A file is made as one, by any worker; the journal has those of an earlier run. Source:
-formats/lerobot-writing 1, 2.
+Workers write the parts of an episode below its id. Numbers and places are given at the end, to the
+episodes that are good; a final file is then made as one, by any worker, and the journal has those
+of an earlier run. Source: formats/lerobot 4.3, 9; formats/lerobot-writing 1, 2, 3.
 """
 
 import hashlib

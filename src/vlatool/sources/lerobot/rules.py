@@ -1,8 +1,7 @@
-"""Rules of a LeRobot episode, applied in one pass, which `read` ends at the first error.
+"""Rules of a LeRobot episode: those of one pass, which `read` ends at the first error, and more.
 
-Checks that only `verify` makes are in `lint.py`.
-
-Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 7, 8, 11, 12.
+`verify` alone makes the checks that read data nothing else needs. Legend of shapes: F frames, C
+dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,11 @@
-"""Finding codes for raw Spartan episodes."""
+"""Rules of a raw Spartan episode: those of a pass, which `read` ends at the first error, and more.
+
+`open_episode` checks files and headers, which is enough for a survey; `read_values` inflates the
+arrays; `verify` alone makes the checks that read data nothing else needs.
+
+Legend of shapes: F frames, C dimensions. Source: formats/spartan 1, 2, 3, 4, 5, 10;
+formats/lbm-preprocessing 2.7.
+"""
 
 import hashlib
 import math
