@@ -84,7 +84,12 @@ class SharedPool:
         tensors = {name: value for name, value in items if _is_numpy_compatible(value)}
         shared = {name: self._share(value) for name, value in tensors.items() if _is_large(value)}
         small = {name: value.numpy() for name, value in tensors.items() if name not in shared}
-        self._release_unsent([tensor.buffer for tensor in shared.values()])
+        # Drops buffers that were not sent, which the trainer never returns, and surplus ones
+        sent = [tensor.buffer for tensor in shared.values()]
+        unsent = {id(buffer) for buffer in self._current} - {id(buffer) for buffer in sent}
+        count = self._max_batches * max(1, len(sent))
+        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in unsent][-count:]
+        self._current = []
         batch = {name: None if name in tensors else value for name, value in items}
         return BatchMessage(replace(micro_batch, batch=batch), shared, small)
 
@@ -99,13 +104,6 @@ class SharedPool:
         tensor = SharedTensor(self._current[-1], 0, value.dtype, value.shape, strides)
         tensor.view(tensor.buffer[_HEADER:]).copy_(value)
         return tensor
-
-    def _release_unsent(self, sent: Sequence[Tensor]) -> None:
-        """Drops buffers that were not sent, which the trainer never returns, and surplus ones."""
-        unsent = {id(buffer) for buffer in self._current} - {id(buffer) for buffer in sent}
-        count = self._max_batches * max(1, len(sent))
-        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in unsent][-count:]
-        self._current = []
 
 
 @dataclass(frozen=True)

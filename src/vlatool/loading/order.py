@@ -244,14 +244,23 @@ class _Stream:
                 code="data.no_samples",
             )
         # Of each span: data set, shard, first sample, number of samples.
-        self._owners, self._shards, self._offsets, self._lengths = _split_shards(
-            owners, shards, lengths, options.group if options.shuffle else self.size
+        longest = options.group if options.shuffle else self.size
+        counts = -(-lengths // longest)
+        rows = np.repeat(np.arange(len(lengths)), counts)
+        numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = numbers * longest
+        sizes = np.minimum(lengths[rows] - offsets, longest)
+        self._owners, self._shards, self._offsets, self._lengths = (
+            owners[rows].astype(np.int64),
+            shards[rows].astype(np.int64),
+            offsets,
+            sizes,
         )
 
     def ref(self, g: int) -> SampleRef:
         """Reference of the g-th sample of the endless order."""
         number, lane = g // self.size, g % self._lanes
-        epoch = self._epoch(number)
+        epoch = self._tables.get(("epoch", self._id, number), lambda: self._build_epoch(number))
         at = g // self._lanes - epoch.firsts[lane]
         if self._options.shuffle:
             at = self._shuffled(at, epoch.lengths[lane], number, lane)
@@ -286,9 +295,6 @@ class _Stream:
         key = (self._options.seed, "group", self._id, epoch, lane, group)
         (order,) = self._tables.get(key, lambda: (permutation(count, *key),))
         return start + int(order[within])
-
-    def _epoch(self, number: int) -> _Epoch:
-        return self._tables.get(("epoch", self._id, number), lambda: self._build_epoch(number))
 
     def _build_epoch(self, number: int) -> _Epoch:
         """The spans of an epoch in order, divided into the segments of the lanes.
@@ -351,17 +357,3 @@ def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
                 details={"key": "data.dataset_weighting", "dataset": dataset.name},
             )
     return counts
-
-
-def _split_shards(
-    owners: NDArray[Any], shards: NDArray[Any], lengths: NDArray[np.int64], longest: int
-) -> tuple[NDArray[np.int64], ...]:
-    """Splits shards into spans of at most `longest` samples; returns data set, shard, first sample
-    and number of samples of each span.
-    """
-    counts = -(-lengths // longest)
-    rows = np.repeat(np.arange(len(lengths)), counts)
-    numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    offsets = numbers * longest
-    sizes = np.minimum(lengths[rows] - offsets, longest)
-    return owners[rows].astype(np.int64), shards[rows].astype(np.int64), offsets, sizes

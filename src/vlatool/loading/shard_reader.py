@@ -199,7 +199,17 @@ class ShardReader:
                     remote[number] = byte_range
                 else:
                     fragments[number] = _read(shard.file, byte_range)
-            self._trim()
+            files = [key for key, shard in self._open.items() if shard.file is not None]
+            for key in files[: max(0, len(files) - _MAX_OPEN_FILES)]:
+                shard = self._open.pop(key)
+                assert shard.file is not None
+                shard.file.close()
+                self._indexes[key] = shard.index
+            _drop_oldest(self._indexes, [len(index.offsets) for index in self._indexes.values()])
+            if len(self._open) > len(files):
+                _drop_oldest(
+                    self._open, [len(shard.index.offsets) for shard in self._open.values()]
+                )
         try:
             contents = read_byte_ranges(remote.values(), _MAX_REQUESTS)
             fragments.update(zip(remote, contents, strict=True))
@@ -235,18 +245,6 @@ class ShardReader:
             return in_parallel(work, shards, _MAX_REQUESTS)
         return map(work, shards)
 
-    def _trim(self) -> None:
-        """Closes the least recently used files, and drops indexes above the limit."""
-        files = [key for key, shard in self._open.items() if shard.file is not None]
-        for key in files[: max(0, len(files) - _MAX_OPEN_FILES)]:
-            shard = self._open.pop(key)
-            assert shard.file is not None
-            shard.file.close()
-            self._indexes[key] = shard.index
-        _drop_oldest(self._indexes, [len(index.offsets) for index in self._indexes.values()])
-        if len(self._open) > len(files):
-            _drop_oldest(self._open, [len(shard.index.offsets) for shard in self._open.values()])
-
 
 def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
     """Removes the oldest entries until the number of indexed samples is within the limit."""
@@ -267,7 +265,13 @@ def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) ->
         if is_remote(shard.location):
             opened = _remote(cache, shard.location)
         else:
-            opened = _local(cache, shard.location, index)
+            file = shard.location.open("rb", buffering=0)
+            size = os.fstat(file.fileno()).st_size
+            if index is None:
+                index = cached_index(cache.files, FileVersion.of(shard.location))
+            if index is None or index.shard_bytes != size:
+                index = index_by_headers(shard.location)  # takes milliseconds: not worth caching
+            opened = _OpenShard(shard.location, index, file)
     except FileNotFoundError as error:
         raise _missing(error, shard.location) from None
     except OSError as error:
@@ -281,16 +285,6 @@ def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) ->
             details={"shard": str(shard.location), "samples": count, "expected": shard.size},
         )
     return opened
-
-
-def _local(cache: ShardCache, path: Path, index: ShardIndex | None) -> _OpenShard:
-    file = path.open("rb", buffering=0)
-    size = os.fstat(file.fileno()).st_size
-    if index is None:
-        index = cached_index(cache.files, FileVersion.of(path))
-    if index is None or index.shard_bytes != size:
-        index = index_by_headers(path)  # takes milliseconds: not worth caching
-    return _OpenShard(path, index, file)
 
 
 def _remote(cache: ShardCache, path: Path) -> _OpenShard:

@@ -352,7 +352,12 @@ class RoboticsPolicy:
     ) -> Iterator[tuple[str, Array]]:
         """Yields each action field with its chunks, float64 [B, past + T, C], in physical units."""
         rows = np.zeros((len(samples), 0))
-        for group, filled in equal_groups(self._shapes(samples)):
+        for group, filled in equal_groups(
+            [
+                tuple(getattr(value, "shape", None) for value in self._batcher([sample]).values())
+                for sample in samples
+            ]
+        ):
             rng = SeededRng([seeds[index] for index in filled], self._device)
             chunks = self._sample_chunks([samples[index] for index in filled], rng)
             if not rows.size:
@@ -362,16 +367,6 @@ class RoboticsPolicy:
         parts = np.split(rows, np.cumsum(widths)[:-1], axis=-1)
         for name, part in zip(self._data.action_fields, parts, strict=True):
             yield name, self._normalizer.denormalize(name, part)
-
-    def _shapes(self, samples: Sequence[DecodedSample]) -> list[tuple[Any, ...]]:
-        """Shapes that the batcher gives each sample by itself.
-
-        A longer instruction in a batch would pad the others.
-        """
-        return [
-            tuple(getattr(value, "shape", None) for value in self._batcher([sample]).values())
-            for sample in samples
-        ]
 
     def _sample_chunks(self, samples: Sequence[DecodedSample], rng: Rng) -> Array:
         """Normalized actions of samples with equal shapes [B, past + T, C of all fields]."""

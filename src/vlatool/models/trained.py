@@ -241,7 +241,14 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     if checkpoint == location and not run.config.is_file():
         raise without_run(run, checkpoint)
     manifest = CheckpointManifest.read(checkpoint)
-    chosen = _chosen(checkpoint, manifest, weights)
+    has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
+    if weights == "ema" and not has_averaged:
+        raise UsageError(
+            f"{checkpoint}: has no averaged weights",
+            hint="use --weights raw",
+            code="usage.no_ema",
+        )
+    chosen = "ema" if has_averaged and weights != "raw" else "raw"
     name = part_weights(_MODEL, averaged=chosen == "ema")
     if name not in manifest.files:
         raise DataError.at(
@@ -271,17 +278,6 @@ def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> Wei
             code="usage.no_ema" if weights == "ema" else "usage.no_raw",
         )
     return WeightsOrigin(text, files.weights, weights=files.kind)
-
-
-def _chosen(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) -> str:
-    has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
-    if requested == "ema" and not has_averaged:
-        raise UsageError(
-            f"{checkpoint}: has no averaged weights",
-            hint="use --weights raw",
-            code="usage.no_ema",
-        )
-    return "ema" if has_averaged and requested != "raw" else "raw"
 
 
 def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:

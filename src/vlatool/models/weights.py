@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
-from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -186,12 +186,10 @@ def _archive_problem(path: Path) -> str:
         return str(error)
     if any(entry.compress_type != ZIP_STORED for entry in entries):
         return "it is compressed"
-    size = sum(entry.file_size for entry in entries if _is_pickle(entry))
+    size = sum(
+        entry.file_size for entry in entries if (PurePosixPath(entry.filename).name == "data.pkl")
+    )
     return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
-
-
-def _is_pickle(entry: ZipInfo) -> bool:
-    return PurePosixPath(entry.filename).name == "data.pkl"
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:

@@ -120,7 +120,11 @@ def _packet_table(clip: Clip, size: int, changed: int) -> PacketTable:
         try:
             if _is_part(clip):
                 return _table_of_part(clip, container, stream)
-            return _table_of_file(container, list(_packets(container, stream)))
+            packets = list(_packets(container, stream))
+            times = sorted({packet.pts for packet in packets if packet.pts is not None})
+            if len(times) < len(packets) or container.format.name in TIMELESS_FORMATS:
+                return PacketTable(array("q"), [], [], len(packets))
+            return _table(times, packets, is_part=False)
         except av.error.FFmpegError as error:
             raise decode_error(clip.path, None, str(error)) from error
 
@@ -139,13 +143,6 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet
         for packet in container.demux(stream)
         if packet.size and not packet.is_discard
     )
-
-
-def _table_of_file(container: InputContainer, packets: list[_Packet]) -> PacketTable:
-    times = sorted({packet.pts for packet in packets if packet.pts is not None})
-    if len(times) < len(packets) or container.format.name in TIMELESS_FORMATS:
-        return PacketTable(array("q"), [], [], len(packets))
-    return _table(times, packets, is_part=False)
 
 
 def _table(times: list[int], packets: list[_Packet], *, is_part: bool) -> PacketTable:
@@ -419,7 +416,14 @@ class ParquetImages:
 
     def encoded(self, frame: int) -> bytes:
         """The stored bytes of an image."""
-        cell: Any = self._cell(self._rows[frame])
+        row = self._rows[frame]
+        cells = self._cells
+        if cells is None or not 0 <= row - self._first_row < len(cells):
+            try:
+                cells = self._cells = self._load_row_group(row)
+            except (pa.ArrowException, OSError) as error:
+                raise self._image_error(self._rows.index(row), str(error)) from error
+        cell: Any = cells[row - self._first_row].as_py()
         parts = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell,)
         for part in parts:
             if isinstance(part, bytes) and part:
@@ -467,15 +471,6 @@ class ParquetImages:
                     )
                 return read_file(path)
         raise self._image_error(frame, f"the image file {relative!r} is missing")
-
-    def _cell(self, row: int) -> object:
-        cells = self._cells
-        if cells is None or not 0 <= row - self._first_row < len(cells):
-            try:
-                cells = self._cells = self._load_row_group(row)
-            except (pa.ArrowException, OSError) as error:
-                raise self._image_error(self._rows.index(row), str(error)) from error
-        return cells[row - self._first_row].as_py()
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
         file = self._file = self._file or pq.ParquetFile(as_native_file(self.path))

@@ -113,7 +113,8 @@ class NpzArchive:
             self._file = open_tail(path)
             with zipfile.ZipFile(self._file) as archive:
                 infos = {info.filename: info for info in archive.infolist()}
-                self._ends = _member_ends(archive)
+                starts = sorted(info.header_offset for info in archive.infolist())
+                self._ends = dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
         except _READ_ERRORS as error:
             raise _read_error(path, None, error) from None
         self._infos = {
@@ -273,7 +274,11 @@ class NpzFrames:
         frame_bytes = self._header.length // len(self)
         try:
             if self._member is None or index < self._next:
-                self._rewind()
+                self.close()
+                self._file = open_byte_range(self._part)
+                self._member = InflatedMember(self._file, self._info)
+                _read_header(self._member)
+                self._next = 0
             assert self._member is not None
             for _ in range(self._next, index):
                 self._member.read(frame_bytes)
@@ -285,24 +290,11 @@ class NpzFrames:
         self._next = index + 1
         return np.frombuffer(data, self._header.dtype).reshape(self._header.shape[1:])
 
-    def _rewind(self) -> None:
-        self.close()
-        self._file = open_byte_range(self._part)
-        self._member = InflatedMember(self._file, self._info)
-        _read_header(self._member)
-        self._next = 0
-
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._member = None
-
-
-def _member_ends(archive: zipfile.ZipFile) -> dict[int, int]:
-    """Start offset of each member to the offset of the next one, or of the directory."""
-    starts = sorted(info.header_offset for info in archive.infolist())
-    return dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
 
 def _is_images(header: ArrayHeader, channels: int | None) -> bool:

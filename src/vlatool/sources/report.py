@@ -343,7 +343,13 @@ class _Survey:
                     known[part] = None
         for kind, sentences in episode.language.items():
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
-        self._add_fields(episode)
+        for name, values in episode.lowdim.items():
+            if name not in self.ranges:
+                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
+            problem = self.ranges[name].add(values)
+            if problem:
+                message = f"{episode.id}: field {name!r} {problem}"
+                self.warnings.setdefault("odd_field", []).append(message)
         self.warn(finding for finding in episode.findings if finding.severity != "info")
 
     def add_whole(self, ref: EpisodeRef, episode: Episode) -> None:
@@ -373,7 +379,14 @@ class _Survey:
 
     def facts(self, name: str, size: int) -> SourceFacts:
         """Facts of all episodes so far."""
-        self._warn_of_absent_fields()
+        total = len(self.lengths)
+        absent = [
+            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
+            for name, field in self.ranges.items()
+            if field.episodes < total
+        ]
+        if absent:
+            self.warnings["field_not_everywhere"] = absent
         return SourceFacts(
             format=name,
             episodes=len(self.lengths),
@@ -402,25 +415,6 @@ class _Survey:
             ),
             broken=tuple(self.broken),
         )
-
-    def _add_fields(self, episode: Episode) -> None:
-        for name, values in episode.lowdim.items():
-            if name not in self.ranges:
-                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
-            problem = self.ranges[name].add(values)
-            if problem:
-                message = f"{episode.id}: field {name!r} {problem}"
-                self.warnings.setdefault("odd_field", []).append(message)
-
-    def _warn_of_absent_fields(self) -> None:
-        total = len(self.lengths)
-        absent = [
-            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
-            for name, field in self.ranges.items()
-            if field.episodes < total
-        ]
-        if absent:
-            self.warnings["field_not_everywhere"] = absent
 
 
 # Name of the section of broken episodes in links.

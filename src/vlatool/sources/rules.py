@@ -113,13 +113,6 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
             yield IMAGES(code, text, episode=episode, camera=name, **location)
 
 
-def check_names(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
-    """Cameras whose names prevent an output; broken episodes are skipped."""
-    with suppress(DataError):
-        for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
-            yield finding_of_error(problem)
-
-
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
     """Findings for episodes that were renamed because their name was taken."""
     ids = {ref.id for ref in refs}
@@ -173,7 +166,9 @@ def check_source(
     refs = select(source.refs, episodes)
     if hasattr(reader, "check_source"):
         yield from _guarded(reader.check_source([location]))
-    yield from check_names(reader, refs)
+    with suppress(DataError):
+        for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
+            yield finding_of_error(problem)
     expected: Mapping[str, FieldSpec] = {}
     with suppress(DataError):
         expected = reader.survey(refs).fields

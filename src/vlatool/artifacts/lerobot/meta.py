@@ -175,16 +175,14 @@ def episode_tables(root: Path) -> Iterator[Path]:
         yield from sorted(root.glob(EPISODES_TABLES), key=natural_key)
         return
     for chunk in count():
-        files = (table_path(root, chunk, file) for file in range(CHUNKS_SIZE))
+        files = (
+            (root / EPISODES_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet")
+            for file in range(CHUNKS_SIZE)
+        )
         existing = list(takewhile(Path.is_file, files))
         yield from existing
         if len(existing) < CHUNKS_SIZE:
             return
-
-
-def table_path(root: Path, chunk: int, file: int) -> Path:
-    """Path of one table of the list of episodes."""
-    return root / EPISODES_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet"
 
 
 def missing_list_error(path: Path) -> DataError:

@@ -82,11 +82,6 @@ def table_columns(path: Path) -> tuple[str, ...]:
     return tuple(_footer(_file(path)).metadata.schema.to_arrow_schema().names)
 
 
-def table_length(path: Path) -> int:
-    """Number of rows of a file; raises as `table_columns`."""
-    return _footer(_file(path)).metadata.num_rows
-
-
 def check_is_data_file(path: Path, label: str) -> None:
     """Raises an error if `path` is missing or a Git LFS pointer; `label`: owner of the file in the
     message, such as `episode 3`.
@@ -124,7 +119,9 @@ def read_segment(segment: RowSegment, columns: Sequence[str] | None = None) -> p
     total = footer.metadata.num_rows
     first = min(segment.first, total)
     stop = total if segment.count is None else min(total, first + segment.count)
-    _check_count(stop - first)
+    rows = stop - first
+    if rows > MOST_ROWS:
+        raise pa.ArrowInvalid(f"it has {rows:,} rows; the limit is {MOST_ROWS:,}")
     if (first, stop) == (0, total):
         groups = range(len(footer.stops))
         _check_size(footer.metadata, groups, selected, _LARGEST_EPISODE)
@@ -146,11 +143,6 @@ def _row_group(file: _File, group: int, columns: tuple[str, ...]) -> pa.Table:
     _check_size(footer.metadata, [group], columns, _LARGEST_GROUP)
     with file.open(footer) as opened:
         return opened.read_row_group(group, columns=list(columns))
-
-
-def _check_count(rows: int) -> None:
-    if rows > MOST_ROWS:
-        raise pa.ArrowInvalid(f"it has {rows:,} rows; the limit is {MOST_ROWS:,}")
 
 
 def _check_size(
@@ -342,7 +334,7 @@ def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Ro
     try:
         columns = table_columns(path)
         table = read_segment(segment, [*requested, FRAME_INDEX])
-        total = table_length(path)
+        total = _footer(_file(path)).metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _damaged_error(path, episode, str(error)) from error
     if not total:

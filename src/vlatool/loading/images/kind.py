@@ -93,7 +93,15 @@ def _dataset(
     text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
 ) -> tuple[DataSet, tuple[int, ...]]:
     paths = find_shards(text, config.split)
-    _check_listed_once(text, paths)
+    if len(set(paths)) < len(paths):
+        seen: set[Path] = set()
+        twice = next(path for path in paths if path in seen or seen.add(path))
+        raise DataError(
+            f"{text}: lists {twice} twice",
+            hint="remove one entry; to weight data sets, use data.dataset_weighting",
+            code="data.duplicate_shard",
+            details={"shard": str(twice)},
+        )
     each = partial(in_parallel, max_concurrent=_MAX_REQUESTS) if any(map(is_remote, paths)) else map
     known = list(each(partial(_version_and_index, cache), paths))
     new = [version for version, index in known if index is None]
@@ -130,19 +138,6 @@ def _missing_as_data_error(path: Path) -> Generator[None]:
             code="data.missing_shard",
             details={"shard": str(path)},
         ) from None
-
-
-def _check_listed_once(text: str, paths: Sequence[Path]) -> None:
-    """Raises an error if a shard is listed twice: its samples would be counted twice."""
-    if len(set(paths)) < len(paths):
-        seen: set[Path] = set()
-        twice = next(path for path in paths if path in seen or seen.add(path))
-        raise DataError(
-            f"{text}: lists {twice} twice",
-            hint="remove one entry; to weight data sets, use data.dataset_weighting",
-            code="data.duplicate_shard",
-            details={"shard": str(twice)},
-        )
 
 
 NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"

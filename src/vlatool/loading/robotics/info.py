@@ -118,7 +118,13 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     for folder, entries in zip(folders, shards, strict=True):
         if not is_remote(folder.manifest):
             check_shards(folder.manifest, entries)
-    parts = _statistics(config, folders)
+    configured = config.dataset_statistics
+    mergeable = len(configured or folders) > 1
+    files = [
+        location(text) if text.endswith(".json") else data_folder(text).statistics_file
+        for text in configured
+    ] or [folder.statistics_file for folder in folders]
+    parts = [(read_mergeable if mergeable else read_stats)(path) for path in files]
     options = [_options(folder) for folder in folders]
     pasts = [int(row["past_lowdim_steps"]) for row in options]
     merged = _merged(config, parts, pasts)
@@ -139,17 +145,6 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
 def data_folder(text: str) -> ShardFolder:
     """Opens the data set at a folder or manifest of any scheme; DataError if there is none."""
     return ShardFolder.open(location(text))
-
-
-def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> list[Statistics]:
-    """Reads the configured statistics, or those of the data sets; several with their digests."""
-    configured = config.dataset_statistics
-    mergeable = len(configured or folders) > 1
-    files = [
-        location(text) if text.endswith(".json") else data_folder(text).statistics_file
-        for text in configured
-    ] or [folder.statistics_file for folder in folders]
-    return [(read_mergeable if mergeable else read_stats)(path) for path in files]
 
 
 def _merged(

@@ -202,7 +202,14 @@ class SampleDecoder:
             arrays = sample.arrays([*self._fields, *MASKS])
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
             fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
-            _check_finite(key, fields)
+            for name, values in fields.items():
+                if not np.isfinite(values).all():
+                    raise DataError(
+                        f"sample {key}: a value of {name!r} is not finite",
+                        hint="preprocess with --fail-on-nan to find the episode",
+                        code=f"data.{NOT_FINITE}",
+                        details={"sample": key, "field": name},
+                    )
             instruction = self._instruction(sample.language(), rng)
             images, image_mask = self._images(key, members, rng, buffer)
             return DecodedSample(
@@ -260,17 +267,6 @@ def _missing(key: str, member: str) -> DataError:
         code=f"data.{BROKEN_SAMPLE}",
         details={"sample": key, "member": member},
     )
-
-
-def _check_finite(key: str, fields: Mapping[str, Array]) -> None:
-    for name, values in fields.items():
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"sample {key}: a value of {name!r} is not finite",
-                hint="preprocess with --fail-on-nan to find the episode",
-                code=f"data.{NOT_FINITE}",
-                details={"sample": key, "field": name},
-            )
 
 
 def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:

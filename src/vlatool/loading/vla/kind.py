@@ -35,7 +35,7 @@ from vlatool.loading.base import (
     Target,
 )
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, check_frame, episode_named
-from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample, VlaShape
+from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import VlaFolder, VlaInfo, episode_spans, load_info
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
@@ -70,7 +70,7 @@ class VlaReader:
     ) -> list[VlaSample | DroppedSample]:
         """Returns the samples, their images in one buffer; see `loading.base.ReadsIntoBuffer`."""
         del rngs
-        shape = _images_shape(self._info.first.shape)
+        shape = self._info.first.shape.past_images, *self._info.first.shape.image_size, 3
         rows = allocate(len(refs) * math.prod(shape)).reshape(len(refs), *shape)
         results: list[VlaSample | DroppedSample] = []
         used = 0
@@ -91,10 +91,6 @@ class VlaReader:
 
     def __reduce__(self) -> tuple[type["VlaReader"], tuple[VlaInfo]]:
         return (VlaReader, (self._info,))
-
-
-def _images_shape(shape: VlaShape) -> tuple[int, int, int, int]:
-    return shape.past_images, *shape.image_size, 3
 
 
 def sample_key(folder: VlaFolder, number: int) -> str:
@@ -185,7 +181,12 @@ def check_samples(info: VlaInfo, reporter: Reporter = NULL) -> None:
     with reporter.progress("checking samples", -(-count // step), "samples") as bar:
         for folder, number in islice(_numbers(local), 0, None, step):
             try:
-                _check_images(folder, read_sample(folder, number).images, known)
+                names = read_sample(folder, number).images
+                for path in dict.fromkeys(map(folder.image_path, names)):
+                    if path.parent not in known:
+                        known[path.parent] = file_names(path.parent)
+                    if path.name not in known[path.parent]:
+                        raise UnusableError(MISSING_IMAGE, f"the image {path} is missing")
             except UnusableError as error:
                 reason, message = error.args
                 key = sample_key(folder, number)
@@ -204,17 +205,6 @@ def _numbers(folders: list[VlaFolder]) -> Iterator[tuple[VlaFolder, int]]:
         for span in folder.spans:
             for number in range(span.first, span.first + span.size):
                 yield folder, number
-
-
-def _check_images(
-    folder: VlaFolder, names: tuple[str, ...], known: dict[Path, frozenset[str]]
-) -> None:
-    """Raises `UnusableError` for a missing image; each folder of images is listed once."""
-    for path in dict.fromkeys(map(folder.image_path, names)):
-        if path.parent not in known:
-            known[path.parent] = file_names(path.parent)
-        if path.name not in known[path.parent]:
-            raise UnusableError(MISSING_IMAGE, f"the image {path} is missing")
 
 
 _FRAME = re.compile(r"_frame_(\d+)\Z")

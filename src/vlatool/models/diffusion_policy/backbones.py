@@ -121,8 +121,15 @@ class ClipTowers(nn.Module):
         # A buffer, because a scalar parameter cannot be sharded.
         self.model.register_buffer("logit_scale", temperature)
         for tower in (self.model.text_model, self.model.vision_model):
-            _simplify(tower)
-        _pool_in_last_layer(self.model.vision_model)
+            if tower.config.hidden_act == "quick_gelu":
+                for layer in tower.encoder.layers:
+                    layer.mlp.activation_fn = QuickGelu()
+        # Lets the last layer compute only its first token, because no other token is pooled
+        if self.model.vision_model.config.attention_dropout == 0 and len(
+            self.model.vision_model.encoder.layers
+        ):
+            last = self.model.vision_model.encoder.layers[-1]
+            last.__class__ = type("FirstTokenLayer", (type(last),), {"forward": _first_token})
         if config.disable_text or config.freeze_text_encoder:
             self.model.text_model.requires_grad_(requires_grad=False)
         if config.disable_text:
@@ -150,20 +157,6 @@ class QuickGelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Element-wise, for any shape."""
         return functional.silu(x * _QUICK_GELU_FACTOR) * (1 / _QUICK_GELU_FACTOR)
-
-
-def _simplify(tower: Any) -> None:
-    """Replaces the activation of a tower by the equal `QuickGelu`, if it is `quick_gelu`."""
-    if tower.config.hidden_act == "quick_gelu":
-        for layer in tower.encoder.layers:
-            layer.mlp.activation_fn = QuickGelu()
-
-
-def _pool_in_last_layer(tower: Any) -> None:
-    """Lets the last layer compute only its first token, because no other token is pooled."""
-    if tower.config.attention_dropout == 0 and len(tower.encoder.layers):
-        last = tower.encoder.layers[-1]
-        last.__class__ = type("FirstTokenLayer", (type(last),), {"forward": _first_token})
 
 
 def _first_token(layer: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -111,7 +111,15 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
         )
     experiment = Experiment(files.config.parent)
     tree = experiment.tree()
-    _check_type(experiment, tree)
+    section = tree.get("model")
+    kind = section.get("type") if isinstance(section, dict) else None
+    if kind != "diffusion_policy":
+        raise DataError.at(
+            experiment.config,
+            f"the model type is {kind!r}, expected 'diffusion_policy'",
+            hint="give the experiment of a policy",
+            code="data.no_policy",
+        )
     lenient = ReadOptions(compat=True)
     files_read = experiment.config_files
     config = load_config(TrainedConfig, files=files_read, read_options=lenient).config
@@ -126,18 +134,6 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     if not experiment.is_export:
         model = _with_image_words(model)
     return OpenedExperiment(data, model, assets, _tokenizer_folder(experiment))
-
-
-def _check_type(experiment: Experiment, tree: Mapping[str, Any]) -> None:
-    section = tree.get("model")
-    kind = section.get("type") if isinstance(section, dict) else None
-    if kind != "diffusion_policy":
-        raise DataError.at(
-            experiment.config,
-            f"the model type is {kind!r}, expected 'diffusion_policy'",
-            hint="give the experiment of a policy",
-            code="data.no_policy",
-        )
 
 
 def _with_recorded(

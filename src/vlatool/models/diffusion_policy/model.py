@@ -25,7 +25,6 @@ from vlatool.models.diffusion_policy.config import (
     CausalLMConfig,
     DdimConfig,
     DdpmConfig,
-    DenoiserSection,
     DiffusionPolicyConfig,
     NoiseConfig,
     NormType,
@@ -386,17 +385,14 @@ class NativeTransformer(nn.Module):
         """[B, S, D] to the hidden state [B, S, D] after the last block."""
         if self.post_embed_norm is not None:
             x_BSD = self.post_embed_norm(x_BSD)
-        cos_sin = self._cos_sin(x_BSD.shape[1])
-        for layer in self.layers:
-            x_BSD = layer(x_BSD, cos_sin)
-        return x_BSD
-
-    def _cos_sin(self, length: int) -> Tensor | None:
-        """Cosines and sines of positions, computed once for all layers."""
+        length = x_BSD.shape[1]
         rotary = next(
             (module for module in self.modules() if isinstance(module, RotaryPositions)), None
         )
-        return None if rotary is None else rotary.cos_sin(length)
+        cos_sin = None if rotary is None else rotary.cos_sin(length)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, cos_sin)
+        return x_BSD
 
     def blocks(self) -> Sequence[nn.Module]:
         """The layers."""
@@ -415,16 +411,13 @@ class CausalLM(nn.Module):
         self._config = config
         self.model = self._build(config.architecture)
         self.width: int = self.model.config.get_text_config().hidden_size
-        self._drop_embeddings()
+        self.model.set_input_embeddings(nn.Identity())
+        self.model.set_output_embeddings(nn.Identity())
 
     @staticmethod
     def _build(architecture: Mapping[str, Any]) -> Any:
         auto = transformers().AutoModelForCausalLM
         return build_network(architecture, partial(auto.from_config, trust_remote_code=False))
-
-    def _drop_embeddings(self) -> None:
-        self.model.set_input_embeddings(nn.Identity())
-        self.model.set_output_embeddings(nn.Identity())
 
     def load_base(self) -> None:
         """Loads the published weights of the base model."""
@@ -443,11 +436,6 @@ class CausalLM(nn.Module):
 
 
 DENOISERS: Mapping[str, Any] = {"transformer": NativeTransformer, "transformer_hf": CausalLM}
-
-
-def build_denoiser(config: DenoiserSection) -> Any:
-    """The denoiser that the `type` of a section names."""
-    return DENOISERS[config.type](config)
 
 
 class DiffusionPolicy(nn.Module):
@@ -469,7 +457,7 @@ class DiffusionPolicy(nn.Module):
         self.action_encode = nn.Linear(config.action_dim, width)
         observed = config.proprioception_dim or 0
         self.proprioception_encode = nn.Linear(observed, width) if observed else None
-        self.transformer = build_denoiser(config.transformer)
+        self.transformer = DENOISERS[config.transformer.type](config.transformer)
         self.output_layer = nn.Linear(width, config.action_dim)
         # The published code adds it in validation too.
         self.input_noise = InputNoise(config.input_noise_std)

@@ -4,7 +4,7 @@ Source: formats/published-runs 4, 4.1. Weight names are those of the published m
 a policy does not use are left out at import, with a note, and created again at export.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,10 @@ def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
 def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
     """The state dict in the content of a published file: raw or averaged weights."""
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
-    if not isinstance(state, Mapping) or not _are_tensors(state):
+    if not isinstance(state, Mapping) or not (
+        bool(state)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
         raise DataError.at(
             path,
             "the file holds no weights",
@@ -234,12 +237,6 @@ def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
             code="data.no_weights",
         )
     return state
-
-
-def _are_tensors(state: Mapping[Any, Any]) -> bool:
-    return bool(state) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    )
 
 
 _PART, _OPTIMIZER = "model", "main"
@@ -303,7 +300,14 @@ def _moments(
             by_name: dict[str, Any] = dict(without_wrappers(rows))
             yield from by_name.items()
             return
-        named = _groups(trainable_names(config, state), groups)
+        # The names in the order of the groups of an optimizer, without weight decay first
+        names = trainable_names(config, state)
+        plain = [name for name in names if not decays_by_name(name)]
+        decayed = [name for name in names if decays_by_name(name)]
+        counts = [len(group["params"]) for group in groups]
+        if counts != [len(plain), len(decayed)]:
+            raise ValueError(f"groups of {counts}, expected {[len(plain), len(decayed)]}")
+        named = [*plain, *decayed]
         numbers = [number for group in groups for number in group["params"]]
         for number, name in zip(numbers, named, strict=True):
             if number in rows:
@@ -333,16 +337,6 @@ def _frozen_prefixes(config: DiffusionPolicyConfig) -> Iterator[str]:
     if isinstance(backbone, ClipBackboneConfig):
         yield from [f"{_CLIP}text_model."] if backbone.freeze_text_encoder else []
         yield from [f"{_CLIP}vision_model."] if backbone.freeze_image_encoder else []
-
-
-def _groups(names: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """The names in the order of the groups of an optimizer, without weight decay first."""
-    plain = [name for name in names if not decays_by_name(name)]
-    decayed = [name for name in names if decays_by_name(name)]
-    counts = [len(group["params"]) for group in groups]
-    if counts != [len(plain), len(decayed)]:
-        raise ValueError(f"groups of {counts}, expected {[len(plain), len(decayed)]}")
-    return [*plain, *decayed]
 
 
 def _of_network(

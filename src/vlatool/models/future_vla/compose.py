@@ -151,7 +151,15 @@ def _joined(
         stock,
         {name: shape for name, shape in qwen.shapes.items() if not (is_tied and name == _TIED)},
     )
-    random = _convolutions(shapes, seed)
+    # Normal weights and biases of 0 of the convolutions
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, Tensor] = {}
+    for name in sorted(name for name in shapes if name.startswith(_CONVOLUTIONS)):
+        value = torch.zeros(shapes[name])
+        if value.dim() > 1:
+            value.normal_(std=_STD, generator=generator)
+        drawn[name] = value
+    random = drawn
 
     def read(name: str) -> Tensor:
         if name in random:
@@ -234,18 +242,6 @@ def _tiny_qwen(ids: Mapping[str, int], rows: int) -> dict[str, Any]:
         "text_config": text,
         "vision_config": vision,
     }
-
-
-def _convolutions(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Normal weights and biases of 0 of the convolutions."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn: dict[str, Tensor] = {}
-    for name in sorted(name for name in shapes if name.startswith(_CONVOLUTIONS)):
-        value = torch.zeros(shapes[name])
-        if value.dim() > 1:
-            value.normal_(std=_STD, generator=generator)
-        drawn[name] = value
-    return drawn
 
 
 def _check_tensors(

@@ -104,7 +104,14 @@ def fit_to_data(
             code="data.other_numbers",
             details={"samples": list(data.sizes), "weights": list(tokens.sizes)},
         )
-    _check_rows(config, tokens)
+    assert config.qwen is not None
+    rows = int(config.qwen["text_config"]["vocab_size"])
+    if tokens.vocabulary > rows:
+        raise DataError(
+            f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
+            hint="use the tokenizer and the weights of one model",
+            code="data.tokenizer_mismatch",
+        )
     before = config.numbers.model_dump()
     for key, digest in data.digests.items():
         if before[key] and digest and before[key] != digest:
@@ -203,18 +210,6 @@ def _with_task(info: VlaInfo, task: str, kind: Kind) -> Iterator[str]:
             talk: Conversation = folder.samples.sample(number).conversation
             if (talk.task, talk.kind) == (task, kind):
                 yield sample_key(folder, number)
-
-
-def _check_rows(config: FutureVlaConfig, tokens: TokenIds) -> None:
-    """Raises DataError if the embedding lacks rows for some token ids."""
-    assert config.qwen is not None
-    rows = int(config.qwen["text_config"]["vocab_size"])
-    if tokens.vocabulary > rows:
-        raise DataError(
-            f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
-            hint="use the tokenizer and the weights of one model",
-            code="data.tokenizer_mismatch",
-        )
 
 
 def _sizes_text(sizes: SampleSizes) -> str:

@@ -153,7 +153,16 @@ class FutureVla(nn.Module):
         self.model = nn.ModuleDict({"visual": tower, "language_model": LanguageModel(text)})
         if not qwen.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._initialize(text.initializer_range)
+        # Draws random weights: normal with `std`, biases 0, norms 1
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
+                nn.init.normal_(module.weight, std=text.initializer_range)
+                bias = getattr(module, "bias", None)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+            elif isinstance(module, DINOv3ViTEmbeddings):
+                nn.init.normal_(module.cls_token, std=text.initializer_range)
+                nn.init.normal_(module.register_tokens, std=text.initializer_range)
         self._freeze()
         if config.lora.rank:
             add_adapters(self.language_model, config.lora.rank, config.lora.alpha)
@@ -289,18 +298,6 @@ class FutureVla(nn.Module):
         ]
         is_image = is_image[..., None]
         return torch.where(is_image, placed[0], hidden), [level * is_image for level in placed[1:]]
-
-    def _initialize(self, std: float) -> None:
-        """Draws random weights: normal with `std`, biases 0, norms 1."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-                bias = getattr(module, "bias", None)
-                if bias is not None:
-                    nn.init.zeros_(bias)
-            elif isinstance(module, DINOv3ViTEmbeddings):
-                nn.init.normal_(module.cls_token, std=std)
-                nn.init.normal_(module.register_tokens, std=std)
 
     def _freeze(self) -> None:
         """Freezes what the config says, and parameters that no result depends on."""

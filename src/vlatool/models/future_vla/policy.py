@@ -232,7 +232,8 @@ class AnswerDecoder:
         for rows, filled in equal_groups([len(prompt.ids) for prompt in prompts]):
             reading = self._read([prompts[row] for row in filled], [begin] * len(filled))
             decoded = self._actions(reading, images[filled])
-            answers = _replaced(answers, rows, decoded)
+            chosen = dict(zip(rows, decoded, strict=False))
+            answers = [chosen.get(row, answer) for row, answer in enumerate(answers)]
         return answers
 
     def codes(
@@ -341,13 +342,6 @@ class _Reading:
         positions = (self._next[:, None] + steps)[:, None].expand(-1, 3, -1)
         self._next = self._next + ids.shape[1]
         return self._network(ids, positions, cache=self._cache)[:, -1]
-
-
-def _replaced(
-    answers: list[list[int]], rows: Sequence[int], decoded: Sequence[list[int]]
-) -> list[list[int]]:
-    chosen = dict(zip(rows, decoded, strict=False))
-    return [chosen.get(row, answer) for row, answer in enumerate(answers)]
 
 
 # Frame rate of LIBERO, for published samples, which do not say.

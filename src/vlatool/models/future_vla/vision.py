@@ -253,7 +253,9 @@ class VisionTower(nn.Module):
         """Bilinear interpolation of the table to a grid, float32 [S, S, C]."""
         size = math.isqrt(self.config.num_position_embeddings)
         table = self.pos_embed.weight.unflatten(0, (size, size)).float()
-        weights = _interpolation(side, size, table.device)
+        at = torch.linspace(0, size - 1, side, dtype=torch.float32, device=table.device)
+        points = torch.arange(size, dtype=torch.float32, device=table.device)
+        weights = (1 - (at[:, None] - points).abs()).clamp(min=0)
         # Products of matrices instead of a gather, whose gradient has no fixed order of sums.
         with torch.autocast(table.device.type, enabled=False):
             rows = torch.einsum("ia,abc->ibc", weights, table)
@@ -282,10 +284,3 @@ def _squares(grid: Tensor, merge: int) -> Tensor:
     side = grid.shape[-2] // merge
     split = grid.unflatten(-3, (side, merge)).unflatten(-2, (side, merge))
     return split.transpose(-4, -3).flatten(-5, -2)
-
-
-def _interpolation(side: int, size: int, device: torch.device) -> Tensor:
-    """Weights [side, size] of linear interpolation from `size` points to `side`, ends aligned."""
-    at = torch.linspace(0, size - 1, side, dtype=torch.float32, device=device)
-    points = torch.arange(size, dtype=torch.float32, device=device)
-    return (1 - (at[:, None] - points).abs()).clamp(min=0)

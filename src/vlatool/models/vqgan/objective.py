@@ -278,13 +278,6 @@ def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | N
         module.load_state_dict(loaded.state_dict())
 
 
-def lecam_part(parts: Mapping[str, Part]) -> LecamEma | None:
-    """Returns the running means of the discriminator; None without a discriminator."""
-    means = parts["lecam"].module if "lecam" in parts else None
-    assert means is None or isinstance(means, LecamEma)
-    return means
-
-
 # Weight decay does not apply to parameters with one of these in their name, or with fewer than two
 # axes. Source: reference/titok 5.2.
 _UNDECAYED = (
@@ -313,7 +306,10 @@ class PixelObjective(Objective):
     ) -> None:
         self._losses = losses
         self._foreground = ForegroundRule(losses, parts)
-        self._means = lecam_part(parts)
+        # Returns the running means of the discriminator; None without a discriminator
+        means = parts["lecam"].module if "lecam" in parts else None
+        assert means is None or isinstance(means, LecamEma)
+        self._means = means
         self._of_step: tuple[Tensor, Tensor] | None = None
         self._revival = RevivalRule(parts)
         self._has_entropy = computes_by_global_batch(parts["model"].module)

@@ -149,7 +149,12 @@ class _StreamEncoder:
     def file(self, frame: int, oldest: int) -> bytes:
         """The encoded frame; frames before `oldest` are discarded."""
         while frame not in self._encoded:
-            self._await_batch()
+            self.prefetch()
+            assert self._next is not None
+            frames, future = self._next
+            self._encoded.update(zip(frames, future.result(), strict=True))
+            self._next = None
+            self.prefetch()
         self._encoded = {n: data for n, data in self._encoded.items() if n >= oldest}
         return self._encoded[frame]
 
@@ -158,14 +163,6 @@ class _StreamEncoder:
         if self._next is None and self._waiting:
             frames = self._waiting.popleft()
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
-
-    def _await_batch(self) -> None:
-        self.prefetch()
-        assert self._next is not None
-        frames, future = self._next
-        self._encoded.update(zip(frames, future.result(), strict=True))
-        self._next = None
-        self.prefetch()
 
 
 RANGES = "ranges"

@@ -332,7 +332,32 @@ class EpisodeWriter:
             tasks = dict(enumerate(listed))
             table = table.append_column(TASK_INDEX, pa.array(np.zeros(len(table), np.int64)))
         parts = _Parts()
-        self._write_cameras(ref, episode, recording, parts)
+        for name, column in self.layout.cameras.items():
+            if name not in episode.cameras:
+                raise _camera_error(ref, name, "has no images in this episode")
+            source = episode.cameras[name]
+            if len(source) < episode.num_frames:
+                raise _camera_error(
+                    ref, name, f"has {len(source)} images for {episode.num_frames} frames"
+                )
+            if column in self.layout.videos:
+                count = episode.num_frames
+                clip = getattr(source, "clip", None) if self.config.copy_videos else None
+                copied = self._copied(clip, count)
+                if copied is None:
+                    sampled = ImageStatistics()
+                    encoded = self._encoded(column, source, count, sampled)
+                    parts.stats[column] = sampled.entry()
+                else:
+                    encoded = copied
+                    parts.stats[column] = _published(recording, column) or _sampled(
+                        column, source, count
+                    )
+                self._store_clip(ref, column, encoded, parts, copied=copied is not None)
+            else:
+                parts.images[column] = _stored_images(name, source, episode, column, parts)
+        for column in self.layout.depth:
+            self._copy_depth(ref, column, episode, recording, parts)
         self._write_rows(ref, table, parts)
         facts = {
             "rows": len(table),
@@ -362,48 +387,6 @@ class EpisodeWriter:
         ]
         arrays = {TASK_INDEX: table.column(TASK_INDEX).to_numpy()}
         return arrays | (to_arrays(rows_statistics(columns)) if columns else {})
-
-    def _write_cameras(
-        self, ref: EpisodeRef, episode: Episode, recording: Any, parts: _Parts
-    ) -> None:
-        for name, column in self.layout.cameras.items():
-            if name not in episode.cameras:
-                raise _camera_error(ref, name, "has no images in this episode")
-            source = episode.cameras[name]
-            if len(source) < episode.num_frames:
-                raise _camera_error(
-                    ref, name, f"has {len(source)} images for {episode.num_frames} frames"
-                )
-            if column in self.layout.videos:
-                self._write_video(ref, column, source, episode, recording, parts)
-            else:
-                parts.images[column] = _stored_images(name, source, episode, column, parts)
-        for column in self.layout.depth:
-            self._copy_depth(ref, column, episode, recording, parts)
-
-    def _write_video(
-        self,
-        ref: EpisodeRef,
-        feature: str,
-        source: FrameSource,
-        episode: Episode,
-        recording: Any,
-        parts: _Parts,
-    ) -> None:
-        """Copies the clip of a camera, else encodes its images."""
-        count = episode.num_frames
-        clip = getattr(source, "clip", None) if self.config.copy_videos else None
-        copied = self._copied(clip, count)
-        if copied is None:
-            sampled = ImageStatistics()
-            encoded = self._encoded(feature, source, count, sampled)
-            parts.stats[feature] = sampled.entry()
-        else:
-            encoded = copied
-            parts.stats[feature] = _published(recording, feature) or _sampled(
-                feature, source, count
-            )
-        self._store_clip(ref, feature, encoded, parts, copied=copied is not None)
 
     def _copied(self, clip: Clip | None, count: int) -> EncodedClip | None:
         if clip is None:
@@ -478,7 +461,12 @@ def copied_rows(
         name: layout.features[name] for name in depth
     }
     arrays = {name: _cast(table, name, declared, path) for name, declared in taken.items()}
-    tasks = _tasks(recording, table, episode)
+    known = task_sentences(recording)
+    used: set[int] = set()
+    for name in (TASK_INDEX, *filter(_is_annotation, table.column_names)):
+        if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
+            used |= {value for value in table.column(name).to_pylist() if value is not None}
+    tasks = {index: known[index] for index in sorted(used) if index in known}
     indices = table.column(TASK_INDEX) if TASK_INDEX in table.column_names and len(tasks) else None
     if indices is None or not {*indices.to_pylist()} <= {*tasks}:
         first = next((index for index, text in tasks.items() if text == episode.task), None)
@@ -488,16 +476,6 @@ def copied_rows(
         indices = pa.array(np.full(len(table), first, np.int64))
     arrays[TASK_INDEX] = pa.array(indices.to_numpy(), pa.int64())
     return pa.table(arrays), tasks, recording.tasks
-
-
-def _tasks(recording: EpisodeFiles, table: pa.Table, episode: Episode) -> dict[int, str]:
-    """Sentences of the task indices that rows and annotations use."""
-    known = task_sentences(recording)
-    used: set[int] = set()
-    for name in (TASK_INDEX, *filter(_is_annotation, table.column_names)):
-        if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
-            used |= {value for value in table.column(name).to_pylist() if value is not None}
-    return {index: known[index] for index in sorted(used) if index in known}
 
 
 def _is_annotation(name: str) -> bool:

@@ -159,7 +159,10 @@ class FileWriter:
         columns |= automatic_columns(frames, self.rate, part.number, part.first_row)
         columns["task_index"] = table.column("task_index")
         for name in ("task_index", *self.annotations) if part.tasks else ():
-            columns[name] = _mapped(columns[name], dict(part.tasks))
+            column = columns[name]
+            numbers = dict(part.tasks)
+            values = [numbers.get(value, value) for value in column.to_pylist()]
+            columns[name] = pa.array(values, column.type)
         return pa.table({name: columns[name] for name in self.columns})
 
 
@@ -174,11 +177,6 @@ def automatic_columns(
         first_row + frames,
     )
     return dict(zip(AUTOMATIC, map(pa.array, values), strict=False))
-
-
-def _mapped(column: pa.ChunkedArray, numbers: Mapping[int, int]) -> pa.Array:
-    values = [numbers.get(value, value) for value in column.to_pylist()]
-    return pa.array(values, column.type)
 
 
 def write_files(
@@ -251,7 +249,11 @@ class Numbering:
         self.episodes = 0
         self.frames = 0  # number of rows of all episodes
         self._config, self._layout = config, layout
-        self._tasks = _first_tasks(task_tables)
+        tasks: dict[str, int] = {}
+        for table in task_tables:
+            for _, text in sorted(table.items()):
+                tasks.setdefault(text, len(tasks))
+        self._tasks = tasks
         self._columns, self._automatic = StatisticsAccumulator(), StatisticsAccumulator()
         self._images: dict[str, list[Array]] = {}
         self._cameras: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -424,15 +426,6 @@ class Numbering:
         automatic = rows_statistics([times, frames, numbers, first_row + frames, tasks])
         self._automatic.add(automatic)
         return stats | dict(column_entries(automatic, dict.fromkeys(AUTOMATIC, 1)))
-
-
-def _first_tasks(tables: Sequence[Mapping[int, str]]) -> dict[str, int]:
-    """Sentence to task index of the sources; that of a single one keeps its order."""
-    tasks: dict[str, int] = {}
-    for table in tables:
-        for _, text in sorted(table.items()):
-            tasks.setdefault(text, len(tasks))
-    return tasks
 
 
 _CAMERAS = "observation.images."

@@ -78,7 +78,15 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     columns = next(filter(None, map(column_names, dict.fromkeys(data_files.values()))), None)
     # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
-    videos = _videos(info, finder, lines)
+    cameras = [feature.name for feature in info.features.values() if feature.dtype == "video"]
+    videos = {
+        camera: {
+            line.number: path
+            for line in lines
+            if (path := finder.video_file(line, camera)) is not None
+        }
+        for camera in cameras
+    }
     dataset = Dataset(
         root,
         info,
@@ -87,7 +95,9 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         select_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
         select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
     )
-    check_task_column(root, info, config.task_column, columns)
+    known = dict.fromkeys([*info.features, *(columns or ())])
+    if config.task_column is not None and config.task_column not in known:
+        raise unknown_field(config.task_column, list(known), root / INFO_FILE, "task column")
     if (lost := _lost_videos(dataset, videos, finder.existing)) is not None:
         findings.append(lost)
         dataset = replace(dataset, is_without_videos=True)
@@ -98,19 +108,6 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
 
 
 _Videos = Mapping[str, Mapping[int, Path]]
-
-
-def _videos(info: Info, finder: FileFinder, lines: Sequence[EpisodeLine]) -> _Videos:
-    """Map from camera to the video of each episode, by its number."""
-    cameras = [feature.name for feature in info.features.values() if feature.dtype == "video"]
-    return {
-        camera: {
-            line.number: path
-            for line in lines
-            if (path := finder.video_file(line, camera)) is not None
-        }
-        for camera in cameras
-    }
 
 
 def _episodes(
@@ -309,12 +306,3 @@ def _requested_field(root: Path, info: Info, name: str) -> str:
             details={"field": name, "known": numeric, "path": str(root / INFO_FILE)},
         )
     return name
-
-
-def check_task_column(
-    root: Path, info: Info, column: str | None, columns: Sequence[str] | None
-) -> None:
-    """Raises DataError if the task column is neither a feature nor a column."""
-    known = dict.fromkeys([*info.features, *(columns or ())])
-    if column is not None and column not in known:
-        raise unknown_field(column, list(known), root / INFO_FILE, "task column")

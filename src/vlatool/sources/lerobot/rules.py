@@ -65,7 +65,10 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     name = f"episode {files.number}"
     if not files.is_listed:
         report.add_error(_unlisted_error(files))
-    columns = _columns(files, config)
+    dataset = files.dataset
+    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
+    task_column = [config.task_column] if config.task_column else []
+    columns = [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
     segment = _segment(files, name, report)
     rows = report.attempt(partial(read_rows, segment, name, columns)) if segment else None
     missing = dict(_missing_cameras(files, rows))
@@ -104,14 +107,6 @@ def _unlisted_error(files: EpisodeFiles) -> DataError:
         code="data.unlisted_episode",
         details={"path": str(files.rows.path), "episode": files.number},
     )
-
-
-def _columns(files: EpisodeFiles, config: LeRobotConfig) -> list[str]:
-    """Columns to read from the parquet file."""
-    dataset = files.dataset
-    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
-    task_column = [config.task_column] if config.task_column else []
-    return [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
 
 
 def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:

@@ -547,7 +547,11 @@ class EpisodeLint:
         ):
             for name, values in fields.items():
                 self._check_field(file, name, values)
-        self._check_motion()
+        fields = self._values.observed.items()
+        poses = [values for name, values in fields if "__actual__poses__" in name]
+        is_long = poses and min(map(len, poses)) > 1
+        if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
+            self._note("no_motion", OBSERVATIONS, "no measured pose changes")
         self._check_alignment()
         self._check_instruction()
 
@@ -653,13 +657,6 @@ class EpisodeLint:
             frame, count = int(frames.argmax()), int(frames.sum())
             message = f"{name!r} {problem} in {counted(count, 'frame')}, first at frame {frame}"
             self._note(code, file, message, field=name, frame=frame, count=count)
-
-    def _check_motion(self) -> None:
-        fields = self._values.observed.items()
-        poses = [values for name, values in fields if "__actual__poses__" in name]
-        is_long = poses and min(map(len, poses)) > 1
-        if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
-            self._note("no_motion", OBSERVATIONS, "no measured pose changes")
 
     def _check_alignment(self) -> None:
         """Compares action[t] with desired[t + 1]."""
