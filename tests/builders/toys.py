@@ -17,7 +17,15 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataSet, DroppedSample, LoadingConfig, SampleRef, ShardInfo
+from vlatool.loading.base import (
+    DataKind,
+    DataSet,
+    DroppedSample,
+    LoadingConfig,
+    SampleReader,
+    SampleRef,
+    ShardInfo,
+)
 from vlatool.models.base import ModelType, Objective, Part
 
 WIDTH, LENGTH, TOKENS = 4, 6, 11
@@ -85,7 +93,7 @@ class NumbersInfo:
 
 
 @dataclass
-class NumbersReader:
+class NumbersReader(SampleReader):
     datasets: tuple[DataSet, ...]
 
     def read(self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
@@ -101,7 +109,7 @@ class NumbersReader:
         return Row(key, np.array(values))
 
 
-class NumbersKind:
+class NumbersKind(DataKind):
     name: ClassVar[str] = "numbers"
     Config: ClassVar[type[LoadingConfig]] = NumbersConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("folders",)

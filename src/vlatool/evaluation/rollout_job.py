@@ -29,7 +29,7 @@ from vlatool.jobs.inputs import input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 from vlatool.storage.atomic import write_bytes, write_json
 
 REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"

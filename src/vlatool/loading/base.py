@@ -8,7 +8,7 @@ data. The order of samples is the same for all kinds: see `loading.order`.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -208,29 +208,19 @@ class SampleReader(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Prefetching(Protocol):
-    """A sample reader that can download samples in the background."""
-
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Starts to download the samples of a later call `read(refs, ...)`."""
-        ...
-
-
-@runtime_checkable
-class ReadsIntoBuffer(Protocol):
-    """A sample reader that can write the large arrays of several samples into one buffer."""
 
     def read_into(
         self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], allocate: Allocate
     ) -> list[Any]:
-        """Same as `SampleReader.read`, with arrays in memory that `allocate` returns.
+        """Same as `read`, with large arrays in memory that `allocate` returns.
 
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
         `loading.loader.stack_rows`.
         """
-        ...
+        del allocate
+        return self.read(refs, rngs)
 
 
 @dataclass(frozen=True)
@@ -300,17 +290,17 @@ class RecordedFutures:
 
 
 class RecordedPairs(Protocol):
-    """Recorded observations, each with the actions that followed."""
+    """Recorded observations, each with the actions that followed.
 
-    @property
-    def fields(self) -> Mapping[str, ActionField]:
-        """Action fields of the targets."""
-        ...
+    Attributes:
+        fields: Action fields of the targets.
+        fps: Frames per second of the data.
+        has_futures: True if `futures` returns the images that followed.
+    """
 
-    @property
-    def fps(self) -> float:
-        """Frames per second of the data."""
-        ...
+    fields: Mapping[str, ActionField]
+    fps: float
+    has_futures: ClassVar[bool] = False
 
     def __len__(self) -> int:
         """Number of pairs, in the order of the episodes."""
@@ -324,13 +314,8 @@ class RecordedPairs(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class FindsFrames(Protocol):
-    """Recorded pairs that can be looked up by episode and frame."""
-
-    def find(self, episode: str, frame: int) -> int:
-        """Returns the index of a pair, without decoding an image.
+    def find(self, episode: str, frame: int) -> int | None:
+        """Returns the index of a pair, without decoding an image; None: there is no look-up.
 
         Args:
             episode: Id of the episode, or its number in the data, from 0.
@@ -339,12 +324,8 @@ class FindsFrames(Protocol):
         Raises:
             DataError: `data.unknown_episode` or `data.unknown_frame`.
         """
-        ...
-
-
-@runtime_checkable
-class HasFutures(Protocol):
-    """Recorded pairs with the images that followed."""
+        del episode, frame
+        return None
 
     def futures(self, index: int) -> RecordedFutures:
         """Returns the images that followed a pair.
@@ -352,105 +333,7 @@ class HasFutures(Protocol):
         Raises:
             DataError: An image is missing or broken.
         """
-        ...
-
-
-@runtime_checkable
-class HasPairs(Protocol):
-    """A data kind with observations and actions of a robot in its samples."""
-
-    def pairs(self, config: Any, assets: Any, location: str, options: PairOptions) -> RecordedPairs:
-        """Returns pairs of observation and target of a data set.
-
-        Args:
-            config: Section `data` of the run.
-            assets: Assets of the run.
-            location: Folder of the data, of any scheme.
-            options: Form of the pairs.
-
-        Raises:
-            DataError: There are no data, or they lack a field, camera or step of the policy.
-        """
-        ...
-
-
-@runtime_checkable
-class HasStatistics(Protocol):
-    """A data kind that normalizes its samples with statistics, or with those of other weights."""
-
-    def with_init_statistics(
-        self, config: Any, info: Any, folder: Path | None, reporter: Reporter = NULL
-    ) -> Any:
-        """Returns the info with the statistics that the section selects.
-
-        Args:
-            config: Section `data`.
-            info: Result of `load_info`.
-            folder: Folder with the statistics of the initial weights; None if it is unknown.
-            reporter: Receives a note on the selected statistics, and a warning if both differ much.
-
-        Raises:
-            DataError: The statistics of the weights are selected, and are missing, broken or of
-                other fields.
-        """
-        ...
-
-
-@runtime_checkable
-class HasContents(Protocol):
-    """Data kind whose samples a run compares before its first step."""
-
-    def contents(self, config: Any, sample: Any) -> Mapping[str, Any]:
-        """Arrays or texts of a sample by name: `images`, `actions`, `codes`, `instruction`.
-
-        The run reports one that is the same in all samples that it looked at.
-        """
-        ...
-
-
-@runtime_checkable
-class ChecksSamples(Protocol):
-    """A data kind that looks for unusable samples before a run starts."""
-
-    def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
-        """Checks samples within seconds.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-            reporter: Receives the progress.
-
-        Raises:
-            DataError: A sample cannot be used.
-        """
-        ...
-
-
-@runtime_checkable
-class Normalizes(Protocol):
-    """Assets of a data kind with fields to normalize in its samples."""
-
-    def normalized(self, sample: Any) -> Any:
-        """Returns the sample with normalized fields, as a policy receives it."""
-        ...
-
-
-@runtime_checkable
-class HasPlainSamples(Protocol):
-    """A data kind whose samples `open_dataset` returns as dicts of tensors."""
-
-    def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
-        """Returns a sample as a flat dict of tensors and texts.
-
-        All samples of a section `data` have the same keys and shapes, so that the default collate
-        function of torch stacks them.
-
-        Args:
-            config: Section `data`, derived.
-            sample: Sample of the reader, normalized or not.
-            channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
-        """
-        ...
+        raise AssertionError("pairs with has_futures have futures")
 
 
 class DataKind(Protocol):
@@ -462,12 +345,18 @@ class DataKind(Protocol):
         folders_keys: Keys of the section that locate the data. The first is a list, which
             `--data DIR` sets; the others depend on its previous value and are emptied then.
         drop_reasons: All values of `DroppedSample.reason`.
+        has_statistics: True if `with_init_statistics` selects statistics.
+        has_plain: True if `plain` returns dicts.
+        normalizes: True if the assets have `normalized(sample)`, the sample as a policy gets it.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type["LoadingConfig"]]
     folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
+    has_statistics: ClassVar[bool] = False
+    has_plain: ClassVar[bool] = False
+    normalizes: ClassVar[bool] = False
 
     def load_info(self, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
         """Reads manifests and other metadata, but no sample.
@@ -540,6 +429,75 @@ class DataKind(Protocol):
             DataError: They are missing or broken.
         """
         ...
+
+    def with_init_statistics(
+        self, config: Any, info: Any, folder: Path | None, reporter: Reporter = NULL
+    ) -> Any:
+        """Returns the info with the statistics that the section selects.
+
+        Args:
+            config: Section `data`.
+            info: Result of `load_info`.
+            folder: Folder with the statistics of the initial weights; None if it is unknown.
+            reporter: Receives a note on the selected statistics, and a warning if both differ much.
+
+        Raises:
+            DataError: The statistics of the weights are selected, and are missing, broken or of
+                other fields.
+        """
+        del config, folder, reporter
+        return info
+
+    def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
+        """Checks samples within seconds.
+
+        Args:
+            config: Section `data`, derived.
+            info: Result of `load_info`.
+            reporter: Receives the progress.
+
+        Raises:
+            DataError: A sample cannot be used.
+        """
+        del config, info, reporter
+
+    def contents(self, config: Any, sample: Any) -> Mapping[str, Any]:
+        """Arrays or texts of a sample by name: `images`, `actions`, `codes`, `instruction`.
+
+        The run reports one that is the same in all samples that it looked at.
+        """
+        del config, sample
+        return {}
+
+    def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
+        """Returns a sample as a flat dict of tensors and texts.
+
+        All samples of a section `data` have the same keys and shapes, so that the default collate
+        function of torch stacks them.
+
+        Args:
+            config: Section `data`, derived.
+            sample: Sample of the reader, normalized or not.
+            channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
+        """
+        raise AssertionError("a data kind with has_plain has plain")
+
+    def pairs(
+        self, config: Any, assets: Any, location: str, options: PairOptions
+    ) -> RecordedPairs | None:
+        """Returns pairs of observation and target of a data set; None: the data have no actions.
+
+        Args:
+            config: Section `data` of the run.
+            assets: Assets of the run.
+            location: Folder of the data, of any scheme.
+            options: Form of the pairs.
+
+        Raises:
+            DataError: There are no data, or they lack a field, camera or step of the policy.
+        """
+        del config, assets, location, options
+        return None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from vlatool.events import NULL
 from vlatool.loading.base import (
     DataKind,
     DroppedSample,
-    HasPlainSamples,
-    Normalizes,
     SampleReader,
 )
 from vlatool.loading.base import data_kind as find_kind
@@ -41,7 +39,7 @@ class SampleDataset(Dataset[Any]):
         info: Any,
         order: SampleOrder,
         reader: SampleReader,
-        scales: Normalizes | None = None,
+        scales: Any = None,
         form: Callable[[Any], Any] | None = None,
     ) -> None:
         self.config = config  # section `data`, derived
@@ -148,7 +146,7 @@ def open_dataset(
 
 
 def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
-    if not isinstance(kind, HasPlainSamples):
+    if not kind.has_plain:
         raise UsageError(
             f"the data kind {kind.name} has no method `plain`, which returns dicts",
             hint="pass raw=True and a collate_fn of your own",
@@ -166,12 +164,11 @@ def _check_folders(folders: Sequence[object]) -> None:
         )
 
 
-def _scales(kind: DataKind, config: Any, info: Any) -> Normalizes:
-    assets = kind.make_assets(config, info)
-    if not isinstance(assets, Normalizes):
+def _scales(kind: DataKind, config: Any, info: Any) -> Any:
+    if not kind.normalizes:
         raise UsageError(
             f"normalize is True, but {kind.name} data have no fields to normalize",
             hint="omit normalize",
             code="usage.nothing_to_normalise",
         )
-    return assets
+    return kind.make_assets(config, info)

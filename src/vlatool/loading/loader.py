@@ -40,8 +40,6 @@ from vlatool.loading.base import (
     Batcher,
     DroppedSample,
     MicroBatch,
-    Prefetching,
-    ReadsIntoBuffer,
     SampleReader,
     SampleRef,
 )
@@ -263,7 +261,7 @@ def read_samples(
         refs = order.refs(positions)
     if not positions:
         return []
-    if allocate is not None and isinstance(reader, ReadsIntoBuffer):
+    if allocate is not None:
         return reader.read_into(refs, rngs, allocate)
     return reader.read(refs, rngs)
 
@@ -320,7 +318,7 @@ class BatchStream(IterableDataset[_Item]):
         """Returns positions and references of a micro-batch; the reader may start its download."""
         positions = self._plan.positions(number)
         refs = self._order.refs(positions)
-        if refs and isinstance(self._reader, Prefetching):
+        if refs:
             self._reader.prefetch(refs)
         return positions, refs
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from vlatool.models.published import PublishedLayout
+from vlatool.models.published import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel, Violation
-    from vlatool.episode import UInt8Array
+    from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
-    from vlatool.models.policy import Policy
     from vlatool.models.tokenizer import VisualTokenizer
     from vlatool.models.trained import WeightsOrigin
 
@@ -177,7 +176,12 @@ class Objective(Protocol):
       so layers that update buffers in `forward`, such as batch norm in training mode, are not
       supported.
     - Call each part equally often on all ranks.
+
+    Attributes:
+        samples_chunks: True if `chunk_errors` measures sampled action chunks in a validation.
     """
+
+    samples_chunks: ClassVar[bool] = False
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """Returns all optimizers by name, in the order in which they run within a step."""
@@ -232,6 +236,18 @@ class Objective(Protocol):
         """Returns the loss of a micro-batch of validation data; eval mode, without gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
+    def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, "Tensor"]:
+        """Samples an action chunk for each sample and compares it with the recorded one.
+
+        Called after `prepare`, in eval mode, without gradient and without autocast, if
+        `samples_chunks` is True.
+
+        Returns:
+            Map from name of a metric to float64 [2]: sum of absolute errors in physical units, and
+            their number. The names are the same for every micro-batch.
+        """
+        raise AssertionError("an objective with samples_chunks has chunk_errors")
+
     def metrics(
         self, phase: str, sums: Mapping[str, "Tensor"], count: float
     ) -> Mapping[str, float]:
@@ -263,7 +279,93 @@ class Objective(Protocol):
         return {}
 
 
-class ModelType(PublishedLayout, Protocol):
+@dataclass(frozen=True)
+class Decision:
+    """Chunks of a policy.
+
+    Attributes:
+        actions: Result of `Policy.act`.
+        tokens: Number of tokens that were decoded for each observation; empty if there are none.
+    """
+
+    actions: Mapping[str, "Array"]
+    tokens: Sequence[int] = ()
+
+
+class Policy(Protocol):
+    """A trained policy; evaluation, rollouts and `load_policy` use nothing else of it.
+
+    It has no memory: history and execution of chunks are in `evaluation.control`.
+
+    Attributes:
+        sees: Input of the policy.
+        actions: Commanded fields with their numbers of dimensions; poses are absolute.
+        fps: Steps per second.
+        horizon: Number of steps in a chunk of commands, T.
+        predicts_images: True if it also predicts images, as codes of a visual tokenizer.
+    """
+
+    sees: "ObservationSpec"
+    actions: Mapping[str, int]
+    fps: float
+    horizon: int
+    predicts_images: ClassVar[bool] = False
+
+    def act(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
+    ) -> Mapping[str, "Array"]:
+        """Returns chunks of commands by field, float [B, T, C], from the current step on.
+
+        The chunk of an observation follows from the observation, its seed and B; on one device it
+        has the same bits whichever observations share the batch.
+
+        Args:
+            observations: B observations, with the fields and cameras of `sees`.
+            seeds: Seed of the random numbers of each observation.
+
+        Raises:
+            DataError: An observation lacks a value, or its images cannot be used.
+        """
+        ...
+
+    def with_steps(self, steps: int) -> "Policy":
+        """Returns the policy with this number of evaluations of its network per chunk."""
+        del steps
+        return self
+
+    def decide(self, observations: "Sequence[Observation]", *, seeds: Sequence[int]) -> Decision:
+        """Returns the chunks of `act`, with their numbers of tokens if it decodes tokens."""
+        return Decision(self.act(observations, seeds=seeds))
+
+    def action_range(self, field: str) -> "tuple[Array, Array] | None":
+        """Returns smallest and largest values of an action field in the training data.
+
+        They are float64 [C]; None if they are unknown.
+        """
+        del field
+        return None
+
+    def with_tokenizer(self, tokenizer: "VisualTokenizer") -> "Policy":
+        """Returns the policy with the tokenizer of the codes that it predicts."""
+        raise AssertionError("a policy with predicts_images has with_tokenizer")
+
+    def future_codes(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
+    ) -> Mapping[str, "Array"]:
+        """Returns codes of F steps after the current one by camera, int64 [B, F, codes].
+
+        Arguments, errors and equal bits are those of `act`, which computes none.
+        """
+        raise AssertionError("a policy with predicts_images has future_codes")
+
+    def futures(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
+    ) -> Mapping[str, "UInt8Array"]:
+        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3]."""
+        raise AssertionError("a policy with predicts_images has futures")
+
+
+class ModelType(Protocol):
     """A type of model: its config, networks, batches, losses and policy.
 
     The module of a model type must be light to import: import torch inside the methods.
@@ -277,6 +379,7 @@ class ModelType(PublishedLayout, Protocol):
         needs_init: A run starts from weights of `init_from`; without them it can only be planned.
         adapters: Dotted keys of the section `model` with which few weights are trained, such as
             `{"lora.rank": 16}`: proposed if a run does not fit on its devices.
+        layout: Published files of this type; by default there are none.
     """
 
     name: ClassVar[str]
@@ -285,6 +388,7 @@ class ModelType(PublishedLayout, Protocol):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_init: ClassVar[bool] = False
     adapters: ClassVar[Mapping[str, Any]] = {}
+    layout: ClassVar[Layout] = Layout()
 
     def check_init(self, config: Any, init_from: str | None) -> None:
         """Checks weights to start from, before data are read. Opens no weights.
@@ -409,24 +513,19 @@ class ModelType(PublishedLayout, Protocol):
         module.load_state_dict(state, strict=False)
         return ()
 
-    def save_assets(self, config: Any, folder: Path) -> None:
-        """Writes assets such as tokenizer and processor to the run folder, when the run starts."""
-        del config, folder
-
-    def copy_assets(self, config: Any, before: Any, source: Path, folder: Path) -> bool:
-        """Copies the assets from the run with the initial weights, instead of `save_assets`.
+    def save_assets(
+        self, config: Any, folder: Path, before: Any = None, source: Path | None = None
+    ) -> None:
+        """Writes assets such as tokenizer and processor to the run folder, when the run starts.
 
         Args:
             config: Section `model`, derived.
-            before: Section `model` of that run.
-            source: Folder of that run, of any scheme.
-            folder: Folder of the new run.
-
-        Returns:
-            True if that run has all of them.
+            folder: Folder of the run.
+            before: Section `model` of the weights to start from; None: there is none.
+            source: Folder of these weights, of any scheme. Its assets are copied if they are those
+                of the config.
         """
-        del config, before, source, folder
-        return False
+        del config, folder, before, source
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """Returns the units of sharding, activation checkpointing and compilation.
@@ -481,7 +580,7 @@ class ModelType(PublishedLayout, Protocol):
 
     def policy(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
-    ) -> "Policy | None":
+    ) -> Policy | None:
         """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
 
         Args:

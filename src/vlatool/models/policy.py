@@ -6,8 +6,7 @@ steps, C dimensions.
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,10 +19,9 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.loading.robotics.statistics import Normalizer
-from vlatool.models.base import Batch, Rng, StepContext
+from vlatool.models.base import Policy, Rng
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
-from vlatool.models.tokenizer import VisualTokenizer
 from vlatool.transforms.normalize import value_range
 from vlatool.transforms.relative import (
     SUFFIX,
@@ -39,109 +37,6 @@ from vlatool.transforms.relative import (
 DEFAULT_STEPS = 8
 # Side of example images if the policy sees images of any size.
 _EXAMPLE_SIDE = 64
-
-
-class Policy(Protocol):
-    """A trained policy; evaluation, rollouts and `load_policy` use nothing else of it.
-
-    It has no memory: history and execution of chunks are in `evaluation.control`.
-    """
-
-    @property
-    def sees(self) -> ObservationSpec:
-        """Input of the policy."""
-        ...
-
-    @property
-    def actions(self) -> Mapping[str, int]:
-        """Commanded fields with their numbers of dimensions; poses are absolute."""
-        ...
-
-    @property
-    def fps(self) -> float:
-        """Steps per second."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """Number of steps in a chunk of commands, T."""
-        ...
-
-    def act(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, Array]:
-        """Returns chunks of commands by field, float [B, T, C], from the current step on.
-
-        The chunk of an observation follows from the observation, its seed and B; on one device it
-        has the same bits whichever observations share the batch.
-
-        Args:
-            observations: B observations, with the fields and cameras of `sees`.
-            seeds: Seed of the random numbers of each observation.
-
-        Raises:
-            DataError: An observation lacks a value, or its images cannot be used.
-        """
-        ...
-
-
-@runtime_checkable
-class SamplesInSteps(Protocol):
-    """A policy that evaluates its network several times per chunk."""
-
-    def with_steps(self, steps: int) -> Policy:
-        """Returns the policy with this number of evaluations."""
-        ...
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Chunks of a policy that decodes tokens."""
-
-    actions: Mapping[str, Array]  # result of `Policy.act`
-    tokens: Sequence[int]  # number of tokens that were decoded for each observation
-
-
-@runtime_checkable
-class Decides(Protocol):
-    """A policy that decodes its chunks token by token."""
-
-    def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
-        """Returns the chunks of `Policy.act` with their numbers of tokens."""
-        ...
-
-
-@runtime_checkable
-class PredictsImages(Protocol):
-    """A policy that also predicts images, as codes of a visual tokenizer. `act` computes none."""
-
-    def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes."""
-        ...
-
-    def future_codes(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, Array]:
-        """Returns codes of F steps after the current one by camera, int64 [B, F, codes].
-
-        Arguments, errors and equal bits are those of `Policy.act`.
-        """
-        ...
-
-    def futures(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, UInt8Array]:
-        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3]."""
-        ...
-
-
-@runtime_checkable
-class HasRanges(Protocol):
-    """A policy that knows the range of its commands in the training data."""
-
-    def action_range(self, field: str) -> tuple[Array, Array]:
-        """Returns smallest and largest values of an action field, float64 [C]."""
-        ...
 
 
 class Sampler(Protocol):
@@ -201,21 +96,6 @@ def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Obse
     return Observation(images, fields, "sing" * int(rng.integers(1, 20)))
 
 
-@runtime_checkable
-class SamplesChunks(Protocol):
-    """An objective that samples action chunks, so that a validation can measure their errors."""
-
-    def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Samples an action chunk for each sample and compares it with the recorded one.
-
-        Returns map from name of a metric to float64 [2]: sum of absolute errors in physical units,
-        and their number. The names are the same for every micro-batch.
-
-        Called after `Objective.prepare`, in eval mode, without gradient and without autocast.
-        """
-        ...
-
-
 class ActionUnits:
     """Converter from normalized action chunks to errors in physical units, by field and step.
 
@@ -254,7 +134,7 @@ class ActionUnits:
         return sums
 
 
-class RoboticsPolicy:
+class RoboticsPolicy(Policy):
     """A policy for robotics data, with its normalization and pose groups."""
 
     def __init__(
@@ -283,9 +163,11 @@ class RoboticsPolicy:
         default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._device = default if device is None else device
         self._steps = DEFAULT_STEPS
+        # Names have no suffix `_relative`.
+        self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
+        self.sees = self._observation_spec()
 
-    @property
-    def sees(self) -> ObservationSpec:
+    def _observation_spec(self) -> ObservationSpec:
         """Cameras, inputs of the network, and measured poses that commands are relative to."""
         view = CameraView(tuple(self._data.image_indices), self._images.size)
         names = self._data.proprioception_fields
@@ -297,13 +179,8 @@ class RoboticsPolicy:
         fields |= {key: width for key, width in self._references() if key not in fields}
         return ObservationSpec(dict.fromkeys(self._data.camera_names, view), fields, self._past)
 
-    @property
-    def actions(self) -> dict[str, int]:
-        """Action fields with their widths; names have no suffix `_relative`."""
-        return {name.removesuffix(SUFFIX): self._width(name) for name in self._data.action_fields}
-
     def action_range(self, field: str) -> tuple[Array, Array]:
-        """Returns smallest and largest values of an action field; see `HasRanges`."""
+        """Returns smallest and largest values of an action field; see `Policy`."""
         if field not in self._data.action_fields:  # relative to the measured pose
             raise DataError(
                 f"the range of {field!r} in the training data is unknown",

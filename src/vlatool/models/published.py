@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vlatool.errors import DataError
 from vlatool.jobs.files import is_intact, read_file_list
@@ -98,58 +98,54 @@ class Exported:
     compared: tuple[str, ...] | None = None
 
 
-class PublishedLayout(Protocol):
-    """Methods of a model type on its published layout; by default there is none."""
+class Layout:
+    """Published files of a model type: reading, writing, and their state of training.
 
-    name: ClassVar[str]
+    A layout has those of these methods that it overrides.
+    """
 
-    def published_start(
+    can_read: ClassVar[bool] = True  # False for a layout that is only written
+
+    def keys_of_run(
         self, section: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Returns what published keys of a section say about the weights to start from.
+        """Returns what published keys of the section `model` say about the weights to start from.
 
-        Returns keys of the run that they stand for, such as `init_from`, and keys of the section to
-        reset.
+        These are keys of the run, such as `init_from`, and keys of the section to reset.
         """
         del section
         return {}, {}
 
-    def export(
-        self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter"
-    ) -> Exported | None:
-        """Prepares the published layout of a model; None if there is none. Writes nothing; `tree`:
-        whole configuration of the run; empty for published files.
-        """
-        del trained, tree, reporter
-        return None
-
-    def export_problem(self, config: Any) -> str:
-        """Returns the reason why runs cannot be exported; empty if they can."""
-        del config
-        if type(self).export is not PublishedLayout.export:
-            return ""
-        return f"model type {self.name!r} has no published layout"
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
+    def recognize(self, location: Path) -> PublishedFiles | None:
         """Returns the files of a published model of this type; None for other locations."""
         del location
         return None
 
-    def published_section(self, files: PublishedFiles) -> "ConfigModel | None":
-        """Returns the section `model` of a published model; None if only its weights have it;
-        `files`: result of `find_published`. Read the small files only.
-        """
+    def section(self, files: PublishedFiles) -> "ConfigModel | None":
+        """Returns the section `model` from small files; None if only the weights have it."""
         del files
         return None
 
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a published model; `path`: local copy of the weights."""
-        del files, path
-        raise AssertionError("a model type with find_published has open_published")
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a published model; `path` is the local copy of the weights."""
+        raise AssertionError("a layout with can_read has open")
+
+    def problem(self, config: Any) -> str:
+        """Returns the reason why runs of a section `model` cannot be written; empty if they can."""
+        writes = type(self).write is not Layout.write
+        return "" if writes else f"model type {config.type!r} has no published layout"
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares the files of opened weights; writes nothing yet.
+
+        `tree` is the whole configuration of the run; empty for published files.
+        """
+        raise AssertionError("a layout without a problem has write")
 
     def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """Returns the files that `open_progress` reads; they may be missing; returns the files;
-        empty if the layout has no state of training.
+        """Returns the files that `open_progress` reads, which may be missing.
+
+        Empty if the layout has no state of training; with `averaged` also the averaged weights.
         """
         del files, averaged
         return ()
@@ -157,6 +153,5 @@ class PublishedLayout(Protocol):
     def open_progress(
         self, config: Any, modules: "Mapping[str, nn.Module]", paths: Sequence[Path]
     ) -> PublishedProgress:
-        """Opens a published state of training."""
-        del config, modules, paths
-        raise AssertionError("a model type with progress_files has open_progress")
+        """Opens a published state of training, from local copies of `progress_files`."""
+        raise AssertionError("a layout with progress_files has open_progress")

@@ -214,7 +214,7 @@ def _open_published(
 ) -> tuple[TrainedConfig, PublishedModel]:
     """Sections and content of a published model."""
     with as_config_error(origin):
-        model = model_type.open_published(files, origin.path)
+        model = model_type.layout.open(files, origin.path)
         sections = {"model": _changed(model.config, changes)}
         if model.data is not None:
             sections["data"] = model.data
@@ -288,7 +288,7 @@ def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:
         return None
     for name in MODELS.names():
         model_type: ModelType = MODELS.get(name)()
-        files = model_type.find_published(location)
+        files = model_type.layout.recognize(location)
         if files is not None:
             return model_type, files
     return None
@@ -349,7 +349,7 @@ def section_of(location: str) -> tuple[ConfigModel, Path] | None:
         if origin.run is not None:
             return read_config(origin.run).model, origin.run.root
         published = published_at(origin.file)
-        if published and (section := published[0].published_section(published[1])) is not None:
+        if published and (section := published[0].layout.section(published[1])) is not None:
             return section, origin.file.parent
     return None
 
@@ -425,7 +425,7 @@ class ProgressOrigin:
     text: str  # location as the user wrote it
     model_type: str  # model type of the weights
     checkpoint: Path | None = None  # checkpoint of a run; None for published files
-    files: Sequence[Path] = ()  # published files, as `ModelType.progress_files` returns them
+    files: Sequence[Path] = ()  # published files, as `Layout.progress_files` returns them
 
     def local_checkpoint(self) -> Path:
         """Checkpoint of a run on the local disk; its files are compared with their digests."""
@@ -449,7 +449,7 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
     published = published_at(location)
     if published is not None:
         model_type, files = published
-        paths = model_type.progress_files(files, averaged=averaged)
+        paths = model_type.layout.progress_files(files, averaged=averaged)
         _check_present(text, [path for path in paths if not path.is_file()], has_state=bool(paths))
         return ProgressOrigin(text, model_type.name, files=paths)
     run, checkpoint = find_checkpoint(location.parent if location.is_file() else location)

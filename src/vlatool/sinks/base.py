@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
+from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
@@ -96,14 +97,13 @@ class Estimate:
 class Sink(Protocol):
     """Writer of episodes as training data.
 
-    A sink with findings in its receipts declares them as `findings: ClassVar[FindingCodes]`.
-
     Attributes:
         Config: Its keys; the default of `type` is the name of the sink.
+        findings: Codes of the findings in its receipts; None: there are none.
         owned: Patterns of all files that it writes; other files in the folder are not touched.
         volatile: Those of them that hold times.
-        temporary: Those of them that are removed once the output is complete; optional.
-        has_arrays: True if receipts carry arrays; optional, default true.
+        temporary: Those of them that are removed once the output is complete.
+        has_arrays: True if receipts carry arrays.
         next_step: Suggested next command, with `{output}` in it; may be empty.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.
@@ -114,8 +114,11 @@ class Sink(Protocol):
 
     Config: ClassVar[type[SinkConfig]]
     owned: ClassVar[Sequence[str]]
-    volatile: ClassVar[Sequence[str]]
-    next_step: ClassVar[str]
+    findings: ClassVar[FindingCodes | None] = None
+    volatile: ClassVar[Sequence[str]] = ()
+    temporary: Sequence[str] = ()
+    has_arrays: ClassVar[bool] = True
+    next_step: ClassVar[str] = ""
     work: Work
     fields: Mapping[str, int]
     action_fields: tuple[str, ...]

@@ -41,7 +41,7 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.images import (
     ImageEncoding,
     ImageSize,
@@ -202,14 +202,14 @@ def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
         yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {listed} pixels", episode=episode)
 
 
-class ImageShardsSink:
+class ImageShardsSink(Sink):
     """Writes training data of visual tokenizers. Source: reference/future-vla 2.1, 2.2."""
 
     Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
     owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS.values(), MANIFEST)
     # `vlatool split` may replace them.
     volatile: ClassVar[Sequence[str]] = tuple(LISTS.values())
-    findings: ClassVar[FindingCodes] = IMAGE_SHARDS
+    findings: ClassVar[FindingCodes | None] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
 

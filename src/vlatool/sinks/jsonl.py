@@ -36,7 +36,7 @@ from vlatool.events import counted
 from vlatool.jobs.files import FileEntry, file_entry, folder_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.images import (
     ImageEncoding,
     ImageSize,
@@ -302,12 +302,11 @@ def _episode_error(episode: Episode, problem: str, code: str) -> DataError:
 _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """Writes raw windows and their images. Source: reference/future-vla 1."""
 
     Config: ClassVar[type[SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
-    volatile: ClassVar[Sequence[str]] = ()
     next_step: ClassVar[str] = "vlatool verify {output}"
     has_arrays: ClassVar[bool] = False
 

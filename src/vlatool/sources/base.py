@@ -12,6 +12,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import BugError, DataError, UsageError, VlatoolError
 from vlatool.events import counted
+from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import can_list
@@ -23,17 +24,23 @@ _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 class FormatReader(Protocol):
     """Reader of the episodes of one dataset format.
 
-    Optional attributes of a reader: `source_findings: list[Finding]`, findings of `discover` on the
-    data set as a whole; `base_format: ClassVar[str]`, name of a more general format that also
-    recognizes the same data; `is_fallback: ClassVar[bool]`, True if any other format that finds
-    episodes at a location takes precedence; `default_sink: ClassVar[str]`, name of the sink that is
-    used if none is given (default `lbm`); checks of its own (`vlatool.sources.rules`).
-
     Attributes:
         Config: Config class of this format; an instance is the only argument of the constructor.
+        findings: Codes of its own findings; None: it has none.
+        base_format: Name of a more general format that also recognizes the same data.
+        is_fallback: True if any other format that finds episodes at a location takes precedence.
+        default_sink: Name of the sink that is used if none is given; empty: `lbm`.
+        config: Resolved config.
+        source_findings: Findings of `discover` on the data set as a whole.
     """
 
     Config: ClassVar[type[ConfigModel]]
+    findings: ClassVar[FindingCodes | None] = None
+    base_format: ClassVar[str] = ""
+    is_fallback: ClassVar[bool] = False
+    default_sink: ClassVar[str] = ""
+    config: Any
+    source_findings: Sequence[Finding] = ()
 
     def __init__(self, config: Any) -> None: ...
 
@@ -63,6 +70,19 @@ class FormatReader(Protocol):
             DataError: The episode is broken; names file and field.
         """
         ...
+
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
+        """Returns findings on an episode; with `deep` every frame is decoded.
+
+        None: the rules of all formats (`vlatool.sources.rules`) are enough.
+        """
+        del ref, deep
+        return None
+
+    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
+        """Yields findings that concern more than one episode."""
+        del sources
+        yield from ()
 
 
 def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:

@@ -58,11 +58,9 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
             detected.append(_discover(name, location))
         except VlatoolError as error:
             errors[name] = error
-    general = {getattr(source.reader, "base_format", "") for source in detected}
+    general = {source.reader.base_format for source in detected}
     detected = [source for source in detected if source.format not in general]
-    detected = [
-        source for source in detected if not getattr(source.reader, "is_fallback", False)
-    ] or detected
+    detected = [source for source in detected if not source.reader.is_fallback] or detected
     if len(detected) > 1:
         counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(

@@ -29,7 +29,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
-from vlatool.sources.base import id_part, no_episodes, unique_refs
+from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
 from vlatool.sources.rules import check_cameras
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
@@ -45,7 +45,7 @@ _NUMBER = re.compile(r"episode_(\d+)$")
 _AGAIN = "copy or write the shard again"
 
 
-class ImageShardsReader:
+class ImageShardsReader(FormatReader):
     """Reader of the tars of a folder, of a list, or of one tar."""
 
     Config: ClassVar[type[ConfigModel]] = ConfigModel

@@ -26,7 +26,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes
-from vlatool.sources.base import id_part, no_episodes, unique_refs
+from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
@@ -200,18 +200,18 @@ class _Folder:
     others: Counter[str]
 
 
-class ImagesReader:
+class ImagesReader(FormatReader):
     """Reader of folders `episode_*` of images, or of one folder of images as one episode."""
 
     Config: ClassVar[type[ConfigModel]] = ImagesConfig
-    findings: ClassVar[FindingCodes] = IMAGES
+    findings: ClassVar[FindingCodes | None] = IMAGES
     default_sink: ClassVar[str] = "image-shards"
     # Folders of many formats contain images.
     is_fallback: ClassVar[bool] = True
 
     def __init__(self, config: ImagesConfig) -> None:
         self.config = config
-        self.source_findings: list[Finding] = []
+        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All folders of images, one level below a source or below its `images/`."""

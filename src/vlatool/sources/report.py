@@ -173,7 +173,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     """Survey of the episodes; where all lack images, of what else they have."""
     survey, others = _Survey(), _Survey()
     for part in (survey, others):
-        part.warn(getattr(source.reader, "source_findings", ()))
+        part.warn(source.reader.source_findings)
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             try:

@@ -1,11 +1,4 @@
-"""Rules for sources of all formats, and the check of a source.
-
-A reader may add two methods and a table of finding codes; otherwise only these rules are checked:
-
-    findings: ClassVar[FindingCodes]
-    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]
-    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]
-"""
+"""Rules for sources of all formats, and the check of a source."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,12 +153,11 @@ def check_source(
     check: CheckOptions,  # options of the verification; a full one decodes every frame
 ) -> Iterator[Finding]:
     """Yields the findings of a source and the selected episodes."""
-    reader: Any = source.reader
-    yield from getattr(reader, "source_findings", ())
+    reader = source.reader
+    yield from reader.source_findings
     yield from duplicate_ids(source.refs)
     refs = select(source.refs, episodes)
-    if hasattr(reader, "check_source"):
-        yield from _guarded(reader.check_source([location]))
+    yield from _guarded(reader.check_source([location]))
     with suppress(DataError):
         for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
             yield finding_of_error(problem)
@@ -193,7 +185,7 @@ def check_source(
 
 
 def _check_ref(
-    reader: Any, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
+    reader: FormatReader, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
 ) -> tuple[list[Finding], dict[Path, int]]:
     """Findings on an episode, and the sizes of its files."""
     findings: list[Finding] = []
@@ -201,10 +193,11 @@ def _check_ref(
         problem = field_mismatch(ref.id, reader.survey([ref]).fields, expected)
         if problem is not None and expected:
             findings.append(finding_of_error(problem, episode=ref.id))
-    if hasattr(reader, "check"):
-        findings += _guarded(reader.check(ref, deep=deep), episode=ref.id)
-    else:
+    own = reader.check(ref, deep=deep)
+    if own is None:
         findings += check_episode(reader, ref, deep=deep)
+    else:
+        findings += _guarded(own, episode=ref.id)
     return findings, {path: path.stat().st_size for path in _files(ref)}
 
 

@@ -167,7 +167,7 @@ def select_episodes(
         for name in survey.cameras
         if name != name.lower()
     )
-    findings = (*getattr(reader, "source_findings", ()), *capitals)
+    findings = (*reader.source_findings, *capitals)
     return SelectedEpisodes(refs, held_out_counts, survey, selection, findings, available)
 
 

@@ -48,7 +48,8 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     if origin.checkpoint is not None:
         load_checkpoint(origin.local_checkpoint(), state)
     else:
-        progress = model_type.open_progress(config.model, state.modules, origin.local_files())
+        paths = origin.local_files()
+        progress = model_type.layout.open_progress(config.model, state.modules, paths)
         _restore_published(progress, state)
         state.samples = progress.step * config.hparams.global_batch_size
         notes += progress.notes

@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 from vlatool.artifacts.run.best import EVALUATION
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.errors import BugError, VlatoolError
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState

@@ -17,7 +17,7 @@ from vlatool.artifacts.codes.format import (
 )
 from vlatool.artifacts.codes.usage import warn_of_collapse
 from vlatool.artifacts.run.locations import require_weights
-from vlatool.config.base import ConfigModel, check_required
+from vlatool.config.base import check_required
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -213,7 +213,7 @@ class EncodeJob:
             check_every=config.check_every if tokenizer.network.has_decoder else 0,
             num_workers=config.num_workers,
         )
-        opener = EpisodeOpener(images.format, getattr(images.reader, "config", ConfigModel()))
+        opener = EpisodeOpener(images.format, images.reader.config)
         self.pipeline = EncodePipeline(opener, tokenizer, rule)
         options = _record_options(config, tokenizer, rule)
         excluded = {} if config.exclude is None else {"exclude": config.exclude}

@@ -338,9 +338,7 @@ def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
 def save_model_assets(config: TrainConfig, folder: Path) -> None:
     """Writes the assets of the model, copied from the run with the initial weights if possible."""
     before = None if config.init_from is None else section_of(config.init_from)
-    model_type = config.model_type
-    if before is None or not model_type.copy_assets(config.model, *before, folder):
-        model_type.save_assets(config.model, folder)
+    config.model_type.save_assets(config.model, folder, *(before or (None, None)))
 
 
 def _plan(config: TrainConfig, info: DatasetInfo, order: SampleOrder) -> TrainPlan:
@@ -436,7 +434,7 @@ def _planned(setup: "RunSetup", assets: Path | None, reporter: Reporter) -> Trai
         seconds=0.0,
         start=start,
         forecast=forecast(setup, assets, reporter),
-        export_problem=config.model_type.export_problem(config.model),
+        export_problem=config.model_type.layout.problem(config.model),
     )
 
 
@@ -460,7 +458,7 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
         dropped=dict(state.dropped),
         acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
-        export_problem=setup.config.model_type.export_problem(setup.config.model),
+        export_problem=setup.config.model_type.layout.problem(setup.config.model),
         next=_next_command(setup.config, str(run.root)),
         remote=None if setup.sync is None else setup.sync.location,
         best=best,

@@ -31,7 +31,15 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.inputs import digest_of
-from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
+from vlatool.loading.base import (
+    DataKind,
+    DataSet,
+    DroppedSample,
+    LoadingConfig,
+    SampleReader,
+    SampleRef,
+    ShardInfo,
+)
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
 from vlatool.loading.shard_reader import (
     BROKEN_SAMPLE,
@@ -152,7 +160,7 @@ class ImageSample:
     image: UInt8Array  # uint8 [S, S, 3]
 
 
-class ImageReader:
+class ImageReader(SampleReader):
     """Reads, decodes and preprocesses images; picklable."""
 
     def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
@@ -171,7 +179,7 @@ class ImageReader:
         ]
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Starts to download remote samples; see `loading.base.Prefetching`."""
+        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -209,13 +217,14 @@ class ImagesAssets:
     preprocessing: ImagePreprocessing  # preprocessing of the training images
 
 
-class ImagesKind:
+class ImagesKind(DataKind):
     """Image shards (tar files); see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "images"
-    Config: ClassVar[type[ImageDataConfig]] = ImageDataConfig
+    Config: ClassVar[type[LoadingConfig]] = ImageDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("shards",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
+    has_plain: ClassVar[bool] = True
 
     def load_info(self, config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
         """Finds the shards and reads their indexes."""
@@ -253,7 +262,7 @@ class ImagesKind:
     def plain(
         self, config: ImageDataConfig, sample: ImageSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `base.HasPlainSamples`."""
+        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `DataKind`."""
         del config
         import torch
 

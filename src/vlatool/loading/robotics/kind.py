@@ -26,7 +26,16 @@ from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import Array, Observation, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.loading.base import ActionField, DroppedSample, PairOptions, SampleRef, Target
+from vlatool.loading.base import (
+    ActionField,
+    DataKind,
+    DroppedSample,
+    LoadingConfig,
+    PairOptions,
+    RecordedPairs,
+    SampleRef,
+    Target,
+)
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import (
     AugmentationConfig,
@@ -97,15 +106,18 @@ class RoboticsAssets:
         return replace(sample, fields=fields)
 
 
-class RoboticsKind:
+class RoboticsKind(DataKind):
     """`lbm` shards; see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "robotics"
-    Config: ClassVar[type[RoboticsDataConfig]] = RoboticsDataConfig
+    Config: ClassVar[type[LoadingConfig]] = RoboticsDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
+    has_statistics: ClassVar[bool] = True
+    has_plain: ClassVar[bool] = True
+    normalizes: ClassVar[bool] = True
 
-    def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:
+    def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
         """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
         del reporter
         return load_info(config)
@@ -117,7 +129,7 @@ class RoboticsKind:
         folder: Path | None,
         reporter: Reporter = NULL,
     ) -> RoboticsInfo:
-        """Returns the info with the selected statistics; see `loading.base.HasStatistics`."""
+        """Returns the info with the selected statistics; see `DataKind`."""
         return select_statistics(config, info, folder, reporter)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
@@ -200,7 +212,7 @@ class RoboticsKind:
     def plain(
         self, config: RoboticsDataConfig, sample: DecodedSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        """Returns a sample by the names of LeRobot; see `loading.base.HasPlainSamples`.
+        """Returns a sample by the names of LeRobot; see `DataKind`.
 
         Returns observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
         `image_indices`. observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
@@ -237,7 +249,7 @@ class RoboticsKind:
         location: str,
         options: PairOptions,
     ) -> "RoboticsPairs":
-        """Returns pairs of observation and target; see `loading.base.HasPairs`."""
+        """Returns pairs of observation and target; see `DataKind`."""
         info = pairs_info(location, config, options)
         return RoboticsPairs(config, assets, info, options)
 
@@ -330,8 +342,8 @@ _MIN_STD = 1e-9
 _READ_AT_ONCE = 64
 
 
-class RoboticsPairs:
-    """Pairs of `lbm` shards; see `loading.base.RecordedPairs`.
+class RoboticsPairs(RecordedPairs):
+    """Pairs of `lbm` shards; see `RecordedPairs`.
 
     Samples are read with all their past steps, so that the action before the current one is known.
     """
@@ -378,12 +390,12 @@ class RoboticsPairs:
         return len(self._samples)
 
     def read(self, indices: Sequence[int]) -> list[tuple[Observation, Target]]:
-        """Returns pairs, fetched together; see `loading.base.RecordedPairs`."""
+        """Returns pairs, fetched together; see `RecordedPairs`."""
         samples = self._samples.__getitems__(indices)
         return [(self._observation(sample), self._target(sample)) for sample in samples]
 
     def find(self, episode: str, frame: int) -> int:
-        """Returns the index of a pair; see `loading.base.FindsFrames`.
+        """Returns the index of a pair; see `RecordedPairs`.
 
         Data without a tar per episode are read to their end.
         """

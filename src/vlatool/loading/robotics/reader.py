@@ -18,7 +18,7 @@ from vlatool.config.scalars import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.loading.base import Allocate, DroppedSample, SampleRef
+from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo, image_size
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
@@ -283,7 +283,7 @@ def _mask(values: Array) -> Array:
     return values.astype(bool)
 
 
-class RoboticsReader:
+class RoboticsReader(SampleReader):
     """Reads and decodes samples; picklable."""
 
     def __init__(self, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
@@ -307,7 +307,7 @@ class RoboticsReader:
     def read_into(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
     ) -> list[DecodedSample | DroppedSample]:
-        """Returns the samples, their images in one buffer; see `loading.base.ReadsIntoBuffer`.
+        """Returns the samples, their images in one buffer; see `SampleReader`.
 
         The buffer has the image shape of the previous call; the first call uses none.
         """
@@ -320,7 +320,7 @@ class RoboticsReader:
         return samples
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Starts to download remote samples; see `loading.base.Prefetching`."""
+        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:

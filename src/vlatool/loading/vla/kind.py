@@ -28,9 +28,13 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import (
     ActionField,
     Allocate,
+    DataKind,
     DroppedSample,
+    LoadingConfig,
     PairOptions,
     RecordedFutures,
+    RecordedPairs,
+    SampleReader,
     SampleRef,
     Target,
 )
@@ -53,7 +57,7 @@ class UnusableError(Exception):
     """Reason why a sample cannot be used, one of `DROP_REASONS`, and its description."""
 
 
-class VlaReader:
+class VlaReader(SampleReader):
     """Reads lines or packed samples, and decodes their images; picklable."""
 
     def __init__(self, info: VlaInfo) -> None:
@@ -68,7 +72,7 @@ class VlaReader:
     def read_into(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
     ) -> list[VlaSample | DroppedSample]:
-        """Returns the samples, their images in one buffer; see `loading.base.ReadsIntoBuffer`."""
+        """Returns the samples, their images in one buffer; see `SampleReader`."""
         del rngs
         shape = self._info.first.shape.past_images, *self._info.first.shape.image_size, 3
         rows = allocate(len(refs) * math.prod(shape)).reshape(len(refs), *shape)
@@ -221,11 +225,13 @@ class _Episode:
     frames: int  # number of its pairs
 
 
-class VlaPairs:
-    """Pairs of samples; see `loading.base.RecordedPairs`.
+class VlaPairs(RecordedPairs):
+    """Pairs of samples; see `RecordedPairs`.
 
     A window with a sample of each kind is one pair. Recorded actions are those of the action ids.
     """
+
+    has_futures: ClassVar[bool] = True
 
     def __init__(self, config: VlaDataConfig, assets: VlaAssets, location: str) -> None:
         self._info = load_info(
@@ -246,14 +252,10 @@ class VlaPairs:
         self._per_frame = 2 if len(counts) > 1 and len({*counts}) == 1 else 1
         self._reader = VlaReader(self._info)
         self.fps = self._folder.fps
-
-    @property
-    def fields(self) -> Mapping[str, ActionField]:
-        profile = self._assets.profile
-        assert profile is not None
+        profile = assets.profile
         std = np.asarray(profile.std, np.float64)
-        return {
-            self._assets.shape.action_field: ActionField(
+        self.fields = {
+            assets.shape.action_field: ActionField(
                 names=profile.dimensions,
                 mean=np.asarray(profile.mean, np.float64),
                 std=std,
@@ -265,7 +267,7 @@ class VlaPairs:
         return self._episodes[-1].start + self._episodes[-1].frames
 
     def find(self, episode: str, frame: int) -> int:
-        """Returns the index of a pair; see `loading.base.FindsFrames`."""
+        """Returns the index of a pair; see `RecordedPairs`."""
         names = [entry.name for entry in self._episodes]
         matches = [_NUMBER.search(name) for name in names]
         numbers = [int(match[1]) for match in matches if match]
@@ -280,7 +282,7 @@ class VlaPairs:
         return frames[frame]
 
     def read(self, indices: Sequence[int]) -> list[tuple[Observation, Target]]:
-        """Returns pairs, fetched together; see `loading.base.RecordedPairs`."""
+        """Returns pairs, fetched together; see `RecordedPairs`."""
         located = [self._place(index) for index in indices]
         refs = [self._ref(entry, at) for entry, at in located]
         samples = self._reader.read(refs, [np.random.default_rng(0)] * len(refs))
@@ -297,7 +299,7 @@ class VlaPairs:
         return rows
 
     def futures(self, index: int) -> RecordedFutures:
-        """Returns the images that followed a pair; see `loading.base.HasFutures`."""
+        """Returns the images that followed a pair; see `RecordedPairs`."""
         entry, at = self._place(index)
         cameras, steps = self._assets.shape.cameras, self._assets.shape.future_steps
         codes = self._sample(entry, at).conversation.codes.reshape(steps, len(cameras), -1)
@@ -410,15 +412,15 @@ def _check_agrees(config: VlaDataConfig, folder: VlaFolder, location: str) -> No
             )
 
 
-class VlaKind:
+class VlaKind(DataKind):
     """Samples with numbers for actions and future images; see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "vla"
-    Config: ClassVar[type[VlaDataConfig]] = VlaDataConfig
+    Config: ClassVar[type[LoadingConfig]] = VlaDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("samples",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def load_info(self, config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
+    def load_info(self, config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
         """Reads manifests, action tokenizers and one image of each data set."""
         return load_info(config, reporter)
 
@@ -503,7 +505,7 @@ class VlaKind:
     def pairs(
         self, config: VlaDataConfig, assets: VlaAssets, location: str, options: PairOptions
     ) -> VlaPairs:
-        """Returns pairs of observation and target; see `loading.base.HasPairs`."""
+        """Returns pairs of observation and target; see `DataKind`."""
         del options  # every sample has all that the policy sees
         return VlaPairs(config, assets, location)
 

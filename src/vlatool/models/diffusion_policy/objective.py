@@ -6,6 +6,7 @@ action steps, A width of an action, S data sets.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ def _parts(location: str) -> Iterator[str]:
 class DenoisingObjective(Objective):
     """Squared error of the prediction, over steps from the anchor on that are not padding."""
 
+    samples_chunks: ClassVar[bool] = True
+
     def __init__(
         self,
         config: DiffusionPolicyConfig,
@@ -142,7 +145,7 @@ class DenoisingObjective(Objective):
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())
 
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Errors of sampled action chunks; see `models.policy.SamplesChunks`."""
+        """Errors of sampled action chunks; see `Objective.chunk_errors`."""
         if self._units is None:
             return {}
         with true_float32(batch["actions"].device):

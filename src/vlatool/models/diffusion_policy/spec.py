@@ -19,6 +19,7 @@ from vlatool.models.diffusion_policy.config import (
 )
 from vlatool.models.published import (
     Exported,
+    Layout,
     PublishedFiles,
     PublishedModel,
     PublishedProgress,
@@ -40,6 +41,85 @@ if TYPE_CHECKING:
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
 
 
+class ExperimentLayout(Layout):
+    """Experiments of the published program."""
+
+    def keys_of_run(
+        self, section: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Returns what `resume_from_checkpoint` and `resume_weights_only` stand for."""
+        location = section.get("resume_from_checkpoint")
+        if location is None:
+            return {}, {}
+        weights_only = {} if section.get("resume_weights_only") else {"init_weights_only": False}
+        return {"init_from": str(location), **weights_only}, _NO_INIT
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares an experiment folder of the published program."""
+        from vlatool.models.diffusion_policy.experiment import prepare_export
+
+        return prepare_export(trained, tree, reporter)
+
+    def problem(self, config: DiffusionPolicyConfig) -> str:
+        """Reason why the published program has no module for the policy."""
+        from vlatool.models.diffusion_policy.published import export_problem
+
+        return export_problem(config)
+
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """The newest checkpoint of an experiment, or a file of one."""
+        from vlatool.models.diffusion_policy.experiment import find_published
+
+        return find_published(location)
+
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens an experiment; base models that the run of an export has read are not needed."""
+        import torch
+
+        from vlatool.models.diffusion_policy.experiment import read_experiment
+        from vlatool.models.diffusion_policy.weights import (
+            check_state,
+            load_state,
+            state_of,
+        )
+        from vlatool.models.weights import read_pickled_weights
+
+        model_type, opened = DiffusionPolicyType(), read_experiment(files)
+        config = model_type.restore_base_config(opened.model, files.before)
+        config, _ = model_type.derive(config, opened.data, None)
+        state = state_of(read_pickled_weights(path), files.weights)
+        with torch.device("meta"):
+            parts = model_type.build(config)
+        check_state(parts["model"].module, state, files.weights)
+        parts = model_type.build(config)
+        imported = load_state(parts["model"].module, state, files.weights)
+        return PublishedModel(
+            config=config,
+            parts={name: part.module for name, part in parts.items()},
+            assets=opened.assets,
+            data=opened.data,
+            folder=opened.folder,
+            notes=[*imported.notes(files.weights)],
+        )
+
+    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
+        """The files of a checkpoint of an experiment."""
+        from vlatool.models.diffusion_policy.experiment import progress_files
+
+        return progress_files(files, averaged=averaged)
+
+    def open_progress(
+        self,
+        config: DiffusionPolicyConfig,
+        modules: Mapping[str, "nn.Module"],
+        paths: Sequence[Path],
+    ) -> PublishedProgress:
+        """Opens a checkpoint with its optimizer and averages."""
+        from vlatool.models.diffusion_policy.weights import open_progress
+
+        return open_progress(config, modules["model"], paths)
+
+
 class DiffusionPolicyType(ModelType):
     """The model type `diffusion_policy`."""
 
@@ -47,6 +127,7 @@ class DiffusionPolicyType(ModelType):
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("sample",)}
+    layout: ClassVar[Layout] = ExperimentLayout()
 
     def violations(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
@@ -67,16 +148,6 @@ class DiffusionPolicyType(ModelType):
             reason = "has no base model" if base is None else f"uses the processor of {base}"
             message = f"data.processor is {data.processor!r}, but the backbone {reason}"
             yield Violation(("data.processor",), message)
-
-    def published_start(
-        self, section: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Returns what `resume_from_checkpoint` and `resume_weights_only` stand for."""
-        location = section.get("resume_from_checkpoint")
-        if location is None:
-            return {}, {}
-        weights_only = {} if section.get("resume_weights_only") else {"init_weights_only": False}
-        return {"init_from": str(location), **weights_only}, _NO_INIT
 
     def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
         """Checks that base models and the initial weights of sections exist.
@@ -154,23 +225,25 @@ class DiffusionPolicyType(ModelType):
         imported = load_policy(network, init.text, excluded=init_except)
         return [*notes, *imported.notes(init.file)]
 
-    def save_assets(self, config: DiffusionPolicyConfig, folder: Path) -> None:
-        """Writes the text tokenizer."""
-        config.vision_language_backbone.save_assets(folder)
-
-    def copy_assets(
-        self, config: DiffusionPolicyConfig, before: ConfigModel, source: Path, folder: Path
-    ) -> bool:
-        """Copies the text tokenizer, if it is that of the same base model."""
+    def save_assets(
+        self,
+        config: DiffusionPolicyConfig,
+        folder: Path,
+        before: ConfigModel | None = None,
+        source: Path | None = None,
+    ) -> None:
+        """Writes the text tokenizer; that of the same base model is copied."""
         section = config.vision_language_backbone
         base = getattr(before, "vision_language_backbone", None)
-        if not isinstance(section, BaseModelConfig) or not isinstance(base, BaseModelConfig):
-            return False
-        is_same = (base.hf_pretrained, base.revision) == (section.hf_pretrained, section.revision)
-        if is_same and (source / TOKENIZER).is_file():
-            section.save_assets(folder, source)
-            return True
-        return False
+        if source and isinstance(section, BaseModelConfig) and isinstance(base, BaseModelConfig):
+            is_same = (base.hf_pretrained, base.revision) == (
+                section.hf_pretrained,
+                section.revision,
+            )
+            if is_same and (source / TOKENIZER).is_file():
+                section.save_assets(folder, source)
+                return
+        section.save_assets(folder)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """The transformer blocks of the backbone and the denoiser."""
@@ -241,71 +314,6 @@ class DiffusionPolicyType(ModelType):
         batcher = PolicyBatcher(config, assets.data, assets.normalizer, folder)
         device = network.output_layer.weight.device
         return RoboticsPolicy(network.sample, batcher, assets, device)
-
-    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares an experiment folder of the published program."""
-        from vlatool.models.diffusion_policy.experiment import prepare_export
-
-        return prepare_export(trained, tree, reporter)
-
-    def export_problem(self, config: DiffusionPolicyConfig) -> str:
-        """Reason why the published program has no module for the policy."""
-        from vlatool.models.diffusion_policy.published import export_problem
-
-        return export_problem(config)
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """The newest checkpoint of an experiment, or a file of one."""
-        from vlatool.models.diffusion_policy.experiment import find_published
-
-        return find_published(location)
-
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens an experiment; base models that the run of an export has read are not needed."""
-        import torch
-
-        from vlatool.models.diffusion_policy.experiment import read_experiment
-        from vlatool.models.diffusion_policy.weights import (
-            check_state,
-            load_state,
-            state_of,
-        )
-        from vlatool.models.weights import read_pickled_weights
-
-        opened = read_experiment(files)
-        config = self.restore_base_config(opened.model, files.before)
-        config, _ = self.derive(config, opened.data, None)
-        state = state_of(read_pickled_weights(path), files.weights)
-        with torch.device("meta"):
-            parts = self.build(config)
-        check_state(parts["model"].module, state, files.weights)
-        parts = self.build(config)
-        imported = load_state(parts["model"].module, state, files.weights)
-        return PublishedModel(
-            config=config,
-            parts={name: part.module for name, part in parts.items()},
-            assets=opened.assets,
-            data=opened.data,
-            folder=opened.folder,
-            notes=[*imported.notes(files.weights)],
-        )
-
-    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """The files of a checkpoint of an experiment."""
-        from vlatool.models.diffusion_policy.experiment import progress_files
-
-        return progress_files(files, averaged=averaged)
-
-    def open_progress(
-        self,
-        config: DiffusionPolicyConfig,
-        modules: Mapping[str, "nn.Module"],
-        paths: Sequence[Path],
-    ) -> PublishedProgress:
-        """Opens a checkpoint with its optimizer and averages."""
-        from vlatool.models.diffusion_policy.weights import open_progress
-
-        return open_progress(config, modules["model"], paths)
 
 
 def _is_centered(data: RoboticsDataConfig) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from copy import copy
 from hashlib import blake2b
-from typing import NamedTuple, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UIn
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.kind import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
+from vlatool.models.base import Decision, Policy
 from vlatool.models.codebook import true_float32
 from vlatool.models.future_vla.batch import SequenceEncoder, TokenSequence
 from vlatool.models.future_vla.model import FutureVla
-from vlatool.models.policy import Decision, equal_groups
+from vlatool.models.policy import equal_groups
 from vlatool.models.tokenizer import VisualTokenizer
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
@@ -348,8 +349,10 @@ class _Reading:
 _DEFAULT_FPS = 10.0
 
 
-class FutureVlaPolicy:
+class FutureVlaPolicy(Policy):
     """A policy that decodes the most probable answer; its seeds have no effect."""
+
+    predicts_images: ClassVar[bool] = True
 
     def __init__(self, network: FutureVla, encoder: SequenceEncoder, assets: VlaAssets) -> None:
         if assets.fast is None or assets.profile is None:
@@ -361,6 +364,9 @@ class FutureVlaPolicy:
         shape = assets.shape
         self.fps = assets.fps or _DEFAULT_FPS
         self.horizon = shape.action_steps
+        self.actions = {shape.action_field: shape.action_width}
+        view = CameraView(tuple(range(1 - shape.past_steps, 1)), shape.image_size)
+        self.sees = ObservationSpec(dict.fromkeys(shape.cameras, view))
         self._fast, self._profile = assets.fast, assets.profile
         self._shape = shape
         self._encoder = encoder
@@ -372,23 +378,12 @@ class FutureVlaPolicy:
         self._decoder = AnswerDecoder(network, encoder, grammar, FrameCache(network))
         self._tokenizer: VisualTokenizer | None = None
 
-    @property
-    def sees(self) -> ObservationSpec:
-        """The past images of all cameras, and the instruction."""
-        view = CameraView(tuple(range(1 - self._shape.past_steps, 1)), self._shape.image_size)
-        return ObservationSpec(dict.fromkeys(self._shape.cameras, view))
-
-    @property
-    def actions(self) -> dict[str, int]:
-        """The field of actions."""
-        return {self._shape.action_field: self._shape.action_width}
-
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
         """Returns chunks of commands, float64 [B, T, A]; see `models.policy.Policy`."""
         return dict(self.decide(observations, seeds=seeds).actions)
 
     def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
-        """Returns the result of `act` and the number of tokens; see `models.policy.Decides`."""
+        """Returns the result of `act` and the number of tokens; see `Policy.decide`."""
         del seeds
         prompts, images = self._inputs(observations)
         ids = self._action_ids(prompts, images)
@@ -399,7 +394,7 @@ class FutureVlaPolicy:
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
         """Returns the policy with the tokenizer of its codes; see
-        `models.policy.PredictsImages`.
+        `Policy`.
         """
         sizes = self._encoder.tokens.sizes
         own = tokenizer.codes_per_image, tokenizer.codebook_size

@@ -15,7 +15,7 @@ from vlatool.models.future_vla.published import (
     read_data,
     read_section,
 )
-from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel
 from vlatool.models.trained import WeightsOrigin, existing_weights
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import read_file
@@ -32,6 +32,44 @@ if TYPE_CHECKING:
     from vlatool.models.trained import Trained
 
 
+class QwenLayout(Layout):
+    """Folders in the layout of Qwen3-VL, composed or exported."""
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares a folder in the layout of Qwen3-VL."""
+        del tree, reporter
+        from vlatool.models.future_vla.weights import prepare_export
+
+        return prepare_export(trained)
+
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
+        return find_published(location)
+
+    def section(self, files: PublishedFiles) -> FutureVlaConfig:
+        """Section `model` of a folder."""
+        return read_section(files.weights.parent)
+
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a folder of weights."""
+        import torch
+
+        from vlatool.loading.vla.kind import VlaKind
+        from vlatool.models.future_vla.model import build_network
+        from vlatool.models.future_vla.weights import load_stored
+
+        del path
+        folder = files.weights.parent
+        config = self.section(files)
+        with torch.device("meta"):
+            network = build_network(config)
+        load_stored(network.to_empty(device="cpu"), folder)
+        data = read_data(folder)
+        assets = None if data is None else VlaKind().load_assets(data, folder)
+        local = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
+        return PublishedModel(config, {"model": network}, assets, data, local)
+
+
 class FutureVlaType(ModelType):
     """The model type `future_vla`."""
 
@@ -41,6 +79,7 @@ class FutureVlaType(ModelType):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("answer_losses",)}
     needs_init: ClassVar[bool] = True
     adapters: ClassVar[Mapping[str, Any]] = {"lora.rank": 16}
+    layout: ClassVar[Layout] = QwenLayout()
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
         """Checks that there are weights to start from, of this type."""
@@ -58,7 +97,7 @@ class FutureVlaType(ModelType):
         origin = existing_weights(init_from)
         origin.check_type(self.name, "data.checkpoint_mismatch")
         if origin.run is None:
-            self.published_section(self._published_files(origin))
+            self.layout.section(self._published_files(origin))
 
     def restore_base_config(self, config: FutureVlaConfig, before: Any) -> FutureVlaConfig:
         """The config with the architecture of weights, and with their grid where none is given."""
@@ -170,58 +209,28 @@ class FutureVlaType(ModelType):
         load_stored(module, files.weights.parent, excluded)
         return ()
 
-    def copy_assets(self, config: FutureVlaConfig, before: Any, source: Path, folder: Path) -> bool:
+    def save_assets(
+        self,
+        config: FutureVlaConfig,
+        folder: Path,
+        before: Any = None,
+        source: Path | None = None,
+    ) -> None:
         """Copies tokenizer, processor and chat template."""
         del config
-        if not isinstance(before, FutureVlaConfig):
-            return False
-        present = file_names(source)
-        for name in ASSETS:
-            if name in present:
-                write_bytes(folder / name, read_file(source / name))
-        return ASSETS[0] in present
+        if isinstance(before, FutureVlaConfig) and source is not None:
+            present = file_names(source)
+            for name in ASSETS:
+                if name in present:
+                    write_bytes(folder / name, read_file(source / name))
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """The blocks of DINOv3, of the vision transformer and of the language model."""
         network: Any = parts["model"].module
         return network.blocks()
 
-    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares a folder in the layout of Qwen3-VL."""
-        del tree, reporter
-        from vlatool.models.future_vla.weights import prepare_export
-
-        return prepare_export(trained)
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
-        return find_published(location)
-
-    def published_section(self, files: PublishedFiles) -> FutureVlaConfig:
-        """Section `model` of a folder."""
-        return read_section(files.weights.parent)
-
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a folder of weights."""
-        import torch
-
-        from vlatool.loading.vla.kind import VlaKind
-        from vlatool.models.future_vla.model import build_network
-        from vlatool.models.future_vla.weights import load_stored
-
-        del path
-        folder = files.weights.parent
-        config = self.published_section(files)
-        with torch.device("meta"):
-            network = build_network(config)
-        load_stored(network.to_empty(device="cpu"), folder)
-        data = read_data(folder)
-        assets = None if data is None else VlaKind().load_assets(data, folder)
-        local = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
-        return PublishedModel(config, {"model": network}, assets, data, local)
-
     def _published_files(self, origin: WeightsOrigin) -> PublishedFiles:
-        files = self.find_published(origin.file)
+        files = self.layout.recognize(origin.file)
         if files is None:
             raise DataError.at(
                 origin.text,

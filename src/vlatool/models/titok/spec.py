@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.trained import WeightsOrigin, existing_weights
 from vlatool.models.vqgan.config import (
@@ -28,6 +28,31 @@ if TYPE_CHECKING:
     from vlatool.models.trained import Trained
 
 
+class TitokLayout(Layout):
+    """A configuration and a file of weights, or the file alone."""
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares config.yaml and pytorch_model.bin."""
+        del tree
+        from vlatool.models.titok.weights import prepare_export
+
+        return prepare_export(trained, reporter)
+
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """Returns the files of a folder, or a file alone."""
+        from vlatool.models.titok.published import find_published
+
+        return find_published(location) or (
+            PublishedFiles(location) if location.is_file() else None
+        )
+
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a published tokenizer."""
+        from vlatool.models.titok.weights import open_published
+
+        return open_published(files, path)
+
+
 class TitokType(ModelType):
     """The model type `titok`."""
 
@@ -35,6 +60,7 @@ class TitokType(ModelType):
     Config: ClassVar[type[ConfigModel]] = TitokConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("assignment_sums",)}
+    layout: ClassVar[Layout] = TitokLayout()
 
     def derive(
         self, config: TitokConfig, data: "ImageDataConfig", info: Any
@@ -145,7 +171,7 @@ class TitokType(ModelType):
         return sample_flops(self, config, data, losses)
 
     def build_for_inference(self, config: TitokConfig) -> Mapping[str, Part]:
-        """Returns the tokenizer without the networks of its losses."""
+        """The tokenizer without the networks of its losses."""
         from vlatool.models.titok.model import Titok
 
         return {"model": Part(Titok(config))}
@@ -159,27 +185,6 @@ class TitokType(ModelType):
 
         network: Any = parts["model"]
         return TitokTokenizer(config, network)
-
-    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares config.yaml and pytorch_model.bin."""
-        del tree
-        from vlatool.models.titok.weights import prepare_export
-
-        return prepare_export(trained, reporter)
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """Returns the files of a folder, or a file alone."""
-        from vlatool.models.titok.published import find_published
-
-        return find_published(location) or (
-            PublishedFiles(location) if location.is_file() else None
-        )
-
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a published tokenizer."""
-        from vlatool.models.titok.weights import open_published
-
-        return open_published(files, path)
 
 
 def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:

@@ -57,7 +57,7 @@ def load_titok(
 
 
 def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
-    """Opens a published tokenizer on the CPU; see `ModelType.open_published`.
+    """Opens a published tokenizer on the CPU; see `Layout.open`.
 
     The config of a single file is inferred from the shapes of its tensors.
     """

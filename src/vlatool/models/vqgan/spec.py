@@ -116,7 +116,7 @@ class VqganType(ModelType):
         return sample_flops(self, config, data, losses)
 
     def build_for_inference(self, config: VqganConfig) -> Mapping[str, Part]:
-        """Returns the autoencoder without the networks of its losses."""
+        """The autoencoder without the networks of its losses."""
         from vlatool.models.vqgan.model import Vqgan
 
         return {"model": Part(Vqgan(config, commitment_cost=config.commitment_cost))}

@@ -45,7 +45,7 @@ from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.images import FRAMES_PER_READ, read_frames
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
@@ -407,7 +407,7 @@ _DROP_HINTS = {
 }
 
 
-class LbmSink:
+class LbmSink(Sink):
     """Writes training data of the LBM pipeline.
 
     Source: formats/lbm 1; formats/lbm-preprocessing 1, 2.
@@ -416,7 +416,7 @@ class LbmSink:
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     volatile: ClassVar[Sequence[str]] = VOLATILE_FILES
-    findings: ClassVar[FindingCodes] = LBM
+    findings: ClassVar[FindingCodes | None] = LBM
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
     )

@@ -50,7 +50,7 @@ from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.pages.text import few_text
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
 from vlatool.sinks.lerobot.episodes import (
     LEROBOT_SINK,
@@ -476,14 +476,13 @@ def _made(layout: SetLayout, fields: Mapping[str, Sequence[str]]) -> dict[str, A
     return tree
 
 
-class LeRobotSink:
+class LeRobotSink(Sink):
     """Writes LeRobot data sets."""
 
     Config: ClassVar[type[SinkConfig]] = LeRobotSinkConfig
-    findings: ClassVar[FindingCodes] = LEROBOT_SINK
+    findings: ClassVar[FindingCodes | None] = LEROBOT_SINK
     owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
-    volatile: ClassVar[Sequence[str]] = ()
-    temporary: ClassVar[Sequence[str]] = PART_FILES
+    temporary: Sequence[str] = PART_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
 
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:

@@ -22,7 +22,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
-from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_each
+from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
 from vlatool.sources.lerobot.config import LeRobotConfig, LiberoConfig
 from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
 from vlatool.sources.lerobot.rules import (
@@ -37,15 +37,15 @@ from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
 
 
-class LeRobotReader:
+class LeRobotReader(FormatReader):
     """Reader of LeRobot v2.0, v2.1 and v3.0; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
-    findings: ClassVar[FindingCodes] = LEROBOT
+    findings: ClassVar[FindingCodes | None] = LEROBOT
 
     def __init__(self, config: LeRobotConfig) -> None:
         self.config = config
-        self.source_findings: list[Finding] = []
+        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All listed episodes; reads and checks all metadata before the first one."""

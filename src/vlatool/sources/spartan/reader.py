@@ -10,7 +10,13 @@ from pathlib import Path
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import merge_surveys, survey_each, survey_episode, unique_refs
+from vlatool.sources.base import (
+    FormatReader,
+    merge_surveys,
+    survey_each,
+    survey_episode,
+    unique_refs,
+)
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.config import (
     SpartanConfig,
@@ -42,7 +48,7 @@ _PARALLEL_READS = 8
 _EPISODE = re.compile(r"^episode_(\d+)$")
 
 
-class SpartanReader:
+class SpartanReader(FormatReader):
     """Reader of raw Spartan episodes; any folder above them can be the source."""
 
     Config = SpartanConfig
@@ -51,7 +57,7 @@ class SpartanReader:
     def __init__(self, config: SpartanConfig) -> None:
         self.config, self._groups = with_action_file(config)
         self._ordered = sorted(self.config.action_key_fields, key=_published_order)
-        self.source_findings: list[Finding] = []
+        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Episodes below the sources in natural order."""
