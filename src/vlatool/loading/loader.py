@@ -311,7 +311,6 @@ class BatchStream(IterableDataset[_Item]):
 
     @property
     def _prefetched_batches(self) -> int:
-        """Number of micro-batches that the reader may download in advance."""
         return -(-_PREFETCHED_SAMPLES // self._plan.batch_size)
 
     def _prefetch(self, number: int) -> tuple[list[int], list[SampleRef]]:

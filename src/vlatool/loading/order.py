@@ -186,7 +186,6 @@ class SampleOrder:
         return self._streams[index].ref(k * self.lanes + lane)
 
     def _position(self, index: int, lane: int, k: int) -> int:
-        """Position of the k-th sample of a data set in a lane."""
         pattern, rank = divmod(k, self._counts[index])
         column, _ = self._pattern(lane, pattern)
         at = int(np.flatnonzero(column == index)[rank])
@@ -313,7 +312,6 @@ class _Stream:
         return _Epoch(spans, stops, starts.tolist(), firsts, lengths)
 
     def _firsts(self, epoch: int) -> list[int]:
-        """Index within each lane of its first sample of an epoch."""
         start = epoch * self.size
         return [-((lane - start) // self._lanes) for lane in range(self._lanes)]
 

@@ -222,7 +222,6 @@ class ShardReader:
 
     @property
     def _is_remote(self) -> bool:
-        """True if a data set is remote: samples are then requested before they are needed."""
         firsts = (shard for dataset in self._datasets for shard in dataset.shards[:1])
         return any(is_remote(shard.location) for shard in firsts)
 
@@ -247,7 +246,6 @@ class ShardReader:
 
 
 def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
-    """Removes the oldest entries until the number of indexed samples is within the limit."""
     left = sum(sizes)
     for size in sizes:
         if left <= _MAX_INDEXED_SAMPLES:
@@ -259,7 +257,6 @@ def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int
 
 
 def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) -> _OpenShard:
-    """Opens a shard and checks that its number of samples is that of the manifest."""
     shard, index = item
     try:
         if is_remote(shard.location):

@@ -169,7 +169,6 @@ class ConvNextSmall(nn.Module):
 
 
 def _stages() -> Iterator[nn.Module]:
-    """Yields the stem, then the stages, each but the first after a downsampling layer."""
     before = _WIDTHS[0]
     stem = nn.Conv2d(3, before, 4, stride=4)
     yield nn.Sequential(stem, ChannelNorm(before))

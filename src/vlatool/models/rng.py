@@ -170,7 +170,6 @@ def _global_dropout(module: nn.Module) -> float:
 
 
 def _by_chunk(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Groups consecutive rows of the same chunk: number of the chunk, rows within it."""
     group: list[int] = []
     number = -1
     for row in rows:

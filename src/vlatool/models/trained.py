@@ -212,7 +212,6 @@ def open_trained(
 def _open_published(
     model_type: ModelType, files: PublishedFiles, origin: WeightsOrigin, changes: Mapping[str, Any]
 ) -> tuple[TrainedConfig, PublishedModel]:
-    """Sections and content of a published model."""
     with as_config_error(origin):
         model = model_type.layout.open(files, origin.path)
         sections = {"model": _changed(model.config, changes)}
@@ -267,7 +266,6 @@ def existing_weights(text: str) -> WeightsOrigin:
 
 
 def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> WeightsOrigin:
-    """Raw or averaged weights of published files."""
     if weights != "raw" and files.averaged is not None:
         return WeightsOrigin(text, files.averaged, weights="ema")
     if files.kind and weights not in ("auto", files.kind):

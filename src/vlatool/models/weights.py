@@ -150,7 +150,6 @@ def _tensor_problem(tensor: Tensor) -> str:
 
 
 def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
-    """Error for a pickle that refers to anything but tensors: loading it would run code."""
     match = re.search(r"GLOBAL (\S+)", str(error))
     name = "code" if match is None else match[1]
     return DataError.at(

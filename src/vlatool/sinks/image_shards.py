@@ -174,7 +174,6 @@ class EpisodeWriter:
 
 
 def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str, Any]:
-    """Origin of an image, with the name of its file if it has one."""
     dataset, episode_id, camera, frame = parts
     files = episode.frame_metadata.get("file", ())
     return {
@@ -225,7 +224,6 @@ class ImageShardsSink(Sink):
         self.proprioception_fields: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        """Removes the lists and the manifest."""
         for name in (*LISTS.values(), MANIFEST):
             remove_file(self._setup.output / name)
 
@@ -250,7 +248,6 @@ class ImageShardsSink(Sink):
         return SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """Estimate: one image per frame and camera."""
         survey = self._setup.survey
         frames = None if survey.frames is None else survey.frames * len(survey.cameras)
         return Estimate(frames, {"shards": survey.episodes})
@@ -270,7 +267,6 @@ class ImageShardsSink(Sink):
         write_lists((output / TRAIN_LIST, train), (output / VAL_LIST, val))
 
     def _options(self) -> dict[str, Any]:
-        """Options that the manifest records."""
         options = self._config.model_dump(
             mode="json", exclude={"type", "val_ratio", "verify_pixels"}
         )

@@ -268,7 +268,6 @@ def _check_finite(episode: Episode, values: Array) -> None:
 
 
 def _check_sizes(writer: ImageWriter, camera: str, frame: int) -> None:
-    """Raises DataError if a stored image differs in size from the first of its camera."""
     if len(writer.sizes) > 1:
         first, actual = (f"{width}x{height}" for height, width in writer.sizes)
         raise DataError(
@@ -341,7 +340,6 @@ class JsonlSink(Sink):
         remove_empty(output / IMAGES_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Writes the manifest, the last file."""
         files: list[FileEntry] = []
         episodes = 0
         for receipt in receipts:
@@ -362,7 +360,6 @@ class JsonlSink(Sink):
         return SinkSummary(manifest.samples, size, tuple(files), counts)
 
     def estimate(self) -> Estimate:
-        """Estimate from the number of frames."""
         frames = self._setup.survey.frames
         if frames is None:
             return Estimate(None)

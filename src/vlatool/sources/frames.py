@@ -146,7 +146,6 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet
 
 
 def _table(times: list[int], packets: list[_Packet], *, is_part: bool) -> PacketTable:
-    """Table from the times of the clip and all packets that decoding it needs."""
     keys = sorted(packet.pts for packet in packets if packet.is_key and packet.pts is not None)
     numbers = [bisect.bisect_left(times, pts) for pts in keys]
     return PacketTable(array("q", times), numbers, keys, len(times), is_part)
@@ -331,7 +330,6 @@ class _Decoder:
         self._seek(key)
 
     def _seek(self, key: int) -> None:
-        """Continues at a keyframe of the table."""
         self._container.seek(self._table.key_times[key], stream=self._stream)
         self._frames = self._container.decode(self._stream)
         self._next = self._table.key_numbers[key]

@@ -106,7 +106,6 @@ class ImageShardsReader(FormatReader):
         ]
 
     def _tars(self, source: Path) -> Mapping[Path, int | None]:
-        """Tars of a source, to their numbers of images where a manifest has them."""
         if source.suffix == LIST_SUFFIX and is_list(source):
             return dict.fromkeys(find_shards(str(source)))
         if not is_image_shards(source):

@@ -296,7 +296,6 @@ class ImagesReader(FormatReader):
         return list(in_parallel(self._scan, paths, _LISTED_AT_ONCE))
 
     def _scan(self, path: Path) -> _Folder:
-        """Files directly in a folder, by type."""
         if not path.is_dir():
             return _Folder(path, (), 0, Counter())
         names = sorted(next(iter(walk(path)))[2])
@@ -321,7 +320,6 @@ def _windows_of(folder: Path) -> WindowManifest | None:
 
 
 def _lost_folders(root: Path, folders: Sequence[_Folder]) -> list[_Folder]:
-    """Folders of episodes that have windows and no folder of images."""
     present = {folder.path.name for folder in folders}
     if root.name in present:  # a single episode
         return []
@@ -330,7 +328,6 @@ def _lost_folders(root: Path, folders: Sequence[_Folder]) -> list[_Folder]:
 
 
 def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
-    """Raises DataError if an image is missing that the manifest of its windows counts."""
     windows: WindowManifest | None = ref.extras.get("windows")
     if windows is None:
         return
@@ -379,7 +376,6 @@ def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding
 
 
 def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:
-    """Findings on the content of each image and on differing sizes."""
     sizes: Counter[tuple[int, int]] = Counter()
     for frame, path in enumerate(images.paths):
         location = {"episode": episode, "path": str(path), "frame": frame}

@@ -209,7 +209,6 @@ def _tables(facts: SourceFacts) -> list[str]:
 
 
 def _field_table(fields: Sequence[FieldSummary]) -> str:
-    """Table of fields of raw episodes, one row per field."""
     header = ("name", "width", "dtype", "range", "constant dimensions")
     rows = (
         (
@@ -284,7 +283,6 @@ def _field_section(facts: SourceFacts) -> str:
 
 
 def _field_html(fields: Sequence[FieldSummary]) -> str:
-    """HTML table of fields, one row per field."""
     rows = [
         (
             field_label(info.name),
@@ -499,7 +497,6 @@ def _listed_text(shown: int, total: int) -> str:
 
 
 def _cropped(camera: str, view: FrameView) -> str:
-    """Image with the part darkened that a center crop to a square leaves out."""
     assert view.image is not None
     width, height = view.image.size
     side = min(width, height)
@@ -539,7 +536,6 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:
-    """Map from measured position field to measured rotation field."""
     groups = {
         actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
         or group.rotation_key

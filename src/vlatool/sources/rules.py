@@ -202,7 +202,6 @@ def _check_ref(
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:
-    """Yields the existing files of an episode."""
     below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
     yield from (path for path in (*below, *ref.files) if path.is_file())
 

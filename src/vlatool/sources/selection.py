@@ -202,7 +202,6 @@ def _survey(
     cameras: Sequence[str] | None,
     required_cameras: Sequence[str],
 ) -> Survey:
-    """Survey of the episodes, limited to the requested cameras."""
     survey = reader.survey(refs)
     known = list(survey.cameras)
     for name in (*(cameras or ()), *required_cameras):

@@ -15,15 +15,10 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     EPISODES_FILE,
-    FRAME_INDEX,
     INFO_FILE,
     MODALITY_FILE,
     SHARED_DATA_PATH,
@@ -44,11 +39,10 @@ from vlatool.artifacts.lerobot.meta import (
     read_info,
     read_tasks,
 )
-from vlatool.artifacts.lerobot.tables import read_segment
 from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.storage.uri import as_native_file, can_list
+from vlatool.storage.uri import can_list
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of common file systems, and of S3
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
@@ -245,7 +239,6 @@ def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mappi
 def _overlaps(
     clips: Sequence[tuple[float, float, int]], tolerance: float
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of episodes whose (start, stop, episode) overlap by more than the tolerance."""
     last: tuple[float, int] | None = None
     for start, stop, number in sorted(clips):
         if last is not None and start < last[0] - tolerance:
@@ -305,7 +298,6 @@ def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:
 
 
 def _gaps(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
-    """Stretches of videos between two clips that belong to no episode."""
     files: defaultdict[tuple[str, int, int], list[tuple[float, float, int]]] = defaultdict(list)
     for line in lines:
         for camera, clip in line.clips.items():
@@ -398,15 +390,6 @@ class EpisodeFiles:
         return episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
 
 
-def declared_features(recording: EpisodeFiles) -> Mapping[str, Mapping[str, Any]]:
-    """Declarations of columns and cameras, in file order."""
-    return {
-        name: tree
-        for name, tree in recording.document["features"].items()
-        if isinstance(tree, Mapping)
-    }
-
-
 def task_sentences(recording: EpisodeFiles) -> Mapping[int, str]:
     """Map from task index to sentence; empty if the list cannot be read, which reading reports."""
     try:
@@ -425,20 +408,6 @@ def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
         for name, ranges in spans.items()
         if any(recording.number in numbers for numbers in ranges or ())
     )
-
-
-def stored_columns(recording: EpisodeFiles) -> pa.Schema:
-    return pq.read_schema(as_native_file(recording.rows.path))
-
-
-def read_columns(recording: EpisodeFiles, columns: Sequence[str]) -> pa.Table:
-    """The columns that exist, sorted by `frame_index` where it is an integer column."""
-    table = read_segment(recording.rows, [*columns, FRAME_INDEX])
-    if FRAME_INDEX in table.column_names:
-        numbers = table.column(FRAME_INDEX)
-        if pa.types.is_integer(numbers.type) and not numbers.null_count:
-            table = table.take(pa.array(np.argsort(numbers.to_numpy(), kind="stable")))
-    return table
 
 
 def named_files(root: Path) -> list[tuple[str, bool]]:

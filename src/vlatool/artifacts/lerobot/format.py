@@ -94,6 +94,19 @@ def vector_column(values: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
+def automatic_columns(
+    frames: NDArray[Any], rate: float, number: int, first_row: int
+) -> dict[str, pa.Array]:
+    """The automatic columns besides `task_index`, for frames int [F] of an episode."""
+    values = (
+        (frames / rate).astype(np.float32),
+        frames,
+        np.full(len(frames), number),
+        first_row + frames,
+    )
+    return dict(zip(AUTOMATIC, map(pa.array, values), strict=False))
+
+
 def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
     """Writes the parquet file of an episode."""
     with open_atomic(path) as file:

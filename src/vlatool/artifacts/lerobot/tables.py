@@ -344,8 +344,10 @@ def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Ro
         raise _outside_error(segment, episode, total)
     if not num_rows:
         raise _damaged_error(path, episode, "the list of episodes gives it no rows")
-    order = _frame_order(table, num_rows)
-    if not np.array_equal(order, np.arange(num_rows)):
+    order = frame_order(table)
+    if order is None:
+        order = np.arange(num_rows)
+    elif not np.array_equal(order, np.arange(num_rows)):
         table = table.take(pa.array(order))
     return Rows(segment, episode, table, order + segment.first, columns)
 
@@ -419,12 +421,13 @@ def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
     return ""
 
 
-def _frame_order(table: pa.Table, num_rows: int) -> Array:
+def frame_order(table: pa.Table) -> Array | None:
+    """Rows in the order of `frame_index`, int [F]; None without such a column of integers."""
     if FRAME_INDEX not in table.column_names:
-        return np.arange(num_rows)
+        return None
     column = table.column(FRAME_INDEX)
     if column.null_count or not pa.types.is_integer(column.type):
-        return np.arange(num_rows)
+        return None
     return np.argsort(column.to_numpy(), kind="stable")
 
 

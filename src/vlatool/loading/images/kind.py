@@ -227,7 +227,6 @@ class ImagesKind(DataKind):
     has_plain: ClassVar[bool] = True
 
     def load_info(self, config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
-        """Finds the shards and reads their indexes."""
         return load_info(config, reporter)
 
     def validation(self, config: ImageDataConfig) -> ImageDataConfig | None:
@@ -256,7 +255,6 @@ class ImagesKind(DataKind):
         return {"images": sample.image}
 
     def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
-        """Returns a reader that decodes and preprocesses images."""
         return ImageReader(config, info)
 
     def plain(
@@ -272,17 +270,14 @@ class ImagesKind(DataKind):
         return {"image": image, "key": sample.key}
 
     def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
-        """Returns the preprocessing."""
         del info
         return ImagesAssets(config.preprocessing)
 
     def save_assets(self, config: ImageDataConfig, info: ImagesInfo, folder: Path) -> None:
-        """Writes the preprocessing to preprocessing_config.yaml."""
         del info
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
-        """Reads the preprocessing of a run."""
         try:
             preprocessing = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
         except ValidationError as error:

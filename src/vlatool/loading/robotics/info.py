@@ -271,7 +271,6 @@ def _check_names(
 
 
 def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Raises an error if the images of the data sets differ in size after the crop."""
     shape = config.augmentation.crop_shape
     sizes = {image_size(options) for options in info.options} - {None}
     for width, height in filter(None, sizes):
@@ -323,7 +322,6 @@ def _no_action_fields(info: RoboticsInfo) -> DataError:
 
 
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
-    """Returns the value of a key that all data sets have in common."""
     values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
         raise DataError(

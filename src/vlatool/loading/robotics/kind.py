@@ -150,7 +150,6 @@ class RoboticsKind(DataKind):
     def derive(
         self, config: RoboticsDataConfig, info: RoboticsInfo
     ) -> tuple[RoboticsDataConfig, dict[str, str]]:
-        """Fills in cameras, images, fields, window and dimensions from the data."""
         derived = derive_data(config, info)
         rules = derivation_rules(derived, _changed(config, derived))
         changed = _changed(config.normalization, derived.normalization)
@@ -164,7 +163,6 @@ class RoboticsKind(DataKind):
         report_ranges(config, info, reporter)
 
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
-        """Returns images, actions and instruction."""
         actions = [sample.fields[name] for name in config.action_fields]
         return {
             "images": sample.images,
@@ -173,11 +171,9 @@ class RoboticsKind(DataKind):
         }
 
     def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsReader:
-        """Returns a reader that decodes and augments samples."""
         return RoboticsReader(config, info)
 
     def make_assets(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsAssets:
-        """Returns normalization, pose groups and image transform of the training data."""
         return assets_of(config, info.statistics, info.statistics_past, info.options[0])
 
     def save_assets(self, config: RoboticsDataConfig, info: RoboticsInfo, folder: Path) -> None:
@@ -195,7 +191,6 @@ class RoboticsKind(DataKind):
         write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
-        """Reads the assets of a run."""
         run = RunDir(folder)
         statistics = run.statistics()
         options = read_preprocessing_config(folder)

@@ -127,7 +127,6 @@ class ImageDecoder:
         return pixels
 
     def _sample(self, size: _Size, rng: np.random.Generator) -> _Augmentation:
-        """Returns a random augmentation of images of a size (height, width)."""
         crop, jitter = self._section.crop, self._section.color_jitter
         box = None
         if crop.enabled and crop.mode == "random":

@@ -257,7 +257,6 @@ def _run_of(folder: Path) -> RunDir:
 
 
 def _changed_rules(config: NormalizeConfig, run: RunDir) -> Iterator[tuple[str, Any, Any]]:
-    """Yields each key of the normalization whose value differs, with the new and the old value."""
     data = (run.read_config() or {}).get("data")
     section = data.get("normalization") if isinstance(data, Mapping) else None
     with suppress(ValidationError):  # of another version: unknown
@@ -268,7 +267,6 @@ def _changed_rules(config: NormalizeConfig, run: RunDir) -> Iterator[tuple[str, 
 
 
 def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsInfo:
-    """The info with the statistics of initial weights for the used fields."""
     for name in info.fields:
         if name not in known:
             raise _not_usable(f"{folder}: the statistics have no field {name!r}")
@@ -319,7 +317,6 @@ def _changed_ranges(
 
 
 def _range(name: str, entry: Mapping[str, Any], section: NormalizeConfig) -> FieldScale:
-    """The range of each dimension over all steps, as the method of normalization measures it."""
     return field_scale(
         entry,
         field=name,

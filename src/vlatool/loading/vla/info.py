@@ -397,6 +397,5 @@ def episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tup
 
 
 def _episode(samples: SamplesFolder, number: int) -> str:
-    """Episode of a sample: the folder of its last past image."""
     images = samples.sample(number).images
     return PurePosixPath(images[-1]).parent.name if images else ""

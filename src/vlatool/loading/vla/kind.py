@@ -398,7 +398,6 @@ class VlaPairs(RecordedPairs):
 
 
 def _check_agrees(config: VlaDataConfig, folder: VlaFolder, location: str) -> None:
-    """Raises DataError if samples have another form than those of the run."""
     known = {**config.digests, **config.shape.__dict__, **config.sizes._asdict()}
     for key, value in folder.agreed.items():
         expected = known.get(key, value)
@@ -421,7 +420,6 @@ class VlaKind(DataKind):
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
     def load_info(self, config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
-        """Reads manifests, action tokenizers and one image of each data set."""
         return load_info(config, reporter)
 
     def validation(self, config: VlaDataConfig) -> VlaDataConfig | None:
@@ -457,7 +455,6 @@ class VlaKind(DataKind):
             check_samples(info, reporter)
 
     def contents(self, config: VlaDataConfig, sample: VlaSample) -> Mapping[str, Any]:
-        """Returns images, action ids, codes and instruction."""
         del config
         conversation = sample.conversation
         return {
@@ -468,12 +465,10 @@ class VlaKind(DataKind):
         }
 
     def reader(self, config: VlaDataConfig, info: VlaInfo) -> VlaReader:
-        """Returns a reader that decodes the past images."""
         del config
         return VlaReader(info)
 
     def make_assets(self, config: VlaDataConfig, info: VlaInfo) -> VlaAssets:
-        """Returns sizes, action tokenizer and profile."""
         del config
         first = info.first
         return VlaAssets(
@@ -488,7 +483,6 @@ class VlaKind(DataKind):
             write_fast(folder / FAST_NAME, info.first.fast)
 
     def load_assets(self, config: VlaDataConfig, folder: Path) -> VlaAssets:
-        """Reads the assets of a run."""
         fast = folder / FAST_NAME
         if not has_profile(fast):
             raise _unusable(fast / PROFILE_NAME, "is missing")

@@ -55,7 +55,6 @@ class ImageNormalizer(nn.Module):
 
 
 def _resized_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, rounded to integers as image libraries do."""
     if images.shape[-2:] == size:
         return images
     # Only CPUs have a uint8 kernel; its results equal those of image libraries.
@@ -246,7 +245,6 @@ class VlmBackbone(nn.Module):
         return torch.cat([state[rows, lengths] for state in last], dim=-1)[:, None]
 
     def _pixels(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """Keyword arguments of the network for images."""
         assert self._config.image_size is not None
         side = (self._config.image_size, self._config.image_size)
         pixels = self._prepared(images.flatten(0, 1), side).unflatten(0, images.shape[:2])
@@ -254,7 +252,6 @@ class VlmBackbone(nn.Module):
         return _PIXELS[self._config.architecture["model_type"]](pixels, ids, self._network)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers of the vision and the text model."""
         return [
             layer
             for name, layers in self._model.named_modules()
@@ -440,7 +437,6 @@ class ViTBackbone(nn.Module):
         return torch.cat([self.text(text)[:, None], tokens], dim=1)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers of the vision transformer."""
         return list(self._model.blocks)
 
 

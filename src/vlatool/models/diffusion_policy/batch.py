@@ -165,7 +165,6 @@ def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None
 
 
 def _tokens(section: VlmBackboneConfig) -> int:
-    """Number of tokens per image."""
     assert section.architecture is not None
     assert section.image_size is not None
     return image_tokens(section.architecture, section.image_size)

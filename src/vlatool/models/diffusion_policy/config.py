@@ -208,7 +208,6 @@ class BaseBackboneConfig(BaseModelConfig):
     )
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives the architecture and image normalization of the base model."""
         update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
         if self.architecture is None:
             folder = self.base
@@ -216,7 +215,6 @@ class BaseBackboneConfig(BaseModelConfig):
         return self._with_derived(update)
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
-        """Writes the text tokenizer."""
         copy_tokenizer(origin or self.base, folder)
 
     @classmethod
@@ -337,7 +335,6 @@ class KeypointBackboneConfig(NetworkConfig):
     )
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives the numbers of cameras and of images per camera."""
         times = len(data.image_indices)
         return self._with_derived({"num_cameras": len(data.camera_names), "num_times": times})
 
@@ -520,7 +517,6 @@ class CausalLMConfig(BaseModelConfig):
         return text_width(self.architecture or {})
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives the sizes of the base model."""
         del data
         if self.architecture is not None:
             return self, {}

@@ -215,7 +215,6 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
 
 
 def _differences(trained: "Trained") -> list[tuple[str, str]]:
-    """Code and text of what the published program does differently with the exported weights."""
     model: Any = trained.config.model
     differences: list[tuple[str, str]] = []
     if getattr(model.vision_language_backbone, _IMAGE_WORDS, True) is False:
@@ -314,7 +313,6 @@ def _own_keys(config: TrainedConfig) -> dict[str, Any]:
 
 
 def _common(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a tree that another tree has too."""
     return {
         key: _common(value, other[key]) if isinstance(value, Mapping) else value
         for key, value in tree.items()

@@ -395,7 +395,6 @@ class NativeTransformer(nn.Module):
         return x_BSD
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers."""
         return list(self.layers)
 
 
@@ -431,7 +430,6 @@ class CausalLM(nn.Module):
         return decoder(inputs_embeds=x_BSD, use_cache=False).last_hidden_state
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers of the decoder."""
         return list(self.model.get_decoder().layers)
 
 
@@ -476,7 +474,6 @@ class DiffusionPolicy(nn.Module):
             self.transformer.requires_grad_(requires_grad=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of the backbone and the denoiser."""
         return [*self.vision_language_backbone.blocks(), *self.transformer.blocks()]
 
     def encode(

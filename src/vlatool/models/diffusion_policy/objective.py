@@ -85,7 +85,6 @@ def dataset_labels(locations: Sequence[str]) -> list[str]:
 
 
 def _parts(location: str) -> Iterator[str]:
-    """The folder names above the manifest of a data set."""
     folders = location.removesuffix(MANIFEST_NAME).replace("\\", "/").split("/")
     names = [folder for folder in folders if folder]
     return iter(names[:-1] if len(names) > 1 and names[-1] == SHARDS_NAME else names)
@@ -111,7 +110,6 @@ class DenoisingObjective(Objective):
         self._process = forward_process(config.noise_scheduler, flow=config.is_flow)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """One optimizer for all weights."""
         return {"main": OptimizerSpec(("model",), rates=self._rates)}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -141,7 +139,6 @@ class DenoisingObjective(Objective):
         )
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Denoising loss of each action field, loss of each data set."""
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())
 
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:

@@ -226,7 +226,6 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> int | float:
-    """Pixels as int, fractions of the image as float."""
     return int(value) if value > 1 else float(value)
 
 
@@ -335,7 +334,6 @@ def _with_clean_padding(model: Node) -> Node:
 
 
 def _with_rule(name: str, section: Node) -> Node:
-    """Sets a rule of the published program for which it has no key."""
     rule = {name: from_value(value=True, origin=section.origin)}
     return replace(section, value={**rule, **section.value})
 

@@ -55,13 +55,11 @@ class ExperimentLayout(Layout):
         return {"init_from": str(location), **weights_only}, _NO_INIT
 
     def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares an experiment folder of the published program."""
         from vlatool.models.diffusion_policy.experiment import prepare_export
 
         return prepare_export(trained, tree, reporter)
 
     def problem(self, config: DiffusionPolicyConfig) -> str:
-        """Reason why the published program has no module for the policy."""
         from vlatool.models.diffusion_policy.published import export_problem
 
         return export_problem(config)
@@ -103,7 +101,6 @@ class ExperimentLayout(Layout):
         )
 
     def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """The files of a checkpoint of an experiment."""
         from vlatool.models.diffusion_policy.experiment import progress_files
 
         return progress_files(files, averaged=averaged)
@@ -114,7 +111,6 @@ class ExperimentLayout(Layout):
         modules: Mapping[str, "nn.Module"],
         paths: Sequence[Path],
     ) -> PublishedProgress:
-        """Opens a checkpoint with its optimizer and averages."""
         from vlatool.models.diffusion_policy.weights import open_progress
 
         return open_progress(config, modules["model"], paths)
@@ -163,7 +159,6 @@ class DiffusionPolicyType(ModelType):
     def restore_base_config(
         self, config: DiffusionPolicyConfig, before: ConfigModel | None
     ) -> DiffusionPolicyConfig:
-        """The config with commits, architectures and image normalization of base models."""
         if not isinstance(before, DiffusionPolicyConfig):
             return config
         backbone = config.vision_language_backbone.restore_base_config(
@@ -217,7 +212,6 @@ class DiffusionPolicyType(ModelType):
         init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str]:
-        """Loads the weights of a run or of a published file."""
         from vlatool.models.diffusion_policy.weights import load_policy, load_sections
 
         network = parts["model"].module
@@ -246,7 +240,6 @@ class DiffusionPolicyType(ModelType):
         section.save_assets(folder)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """The transformer blocks of the backbone and the denoiser."""
         network: Any = parts["model"].module
         return network.blocks()
 
@@ -277,7 +270,6 @@ class DiffusionPolicyType(ModelType):
         *,
         training: bool,
     ) -> "PolicyBatcher":
-        """Converts samples to tensors."""
         del training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 
@@ -292,7 +284,6 @@ class DiffusionPolicyType(ModelType):
         return example_batch(config, data, size)
 
     def flops(self, config: DiffusionPolicyConfig, data: RoboticsDataConfig) -> float | None:
-        """Operations of the backbone and of the denoiser."""
         from vlatool.models.diffusion_policy.objective import DenoisingObjective
         from vlatool.models.flops import objective_losses, sample_flops
 
@@ -306,7 +297,6 @@ class DiffusionPolicyType(ModelType):
         assets: "RoboticsAssets",
         folder: Path | None,
     ) -> "RoboticsPolicy":
-        """A policy that samples action chunks."""
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
         from vlatool.models.policy import RoboticsPolicy
 
@@ -317,7 +307,6 @@ class DiffusionPolicyType(ModelType):
 
 
 def _is_centered(data: RoboticsDataConfig) -> bool:
-    """True if the normalization centers every action field around zero."""
     fields = [data.normalization.for_field(name) for name in data.action_fields]
     scalings = [scaling for scaling in fields if scaling.enabled] or [data.normalization]
     return all(scaling.centered_norm or scaling.method == "std" for scaling in scalings)

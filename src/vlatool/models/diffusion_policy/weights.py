@@ -123,7 +123,6 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
 
 
 def _unused(section: TransformerConfig) -> dict[str, Tensor]:
-    """Token embedding, head and final norm of the published transformer."""
     table = torch.zeros(section.vocab_size, section.hidden_dim)
     head = table if section.weight_tying else table.clone()
     norm = make_norm(section.norm_type, section.hidden_dim, section.norm_eps).state_dict()
@@ -293,7 +292,6 @@ def _count(content: Mapping[str, Any], key: str, path: Path) -> int:
 def _moments(
     config: DiffusionPolicyConfig, state: Mapping[str, Tensor], saved: Any, path: Path
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yields names of parameters with their state in the published optimizer."""
     try:
         rows, groups = saved["state"], saved["param_groups"]
         if all(isinstance(key, str) for key in rows):  # gathered from several processes
@@ -342,7 +340,6 @@ def _frozen_prefixes(config: DiffusionPolicyConfig) -> Iterator[str]:
 def _of_network(
     network: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], path: Path
 ) -> dict[str, Mapping[str, Tensor]]:
-    """The state of each trained parameter of the network."""
     rows_by_name: dict[str, Mapping[str, Tensor]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -361,7 +358,6 @@ def _of_network(
 
 
 def _is_whole(row: object, shape: torch.Size) -> bool:
-    """True for the state of a parameter with this shape."""
     moments = [row.get(key) for key in _MOMENTS] if isinstance(row, Mapping) else []
     tensors = [value for value in moments if isinstance(value, Tensor)]
     if len(tensors) < len(_MOMENTS):

@@ -189,7 +189,6 @@ class SequenceEncoder:
 
     @cached_property
     def _close(self) -> tuple[int, ...]:
-        """End of a message."""
         return (self.tokens.im_end, *self.text("\n"))
 
     @cached_property

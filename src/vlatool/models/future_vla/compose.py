@@ -136,7 +136,6 @@ def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Compo
 def _joined(
     shapes: Mapping[str, tuple[int, ...]], qwen: StoredTensors, dino: StoredTensors, seed: int
 ) -> Callable[[str], Tensor]:
-    """Function from the name of a tensor of the network to its value."""
     dino_names = {f"{_DINO}{dino_name(name)}": name for name in dino.shapes}
     _check_tensors(
         dino.folder,
@@ -247,7 +246,6 @@ def _tiny_qwen(ids: Mapping[str, int], rows: int) -> dict[str, Any]:
 def _check_tensors(
     folder: Path, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises DataError if names or shapes of tensors differ."""
     problems = [
         *(f"missing {name}" for name in expected.keys() - stored.keys()),
         *(f"unexpected {name}" for name in stored.keys() - expected.keys()),

@@ -204,7 +204,6 @@ def _answer_length(encoder: "SequenceEncoder", info: VlaInfo, kind: Kind) -> int
 
 
 def _with_task(info: VlaInfo, task: str, kind: Kind) -> Iterator[str]:
-    """Files and lines of the samples with an instruction."""
     for folder in info.folders:
         for number in range(len(folder.samples)):
             talk: Conversation = folder.samples.sample(number).conversation

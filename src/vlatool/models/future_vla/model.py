@@ -276,7 +276,6 @@ class FutureVla(nn.Module):
             return self.visual.vis_tok(images)
 
     def _dummy_features(self) -> Tensor:
-        """Tokens of a black image with each of the grids that samples have."""
         side = self.visual.smallest_side
         device = self.language_model.embed_tokens.weight.device
         image = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)
@@ -317,7 +316,6 @@ class FutureVla(nn.Module):
                 grid.requires_grad_(requires_grad=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of the three transformers."""
         tower = self.visual
         return [*tower.vis_tok.layer, *tower.blocks, *self.language_model.layers]
 

@@ -266,7 +266,6 @@ class AnswerDecoder:
     def _read(
         self, prompts: Sequence[TokenSequence], begins: Sequence[Sequence[int]]
     ) -> "_Reading":
-        """Prompts of equal length, continued by the beginnings of their answers."""
         ids, positions = [], []
         for prompt, begin in zip(prompts, begins, strict=True):
             ids.append(np.concatenate([prompt.ids, np.asarray(begin, np.int64)]))
@@ -275,7 +274,6 @@ class AnswerDecoder:
         return _Reading(self._network, np.stack(ids), np.stack(positions))
 
     def _actions(self, reading: "_Reading", images: UInt8Array) -> list[list[int]]:
-        """Action ids of rows with prompts of equal length."""
         tokens, grammar = self._tokens, self._grammar
         choices = [*range(tokens.first_action, tokens.first_action + tokens.num_actions)]
         choices.append(tokens.action_end)
@@ -463,7 +461,6 @@ class FutureVlaPolicy(Policy):
             ) from None
 
     def _stacked(self, observation: Observation) -> UInt8Array:
-        """Past images of an observation, by time and within a step by camera."""
         return np.stack(
             [
                 self._images.apply(camera, observation.images[camera][step])

@@ -89,7 +89,6 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
 
 
 def _converted(key: str, node: Node) -> Mapping[str, Node]:
-    """Our keys for one published option."""
     if key in _RULES:
         return {name: from_value(v, node.origin) for name, v in _RULES[key](plain(node)).items()}
     names = {**_SAME, **_FREEZE, **{name: f"model.{name}" for name in WITHOUT_EFFECT}}
@@ -144,7 +143,6 @@ _POSSIBLE: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 
 def _check_values(published: Mapping[str, Node]) -> None:
-    """Raises ConfigError with all values that contradict what would run."""
     problems = [
         Problem(
             key,

@@ -36,7 +36,6 @@ class QwenLayout(Layout):
     """Folders in the layout of Qwen3-VL, composed or exported."""
 
     def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares a folder in the layout of Qwen3-VL."""
         del tree, reporter
         from vlatool.models.future_vla.weights import prepare_export
 
@@ -51,7 +50,6 @@ class QwenLayout(Layout):
         return read_section(files.weights.parent)
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a folder of weights."""
         import torch
 
         from vlatool.loading.vla.kind import VlaKind
@@ -82,7 +80,6 @@ class FutureVlaType(ModelType):
     layout: ClassVar[Layout] = QwenLayout()
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
-        """Checks that there are weights to start from, of this type."""
         if init_from is None:
             if None in (config.qwen, config.dino, config.special_ids):
                 raise UsageError(
@@ -122,7 +119,6 @@ class FutureVlaType(ModelType):
         return fitted, architecture | rules
 
     def check_data(self, config: FutureVlaConfig, data: Any, info: Any, folder: Path) -> None:
-        """Checks instructions and lengths."""
         from vlatool.models.future_vla.fit import check_texts, encoder_of
 
         check_texts(encoder_of(config, data.shape, folder), info, config.length_limit)
@@ -136,7 +132,6 @@ class FutureVlaType(ModelType):
         *,
         training: bool,
     ) -> "VlaBatcher":
-        """Returns the function that converts samples to padded sequences."""
         del assets, training
         from vlatool.models.future_vla.batch import VlaBatcher
         from vlatool.models.future_vla.fit import encoder_of
@@ -144,7 +139,6 @@ class FutureVlaType(ModelType):
         return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit)
 
     def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of made-up samples."""
         from vlatool.models.future_vla.batch import example_batch
         from vlatool.models.future_vla.fit import grid_of
 
@@ -216,7 +210,6 @@ class FutureVlaType(ModelType):
         before: Any = None,
         source: Path | None = None,
     ) -> None:
-        """Copies tokenizer, processor and chat template."""
         del config
         if isinstance(before, FutureVlaConfig) and source is not None:
             present = file_names(source)
@@ -225,7 +218,6 @@ class FutureVlaType(ModelType):
                     write_bytes(folder / name, read_file(source / name))
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """The blocks of DINOv3, of the vision transformer and of the language model."""
         network: Any = parts["model"].module
         return network.blocks()
 
@@ -241,7 +233,6 @@ class FutureVlaType(ModelType):
         return files
 
     def violations(self, config: FutureVlaConfig, data: Any) -> Iterator[Violation]:
-        """A configuration that trains nothing."""
         del data
         keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
         if all(getattr(config, key) for key in keys) and not config.lora.rank:
@@ -251,7 +242,6 @@ class FutureVlaType(ModelType):
     def objective(
         self, config: FutureVlaConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
-        """Cross entropy of the answer."""
         del data, info, parts
         from vlatool.models.future_vla.objective import AnswerObjective
 
@@ -264,7 +254,6 @@ class FutureVlaType(ModelType):
         assets: "VlaAssets | None",
         folder: Path | None,
     ) -> "FutureVlaPolicy":
-        """A policy that decodes actions and codes of future images."""
         from vlatool.models.future_vla.fit import encoder_of
         from vlatool.models.future_vla.policy import FutureVlaPolicy
 

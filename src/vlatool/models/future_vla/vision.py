@@ -280,7 +280,6 @@ class VisionTower(nn.Module):
 
 
 def _squares(grid: Tensor, merge: int) -> Tensor:
-    """Rows of a grid [..., S, S, C] as [..., S * S, C]: squares of merge x merge together."""
     side = grid.shape[-2] // merge
     split = grid.unflatten(-3, (side, merge)).unflatten(-2, (side, merge))
     return split.transpose(-4, -3).flatten(-5, -2)

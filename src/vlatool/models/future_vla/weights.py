@@ -131,7 +131,6 @@ def file_names(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> list[
 
 
 def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> Iterator[list[str]]:
-    """Names of the tensors of each file."""
     group: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -150,7 +149,6 @@ def _write_file(
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Writes one file: length of the header, header, values."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, shape in shapes.items():

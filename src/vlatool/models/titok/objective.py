@@ -65,7 +65,6 @@ class CodesObjective(Objective):
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """Returns one optimizer for all parameters."""
         return {"main": OptimizerSpec(("model",), published_groups)}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
@@ -85,7 +84,6 @@ class CodesObjective(Objective):
         return assignment_sums(batch, ctx) if self._has_entropy else {}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        """Cross-entropy over all patches, plus the loss term of the quantizer."""
         del optimizer
         output: TitokOutput = ctx.parts["model"](batch["pixels"], None, *mean_assignment(batch))
         targets: Tensor = batch["targets"]
@@ -117,7 +115,6 @@ class CodesObjective(Objective):
         return Loss(total, count, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Updates dead codes and the mean image."""
         del optimizer
         self._revival.update(sums, ok)
         self._foreground.update(sums, ok)
@@ -141,7 +138,6 @@ class CodesObjective(Objective):
         return (finding, *self._monitor(metrics))
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
-        """Comparisons of originals with the reconstructions of the teacher from predicted codes."""
         output: TitokOutput = ctx.parts["model"](batch["pixels"])
         reconstruction = ctx.parts["teacher"].decode_codes(output.logits.argmax(1))
         return {"reconstruction": comparison(batch["pixels"], reconstruction)}

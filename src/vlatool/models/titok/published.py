@@ -80,7 +80,6 @@ def find_published(location: Path) -> PublishedFiles | None:
 
 
 def _is_base_model(folder: Path) -> bool:
-    """True for a model of transformers, whose files have the same names."""
     try:
         content = read_json(folder / HUB_CONFIG)
     except (OSError, ValueError):
@@ -297,7 +296,6 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
 
 
 def _check_values(published: Node, lookup: Lookup) -> None:
-    """Raises ConfigError with all values that contradict what would run."""
     unsupported = list(model_contradictions(lookup))
     for key, (value, reason) in _FIXED.items():
         if lookup(key) not in (None, value) and not is_reference(lookup(key)):

@@ -32,7 +32,6 @@ class TitokLayout(Layout):
     """A configuration and a file of weights, or the file alone."""
 
     def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares config.yaml and pytorch_model.bin."""
         del tree
         from vlatool.models.titok.weights import prepare_export
 
@@ -47,7 +46,6 @@ class TitokLayout(Layout):
         )
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a published tokenizer."""
         from vlatool.models.titok.weights import open_published
 
         return open_published(files, path)
@@ -101,7 +99,6 @@ class TitokType(ModelType):
         return {"model": Part(model), "teacher": teacher, **buffers}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the teacher and the perceptual network."""
         from vlatool.models.vqgan.model import load_vqgan
         from vlatool.models.vqgan.objective import load_perceptual
 
@@ -148,7 +145,6 @@ class TitokType(ModelType):
     def batcher(
         self, config: TitokConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        """Returns the function that converts samples to tensors."""
         del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
@@ -156,7 +152,6 @@ class TitokType(ModelType):
         return ImageBatcher(config.image_size, has_digests=config.cache_teacher_ids)
 
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of synthetic images."""
         del data
         from vlatool.models.images import example_images
 
@@ -164,7 +159,6 @@ class TitokType(ModelType):
         return example_images(config.image_size, size)
 
     def flops(self, config: TitokConfig, data: Any) -> float | None:
-        """Operations of the tokenizer, of its teacher and of the networks of its losses."""
         from vlatool.models.flops import objective_losses, sample_flops
 
         losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
@@ -179,7 +173,6 @@ class TitokType(ModelType):
     def tokenizer(
         self, config: TitokConfig, parts: Mapping[str, "nn.Module"], assets: Any
     ) -> "TitokTokenizer":
-        """Returns the visual tokenizer."""
         del assets
         from vlatool.models.titok.model import TitokTokenizer
 

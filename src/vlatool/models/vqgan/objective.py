@@ -318,7 +318,6 @@ class PixelObjective(Objective):
         self._noise = noise
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """Returns the optimizers of the model and of the discriminator."""
         optimizers = {"main": OptimizerSpec(("model",), published_groups)}
         if self._means is not None:
             optimizers["discriminator"] = OptimizerSpec(
@@ -377,11 +376,9 @@ class PixelObjective(Objective):
         return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Reports a collapse of the codebook."""
         return self._monitor(metrics)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
-        """Comparisons of originals with their reconstructions."""
         output = self._reconstruct(batch, ctx)
         return {"reconstruction": comparison(batch["pixels"], output.pixels)}
 
@@ -560,6 +557,5 @@ def published_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
 
 
 def _per_image(pixels: Tensor, total: Tensor, sums: Mapping[str, Tensor]) -> Loss:
-    """Loss of a micro-batch from its mean over images."""
     count = total.new_tensor(float(len(pixels)))
     return Loss(total * count, count, sums)

@@ -34,7 +34,6 @@ class VqganType(ModelType):
     def derive(
         self, config: VqganConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[VqganConfig, dict[str, str]]:
-        """Fills in image size and perceptual loss."""
         del info
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         update["losses"], rule = with_perceptual(config.losses, GRADIENTS)
@@ -53,7 +52,6 @@ class VqganType(ModelType):
         return {"model": Part(model), **losses, **revival, **background}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the perceptual network."""
         from vlatool.models.vqgan.objective import load_perceptual
 
         if "perceptual" in names:
@@ -73,7 +71,6 @@ class VqganType(ModelType):
         load_vqgan(parts["model"].module, init.text, init_except)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Returns the residual blocks."""
         from vlatool.models.vqgan.model import ResidualBlock
 
         modules = parts["model"].module.modules()
@@ -82,7 +79,6 @@ class VqganType(ModelType):
     def objective(
         self, config: VqganConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> "PixelObjective":
-        """Returns the objective of reconstruction."""
         del data, info
         from vlatool.models.vqgan.objective import PixelObjective
 
@@ -93,7 +89,6 @@ class VqganType(ModelType):
     def batcher(
         self, config: VqganConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        """Returns the function that converts samples to tensors."""
         del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
@@ -101,7 +96,6 @@ class VqganType(ModelType):
         return ImageBatcher(config.image_size)
 
     def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of smooth images."""
         del data
         from vlatool.models.images import example_images
 
@@ -109,7 +103,6 @@ class VqganType(ModelType):
         return example_images(config.image_size, size)
 
     def flops(self, config: VqganConfig, data: Any) -> float | None:
-        """Operations of the autoencoder and of the networks of its losses."""
         from vlatool.models.flops import objective_losses, sample_flops
 
         losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
@@ -124,7 +117,6 @@ class VqganType(ModelType):
     def tokenizer(
         self, config: VqganConfig, parts: Mapping[str, "nn.Module"], assets: Any
     ) -> "CodebookTokenizer":
-        """Returns the visual tokenizer, with a code per patch."""
         del assets
         from vlatool.models.codebook import CodebookTokenizer
 

@@ -134,7 +134,6 @@ class LbmConfig(SinkConfig):
 
     @model_validator(mode="after")
     def _leave_out_default_filter(self) -> Self:
-        """Makes the default filter, typed out, equal to the default."""
         unset = self.model_copy(update={"image_resizing_filter": None})
         return unset if self.image_resizing_filter == unset.resize_filter else self
 

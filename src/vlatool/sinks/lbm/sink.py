@@ -231,7 +231,6 @@ class EpisodeWriter:
                     yield ImageStream(f"{name}_{kind}", source, geometry, "values")
 
     def _missing_findings(self, episode: Episode) -> Iterator[Finding]:
-        """Findings for requested depth and labels that are missing."""
         requested = {"depth": self.config.depth, "labels": self.config.labels}
         available = {"depth": episode.depth, "labels": episode.labels}
         for kind in (kind for kind, is_requested in requested.items() if is_requested):
@@ -447,13 +446,11 @@ class LbmSink(Sink):
         self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:
-        """Removes the closing files and writes the options of this run."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
         write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Shuffles samples into shards, writes statistics and, last, the manifests."""
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
         for receipt in receipts:
@@ -480,7 +477,6 @@ class LbmSink(Sink):
         return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """Estimate from the mean length of the episodes."""
         survey = self._setup.survey
         if survey.frames is None:
             return Estimate(None)

@@ -20,12 +20,15 @@ from vlatool.artifacts.clips import EncodedClip, copy_clip, encoded_clip
 from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.lerobot.dataset import (
     EpisodeFiles,
-    declared_features,
-    read_columns,
-    stored_columns,
     task_sentences,
 )
-from vlatool.artifacts.lerobot.format import AUTOMATIC, FRAME_INDEX, automatic_features, feature
+from vlatool.artifacts.lerobot.format import (
+    AUTOMATIC,
+    FRAME_INDEX,
+    automatic_features,
+    feature,
+    vector_column,
+)
 from vlatool.artifacts.lerobot.output import (
     IMAGE_CELL,
     ImageStatistics,
@@ -38,6 +41,7 @@ from vlatool.artifacts.lerobot.output import (
     rows_statistics,
     sampled_frames,
 )
+from vlatool.artifacts.lerobot.tables import frame_order, read_segment
 from vlatool.artifacts.video import encode_video
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
@@ -49,6 +53,7 @@ from vlatool.sinks.base import SinkSetup
 from vlatool.sinks.images import FRAMES_PER_READ, ImageEncoding, ImageWriter, read_frames
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
 from vlatool.storage.atomic import open_atomic, write_bytes
+from vlatool.storage.uri import as_native_file
 from vlatool.transforms.statistics import to_arrays
 
 _STATE, _ACTION, _CAMERAS = "observation.state", "action", "observation.images."
@@ -178,12 +183,13 @@ def _copied_layout(
 ) -> SetLayout:
     cameras = {name: name for name in setup.survey.cameras}
     _check_equal(sets, tuple(cameras))
-    declared = declared_features(sets[0])
+    declared: Mapping[str, Any] = sets[0].document["features"]
     stored = _stored_schema(sets[0])
     depth = tuple(
         name
-        for name, feature in declared.items()
-        if _is_depth(feature)
+        for name, feature in sets[0].dataset.info.features.items()
+        if feature.is_camera
+        and feature.is_depth
         and (name in sets[0].clips or name in (stored.names if stored else ()))
     )
     features: dict[str, Any] = {}
@@ -205,7 +211,7 @@ def _copied_layout(
 def _stored_schema(recording: EpisodeFiles) -> pa.Schema | None:
     """Columns of the first file; None if it cannot be read, which reading the episode reports."""
     try:
-        return stored_columns(recording)
+        return pq.read_schema(as_native_file(recording.rows.path))
     except (pa.ArrowException, OSError):
         return None
 
@@ -220,15 +226,6 @@ def _declared(dtype: pa.DataType) -> dict[str, Any]:
     name = str(dtype) if is_number else "string" if types.is_string(dtype) else "language"
     names = {"double": "float64", "float": "float32", "halffloat": "float16"}
     return feature(names.get(name, name), shape)
-
-
-def _is_depth(declared: Mapping[str, Any]) -> bool:
-    sections = (declared, declared.get("info"), declared.get("video_info"))
-    return declared.get("dtype") in _CAMERA_TYPES and any(
-        bool(section.get("is_depth_map") or section.get("video.is_depth_map"))
-        for section in sections
-        if isinstance(section, Mapping)
-    )
 
 
 def _check_equal(sets: Sequence[EpisodeFiles], cameras: Sequence[str]) -> None:
@@ -250,10 +247,9 @@ def _check_equal(sets: Sequence[EpisodeFiles], cameras: Sequence[str]) -> None:
 
 
 def _comparable(recording: EpisodeFiles, cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Map from feature to what is equal in data sets that can be merged."""
     declared = {
         name: {"type": tree.get("dtype"), "shape": tree.get("shape"), "names": tree.get("names")}
-        for name, tree in declared_features(recording).items()
+        for name, tree in recording.document["features"].items()
         if name not in AUTOMATIC
     }
     is_camera = {name: tree["type"] in _CAMERA_TYPES for name, tree in declared.items()}
@@ -265,7 +261,6 @@ def _comparable(recording: EpisodeFiles, cameras: Sequence[str]) -> dict[str, di
 
 
 def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, Any] | None) -> str:
-    """Text on a feature that differs from that of the first data set."""
     if here is None or there is None:
         return f"it lacks {name!r}" if here is None else f"it has {name!r}, too"
     key = next(key for key in here if here.get(key) != there.get(key))
@@ -324,8 +319,10 @@ class EpisodeWriter:
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes the parts; the receipt has their facts and statistics."""
-        recording = ref.extras.get("recording") if not self.layout.sources else None
-        if isinstance(recording, EpisodeFiles):
+        recording: EpisodeFiles | None = None
+        if not self.layout.sources and isinstance(ref.extras.get("recording"), EpisodeFiles):
+            recording = ref.extras["recording"]
+        if recording is not None:
             table, tasks, listed = copied_rows(recording, episode, self.layout)
         else:
             table, listed = _joined_rows(episode, self.layout), _sentences(episode)
@@ -350,7 +347,8 @@ class EpisodeWriter:
                     parts.stats[column] = sampled.entry()
                 else:
                     encoded = copied
-                    parts.stats[column] = _published(recording, column) or _sampled(
+                    published = recording.statistics() if recording else {}
+                    parts.stats[column] = camera_entry(published.get(column, {})) or _sampled(
                         column, source, count
                     )
                 self._store_clip(ref, column, encoded, parts, copied=copied is not None)
@@ -431,7 +429,6 @@ class EpisodeWriter:
         parts.cameras[feature] = {"kind": asdict(clip.kind), "delay": clip.delay, "copied": copied}
 
     def _write_rows(self, ref: EpisodeRef, table: pa.Table, parts: _Parts) -> None:
-        """Writes the table, with the images of cameras that are no videos."""
         name = part_table(ref.id)
         with open_atomic(self.output / name) as file:
             writer: pq.ParquetWriter | None = None
@@ -450,9 +447,11 @@ def copied_rows(
     path, columns = recording.rows.path, layout.columns
     depth = [name for name in layout.depth if name not in layout.videos]
     try:
-        table = read_columns(recording, [*columns, *depth, TASK_INDEX])
+        table = read_segment(recording.rows, [*columns, *depth, TASK_INDEX, FRAME_INDEX])
     except (pa.ArrowException, OSError) as error:
         raise DataError.at(path, f"cannot be read: {error}", code="data.bad_parquet") from error
+    if (order := frame_order(table)) is not None:
+        table = table.take(pa.array(order))
     if len(table) != episode.num_frames:
         raise DataError.at(
             path, f"has {len(table)} rows, expected {episode.num_frames}", code="data.bad_parquet"
@@ -483,7 +482,6 @@ def _is_annotation(name: str) -> bool:
 
 
 def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -> pa.ChunkedArray:
-    """A column in its declared type."""
     if name not in table.column_names:
         raise _column_error(path, name, "is missing")
     column, dtype = table.column(name), arrow_type(declared)
@@ -522,9 +520,7 @@ def _joined_rows(episode: Episode, layout: SetLayout) -> pa.Table:
         if joined.shape[1] == 1:
             columns[name] = pa.array(joined[:, 0])
         else:
-            columns[name] = pa.FixedSizeListArray.from_arrays(
-                pa.array(joined.ravel()), joined.shape[1]
-            )
+            columns[name] = vector_column(joined)
     if not columns:  # a table needs a column to have rows
         columns[FRAME_INDEX] = pa.array(np.arange(episode.num_frames))
     return pa.table(columns)
@@ -538,7 +534,6 @@ def _sentences(episode: Episode) -> list[str]:
 
 
 def _left_out(episode: Episode) -> Iterator[Finding]:
-    """Finding on the parts of an episode that have no place in the data set."""
     parts = {"depth": episode.depth, "labels": episode.labels, "calibration": episode.calibration}
     cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
     if not cameras:
@@ -622,13 +617,6 @@ def _sampled(camera: str, source: FrameSource, count: int) -> Stats:
     for frame in sampled_frames(count):
         sampled.add(read_frames(camera, source, [frame])[0])
     return sampled.entry()
-
-
-def _published(recording: Any, feature: str) -> Stats | None:
-    """Statistics of a camera that the source has for the episode, if they are complete."""
-    published = getattr(recording, "statistics", dict)()
-    entry = published.get(feature)
-    return None if entry is None else camera_entry(entry)
 
 
 def _camera_error(ref: EpisodeRef, camera: str, problem: str) -> DataError:

@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import join_clips
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names, task_sentences
-from vlatool.artifacts.lerobot.format import AUTOMATIC, INFO_FILE, MODALITY_FILE, split_spans
+from vlatool.artifacts.lerobot.format import (
+    AUTOMATIC,
+    INFO_FILE,
+    MODALITY_FILE,
+    automatic_columns,
+    split_spans,
+)
 from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
     MEGABYTE,
@@ -156,7 +162,7 @@ class FileWriter:
         """Rows with the numbers of the set; `start` is the number of the first one."""
         frames = start + np.arange(len(table))
         columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
-        columns |= automatic_columns(frames, self.rate, part.number, part.first_row)
+        columns |= automatic_columns(frames, float(self.rate), part.number, part.first_row)
         columns["task_index"] = table.column("task_index")
         for name in ("task_index", *self.annotations) if part.tasks else ():
             column = columns[name]
@@ -164,19 +170,6 @@ class FileWriter:
             values = [numbers.get(value, value) for value in column.to_pylist()]
             columns[name] = pa.array(values, column.type)
         return pa.table({name: columns[name] for name in self.columns})
-
-
-def automatic_columns(
-    frames: Any, rate: Fraction, number: int, first_row: int
-) -> dict[str, pa.Array]:
-    """The automatic columns besides `task_index`, for frames int [F] of an episode."""
-    values = (
-        (frames / float(rate)).astype(np.float32),
-        frames,
-        np.full(len(frames), number),
-        first_row + frames,
-    )
-    return dict(zip(AUTOMATIC, map(pa.array, values), strict=False))
 
 
 def write_files(
@@ -337,7 +330,6 @@ class Numbering:
     def _add_rows(
         self, table: FileEntry, number: int, first_row: int, tasks: tuple[tuple[int, int], ...]
     ) -> tuple[int, int]:
-        """Chunk and file of the rows of an episode."""
         version = self._config.layout_version
         chunk, position, _ = self._data_files.place(table.bytes)
         path = data_path(version, self._template(number, chunk, position))
@@ -459,7 +451,6 @@ def _stored(root: Path) -> Mapping[str, Any]:
 
 
 def _made(layout: SetLayout, fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Observed and predicted fields as groups, in the columns that hold them."""
     tree: dict[str, Any] = {section: {} for section in fields}
     for section, names in fields.items():
         for name in names:
@@ -499,7 +490,6 @@ class LeRobotSink(Sink):
         self.work: Work = EpisodeWriter(setup.output, config, self._layout)
 
     def begin(self) -> None:
-        """Removes the meta files."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
 
@@ -556,7 +546,6 @@ class LeRobotSink(Sink):
         return SinkSummary(numbering.frames, size, (*files, *listed, *meta), counts)
 
     def estimate(self) -> Estimate:
-        """Estimate: one sample per frame."""
         return Estimate(self._setup.survey.frames, {"episodes": self._setup.survey.episodes})
 
     def _write_meta(self, numbering: Numbering, lists: Sequence[str]) -> list[str]:

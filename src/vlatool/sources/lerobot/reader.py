@@ -169,7 +169,6 @@ def _metadata(root: Path, info: Info) -> list[Path]:
 
 
 def _videos(episode: EpisodeFiles) -> Iterator[Path]:
-    """Videos of the used cameras."""
     for camera in episode.dataset.cameras:
         if camera.name in episode.clips:
             yield episode.clips[camera.name].path

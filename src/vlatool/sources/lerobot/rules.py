@@ -124,7 +124,6 @@ def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
 
 
 def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
-    """Automatic columns that exist and are numeric."""
     metadata: dict[str, Sequence[Any]] = {}
     for name in AUTOMATIC:
         if name in rows.columns:
@@ -174,7 +173,6 @@ def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None
 
 
 def _fields(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
-    """Fields that the policy observes or predicts, as far as they can be read."""
     fields: dict[str, Array] = {}
     for name in files.dataset.field_names:
         width = files.dataset.info.features[name].width

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlatool.artifacts.fields import dimension_label
-from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, list_problems
+from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, list_problems, task_sentences
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
@@ -34,7 +34,6 @@ from vlatool.artifacts.lerobot.meta import (
     feature_statistics,
     read_lines,
     read_object,
-    read_tasks,
 )
 from vlatool.artifacts.lerobot.tables import Rows, actual_segment, episode_spans, read_rows
 from vlatool.config.scalars import value_text
@@ -62,11 +61,8 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path, info = root / INFO_FILE, episodes[0].dataset.info
-    tasks: Mapping[int, str] = {}
-    with suppress(DataError):  # the check of each episode reports it
-        tasks = read_tasks(root, info)
     for code, field, problem in (
-        *_totals(info, len(tasks), episodes),
+        *_totals(info, len(task_sentences(episodes[0])), episodes),
         *_splits(info.document, len(episodes)),
         *_names(info.document),
     ):
@@ -168,7 +164,6 @@ def _check_files(root: Path, info: Info, episodes: Sequence[EpisodeFiles]) -> It
 
 
 def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Findings on files of several episodes that are larger than info.json says."""
     data = Counter(episode.rows.path for episode in episodes)
     videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
     for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):

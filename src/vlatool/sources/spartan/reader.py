@@ -192,7 +192,6 @@ class SpartanReader(FormatReader):
         yield from check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
-        """Pose groups with all their fields, including the measured counterparts."""
         return tuple(
             group
             for group in self._groups
@@ -211,7 +210,6 @@ class SpartanReader(FormatReader):
         return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 
     def _policy_proprioception(self, lowdim: Collection[str]) -> tuple[str, ...]:
-        """Measured counterparts of the action fields."""
         measured = map(actual_field, self._ordered)
         return tuple(name for name in measured if name is not None and name in lowdim)
 
@@ -273,7 +271,6 @@ def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
 
 
 def _published_order(field: str) -> tuple[int, int]:
-    """Sort key: left before right, position before rotation before gripper."""
     part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
     return (0 if "left" in field else 1, part)
 

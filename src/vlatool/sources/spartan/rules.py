@@ -587,7 +587,6 @@ class EpisodeLint:
         return length_error(self._episode, file, name, lengths[0] if lengths else None)
 
     def _check_depth_and_labels(self) -> None:
-        """Reports cameras that lack a depth or label image that other cameras have."""
         archive = self._episode.archives.get(OBSERVATIONS, ())
         present = {
             camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
