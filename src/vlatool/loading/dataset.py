@@ -27,10 +27,8 @@ _ORIGIN = "open_dataset"
 
 
 class SampleDataset(Dataset[Any]):
-    """Samples in the order of `vlatool train`; picklable.
-
-    `dataset[n]` is the n-th sample of an epoch. `dataset.epoch(1)` has the samples in the order of
-    the second epoch.
+    """Samples in the order of `vlatool train`; picklable. `dataset[n]` is the n-th sample of an
+    epoch. `dataset.epoch(1)` has the samples in the order of the second epoch.
     """
 
     def __init__(
@@ -130,7 +128,12 @@ def open_dataset(
         UsageError: The data kind has no fields to normalize, or, without `raw`, no dicts.
         DataError: The data are missing or broken, or lack a configured camera or field.
     """
-    _check_folders(folders)
+    if not folders or not all(isinstance(folder, str | Path) for folder in folders):
+        raise UsageError(
+            f"open_dataset expects each folder as an argument of its own, got {folders}",
+            hint="call open_dataset(first, second)",
+            code="usage.folders",
+        )
     data_kind = find_kind(None, [kind] if kind else ())
     to_plain = None if raw else _plain(data_kind)
     key = data_kind.folders_keys[0]
@@ -153,15 +156,6 @@ def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
             code="usage.no_plain_samples",
         )
     return kind.plain
-
-
-def _check_folders(folders: Sequence[object]) -> None:
-    if not folders or not all(isinstance(folder, str | Path) for folder in folders):
-        raise UsageError(
-            f"open_dataset expects each folder as an argument of its own, got {folders}",
-            hint="call open_dataset(first, second)",
-            code="usage.folders",
-        )
 
 
 def _scales(kind: DataKind, config: Any, info: Any) -> Any:

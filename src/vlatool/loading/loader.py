@@ -252,9 +252,8 @@ def read_samples(
     # allocator of one buffer for the arrays; None: each sample allocates its own
     allocate: Allocate | None = None,
 ) -> list[Any]:
-    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`.
-
-    Their random choices depend on seed and position only. Source: reference/order 8.
+    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`. Their
+    random choices depend on seed and position only. Source: reference/order 8.
     """
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
     if refs is None:
@@ -271,9 +270,8 @@ _Item = MicroBatch | BatchMessage | VlatoolError
 
 
 class BatchStream(IterableDataset[_Item]):
-    """Micro-batches of one rank; each loader worker makes every K-th.
-
-    Source: reference/order 5, 6.
+    """Micro-batches of one rank; each loader worker makes every K-th. Source: reference/order
+    5, 6.
     """
 
     def __init__(
@@ -431,9 +429,8 @@ def build_loader(
     batcher: Batcher,  # converts samples to tensors; picklable
     dummy: Callable[[], Batch],
 ) -> BatchLoader:
-    """Returns a loader of the micro-batches of one rank, from number `plan.first` on.
-
-    Do not pass it to `Accelerator.prepare`, which would split the micro-batches over ranks again.
+    """Returns a loader of the micro-batches of one rank, from number `plan.first` on. Do not pass
+    it to `Accelerator.prepare`, which would split the micro-batches over ranks again.
     """
     workers = plan.num_workers
     loader = DataLoader(
@@ -467,9 +464,8 @@ def start_forkserver() -> None:
 
 
 def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:
-    """Returns the error to raise if a loader worker was killed; None for any other error.
-
-    Torch raises its RuntimeError in a signal handler, so at any point of the program.
+    """Returns the error to raise if a loader worker was killed; None for any other error. Torch
+    raises its RuntimeError in a signal handler, so at any point of the program.
     """
     is_exit = "DataLoader worker" in str(error) and not _is_raised_in_worker(error)
     return _worker_exited(error) if is_exit else None

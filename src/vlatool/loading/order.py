@@ -206,9 +206,8 @@ class SampleOrder:
 
 
 class _Epoch(NamedTuple):
-    """The spans in the order of one epoch, and the segment of that order that each lane reads.
-
-    A span is at most `group` consecutive samples of one shard.
+    """The spans in the order of one epoch, and the segment of that order that each lane reads. A
+    span is at most `group` consecutive samples of one shard.
     """
 
     spans: NDArray[np.int64]  # int64 [P], the spans in the order of the epoch
@@ -282,9 +281,8 @@ class _Stream:
         return min(self._num_shards, round(self._lanes * (self._options.group / mean + 1)))
 
     def _shuffled(self, at: int, length: int, epoch: int, lane: int) -> int:
-        """Index before shuffling of the `at`-th sample of a segment; both are in one group.
-
-        Source: reference/order 4.
+        """Index before shuffling of the `at`-th sample of a segment; both are in one group. Source:
+        reference/order 4.
         """
         group, within = divmod(at, self._options.group)
         start = group * self._options.group
@@ -296,9 +294,8 @@ class _Stream:
         return start + int(order[within])
 
     def _build_epoch(self, number: int) -> _Epoch:
-        """The spans of an epoch in order, divided into the segments of the lanes.
-
-        Source: reference/order 3.
+        """The spans of an epoch in order, divided into the segments of the lanes. Source:
+        reference/order 3.
         """
         spans = np.arange(len(self._lengths))
         if self._options.shuffle and len(spans) > 1:
@@ -332,9 +329,8 @@ def check_single_epoch(order: SampleOrder, positions: int) -> None:
 
 
 def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
-    """Number of samples of each data set in a pattern; 0 only if the weight is 0.
-
-    Source: reference/order 2.
+    """Number of samples of each data set in a pattern; 0 only if the weight is 0. Source:
+    reference/order 2.
     """
     if len(weights) != len(datasets) or min(weights) < 0 or sum(weights) <= 0:
         raise ConfigError(

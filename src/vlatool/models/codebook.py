@@ -42,9 +42,8 @@ class QuantizerOutput(NamedTuple):
 
 @contextmanager
 def true_float32(device: torch.device) -> Generator[None]:
-    """Disables autocast and TF32 for matrix products and convolutions.
-
-    With TF32 about one code in a thousand differs (reference/titok 1.4).
+    """Disables autocast and TF32 for matrix products and convolutions. With TF32 about one code in
+    a thousand differs (reference/titok 1.4).
     """
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
@@ -59,9 +58,8 @@ def true_float32(device: torch.device) -> Generator[None]:
 
 
 class VectorQuantizer(nn.Module):
-    """Maps each vector to its nearest code.
-
-    Names of parameters are the published ones. The codebook is stored without normalization.
+    """Maps each vector to its nearest code. Names of parameters are the published ones. The
+    codebook is stored without normalization.
     """
 
     def __init__(
@@ -115,9 +113,8 @@ class VectorQuantizer(nn.Module):
             return nearest(vectors, self._scaled(self.embedding.weight.float()))
 
     def assignment_sums(self, features: Tensor) -> Tensor:
-        """Returns the sum of the soft assignments of features [B, K, D], float64 [N].
-
-        The sum of all elements is the number of vectors.
+        """Returns the sum of the soft assignments of features [B, K, D], float64 [N]. The sum of
+        all elements is the number of vectors.
         """
         with true_float32(features.device):
             rows = self._scaled(features.float()).flatten(0, 1)
@@ -125,11 +122,8 @@ class VectorQuantizer(nn.Module):
             return logits.softmax(1).sum(0, dtype=torch.float64)
 
     def near_ties(self, features: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-        """Returns the codes int64 [B, K], and a mask bool [B, K] of near ties.
-
-        `features`: [B, K, D].
-
-        A near tie is a vector whose two nearest codes are at almost the same distance.
+        """Returns the codes int64 [B, K], and a mask bool [B, K] of near ties. `features`: [B, K,
+        D]. A near tie is a vector whose two nearest codes are at almost the same distance.
         """
         with true_float32(features.device):
             vectors = self._scaled(features.float()).flatten(0, 1)

@@ -309,9 +309,8 @@ class _SecondHalving(_Mixed):
 
 
 class _Wide(nn.Module):
-    """Block of 8 x 8 features: branches that split into 1 x 3 and 3 x 1 kernels.
-
-    The last block of the network has max pooling, the others average pooling.
+    """Block of 8 x 8 features: branches that split into 1 x 3 and 3 x 1 kernels. The last block of
+    the network has max pooling, the others average pooling.
     """
 
     def __init__(self, before: int, *, is_last: bool) -> None:
@@ -385,9 +384,8 @@ class InceptionFeatures(nn.Module):
 
 
 def enlarged(pixels: Tensor, edge: int) -> Tensor:
-    """Resizes pixels bilinearly to [B, 3, edge, edge], as in TensorFlow 1.
-
-    The position of output pixel i in the input is i times the ratio of the sizes.
+    """Resizes pixels bilinearly to [B, 3, edge, edge], as in TensorFlow 1. The position of output
+    pixel i in the input is i times the ratio of the sizes.
     """
     return _resized(_resized(pixels, edge, 2), edge, 3)
 
@@ -464,9 +462,8 @@ class PerceptualDistance(nn.Module):
         return super().train(False)  # noqa: FBT003
 
     def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
-        """Mean distance over pairs of images [B, 3, H, W] in [0, 1]; scalar.
-
-        Only `reconstruction` gets a gradient.
+        """Mean distance over pairs of images [B, 3, H, W] in [0, 1]; scalar. Only `reconstruction`
+        gets a gradient.
         """
         return self.distances(original, reconstruction).mean()
 

@@ -98,7 +98,6 @@ def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Obse
 
 class ActionUnits:
     """Converter from normalized action chunks to errors in physical units, by field and step.
-
     Dimensions that never change are left out, and fields without any other.
     """
 
@@ -165,10 +164,6 @@ class RoboticsPolicy(Policy):
         self._steps = DEFAULT_STEPS
         # Names have no suffix `_relative`.
         self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
-        self.sees = self._observation_spec()
-
-    def _observation_spec(self) -> ObservationSpec:
-        """Cameras, inputs of the network, and measured poses that commands are relative to."""
         view = CameraView(tuple(self._data.image_indices), self._images.size)
         names = self._data.proprioception_fields
         seen = {name for group in self._seen_groups for name in relative_names(group)}
@@ -177,7 +172,9 @@ class RoboticsPolicy(Policy):
             fields |= {group.position_key: 3, group.rotation_key: 6}
             fields |= zip(reference_keys(group), (3, 6), strict=True)
         fields |= {key: width for key, width in self._references() if key not in fields}
-        return ObservationSpec(dict.fromkeys(self._data.camera_names, view), fields, self._past)
+        self.sees = ObservationSpec(
+            dict.fromkeys(self._data.camera_names, view), fields, self._past
+        )
 
     def action_range(self, field: str) -> tuple[Array, Array]:
         """Returns smallest and largest values of an action field; see `Policy`."""
@@ -204,9 +201,8 @@ class RoboticsPolicy(Policy):
         return policy
 
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
-        """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`.
-
-        Poses are absolute; for preprocessed observations they are relative as the training data.
+        """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`. Poses
+        are absolute; for preprocessed observations they are relative as the training data.
         """
         samples = [self._sample(observation) for observation in observations]
         actions = {name: chunk[:, self._past :] for name, chunk in self._predict(samples, seeds)}

@@ -81,9 +81,8 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def architecture_problem(content: object, key: str = "") -> str:
-    """Reason why a configuration describes no network that can be built; empty if it does.
-
-    Its networks and tables are built before their sizes are compared with those of the weights.
+    """Reason why a configuration describes no network that can be built; empty if it does. Its
+    networks and tables are built before their sizes are compared with those of the weights.
     """
     if isinstance(content, Mapping):
         problems = (architecture_problem(value, str(name)) for name, value in content.items())

@@ -82,9 +82,8 @@ class PerSampleRng(Distributions):
 
 
 class SeededRng(Distributions):
-    """Random numbers of a batch; each row is drawn by a generator of its own on the CPU.
-
-    So a row depends on its seed and the number of the call alone, on every device.
+    """Random numbers of a batch; each row is drawn by a generator of its own on the CPU. So a row
+    depends on its seed and the number of the call alone, on every device.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -115,9 +114,8 @@ class InputNoise(nn.Module):
 
 
 class SampleDropout(nn.Module):
-    """Dropout in training mode, whose masks are drawn by the generators of the samples.
-
-    Masks are drawn outside of blocks, which the backward pass may recompute.
+    """Dropout in training mode, whose masks are drawn by the generators of the samples. Masks are
+    drawn outside of blocks, which the backward pass may recompute.
     """
 
     def __init__(self, share: float) -> None:
@@ -139,17 +137,15 @@ class SampleDropout(nn.Module):
 
 
 def draws_by_micro_batch(network: nn.Module) -> bool:
-    """True if a network in training mode draws from the global generator of torch.
-
-    Such draws, as those of dropout inside an attention kernel, depend on the micro-batches.
+    """True if a network in training mode draws from the global generator of torch. Such draws, as
+    those of dropout inside an attention kernel, depend on the micro-batches.
     """
     return any(_global_dropout(module) > 0 for module in network.modules())
 
 
 def computes_by_global_batch(network: nn.Module) -> bool:
-    """True if a trained module has a loss term that is not a mean over samples.
-
-    Such modules have `uses_global_batch`, which is true.
+    """True if a trained module has a loss term that is not a mean over samples. Such modules have
+    `uses_global_batch`, which is true.
     """
     return any(
         getattr(module, "uses_global_batch", False)
@@ -159,9 +155,8 @@ def computes_by_global_batch(network: nn.Module) -> bool:
 
 
 def _global_dropout(module: nn.Module) -> float:
-    """Share of the dropout of a layer of torch or transformers; 0 for other modules.
-
-    Layers with attention keep the share that they pass to the kernel as a number.
+    """Share of the dropout of a layer of torch or transformers; 0 for other modules. Layers with
+    attention keep the share that they pass to the kernel as a number.
     """
     if isinstance(module, _DROPOUTS):
         return module.p

@@ -221,9 +221,8 @@ def _open_published(
 
 
 def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
-    """Files of a run, a checkpoint, a published folder, or a file.
-
-    Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
+    """Files of a run, a checkpoint, a published folder, or a file. Of a run it is the newest
+    checkpoint. A file in a checkpoint gets the configuration of its run.
     """
     location = with_run_above(pinned(text))
     if location.is_file():
@@ -375,9 +374,8 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
 
 
 def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
-    """Subclass of a configuration with the config classes of the types that its sections name.
-
-    The model type is chosen by `model.type`, the data kind by `data.type`.
+    """Subclass of a configuration with the config classes of the types that its sections name. The
+    model type is chosen by `model.type`, the data kind by `data.type`.
     """
     name = _type_of(tree.get(_MODEL))
     model_type = None if name is None else registered_type(name)

@@ -88,9 +88,8 @@ def _read_frozen(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def read_external_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file of another program, in the format of its suffix.
-
-    Never runs code of the file.
+    """Reads the tensors of a file of another program, in the format of its suffix. Never runs code
+    of the file.
     """
     if path.suffix not in _PICKLES:
         return read_weights(path)
@@ -169,26 +168,24 @@ def _pickle_problem(path: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if start == _ARCHIVE:
-        return _archive_problem(path)
+        # Returns the reason why an archive cannot contain weights; empty if it can
+        if not is_zipfile(path):
+            return "it is truncated"
+        try:
+            with ZipFile(path) as archive:
+                entries = archive.infolist()
+        except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            return str(error)
+        if any(entry.compress_type != ZIP_STORED for entry in entries):
+            return "it is compressed"
+        size = sum(
+            entry.file_size
+            for entry in entries
+            if (PurePosixPath(entry.filename).name == "data.pkl")
+        )
+        return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
     is_known = start.startswith(_PICKLE)
     return "" if is_known else ("it is not a file of weights" if start else "it is empty")
-
-
-def _archive_problem(path: Path) -> str:
-    """Returns the reason why an archive cannot contain weights; empty if it can."""
-    if not is_zipfile(path):
-        return "it is truncated"
-    try:
-        with ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        return str(error)
-    if any(entry.compress_type != ZIP_STORED for entry in entries):
-        return "it is compressed"
-    size = sum(
-        entry.file_size for entry in entries if (PurePosixPath(entry.filename).name == "data.pkl")
-    )
-    return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
@@ -206,9 +203,8 @@ def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
 def matching_state_dict(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """Returns the tensors of a file, with the names and shapes of a module, sharded or not.
-
-    A tensor of one element matches any shape with one element, because scalars cannot be sharded.
+    """Returns the tensors of a file, with the names and shapes of a module, sharded or not. A
+    tensor of one element matches any shape with one element, because scalars cannot be sharded.
     """
     weights = matching_shapes(module, weights, path)
     bad = sorted(name for name, value in weights.items() if not _is_finite(value))

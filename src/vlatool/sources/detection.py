@@ -44,9 +44,8 @@ def is_source(word: str) -> bool:
 
 
 def detect_source(location: Path, forced: str | None) -> DetectedSource:
-    """The format `forced`, that of the manifest, or the one that finds episodes at `location`.
-
-    A format takes precedence over its `base_format`, and any format over one with `is_fallback`.
+    """The format `forced`, that of the manifest, or the one that finds episodes at `location`. A
+    format takes precedence over its `base_format`, and any format over one with `is_fallback`.
     """
     name = forced or _format_of_manifest(location)
     if name is not None:

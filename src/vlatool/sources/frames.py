@@ -368,10 +368,8 @@ _LARGEST_GROUP = 2**31
 
 
 class ParquetImages:
-    """Image column of a parquet file as a `FrameSource`.
-
-    A cell is a struct of `bytes` and `path`, encoded bytes, or a path relative to the data set.
-    One row group is held in memory at a time.
+    """Image column of a parquet file as a `FrameSource`. A cell is a struct of `bytes` and `path`,
+    encoded bytes, or a path relative to the data set. One row group is held in memory at a time.
     """
 
     def __init__(self, path: Path, column: str, root: Path, rows: Sequence[int]) -> None:

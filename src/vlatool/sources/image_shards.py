@@ -191,9 +191,8 @@ class ShardImages:
 
 
 class ShardImageNames(Sequence[str]):
-    """File names of the images of a tar, read with the images.
-
-    The name is that of the original file if the metadata have it, else that of the member.
+    """File names of the images of a tar, read with the images. The name is that of the original
+    file if the metadata have it, else that of the member.
     """
 
     def __init__(self, images: ShardImages) -> None:

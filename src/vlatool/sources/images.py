@@ -123,7 +123,21 @@ class ImageFiles:
     def encoded(self, index: int) -> bytes:
         """Content of a file."""
         if index not in self._prefetched:
-            self._fetch(index)
+            indices = range(index, min(index + _AT_ONCE, len(self)))
+            contents = read_byte_ranges(
+                (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices),
+                _AT_ONCE,
+            )
+            self._prefetched = {}
+            for position in indices:
+                try:
+                    self._prefetched[position] = next(contents)
+                except (FileNotFoundError, IsADirectoryError):
+                    break
+                except OSError as error:
+                    raise self.image_error(position, error.strerror or str(error)) from error
+            if index not in self._prefetched:
+                raise self._error(index, "does not exist; the link is broken", "data.missing_file")
         data = self._prefetched[index]
         if len(data) > LARGEST_FILE:
             raise self._error(
@@ -151,23 +165,6 @@ class ImageFiles:
             return decode_rgb(self.encoded(index))
         except ValueError as error:
             raise self.image_error(index, str(error)) from error
-
-    def _fetch(self, index: int) -> None:
-        """Reads the files from `index` on into the cache and drops the others."""
-        indices = range(index, min(index + _AT_ONCE, len(self)))
-        contents = read_byte_ranges(
-            (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices), _AT_ONCE
-        )
-        self._prefetched = {}
-        for position in indices:
-            try:
-                self._prefetched[position] = next(contents)
-            except (FileNotFoundError, IsADirectoryError):
-                break
-            except OSError as error:
-                raise self.image_error(position, error.strerror or str(error)) from error
-        if index not in self._prefetched:
-            raise self._error(index, "does not exist; the link is broken", "data.missing_file")
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
         return DataError.at(

@@ -177,9 +177,8 @@ class NpzArchive:
         return NpzFrames(byte_range, info, header, channels)
 
     def load_headers(self, names: Iterable[str]) -> None:
-        """Reads the headers of large remote arrays in parallel.
-
-        Arrays that cannot be read are skipped; access to them raises the error.
+        """Reads the headers of large remote arrays in parallel. Arrays that cannot be read are
+        skipped; access to them raises the error.
         """
         large = [name for name in names if is_remote(self.path) and self._is_large(name)]
         for name, data in zip(large, read_byte_ranges(map(self._head, large)), strict=True):
@@ -212,9 +211,8 @@ class NpzArchive:
 
 
 class NpzFrames:
-    """Frames of one npz member, inflated one by one from the start.
-
-    Holds one frame in memory; a read before the last position restarts at the first frame.
+    """Frames of one npz member, inflated one by one from the start. Holds one frame in memory; a
+    read before the last position restarts at the first frame.
     """
 
     def __init__(

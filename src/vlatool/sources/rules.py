@@ -78,9 +78,8 @@ IMAGES = FindingCodes(
 
 
 def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-    """Checks for episodes of all formats: the error or the warnings of reading.
-
-    With `deep`, every frame of every camera is decoded.
+    """Checks for episodes of all formats: the error or the warnings of reading. With `deep`, every
+    frame of every camera is decoded.
     """
     try:
         episode = reader.read(ref)

@@ -141,9 +141,8 @@ def select_episodes(
     config: SelectionConfig,
     required_cameras: Sequence[str] = (),
 ) -> SelectedEpisodes:
-    """Episodes of a run, and the cameras and fields that it uses.
-
-    `required_cameras` are named by other options and must exist.
+    """Episodes of a run, and the cameras and fields that it uses. `required_cameras` are named by
+    other options and must exist.
     """
     available, discovered = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))

@@ -49,10 +49,8 @@ _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
 
 def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
-    """Path relative to the data set.
-
-    Fills only plain fields in `values`, because the template, the value of `key` in info.json, is
-    untrusted.
+    """Path relative to the data set. Fills only plain fields in `values`, because the template, the
+    value of `key` in info.json, is untrusted.
     """
     parts: list[str] = []
     try:
@@ -411,9 +409,8 @@ def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
 
 
 def named_files(root: Path) -> list[tuple[str, bool]]:
-    """Files that the metadata of a data set name, and whether they must exist.
-
-    For storage that cannot be listed. Cameras without a video of the first episode have none.
+    """Files that the metadata of a data set name, and whether they must exist. For storage that
+    cannot be listed. Cameras without a video of the first episode have none.
     """
     info = read_info(root)
     finder = FileFinder(root, info, [])

@@ -122,9 +122,8 @@ _SPAN = re.compile(r"^([0-9]{1,18}):([0-9]{1,18})\Z")
 
 
 def split_spans(document: Mapping[str, Any]) -> dict[str, list[range] | None]:
-    """Numbers of the episodes of each split of `meta/info.json`; None where they are unknown.
-
-    A split that is not one range of a set that we write has several, separated by commas.
+    """Numbers of the episodes of each split of `meta/info.json`; None where they are unknown. A
+    split that is not one range of a set that we write has several, separated by commas.
     """
     splits = document.get("splits")
     if not isinstance(splits, Mapping):

@@ -150,8 +150,7 @@ def read_info(root: Path) -> Info:
 
 def layout_of(root: Path, version: str = "") -> str:
     """Version of the layout of the files, `v2.0`, `v2.1` or `v3.0`; what the set states is a hint.
-
-    Source: formats/lerobot 1
+    Source: formats/lerobot 1.
     """
     if next(iter(episode_tables(root)), None) is not None:
         return "v3.0"
@@ -167,9 +166,8 @@ def layout_of(root: Path, version: str = "") -> str:
 
 
 def episode_tables(root: Path) -> Iterator[Path]:
-    """Tables of the list of episodes of v3.0, in natural order.
-
-    Where nothing can be listed, tables are expected to be numbered from 0 without a gap.
+    """Tables of the list of episodes of v3.0, in natural order. Where nothing can be listed, tables
+    are expected to be numbered from 0 without a gap.
     """
     if can_list(root):
         yield from sorted(root.glob(EPISODES_TABLES), key=natural_key)
@@ -234,8 +232,7 @@ def _feature(path: Path, name: str, value: object) -> Feature:
 
 def feature_names(value: object) -> tuple[str, ...]:
     """Texts of `names` of a feature; those of groups have the group before them unless unique.
-
-    Source: formats/lerobot 4.2
+    Source: formats/lerobot 4.2.
     """
     paths = list(_nested_texts(value))
     names = tuple(path[-1] for path in paths)
@@ -559,9 +556,8 @@ def _tasks_of_table(path: Path) -> dict[int, str]:
 
 
 def episode_statistics(root: Path, info: Info) -> Mapping[int, Statistics]:
-    """Map from episode to its published statistics; empty if they are missing or broken.
-
-    Statistics are a map from feature to `min`, `max`, `mean`, `std`, `count` and others.
+    """Map from episode to its published statistics; empty if they are missing or broken. Statistics
+    are a map from feature to `min`, `max`, `mean`, `std`, `count` and others.
     """
     if info.is_shared:
         paths = tuple(episode_tables(root))

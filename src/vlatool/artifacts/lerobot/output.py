@@ -124,7 +124,6 @@ class ImageStatistics:
 
 def camera_entry(published: Mapping[str, Any]) -> Stats | None:
     """Published statistics of a camera in the form of the format; None if they are incomplete.
-
     Quantiles are optional; those that are not finite numbers of three channels are left out.
     """
     values = {name: _channels(published.get(name)) for name in (*_MOMENTS, *QUANTILES)}

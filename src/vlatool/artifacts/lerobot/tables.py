@@ -269,9 +269,8 @@ class Rows:
         return self.values(name)
 
     def vectors(self, name: str, width: int | None) -> Array:
-        """Numeric column as [F, C] in its stored dtype; booleans become float32.
-
-        C is `width`, the declared width; None: the width of the first row.
+        """Numeric column as [F, C] in its stored dtype; booleans become float32. C is `width`, the
+        declared width; None: the width of the first row.
         """
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
@@ -353,9 +352,8 @@ def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Ro
 
 
 def actual_segment(segment: RowSegment, number: int, episode: str) -> RowSegment:
-    """Rows of an episode in a file of many, by their `episode_index`.
-
-    The stated segment, if the file has no such column.
+    """Rows of an episode in a file of many, by their `episode_index`. The stated segment, if the
+    file has no such column.
     """
     check_is_data_file(segment.path, episode)
     try:

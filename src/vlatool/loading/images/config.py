@@ -13,10 +13,8 @@ from vlatool.transforms.resampling import ResizeFilter, resampled
 
 
 class ImagePreprocessing(ConfigModel):
-    """Resize and crop to the square image that a model expects; saved with the weights.
-
-    The defaults are those of the published pipeline, except for the flip.
-    Source: reference/titok 6.1.
+    """Resize and crop to the square image that a model expects; saved with the weights. The
+    defaults are those of the published pipeline, except for the flip. Source: reference/titok 6.1.
     """
 
     resize: Literal["shorter_edge", "squash"] = Field(

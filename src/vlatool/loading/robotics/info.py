@@ -150,9 +150,8 @@ def data_folder(text: str) -> ShardFolder:
 def _merged(
     config: RoboticsDataConfig, parts: Sequence[Statistics], pasts: Sequence[int]
 ) -> MergedStats:
-    """Merges statistics with the weights of the mixture; steps are aligned by the anchor.
-
-    A field with other shapes in other data sets is left out. Using it is an error.
+    """Merges statistics with the weights of the mixture; steps are aligned by the anchor. A field
+    with other shapes in other data sets is left out. Using it is an error.
     """
     if len(parts) == 1:
         return MergedStats(parts[0])
@@ -209,7 +208,20 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
 
 def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     if not derived.action_fields:
-        raise _no_action_fields(info)
+        known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
+        listed = [f"{name} ({width})" for name, width in known.items()]
+        more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+        actions = [name for name in known if "action" in name] or list(known)
+        observed = [name for name in known if name not in actions and "desired" not in name]
+        keys = {"data.action_fields": actions[:2], "data.proprioception_fields": observed[:2]}
+        options = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
+        raise DataError(
+            f"the data name no action fields; their fields (dimensions) are: "
+            f"{', '.join(listed[:_MAX_LISTED])}{more}",
+            hint=f"select predicted and observed fields, such as {' '.join(options)}",
+            code="data.no_action_fields",
+            details={"known": known},
+        )
     _check_images(derived, info)
     for key, available in (
         ("lowdim_past_timesteps", info.past),
@@ -232,10 +244,8 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
 
 
 def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Raises an error if a data set lacks a configured camera or image index.
-
-    With padding, one data set must have each camera. Padded validation data may lack cameras, but
-    not all of them.
+    """Raises an error if a data set lacks a configured camera or image index. With padding, one
+    data set must have each camera. Padded validation data may lack cameras, but not all of them.
     """
     cameras = [list(options.get("camera_names") or []) for options in info.options]
     if config.pad_missing_images:
@@ -246,7 +256,19 @@ def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     indices = [list(options.get("image_indices") or []) for options in info.options]
     _check_names("camera_names", config.camera_names, cameras, info.names)
     _check_names("image_indices", config.image_indices, indices, info.names)
-    _check_sizes(config, info)
+    shape = config.augmentation.crop_shape
+    sizes = {image_size(options) for options in info.options} - {None}
+    for width, height in filter(None, sizes):
+        if shape is not None:
+            central_box((height, width), shape)
+    if len(sizes) > 1 and (shape is None or max(shape) <= 1):
+        raise DataError(
+            "the data sets have images of different sizes (width, height): "
+            + ", ".join(value_text(size) for size in sorted(sizes, key=str)),
+            hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
+            "with data.augmentation.image.crop",
+            code="data.image_sizes_differ",
+        )
 
 
 def _check_names(
@@ -270,22 +292,6 @@ def _check_names(
         )
 
 
-def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    shape = config.augmentation.crop_shape
-    sizes = {image_size(options) for options in info.options} - {None}
-    for width, height in filter(None, sizes):
-        if shape is not None:
-            central_box((height, width), shape)
-    if len(sizes) > 1 and (shape is None or max(shape) <= 1):
-        raise DataError(
-            "the data sets have images of different sizes (width, height): "
-            + ", ".join(value_text(size) for size in sorted(sizes, key=str)),
-            hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
-            "with data.augmentation.image.crop",
-            code="data.image_sizes_differ",
-        )
-
-
 def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     """(width, height) to which preprocessing resized all images; None if it did not resize."""
     match options.get("resize_images_size"):
@@ -301,24 +307,6 @@ def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
         return _agreed(info, "camera_names")
     parts = [options.get("camera_names") or [] for options in info.options]
     return list(dict.fromkeys(str(name) for part in parts for name in part))
-
-
-def _no_action_fields(info: RoboticsInfo) -> DataError:
-    """Error for data that name no action fields; the hint has an example of the keys."""
-    known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
-    listed = [f"{name} ({width})" for name, width in known.items()]
-    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    actions = [name for name in known if "action" in name] or list(known)
-    observed = [name for name in known if name not in actions and "desired" not in name]
-    keys = {"data.action_fields": actions[:2], "data.proprioception_fields": observed[:2]}
-    options = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
-    return DataError(
-        f"the data name no action fields; their fields (dimensions) are: "
-        f"{', '.join(listed[:_MAX_LISTED])}{more}",
-        hint=f"select predicted and observed fields, such as {' '.join(options)}",
-        code="data.no_action_fields",
-        details={"known": known},
-    )
 
 
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:

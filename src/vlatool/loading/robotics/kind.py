@@ -178,7 +178,6 @@ class RoboticsKind(DataKind):
 
     def save_assets(self, config: RoboticsDataConfig, info: RoboticsInfo, folder: Path) -> None:
         """Writes statistics of the used fields, and preprocessing options of the first data set.
-
         Adds the size of the first image to the options if preprocessing did not resize images.
         """
         run = RunDir(folder)
@@ -338,9 +337,8 @@ _READ_AT_ONCE = 64
 
 
 class RoboticsPairs(RecordedPairs):
-    """Pairs of `lbm` shards; see `RecordedPairs`.
-
-    Samples are read with all their past steps, so that the action before the current one is known.
+    """Pairs of `lbm` shards; see `RecordedPairs`. Samples are read with all their past steps, so
+    that the action before the current one is known.
     """
 
     def __init__(
@@ -390,9 +388,8 @@ class RoboticsPairs(RecordedPairs):
         return [(self._observation(sample), self._target(sample)) for sample in samples]
 
     def find(self, episode: str, frame: int) -> int:
-        """Returns the index of a pair; see `RecordedPairs`.
-
-        Data without a tar per episode are read to their end.
+        """Returns the index of a pair; see `RecordedPairs`. Data without a tar per episode are read
+        to their end.
         """
         frames: dict[str, dict[int, int]] = {}
         for index, sample in self._stored(episode):

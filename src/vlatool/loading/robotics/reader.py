@@ -306,9 +306,8 @@ class RoboticsReader(SampleReader):
     def read_into(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
     ) -> list[DecodedSample | DroppedSample]:
-        """Returns the samples, their images in one buffer; see `SampleReader`.
-
-        The buffer has the image shape of the previous call; the first call uses none.
+        """Returns the samples, their images in one buffer; see `SampleReader`. The buffer has the
+        image shape of the previous call; the first call uses none.
         """
         rows: Sequence[UInt8Array | None] = [None] * len(refs)
         if self._shape:

@@ -174,9 +174,8 @@ _MAX_SAMPLES = 20_000
 
 
 def check_samples(info: VlaInfo, reporter: Reporter = NULL) -> None:
-    """Raises an error for the first sample that cannot be used; reads at most 20,000.
-
-    Data on remote storage are not read.
+    """Raises an error for the first sample that cannot be used; reads at most 20,000. Data on
+    remote storage are not read.
     """
     local = [folder for folder in info.folders if not is_remote(folder.samples.path)]
     count = sum(folder.num_samples for folder in local)
@@ -226,9 +225,8 @@ class _Episode:
 
 
 class VlaPairs(RecordedPairs):
-    """Pairs of samples; see `RecordedPairs`.
-
-    A window with a sample of each kind is one pair. Recorded actions are those of the action ids.
+    """Pairs of samples; see `RecordedPairs`. A window with a sample of each kind is one pair.
+    Recorded actions are those of the action ids.
     """
 
     has_futures: ClassVar[bool] = True
@@ -245,7 +243,17 @@ class VlaPairs(RecordedPairs):
         )
         self._folder = self._info.first
         self._assets = assets
-        _check_agrees(config, self._folder, location)
+        known = {**config.digests, **config.shape.__dict__, **config.sizes._asdict()}
+        for key, value in self._folder.agreed.items():
+            expected = known.get(key, value)
+            # Digests of published samples are unknown.
+            if value != expected and value != "" and expected != "":
+                raise DataError.at(
+                    location,
+                    f"{key} is {value}, the policy was trained on {expected}",
+                    hint="build the samples with the windows and tokenizers of its training data",
+                    code="data.datasets_differ",
+                )
         kinds = self._folder.samples.document.get("kinds") or {}
         counts = [count for count in kinds.values() if count]
         # The two samples of a window have the same images and action ids.
@@ -395,20 +403,6 @@ class VlaPairs(RecordedPairs):
                 code="data.broken_samples",
             )
         return profile.denormalize(chunks[0]).astype(np.float64)
-
-
-def _check_agrees(config: VlaDataConfig, folder: VlaFolder, location: str) -> None:
-    known = {**config.digests, **config.shape.__dict__, **config.sizes._asdict()}
-    for key, value in folder.agreed.items():
-        expected = known.get(key, value)
-        # Digests of published samples are unknown.
-        if value != expected and value != "" and expected != "":
-            raise DataError.at(
-                location,
-                f"{key} is {value}, the policy was trained on {expected}",
-                hint="build the samples with the windows and tokenizers of its training data",
-                code="data.datasets_differ",
-            )
 
 
 class VlaKind(DataKind):

@@ -35,9 +35,8 @@ from vlatool.models.rng import SampleDropout
 
 
 class ImageNormalizer(nn.Module):
-    """Resizes images and normalizes their colors with mean and std.
-
-    Mean and std are buffers on the device: a copy in the middle of a step would block the host.
+    """Resizes images and normalizes their colors with mean and std. Mean and std are buffers on the
+    device: a copy in the middle of a step would block the host.
     """
 
     shift: Tensor
@@ -143,7 +142,6 @@ class ClipTowers(nn.Module):
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Token ids + 1, padded with 0, int64 [B, L] to [B, C]: unit length, then projected.
-
         Attention is causal and only the end-of-text token is pooled, so padding has no effect.
         """
         pooled = self.model.text_model(input_ids=(text - 1).clamp(min=0)).pooler_output
@@ -283,9 +281,8 @@ def _samples(pixels: Tensor, _ids: Tensor, _network: Any) -> dict[str, Tensor]:
 
 
 def _patches(pixels: Tensor, ids: Tensor, network: Any) -> dict[str, Tensor]:
-    """Patches of all images, [patches, values], in the order in which the model merges squares.
-
-    An image counts as a video of `temporal_patch_size` equal frames.
+    """Patches of all images, [patches, values], in the order in which the model merges squares. An
+    image counts as a video of `temporal_patch_size` equal frames.
     """
     vision = network.config.vision_config
     side, merged = vision.patch_size, vision.spatial_merge_size

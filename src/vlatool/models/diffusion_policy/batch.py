@@ -101,9 +101,8 @@ class SubwordTokenizer:
 
 
 def encode_text(sentences: Sequence[str], length: int) -> Tensor:
-    """UTF-8 bytes + 1, truncated at `length`, padded with 0: int64 [B, L].
-
-    L is the longest length, rounded up to a multiple of 32, so that few shapes occur.
+    """UTF-8 bytes + 1, truncated at `length`, padded with 0: int64 [B, L]. L is the longest length,
+    rounded up to a multiple of 32, so that few shapes occur.
     """
     rows = [list(sentence.encode()[:length]) for sentence in sentences]
     return padded(rows, length, _TEXT_BUCKET)

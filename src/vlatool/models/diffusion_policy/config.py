@@ -120,8 +120,8 @@ class NetworkConfig(ConfigModel):
     freeze: bool = Field(default=False, description="Do not train the weights of this network.")
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives keys from the data or a base model; returns the section and the rule
-        of each key.
+        """Derives keys from the data or a base model; returns the section and the rule of
+        each key.
         """
         del data
         return self, {}

@@ -58,9 +58,8 @@ _IMAGE_WORDS = "image_words"
 
 
 def find_published(location: Path) -> PublishedFiles | None:
-    """Files of an experiment, or of one of its checkpoints; None for other locations.
-
-    Of an experiment it is the checkpoint with the highest number.
+    """Files of an experiment, or of one of its checkpoints; None for other locations. Of an
+    experiment it is the checkpoint with the highest number.
     """
     if location.is_file():
         files = CheckpointFiles.with_file(location)

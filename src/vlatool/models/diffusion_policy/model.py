@@ -71,9 +71,8 @@ class FlowMatching:
 
 
 class Diffusion:
-    """Variance-preserving diffusion; the network predicts the noise.
-
-    Noised actions are not clamped, because sampling assumes the process without clamping.
+    """Variance-preserving diffusion; the network predicts the noise. Noised actions are not
+    clamped, because sampling assumes the process without clamping.
     """
 
     def __init__(self, config: NoiseConfig) -> None:
@@ -150,10 +149,8 @@ class SamplingSchedule:
 
 
 def euler(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigModel) -> Tensor:
-    """Euler solver for flow matching, first order.
-
-    The network gets clamped actions as in training, including the initial noise, which the
-    published sampler does not clamp.
+    """Euler solver for flow matching, first order. The network gets clamped actions as in training,
+    including the initial noise, which the published sampler does not clamp.
     """
     x = schedule.with_known_actions(start)
     for time in schedule.times():
@@ -163,9 +160,8 @@ def euler(network: Network, start: Tensor, schedule: SamplingSchedule, _: Config
 
 
 def heun(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigModel) -> Tensor:
-    """Heun solver for flow matching, second order.
-
-    Each interval takes two evaluations; with an odd number of steps the last interval takes one.
+    """Heun solver for flow matching, second order. Each interval takes two evaluations; with an odd
+    number of steps the last interval takes one.
     """
     intervals = -(-schedule.steps // 2)
     x = schedule.with_known_actions(start)
@@ -184,7 +180,6 @@ def ddim(
     network: Network, start: Tensor, schedule: SamplingSchedule, section: DdimConfig
 ) -> Tensor:
     """DDIM solver for diffusion, equal to DDPM with eta 1 and all steps. Clamps denoised actions.
-
     Source: Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 and 16.
     """
     shares = alphas_cumprod(schedule.noise).tolist()
@@ -399,9 +394,8 @@ class NativeTransformer(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """A causal language model of transformers; the output is the state after its last norm.
-
-    Token embedding and head get no gradient in a policy, so they are removed.
+    """A causal language model of transformers; the output is the state after its last norm. Token
+    embedding and head get no gradient in a policy, so they are removed.
     """
 
     def __init__(self, config: CausalLMConfig) -> None:
@@ -437,9 +431,8 @@ DENOISERS: Mapping[str, Any] = {"transformer": NativeTransformer, "transformer_h
 
 
 class DiffusionPolicy(nn.Module):
-    """Diffusion policy network; module names as published.
-
-    Token order: time, text, images, proprioception, actions.
+    """Diffusion policy network; module names as published. Token order: time, text, images,
+    proprioception, actions.
     """
 
     def __init__(self, config: DiffusionPolicyConfig) -> None:

@@ -58,8 +58,8 @@ class LossBreakdown:
     def metrics(
         self, sums: Mapping[str, Tensor], count: float, *, training: bool
     ) -> dict[str, float]:
-        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets
-        with samples.
+        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets with
+        samples.
         """
         metrics: dict[str, float] = {}
         if _BY_DIMENSION in sums:

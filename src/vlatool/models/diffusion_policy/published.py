@@ -195,9 +195,8 @@ def export_problem(model: DiffusionPolicyConfig) -> str:
 def split_keys(
     tree: Mapping[str, Any], keys: Mapping[str, Any] = KEYS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tree with the published keys and types, and a tree with all other keys.
-
-    A null where the published program allows none is left out: its default applies.
+    """A tree with the published keys and types, and a tree with all other keys. A null where the
+    published program allows none is left out: its default applies.
     """
     published: dict[str, Any] = {}
     own: dict[str, Any] = {}

@@ -146,9 +146,8 @@ class DiffusionPolicyType(ModelType):
             yield Violation(("data.processor",), message)
 
     def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
-        """Checks that base models and the initial weights of sections exist.
-
-        A run with initial weights may have what it needs of a base model.
+        """Checks that base models and the initial weights of sections exist. A run with initial
+        weights may have what it needs of a base model.
         """
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:

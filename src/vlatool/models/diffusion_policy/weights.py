@@ -69,9 +69,8 @@ class ImportedWeights:
 
 
 def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
-    """The weights of a published state dict, with the names of a network.
-
-    Buffers that follow from the configuration are taken from the network.
+    """The weights of a published state dict, with the names of a network. Buffers that follow from
+    the configuration are taken from the network.
     """
     named = without_wrappers(state)
     own = network.state_dict()
@@ -84,9 +83,8 @@ def import_published(state: Mapping[str, Tensor], network: nn.Module) -> Importe
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the prefixes of compiled and distributed modules.
-
-    As in the published loader, the first name decides which prefixes are removed.
+    """The state dict without the prefixes of compiled and distributed modules. As in the published
+    loader, the first name decides which prefixes are removed.
     """
     named = dict(state)
     while prefix := next(

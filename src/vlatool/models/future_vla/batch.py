@@ -67,9 +67,8 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceEncoder:
-    """Conversations to token ids in the layout of the chat; picklable.
-
-    Every text between segments is tokenized for itself.
+    """Conversations to token ids in the layout of the chat; picklable. Every text between segments
+    is tokenized for itself.
     """
 
     # content of the tokenizer.json; None: every word is token 0, for made-up batches
@@ -83,7 +82,20 @@ class SequenceEncoder:
 
     def encode(self, conversation: Conversation) -> TokenSequence:
         """Token ids of a whole conversation."""
-        self._check_numbers(conversation)
+        # Raises ValueError if the numbers of a conversation do not fit the model
+        tokens, width = self.tokens, conversation.codes.shape[1]
+        if conversation.images not in (0, len(self.sides)):
+            raise ValueError(
+                f"has {counted(conversation.images, 'past image')}, the model expects "
+                f"{len(self.sides)}"
+            )
+        if width != tokens.codes_per_image:
+            raise ValueError(f"has {width} codes per image, not {tokens.codes_per_image}")
+        largest = max(conversation.action_ids, default=0), int(conversation.codes.max(initial=0))
+        if largest[0] >= tokens.num_actions:
+            raise ValueError(f"has the action id {largest[0]}, not below {tokens.num_actions}")
+        if largest[1] >= tokens.num_codes:
+            raise ValueError(f"has the code {largest[1]}, not below {tokens.num_codes}")
         asked = self._question(conversation)
         answer_text = answer(conversation.kind, "", _FUTURES)
         parts = [*self._parts(answer_text, conversation), _Piece(TEXT, self._close)]
@@ -155,22 +167,6 @@ class SequenceEncoder:
                 yield _Piece(FUTURE, self.tokens.of_codes(conversation.codes))
             elif part:
                 yield _Piece(TEXT, self.text(part))
-
-    def _check_numbers(self, conversation: Conversation) -> None:
-        """Raises ValueError if the numbers of a conversation do not fit the model."""
-        tokens, width = self.tokens, conversation.codes.shape[1]
-        if conversation.images not in (0, len(self.sides)):
-            raise ValueError(
-                f"has {counted(conversation.images, 'past image')}, the model expects "
-                f"{len(self.sides)}"
-            )
-        if width != tokens.codes_per_image:
-            raise ValueError(f"has {width} codes per image, not {tokens.codes_per_image}")
-        largest = max(conversation.action_ids, default=0), int(conversation.codes.max(initial=0))
-        if largest[0] >= tokens.num_actions:
-            raise ValueError(f"has the action id {largest[0]}, not below {tokens.num_actions}")
-        if largest[1] >= tokens.num_codes:
-            raise ValueError(f"has the code {largest[1]}, not below {tokens.num_codes}")
 
     def _check_text(self, parts: Sequence[_Piece]) -> None:
         """Raises ValueError if a text of the user has ids that stand for something else."""

@@ -82,17 +82,6 @@ class Composition:
             return self.read(name)
 
         write_tensors(folder, self.shapes, read, DTYPE)
-        self._compare(folder)
-        model = self.config.model_dump(
-            mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
-        )
-        sources = {
-            kind: {path.name: sha256_of(path) for path in paths}
-            for kind, paths in self.paths.items()
-        }
-        MANIFEST.write(folder, {"model": model, "sources": sources})
-
-    def _compare(self, folder: Path) -> None:
         written = StoredTensors(folder)
         for name in self.shapes:
             is_equal = not name.startswith(_DINO) or torch.equal(
@@ -104,6 +93,14 @@ class Composition:
                     hint="do not use the folder; check the disk",
                     code="bug.weights_differ",
                 )
+        model = self.config.model_dump(
+            mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
+        )
+        sources = {
+            kind: {path.name: sha256_of(path) for path in paths}
+            for kind, paths in self.paths.items()
+        }
+        MANIFEST.write(folder, {"model": model, "sources": sources})
 
 
 def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Composition:

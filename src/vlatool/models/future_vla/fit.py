@@ -90,9 +90,8 @@ _OTHER_DATA = "build the samples with the tokenizers of the weights, or start fr
 def fit_to_data(
     config: FutureVlaConfig, data: VlaDataConfig
 ) -> tuple[FutureVlaConfig, dict[str, str]]:
-    """Fills in the map to token ids and the digests of the tokenizers of the numbers.
-
-    Weights that were trained on samples have both; then the data must agree with them.
+    """Fills in the map to token ids and the digests of the tokenizers of the numbers. Weights that
+    were trained on samples have both; then the data must agree with them.
     """
     check_grid_of(config, data.shape)
     assert config.special_ids is not None

@@ -111,17 +111,7 @@ class LanguageModel(nn.Module):
         cache: Cache | None,  # keys and values of earlier tokens, which gets those of these tokens
     ) -> Tensor:
         """Embeddings [B, L, C] to hidden states [B, L, C]."""
-        rotary = self._rotary(position_ids, hidden)
-        for index, layer in enumerate(self.layers):
-            hidden = layer(
-                hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache
-            )
-            if index < len(deepstack):
-                hidden = hidden + deepstack[index]
-        return self.norm(hidden)
-
-    def _rotary(self, position_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, L, head width]; frequencies of the three axes are interleaved."""
+        # Cosines and sines [B, L, head width]; frequencies of the three axes are interleaved
         parameters: Any = self.config.rope_parameters
         width = self.config.head_dim
         exponents = torch.arange(0, width, 2, dtype=torch.float32, device=hidden.device) / width
@@ -132,7 +122,14 @@ class LanguageModel(nn.Module):
             chosen = slice(axis, 3 * parameters["mrope_section"][axis], 3)
             mixed[..., chosen] = angles[:, axis, :, chosen]
         mixed = torch.cat([mixed, mixed], dim=-1)
-        return mixed.cos().to(hidden.dtype), mixed.sin().to(hidden.dtype)
+        rotary = mixed.cos().to(hidden.dtype), mixed.sin().to(hidden.dtype)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(
+                hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache
+            )
+            if index < len(deepstack):
+                hidden = hidden + deepstack[index]
+        return self.norm(hidden)
 
 
 class FutureVla(nn.Module):
@@ -208,7 +205,19 @@ class FutureVla(nn.Module):
         if features is None and images is not None and images.shape[1]:
             features = self.embed_images(images)
         if features is not None:
-            hidden, deepstack = self._with_images(hidden, input_ids, features)
+            is_image = input_ids == self.image_id
+            # The i-th image token of a row gets the i-th feature. No size depends on values, which
+            # would make the host wait for the device.
+            index = (is_image.cumsum(dim=1) - 1).clamp(min=0)[..., None]
+            placed = [
+                torch.take_along_dim(level.to(hidden.dtype), index, dim=1)
+                for level in features.unbind(1)
+            ]
+            is_image = is_image[..., None]
+            hidden, deepstack = (
+                torch.where(is_image, placed[0], hidden),
+                [level * is_image for level in placed[1:]],
+            )
         elif cache is None:
             hidden = hidden + 0 * self._dummy_features().sum()
         mask = _mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
@@ -282,21 +291,6 @@ class FutureVla(nn.Module):
         features = self.image_features(image)
         grids = [features if count else features[:0] for count in self.config.compress]
         return torch.cat([tokens.flatten() for tokens in self.visual(grids)])
-
-    def _with_images(
-        self, hidden: Tensor, input_ids: Tensor, features: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Embeddings with image tokens replaced, and the summands of the first layers."""
-        is_image = input_ids == self.image_id
-        # The i-th image token of a row gets the i-th feature. No size depends on values, which
-        # would make the host wait for the device.
-        index = (is_image.cumsum(dim=1) - 1).clamp(min=0)[..., None]
-        placed = [
-            torch.take_along_dim(level.to(hidden.dtype), index, dim=1)
-            for level in features.unbind(1)
-        ]
-        is_image = is_image[..., None]
-        return torch.where(is_image, placed[0], hidden), [level * is_image for level in placed[1:]]
 
     def _freeze(self) -> None:
         """Freezes what the config says, and parameters that no result depends on."""

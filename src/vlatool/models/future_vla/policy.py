@@ -142,9 +142,8 @@ class ChunkState(NamedTuple):
 
 
 class ActionGrammar:
-    """Action ids that can follow, so that every chunk has exactly its number of coefficients.
-
-    Each coefficient is a character of a text in UTF-8, of which an action id is some bytes.
+    """Action ids that can follow, so that every chunk has exactly its number of coefficients. Each
+    coefficient is a character of a text in UTF-8, of which an action id is some bytes.
     """
 
     def __init__(self, fast: ActionTokenizer, values: int, num_ids: int) -> None:
@@ -206,9 +205,8 @@ def _can_be_completed(partial: bytes) -> bool:
 
 
 class AnswerDecoder:
-    """Decodes answers of a network, the most probable token at a time.
-
-    The answer of a row has the same bits whichever rows share the batch, if their number is equal.
+    """Decodes answers of a network, the most probable token at a time. The answer of a row has the
+    same bits whichever rows share the batch, if their number is equal.
     """
 
     def __init__(
@@ -391,9 +389,7 @@ class FutureVlaPolicy(Policy):
         return Decision({self._shape.action_field: actions}, tokens)
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes; see
-        `Policy`.
-        """
+        """Returns the policy with the tokenizer of its codes; see `Policy`."""
         sizes = self._encoder.tokens.sizes
         own = tokenizer.codes_per_image, tokenizer.codebook_size
         is_other = self._codes_digest not in ("", tokenizer.digest)
@@ -422,8 +418,8 @@ class FutureVlaPolicy(Policy):
     def futures(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> dict[str, UInt8Array]:
-        """Returns the images of the steps after the current one by camera, uint8 [B, F,
-        S, S, 3].
+        """Returns the images of the steps after the current one by camera, uint8 [B, F, S, S,
+        3].
         """
         if self._tokenizer is None:
             raise UsageError(

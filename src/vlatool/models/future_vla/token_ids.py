@@ -45,9 +45,8 @@ _TINY_ROLES = ("user\n", "assistant\n")
 
 
 class TokenIds(ConfigModel):
-    """Token ids of markers, action ids and codes.
-
-    Action id a is the token `first_action + a`, code c the token `first_code + c`.
+    """Token ids of markers, action ids and codes. Action id a is the token `first_action + a`, code
+    c the token `first_code + c`.
     """
 
     end_of_text: int = Field(ge=0, description="Id of <|endoftext|>, which also pads batches.")
@@ -68,9 +67,8 @@ class TokenIds(ConfigModel):
 
     @classmethod
     def of(cls, tokenizer: Any, sizes: SampleSizes) -> "TokenIds":
-        """The published rule: action ids end directly below <|endoftext|>, codes below these.
-
-        For the tokenizer of Qwen3-VL and the published sizes these are the published ids.
+        """The published rule: action ids end directly below <|endoftext|>, codes below these. For
+        the tokenizer of Qwen3-VL and the published sizes these are the published ids.
         """
         return cls.of_ids(special_ids(tokenizer), sizes)
 

@@ -32,9 +32,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Dino(nn.Module):
-    """DINOv3, without its class and register tokens in the output.
-
-    Nothing in it is random: dropout, and augmentation of positions, are a part of its own training.
+    """DINOv3, without its class and register tokens in the output. Nothing in it is random:
+    dropout, and augmentation of positions, are a part of its own training.
     """
 
     def __init__(self, config: DINOv3ViTConfig) -> None:

@@ -113,9 +113,8 @@ class _Transformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
 
     def _run(self, patches: Tensor, latents: Tensor, outputs: slice) -> Tensor:
-        """Applies all blocks to class token, patches [B, P, W] and latents [B, K, W].
-
-        The last block computes only the tokens in `outputs`.
+        """Applies all blocks to class token, patches [B, P, W] and latents [B, K, W]. The last
+        block computes only the tokens in `outputs`.
         """
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         positions = self.positional_embedding.to(patches.dtype)
@@ -236,9 +235,8 @@ class Titok(nn.Module):
         return self.quantize.codes(self.features(pixels))
 
     def decode(self, vectors: Tensor) -> Tensor:
-        """Decodes tokens [B, K, D] to pixels [B, 3, S, S], not clamped.
-
-        In stage 1 with the proxy head, returns logits [B, N, G, G] instead.
+        """Decodes tokens [B, K, D] to pixels [B, 3, S, S], not clamped. In stage 1 with the proxy
+        head, returns logits [B, N, G, G] instead.
         """
         decoded = self.decoder(vectors)
         if self.config.stage == 1:
@@ -312,7 +310,6 @@ def _table(*shape: int) -> nn.Parameter:
 
 def _initialize(side: nn.Module, std: float) -> None:
     """Initializes linear and convolutional layers; `std` is the published one for published widths.
-
     Source: reference/titok 1.9.
     """
     for module in side.modules():

@@ -47,10 +47,8 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
 
 
 class CodesObjective(Objective):
-    """Cross-entropy of the teacher codes.
-
-    With a teacher in bfloat16, its codes of the first image of each micro-batch are compared with
-    those in float32.
+    """Cross-entropy of the teacher codes. With a teacher in bfloat16, its codes of the first image
+    of each micro-batch are compared with those in float32.
     """
 
     def __init__(self, config: TitokConfig, parts: Mapping[str, Part]) -> None:

@@ -109,7 +109,6 @@ def write_published_config(folder: Path, tree: Mapping[str, Any]) -> None:
 
 def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the published configuration of a model or of a training stage to `TitokConfig` keys.
-
     The published defaults of `is_legacy` and `finetune_decoder` are true.
     """
     section = _at(tree, MODEL)
@@ -272,9 +271,8 @@ class _Rule:
 
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
-    """Converts a tree to our keys; None if it has no keys of a published stage file.
-
-    Published keys without a meaning here stay in the tree and are allowed to be unknown.
+    """Converts a tree to our keys; None if it has no keys of a published stage file. Published keys
+    without a meaning here stay in the tree and are allowed to be unknown.
     """
     published = _published_sections(tree)
     if not published.value:
@@ -285,17 +283,6 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
         node = find(whole, key.split("."))
         return None if node is None else plain(node)
 
-    _check_values(whole, lookup)
-    rest = tree
-    for section in published.value:
-        rest = without(rest, [section] if section != "model" else MODEL.split("."))
-    is_new_model = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
-    converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
-    unused = lenient(_without(published, used))
-    return ConvertedConfig(merge(merge(unused, converted), rest))
-
-
-def _check_values(published: Node, lookup: Lookup) -> None:
     unsupported = list(model_contradictions(lookup))
     for key, (value, reason) in _FIXED.items():
         if lookup(key) not in (None, value) and not is_reference(lookup(key)):
@@ -303,7 +290,7 @@ def _check_values(published: Node, lookup: Lookup) -> None:
     problems = [
         Problem(
             key,
-            nearest_origin(published, key.split(".")),
+            nearest_origin(whole, key.split(".")),
             f'"{key}" is {lookup(key)!r}, which is not supported: {reason}',
             code="config.refused",
         )
@@ -311,6 +298,13 @@ def _check_values(published: Node, lookup: Lookup) -> None:
     ]
     if problems:
         raise config_error(problems, hint=f"set {problems[0].key} to another value")
+    rest = tree
+    for section in published.value:
+        rest = without(rest, [section] if section != "model" else MODEL.split("."))
+    is_new_model = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
+    converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
+    unused = lenient(_without(published, used))
+    return ConvertedConfig(merge(merge(unused, converted), rest))
 
 
 def _published_sections(tree: Node) -> Node:

@@ -80,9 +80,8 @@ class TitokType(ModelType):
         return derived, rules
 
     def build(self, config: TitokConfig) -> Mapping[str, Part]:
-        """Returns the tokenizer and, for the proxy head in stage 1, the teacher.
-
-        Otherwise the tokenizer and the networks of the pixel losses.
+        """Returns the tokenizer and, for the proxy head in stage 1, the teacher. Otherwise the
+        tokenizer and the networks of the pixel losses.
         """
         from vlatool.models.titok.model import Titok
         from vlatool.models.vqgan.model import Vqgan

@@ -44,7 +44,6 @@ def load_titok(
     module: nn.Module, config: TitokConfig, origin: str, excluded: Sequence[str] = ()
 ) -> None:
     """Loads the weights of a tokenizer; all names and shapes must match, but for some networks.
-
     With weights of stage 1 for stage 2, the pixel decoder is that of the teacher.
     """
     source, weights = read_titok(origin)
@@ -57,9 +56,8 @@ def load_titok(
 
 
 def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
-    """Opens a published tokenizer on the CPU; see `Layout.open`.
-
-    The config of a single file is inferred from the shapes of its tensors.
+    """Opens a published tokenizer on the CPU; see `Layout.open`. The config of a single file is
+    inferred from the shapes of its tensors.
     """
     weights = read_external_weights(path)
     tree: dict[str, Any] = {}
@@ -140,9 +138,8 @@ def save_published(
 
 
 def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises a DataError if sizes of weights and module differ.
-
-    `matching_state_dict` reports all other differences, by the names of tensors.
+    """Raises a DataError if sizes of weights and module differ. `matching_state_dict` reports all
+    other differences, by the names of tensors.
     """
     actual, expected = sizes_of(weights), sizes_of(module.state_dict())
     problems = [
@@ -185,10 +182,8 @@ def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
-    """Infers the config of a published file from the shapes of its tensors.
-
-    Released two-stage models have the legacy layout and codes of unit length, single-stage models
-    have neither.
+    """Infers the config of a published file from the shapes of its tensors. Released two-stage
+    models have the legacy layout and codes of unit length, single-stage models have neither.
     """
     sizes = sizes_of(weights)
     counts = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]

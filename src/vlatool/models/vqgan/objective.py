@@ -62,9 +62,8 @@ class BlurDown(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps images to one logit per cell of a 16 x 16 grid, in float32.
-
-    Names of modules are the published ones.
+    """Maps images to one logit per cell of a 16 x 16 grid, in float32. Names of modules are the
+    published ones.
     """
 
     def __init__(self, channels: int = 128) -> None:
@@ -86,9 +85,8 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels [B, 3, H, W] in [0, 1] to logits float32 [B, 1, 16, 16].
-
-        For images smaller than 128 pixels the grid is H / 8 x W / 8.
+        """Maps pixels [B, 3, H, W] in [0, 1] to logits float32 [B, 1, 16, 16]. For images smaller
+        than 128 pixels the grid is H / 8 x W / 8.
         """
         with torch.autocast(pixels.device.type, enabled=False):
             x = self.block_in(pixels.float().contiguous(memory_format=torch.channels_last))
@@ -155,7 +153,6 @@ class MeanImage(nn.Module):
 
     def difference(self, pixels: Tensor) -> Tensor:
         """Mean absolute difference of pixels [B, 3, S, S] over the channels, float32 [B, 1, S, S].
-
         It is 0 before the first update.
         """
         mean = (self.total / self.count.clamp(min=1)).float()
@@ -218,9 +215,8 @@ class GradientDistance(nn.Module):
 
 
 class FeatureDistance(nn.Module):
-    """Squared distance of the features of the encoder of a VQGAN, at all its levels.
-
-    Features are normalized to unit length over the channels.
+    """Squared distance of the features of the encoder of a VQGAN, at all its levels. Features are
+    normalized to unit length over the channels.
     """
 
     def __init__(self, config: VqganNetworkConfig) -> None:
@@ -513,10 +509,8 @@ _NOT_REPORTED = ("pictures", "codes_differing", "codes_compared", _REAL, _FAKE)
 
 
 def _logit_sums(pixels: Tensor, fake: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-    """Sums of the mean logits of real and reconstructed images, for the LeCam regularization.
-
-    Its gradient needs the means over the whole step before the first micro-batch of the
-    discriminator.
+    """Sums of the mean logits of real and reconstructed images, for the LeCam regularization. Its
+    gradient needs the means over the whole step before the first micro-batch of the discriminator.
     """
     with torch.no_grad():
         real = ctx.parts["discriminator"](pixels)

@@ -103,9 +103,8 @@ class ImageStream:
 
 
 class EpisodeEncoder:
-    """Encoded images for samples with ascending frames; memory is bounded by one window.
-
-    A context manager. Streams are encoded one batch ahead on a few threads.
+    """Encoded images for samples with ascending frames; memory is bounded by one window. A context
+    manager. Streams are encoded one batch ahead on a few threads.
     """
 
     def __init__(
@@ -407,9 +406,8 @@ _DROP_HINTS = {
 
 
 class LbmSink(Sink):
-    """Writes training data of the LBM pipeline.
-
-    Source: formats/lbm 1; formats/lbm-preprocessing 1, 2.
+    """Writes training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1,
+    2.
     """
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
@@ -458,7 +456,18 @@ class LbmSink(Sink):
             if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
-            raise _no_samples_error(run.dropped)
+            main_reason = max(
+                run.dropped, key=lambda reason: run.dropped[reason], default="padding"
+            )
+            listed = ", ".join(f"{count} for {reason}" for reason, count in run.dropped.items())
+            raise DataError(
+                f"no sample was written; dropped: {listed or 'none'}",
+                hint=_DROP_HINTS.get(
+                    main_reason, f"relax the rule that drops the most samples: {main_reason}"
+                ),
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
         statistics = total.total()
         if statistics is not None:
             self._write_stats(dict(field_entries(statistics, self._widths)))
@@ -471,7 +480,17 @@ class LbmSink(Sink):
             files += index.files
             write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
         write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
-        self._write_metadata(run, index.samples)
+        write_processing_metadata(
+            self._setup.output / SHARDS_NAME,
+            started=run.started,
+            counts={
+                "total_samples_created": index.samples,
+                "sample_counts": {"dropped": dict(run.dropped)},
+                "failures": run.redact_paths(run.failures),
+            },
+            arguments=run.record.options,
+            episodes=[ref.id for ref in self._setup.refs],
+        )
         small = (file_entry(output, name) for name in LISTED_FILES if (output / name).is_file())
         size = sum(entry.bytes for entry in shards)
         return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
@@ -488,22 +507,8 @@ class LbmSink(Sink):
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
         write_with_digests(self._setup.output / SHARDS_NAME / STATS_NAME, entries)
 
-    def _write_metadata(self, run: JobRun, samples: int) -> None:
-        write_processing_metadata(
-            self._setup.output / SHARDS_NAME,
-            started=run.started,
-            counts={
-                "total_samples_created": samples,
-                "sample_counts": {"dropped": dict(run.dropped)},
-                "failures": run.redact_paths(run.failures),
-            },
-            arguments=run.record.options,
-            episodes=[ref.id for ref in self._setup.refs],
-        )
-
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml: options of the data, and facts that training needs.
-
         Source: formats/lbm 3.2.
         """
         options = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
@@ -533,16 +538,3 @@ class LbmSink(Sink):
 
 def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
     return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
-
-
-def _no_samples_error(dropped: Mapping[str, int]) -> DataError:
-    main_reason = max(dropped, key=lambda reason: dropped[reason], default="padding")
-    listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
-    return DataError(
-        f"no sample was written; dropped: {listed or 'none'}",
-        hint=_DROP_HINTS.get(
-            main_reason, f"relax the rule that drops the most samples: {main_reason}"
-        ),
-        code="data.no_samples",
-        details={"dropped": dict(dropped)},
-    )

@@ -202,9 +202,8 @@ def _seekable(path: Path) -> Generator[IO[bytes]]:
 
 @dataclass
 class Rolling:
-    """Numbers of chunk and file, of files that are filled one after the other.
-
-    Source: formats/lerobot-writing 2.
+    """Numbers of chunk and file, of files that are filled one after the other. Source:
+    formats/lerobot-writing 2.
     """
 
     limit: int

@@ -44,9 +44,8 @@ _SEARCH_DEPTH = ("", "*/", "*/*/")
 
 
 def dataset_roots(source: Path) -> list[Path]:
-    """Data sets in `source`: itself, or folders up to two levels below, in natural order.
-
-    If nothing can be listed, only the source itself is tried.
+    """Data sets in `source`: itself, or folders up to two levels below, in natural order. If
+    nothing can be listed, only the source itself is tried.
     """
     if not can_list(source):
         if (source / INFO_FILE).is_file():

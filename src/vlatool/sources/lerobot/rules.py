@@ -76,7 +76,17 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         return EpisodeContents(None, _cameras(files, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
-    _check_length(files, rows, report)
+    length = files.line.length
+    if length is not None and length != len(rows):
+        report.add_error(
+            DataError(
+                f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
+                f"the list of episodes says {length}",
+                hint="the file or the list is of another version; download both again",
+                code="data.length_mismatch",
+                details={"path": str(rows.path), "rows": len(rows), "length": length},
+            )
+        )
     metadata = _bookkeeping(rows, report)
     task = report.attempt(partial(_instruction, files, rows, config, report)) or ""
     _check_bookkeeping(files, rows, metadata, report)
@@ -109,20 +119,6 @@ def _unlisted_error(files: EpisodeFiles) -> DataError:
     )
 
 
-def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
-    length = files.line.length
-    if length is not None and length != len(rows):
-        report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
-                f"the list of episodes says {length}",
-                hint="the file or the list is of another version; download both again",
-                code="data.length_mismatch",
-                details={"path": str(rows.path), "rows": len(rows), "length": length},
-            )
-        )
-
-
 def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
     metadata: dict[str, Sequence[Any]] = {}
     for name in AUTOMATIC:
@@ -142,22 +138,8 @@ def _check_bookkeeping(
         if problem:
             message = f"{rows.episode}: {problem}; frames are matched by row number"
             report.note("timestamps", message, **location, field="timestamp")
-    _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
-    others = set(metadata.get("episode_index", ())) - {files.number}
-    if others:
-        report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path} has rows of episode_index {sorted(others, key=str)}",
-                hint="the file is another one, or files were mixed up; download it again, or "
-                "exclude the episode with `preprocess --exclude`",
-                code="data.episode_index",
-                details={**location, "field": "episode_index"},
-            )
-        )
-
-
-def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None:
-    """Reports missing or repeated frames, because rows pair with images by number."""
+    # Reports missing or repeated frames, because rows pair with images by number
+    numbers = metadata.get(FRAME_INDEX, ())
     frame = next((row for row, number in enumerate(numbers) if number != row), None)
     if frame is not None:
         report.add_error(
@@ -168,6 +150,17 @@ def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None
                 "episode with `preprocess --exclude`",
                 code="data.frame_index_gap",
                 details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
+            )
+        )
+    others = set(metadata.get("episode_index", ())) - {files.number}
+    if others:
+        report.add_error(
+            DataError(
+                f"{rows.episode}: {rows.path} has rows of episode_index {sorted(others, key=str)}",
+                hint="the file is another one, or files were mixed up; download it again, or "
+                "exclude the episode with `preprocess --exclude`",
+                code="data.episode_index",
+                details={**location, "field": "episode_index"},
             )
         )
 
@@ -186,9 +179,8 @@ def _fields(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Arr
 
 
 def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
-    """Errors of cameras that the data set declares, but that have no file or column here.
-
-    The caller decides by the selected cameras whether the episode is used nevertheless.
+    """Errors of cameras that the data set declares, but that have no file or column here. The
+    caller decides by the selected cameras whether the episode is used nevertheless.
     """
     for camera in files.dataset.cameras:
         code, path, problem = "data.missing_column", files.rows.path, "has no such column"

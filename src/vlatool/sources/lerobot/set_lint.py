@@ -70,7 +70,20 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     if (finding := _statistics_finding(root, info)) is not None:
         yield finding
     if info.is_shared:
-        yield from _check_files(root, info, episodes)
+        # Checks the segments of the list, sizes of files, and rows of episodes without an entry
+        lines = [episode.line for episode in episodes]
+        for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
+            place = f"{root}: episode {number}"
+            yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
+        yield from _check_sizes(info, episodes)
+        listed = {line.number for line in lines}
+        for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
+            with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
+                spans = episode_spans(path)
+                if others := sorted(set(spans or ()) - listed):
+                    shown = ", ".join(map(str, others[:5])) + ("..." if len(others) > 5 else "")
+                    problem = f"has rows of episodes that the list of episodes lacks: {shown}"
+                    yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
     yield from _check_rows(root, episodes)
 
 
@@ -146,23 +159,6 @@ def set_statistics(root: Path) -> Statistics:
 # Files of v3.0
 
 
-def _check_files(root: Path, info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Checks the segments of the list, sizes of files, and rows of episodes without an entry."""
-    lines = [episode.line for episode in episodes]
-    for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
-        place = f"{root}: episode {number}"
-        yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
-    yield from _check_sizes(info, episodes)
-    listed = {line.number for line in lines}
-    for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
-        with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
-            spans = episode_spans(path)
-            if others := sorted(set(spans or ()) - listed):
-                shown = ", ".join(map(str, others[:5])) + ("..." if len(others) > 5 else "")
-                problem = f"has rows of episodes that the list of episodes lacks: {shown}"
-                yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
-
-
 def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     data = Counter(episode.rows.path for episode in episodes)
     videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
@@ -232,9 +228,8 @@ class _Summary:
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Checks all that needs the rows of all episodes, in one pass.
-
-    Skips rows that cannot be read; the check of that episode reports them.
+    """Checks all that needs the rows of all episodes, in one pass. Skips rows that cannot be read;
+    the check of that episode reports them.
     """
     dataset, published = episodes[0].dataset, set_statistics(root)
     summary = _Summary(dataset, published)

@@ -202,9 +202,8 @@ class SpartanReader(FormatReader):
         )
 
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
-        """Action fields of a policy: left arm first, poses relative if possible.
-
-        Source: formats/lbm-preprocessing 3.4.
+        """Action fields of a policy: left arm first, poses relative if possible. Source:
+        formats/lbm-preprocessing 3.4.
         """
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
         return tuple(name + SUFFIX if name in relative else name for name in self._ordered)

@@ -235,7 +235,19 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
     observations = episode.open_archive(OBSERVATIONS, report)
     if observations is not None:
         _open_cameras(episode, observations, report)
-        _open_fields(episode, observations, config, report)
+        images = {
+            f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)
+        }
+        for name in observations.names:
+            if name in images or name in config.data_discard_keys:
+                continue
+            header = report.attempt(partial(observations.header, name))
+            is_named = name.startswith(("robot__", "language_"))
+            if header is not None and len(header.shape) > 2 and not is_named:
+                continue
+            episode.examined.add((OBSERVATIONS, name))
+            if header is not None and report.attempt(partial(_field_header, observations, name)):
+                episode.fields[name] = header
     actions = episode.open_archive(ACTIONS, report)
     if actions is not None:
         episode.examined.add((ACTIONS, "actions"))
@@ -316,23 +328,6 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
                 code="data.no_cameras",
             )
         )
-
-
-def _open_fields(
-    episode: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
-) -> None:
-    """Reads the headers of the observations that are fields; skips images and unused arrays."""
-    images = {f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)}
-    for name in archive.names:
-        if name in images or name in config.data_discard_keys:
-            continue
-        header = report.attempt(partial(archive.header, name))
-        is_named = name.startswith(("robot__", "language_"))
-        if header is not None and len(header.shape) > 2 and not is_named:
-            continue
-        episode.examined.add((OBSERVATIONS, name))
-        if header is not None and report.attempt(partial(_field_header, archive, name)):
-            episode.fields[name] = header
 
 
 def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
@@ -552,7 +547,19 @@ class EpisodeLint:
         is_long = poses and min(map(len, poses)) > 1
         if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
             self._note("no_motion", OBSERVATIONS, "no measured pose changes")
-        self._check_alignment()
+        # Compares action[t] with desired[t + 1]
+        differences: list[Array] = []
+        for name, values in self._values.actions.items():
+            desired = self._values.observed.get(name.replace("__action__", "__desired__"))
+            if desired is not None and desired.shape == values.shape:
+                is_equal = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
+                differences.append(np.asarray(np.all(is_equal, axis=1) == 0))
+        frames = np.any(differences, axis=0) if differences else np.zeros(0, bool)
+        if frames.any():
+            share = float(frames.mean())
+            message = f"action differs from the next desired pose in {share:.0%} of the frames"
+            location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
+            self._note("action_not_next_desired", ACTIONS, message, **location)
         self._check_instruction()
 
     def _note(self, code: str, file: str, message: str, **location: Any) -> None:
@@ -657,21 +664,6 @@ class EpisodeLint:
             message = f"{name!r} {problem} in {counted(count, 'frame')}, first at frame {frame}"
             self._note(code, file, message, field=name, frame=frame, count=count)
 
-    def _check_alignment(self) -> None:
-        """Compares action[t] with desired[t + 1]."""
-        differences: list[Array] = []
-        for name, values in self._values.actions.items():
-            desired = self._values.observed.get(name.replace("__action__", "__desired__"))
-            if desired is not None and desired.shape == values.shape:
-                is_equal = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
-                differences.append(np.asarray(np.all(is_equal, axis=1) == 0))
-        frames = np.any(differences, axis=0) if differences else np.zeros(0, bool)
-        if frames.any():
-            share = float(frames.mean())
-            message = f"action differs from the next desired pose in {share:.0%} of the frames"
-            location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
-            self._note("action_not_next_desired", ACTIONS, message, **location)
-
     def _check_instruction(self) -> None:
         if OBSERVATIONS not in self._episode.archives:
             return
@@ -731,7 +723,17 @@ def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Itera
             yield SPARTAN("duplicate_episode", message, episode=ref.id, path=str(ref.path))
     read = {ref.path for ref in refs}
     for folder in dict.fromkeys(ref.path.parent for ref in refs if ref.path not in sources):
-        yield from _check_folder(folder, read)
+        # Folders beside episodes that are named like episodes or cannot be listed
+        for child in sorted(folder.iterdir()):
+            if child in read or not child.is_dir():
+                continue
+            try:
+                next(iter(child.iterdir()), None)
+            except OSError as error:
+                yield SPARTAN.at("unlistable_folder", child, f"cannot be listed: {error.strerror}")
+                continue
+            if child.name.lower().startswith("episode"):
+                yield SPARTAN.at("misnamed_episode", child, "is not read")
 
 
 def _digest(path: Path) -> bytes | None:
@@ -739,17 +741,3 @@ def _digest(path: Path) -> bytes | None:
         return hashlib.blake2b(read_file(path), digest_size=16).digest()
     except OSError:
         return None
-
-
-def _check_folder(folder: Path, read: Collection[Path]) -> Iterator[Finding]:
-    """Folders beside episodes that are named like episodes or cannot be listed."""
-    for child in sorted(folder.iterdir()):
-        if child in read or not child.is_dir():
-            continue
-        try:
-            next(iter(child.iterdir()), None)
-        except OSError as error:
-            yield SPARTAN.at("unlistable_folder", child, f"cannot be listed: {error.strerror}")
-            continue
-        if child.name.lower().startswith("episode"):
-            yield SPARTAN.at("misnamed_episode", child, "is not read")
