@@ -168,7 +168,7 @@ def _pickle_problem(path: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if start == _ARCHIVE:
-        # Returns the reason why an archive cannot contain weights; empty if it can
+        # Reason why an archive cannot contain weights; empty if it can.
         if not is_zipfile(path):
             return "it is truncated"
         try:
@@ -179,9 +179,7 @@ def _pickle_problem(path: Path) -> str:
         if any(entry.compress_type != ZIP_STORED for entry in entries):
             return "it is compressed"
         size = sum(
-            entry.file_size
-            for entry in entries
-            if (PurePosixPath(entry.filename).name == "data.pkl")
+            entry.file_size for entry in entries if PurePosixPath(entry.filename).name == "data.pkl"
         )
         return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
     is_known = start.startswith(_PICKLE)

@@ -139,10 +139,15 @@ class EpisodeWriter:
             tar.finish()
         counts = {"frames": episode.num_frames, "samples": len(ranges)}
         shard = FileEntry(name, tar.position, tar.sha256, len(ranges))
+        table = np.array(ranges, np.int64).reshape(-1, 2)
+        content = ShardIndex(table[:, 0], table[:, 1], tar.position).content()
+        path = index_path(self.output / name)
+        write_bytes(path, content, synced=False)
+        digest = hashlib.sha256(content).hexdigest()
         return Receipt(
             ref.id,
             counts=counts,
-            files=(shard, self._index(name, ranges, tar.position)),
+            files=(shard, FileEntry(path.name, len(content), digest, len(ranges))),
             findings=tuple(_image_findings(writer, ref.id)),
         )
 
@@ -162,15 +167,6 @@ class EpisodeWriter:
                     members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(metadata)))
                 yield b"".join(member_bytes(*member) for member in members)
                 number += 1
-
-    def _index(self, name: str, ranges: list[tuple[int, int]], size: int) -> FileEntry:
-        """Writes the byte ranges of the images; called after the tar is complete."""
-        table = np.array(ranges, np.int64).reshape(-1, 2)
-        content = ShardIndex(table[:, 0], table[:, 1], size).content()
-        path = index_path(self.output / name)
-        write_bytes(path, content, synced=False)
-        digest = hashlib.sha256(content).hexdigest()
-        return FileEntry(path.name, len(content), digest, len(ranges))
 
 
 def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str, Any]:

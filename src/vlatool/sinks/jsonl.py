@@ -30,7 +30,7 @@ from vlatool.artifacts.windows.format import (
     reserved_word,
     write_manifest,
 )
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, PoseGroup, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.files import FileEntry, file_entry, folder_entry
@@ -161,7 +161,9 @@ class EpisodeWriter:
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
                 writer = ImageWriter(self.config.encoding())
-                images = writer.images(camera, _images(episode, camera), episode.num_frames)
+                if camera not in episode.cameras:
+                    raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
+                images = writer.images(camera, episode.cameras[camera], episode.num_frames)
                 for frame, (_, data) in enumerate(images):
                     _check_sizes(writer, camera, frame)
                     folder.write(names.image(camera, frame), data)
@@ -252,12 +254,6 @@ def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[Kind, ...]:
         random_byte = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=1).digest()[0]
         return ("wm",) if random_byte % 2 else ("vla",)
     return (mode,)
-
-
-def _images(episode: Episode, camera: str) -> FrameSource:
-    if camera not in episode.cameras:
-        raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
-    return episode.cameras[camera]
 
 
 def _check_finite(episode: Episode, values: Array) -> None:

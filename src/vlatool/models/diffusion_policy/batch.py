@@ -244,9 +244,17 @@ class PolicyBatcher:
         """
         past = self._data.lowdim_past_timesteps
         assert past is not None
+        shapes = {sample.images.shape for sample in samples}
+        if len(shapes) > 1:
+            raise DataError(
+                f"images of different sizes in one batch: {sorted(shapes)}",
+                hint="preprocess all data sets with the same --resize-images-size",
+                code="data.image_sizes_differ",
+            )
+        stacked = stack_rows([sample.images for sample in samples])
         return {
             "keys": [sample.key for sample in samples],
-            "images": _images(samples),
+            "images": torch.from_numpy(stacked).permute(0, 1, 4, 2, 3),
             "text": self._text_tokenizer([sample.instruction for sample in samples]),
             "actions": self._stacked(samples, self._data.action_fields, None),
             "proprioception": self._stacked(samples, self._data.proprioception_fields, past + 1),
@@ -304,15 +312,3 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
         "dataset": torch.zeros(size, dtype=torch.int64),
         **({"image_mask": torch.ones(size, num_images, dtype=torch.bool)} if has_mask else {}),
     }
-
-
-def _images(samples: Sequence[DecodedSample]) -> Tensor:
-    shapes = {sample.images.shape for sample in samples}
-    if len(shapes) > 1:
-        raise DataError(
-            f"images of different sizes in one batch: {sorted(shapes)}",
-            hint="preprocess all data sets with the same --resize-images-size",
-            code="data.image_sizes_differ",
-        )
-    stacked = stack_rows([sample.images for sample in samples])
-    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)

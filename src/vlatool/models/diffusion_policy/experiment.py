@@ -132,7 +132,10 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     model: Any = config.model
     if not experiment.is_export:
         model = _with_image_words(model)
-    return OpenedExperiment(data, model, assets, _tokenizer_folder(experiment))
+    folder = experiment.tokenizer_folder
+    return OpenedExperiment(
+        data, model, assets, (None if folder is None else local_copy(folder, [TOKENIZER]))
+    )
 
 
 def _with_recorded(
@@ -177,11 +180,6 @@ def _with_image_words(model: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
         return model
     worded = backbone.model_copy(update={_IMAGE_WORDS: True})
     return model.model_copy(update={"vision_language_backbone": worded})
-
-
-def _tokenizer_folder(experiment: Experiment) -> Path | None:
-    folder = experiment.tokenizer_folder
-    return None if folder is None else local_copy(folder, [TOKENIZER])
 
 
 # export

@@ -82,7 +82,7 @@ class SequenceEncoder:
 
     def encode(self, conversation: Conversation) -> TokenSequence:
         """Token ids of a whole conversation."""
-        # Raises ValueError if the numbers of a conversation do not fit the model
+        # The numbers of a conversation must fit the model.
         tokens, width = self.tokens, conversation.codes.shape[1]
         if conversation.images not in (0, len(self.sides)):
             raise ValueError(

@@ -49,7 +49,14 @@ class Dino(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 [K, H, W, 3] to features [K, C, H / patch, W / patch]."""
         rows, columns = (side // self.patch_size for side in images.shape[1:3])
-        hidden = self.embeddings(_normalized(images))
+        # float32 [K, 3, H, W] with mean 0 and deviation 1 on ImageNet. Slices instead of a tensor
+        # of constants, whose copy to the device would block the host.
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        bands = [
+            (band - mean) / std
+            for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True)
+        ]
+        hidden = self.embeddings(torch.stack(bands, dim=1))
         rotary = self._rotary(rows, columns, hidden)
         for layer in self.layer:
             hidden = layer(hidden, position_embeddings=rotary)
@@ -66,16 +73,6 @@ class Dino(nn.Module):
         centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
         angles = (2 * math.pi * centers[:, :, None] * frequencies).flatten(1, 2).tile(2)
         return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
-
-
-def _normalized(images: Tensor) -> Tensor:
-    """Images uint8 [K, H, W, 3] to float32 [K, 3, H, W] with mean 0 and deviation 1 on ImageNet."""
-    # Slices instead of a tensor of constants, whose copy to the device would block the host.
-    pixels = images.permute(0, 3, 1, 2).float() / 255
-    bands = [
-        (band - mean) / std for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True)
-    ]
-    return torch.stack(bands, dim=1)
 
 
 class QuarterGrid(nn.Module):

@@ -257,7 +257,7 @@ _OF_VQ = ("codebook_size", "use_l2_norm", "commitment_cost")
 _SCHEDULES = {"cosine": "cosine", "constant": "const"}
 _PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
 
-# Returns the value of a published key; None if it is not set.
+# Value of a published key; None if it is not set.
 Lookup = Callable[[str], Any]
 
 
@@ -303,7 +303,14 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
         rest = without(rest, [section] if section != "model" else MODEL.split("."))
     is_new_model = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
     converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
-    unused = lenient(_without(published, used))
+    # The tree without the used keys, and without sections that are empty then.
+    left = Node({}, published.origin)
+    for key, _ in leaf_origins(published):
+        if not any(key == name or key.startswith(f"{name}.") for name in used if name != MODEL):
+            node = find(published, key.split("."))
+            assert node is not None
+            left = _put(left, key, node)
+    unused = lenient(left)
     return ConvertedConfig(merge(merge(unused, converted), rest))
 
 
@@ -442,14 +449,3 @@ def _put(tree: Node, key: str, value: Node) -> Node:
     for name in reversed(key.split(".")):
         value = Node({name: value}, value.origin)
     return merge(tree, value)
-
-
-def _without(tree: Node, used: list[str]) -> Node:
-    """Returns the tree without some keys, and without sections that are empty then."""
-    left = Node({}, tree.origin)
-    for key, _ in leaf_origins(tree):
-        if not any(key == name or key.startswith(f"{name}.") for name in used if name != MODEL):
-            node = find(tree, key.split("."))
-            assert node is not None
-            left = _put(left, key, node)
-    return left

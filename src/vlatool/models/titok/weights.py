@@ -75,17 +75,15 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
     check_shapes(network, weights, files.weights)
     module = Titok(config)
     module.load_state_dict(matching_state_dict(module, weights, files.weights))
-    assets = ImagesAssets(_preprocessing(tree, config.image_size))
-    return PublishedModel(config, {"model": module}, assets)
-
-
-def _preprocessing(tree: Mapping[str, Any], size: int | None) -> ImagePreprocessing:
-    """Preprocessing of a published configuration; by default without a resize."""
+    # Preprocessing of a published configuration; by default without a resize
     dataset = tree.get("dataset")
     stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
     keys = stored if isinstance(stored, dict) else {}
     known = {key: value for key, value in keys.items() if key in ImagePreprocessing.model_fields}
-    return ImagePreprocessing.model_validate({"crop_size": size, **known})
+    assets = ImagesAssets(
+        ImagePreprocessing.model_validate({"crop_size": config.image_size, **known})
+    )
+    return PublishedModel(config, {"model": module}, assets)
 
 
 def read_titok(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:

@@ -302,7 +302,7 @@ class PixelObjective(Objective):
     ) -> None:
         self._losses = losses
         self._foreground = ForegroundRule(losses, parts)
-        # Returns the running means of the discriminator; None without a discriminator
+        # Running means of the discriminator; None without a discriminator
         means = parts["lecam"].module if "lecam" in parts else None
         assert means is None or isinstance(means, LecamEma)
         self._means = means

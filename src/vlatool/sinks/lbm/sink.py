@@ -89,17 +89,14 @@ class ImageStream:
     def _file(self, pixels: Array, quality: int) -> bytes:
         if self.kind == "image":
             return encode_jpeg(self.geometry.apply(pixels), quality)
-        return encode_png(self.geometry.apply_to_values(self._in_16_bits(pixels)))
-
-    def _in_16_bits(self, values: Array) -> Array:
-        if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
+        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > np.iinfo(np.uint16).max:
             raise DataError(
-                f"{self.name}: values from {values.min()} to {values.max()} do not fit 16 bits",
+                f"{self.name}: values from {pixels.min()} to {pixels.max()} do not fit 16 bits",
                 hint="leave them out: --depth false, --labels false",
                 code="data.bad_depth",
                 details={"camera": self.name},
             )
-        return values.astype(np.uint16)
+        return encode_png(self.geometry.apply_to_values(pixels.astype(np.uint16)))
 
 
 class EpisodeEncoder:

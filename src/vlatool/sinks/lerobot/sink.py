@@ -434,12 +434,6 @@ def modality_of(
     return _made(layout, fields) if fields else {}
 
 
-def write_modality(output: Path, tree: Mapping[str, Any]) -> str:
-    """Writes the file; returns its name."""
-    write_json(output / MODALITY_FILE, dict(tree), indent=4)
-    return MODALITY_FILE
-
-
 def _stored(root: Path) -> Mapping[str, Any]:
     path = root / MODALITY_FILE
     try:
@@ -556,7 +550,8 @@ class LeRobotSink(Sink):
         fields = {"state": self.proprioception_fields, "action": self.action_fields}
         modality = modality_of(layout, self._sets, fields if config.modality else {})
         if modality:
-            names.append(write_modality(output, modality))
+            write_json(output / MODALITY_FILE, dict(modality), indent=4)
+            names.append(MODALITY_FILE)
         source: Mapping[str, Any] = self._sets[0].document if self._sets else {}
         dataset = WrittenSet(
             version=version,

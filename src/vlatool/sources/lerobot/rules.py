@@ -91,7 +91,13 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     task = report.attempt(partial(_instruction, files, rows, config, report)) or ""
     _check_bookkeeping(files, rows, metadata, report)
     cameras = _cameras(files, rows, missing, report)
-    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(files, rows, report))
+    fields: dict[str, Array] = {}
+    for name in files.dataset.field_names:
+        width = files.dataset.info.features[name].width
+        values = report.attempt(partial(rows.vectors, name, width))
+        if values is not None:
+            fields[name] = values
+    return EpisodeContents(rows, cameras, missing, task, metadata, fields)
 
 
 def _segment(files: EpisodeFiles, name: str, report: Collector) -> RowSegment | None:
@@ -163,16 +169,6 @@ def _check_bookkeeping(
                 details={**location, "field": "episode_index"},
             )
         )
-
-
-def _fields(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
-    fields: dict[str, Array] = {}
-    for name in files.dataset.field_names:
-        width = files.dataset.info.features[name].width
-        values = report.attempt(partial(rows.vectors, name, width))
-        if values is not None:
-            fields[name] = values
-    return fields
 
 
 # Images

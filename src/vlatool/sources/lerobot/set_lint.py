@@ -70,7 +70,6 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     if (finding := _statistics_finding(root, info)) is not None:
         yield finding
     if info.is_shared:
-        # Checks the segments of the list, sizes of files, and rows of episodes without an entry
         lines = [episode.line for episode in episodes]
         for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
             place = f"{root}: episode {number}"
