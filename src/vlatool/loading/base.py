@@ -116,28 +116,18 @@ Allocate = Callable[[int], "UInt8Array"]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A file with samples that can be read by byte ranges.
+    """A file with samples that can be read by byte ranges."""
 
-    Attributes:
-        location: Path or URI of any scheme.
-        size: Number of samples.
-    """
-
-    location: Path
-    size: int
+    location: Path  # Path or URI of any scheme
+    size: int  # number of samples
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The shards of one data set of a run.
+    """The shards of one data set of a run."""
 
-    Attributes:
-        name: Name in messages.
-        shards: In stored order.
-    """
-
-    name: str
-    shards: tuple[ShardInfo, ...]
+    name: str  # name in messages
+    shards: tuple[ShardInfo, ...]  # in stored order
 
     @property
     def size(self) -> int:
@@ -175,17 +165,11 @@ class SampleRef(NamedTuple):
 
 @dataclass(frozen=True)
 class DroppedSample:
-    """A sample with content that cannot be used.
+    """A sample with content that cannot be used."""
 
-    Attributes:
-        reason: One of the `drop_reasons` of the data kind.
-        sample: Name of the sample.
-        message: Description of the problem.
-    """
-
-    reason: str
+    reason: str  # one of the `drop_reasons` of the data kind
     sample: str
-    message: str
+    message: str  # description of the problem
 
 
 class SampleReader(Protocol):
@@ -225,68 +209,44 @@ class SampleReader(Protocol):
 
 @dataclass(frozen=True)
 class ActionField:
-    """Action field of recorded data, with its statistics over the training data.
+    """Action field of recorded data, with its statistics over the training data."""
 
-    Attributes:
-        names: Names of the C dimensions; numbers if they have none.
-        mean: Mean of each dimension [C].
-        std: Standard deviation of each dimension [C].
-        is_constant: bool [C], True for dimensions that never change.
-    """
-
-    names: Sequence[str]
-    mean: "Array"
-    std: "Array"
-    is_constant: "Array"
+    names: Sequence[str]  # names of the C dimensions; numbers if they have none
+    mean: "Array"  # mean of each dimension [C]
+    std: "Array"  # standard deviation of each dimension [C]
+    is_constant: "Array"  # bool [C], True for dimensions that never change
 
 
 @dataclass(frozen=True)
 class Target:
-    """Recorded actions from the step of an observation on, T steps.
+    """Recorded actions from the step of an observation on, T steps."""
 
-    Attributes:
-        actions: Map from action field to values [T, C].
-        mask: bool [T], False for padded steps.
-        last: Map from action field to the action of the step before [C]; empty if it is unknown.
-        episode: Id of the episode.
-        frame: Frame of the observation in its episode.
-    """
-
-    actions: Mapping[str, "Array"]
-    mask: "Array"
+    actions: Mapping[str, "Array"]  # map from action field to values [T, C]
+    mask: "Array"  # bool [T], False for padded steps
+    # map from action field to the action of the step before [C]; empty if it is unknown
     last: Mapping[str, "Array"]
-    episode: str
-    frame: int
+    episode: str  # id of the episode
+    frame: int  # frame of the observation in its episode
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Form of the pairs that a policy is evaluated on.
+    """Form of the pairs that a policy is evaluated on."""
 
-    Attributes:
-        sees: Input of the policy.
-        horizon: Number of steps of a target, T.
-        seed: Seed of the random choices per sample, such as the sentence of the instruction.
-    """
-
-    sees: "ObservationSpec"
-    horizon: int
-    seed: int = 0
+    sees: "ObservationSpec"  # input of the policy
+    horizon: int  # number of steps of a target, T
+    seed: int = 0  # seed of the random choices per sample, such as the sentence of the instruction
 
 
 @dataclass(frozen=True)
 class RecordedFutures:
-    """Recorded images of the F steps after an observation.
+    """Recorded images of the F steps after an observation."""
 
-    Attributes:
-        images: Map from camera to uint8 [F, H, W, 3]; of padded steps the last ones.
-        codes: Map from camera to their codes, integers [F, K]; empty if they are not recorded.
-        mask: bool [F], False for steps after the end of the episode.
-    """
-
+    # map from camera to uint8 [F, H, W, 3]; of padded steps the last ones
     images: Mapping[str, "UInt8Array"]
+    # map from camera to their codes, integers [F, K]; empty if they are not recorded
     codes: Mapping[str, "Array"]
-    mask: "Array"
+    mask: "Array"  # bool [F], False for steps after the end of the episode
 
 
 class RecordedPairs(Protocol):
@@ -339,6 +299,9 @@ class RecordedPairs(Protocol):
 class DataKind(Protocol):
     """A kind of training data: its config, metadata, reader and assets.
 
+    Its methods get the section `data`, derived except in `load_info`, `derive` and
+    `with_init_statistics`; `info`, the result of `load_info`; and the `folder` of the run.
+
     Attributes:
         name: Value of `data.type`.
         Config: Type of the section `data`.
@@ -362,7 +325,6 @@ class DataKind(Protocol):
         """Reads manifests and other metadata, but no sample.
 
         Args:
-            config: Section `data`.
             reporter: Receives the progress if reading takes long.
 
         Raises:
@@ -372,18 +334,11 @@ class DataKind(Protocol):
 
     def validation(self, config: Any) -> Any | None:
         """Returns the section of the validation data, without augmentation; None if there are none.
-
-        Args:
-            config: Section `data`, derived.
         """
         ...
 
     def derive(self, config: Any, info: Any) -> tuple[Any, dict[str, str]]:
         """Fills in the values that follow from the data.
-
-        Args:
-            config: Section `data`.
-            info: Result of `load_info`.
 
         Returns:
             The derived section, and a mapping from each key that was filled in to the rule.
@@ -392,38 +347,21 @@ class DataKind(Protocol):
 
     def reader(self, config: Any, info: Any) -> SampleReader:
         """Returns a reader of the samples of `info.datasets`.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
         """
         ...
 
     def make_assets(self, config: Any, info: Any) -> Any:
         """Returns the assets: what batches, losses and inference need, such as normalization.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
         """
         ...
 
     def save_assets(self, config: Any, info: Any, folder: Path) -> None:
         """Writes the assets to the folder of a run, once, when the run starts.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-            folder: Folder of the run.
         """
         ...
 
     def load_assets(self, config: Any, folder: Path) -> Any:
         """Reads the assets that `save_assets` wrote; equal to the result of `make_assets`.
-
-        Args:
-            config: Section `data` of the run.
-            folder: Folder of the run.
 
         Raises:
             DataError: They are missing or broken.
@@ -436,8 +374,6 @@ class DataKind(Protocol):
         """Returns the info with the statistics that the section selects.
 
         Args:
-            config: Section `data`.
-            info: Result of `load_info`.
             folder: Folder with the statistics of the initial weights; None if it is unknown.
             reporter: Receives a note on the selected statistics, and a warning if both differ much.
 
@@ -450,11 +386,6 @@ class DataKind(Protocol):
 
     def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
         """Checks samples within seconds.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-            reporter: Receives the progress.
 
         Raises:
             DataError: A sample cannot be used.
@@ -476,7 +407,6 @@ class DataKind(Protocol):
         function of torch stacks them.
 
         Args:
-            config: Section `data`, derived.
             sample: Sample of the reader, normalized or not.
             channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
         """
@@ -488,7 +418,6 @@ class DataKind(Protocol):
         """Returns pairs of observation and target of a data set; None: the data have no actions.
 
         Args:
-            config: Section `data` of the run.
             assets: Assets of the run.
             location: Folder of the data, of any scheme.
             options: Form of the pairs.
@@ -502,23 +431,17 @@ class DataKind(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples that one rank computes at once.
+    """The samples that one rank computes at once."""
 
-    Attributes:
-        batch: Result of the batcher of the model type.
-        samples: Names of the samples, one per row of the batch; empty for a dummy micro-batch.
-        positions: Positions of these samples in the run.
-        dropped: Number of dropped samples for each of the `drop_reasons` of the data kind.
-        drops: The dropped samples.
-        is_dummy: True if no sample was usable. The rank computes the dummy batch to stay in step
-            with the other ranks; it counts nothing.
-    """
-
-    batch: Batch
+    batch: Batch  # result of the batcher of the model type
+    # names of the samples, one per row of the batch; empty for a dummy micro-batch
     samples: tuple[str, ...]
-    positions: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()  # positions of these samples in the run
+    # number of dropped samples for each of the `drop_reasons` of the data kind
     dropped: tuple[int, ...] = ()
     drops: tuple[DroppedSample, ...] = ()
+    # True if no sample was usable. The rank computes the dummy batch to stay in step with the other
+    # ranks; it counts nothing
     is_dummy: bool = False
 
     def pin_memory(self) -> "MicroBatch":

@@ -33,21 +33,16 @@ MAX_ROWS = 2**24  # of tables
 
 @dataclass(frozen=True)
 class Part:
-    """One named network of a model type, which is optimized, averaged and saved as a unit.
+    """One named network of a model type, which is optimized, averaged and saved as a unit."""
 
-    Attributes:
-        module: The network.
-        trained: If True, an optimizer updates the parameters, except those that `build` or `load`
-            froze, which never change: all checkpoints share one copy. If False, the module stays in
-            eval mode and its parameters get no gradient; gradients still flow to its inputs.
-        averaged: If True, the averaged weights (EMA) of the run include it.
-        saved: If True, checkpoints contain it. If False, `load` reads it again on resume, and its
-            digest must be the same.
-    """
-
-    module: "nn.Module"
+    module: "nn.Module"  # the network
+    # if True, an optimizer updates the parameters, except those that `build` or `load` froze, which
+    # never change: all checkpoints share one copy. If False, the module stays in eval mode and its
+    # parameters get no gradient; gradients still flow to its inputs
     trained: bool = True
-    averaged: bool = True
+    averaged: bool = True  # if True, the averaged weights (EMA) of the run include it
+    # if True, checkpoints contain it. If False, `load` reads it again on resume, and its digest
+    # must be the same
     saved: bool = True
 
     def __post_init__(self) -> None:
@@ -56,17 +51,11 @@ class Part:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with the same options in an optimizer.
+    """Parameters with the same options in an optimizer."""
 
-    Attributes:
-        params: The parameters.
-        decays: If True, weight decay applies to them.
-        rate: Factor on the learning rate of the optimizer.
-    """
-
-    params: Sequence["nn.Parameter"]
-    decays: bool = True
-    rate: float = 1.0
+    params: Sequence["nn.Parameter"]  # the parameters
+    decays: bool = True  # if True, weight decay applies to them
+    rate: float = 1.0  # factor on the learning rate of the optimizer
 
 
 def decays_by_name(name: str) -> bool:
@@ -81,23 +70,17 @@ class OptimizerSpec:
     The schedule covers the steps of the run from `starts_at` on, including steps at which the
     optimizer does not run. Fractions such as `warmup: 0.05` refer to these steps. Final learning
     rates are scaled with `lr`.
-
-    Attributes:
-        parts: Names of the parts that it updates.
-        groups: Function from the parts after sharding, by name, to parameter groups; parameters
-            have the names of `build`. None: those of `hparams.decay_by_name`.
-        lr: Peak learning rate; None: `hparams.lr`.
-        betas: Coefficients of AdamW; None: those of `hparams`.
-        starts_at: First step at which the optimizer runs.
-        rates: Map from prefix of parameter names to a factor on their learning rate. If `groups` is
-            set, `ParamGroup.rate` is used instead.
     """
 
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # names of the parts that it updates
+    # function from the parts after sharding, by name, to parameter groups; parameters have the
+    # names of `build`. None: those of `hparams.decay_by_name`
     groups: Callable[[Mapping[str, "nn.Module"]], Sequence[ParamGroup]] | None = None
-    lr: float | None = None
-    betas: tuple[float, float] | None = None
-    starts_at: int = 0
+    lr: float | None = None  # peak learning rate; None: `hparams.lr`
+    betas: tuple[float, float] | None = None  # coefficients of AdamW; None: those of `hparams`
+    starts_at: int = 0  # first step at which the optimizer runs
+    # map from prefix of parameter names to a factor on their learning rate. If `groups` is set,
+    # `ParamGroup.rate` is used instead
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -107,19 +90,15 @@ class Loss:
 
     The trainer divides the sum over all micro-batches and ranks by their total count, so the mean
     does not depend on how the global batch is split.
-
-    Attributes:
-        total: Sum of the losses of all counted elements; float32 scalar with gradient. A term that
-            is a mean over other elements must be multiplied by `count`. The graph must reach every
-            trainable parameter of the parts of the optimizer.
-        count: Number of counted elements, or the sum of their weights; scalar.
-        sums: Other sums over the micro-batch, detached. Names and shapes must be the same in every
-            micro-batch of an optimizer. The trainer adds them over micro-batches and ranks, in
-            float64.
     """
 
+    # sum of the losses of all counted elements; float32 scalar with gradient. A term that is a mean
+    # over other elements must be multiplied by `count`. The graph must reach every trainable
+    # parameter of the parts of the optimizer
     total: "Tensor"
-    count: "Tensor"
+    count: "Tensor"  # number of counted elements, or the sum of their weights; scalar
+    # other sums over the micro-batch, detached. Names and shapes must be the same in every
+    # micro-batch of an optimizer. The trainer adds them over micro-batches and ranks, in float64
     sums: Mapping[str, "Tensor"] = field(default_factory=dict)
 
 
@@ -145,22 +124,15 @@ class Rng(Protocol):
 
 @dataclass(frozen=True)
 class StepContext:
-    """State of the run that an objective may use.
+    """State of the run that an objective may use."""
 
-    Attributes:
-        step: Number of optimizer steps before this one.
-        rng: Random numbers of this micro-batch.
-        parts: Map from name to module after placement (DDP or sharding). Call these modules or the
-            methods that the model type lists, never the modules of `build`.
-        training: False for validation data.
-        samples: Names of the samples, one per row of the batch.
-    """
-
-    step: int
-    rng: Rng
+    step: int  # number of optimizer steps before this one
+    rng: Rng  # random numbers of this micro-batch
+    # map from name to module after placement (DDP or sharding). Call these modules or the methods
+    # that the model type lists, never the modules of `build`
     parts: Mapping[str, Any]
-    training: bool = True
-    samples: tuple[str, ...] = ()
+    training: bool = True  # False for validation data
+    samples: tuple[str, ...] = ()  # names of the samples, one per row of the batch
 
 
 class Objective(Protocol):
@@ -281,14 +253,10 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """Chunks of a policy.
+    """Chunks of a policy."""
 
-    Attributes:
-        actions: Result of `Policy.act`.
-        tokens: Number of tokens that were decoded for each observation; empty if there are none.
-    """
-
-    actions: Mapping[str, "Array"]
+    actions: Mapping[str, "Array"]  # result of `Policy.act`
+    # number of tokens that were decoded for each observation; empty if there are none
     tokens: Sequence[int] = ()
 
 
@@ -368,7 +336,10 @@ class Policy(Protocol):
 class ModelType(Protocol):
     """A type of model: its config, networks, batches, losses and policy.
 
-    The module of a model type must be light to import: import torch inside the methods.
+    The module of a model type must be light to import: import torch inside the methods. These get
+    the sections `model` and `data` of the configuration, `data` derived, `config` after `derive`
+    only; `info`, the metadata of the training data; the `assets` of the data kind; and the `folder`
+    of the run with the files of `save_assets`.
 
     Attributes:
         name: Value of `model.type`.
@@ -396,7 +367,6 @@ class ModelType(Protocol):
         Not called on resume, because the checkpoints of the run have all weights.
 
         Args:
-            config: Section `model`.
             init_from: Location of initial weights, which exists; None: there are none.
 
         Raises:
@@ -421,11 +391,6 @@ class ModelType(Protocol):
 
         It may read config.json and the tokenizer of a base model. Opens no weights.
 
-        Args:
-            config: Section `model`.
-            data: Section `data`, derived.
-            info: Metadata of the training data.
-
         Returns:
             The derived section, and a mapping from each dotted key that was filled in to the rule.
         """
@@ -434,12 +399,6 @@ class ModelType(Protocol):
 
     def check_data(self, config: Any, data: Any, info: Any, folder: Path) -> None:
         """Checks the data with the assets of the model, before training. Opens no weights.
-
-        Args:
-            config: Section `model`, derived.
-            data: Section `data`, derived.
-            info: Metadata of the training data.
-            folder: Folder with the files of `save_assets`.
 
         Raises:
             DataError: The data cannot be used with this model.
@@ -470,8 +429,6 @@ class ModelType(Protocol):
         It may freeze parameters and change their types, but not the structure of the parts.
 
         Args:
-            config: Section `model`, derived.
-            parts: Result of `build`.
             names: Names of the parts to load: all on a fresh start, without `model` if that has
                 initial weights; on resume those that checkpoints do not contain.
 
@@ -492,8 +449,6 @@ class ModelType(Protocol):
         """Loads initial weights into the part `model`, by default those of a run of this type.
 
         Args:
-            config: Section `model`, derived.
-            parts: Result of `build`.
             init: Run, checkpoint, published folder or file.
             init_except: Networks of the part that keep their random weights.
 
@@ -519,8 +474,6 @@ class ModelType(Protocol):
         """Writes assets such as tokenizer and processor to the run folder, when the run starts.
 
         Args:
-            config: Section `model`, derived.
-            folder: Folder of the run.
             before: Section `model` of the weights to start from; None: there is none.
             source: Folder of these weights, of any scheme. Its assets are copied if they are those
                 of the config.
@@ -540,9 +493,6 @@ class ModelType(Protocol):
         """Returns the objective.
 
         Args:
-            config: Section `model`, derived.
-            data: Section `data`, derived.
-            info: Metadata of the training data.
             parts: The parts after placement; the objective may keep references to their buffers.
         """
         ...
@@ -553,9 +503,6 @@ class ModelType(Protocol):
         """Returns the function that converts samples to a batch of tensors, in loader workers.
 
         Args:
-            config: Section `model`, derived.
-            data: Section `data`, derived.
-            assets: Assets of the data kind for the training data.
             folder: Folder with the files of `save_assets`; None if they are not written, as in a
                 dry run.
             training: True for training data, False for validation and inference.
@@ -584,9 +531,7 @@ class ModelType(Protocol):
         """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
 
         Args:
-            config: Section `model`, derived.
             parts: Networks of `build_for_inference`, on their device, in eval mode.
-            assets: Assets of the data kind that the run saved.
             folder: Folder with the files of `save_assets`, such as that of the run; None for
                 published weights without them.
         """
@@ -599,7 +544,6 @@ class ModelType(Protocol):
         """Returns a visual tokenizer; None if the model is not one.
 
         Args:
-            config: Section `model`, derived.
             parts: Networks of `build_for_inference`, on their device, in eval mode.
             assets: Assets of the data kind; `preprocessing` is that of the images.
         """

@@ -30,32 +30,17 @@ class SinkConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class SinkSetup:
-    """Arguments of a sink.
+    """Arguments of a sink."""
 
-    Attributes:
-        output: The output folder.
-        survey: Survey of the selected episodes; its cameras are the selected ones.
-        refs: The episodes, in order.
-        origin: Options of the run outside the sink's section, for the metadata of the output.
-        action_fields: Requested action fields; empty: those of the survey.
-    """
-
-    output: Path
-    survey: Survey
-    refs: Sequence[EpisodeRef]
+    output: Path  # the output folder
+    survey: Survey  # survey of the selected episodes; its cameras are the selected ones
+    refs: Sequence[EpisodeRef]  # the episodes, in order
+    # options of the run outside the sink's section, for the metadata of the output
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    action_fields: tuple[str, ...] = ()
+    action_fields: tuple[str, ...] = ()  # requested action fields; empty: those of the survey
 
     def policy_actions(self, stored: Mapping[str, int], default: Sequence[str]) -> tuple[str, ...]:
-        """Action fields of the output: the requested ones, or else the default.
-
-        Args:
-            stored: `Sink.fields` of the output.
-            default: By their stored names.
-
-        Raises:
-            DataError: One of them is not stored, or holds text.
-        """
+        """Action fields of the output: the requested ones, or else the default."""
         chosen = self.action_fields or tuple(default)
         known = [name for name, width in stored.items() if width]
         for name in chosen:
@@ -71,18 +56,12 @@ class SinkSetup:
 
 @dataclass(frozen=True)
 class SinkSummary:
-    """Summary of a complete output.
+    """Summary of a complete output."""
 
-    Attributes:
-        samples: Number of training samples.
-        bytes: Size of the files that training reads.
-        files: Every file that was written, those of the receipts included.
-        counts: Further counts by name, such as `shards`.
-    """
-
-    samples: int
-    bytes: int
-    files: tuple[FileEntry, ...]
+    samples: int  # number of training samples
+    bytes: int  # size of the files that training reads
+    files: tuple[FileEntry, ...]  # every file that was written, those of the receipts included
+    # further counts by name, such as `shards`
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 

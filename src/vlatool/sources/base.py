@@ -88,15 +88,9 @@ class FormatReader(Protocol):
 def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     """One survey of many episodes, merged from a survey per episode, in their order.
 
-    A field is included if most episodes have it, with its most frequent width; ties are decided
-    by the earlier episode.
-
-    Args:
-        surveys: Surveys of the readable episodes; all are consumed.
-        reasons: Errors of the other episodes; they may be added while `surveys` is consumed.
-
-    Raises:
-        DataError: There is no survey; the error of the first episode.
+    A field is included if most episodes have it, with its most frequent width; ties are decided by
+    the earlier episode. `reasons` are errors of the other episodes, which may be added while
+    `surveys` is consumed; the first one is raised if there is no survey.
     """
     kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
@@ -178,11 +172,7 @@ def survey_each(
 
 
 def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef]) -> Survey:
-    """Survey of a format without a cheap way: reads the fields of every episode.
-
-    Raises:
-        DataError: No episode can be read; the error of the first one.
-    """
+    """Survey of a format without a cheap way: reads the fields of every episode."""
     reasons: list[VlatoolError] = []
     return merge_surveys(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
