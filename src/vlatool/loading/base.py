@@ -333,8 +333,7 @@ class DataKind(Protocol):
         ...
 
     def validation(self, config: Any) -> Any | None:
-        """Returns the section of the validation data, without augmentation; None if there are none.
-        """
+        """Returns the section of validation data, without augmentation; None if there are none."""
         ...
 
     def derive(self, config: Any, info: Any) -> tuple[Any, dict[str, str]]:
@@ -346,18 +345,15 @@ class DataKind(Protocol):
         ...
 
     def reader(self, config: Any, info: Any) -> SampleReader:
-        """Returns a reader of the samples of `info.datasets`.
-        """
+        """Returns a reader of the samples of `info.datasets`."""
         ...
 
     def make_assets(self, config: Any, info: Any) -> Any:
-        """Returns the assets: what batches, losses and inference need, such as normalization.
-        """
+        """Returns the assets: what batches, losses and inference need, such as normalization."""
         ...
 
     def save_assets(self, config: Any, info: Any, folder: Path) -> None:
-        """Writes the assets to the folder of a run, once, when the run starts.
-        """
+        """Writes the assets to the folder of a run, once, when the run starts."""
         ...
 
     def load_assets(self, config: Any, folder: Path) -> Any:

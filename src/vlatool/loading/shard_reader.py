@@ -63,7 +63,6 @@ def _known(episodes: Mapping[int, str], text: str) -> str:
 
 
 def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> None:
-    """Raises an error if an episode has no such frame."""
     if frame not in frames:
         low, high = min(frames), max(frames)
         inside = low < frame < high

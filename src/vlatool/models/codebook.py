@@ -85,7 +85,6 @@ class VectorQuantizer(nn.Module):
 
     @property
     def size(self) -> int:
-        """Number of codes."""
         return self.embedding.num_embeddings
 
     def forward(self, features: Tensor, mean_assignment: Tensor | None = None) -> QuantizerOutput:

@@ -115,7 +115,6 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """Returns a tensor of the same shape."""
         rows = functional.layer_norm(
             x_BDHW.movedim(1, -1), self.weight.shape, self.weight, self.bias, _NORM_EPSILON
         )
@@ -149,7 +148,6 @@ class ConvNextBlock(nn.Module):
         )
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """Returns a tensor of the same shape."""
         return x_BDHW + self.layer_scale * self.block(x_BDHW)
 
 
@@ -164,7 +162,6 @@ class ConvNextSmall(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the logits."""
         return self.classifier(self.features(pixels).mean((2, 3), keepdim=True))
 
 
@@ -203,7 +200,6 @@ class FrozenNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """Returns a tensor of the same shape."""
         return functional.batch_norm(
             x_BDHW,
             self.running_mean,
@@ -244,7 +240,6 @@ class _Mixed(nn.Module):
             before = layer[0]
 
     def run(self, name: str, x: Tensor) -> Tensor:
-        """Applies the layers of one branch."""
         for label, layer in self.named_children():
             if name in (label, label.rpartition("_")[0]):
                 x = layer(x)

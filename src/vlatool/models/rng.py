@@ -63,7 +63,6 @@ class PerSampleRng(Distributions):
     def __init__(
         self, seeded: Callable[[int], torch.Generator], rows: Sequence[int], total: int
     ) -> None:
-        """Creates the generators of the chunks."""
         self._chunks = [
             _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), used)
             for number, used in _by_chunk([row % total for row in rows])

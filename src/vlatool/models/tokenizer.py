@@ -129,12 +129,10 @@ class OpenTokenizer:
 
     @property
     def name(self) -> str:
-        """Name in reports."""
         return self.trained.origin.name
 
     @property
     def path(self) -> Path:
-        """Local file of the weights."""
         return self.trained.origin.path
 
     def check_codebook(self) -> None:
@@ -152,7 +150,6 @@ class OpenTokenizer:
         )
 
     def check_decoder(self) -> None:
-        """Raises DataError if the tokenizer has no decoder."""
         if not self.network.has_decoder:
             raise DataError(
                 f"{self.name}: is a first stage, which encodes images but cannot decode codes",
@@ -161,7 +158,6 @@ class OpenTokenizer:
             )
 
     def check_tokenizer_of(self, location: Path, metadata: Mapping[str, Any]) -> None:
-        """Raises DataError if codes were made by another tokenizer."""
         own = (self.network.codes_per_image, self.network.codebook_size)
         stored = (metadata.get("codes_per_picture"), metadata.get("codebook_size"))
         has_digest = metadata.get("tokenizer_digest") not in ("", None)

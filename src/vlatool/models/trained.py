@@ -116,7 +116,6 @@ class WeightsOrigin:
         return section if isinstance(section, dict) else {}
 
     def check_type(self, name: str, code: str) -> None:
-        """Raises DataError if the file is of a run of another model type."""
         section = self.section
         if section is not None and section.get("type") != name:
             raise DataError.at(
@@ -166,7 +165,6 @@ class Trained:
         return policy
 
     def with_weights(self, weights: Weights) -> "Trained":
-        """The same checkpoint with other weights, on the CPU."""
         location = str(self.origin.checkpoint or self.origin.text)
         return open_trained(location, weights=weights, device="cpu")
 
@@ -435,7 +433,6 @@ class ProgressOrigin:
         return folder
 
     def local_files(self) -> list[Path]:
-        """Local copies of the published files."""
         return [local_copy(path.parent, [path.name]) / path.name for path in self.files]
 
 

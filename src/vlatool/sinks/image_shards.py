@@ -110,7 +110,6 @@ class ImageShardsConfig(SinkConfig):
     )
 
     def encoding(self) -> ImageEncoding:
-        """Form of written images."""
         return ImageEncoding(
             size=height_and_width(self.resize_images_size),
             method=self.image_resizing_method,

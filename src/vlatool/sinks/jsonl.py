@@ -126,7 +126,6 @@ class JsonlConfig(SinkConfig):
         return data
 
     def encoding(self) -> ImageEncoding:
-        """Form of written images."""
         return ImageEncoding(
             size=height_and_width(self.resize_images_size),
             method=self.image_resizing_method,
@@ -153,7 +152,6 @@ class EpisodeWriter:
     is_numbered: bool  # True if episodes are named by their numbers
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes images, then lines, then the index of the lines."""
         names = self._names(ref)
         # Errors in instruction or actions are raised before an image is written.
         chunks, task = self._chunks(episode), _instruction(episode)
@@ -235,7 +233,6 @@ class EpisodeNames:
         return images_name(self.episode)
 
     def image(self, camera: str, frame: int) -> str:
-        """Name of an image in that folder."""
         return image_file(self.prefix, camera, self.episode, frame)
 
     def paths(self, frames: Sequence[int]) -> tuple[str, ...]:

@@ -83,7 +83,6 @@ def _is_part(clip: Clip) -> bool:
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open container and video stream of a file."""
     try:
         container = av.open(as_native_file(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:

@@ -133,7 +133,6 @@ class ShardImages:
     """Images of a tar as a `FrameSource`; those of different sizes are read one at a time."""
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
-        """Opens nothing yet."""
         self._path, self._index = path, index
         # The sample that was read last: its image and its name are used one after the other.
         self._last: tuple[int, Members] | None = None

@@ -99,7 +99,6 @@ class ImageFiles:
     """Image files as a `FrameSource`; images of different sizes are read one at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Opens nothing yet."""
         self.paths = tuple(paths)
         self._prefetched: dict[int, bytes] = {}
         self._size: tuple[int, int] | None = None
@@ -121,7 +120,6 @@ class ImageFiles:
         return self._size
 
     def encoded(self, index: int) -> bytes:
-        """Content of a file."""
         if index not in self._prefetched:
             indices = range(index, min(index + _AT_ONCE, len(self)))
             contents = read_byte_ranges(

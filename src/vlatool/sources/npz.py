@@ -289,7 +289,6 @@ class NpzFrames:
         return np.frombuffer(data, self._header.dtype).reshape(self._header.shape[1:])
 
     def close(self) -> None:
-        """Closes the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._member = None
@@ -302,7 +301,6 @@ def _is_images(header: ArrayHeader, channels: int | None) -> bool:
 
 
 def missing_array_error(path: Path, name: str) -> DataError:
-    """Error for a required array that is missing."""
     return DataError.at(
         path,
         f"the array {name!r} is missing",

@@ -114,7 +114,6 @@ class SourceFacts:
 
     @property
     def lengths(self) -> str:
-        """Shortest and longest episode in frames, as text."""
         shortest, longest = self.frames_per_episode
         return f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
 
@@ -376,7 +375,6 @@ class _Survey:
             self.warnings.setdefault(finding.code, []).append(finding.message)
 
     def facts(self, name: str, size: int) -> SourceFacts:
-        """Facts of all episodes so far."""
         total = len(self.lengths)
         absent = [
             f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"

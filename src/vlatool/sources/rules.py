@@ -151,7 +151,6 @@ def check_source(
     episodes: str | None,  # episodes to check; None for all. Checks of the whole data set read all
     check: CheckOptions,  # options of the verification; a full one decodes every frame
 ) -> Iterator[Finding]:
-    """Yields the findings of a source and the selected episodes."""
     reader = source.reader
     yield from reader.source_findings
     yield from duplicate_ids(source.refs)

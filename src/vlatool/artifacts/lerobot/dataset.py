@@ -325,7 +325,6 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
         return self.root.resolve().name
 
     @property
@@ -361,7 +360,6 @@ class EpisodeFiles:
 
     @property
     def root(self) -> Path:
-        """Folder of the data set."""
         return self.dataset.root
 
     @property

@@ -85,7 +85,6 @@ class SetInfo:
 
 
 def template_values(index: int) -> dict[str, int]:
-    """Values of the path templates for an episode."""
     return {"episode_chunk": index // CHUNKS_SIZE, "episode_index": index}
 
 
@@ -108,13 +107,11 @@ def automatic_columns(
 
 
 def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
-    """Writes the parquet file of an episode."""
     with open_atomic(path) as file:
         pq.write_table(pa.table(dict(columns)), file)
 
 
 def automatic_features() -> dict[str, Any]:
-    """Declarations of the automatic columns."""
     return {name: feature("float32" if name == "timestamp" else "int64", [1]) for name in AUTOMATIC}
 
 
@@ -149,12 +146,10 @@ def spans_text(numbers: Sequence[int]) -> str:
 
 
 def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dict[str, Any]:
-    """Declaration of one column."""
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
 def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
-    """Writes episodes, tasks and, last, info."""
     lines = [
         {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
         for episode in episodes
@@ -203,7 +198,6 @@ def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
-    """Statistics of all numeric columns."""
     stats: dict[str, Stats] = {}
     for name, column in columns.items():
         if not pa.types.is_struct(column.type):

@@ -62,7 +62,6 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """True for images and videos."""
         return self.dtype in {"video", "image"}
 
     @property
@@ -424,7 +423,6 @@ _UNNAMED_INDEX = "__index_level_0__"  # of a pandas table, written by earlier ve
 
 
 def read_episodes(root: Path, info: Info) -> list[EpisodeLine]:
-    """Listed episodes, ascending by number."""
     episodes: dict[int, EpisodeLine] = {}
     read = _lines_of_tables(root, info) if info.is_shared else _lines_of_text(root)
     for path, position, line in read:
@@ -598,7 +596,6 @@ def _table_statistics(path: Path) -> Iterator[tuple[int, Statistics]]:
 
 
 def feature_statistics(tree: object) -> Statistics:
-    """The entries of statistics that are mappings."""
     if not isinstance(tree, dict):
         return {}
     return {str(name): entry for name, entry in tree.items() if isinstance(entry, dict)}

@@ -227,7 +227,6 @@ class Rows:
 
     @property
     def path(self) -> Path:
-        """The parquet file."""
         return self.segment.path
 
     def require(self, name: str) -> None:
@@ -237,11 +236,9 @@ class Rows:
             raise self.error(name, f"is missing; available: {known}", "data.missing_column")
 
     def values(self, name: str) -> list[Any]:
-        """Values of a column as Python objects."""
         return self.table.column(name).to_pylist()
 
     def first(self, name: str) -> Any:
-        """Value of a column in the first row."""
         return self.table.column(name)[0].as_py()
 
     def numbers(self, name: str) -> list[Any]:

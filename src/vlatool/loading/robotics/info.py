@@ -48,7 +48,6 @@ class RoboticsInfo:
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
-        """The data sets with their shards."""
         names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))
         return tuple(
             DataSet(name, tuple(ShardInfo(shard.path, shard.num_sequences) for shard in shards))
@@ -69,7 +68,6 @@ class RoboticsInfo:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of samples in each data set."""
         return tuple(sum(shard.num_sequences for shard in shards) for shards in self.shards)
 
     @property
@@ -177,7 +175,6 @@ def _fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConfig:
-    """Returns the config with unset values filled in from the data."""
     cameras = config.camera_names or _cameras(config, info)
     indices = config.image_indices or _agreed(info, "image_indices")
     actions = config.action_fields or _agreed(info, "action_fields")

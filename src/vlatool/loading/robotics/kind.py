@@ -285,7 +285,6 @@ def _changed(before: ConfigModel, after: ConfigModel) -> list[str]:
 def assets_of(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
 ) -> RoboticsAssets:
-    """Assets of training data."""
     try:
         declared = options.get("pose_groups")
         groups = [PoseGroup(**group) for group in declared or []]

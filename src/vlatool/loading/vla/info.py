@@ -77,7 +77,6 @@ class VlaFolder:
 
     @property
     def agreed(self) -> Mapping[str, Any]:
-        """Values in which all data sets of a run agree."""
         return {
             **self.shape.__dict__,
             **self.sizes._asdict(),
@@ -138,7 +137,6 @@ class VlaInfo:
 
     @property
     def kinds(self) -> Sequence[Kind]:
-        """Kinds of the samples of all data sets."""
         counts = [folder.samples.document.get("kinds") or {} for folder in self.folders]
         return [kind for kind in KINDS if any(part.get(kind) for part in counts)]
 

@@ -103,7 +103,6 @@ class ClipBackbone(nn.Module):
         return [layer for tower in used for layer in tower.encoder.layers]
 
     def load_base(self) -> None:
-        """Loads the published weights of the base model."""
         load_base(self._model.model, self._config.base)
 
 
@@ -211,7 +210,6 @@ class VlmBackbone(nn.Module):
         return network
 
     def load_base(self) -> None:
-        """Loads the published weights of the base model."""
         assert self._config.architecture is not None
         full_model = self._build(self._config.architecture)
         load_base(full_model, self._config.base)

@@ -76,7 +76,6 @@ FAMILIES: Mapping[str, VlmPrompt] = {
 
 
 def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
-    """The prompt of a base model."""
     kind = architecture["model_type"]
     if kind not in FAMILIES:
         raise DataError(
@@ -94,7 +93,6 @@ def image_side(architecture: Mapping[str, Any]) -> int:
 
 
 def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
-    """Number of tokens of a square image."""
     family, vision = vlm_prompt_of(architecture), architecture["vision_config"]
     merged = {**vision, **architecture}.get(family.merge, 1) if family.merge else 1
     return (side // (int(vision["patch_size"]) * int(merged))) ** 2
@@ -494,7 +492,6 @@ class TransformerConfig(NetworkConfig):
 
     @property
     def width(self) -> int:
-        """Token width."""
         return self.hidden_dim
 
     @model_validator(mode="after")

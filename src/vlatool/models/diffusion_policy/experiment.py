@@ -99,7 +99,6 @@ class OpenedExperiment:
 
 
 def read_experiment(files: PublishedFiles) -> OpenedExperiment:
-    """Reads configuration, statistics and preprocessing options of an experiment."""
     if files.config is None:
         raise DataError.at(
             files.weights,
@@ -186,7 +185,6 @@ def _with_image_words(model: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
 
 
 def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Reporter) -> Exported:
-    """Prepares the experiment folder of a run, with raw and averaged weights."""
     from vlatool.models.diffusion_policy.weights import export_published
 
     if trained.origin.run is None:
@@ -266,7 +264,6 @@ def _write_experiment(
 def published_tree(
     tree: Mapping[str, Any], model: DiffusionPolicyConfig, assets: RoboticsAssets
 ) -> dict[str, Any]:
-    """A configuration in published keys and types."""
     published, _ = split_keys(tree)
     data, hparams = published["data"], published["hparams"]
     manifests = data["dataset_manifest"]

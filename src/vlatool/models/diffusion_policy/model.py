@@ -413,7 +413,6 @@ class CausalLM(nn.Module):
         return build_network(architecture, partial(auto.from_config, trust_remote_code=False))
 
     def load_base(self) -> None:
-        """Loads the published weights of the base model."""
         full_model = self._build(self.model.config.to_dict())
         load_base(full_model, self._config.base)
         self.model.load_state_dict(full_model.state_dict(), strict=False)

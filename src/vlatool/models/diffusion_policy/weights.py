@@ -99,7 +99,6 @@ def _is_dead(name: str) -> bool:
 
 
 def is_computed(name: str) -> bool:
-    """True for a buffer that follows from the configuration."""
     return name.endswith(_COMPUTED) or name.startswith(_SCHEDULER)
 
 

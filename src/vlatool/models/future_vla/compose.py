@@ -63,12 +63,10 @@ class Composition:
 
     @property
     def parameters(self) -> int:
-        """Number of values."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @property
     def bytes(self) -> int:
-        """Size of the values in the files."""
         return DTYPE.itemsize * self.parameters
 
     def write(self, folder: Path, bar: Progress) -> None:

@@ -177,7 +177,6 @@ class FutureVla(nn.Module):
 
     @property
     def language_model(self) -> LanguageModel:
-        """The decoder."""
         decoder = self.model["language_model"]
         assert isinstance(decoder, LanguageModel)
         return decoder

@@ -116,7 +116,6 @@ def read_section(folder: Path) -> FutureVlaConfig:
 
 
 def config_json(config: FutureVlaConfig) -> dict[str, Any]:
-    """Content of config.json."""
     fixed = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": FAMILY}
     return {**fixed, **(config.qwen or {})}
 

@@ -96,7 +96,6 @@ class TokenIds(ConfigModel):
 
     @property
     def sizes(self) -> SampleSizes:
-        """Sizes of the numbers in the data of the model."""
         return SampleSizes(self.codes_per_image, self.num_codes, self.num_actions)
 
     @property

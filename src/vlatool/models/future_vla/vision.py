@@ -84,7 +84,6 @@ class QuarterGrid(nn.Module):
         self.conv2 = nn.Conv2d(between, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
         return _gelu(self.conv2(_gelu(self.conv1(features))))
 
 
@@ -96,7 +95,6 @@ class HalfGrid(nn.Module):
         self.conv = nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
         return _gelu(self.conv(features))
 
 
@@ -108,7 +106,6 @@ class FullGrid(nn.Module):
         self.conv = nn.Conv2d(channels, width, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
         return _gelu(self.conv(features))
 
 

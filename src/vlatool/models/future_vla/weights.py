@@ -73,7 +73,6 @@ class StoredTensors:
                 raise unusable_checkpoint(path, error) from None
 
     def read(self, name: str) -> Tensor:
-        """Tensor of a name, on the CPU."""
         try:
             value: Tensor = self._files[name].get_tensor(name)
         except (OSError, SafetensorError) as error:
@@ -235,7 +234,6 @@ class _Export:
 
 
 def prepare_export(trained: Trained) -> Exported:
-    """Prepares the folder of opened weights. Writes nothing."""
     config, network = trained.config.model, trained.parts["model"]
     assert isinstance(config, FutureVlaConfig)
     data = trained.config.data

@@ -88,7 +88,6 @@ def _is_base_model(folder: Path) -> bool:
 
 
 def read_published_config(path: Path) -> dict[str, Any]:
-    """Tree of a published configuration."""
     try:
         content = (read_json if path.suffix == ".json" else read_yaml)(path)
     except (OSError, ValueError) as error:
@@ -103,7 +102,6 @@ def _broken(path: Path, reason: object) -> DataError:
 
 
 def write_published_config(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Writes config.yaml into an existing folder."""
     write_text(folder / CONFIG, yaml.safe_dump(dict(tree), sort_keys=False))
 
 

@@ -87,14 +87,12 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
 
 
 def read_titok(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
-    """Finds and reads the weights of a tokenizer."""
     source = existing_weights(origin)
     source.check_type("titok", "data.no_tokenizer")
     return source, source.read()
 
 
 def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
-    """Prepares the published folder of opened weights."""
     config: Any = trained.config.model
     network: Any = trained.parts["model"]
     preprocessing = trained.assets.preprocessing.without_randomness().model_dump(mode="json")

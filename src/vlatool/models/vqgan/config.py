@@ -78,7 +78,6 @@ class CodebookAlarmConfig(ConfigModel):
 
 
 def revive_after_field() -> Any:
-    """Field of the revival of dead codes."""
     return Field(
         default=0,
         ge=0,
@@ -152,7 +151,6 @@ class PixelLossConfig(ConfigModel):
 
     @property
     def adversarial(self) -> bool:
-        """True if there is a discriminator."""
         return self.discriminator_weight * self.discriminator_factor > 0
 
 

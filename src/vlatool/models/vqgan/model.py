@@ -175,7 +175,6 @@ def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> 
 
 
 def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
-    """Builds a VQGAN with the weights of a file or run."""
     with torch.device("meta"):
         network = Vqgan(config)
     source, weights = read_vqgan(origin)
@@ -199,7 +198,6 @@ def pixel_weights(origin: str) -> dict[str, Tensor]:
 
 
 def read_vqgan(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
-    """Finds and reads the weights of a VQGAN."""
     source = existing_weights(origin)
     source.check_type("vqgan", "data.no_vqgan")
     return source, source.read()

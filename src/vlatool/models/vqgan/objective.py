@@ -184,7 +184,6 @@ class ForegroundRule:
         return {_SUM: pixels.sum(0), _COUNT: pixels.new_tensor([float(len(pixels))])}
 
     def update(self, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Updates the mean image after a step."""
         if isinstance(self._part, MeanImage):
             self._part.update(sums[_SUM], sums[_COUNT][0], ok)
 
@@ -260,7 +259,6 @@ def _perceptual(name: str, network: VqganNetworkConfig) -> nn.Module:
 
 
 def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | None) -> None:
-    """Loads the weights of the perceptual part."""
     if isinstance(module, FeatureDistance):
         assert teacher is not None
         load_encoder(module.encoder, teacher)
@@ -446,7 +444,6 @@ class RevivalRule:
         return {_CANDIDATES: self._part.candidates(vectors, ctx.rng)}
 
     def update(self, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Replaces dead codes after a step."""
         if isinstance(self._part, CodeRevival):
             table = self._model.quantize.embedding.weight
             self._part.update(table, sums["codes"], sums[_CANDIDATES], ok)

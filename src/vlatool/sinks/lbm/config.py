@@ -143,7 +143,6 @@ class LbmConfig(SinkConfig):
         return self.image_resizing_filter or ("lanczos" if self.compat else "lanczos_vips")
 
     def sample_spec(self) -> SampleSpec:
-        """Options that turn an episode into samples."""
         still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
         return SampleSpec(
             windows=WindowSpec(

@@ -237,7 +237,6 @@ class EpisodeWriter:
 
 
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
-    """The episode with the configured pose groups."""
     if config.pose_groups is None:
         return episode
     return with_pose_groups(episode, config.pose_groups)
@@ -267,11 +266,9 @@ class SampleIndex:
 
     @property
     def samples(self) -> int:
-        """Number of samples."""
         return len(self._offsets)
 
     def shards(self, samples_per_shard: int) -> int:
-        """Number of shards."""
         return -(-self.samples // samples_per_shard)
 
     def add(self, receipt: Receipt) -> None:
@@ -309,7 +306,6 @@ class ShardWriter:
     output: Path
 
     def __call__(self, plan: ShardPlan) -> Receipt:
-        """Receipt of the shard, from the journal if an earlier run wrote it."""
         journal = Journal(self.output, "shards")
         previous = intact_receipt(self.output, journal.find(plan.id, plan.digest))
         if previous is not None:

@@ -104,7 +104,6 @@ class FilePlan:
 
     @property
     def digest(self) -> str:
-        """Digest that changes with the content of the file."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:32]
 
 
@@ -118,7 +117,6 @@ class FileWriter:
     annotations: tuple[str, ...] = ()  # columns besides `task_index` that hold task indices
 
     def __call__(self, plan: FilePlan) -> Receipt:
-        """Receipt of the file, from the journal if an earlier run wrote it."""
         journal = Journal(self.output, "files")
         previous = intact_receipt(self.output, journal.find(plan.id, plan.digest))
         if previous is not None:

@@ -219,7 +219,6 @@ class _Summary:
         return None
 
     def moments(self) -> Iterator[tuple[str, Moments]]:
-        """Statistics of each column over all episodes."""
         for name, parts in self._moments.items():
             counts = [{**vars(part), "count": [part.count]} for part in parts]
             merged = {key: np.array(value) for key, value in merge_stats(counts).items()}

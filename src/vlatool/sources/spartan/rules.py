@@ -531,7 +531,6 @@ class EpisodeLint:
         self._report = report
 
     def check(self) -> None:
-        """Reports all findings except those on images."""
         for file, archive in self._episode.archives.items():
             self._check_unread(file, archive)
         self._check_depth_and_labels()
