@@ -19,7 +19,7 @@ import numpy as np
 import vlatool
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.models.base import Policy
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.published import WeightsOrigin
 from vlatool.serving.access import bound_socket, url_of
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.server import PolicyServer

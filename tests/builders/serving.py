@@ -15,7 +15,7 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.evaluation.control import ControlOptions
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.base import Policy
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.published import WeightsOrigin
 from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.server import PolicyServer

@@ -15,8 +15,7 @@ from vlatool.config.base import ConfigModel, derived_field
 from vlatool.events import Reporter
 from vlatool.loading.images.kind import ImageSample
 from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.published import Exported, Layout
-from vlatool.models.trained import Trained
+from vlatool.models.published import Exported, Layout, Trained
 
 FILE = "levels.json"
 

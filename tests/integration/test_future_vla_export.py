@@ -15,7 +15,8 @@ from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.spec import FutureVlaType
 from vlatool.models.future_vla.token_ids import tiny_tokenizer
 from vlatool.models.future_vla.weights import prepare_export
-from vlatool.models.trained import Trained, TrainedConfig, WeightsOrigin, open_trained
+from vlatool.models.published import Trained, WeightsOrigin
+from vlatool.models.trained import TrainedConfig, open_trained
 from vlatool.storage.atomic import write_text
 
 PROFILE = read_profile("libero", None)

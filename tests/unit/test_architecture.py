@@ -226,6 +226,16 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert _cycle({module: _own_imports(name) for module, name in MODULES.items()}) == []
 
 
+def test_models_do_not_import_each_other_in_a_circle_for_types() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, name in MODULES.items():
+        if _room(name) == "models":
+            imports = [node for node in _nodes(name) if isinstance(node, ast.ImportFrom)]
+            modules = {(node.module or "").removeprefix("vlatool.") for node in imports}
+            graph[module] = {other for other in modules & MODULES.keys() if other != module}
+    assert _cycle(graph) == []
+
+
 def _folder_imports() -> set[tuple[str, str]]:
     """(from, to) of imports between folders of one package."""
     return {

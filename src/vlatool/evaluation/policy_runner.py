@@ -28,7 +28,8 @@ from vlatool.evaluation.control import (
 from vlatool.evaluation.controllers import control_options
 from vlatool.events import NULL, Reporter, counted
 from vlatool.models.base import Policy
-from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
+from vlatool.models.published import Trained, WeightsOrigin
+from vlatool.models.trained import Weights, open_trained
 from vlatool.plugins import did_you_mean
 
 _INSTRUCTION = "instruction"

@@ -40,9 +40,9 @@ from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.models.base import Reconstruction, VisualTokenizer
 from vlatool.models.images import psnr_of_error, to_uint8
 from vlatool.models.perceptual import inception_network, perceptual_network
-from vlatool.models.tokenizer import Reconstruction, VisualTokenizer
 from vlatool.pages.images import THUMBNAIL_SIZE, figure, thumbnail
 from vlatool.pages.layout import Section, escape, note, page, table
 from vlatool.storage.atomic import write_text

@@ -7,9 +7,9 @@ the protocol gets the default. Legend of shapes: B samples of a micro-batch, N i
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from vlatool.models.published import Layout
+from vlatool.models.published import Layout, WeightsOrigin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
-    from vlatool.models.tokenizer import VisualTokenizer
-    from vlatool.models.trained import WeightsOrigin
 
 Batch = dict[str, Any]
 
@@ -251,6 +249,78 @@ class Objective(Protocol):
         return {}
 
 
+Precision = Literal["fp32", "bf16"]
+
+
+class Codes(NamedTuple):
+    """Codes of a batch of images."""
+
+    values: "Tensor"  # int64 [B, K], on the device of the tokenizer
+    # images that were encoded a second time, alone, because of a near tie
+    num_encoded_alone: int = 0
+
+
+class Reconstruction(NamedTuple):
+    """Reconstructed images and their codes, on the device of the tokenizer."""
+
+    pixels: "Tensor"  # float [B, 3, S, S]; 0 is black, 1 white; not clamped
+    codes: "Tensor | None"  # int64 [B, K]; None without a codebook
+
+
+class VisualTokenizer(Protocol):
+    """Network with a codebook; `ModelType.tokenizer` returns one.
+
+    All tensors are on the device of the network. Methods with a body are optional.
+
+    Attributes:
+        image_size: S.
+        codes_per_image: K.
+        codebook_size: Number of codes; 0 for a tokenizer that only reconstructs.
+        has_decoder: True if codes can be decoded to pixels.
+    """
+
+    image_size: int
+    codes_per_image: int
+    codebook_size: int
+    has_decoder: bool = True
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that determines the codes."""
+        ...
+
+    @property
+    def decoder_digest(self) -> str:
+        """SHA-256 of all that determines codes and decoded images."""
+        return self.digest
+
+    def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
+        """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
+        ...
+
+    def decode(self, codes: "Tensor") -> "Tensor":
+        """Images uint8 [B, S, S, 3] of codes int [B, K].
+
+        Raises:
+            DataError: A code is out of range, or there are not K of them.
+        """
+        ...
+
+    def reconstructor(self) -> "Callable[[Tensor], Reconstruction]":
+        """Function that reconstructs images uint8 [B, S, S, 3], in float32.
+
+        Raises:
+            UsageError: The tokenizer needs a teacher to decode, and there is none.
+            DataError: The teacher is missing or broken.
+        """
+
+        def reconstruct(images: "Tensor") -> Reconstruction:
+            codes = self.encode(images).values
+            return Reconstruction(self.decode(codes).permute(0, 3, 1, 2).float() / 255, codes)
+
+        return reconstruct
+
+
 @dataclass(frozen=True)
 class Decision:
     """Chunks of a policy."""
@@ -313,7 +383,7 @@ class Policy(Protocol):
         del field
         return None
 
-    def with_tokenizer(self, tokenizer: "VisualTokenizer") -> "Policy":
+    def with_tokenizer(self, tokenizer: VisualTokenizer) -> "Policy":
         """Returns the policy with the tokenizer of the codes that it predicts."""
         raise AssertionError("a policy with predicts_images has with_tokenizer")
 
@@ -443,7 +513,7 @@ class ModelType(Protocol):
         self,
         config: Any,
         parts: Mapping[str, Part],
-        init: "WeightsOrigin",
+        init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str] | None:
         """Loads initial weights into the part `model`, by default those of a run of this type.
@@ -540,7 +610,7 @@ class ModelType(Protocol):
 
     def tokenizer(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any
-    ) -> "VisualTokenizer | None":
+    ) -> VisualTokenizer | None:
         """Returns a visual tokenizer; None if the model is not one.
 
         Args:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.errors import DataError
-from vlatool.models.base import Rng
+from vlatool.models.base import Codes, Precision, Reconstruction, Rng
 from vlatool.models.images import to_float, to_uint8
-from vlatool.models.tokenizer import Codes, Precision, Reconstruction
 
 _NORM_EPS = 1e-12
 # Differences of squared distances of unit vectors change by less between batches of different

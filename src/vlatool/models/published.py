@@ -5,15 +5,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vlatool.errors import DataError
+from vlatool.artifacts.run.best import BEST_NAME
+from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint
+from vlatool.artifacts.run.format import RunDir, is_run
+from vlatool.errors import DataError, UsageError
 from vlatool.jobs.files import is_intact, read_file_list
+from vlatool.plugins import MODELS
+from vlatool.storage.cache import local_copy
+from vlatool.storage.uri import is_remote
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel
     from vlatool.events import Reporter
-    from vlatool.models.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,125 @@ class Exported:
     compared: tuple[str, ...] | None = None
 
 
+def registered_type(name: str) -> Any:
+    try:
+        return MODELS.get(name)()
+    except UsageError as error:
+        error.details["key"] = "model.type"
+        raise
+
+
+def published_at(location: Path) -> tuple[Any, PublishedFiles] | None:
+    """The model type of a published folder or file, and its files; None for runs."""
+    folder = location.parent if location.is_file() else location
+    is_of_run = is_run(folder) or (is_checkpoint(folder) and is_run(folder.parent.parent))
+    if is_of_run:
+        return None
+    for name in MODELS.names():
+        model_type = MODELS.get(name)()
+        files = model_type.layout.recognize(location)
+        if files is not None:
+            return model_type, files
+    return None
+
+
+_MODEL, _CHECKPOINTS = "model", "checkpoints"
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """Files of trained weights; nothing of them is read but small files."""
+
+    text: str  # location as the user wrote it
+    file: Path  # file with the weights of the part `model`, of any scheme
+    run: RunDir | None = None  # run of a checkpoint; None for published folders and files
+    checkpoint: Path | None = None  # checkpoint with the file; None as above
+    weights: str = ""  # `ema` or `raw`; empty if unknown
+    # local path of the file, once it is opened; a cached copy if it is remote
+    opened: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Local path of the file; a copy in the cache if it is remote."""
+        if self.opened is not None or not is_remote(self.file):
+            return self.opened or self.file
+        folder, paths = self.file.parent, [self.file]
+        if self.checkpoint is not None:
+            folder = self.checkpoint.parent
+            manifest = CheckpointManifest.read(self.checkpoint)
+            paths = manifest.paths(self.checkpoint, [self.file.name])
+        names = [str(path.relative_to(folder)) for path in paths]
+        return local_copy(folder, names) / names[0]
+
+    @property
+    def name(self) -> str:
+        """Last name of the location; of a checkpoint, the name of its run."""
+        path = Path(self.text.rstrip("/"))
+        if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
+            path = path.parent.parent
+        elif self.run is not None and self.run.root.name != path.name == BEST_NAME:
+            path = path.parent
+        return path.resolve().name if path.name in ("", ".", "..") else path.name
+
+    @property
+    def section(self) -> dict[str, Any] | None:
+        """Section `model` of the run; None without a run."""
+        if self.run is None:
+            return None
+        section = self.run.config_tree().get(_MODEL)
+        return section if isinstance(section, dict) else {}
+
+    def check_type(self, name: str, code: str) -> None:
+        section = self.section
+        if section is not None and section.get("type") != name:
+            raise DataError.at(
+                self.text,
+                f"the run has model type {section.get('type')!r}, expected {name}",
+                hint=f"use a run of model type {name}, or a published file",
+                code=code,
+            )
+
+    def read(self) -> "dict[str, Tensor]":
+        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
+        from vlatool.models.weights import read_external_weights
+
+        path = self.path
+        if self.checkpoint is not None:
+            manifest = CheckpointManifest.read(self.checkpoint)
+            manifest.check(self.checkpoint, [])  # the step
+            manifest.check(path.parent, [self.file.name])
+        elif (published := published_at(self.file)) is not None:
+            published[1].checked(self.file, path)
+        return read_external_weights(path)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Opened weights."""
+
+    config: Any  # a `TrainedConfig`: sections `model` and `data`, derived
+    parts: "Mapping[str, nn.Module]"  # networks with their weights, on their device, in eval mode
+    assets: Any  # assets of the data kind
+    origin: WeightsOrigin  # files of the weights
+    # local folder with the assets of the model; None: a published layout has none
+    folder: Path | None
+
+    @property
+    def model_type(self) -> Any:
+        """The `ModelType` of the section `model`."""
+        return registered_type(getattr(self.config.model, "type", ""))
+
+    def policy(self) -> Any:
+        model_type = self.model_type
+        policy = model_type.policy(self.config.model, self.parts, self.assets, self.folder)
+        if policy is None:
+            raise DataError(
+                f"{self.origin.text}: the model type {model_type.name!r} is not a policy",
+                code="data.no_policy",
+            )
+        return policy
+
+
 class Layout:
     """Published files of a model type: reading, writing, and their state of training.
 
@@ -135,7 +259,7 @@ class Layout:
         writes = type(self).write is not Layout.write
         return "" if writes else f"model type {config.type!r} has no published layout"
 
-    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+    def write(self, trained: Trained, tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
         """Prepares the files of opened weights; writes nothing yet.
 
         `tree` is the whole configuration of the run; empty for published files.

@@ -4,93 +4,24 @@ Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
-from vlatool.models.trained import Trained, open_trained
+from vlatool.models.base import VisualTokenizer
+from vlatool.models.published import Trained
+from vlatool.models.trained import open_trained
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
-
-Precision = Literal["fp32", "bf16"]
+    from torch import device
 
 _MAX_CODES = 2**16
-
-
-class Codes(NamedTuple):
-    """Codes of a batch of images."""
-
-    values: "Tensor"  # int64 [B, K], on the device of the tokenizer
-    # images that were encoded a second time, alone, because of a near tie
-    num_encoded_alone: int = 0
-
-
-class Reconstruction(NamedTuple):
-    """Reconstructed images and their codes, on the device of the tokenizer."""
-
-    pixels: "Tensor"  # float [B, 3, S, S]; 0 is black, 1 white; not clamped
-    codes: "Tensor | None"  # int64 [B, K]; None without a codebook
-
-
-class VisualTokenizer(Protocol):
-    """Network with a codebook; `ModelType.tokenizer` returns one.
-
-    All tensors are on the device of the network. Methods with a body are optional.
-
-    Attributes:
-        image_size: S.
-        codes_per_image: K.
-        codebook_size: Number of codes; 0 for a tokenizer that only reconstructs.
-        has_decoder: True if codes can be decoded to pixels.
-    """
-
-    image_size: int
-    codes_per_image: int
-    codebook_size: int
-    has_decoder: bool = True
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that determines the codes."""
-        ...
-
-    @property
-    def decoder_digest(self) -> str:
-        """SHA-256 of all that determines codes and decoded images."""
-        return self.digest
-
-    def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
-        """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
-        ...
-
-    def decode(self, codes: "Tensor") -> "Tensor":
-        """Images uint8 [B, S, S, 3] of codes int [B, K].
-
-        Raises:
-            DataError: A code is out of range, or there are not K of them.
-        """
-        ...
-
-    def reconstructor(self) -> "Callable[[Tensor], Reconstruction]":
-        """Function that reconstructs images uint8 [B, S, S, 3], in float32.
-
-        Raises:
-            UsageError: The tokenizer needs a teacher to decode, and there is none.
-            DataError: The teacher is missing or broken.
-        """
-
-        def reconstruct(images: "Tensor") -> Reconstruction:
-            codes = self.encode(images).values
-            return Reconstruction(self.decode(codes).permute(0, 3, 1, 2).float() / 255, codes)
-
-        return reconstruct
 
 
 @dataclass(frozen=True)

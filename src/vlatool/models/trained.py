@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from vlatool.artifacts.run.best import BEST_NAME
 from vlatool.artifacts.run.checkpoint import (
     EMA,
     MANIFEST,
@@ -37,13 +36,20 @@ from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
-from vlatool.models.published import PublishedFiles, PublishedModel
-from vlatool.plugins import MODELS, TRANSLATIONS, Registry
+from vlatool.models.published import (
+    PublishedFiles,
+    PublishedModel,
+    Trained,
+    WeightsOrigin,
+    published_at,
+    registered_type,
+)
+from vlatool.plugins import TRANSLATIONS, Registry
 from vlatool.storage.cache import FileCache, default_cache_folder, local_copy
-from vlatool.storage.uri import is_remote, pinned
+from vlatool.storage.uri import pinned
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import device
 
 
 Weights = Literal["auto", "ema", "raw"]
@@ -72,101 +78,10 @@ class TrainedConfig(ConfigModel):
         return with_types(cls, tree)
 
 
-@dataclass(frozen=True)
-class WeightsOrigin:
-    """Files of trained weights; nothing of them is read but small files."""
-
-    text: str  # location as the user wrote it
-    file: Path  # file with the weights of the part `model`, of any scheme
-    run: RunDir | None = None  # run of a checkpoint; None for published folders and files
-    checkpoint: Path | None = None  # checkpoint with the file; None as above
-    weights: str = ""  # `ema` or `raw`; empty if unknown
-    # local path of the file, once it is opened; a cached copy if it is remote
-    opened: Path | None = None
-
-    @property
-    def path(self) -> Path:
-        """Local path of the file; a copy in the cache if it is remote."""
-        if self.opened is not None or not is_remote(self.file):
-            return self.opened or self.file
-        folder, paths = self.file.parent, [self.file]
-        if self.checkpoint is not None:
-            folder = self.checkpoint.parent
-            manifest = CheckpointManifest.read(self.checkpoint)
-            paths = manifest.paths(self.checkpoint, [self.file.name])
-        names = [str(path.relative_to(folder)) for path in paths]
-        return local_copy(folder, names) / names[0]
-
-    @property
-    def name(self) -> str:
-        """Last name of the location; of a checkpoint, the name of its run."""
-        path = Path(self.text.rstrip("/"))
-        if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
-            path = path.parent.parent
-        elif self.run is not None and self.run.root.name != path.name == BEST_NAME:
-            path = path.parent
-        return path.resolve().name if path.name in ("", ".", "..") else path.name
-
-    @property
-    def section(self) -> dict[str, Any] | None:
-        """Section `model` of the run; None without a run."""
-        if self.run is None:
-            return None
-        section = self.run.config_tree().get(_MODEL)
-        return section if isinstance(section, dict) else {}
-
-    def check_type(self, name: str, code: str) -> None:
-        section = self.section
-        if section is not None and section.get("type") != name:
-            raise DataError.at(
-                self.text,
-                f"the run has model type {section.get('type')!r}, expected {name}",
-                hint=f"use a run of model type {name}, or a published file",
-                code=code,
-            )
-
-    def read(self) -> "dict[str, Tensor]":
-        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
-        from vlatool.models.weights import read_external_weights
-
-        path = self.path
-        if self.checkpoint is not None:
-            manifest = CheckpointManifest.read(self.checkpoint)
-            manifest.check(self.checkpoint, [])  # the step
-            manifest.check(path.parent, [self.file.name])
-        elif (published := published_at(self.file)) is not None:
-            published[1].checked(self.file, path)
-        return read_external_weights(path)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Opened weights."""
-
-    config: TrainedConfig  # sections `model` and `data`, derived
-    parts: "Mapping[str, nn.Module]"  # networks with their weights, on their device, in eval mode
-    assets: Any  # assets of the data kind
-    origin: WeightsOrigin  # files of the weights
-    # local folder with the assets of the model; None: a published layout has none
-    folder: Path | None
-
-    @property
-    def model_type(self) -> ModelType:
-        return model_type_of(self.config.model)
-
-    def policy(self) -> Any:
-        model_type = self.model_type
-        policy = model_type.policy(self.config.model, self.parts, self.assets, self.folder)
-        if policy is None:
-            raise DataError(
-                f"{self.origin.text}: the model type {model_type.name!r} is not a policy",
-                code="data.no_policy",
-            )
-        return policy
-
-    def with_weights(self, weights: Weights) -> "Trained":
-        location = str(self.origin.checkpoint or self.origin.text)
-        return open_trained(location, weights=weights, device="cpu")
+def with_weights(trained: Trained, weights: Weights) -> Trained:
+    """The same checkpoint with other weights, on the CPU."""
+    location = str(trained.origin.checkpoint or trained.origin.text)
+    return open_trained(location, weights=weights, device="cpu")
 
 
 def open_trained(
@@ -275,22 +190,10 @@ def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> Wei
     return WeightsOrigin(text, files.weights, weights=files.kind)
 
 
-def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:
-    """The model type of a published folder or file, and its files; None for runs."""
-    folder = location.parent if location.is_file() else location
-    is_of_run = is_run(folder) or (is_checkpoint(folder) and is_run(folder.parent.parent))
-    if is_of_run:
-        return None
-    for name in MODELS.names():
-        model_type: ModelType = MODELS.get(name)()
-        files = model_type.layout.recognize(location)
-        if files is not None:
-            return model_type, files
-    return None
-
-
 def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) -> Trained:
-    from vlatool.models.weights import built_with_weights
+    import torch
+
+    from vlatool.models.weights import check_shapes, load_weights, read_weights
 
     if origin.run is None or origin.checkpoint is None:
         raise DataError.at(
@@ -318,7 +221,14 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
         return checkpoint / name
 
     build = partial(model_type_of(model).build_for_inference, model)
-    parts = built_with_weights(build, file_of)
+    with torch.device("meta"):
+        parts = build()
+    files = {name: file_of(name) for name in parts}
+    for name, part in parts.items():  # sizes are compared before they take memory
+        check_shapes(part.module, read_weights(files[name]), files[name])
+    parts = build()
+    for name, part in parts.items():
+        load_weights(part.module, files[name])
     modules = {name: part.module.to(device).eval() for name, part in parts.items()}
     origin = replace(origin, opened=checkpoint / origin.file.name)
     config = config.model_copy(update={"model": model})
@@ -397,14 +307,6 @@ def model_type_of(model: ConfigModel) -> ModelType:
 def data_kind_of(config: Any) -> DataKind:
     """The data kind that `data.type` names; by default the first kind of the model type."""
     return data_kind(config.data.type, model_type_of(config.model).kinds)
-
-
-def registered_type(name: str) -> ModelType:
-    try:
-        return MODELS.get(name)()
-    except UsageError as error:
-        error.details["key"] = "model.type"
-        raise
 
 
 def _type_of(section: object) -> str | None:

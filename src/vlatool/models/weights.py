@@ -5,9 +5,9 @@ Tied weights are stored once, under the first of their names.
 
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
@@ -20,9 +20,6 @@ from vlatool.errors import ConfigError, DataError, StorageError
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 from vlatool.storage.byte_ranges import open_file
-
-if TYPE_CHECKING:
-    from vlatool.models.base import Part
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
@@ -43,21 +40,6 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Loads a safetensors file into a module; all names and shapes must match."""
     weights = matching_state_dict(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
-
-
-def built_with_weights(
-    build: "Callable[[], Mapping[str, Part]]", file_of: Callable[[str], Path]
-) -> "Mapping[str, Part]":
-    """Builds parts with the weights of a checkpoint, after a comparison of their sizes."""
-    with torch.device("meta"):
-        parts = build()
-    files = {name: file_of(name) for name in parts}
-    for name, part in parts.items():
-        check_shapes(part.module, read_weights(files[name]), files[name])
-    parts = build()
-    for name, part in parts.items():
-        load_weights(part.module, files[name])
-    return parts
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
 from vlatool.models.base import Policy
 from vlatool.models.policy import example_observation
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.published import WeightsOrigin
 
 _NUM_OBSERVATIONS = 3
 

@@ -30,8 +30,9 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_command
 from vlatool.jobs.versions import versions_of
+from vlatool.models.published import published_at
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
-from vlatool.models.trained import locate_weights, published_at
+from vlatool.models.trained import locate_weights
 from vlatool.sources.base import select
 from vlatool.sources.detection import DetectedSource, detect_source
 from vlatool.sources.selection import episode_state

@@ -13,7 +13,8 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import PairOptions, RecordedPairs
-from vlatool.models.trained import Trained, data_kind_of
+from vlatool.models.published import Trained
+from vlatool.models.trained import data_kind_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 

@@ -19,8 +19,9 @@ from vlatool.jobs.command import JobConfig
 from vlatool.jobs.record import OutputRecord, resumable_record, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.models.base import ModelType
+from vlatool.models.published import Trained
 from vlatool.models.titok.published import CONFIG, WEIGHTS
-from vlatool.models.trained import Trained, open_trained
+from vlatool.models.trained import open_trained, with_weights
 from vlatool.storage.uri import location, pinned
 from vlatool.training.config import TrainConfig
 
@@ -165,7 +166,7 @@ def check_equal(trained: Trained, path: Path) -> None:
     written = open_trained(str(path), device="cpu", before=trained.config.model)
     kind = written.origin.weights
     is_other = kind in ("raw", "ema") and kind != trained.origin.weights
-    source = trained.with_weights("raw" if kind == "raw" else "ema") if is_other else trained
+    source = with_weights(trained, "raw" if kind == "raw" else "ema") if is_other else trained
     expected, outputs = example_outputs(source), example_outputs(written)
     for name, values in expected.items():
         limit = _TOLERANCE * float(np.abs(values).max(initial=0))

@@ -21,7 +21,8 @@ from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import RecordedFutures, RecordedPairs
 from vlatool.loading.shard_reader import episode_named
-from vlatool.models.trained import Trained, Weights
+from vlatool.models.published import Trained
+from vlatool.models.trained import Weights
 from vlatool.sources.base import id_part, numbered
 from vlatool.sources.detection import detect_source
 from vlatool.storage.atomic import write_json

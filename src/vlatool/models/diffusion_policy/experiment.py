@@ -40,7 +40,7 @@ from vlatool.models.diffusion_policy.config import (
 )
 from vlatool.models.diffusion_policy.published import split_keys
 from vlatool.models.published import Exported, PublishedFiles
-from vlatool.models.trained import TrainedConfig
+from vlatool.models.trained import TrainedConfig, with_weights
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.cache import local_copy
 from vlatool.transforms.normalize import field_width
@@ -49,7 +49,7 @@ from vlatool.transforms.relative import reference_keys
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
 
 _IMAGE_WORDS = "image_words"
 
@@ -194,7 +194,7 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
             code="usage.not_exportable",
         )
     model: Any = trained.config.model
-    raw = trained if trained.origin.weights == "raw" else trained.with_weights("raw")
+    raw = trained if trained.origin.weights == "raw" else with_weights(trained, "raw")
     states = {WEIGHTS: export_published(model, raw.parts["model"].state_dict())}
     if trained.origin.weights == "ema":
         states[AVERAGE] = export_published(model, trained.parts["model"].state_dict())

@@ -23,8 +23,9 @@ from vlatool.models.published import (
     PublishedFiles,
     PublishedModel,
     PublishedProgress,
+    WeightsOrigin,
 )
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.trained import existing_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import DenoisingObjective
     from vlatool.models.policy import RoboticsPolicy
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
 
 # Values of the published keys of a policy without initial weights.
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}

@@ -29,12 +29,11 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UIn
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.kind import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
-from vlatool.models.base import Decision, Policy
+from vlatool.models.base import Decision, Policy, VisualTokenizer
 from vlatool.models.codebook import true_float32
 from vlatool.models.future_vla.batch import SequenceEncoder, TokenSequence
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.policy import equal_groups
-from vlatool.models.tokenizer import VisualTokenizer
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 # Images computed at once, filled up: the bits of an image must not depend on the others, and the

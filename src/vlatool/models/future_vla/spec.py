@@ -15,8 +15,8 @@ from vlatool.models.future_vla.published import (
     read_data,
     read_section,
 )
-from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
+from vlatool.models.trained import existing_weights
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.cache import local_copy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlatool.loading.vla.config import VlaAssets
     from vlatool.models.future_vla.batch import VlaBatcher
     from vlatool.models.future_vla.policy import FutureVlaPolicy
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
 
 
 class QwenLayout(Layout):

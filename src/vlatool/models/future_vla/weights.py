@@ -33,8 +33,7 @@ from vlatool.models.future_vla.published import (
     config_json,
     weight_map,
 )
-from vlatool.models.published import Exported
-from vlatool.models.trained import Trained
+from vlatool.models.published import Exported, Trained
 from vlatool.models.weights import matching_shapes, unusable_checkpoint
 from vlatool.storage.atomic import open_atomic, write_bytes, write_json, write_text
 from vlatool.storage.byte_ranges import read_file

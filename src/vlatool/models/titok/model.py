@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
+from vlatool.models.base import Reconstruction
 from vlatool.models.codebook import CodebookTokenizer, QuantizerOutput, VectorQuantizer
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
-from vlatool.models.tokenizer import Reconstruction
 from vlatool.models.trained import as_config_error, existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel
+from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.models.titok.config import TitokConfig
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.config import (
     FEATURES,
     GRADIENTS,
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vlatool.events import Reporter
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.images import ImageBatcher
+    from vlatool.models.published import Trained
     from vlatool.models.titok.model import TitokTokenizer
-    from vlatool.models.trained import Trained
 
 
 class TitokLayout(Layout):

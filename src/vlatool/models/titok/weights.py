@@ -14,7 +14,13 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.kind import ImagesAssets
-from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.published import (
+    Exported,
+    PublishedFiles,
+    PublishedModel,
+    Trained,
+    WeightsOrigin,
+)
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import (
@@ -25,7 +31,7 @@ from vlatool.models.titok.published import (
     read_published_config,
     write_published_config,
 )
-from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
+from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.model import pixel_weights
 from vlatool.models.weights import (
     check_shapes,

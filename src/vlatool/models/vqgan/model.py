@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.published import WeightsOrigin
+from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.models.weights import check_shapes, init_state_dict, matching_state_dict
 

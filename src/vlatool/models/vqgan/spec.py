@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.codebook import CodebookTokenizer
     from vlatool.models.images import ImageBatcher
-    from vlatool.models.trained import WeightsOrigin
+    from vlatool.models.published import WeightsOrigin
     from vlatool.models.vqgan.objective import PixelObjective
 
 
