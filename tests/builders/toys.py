@@ -173,9 +173,6 @@ class GanType(ModelType):
         if "teacher" in names and config.teacher:
             load_weights(parts["teacher"].module, Path(config.teacher))
 
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
-        return [parts["model"].module[0], parts["critic"].module.first]
-
     def objective(
         self, config: GanConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
@@ -213,10 +210,8 @@ class LmType(ModelType):
     def build(self, config: LmConfig) -> Mapping[str, Part]:
         from tests.builders.toy_networks import ToyLm
 
-        return {"model": Part(ToyLm(config.chunks))}
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
-        return [parts["model"].module.block]
+        model = ToyLm(config.chunks)
+        return {"model": Part(model, blocks=[model.block])}
 
     def objective(
         self, config: LmConfig, data: Any, info: Any, parts: Mapping[str, Part]

@@ -43,8 +43,17 @@ class Part:
     # must be the same
     saved: bool = True
 
+    # units of sharding, activation checkpointing and compilation, inner ones first. Each must be
+    # called equally often on all ranks; tied weights must be in the same block
+    blocks: Sequence["nn.Module"] = ()
+
     def __post_init__(self) -> None:
         assert self.saved or not self.trained, "a part is trained but not saved"
+
+
+def blocks_of(parts: Mapping[str, Part]) -> "list[nn.Module]":
+    """The blocks of all parts."""
+    return [block for part in parts.values() for block in part.blocks]
 
 
 @dataclass(frozen=True)
@@ -549,15 +558,6 @@ class ModelType(Protocol):
                 of the config.
         """
         del config, folder, before, source
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Returns the units of sharding, activation checkpointing and compilation.
-
-        Inner blocks come first. Each block must be called equally often on all ranks. Tied weights
-        must be in the same block.
-        """
-        del parts
-        return ()
 
     def objective(self, config: Any, data: Any, info: Any, parts: Mapping[str, Part]) -> Objective:
         """Returns the objective.

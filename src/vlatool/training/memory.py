@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.config.base import with_value
+from vlatool.models.base import blocks_of
 from vlatool.training.config import TrainConfig
 from vlatool.training.fake_step import FakeStep, Gradients, StepBytes
 from vlatool.training.state import AVERAGED_AT_ONCE
@@ -117,7 +118,7 @@ class MemoryEstimator:
             _bytes(p for p in module.parameters() if p.requires_grad) + _bytes(module.buffers())
             for module in averaged
         )
-        units = [*config.model_type.blocks(self._parts), *self._trained]
+        units = [*blocks_of(self._parts), *self._trained]
         seen: set[int] = set()
         self._units = [_bytes(_unseen(unit.parameters(), seen)) for unit in units]
 

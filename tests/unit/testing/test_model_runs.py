@@ -136,9 +136,8 @@ class NoMethod(LmType):
 
 
 class ForeignBlock(LmType):
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
-        del parts
-        return [nn.Linear(1, 1)]
+    def build(self, config: Any) -> Mapping[str, Part]:
+        return {"model": replace(super().build(config)["model"], blocks=[nn.Linear(1, 1)])}
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ class DiffusionPolicyType(ModelType):
         """The network, as the part `model`."""
         from vlatool.models.diffusion_policy.model import DiffusionPolicy
 
-        return {"model": Part(DiffusionPolicy(config))}
+        network = DiffusionPolicy(config)
+        return {"model": Part(network, blocks=network.blocks())}
 
     def load(
         self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
@@ -238,10 +239,6 @@ class DiffusionPolicyType(ModelType):
                 section.save_assets(folder, source)
                 return
         section.save_assets(folder)
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        network: Any = parts["model"].module
-        return network.blocks()
 
     def objective(
         self,

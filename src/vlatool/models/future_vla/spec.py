@@ -166,7 +166,8 @@ class FutureVlaType(ModelType):
         """The network, as the part `model`."""
         from vlatool.models.future_vla.model import build_network
 
-        return {"model": Part(build_network(config))}
+        network = build_network(config)
+        return {"model": Part(network, blocks=network.blocks())}
 
     def load_init(
         self,
@@ -216,10 +217,6 @@ class FutureVlaType(ModelType):
             for name in ASSETS:
                 if name in present:
                     write_bytes(folder / name, read_file(source / name))
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        network: Any = parts["model"].module
-        return network.blocks()
 
     def _published_files(self, origin: WeightsOrigin) -> PublishedFiles:
         files = self.layout.recognize(origin.file)

@@ -83,19 +83,21 @@ class TitokType(ModelType):
         """Returns the tokenizer and, for the proxy head in stage 1, the teacher. Otherwise the
         tokenizer and the networks of the pixel losses.
         """
-        from vlatool.models.titok.model import Titok
-        from vlatool.models.vqgan.model import Vqgan
+        from vlatool.models.titok.model import Block, Titok
+        from vlatool.models.vqgan.model import ResidualBlock, Vqgan
         from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
+        blocks = [module for module in model.modules() if isinstance(module, Block | ResidualBlock)]
+        part = Part(model, blocks=blocks)
         size = 0 if model.quantize is None else model.quantize.size
         buffers = revival_part(size, config.revive_after)
         buffers |= background_part(config.losses, config.image_size)
         if config.predicts_pixels:
-            return {"model": Part(model), **loss_parts(config.losses, config.vqgan), **buffers}
+            return {"model": part, **loss_parts(config.losses, config.vqgan), **buffers}
         teacher = Part(Vqgan(config.vqgan), trained=False, averaged=False, saved=False)
-        return {"model": Part(model), "teacher": teacher, **buffers}
+        return {"model": part, "teacher": teacher, **buffers}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         from vlatool.models.vqgan.model import load_vqgan
@@ -123,14 +125,6 @@ class TitokType(ModelType):
         from vlatool.models.titok.weights import load_titok
 
         load_titok(parts["model"].module, config, init.text, init_except)
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Returns the transformer blocks, and the residual blocks of the pixel decoder."""
-        from vlatool.models.titok.model import Block
-        from vlatool.models.vqgan.model import ResidualBlock
-
-        modules = parts["model"].module.modules()
-        return [module for module in modules if isinstance(module, Block | ResidualBlock)]
 
     def objective(
         self, config: TitokConfig, data: Any, info: Any, parts: Mapping[str, Part]

@@ -42,14 +42,15 @@ class VqganType(ModelType):
 
     def build(self, config: VqganConfig) -> Mapping[str, Part]:
         """Returns the autoencoder, and the parts of its losses."""
-        from vlatool.models.vqgan.model import Vqgan
+        from vlatool.models.vqgan.model import ResidualBlock, Vqgan
         from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Vqgan(config, commitment_cost=config.commitment_cost)
         revival = revival_part(config.codebook_size, config.revive_after)
         background = background_part(config.losses, config.image_size)
         losses = loss_parts(config.losses, config)
-        return {"model": Part(model), **losses, **revival, **background}
+        blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+        return {"model": Part(model, blocks=blocks), **losses, **revival, **background}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         from vlatool.models.vqgan.objective import load_perceptual
@@ -69,12 +70,6 @@ class VqganType(ModelType):
         from vlatool.models.vqgan.model import load_vqgan
 
         load_vqgan(parts["model"].module, init.text, init_except)
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        from vlatool.models.vqgan.model import ResidualBlock
-
-        modules = parts["model"].module.modules()
-        return [module for module in modules if isinstance(module, ResidualBlock)]
 
     def objective(
         self, config: VqganConfig, data: Any, info: Any, parts: Mapping[str, Part]
