@@ -32,13 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.loading.base import MicroBatch
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.models.future_vla.batch import NO_LABEL, SequenceEncoder, example_batch
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
-from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.objective import AnswerObjective
+from vlatool.models.future_vla.policy import ActionGrammar, AnswerDecoder, FrameCache
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.plugins import MODELS
 from vlatool.training.config import HParams, TrainConfig

@@ -34,7 +34,7 @@ FAR = 1_000_000
 # Package of the modules of robotics data in old checkouts.
 OLD_PACKAGE = "vlatool.loading"
 # Checkouts without this module copy the arrays that they stack.
-SHARED_MEMORY = "vlatool.loading.shared_memory"
+SHARED_MEMORY = "vlatool.loading.loader"
 
 
 def stack(samples: Sequence[Any]) -> dict[str, Any]:

@@ -18,14 +18,15 @@ import numpy as np
 
 import vlatool
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.base import Policy
+from vlatool.models.published import WeightsOrigin
 from vlatool.serving.access import bound_socket, url_of
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.server import PolicyServer
 from vlatool.serving.service import service_of
 
 
-class SleepingPolicy:
+class SleepingPolicy(Policy):
     """Policy with two cameras that takes a fixed time."""
 
     actions: ClassVar[Mapping[str, int]] = {"move": 7}

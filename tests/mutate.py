@@ -42,15 +42,12 @@ PRESETS = (
     *("runs/future-vla-libero.yaml", "models/titok-[bls]*.yaml", "hparams/titok-*.yaml"),
 )
 CODE = (
-    *("models/**/objective.py", "models/**/losses.py", "models/**/model.py", "models/**/batch.py"),
-    *("models/**/config.py", "models/diffusion_policy/noise.py", "models/vqgan/discriminator.py"),
-    *("models/diffusion_policy/denoisers.py", "models/diffusion_policy/text.py"),
-    *("models/future_vla/vision.py", "models/future_vla/decoding.py", "models/future_vla/lora.py"),
-    *("models/perceptual/*.py", "models/codebook.py", "models/images.py", "models/policy.py"),
+    *("models/**/objective.py", "models/**/model.py", "models/**/batch.py", "models/**/config.py"),
+    *("models/future_vla/vision.py", "models/future_vla/policy.py", "models/perceptual.py"),
+    *("models/codebook.py", "models/images.py", "models/policy.py"),
     *("models/rng.py", "training/step.py", "training/plan.py", "training/config.py"),
-    *("training/state.py", "training/step.py", "loading/frames.py", "loading/order.py"),
-    *("loading/permutations.py", "loading/robotics/decode.py", "loading/robotics/normalizer.py"),
-    *("loading/robotics/ranges.py", "loading/vla/sample.py", "transforms/*.py"),
+    *("training/state.py", "loading/order.py", "loading/shard_reader.py"),
+    *("loading/robotics/reader.py", "loading/robotics/statistics.py", "transforms/*.py"),
 )
 # Each is replaced by the other.
 WORDS = (

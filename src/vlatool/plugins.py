@@ -160,8 +160,8 @@ FORMATS: Registry[Any] = Registry(
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
         "libero": "vlatool.sources.lerobot.reader:LiberoReader",
-        "images": "vlatool.sources.images.reader:ImagesReader",
-        "image-shards": "vlatool.sources.image_shards.reader:ImageShardsReader",
+        "images": "vlatool.sources.images:ImagesReader",
+        "image-shards": "vlatool.sources.image_shards:ImageShardsReader",
     },
     {
         "spartan": "raw LBM episodes",
@@ -206,8 +206,8 @@ SINKS: Registry[Any] = Registry(
     "sink",
     {
         "lbm": "vlatool.sinks.lbm.sink:LbmSink",
-        "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
-        "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
+        "jsonl": "vlatool.sinks.jsonl:JsonlSink",
+        "image-shards": "vlatool.sinks.image_shards:ImageShardsSink",
         "lerobot": "vlatool.sinks.lerobot.sink:LeRobotSink",
     },
     {
@@ -223,7 +223,7 @@ TRANSLATIONS: Registry[Any] = Registry(
     "translation",
     {
         "policy training": "vlatool.models.diffusion_policy.published:translate",
-        "tokenizer training": "vlatool.models.titok.published_stage:translate",
+        "tokenizer training": "vlatool.models.titok.published:translate",
         "language model training": "vlatool.models.future_vla.published_command:translate",
     },
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlatool.evaluation.image_metrics import block_means
-from vlatool.models.tokenizer import Codes, Precision, Reconstruction, VisualTokenizer
+from vlatool.models.base import Codes, Precision, Reconstruction, VisualTokenizer
 
 
 class BlocksTokenizer(VisualTokenizer):

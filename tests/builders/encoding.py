@@ -11,7 +11,8 @@ from vlatool.events import NULL, Reporter
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import save_published
-from vlatool.workflows.encode import EncodeConfig, EncodeResult, encode
+from vlatool.tokens.config import EncodeConfig
+from vlatool.workflows.encode import EncodeResult, encode
 
 EPISODES, FRAMES = 3, 5
 

@@ -12,7 +12,7 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary
 from vlatool.storage.atomic import open_atomic, remove_file, write_json
 from vlatool.transforms.relative import stored_from
 
@@ -45,7 +45,7 @@ class Lines:
         return Receipt(ref.id, counts=counts, files=(entry,))
 
 
-class ToySink:
+class ToySink(Sink):
     """Sink that writes a file with a line per frame for each episode, and an index."""
 
     Config: ClassVar[type[SinkConfig]] = ToyConfig

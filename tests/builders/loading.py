@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.loading.base import DroppedSample, MicroBatch, SampleRef
+from vlatool.loading.base import DroppedSample, MicroBatch, SampleReader, SampleRef
 from vlatool.loading.loader import BatchLoader, LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 SAMPLES = 12
@@ -96,7 +96,7 @@ class Named(str):
         return str(self)
 
 
-class RefsReader:
+class RefsReader(SampleReader):
     """A reader without files, whose samples are named after their references.
 
     Args:

@@ -29,8 +29,9 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
-from vlatool.sources.base import id_part, no_episodes, survey_by_reading
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.base import FormatReader, id_part, no_episodes, survey_by_reading
+from vlatool.sources.base import unique_refs
+from vlatool.storage.tree import natural_key
 
 
 class AcmeConfig(ConfigModel):
@@ -52,7 +53,7 @@ class NpyFrames:
         return np.array(self._frames[list(indices)])
 
 
-class AcmeReader:
+class AcmeReader(FormatReader):
     Config = AcmeConfig
 
     def __init__(self, config):
@@ -222,9 +223,15 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.errors import DataError
-from vlatool.loading.base import ShardInfo, DataSet, DroppedSample
-from vlatool.loading.config import LoadingConfig
-from vlatool.sources.order import natural_key
+from vlatool.loading.base import (
+    DataKind,
+    DataSet,
+    DroppedSample,
+    LoadingConfig,
+    SampleReader,
+    ShardInfo,
+)
+from vlatool.storage.tree import natural_key
 
 SCALE = "acme_scale.json"
 
@@ -257,7 +264,7 @@ class AcmeInfo:
 
 
 @dataclass(frozen=True)
-class AcmeStepsReader:
+class AcmeStepsReader(SampleReader):
     datasets: tuple
 
     def read(self, refs, rngs):
@@ -273,7 +280,7 @@ class AcmeStepsReader:
         return Step(key, np.array(state), np.array(action))
 
 
-class AcmeKind:
+class AcmeKind(DataKind):
     name: ClassVar[str] = "acme_steps"
     Config: ClassVar = AcmeStepsConfig
     folders_keys: ClassVar = ("folders",)

@@ -14,7 +14,8 @@ from tests.builders.toy_policy import PushPolicy
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.evaluation.control import ControlOptions
 from vlatool.evaluation.policy_runner import PolicyRunner
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.base import Policy
+from vlatool.models.published import WeightsOrigin
 from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.server import PolicyServer
@@ -24,7 +25,7 @@ ORIGIN = WeightsOrigin("toy", Path("toy/model.safetensors"), weights="ema")
 BAD_NUMBER = 13.0
 
 
-class LookPolicy:
+class LookPolicy(Policy):
     """Sees a camera at two steps, a pose and an instruction; fails for one number.
 
     Attributes:

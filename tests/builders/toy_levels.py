@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlatool.models.base import Loss, Objective, OptimizerSpec
-from vlatool.models.tokenizer import Codes, Precision, VisualTokenizer
+from vlatool.models.base import Codes, Loss, Objective, OptimizerSpec, Precision, VisualTokenizer
 
 LEVELS, CODES = 8, 4
 

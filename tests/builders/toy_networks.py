@@ -37,9 +37,10 @@ class Means(nn.Module):
 
 def gan_parts() -> dict[str, Part]:
     model = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, WIDTH))
+    critic = Critic()
     return {
-        "model": Part(model),
-        "critic": Part(Critic(), averaged=False),
+        "model": Part(model, blocks=[model[0]]),
+        "critic": Part(critic, averaged=False, blocks=[critic.first]),
         "means": Part(Means(), trained=False, averaged=False),
         "teacher": Part(nn.Linear(WIDTH, WIDTH), trained=False, averaged=False, saved=False),
     }

@@ -14,6 +14,7 @@ from pydantic import Field
 from tests.builders.toys import LmConfig, LmType
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Array, Observation, ObservationSpec
+from vlatool.models.base import Policy
 
 LINE = "toys/Line-v0"
 # Seeds of episodes that end with an exception at the reset, with one at the third step, and with
@@ -21,7 +22,7 @@ LINE = "toys/Line-v0"
 BROKEN_RESET, BROKEN_STEP, KILLED = 101, 103, 102
 
 
-class PushPolicy:
+class PushPolicy(Policy):
     """Moves a number half of the way to 0, with a little noise; reads its last command too."""
 
     sees = ObservationSpec(fields={"x": 1}, past=1, instruction=False)

@@ -15,8 +15,7 @@ from vlatool.config.base import ConfigModel, derived_field
 from vlatool.events import Reporter
 from vlatool.loading.images.kind import ImageSample
 from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.published import Exported
-from vlatool.models.trained import Trained
+from vlatool.models.published import Exported, Layout, Trained
 
 FILE = "levels.json"
 
@@ -26,10 +25,24 @@ class ToyTokenizerConfig(ConfigModel):
     size: int | None = derived_field("data.preprocessing.crop_size", "Side of an image.")
 
 
+class LevelsLayout(Layout):
+    can_read: ClassVar[bool] = False
+
+    def write(self, trained: Trained, tree: Mapping[str, Any], reporter: Reporter) -> Exported:
+        levels = trained.parts["model"].state_dict()["table.weight"].flatten().tolist()
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            (folder / FILE).write_text(json.dumps(levels))
+            return {"levels": len(levels)}
+
+        return Exported((FILE,), (FILE,), len(levels), f"{len(levels)} levels", write)
+
+
 class ToyTokenizerType(ModelType):
     name: ClassVar[str] = "toy_tokenizer"
     Config: ClassVar[type[ConfigModel]] = ToyTokenizerConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)
+    layout: ClassVar[Layout] = LevelsLayout()
 
     def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
         update = {"size": data.preprocessing.crop_size}
@@ -62,12 +75,3 @@ class ToyTokenizerType(ModelType):
         from tests.builders.toy_levels import ToyTokenizer
 
         return ToyTokenizer(parts["model"], config.size)
-
-    def export(self, trained: Trained, tree: Mapping[str, Any], reporter: Reporter) -> Exported:
-        levels = trained.parts["model"].state_dict()["table.weight"].flatten().tolist()
-
-        def write(folder: Path) -> Mapping[str, Any]:
-            (folder / FILE).write_text(json.dumps(levels))
-            return {"levels": len(levels)}
-
-        return Exported((FILE,), (FILE,), len(levels), f"{len(levels)} levels", write)

@@ -17,8 +17,15 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
-from vlatool.loading.config import LoadingConfig
+from vlatool.loading.base import (
+    DataKind,
+    DataSet,
+    DroppedSample,
+    LoadingConfig,
+    SampleReader,
+    SampleRef,
+    ShardInfo,
+)
 from vlatool.models.base import ModelType, Objective, Part
 
 WIDTH, LENGTH, TOKENS = 4, 6, 11
@@ -86,7 +93,7 @@ class NumbersInfo:
 
 
 @dataclass
-class NumbersReader:
+class NumbersReader(SampleReader):
     datasets: tuple[DataSet, ...]
 
     def read(self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
@@ -102,7 +109,7 @@ class NumbersReader:
         return Row(key, np.array(values))
 
 
-class NumbersKind:
+class NumbersKind(DataKind):
     name: ClassVar[str] = "numbers"
     Config: ClassVar[type[LoadingConfig]] = NumbersConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("folders",)
@@ -166,9 +173,6 @@ class GanType(ModelType):
         if "teacher" in names and config.teacher:
             load_weights(parts["teacher"].module, Path(config.teacher))
 
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
-        return [parts["model"].module[0], parts["critic"].module.first]
-
     def objective(
         self, config: GanConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
@@ -206,10 +210,8 @@ class LmType(ModelType):
     def build(self, config: LmConfig) -> Mapping[str, Part]:
         from tests.builders.toy_networks import ToyLm
 
-        return {"model": Part(ToyLm(config.chunks))}
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
-        return [parts["model"].module.block]
+        model = ToyLm(config.chunks)
+        return {"model": Part(model, blocks=[model.block])}
 
     def objective(
         self, config: LmConfig, data: Any, info: Any, parts: Mapping[str, Part]

@@ -24,6 +24,7 @@ from tests.builders.libero_simulator import TASKS, calls_of, write_libero
 from tests.builders.serving import LookPolicy, local, look, raw_client, served
 from tests.builders.training import tiny_config, world_shards
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
+from vlatool.models.base import Policy
 from vlatool.serving.messages import pack
 from vlatool.workflows.train import train
 
@@ -98,7 +99,7 @@ def test_the_client_of_openpi_gets_the_plans_of_the_policy(tmp_path: Path) -> No
     )
 
 
-class FirstTasksPolicy:
+class FirstTasksPolicy(Policy):
     """Succeeds in the tasks of the stand-in of LIBERO except the last."""
 
     sees = ObservationSpec(

@@ -26,7 +26,8 @@ from vlatool.inspection.verify import verify_location
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.dataset import open_dataset
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.download import DownloadConfig, DownloadResult, download
+from vlatool.workflows.download import DownloadConfig, download
+from vlatool.workflows.download_files import DownloadResult
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess

@@ -22,6 +22,7 @@ from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState
 from vlatool.evaluation.controllers import PolicyController, control_options
 from vlatool.evaluation.recorded import replay
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.models.base import Policy
 from vlatool.models.diffusion_policy.batch import PolicyBatcher
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.sources.detection import detect_source
@@ -146,7 +147,7 @@ def assert_same(
 # which commands are executed
 
 
-class CountingPolicy:
+class CountingPolicy(Policy):
     """Row j of the plan for the observation t is 100 t + j, in both fields."""
 
     sees = ObservationSpec(fields={HELD: 1}, past=1, instruction=False)

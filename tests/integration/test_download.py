@@ -24,7 +24,8 @@ from vlatool.inspection.verify import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.storage import transfer
 from vlatool.storage.tree import files_below
-from vlatool.workflows.download import DownloadConfig, DownloadResult, download
+from vlatool.workflows.download import DownloadConfig, download
+from vlatool.workflows.download_files import DownloadResult
 
 CHUNK = 256 * 1024
 BIG = np.random.default_rng(0).bytes(10 * CHUNK + 123)

@@ -35,9 +35,10 @@ from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
 from vlatool.models.tokenizer import open_tokenizer
+from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
-from vlatool.workflows.encode import EncodeConfig, EncodeJob
+from vlatool.workflows.decode import DecodeResult, decode
+from vlatool.workflows.encode import EncodeJob
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, verify

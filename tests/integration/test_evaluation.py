@@ -35,9 +35,9 @@ from vlatool.evaluation.success import wilson_interval
 from vlatool.events import NullProgress, NullReporter
 from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.kind import RoboticsAssets
-from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
 from vlatool.transforms.relative import relative_actions

@@ -132,7 +132,7 @@ def group(side: str) -> dict[str, str]:
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in NOT_EXPORTED])
 def test_run_of_a_shipped_preset_is_exported(preset: str, tmp_path: Path) -> None:
     config = tiny(preset)
-    assert config.model_type.export_problem(config.model) == ""
+    assert config.model_type.layout.problem(config.model) == ""
     run = write_run(tmp_path / "run", config, preset)
 
     result = export(ExportConfig(source=str(run), output=str(tmp_path / "out")))
@@ -144,7 +144,7 @@ def test_run_of_a_shipped_preset_is_exported(preset: str, tmp_path: Path) -> Non
 def test_preset_without_a_published_layout_says_so(preset: str) -> None:
     config = load_config(TrainConfig, presets=[preset]).config
 
-    assert config.model_type.export_problem(config.model)
+    assert config.model_type.layout.problem(config.model)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -15,7 +15,7 @@ from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.models.future_vla.spec import FutureVlaType
-from vlatool.testing import check_model_type
+from vlatool.testing.models import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose

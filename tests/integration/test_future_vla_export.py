@@ -10,13 +10,13 @@ import torch
 from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import VlatoolError
-from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.sample import VlaAssets
-from vlatool.models.future_vla.export import prepare_export
+from vlatool.loading.vla.config import VlaAssets, VlaDataConfig
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.spec import FutureVlaType
 from vlatool.models.future_vla.token_ids import tiny_tokenizer
-from vlatool.models.trained import Trained, TrainedConfig, WeightsOrigin, open_trained
+from vlatool.models.future_vla.weights import prepare_export
+from vlatool.models.published import Trained, WeightsOrigin
+from vlatool.models.trained import TrainedConfig, open_trained
 from vlatool.storage.atomic import write_text
 
 PROFILE = read_profile("libero", None)

@@ -18,7 +18,7 @@ from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import UsageError
 from vlatool.models.future_vla.config import LoraConfig
-from vlatool.models.future_vla.lora import merged_weights
+from vlatool.models.future_vla.model import merged_weights
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.compose import ComposeConfig, compose

@@ -21,9 +21,9 @@ from tests.builders.s3_runs import digests, upload
 from vlatool.artifacts.tar import index_by_headers, index_path, read_index
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import PartialFailure, VlatoolError
-from vlatool.sinks.image_shards.sink import ImageShardsSink
+from vlatool.sinks.image_shards import ImageShardsSink
 from vlatool.storage.remote_path import RemotePath
-from vlatool.testing import check_sink
+from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import VerifyConfig, verify

@@ -14,7 +14,7 @@ from tests.builders.spartan import TASK, spartan_task
 from vlatool.errors import DataError
 from vlatool.plugins import FORMATS
 from vlatool.sinks.lerobot.sink import LeRobotSink
-from vlatool.testing import check_sink
+from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 

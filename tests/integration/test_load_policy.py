@@ -32,7 +32,7 @@ from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.controllers import PolicyController
 from vlatool.evaluation.environments import with_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 from vlatool.models.trained import open_trained
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments

@@ -23,7 +23,7 @@ from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
-from vlatool.testing import check_model_type
+from vlatool.testing.models import check_model_type
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import VerifyConfig, verify
 

@@ -20,14 +20,16 @@ from tests.builders.toy_images import write_image_shards
 from vlatool.artifacts.stats.format import StatsPart, merge_parts, read_mergeable
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.base import SampleRef
-from vlatool.loading.loader import LoaderPlan, build_loader, read_samples
+from vlatool.loading.loader import LoaderPlan, build_loader, read_samples, stack_rows
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsKind
-from vlatool.loading.shared_memory import stack_rows
-from vlatool.models.diffusion_policy.backbone_config import ByteTextConfig, KeypointBackboneConfig
+from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
-from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.config import (
+    ByteTextConfig,
+    DiffusionPolicyConfig,
+    KeypointBackboneConfig,
+)
 from vlatool.transforms.augmentation import central_box
 
 LEFT, RIGHT = "scene_right_0", "wrist_left_minus"

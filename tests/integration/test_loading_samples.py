@@ -28,8 +28,8 @@ from vlatool.artifacts.tar import index_by_headers
 from vlatool.artifacts.tar_sample import read_members
 from vlatool.errors import DataError
 from vlatool.loading.loader import LoaderPlan
-from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
-from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.statistics import Normalizer
 
 KEY = "sample"
 

@@ -17,10 +17,9 @@ from vlatool.artifacts.profile import read_profile
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError
 from vlatool.loading.base import DroppedSample, SampleRef
-from vlatool.loading.vla.config import VlaDataConfig
+from vlatool.loading.vla.config import VlaDataConfig, VlaSample, VlaShape
 from vlatool.loading.vla.info import VlaInfo
 from vlatool.loading.vla.kind import VlaKind
-from vlatool.loading.vla.sample import VlaSample, VlaShape
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 

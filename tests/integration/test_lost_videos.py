@@ -14,7 +14,8 @@ from tests.builders.recording import Recorder
 from tests.builders.verifying import verified
 from tests.builders.web_server import web_server
 from vlatool.errors import VlatoolError
-from vlatool.workflows.download import DownloadConfig, DownloadResult, download
+from vlatool.workflows.download import DownloadConfig, download
+from vlatool.workflows.download_files import DownloadResult
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 

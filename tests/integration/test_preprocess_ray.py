@@ -15,7 +15,7 @@ from tests.builders.spartan import spartan_task
 from vlatool.cli.app import run as vlatool
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
-from vlatool.testing import check_sink
+from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 ray = pytest.importorskip("ray")

@@ -21,7 +21,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import Estimate, SinkSummary
 from vlatool.sinks.lbm.sink import LbmSink
-from vlatool.testing import check_sink
+from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig
 
 WINDOWS = {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "image_indices": [0]}

@@ -14,9 +14,10 @@ from tests.builders.toy_policy import BROKEN_RESET, BROKEN_STEP, LINE, register_
 from tests.builders.toy_runs import HALF, SITE, STEPS, toy_config, toys
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.errors import ConfigError, DataError, UsageError, VlatoolError
+from vlatool.evaluation.config import RolloutConfig
 from vlatool.events import Progress
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.rollout import RolloutConfig, rollout
+from vlatool.workflows.rollout import rollout
 from vlatool.workflows.train import train
 
 OPTIONS: dict[str, Any] = {

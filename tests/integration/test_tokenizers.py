@@ -38,7 +38,7 @@ from vlatool.models.tokenizer import open_tokenizer
 from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.spec import VqganType
 from vlatool.models.weights import read_weights
-from vlatool.testing import check_model_type
+from vlatool.testing.models import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import train
 

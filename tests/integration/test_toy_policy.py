@@ -43,7 +43,7 @@ from vlatool.evaluation.rollouts import (
     run_rollouts,
 )
 from vlatool.events import NullProgress, NullReporter
-from vlatool.testing import check_policy
+from vlatool.testing.models import check_policy
 from vlatool.workflows.compare import compare
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.rollout import RolloutResult, rollout

@@ -19,11 +19,12 @@ from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer
-from vlatool.testing import check_model_type
+from vlatool.testing.models import check_model_type
+from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.decode import DecodeConfig, decode
-from vlatool.workflows.encode import EncodeConfig, encode
+from vlatool.workflows.decode import decode
+from vlatool.workflows.encode import encode
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.finetune import finetune
 from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders.training import CAMERAS, HAND_COMMAND, XYZ_COMMAND, tiny_config, world_shards
-from vlatool.workflows.evaluate import OpenLoopConfig, open_loop
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.train import train
 
 

@@ -16,9 +16,8 @@ from vlatool.errors import DataError
 from vlatool.evaluation.futures import FutureScores, save_futures
 from vlatool.loading.base import PairOptions, RecordedFutures
 from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.kind import VlaKind
-from vlatool.loading.vla.pairs import VlaPairs
-from vlatool.models.tokenizer import Codes
+from vlatool.loading.vla.kind import VlaKind, VlaPairs
+from vlatool.models.base import Codes
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 
 EPISODES, FRAMES, STEPS = 3, 4, 16

@@ -18,10 +18,11 @@ from vlatool.artifacts.tar import read_index
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
 from vlatool.jobs.files import output_files
-from vlatool.sinks.jsonl.sink import JsonlSink
+from vlatool.sinks.jsonl import JsonlSink
 from vlatool.sources.lerobot.reader import LiberoReader
 from vlatool.storage.remote_path import RemotePath
-from vlatool.testing import check_reader, check_sink
+from vlatool.testing.readers import check_reader
+from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, with_format
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 

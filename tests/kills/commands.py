@@ -25,11 +25,12 @@ from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
+from vlatool.tokens.config import DecodeConfig
 from vlatool.training.config import TrainConfig
 from vlatool.workflows import extraction
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
-from vlatool.workflows.decode import DecodeConfig, decode
+from vlatool.workflows.decode import decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.evaluate import open_loop

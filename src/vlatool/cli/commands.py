@@ -256,7 +256,7 @@ COMMANDS: dict[str, Command] = {
     "eval open-loop": Command(
         "Compare predicted with recorded actions, next to simple baselines.",
         "vlatool.workflows.evaluate:open_loop",
-        "vlatool.workflows.evaluate:OpenLoopConfig",
+        "vlatool.evaluation.config:OpenLoopConfig",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         (
             "vlatool eval open-loop runs/bin data-held",
@@ -266,7 +266,7 @@ COMMANDS: dict[str, Command] = {
     "eval rollout": Command(
         "Run a policy in a Gymnasium environment and count its successes.",
         "vlatool.workflows.rollout:rollout",
-        "vlatool.workflows.rollout:RolloutConfig",
+        "vlatool.evaluation.config:RolloutConfig",
         {"checkpoint": "CHECKPOINT"},
         (
             "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --episodes 50",
@@ -283,7 +283,7 @@ COMMANDS: dict[str, Command] = {
     "eval compare": Command(
         "Compare the success of two policies over the same starts.",
         "vlatool.workflows.compare:compare",
-        "vlatool.workflows.compare:CompareConfig",
+        "vlatool.evaluation.config:CompareConfig",
         {"a": "A", "b": "B"},
         (
             "vlatool eval compare runs/bin/eval/rollout-a runs/bin/eval/rollout-b",

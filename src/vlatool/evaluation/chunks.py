@@ -11,7 +11,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import GripperConfig
-from vlatool.models.policy import HasRanges, Policy
+from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.relative import actual_field
 
@@ -85,14 +85,15 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
         )
     closed, opened = config.closed, config.opened
     if closed is None or opened is None:
-        if not isinstance(policy, HasRanges):
+        known = policy.action_range(name)
+        if known is None:
             raise DataError(
                 f"grippers: the range of {name!r} in the training data is unknown",
                 hint="give the commands of the gripper with `closed` and `opened`",
                 code="data.unknown_range",
                 details={"field": name},
             )
-        low, high = policy.action_range(name)
+        low, high = known
         closed = float(low[dimension]) if closed is None else closed
         opened = float(high[dimension]) if opened is None else opened
     if closed == opened:

@@ -16,8 +16,9 @@ from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.chunks import ChunkJoiner, Gripper
 from vlatool.events import counted
-from vlatool.loading.permutations import keyed_generator
-from vlatool.models.policy import Policy, in_batches
+from vlatool.loading.order import keyed_generator
+from vlatool.models.base import Policy
+from vlatool.models.policy import in_batches
 from vlatool.transforms.relative import actual_field
 
 _IMAGE_DIMENSIONS = 3

@@ -24,7 +24,7 @@ from vlatool.evaluation.env_processes import (
 )
 from vlatool.evaluation.key_map import KeyMap
 from vlatool.events import counted
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 
 
 class Controller(Protocol):

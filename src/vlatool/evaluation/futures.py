@@ -18,10 +18,11 @@ from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
-from vlatool.loading.base import HasFutures, RecordedFutures, RecordedPairs
+from vlatool.loading.base import RecordedFutures, RecordedPairs
 from vlatool.loading.robotics.kind import ImageTransform
+from vlatool.models.base import Policy
 from vlatool.models.images import psnr_of_error
-from vlatool.models.policy import Policy, PredictsImages, in_batches
+from vlatool.models.policy import in_batches
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.storage.atomic import write_bytes
 
@@ -151,7 +152,7 @@ def evaluate_futures(
             have no images of later steps.
     """
     predicts = checked_policy(policy, tokenizer)
-    if not isinstance(pairs, HasFutures):
+    if not pairs.has_futures:
         raise DataError(
             f"{config.data}: has no images of the steps after a sample",
             hint="leave --tokenizer out",
@@ -185,13 +186,13 @@ def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
     return tokenizer
 
 
-def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> PredictsImages:
+def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> Policy:
     """Returns the policy with the tokenizer of its codes.
 
     Raises:
         DataError: It predicts no images, or its codes are of another tokenizer.
     """
-    if not isinstance(policy, PredictsImages):
+    if not policy.predicts_images:
         raise DataError(
             "the policy predicts no images",
             hint="leave --tokenizer out",

@@ -10,7 +10,7 @@ from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
 from vlatool.evaluation.control import RobotState, as_array, channels_last
 from vlatool.events import counted
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
 

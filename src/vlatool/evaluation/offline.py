@@ -16,7 +16,7 @@ from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import ResizeLog, act_in_batches, chunk_seed
 from vlatool.events import Progress
 from vlatool.loading.base import ActionField, RecordedPairs, Target
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 
 _CURVES = 6
 

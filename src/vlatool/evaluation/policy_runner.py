@@ -26,8 +26,9 @@ from vlatool.evaluation.control import (
 )
 from vlatool.evaluation.controllers import control_options
 from vlatool.events import NULL, Reporter, counted
-from vlatool.models.policy import Policy, SamplesInSteps
-from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
+from vlatool.models.base import Policy
+from vlatool.models.published import Trained, WeightsOrigin
+from vlatool.models.trained import Weights, open_trained
 from vlatool.plugins import did_you_mean
 
 _INSTRUCTION = "instruction"
@@ -244,10 +245,7 @@ def open_policy(
         DataError: There is no checkpoint, it is broken, or its model is not a policy.
     """
     trained = open_trained(location, weights=weights, reporter=reporter)
-    policy = trained.policy()
-    if isinstance(policy, SamplesInSteps):
-        policy = policy.with_steps(inference_steps)
-    return policy, trained
+    return trained.policy().with_steps(inference_steps), trained
 
 
 def load_policy(

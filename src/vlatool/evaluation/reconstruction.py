@@ -40,15 +40,15 @@ from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.models.base import Reconstruction, VisualTokenizer
 from vlatool.models.images import psnr_of_error, to_uint8
-from vlatool.models.perceptual.networks import inception_network, perceptual_network
-from vlatool.models.tokenizer import Reconstruction, VisualTokenizer
+from vlatool.models.perceptual import inception_network, perceptual_network
 from vlatool.pages.images import THUMBNAIL_SIZE, figure, thumbnail
 from vlatool.pages.layout import Section, escape, note, page, table
 from vlatool.storage.atomic import write_text
 
 if TYPE_CHECKING:
-    from vlatool.models.perceptual.networks import PerceptualDistance
+    from vlatool.models.perceptual import PerceptualDistance
 
 T = TypeVar("T")
 # Images uint8 [B, S, S, 3] to their reconstructions.

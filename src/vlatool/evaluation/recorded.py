@@ -14,8 +14,8 @@ from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import DataError
 from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState
 from vlatool.loading.base import RecordedFutures, Target
-from vlatool.loading.frames import check_frame
-from vlatool.models.policy import Policy
+from vlatool.loading.shard_reader import check_frame
+from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 
 # Annotation that a policy reads unless its data say otherwise.

@@ -28,7 +28,7 @@ from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 from vlatool.storage.atomic import write_bytes, write_json
 
 REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"

@@ -97,7 +97,7 @@ def _verification(
 def code_rows() -> Iterator[dict[str, str]]:
     """Rows of all known codes, those of plugins included."""
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
-    of_plugins = (getattr(owner, "findings", None) for owner in owners)
+    of_plugins = (owner.findings for owner in owners)
     tables = (*finding_codes(), SOURCE, IMAGES, *of_plugins)
     by_name = {codes.name: codes for codes in tables if isinstance(codes, FindingCodes)}
     for codes in by_name.values():  # related formats share their codes

@@ -1,4 +1,4 @@
-"""Protocols of training data: data kinds, sample readers, batches.
+"""Protocols of training data: data kinds, their keys, sample readers, batches.
 
 A `DataKind` lists the shards of its data sets, reads samples by reference, and saves with a run the
 assets that inference needs besides weights. The loader and the trainer know nothing else about the
@@ -8,15 +8,104 @@ data. The order of samples is the same for all kinds: see `loading.order`.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
+from pydantic import Field, field_validator, model_validator
+
+from vlatool.config.base import ConfigModel, derived_field, nullable_field
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
-    from vlatool.loading.config import LoadingConfig
+
+
+class CacheConfig(ConfigModel):
+    """Local cache of remote shards."""
+
+    ignored: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
+
+    enabled: bool | None = Field(
+        default=None,
+        description="Download whole shards and cache them; null: if the data of the run fit in "
+        "cache_size_gb (default then: 4 GB for the data of one run, 16 GB for the whole cache).",
+    )
+    cache_dir: str | None = Field(
+        default=None, description="Cache folder; null: vlatool in the user's cache folder."
+    )
+    cache_size_gb: float | None = Field(
+        default=None, gt=0, description="Largest size of the cache in gigabytes; null: no limit."
+    )
+
+
+class LoadingConfig(ConfigModel):
+    """Training data of any kind; the section of each data kind adds its own keys."""
+
+    # These keys change neither a sample nor its position: a run may resume with other values.
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {
+            "num_workers",
+            "prefetch_factor",
+            "dataset_cache",
+            "max_dropped_share",
+            "allow_multiple_epochs",
+            "seed",
+        }
+    )
+
+    ignored: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
+
+    # Key with the data sets that `dataset_weighting` is for.
+    weighted_key: ClassVar[str] = ""
+
+    type: str = Field(default="", description="Data kind.")
+    dataset_weighting: list[float] = Field(
+        default=[], description="Weight of each data set in the mixture; empty: its size."
+    )
+    allow_multiple_epochs: bool = Field(
+        default=False, description="Start another epoch after all samples are read."
+    )
+    shuffle: bool = Field(default=True, description="Shuffle shards and samples.")
+    shuffle_buffer_size: int = Field(
+        default=500, ge=0, description="Number of consecutive samples of a lane to shuffle."
+    )
+    lanes: int = Field(
+        default=64, ge=1, description="Number of interleaved streams (lanes); a power of two."
+    )
+    num_workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Loader workers per device; null: number of CPUs over number of devices.",
+    )
+    prefetch_factor: int = nullable_field(
+        4, "Micro-batches that each loader worker loads in advance.", ge=1
+    )
+    seed: int | None = derived_field("hparams.seed", "Seed of the order of samples.")
+    dataset_cache: CacheConfig = Field(default=CacheConfig(), description="Cache of remote data.")
+    max_dropped_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest share of dropped samples; a run with more ends with an error.",
+    )
+
+    @field_validator("lanes")
+    @classmethod
+    def _check_lanes(cls, lanes: int) -> int:
+        if lanes & (lanes - 1):
+            raise ValueError(f"{lanes} is not a power of two")
+        return lanes
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        key, weights = self.weighted_key, len(self.dataset_weighting)
+        if key and weights and weights != (count := len(getattr(self, key))):
+            raise ValueError(f"dataset_weighting has {weights} entries, {key} has {count}")
+        return self
+
 
 Batch = dict[str, Any]
 # Converts samples to tensors, in loader workers; picklable.
@@ -27,28 +116,18 @@ Allocate = Callable[[int], "UInt8Array"]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A file with samples that can be read by byte ranges.
+    """A file with samples that can be read by byte ranges."""
 
-    Attributes:
-        location: Path or URI of any scheme.
-        size: Number of samples.
-    """
-
-    location: Path
-    size: int
+    location: Path  # Path or URI of any scheme
+    size: int  # number of samples
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The shards of one data set of a run.
+    """The shards of one data set of a run."""
 
-    Attributes:
-        name: Name in messages.
-        shards: In stored order.
-    """
-
-    name: str
-    shards: tuple[ShardInfo, ...]
+    name: str  # name in messages
+    shards: tuple[ShardInfo, ...]  # in stored order
 
     @property
     def size(self) -> int:
@@ -86,17 +165,11 @@ class SampleRef(NamedTuple):
 
 @dataclass(frozen=True)
 class DroppedSample:
-    """A sample with content that cannot be used.
+    """A sample with content that cannot be used."""
 
-    Attributes:
-        reason: One of the `drop_reasons` of the data kind.
-        sample: Name of the sample.
-        message: Description of the problem.
-    """
-
-    reason: str
+    reason: str  # one of the `drop_reasons` of the data kind
     sample: str
-    message: str
+    message: str  # description of the problem
 
 
 class SampleReader(Protocol):
@@ -119,109 +192,75 @@ class SampleReader(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Prefetching(Protocol):
-    """A sample reader that can download samples in the background."""
-
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Starts to download the samples of a later call `read(refs, ...)`."""
-        ...
-
-
-@runtime_checkable
-class ReadsIntoBuffer(Protocol):
-    """A sample reader that can write the large arrays of several samples into one buffer."""
 
     def read_into(
         self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], allocate: Allocate
     ) -> list[Any]:
-        """Same as `SampleReader.read`, with arrays in memory that `allocate` returns.
+        """Same as `read`, with large arrays in memory that `allocate` returns.
 
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
-        `loading.shared_memory.stack_rows`.
+        `loading.loader.stack_rows`.
         """
-        ...
+        del allocate
+        return self.read(refs, rngs)
 
 
 @dataclass(frozen=True)
 class ActionField:
-    """Action field of recorded data, with its statistics over the training data.
+    """Action field of recorded data, with its statistics over the training data."""
 
-    Attributes:
-        names: Names of the C dimensions; numbers if they have none.
-        mean: Mean of each dimension [C].
-        std: Standard deviation of each dimension [C].
-        is_constant: bool [C], True for dimensions that never change.
-    """
-
-    names: Sequence[str]
-    mean: "Array"
-    std: "Array"
-    is_constant: "Array"
+    names: Sequence[str]  # names of the C dimensions; numbers if they have none
+    mean: "Array"  # mean of each dimension [C]
+    std: "Array"  # standard deviation of each dimension [C]
+    is_constant: "Array"  # bool [C], True for dimensions that never change
 
 
 @dataclass(frozen=True)
 class Target:
-    """Recorded actions from the step of an observation on, T steps.
+    """Recorded actions from the step of an observation on, T steps."""
 
-    Attributes:
-        actions: Map from action field to values [T, C].
-        mask: bool [T], False for padded steps.
-        last: Map from action field to the action of the step before [C]; empty if it is unknown.
-        episode: Id of the episode.
-        frame: Frame of the observation in its episode.
-    """
-
-    actions: Mapping[str, "Array"]
-    mask: "Array"
+    actions: Mapping[str, "Array"]  # map from action field to values [T, C]
+    mask: "Array"  # bool [T], False for padded steps
+    # map from action field to the action of the step before [C]; empty if it is unknown
     last: Mapping[str, "Array"]
-    episode: str
-    frame: int
+    episode: str  # id of the episode
+    frame: int  # frame of the observation in its episode
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Form of the pairs that a policy is evaluated on.
+    """Form of the pairs that a policy is evaluated on."""
 
-    Attributes:
-        sees: Input of the policy.
-        horizon: Number of steps of a target, T.
-        seed: Seed of the random choices per sample, such as the sentence of the instruction.
-    """
-
-    sees: "ObservationSpec"
-    horizon: int
-    seed: int = 0
+    sees: "ObservationSpec"  # input of the policy
+    horizon: int  # number of steps of a target, T
+    seed: int = 0  # seed of the random choices per sample, such as the sentence of the instruction
 
 
 @dataclass(frozen=True)
 class RecordedFutures:
-    """Recorded images of the F steps after an observation.
+    """Recorded images of the F steps after an observation."""
 
-    Attributes:
-        images: Map from camera to uint8 [F, H, W, 3]; of padded steps the last ones.
-        codes: Map from camera to their codes, integers [F, K]; empty if they are not recorded.
-        mask: bool [F], False for steps after the end of the episode.
-    """
-
+    # map from camera to uint8 [F, H, W, 3]; of padded steps the last ones
     images: Mapping[str, "UInt8Array"]
+    # map from camera to their codes, integers [F, K]; empty if they are not recorded
     codes: Mapping[str, "Array"]
-    mask: "Array"
+    mask: "Array"  # bool [F], False for steps after the end of the episode
 
 
 class RecordedPairs(Protocol):
-    """Recorded observations, each with the actions that followed."""
+    """Recorded observations, each with the actions that followed.
 
-    @property
-    def fields(self) -> Mapping[str, ActionField]:
-        """Action fields of the targets."""
-        ...
+    Attributes:
+        fields: Action fields of the targets.
+        fps: Frames per second of the data.
+        has_futures: True if `futures` returns the images that followed.
+    """
 
-    @property
-    def fps(self) -> float:
-        """Frames per second of the data."""
-        ...
+    fields: Mapping[str, ActionField]
+    fps: float
+    has_futures: ClassVar[bool] = False
 
     def __len__(self) -> int:
         """Number of pairs, in the order of the episodes."""
@@ -235,13 +274,8 @@ class RecordedPairs(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class FindsFrames(Protocol):
-    """Recorded pairs that can be looked up by episode and frame."""
-
-    def find(self, episode: str, frame: int) -> int:
-        """Returns the index of a pair, without decoding an image.
+    def find(self, episode: str, frame: int) -> int | None:
+        """Returns the index of a pair, without decoding an image; None: there is no look-up.
 
         Args:
             episode: Id of the episode, or its number in the data, from 0.
@@ -250,12 +284,8 @@ class FindsFrames(Protocol):
         Raises:
             DataError: `data.unknown_episode` or `data.unknown_frame`.
         """
-        ...
-
-
-@runtime_checkable
-class HasFutures(Protocol):
-    """Recorded pairs with the images that followed."""
+        del episode, frame
+        return None
 
     def futures(self, index: int) -> RecordedFutures:
         """Returns the images that followed a pair.
@@ -263,109 +293,14 @@ class HasFutures(Protocol):
         Raises:
             DataError: An image is missing or broken.
         """
-        ...
-
-
-@runtime_checkable
-class HasPairs(Protocol):
-    """A data kind with observations and actions of a robot in its samples."""
-
-    def pairs(self, config: Any, assets: Any, location: str, options: PairOptions) -> RecordedPairs:
-        """Returns pairs of observation and target of a data set.
-
-        Args:
-            config: Section `data` of the run.
-            assets: Assets of the run.
-            location: Folder of the data, of any scheme.
-            options: Form of the pairs.
-
-        Raises:
-            DataError: There are no data, or they lack a field, camera or step of the policy.
-        """
-        ...
-
-
-@runtime_checkable
-class HasStatistics(Protocol):
-    """A data kind that normalizes its samples with statistics, or with those of other weights."""
-
-    def with_init_statistics(
-        self, config: Any, info: Any, folder: Path | None, reporter: Reporter = NULL
-    ) -> Any:
-        """Returns the info with the statistics that the section selects.
-
-        Args:
-            config: Section `data`.
-            info: Result of `load_info`.
-            folder: Folder with the statistics of the initial weights; None if it is unknown.
-            reporter: Receives a note on the selected statistics, and a warning if both differ much.
-
-        Raises:
-            DataError: The statistics of the weights are selected, and are missing, broken or of
-                other fields.
-        """
-        ...
-
-
-@runtime_checkable
-class HasContents(Protocol):
-    """Data kind whose samples a run compares before its first step."""
-
-    def contents(self, config: Any, sample: Any) -> Mapping[str, Any]:
-        """Arrays or texts of a sample by name: `images`, `actions`, `codes`, `instruction`.
-
-        The run reports one that is the same in all samples that it looked at.
-        """
-        ...
-
-
-@runtime_checkable
-class ChecksSamples(Protocol):
-    """A data kind that looks for unusable samples before a run starts."""
-
-    def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
-        """Checks samples within seconds.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-            reporter: Receives the progress.
-
-        Raises:
-            DataError: A sample cannot be used.
-        """
-        ...
-
-
-@runtime_checkable
-class Normalizes(Protocol):
-    """Assets of a data kind with fields to normalize in its samples."""
-
-    def normalized(self, sample: Any) -> Any:
-        """Returns the sample with normalized fields, as a policy receives it."""
-        ...
-
-
-@runtime_checkable
-class HasPlainSamples(Protocol):
-    """A data kind whose samples `open_dataset` returns as dicts of tensors."""
-
-    def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
-        """Returns a sample as a flat dict of tensors and texts.
-
-        All samples of a section `data` have the same keys and shapes, so that the default collate
-        function of torch stacks them.
-
-        Args:
-            config: Section `data`, derived.
-            sample: Sample of the reader, normalized or not.
-            channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
-        """
-        ...
+        raise AssertionError("pairs with has_futures have futures")
 
 
 class DataKind(Protocol):
     """A kind of training data: its config, metadata, reader and assets.
+
+    Its methods get the section `data`, derived except in `load_info`, `derive` and
+    `with_init_statistics`; `info`, the result of `load_info`; and the `folder` of the run.
 
     Attributes:
         name: Value of `data.type`.
@@ -373,18 +308,23 @@ class DataKind(Protocol):
         folders_keys: Keys of the section that locate the data. The first is a list, which
             `--data DIR` sets; the others depend on its previous value and are emptied then.
         drop_reasons: All values of `DroppedSample.reason`.
+        has_statistics: True if `with_init_statistics` selects statistics.
+        has_plain: True if `plain` returns dicts.
+        normalizes: True if the assets have `normalized(sample)`, the sample as a policy gets it.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type["LoadingConfig"]]
     folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
+    has_statistics: ClassVar[bool] = False
+    has_plain: ClassVar[bool] = False
+    normalizes: ClassVar[bool] = False
 
     def load_info(self, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
         """Reads manifests and other metadata, but no sample.
 
         Args:
-            config: Section `data`.
             reporter: Receives the progress if reading takes long.
 
         Raises:
@@ -393,19 +333,11 @@ class DataKind(Protocol):
         ...
 
     def validation(self, config: Any) -> Any | None:
-        """Returns the section of the validation data, without augmentation; None if there are none.
-
-        Args:
-            config: Section `data`, derived.
-        """
+        """Returns the section of validation data, without augmentation; None if there are none."""
         ...
 
     def derive(self, config: Any, info: Any) -> tuple[Any, dict[str, str]]:
         """Fills in the values that follow from the data.
-
-        Args:
-            config: Section `data`.
-            info: Result of `load_info`.
 
         Returns:
             The derived section, and a mapping from each key that was filled in to the rule.
@@ -413,65 +345,99 @@ class DataKind(Protocol):
         ...
 
     def reader(self, config: Any, info: Any) -> SampleReader:
-        """Returns a reader of the samples of `info.datasets`.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-        """
+        """Returns a reader of the samples of `info.datasets`."""
         ...
 
     def make_assets(self, config: Any, info: Any) -> Any:
-        """Returns the assets: what batches, losses and inference need, such as normalization.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-        """
+        """Returns the assets: what batches, losses and inference need, such as normalization."""
         ...
 
     def save_assets(self, config: Any, info: Any, folder: Path) -> None:
-        """Writes the assets to the folder of a run, once, when the run starts.
-
-        Args:
-            config: Section `data`, derived.
-            info: Result of `load_info`.
-            folder: Folder of the run.
-        """
+        """Writes the assets to the folder of a run, once, when the run starts."""
         ...
 
     def load_assets(self, config: Any, folder: Path) -> Any:
         """Reads the assets that `save_assets` wrote; equal to the result of `make_assets`.
-
-        Args:
-            config: Section `data` of the run.
-            folder: Folder of the run.
 
         Raises:
             DataError: They are missing or broken.
         """
         ...
 
+    def with_init_statistics(
+        self, config: Any, info: Any, folder: Path | None, reporter: Reporter = NULL
+    ) -> Any:
+        """Returns the info with the statistics that the section selects.
+
+        Args:
+            folder: Folder with the statistics of the initial weights; None if it is unknown.
+            reporter: Receives a note on the selected statistics, and a warning if both differ much.
+
+        Raises:
+            DataError: The statistics of the weights are selected, and are missing, broken or of
+                other fields.
+        """
+        del config, folder, reporter
+        return info
+
+    def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
+        """Checks samples within seconds.
+
+        Raises:
+            DataError: A sample cannot be used.
+        """
+        del config, info, reporter
+
+    def contents(self, config: Any, sample: Any) -> Mapping[str, Any]:
+        """Arrays or texts of a sample by name: `images`, `actions`, `codes`, `instruction`.
+
+        The run reports one that is the same in all samples that it looked at.
+        """
+        del config, sample
+        return {}
+
+    def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
+        """Returns a sample as a flat dict of tensors and texts.
+
+        All samples of a section `data` have the same keys and shapes, so that the default collate
+        function of torch stacks them.
+
+        Args:
+            sample: Sample of the reader, normalized or not.
+            channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
+        """
+        raise AssertionError("a data kind with has_plain has plain")
+
+    def pairs(
+        self, config: Any, assets: Any, location: str, options: PairOptions
+    ) -> RecordedPairs | None:
+        """Returns pairs of observation and target of a data set; None: the data have no actions.
+
+        Args:
+            assets: Assets of the run.
+            location: Folder of the data, of any scheme.
+            options: Form of the pairs.
+
+        Raises:
+            DataError: There are no data, or they lack a field, camera or step of the policy.
+        """
+        del config, assets, location, options
+        return None
+
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples that one rank computes at once.
+    """The samples that one rank computes at once."""
 
-    Attributes:
-        batch: Result of the batcher of the model type.
-        samples: Names of the samples, one per row of the batch; empty for a dummy micro-batch.
-        positions: Positions of these samples in the run.
-        dropped: Number of dropped samples for each of the `drop_reasons` of the data kind.
-        drops: The dropped samples.
-        is_dummy: True if no sample was usable. The rank computes the dummy batch to stay in step
-            with the other ranks; it counts nothing.
-    """
-
-    batch: Batch
+    batch: Batch  # result of the batcher of the model type
+    # names of the samples, one per row of the batch; empty for a dummy micro-batch
     samples: tuple[str, ...]
-    positions: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()  # positions of these samples in the run
+    # number of dropped samples for each of the `drop_reasons` of the data kind
     dropped: tuple[int, ...] = ()
     drops: tuple[DroppedSample, ...] = ()
+    # True if no sample was usable. The rank computes the dummy batch to stay in step with the other
+    # ranks; it counts nothing
     is_dummy: bool = False
 
     def pin_memory(self) -> "MicroBatch":
@@ -485,3 +451,26 @@ def _pinned(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _pinned(item) for name, item in value.items()}
     return [_pinned(item) for item in value] if isinstance(value, list) else value
+
+
+def data_kind(name: str | None, accepted: Sequence[str] = ()) -> DataKind:
+    """Returns the data kind of a name, or the first accepted kind if there is no name; `accepted`:
+    `kinds` of a model type; empty: all built-in kinds.
+    """
+    kinds = [_kind(target) for target in accepted or DATA_KINDS.names()]
+    for kind in kinds:
+        if name in (None, "", kind.name):
+            return kind
+    known = [kind.name for kind in kinds]
+    raise UsageError(
+        f"data.type {name!r} is not one of the accepted data kinds: {', '.join(known)}",
+        hint=did_you_mean(str(name), known),
+        code="usage.unknown_kind_of_data",
+        details={"key": "data.type", "known": known},
+    )
+
+
+def _kind(target: str) -> DataKind:
+    """Returns the built-in kind of a name, or an instance of `module:Kind`."""
+    kind: Any = load_data_kind(target) if ":" in target else DATA_KINDS.get(target)
+    return kind()

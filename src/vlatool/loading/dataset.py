@@ -15,11 +15,9 @@ from vlatool.events import NULL
 from vlatool.loading.base import (
     DataKind,
     DroppedSample,
-    HasPlainSamples,
-    Normalizes,
     SampleReader,
 )
-from vlatool.loading.kinds import data_kind as find_kind
+from vlatool.loading.base import data_kind as find_kind
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.storage.uri import pinned_text
@@ -28,16 +26,8 @@ _ORIGIN = "open_dataset"
 
 
 class SampleDataset(Dataset[Any]):
-    """Samples in the order of `vlatool train`; picklable.
-
-    `dataset[n]` is the n-th sample of an epoch. `dataset.epoch(1)` has the samples in the order of
-    the second epoch.
-
-    Attributes:
-        config: Section `data`, derived.
-        info: Metadata that the data kind read, for example statistics.
-        scales: Assets that normalize the samples; None: fields are unchanged. For robotics data,
-            `scales.normalizer.denormalize(field, values)` is the inverse.
+    """Samples in the order of `vlatool train`; picklable. `dataset[n]` is the n-th sample of an
+    epoch. `dataset.epoch(1)` has the samples in the order of the second epoch.
     """
 
     def __init__(
@@ -46,11 +36,13 @@ class SampleDataset(Dataset[Any]):
         info: Any,
         order: SampleOrder,
         reader: SampleReader,
-        scales: Normalizes | None = None,
+        scales: Any = None,
         form: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.config = config
-        self.info = info
+        self.config = config  # section `data`, derived
+        self.info = info  # metadata that the data kind read, for example statistics
+        # assets that normalize the samples; None: fields are unchanged. For robotics data,
+        # `scales.normalizer.denormalize(field, values)` is the inverse
         self.scales = scales
         self._form = form
         self._order = order
@@ -62,12 +54,7 @@ class SampleDataset(Dataset[Any]):
         return self._order.size
 
     def __getitem__(self, index: int) -> Any:
-        """Returns the sample at an index of this epoch; negative indices count from the end.
-
-        Raises:
-            IndexError: The index is out of range.
-            DataError: The sample is broken; the message names sample and member.
-        """
+        """Returns the sample at an index of this epoch; negative indices count from the end."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
@@ -140,7 +127,12 @@ def open_dataset(
         UsageError: The data kind has no fields to normalize, or, without `raw`, no dicts.
         DataError: The data are missing or broken, or lack a configured camera or field.
     """
-    _check_folders(folders)
+    if not folders or not all(isinstance(folder, str | Path) for folder in folders):
+        raise UsageError(
+            f"open_dataset expects each folder as an argument of its own, got {folders}",
+            hint="call open_dataset(first, second)",
+            code="usage.folders",
+        )
     data_kind = find_kind(None, [kind] if kind else ())
     to_plain = None if raw else _plain(data_kind)
     key = data_kind.folders_keys[0]
@@ -156,7 +148,7 @@ def open_dataset(
 
 
 def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
-    if not isinstance(kind, HasPlainSamples):
+    if not kind.has_plain:
         raise UsageError(
             f"the data kind {kind.name} has no method `plain`, which returns dicts",
             hint="pass raw=True and a collate_fn of your own",
@@ -165,21 +157,11 @@ def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
     return kind.plain
 
 
-def _check_folders(folders: Sequence[object]) -> None:
-    if not folders or not all(isinstance(folder, str | Path) for folder in folders):
-        raise UsageError(
-            f"open_dataset expects each folder as an argument of its own, got {folders}",
-            hint="call open_dataset(first, second)",
-            code="usage.folders",
-        )
-
-
-def _scales(kind: DataKind, config: Any, info: Any) -> Normalizes:
-    assets = kind.make_assets(config, info)
-    if not isinstance(assets, Normalizes):
+def _scales(kind: DataKind, config: Any, info: Any) -> Any:
+    if not kind.normalizes:
         raise UsageError(
             f"normalize is True, but {kind.name} data have no fields to normalize",
             hint="omit normalize",
             code="usage.nothing_to_normalise",
         )
-    return assets
+    return kind.make_assets(config, info)

@@ -1,6 +1,9 @@
 """Micro-batches of one rank, read by loader workers from any position of the order.
 
-Source: reference/order 5-10.
+The trainer returns a buffer of shared memory to the pool of its worker when no tensor of the
+micro-batch is left, and the worker fills it again. The first access to new shared memory takes as
+long as decoding the images that are written there: 0.8 ms per MiB on a virtual machine (measured),
+0.1 ms when reused. Source: reference/order 5-10.
 
 Legend of numbers: n position in the run, W world size, r rank, b samples in a micro-batch, m number
 of a micro-batch of this rank, K loader workers.
@@ -11,9 +14,10 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -24,9 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vlatool.episode import UInt8Array
+from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.jobs.executor import signals_blocked
 from vlatool.loading.base import (
@@ -35,15 +40,171 @@ from vlatool.loading.base import (
     Batcher,
     DroppedSample,
     MicroBatch,
-    Prefetching,
-    ReadsIntoBuffer,
     SampleReader,
     SampleRef,
 )
-from vlatool.loading.order import SampleOrder
-from vlatool.loading.permutations import keyed_generator
-from vlatool.loading.shared_memory import BatchMessage, SharedPool
+from vlatool.loading.order import SampleOrder, keyed_generator
 from vlatool.storage.retry import warn_through, warnings_of_workers
+
+# The first byte of a buffer is 1 while the buffer is in use. The size of the header aligns the
+# content for any dtype.
+_HEADER = 64
+# Smallest size in bytes of a contiguous tensor in shared memory; smaller ones are in the message.
+_MIN_SHARED_BYTES = 1 << 16
+# Micro-batches in use besides the prefetched ones: one that the worker reads, two of the trainer.
+# If the trainer keeps more, as with gradient accumulation on a CPU, new buffers are allocated.
+_IN_USE = 3
+
+
+class SharedPool:
+    """The shared memory of one loader worker."""
+
+    def __init__(self, prefetch_factor: int) -> None:
+        self._max_batches = prefetch_factor + _IN_USE
+        self._buffers: list[Tensor] = []
+        # Buffers of the micro-batch that is being read.
+        self._current: list[Tensor] = []
+
+    def allocate(self, size: int) -> UInt8Array:
+        """Returns uninitialized memory uint8 [size] for the micro-batch that is being read."""
+        free = (b for b in self._buffers if b.numel() >= _HEADER + size and not b[0])
+        buffer = next(free, None)
+        if buffer is None:
+            buffer = _shared(_HEADER + size)
+            self._buffers.append(buffer)
+        buffer[0] = 1
+        self._current.append(buffer)
+        return buffer.numpy()[_HEADER : _HEADER + size]
+
+    def pack(self, micro_batch: MicroBatch) -> "BatchMessage":
+        """Returns the message to send; tensors that are in a buffer of the pool are not copied."""
+        items = micro_batch.batch.items()
+        tensors = {name: value for name, value in items if _is_numpy_compatible(value)}
+        shared = {name: self._share(value) for name, value in tensors.items() if _is_large(value)}
+        small = {name: value.numpy() for name, value in tensors.items() if name not in shared}
+        # Drops buffers that were not sent, which the trainer never returns, and surplus ones
+        sent = [tensor.buffer for tensor in shared.values()]
+        unsent = {id(buffer) for buffer in self._current} - {id(buffer) for buffer in sent}
+        count = self._max_batches * max(1, len(sent))
+        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in unsent][-count:]
+        self._current = []
+        batch = {name: None if name in tensors else value for name, value in items}
+        return BatchMessage(replace(micro_batch, batch=batch), shared, small)
+
+    def _share(self, value: Tensor) -> "SharedTensor":
+        address = value.data_ptr()
+        for buffer in self._current:
+            offset = address - buffer.data_ptr() - _HEADER
+            if 0 <= offset < buffer.numel() - _HEADER and offset % value.itemsize == 0:
+                return SharedTensor(buffer, offset, value.dtype, value.shape, value.stride())
+        self.allocate(value.nbytes)
+        strides = torch.empty_like(value, device="meta").stride()
+        tensor = SharedTensor(self._current[-1], 0, value.dtype, value.shape, strides)
+        tensor.view(tensor.buffer[_HEADER:]).copy_(value)
+        return tensor
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """A tensor in a buffer of shared memory."""
+
+    buffer: Tensor  # header and content, uint8 [K]
+    offset: int  # offset in bytes from the start of the content
+    dtype: torch.dtype  # data type of the tensor
+    shape: Sequence[int]
+    strides: Sequence[int]  # strides of the tensor, in elements
+
+    def view(self, content: Tensor) -> Tensor:
+        """Returns the tensor as a view of the content uint8 [K - 64] of its buffer."""
+        steps = zip(self.shape, self.strides, strict=True)
+        count = 1 + sum((size - 1) * stride for size, stride in steps)
+        end = self.offset + count * self.dtype.itemsize
+        return content[self.offset : end].view(self.dtype).as_strided(self.shape, self.strides)
+
+
+@dataclass(frozen=True)
+class BatchMessage:
+    """A micro-batch as a loader worker sends it."""
+
+    # the micro-batch; values of its batch that are in `shared` or `small` are None
+    micro_batch: MicroBatch
+    shared: Mapping[str, SharedTensor]  # map from name to large tensor
+    # map from name to array of any other tensor that numpy can represent
+    small: Mapping[str, Array]
+
+    def unpack(self) -> MicroBatch:
+        """Returns the micro-batch; its memory is returned to the pool with its last tensor."""
+        buffers = {id(tensor.buffer): tensor.buffer for tensor in self.shared.values()}
+        contents = {key: _content(buffer) for key, buffer in buffers.items()}
+        tensors: dict[str, Any] = {
+            name: tensor.view(contents[id(tensor.buffer)]) for name, tensor in self.shared.items()
+        }
+        tensors |= {name: torch.from_numpy(array) for name, array in self.small.items()}
+        return replace(self.micro_batch, batch={**self.micro_batch.batch, **tensors})
+
+    def pin_memory(self) -> MicroBatch:
+        """Returns the micro-batch in page-locked memory; see `MicroBatch.pin_memory`."""
+        return self.unpack().pin_memory()
+
+
+def stack_rows(rows: Sequence[Array]) -> Array:
+    """Stacks arrays of one shape to [B, ...]; does not copy if they are adjacent in one buffer."""
+    first = rows[0]
+    step = first.nbytes
+    start = first.ctypes.data
+    is_adjacent = first.flags.writeable and all(
+        row.base is first.base
+        and row.ctypes.data == start + number * step
+        and row.flags.c_contiguous
+        for number, row in enumerate(rows)
+    )
+    if first.base is None or not is_adjacent:
+        return np.stack(rows)
+    return np.lib.stride_tricks.as_strided(first, (len(rows), *first.shape), (step, *first.strides))
+
+
+def _content(buffer: Tensor) -> Tensor:
+    """Content of a buffer, which is marked free when the tensor and all its views are deleted."""
+    # An array: unlike a tensor, it can be written in any mode of torch.
+    array = buffer.numpy()
+    content = array[_HEADER:]
+    finalizer = weakref.finalize(content, _mark_free, array)
+    finalizer.atexit = False
+    return torch.from_numpy(content)
+
+
+def _mark_free(array: Array) -> None:
+    array[0] = 0
+
+
+def _shared(size: int) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"cannot allocate {size / 1e6:.1f} MB of shared memory for a batch: {error}",
+            hint="raise the limit of the container (`docker run --shm-size 8g`), or lower "
+            "data.num_workers, data.prefetch_factor or hparams.per_gpu_batch_size",
+            code="environment.no_shared_memory",
+        ) from None
+
+
+def _is_numpy_compatible(value: Any) -> bool:
+    """True if numpy can represent the tensor without a conversion."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.requires_grad or value.is_conj() or value.is_neg())
+        and value.dtype is not torch.bfloat16
+        and not (value.is_floating_point() and value.itemsize == 1)
+    )
+
+
+def _is_large(value: Tensor) -> bool:
+    """True if the tensor is large, or if it is not contiguous: a message would lose its strides."""
+    return value.nbytes >= _MIN_SHARED_BYTES or not value.is_contiguous()
+
 
 # Samples per loader worker that are downloaded while others are decoded.
 _PREFETCHED_SAMPLES = 64
@@ -52,30 +213,20 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class LoaderPlan:
-    """The micro-batches that one rank reads.
+    """The micro-batches that one rank reads."""
 
-    Attributes:
-        batch_size: Number of samples in a micro-batch.
-        rank: Rank of this process.
-        world_size: Number of ranks.
-        seed: Seed of the random choices per sample.
-        first: Number of the first micro-batch, equal to the number that this rank has consumed.
-        count: Number of positions of all ranks together; then every rank ends, each after the same
-            number of micro-batches. None: no end.
-        num_workers: Number of loader workers; 0: load in this process.
-        prefetch_factor: Number of micro-batches that each loader worker loads in advance.
-        drop_reasons: Reasons that `MicroBatch.dropped` counts, in this order.
-    """
-
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    seed: int = 42
+    batch_size: int  # number of samples in a micro-batch
+    rank: int = 0  # rank of this process
+    world_size: int = 1  # number of ranks
+    seed: int = 42  # seed of the random choices per sample
+    # number of the first micro-batch, equal to the number that this rank has consumed
     first: int = 0
+    # number of positions of all ranks together; then every rank ends, each after the same number of
+    # micro-batches. None: no end
     count: int | None = None
-    num_workers: int = 0
-    prefetch_factor: int = 2
-    drop_reasons: tuple[str, ...] = ()
+    num_workers: int = 0  # number of loader workers; 0: load in this process
+    prefetch_factor: int = 2  # number of micro-batches that each loader worker loads in advance
+    drop_reasons: tuple[str, ...] = ()  # reasons that `MicroBatch.dropped` counts, in this order
 
     @property
     def batches(self) -> int | None:
@@ -93,34 +244,23 @@ class LoaderPlan:
 
 def read_samples(
     order: SampleOrder,
-    reader: SampleReader,
-    positions: Sequence[int],
-    seed: int,
+    reader: SampleReader,  # reader of the data
+    positions: Sequence[int],  # positions in the run
+    seed: int,  # seed of the random choices
+    # references of the samples at these positions; None: computed from `order`
     refs: Sequence[SampleRef] | None = None,
+    # allocator of one buffer for the arrays; None: each sample allocates its own
     allocate: Allocate | None = None,
 ) -> list[Any]:
-    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`.
-
-    Their random choices depend on seed and position only. Source: reference/order 8.
-
-    Args:
-        order: Order of the samples.
-        reader: Reader of the data.
-        positions: Positions in the run.
-        seed: Seed of the random choices.
-        refs: References of the samples at these positions; None: computed from `order`.
-        allocate: Allocator of one buffer for the arrays; None: each sample allocates its own.
-
-    Raises:
-        StorageError: The storage failed after all retries.
-        DataError: The data are missing or differ from their manifest.
+    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`. Their
+    random choices depend on seed and position only. Source: reference/order 8.
     """
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
     if refs is None:
         refs = order.refs(positions)
     if not positions:
         return []
-    if allocate is not None and isinstance(reader, ReadsIntoBuffer):
+    if allocate is not None:
         return reader.read_into(refs, rngs, allocate)
     return reader.read(refs, rngs)
 
@@ -130,9 +270,8 @@ _Item = MicroBatch | BatchMessage | VlatoolError
 
 
 class BatchStream(IterableDataset[_Item]):
-    """Micro-batches of one rank; each loader worker makes every K-th.
-
-    Source: reference/order 5, 6.
+    """Micro-batches of one rank; each loader worker makes every K-th. Source: reference/order
+    5, 6.
     """
 
     def __init__(
@@ -170,14 +309,13 @@ class BatchStream(IterableDataset[_Item]):
 
     @property
     def _prefetched_batches(self) -> int:
-        """Number of micro-batches that the reader may download in advance."""
         return -(-_PREFETCHED_SAMPLES // self._plan.batch_size)
 
     def _prefetch(self, number: int) -> tuple[list[int], list[SampleRef]]:
         """Returns positions and references of a micro-batch; the reader may start its download."""
         positions = self._plan.positions(number)
         refs = self._order.refs(positions)
-        if refs and isinstance(self._reader, Prefetching):
+        if refs:
             self._reader.prefetch(refs)
         return positions, refs
 
@@ -285,22 +423,14 @@ def _stop_workers(iterators: list[Iterator[_Item]], processes: Sequence[BaseProc
 
 
 def build_loader(
-    plan: LoaderPlan,
+    plan: LoaderPlan,  # the micro-batches to read
     order: SampleOrder,
-    reader: SampleReader,
-    batcher: Batcher,
+    reader: SampleReader,  # reader of the data; picklable
+    batcher: Batcher,  # converts samples to tensors; picklable
     dummy: Callable[[], Batch],
 ) -> BatchLoader:
-    """Returns a loader of the micro-batches of one rank, from number `plan.first` on.
-
-    Do not pass it to `Accelerator.prepare`, which would split the micro-batches over ranks again.
-
-    Args:
-        plan: The micro-batches to read.
-        order: Order of the samples.
-        reader: Reader of the data; picklable.
-        batcher: Converts samples to tensors; picklable.
-        dummy: Returns a dummy batch, used if no sample of a micro-batch is usable; picklable.
+    """Returns a loader of the micro-batches of one rank, from number `plan.first` on. Do not pass
+    it to `Accelerator.prepare`, which would split the micro-batches over ranks again.
     """
     workers = plan.num_workers
     loader = DataLoader(
@@ -334,9 +464,8 @@ def start_forkserver() -> None:
 
 
 def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:
-    """Returns the error to raise if a loader worker was killed; None for any other error.
-
-    Torch raises its RuntimeError in a signal handler, so at any point of the program.
+    """Returns the error to raise if a loader worker was killed; None for any other error. Torch
+    raises its RuntimeError in a signal handler, so at any point of the program.
     """
     is_exit = "DataLoader worker" in str(error) and not _is_raised_in_worker(error)
     return _worker_exited(error) if is_exit else None

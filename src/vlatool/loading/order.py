@@ -1,50 +1,123 @@
 """Order of samples: a pure function of sizes, weights, seed and position.
 
 The state of a run is one integer, the number of consumed positions. A run can resume at any
-position: no file is opened and nothing is replayed. Source: reference/order 1-5.
+position: no file is opened and nothing is replayed. Permutations have random access and are equal
+on all machines and for all numpy versions. Source: reference/order 1-5, 12.
 
 Legend of numbers: n position in the run, L lanes, k index within a lane, N samples of a data set,
 g index of a sample in the endless order of its data set.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlatool.errors import ConfigError, DataError
 from vlatool.events import counted
-from vlatool.loading.base import DataSet, SampleRef
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.permutations import (
-    PATTERN,
-    TableCache,
-    bit_reversed,
-    largest_remainder,
-    permutation,
-    ranks,
-    spaced_pattern,
-)
+from vlatool.loading.base import DataSet, LoadingConfig, SampleRef
+
+# Number of samples of a lane over which the shares of a mixture are exact.
+PATTERN = 10_000
+# Size of the table cache. The spans of 600 million samples in groups of 500 take 20 MB per epoch.
+_CACHE_BYTES = 1 << 27
+
+T = TypeVar("T", bound=Sequence[Any])
+
+
+def permutation(count: int, *key: object) -> NDArray[np.int64]:
+    """Returns a permutation [count] that depends on the key only.
+
+    It sorts the raw words of a Philox generator, because the result of `Generator.permutation` may
+    change between releases of numpy.
+    """
+    return np.argsort(_philox(key).random_raw(count), kind="stable").astype(np.int64)
+
+
+def keyed_generator(*key: object) -> np.random.Generator:
+    """Returns a generator with a state that depends on the key only."""
+    return np.random.Generator(_philox(key))
+
+
+def _philox(key: Sequence[object]) -> np.random.Philox:
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
+
+
+def bit_reversed(count: int) -> NDArray[np.int64]:
+    """Integers 0 to count - 1 in bit-reversed order; `count` is a power of two."""
+    order = np.zeros(1, np.int64)
+    while len(order) < count:
+        order = np.concatenate([2 * order, 2 * order + 1])
+    return order
+
+
+def spaced_pattern(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Pattern that has `counts[i]` entries of each source i, evenly spaced."""
+    column = np.repeat(np.arange(len(counts)), counts)
+    parts = [(np.arange(count) + 0.5) / max(count, 1) for count in counts]
+    return column[np.argsort(np.concatenate(parts), kind="stable")]
+
+
+def ranks(column: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
+    """Number of equal entries before each entry of a pattern."""
+    order = np.argsort(column, kind="stable")
+    starts = np.cumsum([0, *counts])[:-1]
+    result = np.empty_like(column)
+    result[order] = np.arange(len(column)) - np.repeat(starts, counts)
+    return result
+
+
+def largest_remainder(weights: Sequence[float], total: int) -> list[int]:
+    """Integer counts in proportion to the weights; their sum is `total`."""
+    whole = sum(weights)
+    exact = [total * weight / whole for weight in weights]
+    counts = [int(value) for value in exact]
+    order = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
+    for index in order[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+class TableCache:
+    """LRU cache of tables, bounded in bytes; pickled without its content."""
+
+    def __init__(self) -> None:
+        self._tables: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._bytes = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TableCache, ())
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Returns the table of a key, a tuple of arrays; calls `make` if it is not cached."""
+        cached = self._tables.get(key)
+        if cached is not None:
+            self._tables.move_to_end(key)
+            return cached[0]
+        table = make()
+        size = sum(part.nbytes for part in table if isinstance(part, np.ndarray)) + 200
+        self._tables[key] = (table, size)
+        self._bytes += size
+        while self._bytes > _CACHE_BYTES and len(self._tables) > 2:
+            self._bytes -= self._tables.popitem(last=False)[1][1]
+        return table
 
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """Options that determine the order, besides the sizes of the shards.
+    """Options that determine the order, besides the sizes of the shards."""
 
-    Attributes:
-        seed: Seed of every permutation.
-        lanes: Number of interleaved streams; a power of two.
-        group: Number of consecutive samples of a lane that are permuted.
-        shuffle: Shuffle shards and samples; if False, samples are in stored order, in one lane.
-        weights: Weight of each data set in the mixture; empty: each sample occurs equally often.
-    """
-
-    seed: int = 42
-    lanes: int = 64
-    group: int = 500
+    seed: int = 42  # seed of every permutation
+    lanes: int = 64  # number of interleaved streams; a power of two
+    group: int = 500  # number of consecutive samples of a lane that are permuted
+    # shuffle shards and samples; if False, samples are in stored order, in one lane
     shuffle: bool = True
+    # weight of each data set in the mixture; empty: each sample occurs equally often
     weights: tuple[float, ...] = ()
 
     @classmethod
@@ -56,28 +129,15 @@ class OrderOptions:
 
 
 class SingleEpoch(NamedTuple):
-    """The positions before any data set starts its second epoch.
+    """The positions before any data set starts its second epoch."""
 
-    Attributes:
-        positions: Number of positions; no two of them have the same sample.
-        dataset: Name of the data set that starts its second epoch first.
-    """
-
-    positions: int
-    dataset: str
+    positions: int  # number of positions; no two of them have the same sample
+    dataset: str  # name of the data set that starts its second epoch first
 
 
 class SampleOrder:
-    """Map from position to sample; picklable.
-
-    Args:
-        datasets: Data sets; only the sizes of their shards affect the order.
-        options: Options of the order.
-
-    Raises:
-        ConfigError: The number of weights differs from that of data sets, a weight is negative, or
-            the share of a data set rounds to zero.
-        DataError: A data set has no samples.
+    """Map from position to sample; picklable; `datasets`: data sets; only the sizes of their shards
+    affect the order.
     """
 
     def __init__(self, datasets: Sequence[DataSet], options: OrderOptions) -> None:
@@ -126,7 +186,6 @@ class SampleOrder:
         return self._streams[index].ref(k * self.lanes + lane)
 
     def _position(self, index: int, lane: int, k: int) -> int:
-        """Position of the k-th sample of a data set in a lane."""
         pattern, rank = divmod(k, self._counts[index])
         column, _ = self._pattern(lane, pattern)
         at = int(np.flatnonzero(column == index)[rank])
@@ -147,23 +206,15 @@ class SampleOrder:
 
 
 class _Epoch(NamedTuple):
-    """The spans in the order of one epoch, and the segment of that order that each lane reads.
-
-    A span is at most `group` consecutive samples of one shard.
-
-    Attributes:
-        spans: int64 [P], the spans in the order of the epoch.
-        stops: int64 [P], number of samples up to the end of each of these spans.
-        starts: First sample of the segment of each lane.
-        firsts: Index within the lane of that sample.
-        lengths: Number of samples in the segment of each lane.
+    """The spans in the order of one epoch, and the segment of that order that each lane reads. A
+    span is at most `group` consecutive samples of one shard.
     """
 
-    spans: NDArray[np.int64]
-    stops: NDArray[np.int64]
-    starts: Sequence[int]
-    firsts: Sequence[int]
-    lengths: Sequence[int]
+    spans: NDArray[np.int64]  # int64 [P], the spans in the order of the epoch
+    stops: NDArray[np.int64]  # int64 [P], number of samples up to the end of each of these spans
+    starts: Sequence[int]  # first sample of the segment of each lane
+    firsts: Sequence[int]  # index within the lane of that sample
+    lengths: Sequence[int]  # number of samples in the segment of each lane
 
 
 class _Stream:
@@ -191,14 +242,23 @@ class _Stream:
                 code="data.no_samples",
             )
         # Of each span: data set, shard, first sample, number of samples.
-        self._owners, self._shards, self._offsets, self._lengths = _split_shards(
-            owners, shards, lengths, options.group if options.shuffle else self.size
+        longest = options.group if options.shuffle else self.size
+        counts = -(-lengths // longest)
+        rows = np.repeat(np.arange(len(lengths)), counts)
+        numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = numbers * longest
+        sizes = np.minimum(lengths[rows] - offsets, longest)
+        self._owners, self._shards, self._offsets, self._lengths = (
+            owners[rows].astype(np.int64),
+            shards[rows].astype(np.int64),
+            offsets,
+            sizes,
         )
 
     def ref(self, g: int) -> SampleRef:
         """Reference of the g-th sample of the endless order."""
         number, lane = g // self.size, g % self._lanes
-        epoch = self._epoch(number)
+        epoch = self._tables.get(("epoch", self._id, number), lambda: self._build_epoch(number))
         at = g // self._lanes - epoch.firsts[lane]
         if self._options.shuffle:
             at = self._shuffled(at, epoch.lengths[lane], number, lane)
@@ -221,9 +281,8 @@ class _Stream:
         return min(self._num_shards, round(self._lanes * (self._options.group / mean + 1)))
 
     def _shuffled(self, at: int, length: int, epoch: int, lane: int) -> int:
-        """Index before shuffling of the `at`-th sample of a segment; both are in one group.
-
-        Source: reference/order 4.
+        """Index before shuffling of the `at`-th sample of a segment; both are in one group. Source:
+        reference/order 4.
         """
         group, within = divmod(at, self._options.group)
         start = group * self._options.group
@@ -234,13 +293,9 @@ class _Stream:
         (order,) = self._tables.get(key, lambda: (permutation(count, *key),))
         return start + int(order[within])
 
-    def _epoch(self, number: int) -> _Epoch:
-        return self._tables.get(("epoch", self._id, number), lambda: self._build_epoch(number))
-
     def _build_epoch(self, number: int) -> _Epoch:
-        """The spans of an epoch in order, divided into the segments of the lanes.
-
-        Source: reference/order 3.
+        """The spans of an epoch in order, divided into the segments of the lanes. Source:
+        reference/order 3.
         """
         spans = np.arange(len(self._lengths))
         if self._options.shuffle and len(spans) > 1:
@@ -254,16 +309,13 @@ class _Stream:
         return _Epoch(spans, stops, starts.tolist(), firsts, lengths)
 
     def _firsts(self, epoch: int) -> list[int]:
-        """Index within each lane of its first sample of an epoch."""
         start = epoch * self.size
         return [-((lane - start) // self._lanes) for lane in range(self._lanes)]
 
 
 def check_single_epoch(order: SampleOrder, positions: int) -> None:
-    """Raises an error if a data set starts a second epoch within the first `positions` positions.
-
-    Raises:
-        DataError: One does; the message has its name and the number of possible positions.
+    """Raises an error if a data set starts a second epoch within the first `positions`
+    positions.
     """
     possible, name = order.first_epoch()
     if positions > possible:
@@ -277,9 +329,8 @@ def check_single_epoch(order: SampleOrder, positions: int) -> None:
 
 
 def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
-    """Number of samples of each data set in a pattern; 0 only if the weight is 0.
-
-    Source: reference/order 2.
+    """Number of samples of each data set in a pattern; 0 only if the weight is 0. Source:
+    reference/order 2.
     """
     if len(weights) != len(datasets) or min(weights) < 0 or sum(weights) <= 0:
         raise ConfigError(
@@ -300,19 +351,3 @@ def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
                 details={"key": "data.dataset_weighting", "dataset": dataset.name},
             )
     return counts
-
-
-def _split_shards(
-    owners: NDArray[Any], shards: NDArray[Any], lengths: NDArray[np.int64], longest: int
-) -> tuple[NDArray[np.int64], ...]:
-    """Splits shards into spans of at most `longest` samples.
-
-    Returns:
-        Data set, shard, first sample and number of samples of each span.
-    """
-    counts = -(-lengths // longest)
-    rows = np.repeat(np.arange(len(lengths)), counts)
-    numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    offsets = numbers * longest
-    sizes = np.minimum(lengths[rows] - offsets, longest)
-    return owners[rows].astype(np.int64), shards[rows].astype(np.int64), offsets, sizes

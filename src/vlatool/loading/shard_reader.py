@@ -1,4 +1,4 @@
-"""Open shards and the byte ranges of their samples.
+"""Open shards and the byte ranges of their samples; look-up of the frames that a user names.
 
 Source: reference/order 11.
 """
@@ -22,13 +22,64 @@ from vlatool.artifacts.tar import (
 from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.errors import DataError, StorageError
 from vlatool.events import counted
-from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
-from vlatool.loading.config import CacheConfig, LoadingConfig
+from vlatool.loading.base import (
+    CacheConfig,
+    DataSet,
+    DroppedSample,
+    LoadingConfig,
+    SampleRef,
+    ShardInfo,
+)
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.plugins import did_you_mean
 from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 from vlatool.storage.uri import is_remote, local_path
+
+_DIGITS = 18  # more are no number of an episode
+
+
+def episode_named(episodes: Mapping[int, str], text: str) -> str:
+    """Id of the episode that a text names: its id, or its number."""
+    if text in episodes.values():
+        return text
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else -1
+    if number in episodes:
+        return episodes[number]
+    raise DataError(
+        f"there is no episode {text!r} among {counted(len(episodes), 'episode')}",
+        hint=_known(episodes, text),
+        code="data.unknown_episode",
+        details={"episode": text, "episodes": len(episodes)},
+    )
+
+
+def _known(episodes: Mapping[int, str], text: str) -> str:
+    if text.isdigit() or not text:
+        low, high = min(episodes, default=0), max(episodes, default=0)
+        return f"give a number from {low} to {high}, or the id of an episode"
+    return did_you_mean(text, list(episodes.values()))
+
+
+def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> None:
+    if frame not in frames:
+        low, high = min(frames), max(frames)
+        inside = low < frame < high
+        raise DataError(
+            f"{episode}: there is no frame {frame}; "
+            + (f"near it: {_near(frame, frames)}" if inside else f"frames are {low} to {high}"),
+            hint="give one of its frames; preprocessed data have the frames of their windows only",
+            code="data.unknown_frame",
+            details={"episode": episode, "frame": frame},
+        )
+
+
+def _near(frame: int, frames: range | Mapping[int, int]) -> str:
+    low = max(known for known in frames if known < frame)
+    high = min(known for known in frames if known > frame)
+    return f"{low}, {high}"
+
 
 # Drop reason: the bytes in the range of the sample are not a sample.
 BROKEN_SAMPLE = "broken_sample"
@@ -47,21 +98,16 @@ _MAX_PREFETCHED = 128
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Local cache of remote shards. Their indexes are always cached.
+    """Local cache of remote shards. Their indexes are always cached."""
 
-    Attributes:
-        files: Cache folder.
-        concurrent: Number of shards that are read at the same time. If `enabled` is True, whole
-            shards are cached only if these fit into the folder.
-        num_shards: Number of shards of the run.
-        enabled: Cache whole shards; None: only if all of them fit into `default_limit`.
-        default_limit: Largest size in bytes of all shards for `enabled` None; None: no limit.
-    """
-
-    files: FileCache
+    files: FileCache  # cache folder
+    # number of shards that are read at the same time. If `enabled` is True, whole shards are cached
+    # only if these fit into the folder
     concurrent: int
-    num_shards: int
+    num_shards: int  # number of shards of the run
+    # cache whole shards; None: only if all of them fit into `default_limit`
     enabled: bool | None = None
+    # largest size in bytes of all shards for `enabled` None; None: no limit
     default_limit: int | None = None
 
     @classmethod
@@ -104,12 +150,7 @@ class _OpenShard:
 
 
 class ShardReader:
-    """LRU cache of open shards. Thread-safe; pickled without open files.
-
-    Args:
-        datasets: Data sets that references of samples index.
-        cache: Cache of remote shards.
-    """
+    """LRU cache of open shards. Thread-safe; pickled without open files."""
 
     def __init__(self, datasets: Sequence[DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
@@ -124,12 +165,7 @@ class ShardReader:
         return (ShardReader, (self._datasets, self._cache))
 
     def members(self, refs: Sequence[SampleRef]) -> list[Members | DroppedSample]:
-        """Returns the members of each sample; a `DroppedSample` if its bytes are broken.
-
-        Raises:
-            StorageError: The storage failed after all retries.
-            DataError: A shard is missing or broken, or its number of samples is not the expected.
-        """
+        """Returns the members of each sample; a `DroppedSample` if its bytes are broken."""
         prefetched = self._prefetched.pop(tuple(refs), None)
         fragments = self._fragments(refs) if prefetched is None else prefetched.result()
         return [self._parsed(ref, data) for ref, data in zip(refs, fragments, strict=True)]
@@ -162,7 +198,17 @@ class ShardReader:
                     remote[number] = byte_range
                 else:
                     fragments[number] = _read(shard.file, byte_range)
-            self._trim()
+            files = [key for key, shard in self._open.items() if shard.file is not None]
+            for key in files[: max(0, len(files) - _MAX_OPEN_FILES)]:
+                shard = self._open.pop(key)
+                assert shard.file is not None
+                shard.file.close()
+                self._indexes[key] = shard.index
+            _drop_oldest(self._indexes, [len(index.offsets) for index in self._indexes.values()])
+            if len(self._open) > len(files):
+                _drop_oldest(
+                    self._open, [len(shard.index.offsets) for shard in self._open.values()]
+                )
         try:
             contents = read_byte_ranges(remote.values(), _MAX_REQUESTS)
             fragments.update(zip(remote, contents, strict=True))
@@ -175,7 +221,6 @@ class ShardReader:
 
     @property
     def _is_remote(self) -> bool:
-        """True if a data set is remote: samples are then requested before they are needed."""
         firsts = (shard for dataset in self._datasets for shard in dataset.shards[:1])
         return any(is_remote(shard.location) for shard in firsts)
 
@@ -198,21 +243,8 @@ class ShardReader:
             return in_parallel(work, shards, _MAX_REQUESTS)
         return map(work, shards)
 
-    def _trim(self) -> None:
-        """Closes the least recently used files, and drops indexes above the limit."""
-        files = [key for key, shard in self._open.items() if shard.file is not None]
-        for key in files[: max(0, len(files) - _MAX_OPEN_FILES)]:
-            shard = self._open.pop(key)
-            assert shard.file is not None
-            shard.file.close()
-            self._indexes[key] = shard.index
-        _drop_oldest(self._indexes, [len(index.offsets) for index in self._indexes.values()])
-        if len(self._open) > len(files):
-            _drop_oldest(self._open, [len(shard.index.offsets) for shard in self._open.values()])
-
 
 def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
-    """Removes the oldest entries until the number of indexed samples is within the limit."""
     left = sum(sizes)
     for size in sizes:
         if left <= _MAX_INDEXED_SAMPLES:
@@ -224,13 +256,18 @@ def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int
 
 
 def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) -> _OpenShard:
-    """Opens a shard and checks that its number of samples is that of the manifest."""
     shard, index = item
     try:
         if is_remote(shard.location):
             opened = _remote(cache, shard.location)
         else:
-            opened = _local(cache, shard.location, index)
+            file = shard.location.open("rb", buffering=0)
+            size = os.fstat(file.fileno()).st_size
+            if index is None:
+                index = cached_index(cache.files, FileVersion.of(shard.location))
+            if index is None or index.shard_bytes != size:
+                index = index_by_headers(shard.location)  # takes milliseconds: not worth caching
+            opened = _OpenShard(shard.location, index, file)
     except FileNotFoundError as error:
         raise _missing(error, shard.location) from None
     except OSError as error:
@@ -244,16 +281,6 @@ def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) ->
             details={"shard": str(shard.location), "samples": count, "expected": shard.size},
         )
     return opened
-
-
-def _local(cache: ShardCache, path: Path, index: ShardIndex | None) -> _OpenShard:
-    file = path.open("rb", buffering=0)
-    size = os.fstat(file.fileno()).st_size
-    if index is None:
-        index = cached_index(cache.files, FileVersion.of(path))
-    if index is None or index.shard_bytes != size:
-        index = index_by_headers(path)  # takes milliseconds: not worth caching
-    return _OpenShard(path, index, file)
 
 
 def _remote(cache: ShardCache, path: Path) -> _OpenShard:

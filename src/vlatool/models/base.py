@@ -7,20 +7,17 @@ the protocol gets the default. Legend of shapes: B samples of a micro-batch, N i
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from vlatool.models.published import PublishedLayout
+from vlatool.models.published import Layout, WeightsOrigin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel, Violation
-    from vlatool.episode import UInt8Array
+    from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
-    from vlatool.models.policy import Policy
-    from vlatool.models.tokenizer import VisualTokenizer
-    from vlatool.models.trained import WeightsOrigin
 
 Batch = dict[str, Any]
 
@@ -34,40 +31,38 @@ MAX_ROWS = 2**24  # of tables
 
 @dataclass(frozen=True)
 class Part:
-    """One named network of a model type, which is optimized, averaged and saved as a unit.
+    """One named network of a model type, which is optimized, averaged and saved as a unit."""
 
-    Attributes:
-        module: The network.
-        trained: If True, an optimizer updates the parameters, except those that `build` or `load`
-            froze, which never change: all checkpoints share one copy. If False, the module stays in
-            eval mode and its parameters get no gradient; gradients still flow to its inputs.
-        averaged: If True, the averaged weights (EMA) of the run include it.
-        saved: If True, checkpoints contain it. If False, `load` reads it again on resume, and its
-            digest must be the same.
-    """
-
-    module: "nn.Module"
+    module: "nn.Module"  # the network
+    # if True, an optimizer updates the parameters, except those that `build` or `load` froze, which
+    # never change: all checkpoints share one copy. If False, the module stays in eval mode and its
+    # parameters get no gradient; gradients still flow to its inputs
     trained: bool = True
-    averaged: bool = True
+    averaged: bool = True  # if True, the averaged weights (EMA) of the run include it
+    # if True, checkpoints contain it. If False, `load` reads it again on resume, and its digest
+    # must be the same
     saved: bool = True
+
+    # units of sharding, activation checkpointing and compilation, inner ones first. Each must be
+    # called equally often on all ranks; tied weights must be in the same block
+    blocks: Sequence["nn.Module"] = ()
 
     def __post_init__(self) -> None:
         assert self.saved or not self.trained, "a part is trained but not saved"
 
 
+def blocks_of(parts: Mapping[str, Part]) -> "list[nn.Module]":
+    """The blocks of all parts."""
+    return [block for part in parts.values() for block in part.blocks]
+
+
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with the same options in an optimizer.
+    """Parameters with the same options in an optimizer."""
 
-    Attributes:
-        params: The parameters.
-        decays: If True, weight decay applies to them.
-        rate: Factor on the learning rate of the optimizer.
-    """
-
-    params: Sequence["nn.Parameter"]
-    decays: bool = True
-    rate: float = 1.0
+    params: Sequence["nn.Parameter"]  # the parameters
+    decays: bool = True  # if True, weight decay applies to them
+    rate: float = 1.0  # factor on the learning rate of the optimizer
 
 
 def decays_by_name(name: str) -> bool:
@@ -82,23 +77,17 @@ class OptimizerSpec:
     The schedule covers the steps of the run from `starts_at` on, including steps at which the
     optimizer does not run. Fractions such as `warmup: 0.05` refer to these steps. Final learning
     rates are scaled with `lr`.
-
-    Attributes:
-        parts: Names of the parts that it updates.
-        groups: Function from the parts after sharding, by name, to parameter groups; parameters
-            have the names of `build`. None: those of `hparams.decay_by_name`.
-        lr: Peak learning rate; None: `hparams.lr`.
-        betas: Coefficients of AdamW; None: those of `hparams`.
-        starts_at: First step at which the optimizer runs.
-        rates: Map from prefix of parameter names to a factor on their learning rate. If `groups` is
-            set, `ParamGroup.rate` is used instead.
     """
 
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # names of the parts that it updates
+    # function from the parts after sharding, by name, to parameter groups; parameters have the
+    # names of `build`. None: those of `hparams.decay_by_name`
     groups: Callable[[Mapping[str, "nn.Module"]], Sequence[ParamGroup]] | None = None
-    lr: float | None = None
-    betas: tuple[float, float] | None = None
-    starts_at: int = 0
+    lr: float | None = None  # peak learning rate; None: `hparams.lr`
+    betas: tuple[float, float] | None = None  # coefficients of AdamW; None: those of `hparams`
+    starts_at: int = 0  # first step at which the optimizer runs
+    # map from prefix of parameter names to a factor on their learning rate. If `groups` is set,
+    # `ParamGroup.rate` is used instead
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -108,19 +97,15 @@ class Loss:
 
     The trainer divides the sum over all micro-batches and ranks by their total count, so the mean
     does not depend on how the global batch is split.
-
-    Attributes:
-        total: Sum of the losses of all counted elements; float32 scalar with gradient. A term that
-            is a mean over other elements must be multiplied by `count`. The graph must reach every
-            trainable parameter of the parts of the optimizer.
-        count: Number of counted elements, or the sum of their weights; scalar.
-        sums: Other sums over the micro-batch, detached. Names and shapes must be the same in every
-            micro-batch of an optimizer. The trainer adds them over micro-batches and ranks, in
-            float64.
     """
 
+    # sum of the losses of all counted elements; float32 scalar with gradient. A term that is a mean
+    # over other elements must be multiplied by `count`. The graph must reach every trainable
+    # parameter of the parts of the optimizer
     total: "Tensor"
-    count: "Tensor"
+    count: "Tensor"  # number of counted elements, or the sum of their weights; scalar
+    # other sums over the micro-batch, detached. Names and shapes must be the same in every
+    # micro-batch of an optimizer. The trainer adds them over micro-batches and ranks, in float64
     sums: Mapping[str, "Tensor"] = field(default_factory=dict)
 
 
@@ -146,22 +131,15 @@ class Rng(Protocol):
 
 @dataclass(frozen=True)
 class StepContext:
-    """State of the run that an objective may use.
+    """State of the run that an objective may use."""
 
-    Attributes:
-        step: Number of optimizer steps before this one.
-        rng: Random numbers of this micro-batch.
-        parts: Map from name to module after placement (DDP or sharding). Call these modules or the
-            methods that the model type lists, never the modules of `build`.
-        training: False for validation data.
-        samples: Names of the samples, one per row of the batch.
-    """
-
-    step: int
-    rng: Rng
+    step: int  # number of optimizer steps before this one
+    rng: Rng  # random numbers of this micro-batch
+    # map from name to module after placement (DDP or sharding). Call these modules or the methods
+    # that the model type lists, never the modules of `build`
     parts: Mapping[str, Any]
-    training: bool = True
-    samples: tuple[str, ...] = ()
+    training: bool = True  # False for validation data
+    samples: tuple[str, ...] = ()  # names of the samples, one per row of the batch
 
 
 class Objective(Protocol):
@@ -177,7 +155,12 @@ class Objective(Protocol):
       so layers that update buffers in `forward`, such as batch norm in training mode, are not
       supported.
     - Call each part equally often on all ranks.
+
+    Attributes:
+        samples_chunks: True if `chunk_errors` measures sampled action chunks in a validation.
     """
+
+    samples_chunks: ClassVar[bool] = False
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """Returns all optimizers by name, in the order in which they run within a step."""
@@ -232,6 +215,18 @@ class Objective(Protocol):
         """Returns the loss of a micro-batch of validation data; eval mode, without gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
+    def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, "Tensor"]:
+        """Samples an action chunk for each sample and compares it with the recorded one.
+
+        Called after `prepare`, in eval mode, without gradient and without autocast, if
+        `samples_chunks` is True.
+
+        Returns:
+            Map from name of a metric to float64 [2]: sum of absolute errors in physical units, and
+            their number. The names are the same for every micro-batch.
+        """
+        raise AssertionError("an objective with samples_chunks has chunk_errors")
+
     def metrics(
         self, phase: str, sums: Mapping[str, "Tensor"], count: float
     ) -> Mapping[str, float]:
@@ -263,10 +258,167 @@ class Objective(Protocol):
         return {}
 
 
-class ModelType(PublishedLayout, Protocol):
+Precision = Literal["fp32", "bf16"]
+
+
+class Codes(NamedTuple):
+    """Codes of a batch of images."""
+
+    values: "Tensor"  # int64 [B, K], on the device of the tokenizer
+    # images that were encoded a second time, alone, because of a near tie
+    num_encoded_alone: int = 0
+
+
+class Reconstruction(NamedTuple):
+    """Reconstructed images and their codes, on the device of the tokenizer."""
+
+    pixels: "Tensor"  # float [B, 3, S, S]; 0 is black, 1 white; not clamped
+    codes: "Tensor | None"  # int64 [B, K]; None without a codebook
+
+
+class VisualTokenizer(Protocol):
+    """Network with a codebook; `ModelType.tokenizer` returns one.
+
+    All tensors are on the device of the network. Methods with a body are optional.
+
+    Attributes:
+        image_size: S.
+        codes_per_image: K.
+        codebook_size: Number of codes; 0 for a tokenizer that only reconstructs.
+        has_decoder: True if codes can be decoded to pixels.
+    """
+
+    image_size: int
+    codes_per_image: int
+    codebook_size: int
+    has_decoder: bool = True
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that determines the codes."""
+        ...
+
+    @property
+    def decoder_digest(self) -> str:
+        """SHA-256 of all that determines codes and decoded images."""
+        return self.digest
+
+    def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
+        """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
+        ...
+
+    def decode(self, codes: "Tensor") -> "Tensor":
+        """Images uint8 [B, S, S, 3] of codes int [B, K].
+
+        Raises:
+            DataError: A code is out of range, or there are not K of them.
+        """
+        ...
+
+    def reconstructor(self) -> "Callable[[Tensor], Reconstruction]":
+        """Function that reconstructs images uint8 [B, S, S, 3], in float32.
+
+        Raises:
+            UsageError: The tokenizer needs a teacher to decode, and there is none.
+            DataError: The teacher is missing or broken.
+        """
+
+        def reconstruct(images: "Tensor") -> Reconstruction:
+            codes = self.encode(images).values
+            return Reconstruction(self.decode(codes).permute(0, 3, 1, 2).float() / 255, codes)
+
+        return reconstruct
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Chunks of a policy."""
+
+    actions: Mapping[str, "Array"]  # result of `Policy.act`
+    # number of tokens that were decoded for each observation; empty if there are none
+    tokens: Sequence[int] = ()
+
+
+class Policy(Protocol):
+    """A trained policy; evaluation, rollouts and `load_policy` use nothing else of it.
+
+    It has no memory: history and execution of chunks are in `evaluation.control`.
+
+    Attributes:
+        sees: Input of the policy.
+        actions: Commanded fields with their numbers of dimensions; poses are absolute.
+        fps: Steps per second.
+        horizon: Number of steps in a chunk of commands, T.
+        predicts_images: True if it also predicts images, as codes of a visual tokenizer.
+    """
+
+    sees: "ObservationSpec"
+    actions: Mapping[str, int]
+    fps: float
+    horizon: int
+    predicts_images: ClassVar[bool] = False
+
+    def act(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
+    ) -> Mapping[str, "Array"]:
+        """Returns chunks of commands by field, float [B, T, C], from the current step on.
+
+        The chunk of an observation follows from the observation, its seed and B; on one device it
+        has the same bits whichever observations share the batch.
+
+        Args:
+            observations: B observations, with the fields and cameras of `sees`.
+            seeds: Seed of the random numbers of each observation.
+
+        Raises:
+            DataError: An observation lacks a value, or its images cannot be used.
+        """
+        ...
+
+    def with_steps(self, steps: int) -> "Policy":
+        """Returns the policy with this number of evaluations of its network per chunk."""
+        del steps
+        return self
+
+    def decide(self, observations: "Sequence[Observation]", *, seeds: Sequence[int]) -> Decision:
+        """Returns the chunks of `act`, with their numbers of tokens if it decodes tokens."""
+        return Decision(self.act(observations, seeds=seeds))
+
+    def action_range(self, field: str) -> "tuple[Array, Array] | None":
+        """Returns smallest and largest values of an action field in the training data.
+
+        They are float64 [C]; None if they are unknown.
+        """
+        del field
+        return None
+
+    def with_tokenizer(self, tokenizer: VisualTokenizer) -> "Policy":
+        """Returns the policy with the tokenizer of the codes that it predicts."""
+        raise AssertionError("a policy with predicts_images has with_tokenizer")
+
+    def future_codes(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
+    ) -> Mapping[str, "Array"]:
+        """Returns codes of F steps after the current one by camera, int64 [B, F, codes].
+
+        Arguments, errors and equal bits are those of `act`, which computes none.
+        """
+        raise AssertionError("a policy with predicts_images has future_codes")
+
+    def futures(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
+    ) -> Mapping[str, "UInt8Array"]:
+        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3]."""
+        raise AssertionError("a policy with predicts_images has futures")
+
+
+class ModelType(Protocol):
     """A type of model: its config, networks, batches, losses and policy.
 
-    The module of a model type must be light to import: import torch inside the methods.
+    The module of a model type must be light to import: import torch inside the methods. These get
+    the sections `model` and `data` of the configuration, `data` derived, `config` after `derive`
+    only; `info`, the metadata of the training data; the `assets` of the data kind; and the `folder`
+    of the run with the files of `save_assets`.
 
     Attributes:
         name: Value of `model.type`.
@@ -277,6 +429,7 @@ class ModelType(PublishedLayout, Protocol):
         needs_init: A run starts from weights of `init_from`; without them it can only be planned.
         adapters: Dotted keys of the section `model` with which few weights are trained, such as
             `{"lora.rank": 16}`: proposed if a run does not fit on its devices.
+        layout: Published files of this type; by default there are none.
     """
 
     name: ClassVar[str]
@@ -285,6 +438,7 @@ class ModelType(PublishedLayout, Protocol):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_init: ClassVar[bool] = False
     adapters: ClassVar[Mapping[str, Any]] = {}
+    layout: ClassVar[Layout] = Layout()
 
     def check_init(self, config: Any, init_from: str | None) -> None:
         """Checks weights to start from, before data are read. Opens no weights.
@@ -292,7 +446,6 @@ class ModelType(PublishedLayout, Protocol):
         Not called on resume, because the checkpoints of the run have all weights.
 
         Args:
-            config: Section `model`.
             init_from: Location of initial weights, which exists; None: there are none.
 
         Raises:
@@ -317,11 +470,6 @@ class ModelType(PublishedLayout, Protocol):
 
         It may read config.json and the tokenizer of a base model. Opens no weights.
 
-        Args:
-            config: Section `model`.
-            data: Section `data`, derived.
-            info: Metadata of the training data.
-
         Returns:
             The derived section, and a mapping from each dotted key that was filled in to the rule.
         """
@@ -330,12 +478,6 @@ class ModelType(PublishedLayout, Protocol):
 
     def check_data(self, config: Any, data: Any, info: Any, folder: Path) -> None:
         """Checks the data with the assets of the model, before training. Opens no weights.
-
-        Args:
-            config: Section `model`, derived.
-            data: Section `data`, derived.
-            info: Metadata of the training data.
-            folder: Folder with the files of `save_assets`.
 
         Raises:
             DataError: The data cannot be used with this model.
@@ -366,8 +508,6 @@ class ModelType(PublishedLayout, Protocol):
         It may freeze parameters and change their types, but not the structure of the parts.
 
         Args:
-            config: Section `model`, derived.
-            parts: Result of `build`.
             names: Names of the parts to load: all on a fresh start, without `model` if that has
                 initial weights; on resume those that checkpoints do not contain.
 
@@ -382,14 +522,12 @@ class ModelType(PublishedLayout, Protocol):
         self,
         config: Any,
         parts: Mapping[str, Part],
-        init: "WeightsOrigin",
+        init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str] | None:
         """Loads initial weights into the part `model`, by default those of a run of this type.
 
         Args:
-            config: Section `model`, derived.
-            parts: Result of `build`.
             init: Run, checkpoint, published folder or file.
             init_except: Networks of the part that keep their random weights.
 
@@ -409,41 +547,22 @@ class ModelType(PublishedLayout, Protocol):
         module.load_state_dict(state, strict=False)
         return ()
 
-    def save_assets(self, config: Any, folder: Path) -> None:
-        """Writes assets such as tokenizer and processor to the run folder, when the run starts."""
-        del config, folder
-
-    def copy_assets(self, config: Any, before: Any, source: Path, folder: Path) -> bool:
-        """Copies the assets from the run with the initial weights, instead of `save_assets`.
+    def save_assets(
+        self, config: Any, folder: Path, before: Any = None, source: Path | None = None
+    ) -> None:
+        """Writes assets such as tokenizer and processor to the run folder, when the run starts.
 
         Args:
-            config: Section `model`, derived.
-            before: Section `model` of that run.
-            source: Folder of that run, of any scheme.
-            folder: Folder of the new run.
-
-        Returns:
-            True if that run has all of them.
+            before: Section `model` of the weights to start from; None: there is none.
+            source: Folder of these weights, of any scheme. Its assets are copied if they are those
+                of the config.
         """
-        del config, before, source, folder
-        return False
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Returns the units of sharding, activation checkpointing and compilation.
-
-        Inner blocks come first. Each block must be called equally often on all ranks. Tied weights
-        must be in the same block.
-        """
-        del parts
-        return ()
+        del config, folder, before, source
 
     def objective(self, config: Any, data: Any, info: Any, parts: Mapping[str, Part]) -> Objective:
         """Returns the objective.
 
         Args:
-            config: Section `model`, derived.
-            data: Section `data`, derived.
-            info: Metadata of the training data.
             parts: The parts after placement; the objective may keep references to their buffers.
         """
         ...
@@ -454,9 +573,6 @@ class ModelType(PublishedLayout, Protocol):
         """Returns the function that converts samples to a batch of tensors, in loader workers.
 
         Args:
-            config: Section `model`, derived.
-            data: Section `data`, derived.
-            assets: Assets of the data kind for the training data.
             folder: Folder with the files of `save_assets`; None if they are not written, as in a
                 dry run.
             training: True for training data, False for validation and inference.
@@ -481,13 +597,11 @@ class ModelType(PublishedLayout, Protocol):
 
     def policy(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
-    ) -> "Policy | None":
+    ) -> Policy | None:
         """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
 
         Args:
-            config: Section `model`, derived.
             parts: Networks of `build_for_inference`, on their device, in eval mode.
-            assets: Assets of the data kind that the run saved.
             folder: Folder with the files of `save_assets`, such as that of the run; None for
                 published weights without them.
         """
@@ -496,11 +610,10 @@ class ModelType(PublishedLayout, Protocol):
 
     def tokenizer(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any
-    ) -> "VisualTokenizer | None":
+    ) -> VisualTokenizer | None:
         """Returns a visual tokenizer; None if the model is not one.
 
         Args:
-            config: Section `model`, derived.
             parts: Networks of `build_for_inference`, on their device, in eval mode.
             assets: Assets of the data kind; `preprocessing` is that of the images.
         """

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.errors import DataError
-from vlatool.models.base import Rng
+from vlatool.models.base import Codes, Precision, Reconstruction, Rng
 from vlatool.models.images import to_float, to_uint8
-from vlatool.models.tokenizer import Codes, Precision, Reconstruction
 
 _NORM_EPS = 1e-12
 # Differences of squared distances of unit vectors change by less between batches of different
@@ -31,28 +30,19 @@ _TEMPERATURE = 0.1
 
 
 class QuantizerOutput(NamedTuple):
-    """Output of a quantizer: the input of the decoder, and loss terms.
+    """Output of a quantizer: the input of the decoder, and loss terms."""
 
-    Attributes:
-        vectors: float32 [B, K, D]; straight-through gradients.
-        codes: int64 [B, K]; [B, 0] without a codebook.
-        penalty: Loss term of the quantizer, scalar float32.
-        commitment: Commitment loss, a part of `penalty`; detached.
-        inputs: Vectors that were mapped to codes, float32 [B, K, D]; detached.
-    """
-
-    vectors: Tensor
-    codes: Tensor
-    penalty: Tensor
-    commitment: Tensor
-    inputs: Tensor
+    vectors: Tensor  # float32 [B, K, D]; straight-through gradients
+    codes: Tensor  # int64 [B, K]; [B, 0] without a codebook
+    penalty: Tensor  # loss term of the quantizer, scalar float32
+    commitment: Tensor  # commitment loss, a part of `penalty`; detached
+    inputs: Tensor  # vectors that were mapped to codes, float32 [B, K, D]; detached
 
 
 @contextmanager
 def true_float32(device: torch.device) -> Generator[None]:
-    """Disables autocast and TF32 for matrix products and convolutions.
-
-    With TF32 about one code in a thousand differs (reference/titok 1.4).
+    """Disables autocast and TF32 for matrix products and convolutions. With TF32 about one code in
+    a thousand differs (reference/titok 1.4).
     """
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
@@ -67,31 +57,23 @@ def true_float32(device: torch.device) -> Generator[None]:
 
 
 class VectorQuantizer(nn.Module):
-    """Maps each vector to its nearest code.
-
-    Names of parameters are the published ones. The codebook is stored without normalization.
-
-    Args:
-        size: Number of codes, N.
-        width: Width of a code, D.
-        l2_norm: Normalize vectors and codes to unit length.
-        commitment_cost: Weight of the commitment loss.
-        entropy_weight: Weight of `entropy_penalty`; published: 0.
+    """Maps each vector to its nearest code. Names of parameters are the published ones. The
+    codebook is stored without normalization.
     """
 
     def __init__(
         self,
-        size: int,
-        width: int,
+        size: int,  # number of codes, N
+        width: int,  # width of a code, D
         *,
         l2_norm: bool = False,
         commitment_cost: float = 0.25,
         entropy_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.l2_norm = l2_norm
-        self.commitment_cost = commitment_cost
-        self.entropy_weight = entropy_weight
+        self.l2_norm = l2_norm  # normalize vectors and codes to unit length
+        self.commitment_cost = commitment_cost  # weight of the commitment loss
+        self.entropy_weight = entropy_weight  # weight of `entropy_penalty`; published: 0
         self.embedding = nn.Embedding(size, width)
         nn.init.uniform_(self.embedding.weight, -1.0 / size, 1.0 / size)
 
@@ -102,15 +84,11 @@ class VectorQuantizer(nn.Module):
 
     @property
     def size(self) -> int:
-        """Number of codes."""
         return self.embedding.num_embeddings
 
     def forward(self, features: Tensor, mean_assignment: Tensor | None = None) -> QuantizerOutput:
-        """Quantizes features [B, K, D]; the vectors have unit length with `l2_norm`.
-
-        Args:
-            features: [B, K, D].
-            mean_assignment: See `entropy_penalty`.
+        """Quantizes features [B, K, D]; the vectors have unit length with `l2_norm`; `features`:
+        [B, K, D].
         """
         with true_float32(features.device):
             vectors, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
@@ -133,9 +111,8 @@ class VectorQuantizer(nn.Module):
             return nearest(vectors, self._scaled(self.embedding.weight.float()))
 
     def assignment_sums(self, features: Tensor) -> Tensor:
-        """Returns the sum of the soft assignments of features [B, K, D], float64 [N].
-
-        The sum of all elements is the number of vectors.
+        """Returns the sum of the soft assignments of features [B, K, D], float64 [N]. The sum of
+        all elements is the number of vectors.
         """
         with true_float32(features.device):
             rows = self._scaled(features.float()).flatten(0, 1)
@@ -143,14 +120,8 @@ class VectorQuantizer(nn.Module):
             return logits.softmax(1).sum(0, dtype=torch.float64)
 
     def near_ties(self, features: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-        """Returns the codes int64 [B, K], and a mask bool [B, K] of near ties.
-
-        A near tie is a vector whose two nearest codes are at almost the same distance.
-
-        Args:
-            features: [B, K, D].
-            margin: Difference of squared distances of a near tie, as a fraction of the mean of the
-                squared lengths of vector and codes.
+        """Returns the codes int64 [B, K], and a mask bool [B, K] of near ties. `features`: [B, K,
+        D]. A near tie is a vector whose two nearest codes are at almost the same distance.
         """
         with true_float32(features.device):
             vectors = self._scaled(features.float()).flatten(0, 1)
@@ -162,11 +133,7 @@ class VectorQuantizer(nn.Module):
         return closest.indices[:, 0].view(shape), is_near.view(shape)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Returns the vectors float32 [..., D] of codes int [...].
-
-        Raises:
-            DataError: A code is out of range.
-        """
+        """Returns the vectors float32 [..., D] of codes int [...]."""
         check_codes(codes, self.size)
         return self._scaled(functional.embedding(codes.long(), self.embedding.weight.float()))
 
@@ -180,25 +147,18 @@ class CodeRevival(nn.Module):
     At every step one vector of each image, drawn at random, is a candidate for one code, drawn at
     random; a dead code with one candidate is replaced by it. It is a part beside the model, so that
     the weights of the model keep the published names.
-
-    Args:
-        size: Number of codes, N.
-        after: Number of steps without use after which a code is dead.
     """
 
     idle: Tensor  # int64 [N], steps since each code was used or replaced
 
     def __init__(self, size: int, after: int) -> None:
         super().__init__()
-        self.after = after
+        self.after = after  # number of steps without use after which a code is dead
         self.register_buffer("idle", torch.zeros(size, dtype=torch.int64))
 
     def candidates(self, vectors: Tensor, rng: Rng) -> Tensor:
-        """Returns the sum of the candidates of each code and their number, float64 [N, D + 1].
-
-        Args:
-            vectors: Vectors of a micro-batch, [B, K, D].
-            rng: Random numbers of its images.
+        """Returns the sum of the candidates of each code and their number, float64 [N, D + 1];
+        `vectors`: vectors of a micro-batch, [B, K, D].
         """
         size, number, width = len(self.idle), vectors.shape[1], vectors.shape[2]
         chosen, codes = rng.integers(number), rng.integers(size)
@@ -210,11 +170,9 @@ class CodeRevival(nn.Module):
     def update(self, table: Tensor, counts: Tensor, candidates: Tensor, ok: Tensor) -> None:
         """Counts the steps without use, and replaces dead codes.
 
-        Args:
-            table: Weights of the codebook [N, D], sharded or not, which are changed.
-            counts: Number of vectors of the step that were mapped to each code, [N].
-            candidates: Sum of `candidates` over all micro-batches and ranks.
-            ok: Bool scalar; if False, nothing changes.
+        `table`: weights of the codebook [N, D], sharded or not, which are changed; `counts`: number
+        of vectors of the step that were mapped to each code, [N]; `candidates`: sum of `candidates`
+        over all micro-batches and ranks.
         """
         # Takes 0.4 s, and only training needs it.
         from torch.distributed.tensor import DTensor, distribute_tensor
@@ -233,17 +191,7 @@ class CodeRevival(nn.Module):
 
 
 class CodebookTokenizer:
-    """Visual tokenizer of a network with a quantizer; a `tokenizer.VisualTokenizer`.
-
-    Args:
-        network: Network with the method `features`, from pixels [B, 3, S, S] to features [B, K, D],
-            the method `decode_codes`, and the module `quantize`; None without codes. Its output has
-            `pixels` and `codes`.
-        image_size: S.
-        codes_per_image: K.
-        code_options: Text of the options that determine the codes.
-        code_weights: Prefixes of the names of weights that determine the codes.
-    """
+    """Visual tokenizer of a network with a quantizer; a `tokenizer.VisualTokenizer`."""
 
     def __init__(
         self,
@@ -251,13 +199,16 @@ class CodebookTokenizer:
         *,
         image_size: int,
         codes_per_image: int,
-        code_options: str,
-        code_weights: tuple[str, ...],
+        code_options: str,  # text of the options that determine the codes
+        code_weights: tuple[str, ...],  # prefixes of the names of weights that determine the codes
     ) -> None:
+        # network with the method `features`, from pixels [B, 3, S, S] to features [B, K, D], the
+        # method `decode_codes`, and the module `quantize`; None without codes. Its output has
+        # `pixels` and `codes`
         self.network = network
         self.has_decoder = True
-        self.image_size = image_size
-        self.codes_per_image = codes_per_image
+        self.image_size = image_size  # S
+        self.codes_per_image = codes_per_image  # K
         self.codebook_size = 0 if network.quantize is None else network.quantize.size
         self._options, self._weights = code_options, code_weights
 
@@ -298,11 +249,7 @@ class CodebookTokenizer:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Images uint8 [B, S, S, 3] of codes int [B, K].
-
-        Raises:
-            DataError: A code is out of range, or there are not K of them.
-        """
+        """Images uint8 [B, S, S, 3] of codes int [B, K]."""
         with true_float32(codes.device):
             return to_uint8(self.network.decode_codes(codes)).permute(0, 2, 3, 1)
 
@@ -349,16 +296,14 @@ def distances(rows: Tensor, table: Tensor) -> Tensor:
 def entropy_penalty(vectors: Tensor, table: Tensor, mean: Tensor | None = None) -> Tensor:
     """Mean entropy of the soft assignments of `vectors` [..., D], minus the entropy of their mean.
 
+    `table`: codes [N, D]; `mean`: mean assignment of the global batch, [N], without gradient; None:
+    of these vectors.
+
     It is small if each vector is assigned to one code, and all codes are used equally often.
 
-    With p(k) the mean of these vectors and P(k) that of the global batch, the second term is
-    sum p log P: its mean over micro-batches, weighted by their vectors, is sum P log P, and so is
-    the gradient, as that of sum P is 0.
-
-    Args:
-        vectors: Vectors of a micro-batch.
-        table: Codes [N, D].
-        mean: Mean assignment of the global batch, [N], without gradient; None: of these vectors.
+    With p(k) the mean of these vectors and P(k) that of the global batch, the second term is sum p
+    log P: its mean over micro-batches, weighted by their vectors, is sum P log P, and so is the
+    gradient, as that of sum P is 0.
     """
     rows = vectors.reshape(-1, vectors.shape[-1])
     logits = distances(rows, table) / -_TEMPERATURE
@@ -398,15 +343,10 @@ def difference_sums(codes: Tensor) -> dict[str, Tensor]:
 def usage_metrics(counts: Tensor) -> Mapping[str, float]:
     """Metrics of the use of a codebook.
 
-    Args:
-        counts: Number of occurrences of each code, float [N].
-
-    Returns:
-        codebook_usage: Fraction of codes that occurred.
-        dead_codes: Number of codes that did not occur.
-        codebook_perplexity: Exponential of the entropy of the code frequencies.
-        codebook_evenness: Perplexity divided by the largest possible one, which is the smaller of
-            N and the number of occurrences.
+    `counts`: number of occurrences of each code, float [N]; returns codebook_usage: Fraction of
+    codes that occurred. dead_codes: Number of codes that did not occur. codebook_perplexity:
+    Exponential of the entropy of the code frequencies. codebook_evenness: Perplexity divided by the
+    largest possible one, which is the smaller of N and the number of occurrences.
     """
     total = float(counts.sum())
     shares = counts[counts > 0] / max(total, 1.0)

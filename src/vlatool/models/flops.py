@@ -18,17 +18,10 @@ Losses = Callable[[Mapping[str, Part], Batch], Iterable[Tensor]]
 def sample_flops(model_type: ModelType, config: Any, data: Any, losses: Losses) -> float | None:
     """Operations of the forward and backward passes of one sample, for `ModelType.flops`.
 
+    Returns the number; None if a network, such as one of a base model, depends on the values.
+
     A multiplication with an addition counts as two. Recomputation by gradient checkpointing is not
     counted, nor are operations that are no matrix product or convolution.
-
-    Args:
-        model_type: The model type, whose example is the sample.
-        config: Section `model`, derived.
-        data: Section `data`, derived.
-        losses: Yields each tensor from which gradients are computed, for the parts and a batch.
-
-    Returns:
-        The number; None if a network, such as one of a base model, depends on the values.
     """
     batch = model_type.example(config, data, 1)
     with torch.device("meta"):
@@ -48,11 +41,7 @@ def sample_flops(model_type: ModelType, config: Any, data: Any, losses: Losses) 
 
 
 def objective_losses(make: Callable[[Mapping[str, Part]], Objective]) -> Losses:
-    """The losses of all optimizers of an objective, at a step at which all of them run.
-
-    Args:
-        make: Returns the objective of the parts.
-    """
+    """The losses of all optimizers of an objective, at a step at which all of them run."""
 
     def losses(parts: Mapping[str, Part], batch: Batch) -> Iterable[Tensor]:
         objective = make(parts)

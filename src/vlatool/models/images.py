@@ -27,26 +27,16 @@ _SLACK = 1e-3
 
 @dataclass(frozen=True)
 class ImageBatcher:
-    """Stacks square images of one size; picklable.
+    """Stacks square images of one size; picklable."""
 
-    Attributes:
-        size: Height and width that the model expects.
-        has_digests: Add digests of the images to the batch.
-    """
-
-    size: int
-    has_digests: bool = False
+    size: int  # height and width that the model expects
+    has_digests: bool = False  # add digests of the images to the batch
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         """Converts samples with attributes `key` and `image` uint8 [H, W, 3].
 
-        Returns:
-            images: uint8 [B, 3, H, W].
-            keys: Names of the samples.
-            digests: With `has_digests`, 16 bytes per preprocessed image.
-
-        Raises:
-            DataError: The size, dtype or number of channels of an image is wrong.
+        Returns images: uint8 [B, 3, H, W]. keys: Names of the samples. digests: With `has_digests`,
+        16 bytes per preprocessed image.
         """
         for sample in samples:
             check_image(sample.image, self.size, sample.key)
@@ -104,11 +94,8 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
-    """Original, reconstruction and absolute difference side by side: uint8 [B, H, 3 W, 3].
-
-    Args:
-        original: Pixels [B, 3, H, W] in [0, 1]; the first 4 are used.
-        reconstruction: Pixels of the same shape, not clamped.
+    """Original, reconstruction and absolute difference side by side: uint8 [B, H, 3 W, 3];
+    `original`: pixels [B, 3, H, W] in [0, 1]; the first 4 are used.
     """
     first, second = original[:_SHOWN].float(), reconstruction[:_SHOWN].float().clamp(0, 1)
     sides = torch.cat([first, second, (first - second).abs()], dim=3)
@@ -116,22 +103,16 @@ def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
 
 
 def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, after clamping: float32 [B].
-
-    Args:
-        original: Pixels [B, 3, H, W] in [0, 1].
-        reconstruction: Pixels of the same shape, not clamped.
+    """Peak signal-to-noise ratio of each image in dB, after clamping: float32 [B]; `original`:
+    pixels [B, 3, H, W] in [0, 1].
     """
     error = (original.float() - reconstruction.float().clamp(0, 1)).square().flatten(1).mean(1)
     return psnr_of_error(error, peak=1.0)
 
 
 def psnr_of_error(error: Tensor, peak: float = PEAK) -> Tensor:
-    """Peak signal-to-noise ratio of mean squared errors, in dB; at most `MAX_PSNR_DB`.
-
-    Args:
-        error: Errors of bytes, or of values up to `peak`.
-        peak: Largest value.
+    """Peak signal-to-noise ratio of mean squared errors, in dB; at most `MAX_PSNR_DB`; `error`:
+    errors of bytes, or of values up to `peak`.
     """
     return (10 * (peak**2 / error).log10()).clamp(max=MAX_PSNR_DB)
 

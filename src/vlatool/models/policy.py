@@ -6,8 +6,7 @@ steps, C dimensions.
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -17,13 +16,12 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UIn
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsAssets
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.models.base import Batch, Rng, StepContext
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.loading.robotics.statistics import Normalizer
+from vlatool.models.base import Policy, Rng
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
-from vlatool.models.tokenizer import VisualTokenizer
 from vlatool.transforms.normalize import value_range
 from vlatool.transforms.relative import (
     SUFFIX,
@@ -41,137 +39,11 @@ DEFAULT_STEPS = 8
 _EXAMPLE_SIDE = 64
 
 
-class Policy(Protocol):
-    """A trained policy; evaluation, rollouts and `load_policy` use nothing else of it.
-
-    It has no memory: history and execution of chunks are in `evaluation.control`.
-    """
-
-    @property
-    def sees(self) -> ObservationSpec:
-        """Input of the policy."""
-        ...
-
-    @property
-    def actions(self) -> Mapping[str, int]:
-        """Commanded fields with their numbers of dimensions; poses are absolute."""
-        ...
-
-    @property
-    def fps(self) -> float:
-        """Steps per second."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """Number of steps in a chunk of commands, T."""
-        ...
-
-    def act(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, Array]:
-        """Returns chunks of commands by field, float [B, T, C], from the current step on.
-
-        The chunk of an observation follows from the observation, its seed and B; on one device it
-        has the same bits whichever observations share the batch.
-
-        Args:
-            observations: B observations, with the fields and cameras of `sees`.
-            seeds: Seed of the random numbers of each observation.
-
-        Raises:
-            DataError: An observation lacks a value, or its images cannot be used.
-        """
-        ...
-
-
-@runtime_checkable
-class SamplesInSteps(Protocol):
-    """A policy that evaluates its network several times per chunk."""
-
-    def with_steps(self, steps: int) -> Policy:
-        """Returns the policy with this number of evaluations."""
-        ...
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Chunks of a policy that decodes tokens.
-
-    Attributes:
-        actions: Result of `Policy.act`.
-        tokens: Number of tokens that were decoded for each observation.
-    """
-
-    actions: Mapping[str, Array]
-    tokens: Sequence[int]
-
-
-@runtime_checkable
-class Decides(Protocol):
-    """A policy that decodes its chunks token by token."""
-
-    def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
-        """Returns the chunks of `Policy.act` with their numbers of tokens."""
-        ...
-
-
-@runtime_checkable
-class PredictsImages(Protocol):
-    """A policy that also predicts images, as codes of a visual tokenizer. `act` computes none."""
-
-    def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes.
-
-        Raises:
-            DataError: The codes are of another tokenizer.
-        """
-        ...
-
-    def future_codes(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, Array]:
-        """Returns codes of F steps after the current one by camera, int64 [B, F, codes].
-
-        Arguments, errors and equal bits are those of `Policy.act`.
-        """
-        ...
-
-    def futures(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, UInt8Array]:
-        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3].
-
-        Raises:
-            UsageError: The policy has no visual tokenizer.
-        """
-        ...
-
-
-@runtime_checkable
-class HasRanges(Protocol):
-    """A policy that knows the range of its commands in the training data."""
-
-    def action_range(self, field: str) -> tuple[Array, Array]:
-        """Returns smallest and largest values of an action field, float64 [C].
-
-        Raises:
-            DataError: They are not in the statistics, or only relative to another pose.
-        """
-        ...
-
-
 class Sampler(Protocol):
     """A network that samples action chunks."""
 
     def __call__(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
-        """Returns normalized actions [B, past + T, C] of a batch.
-
-        Args:
-            batch: Result of the batcher.
-            steps: Number of sampling steps, if the network has any.
-            rng: Noise, one row per sample.
-        """
+        """Returns normalized actions [B, past + T, C] of a batch."""
         ...
 
 
@@ -180,9 +52,7 @@ class Ask(Protocol):
 
     def __call__(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
-    ) -> Mapping[str, Array]:
-        """Returns arrays with a row per observation."""
-        ...
+    ) -> Mapping[str, Array]: ...
 
 
 def in_batches(
@@ -190,14 +60,10 @@ def in_batches(
 ) -> dict[str, Array]:
     """Returns the answers of a policy [B, ...], computed in batches of one size.
 
+    `seeds`: their seeds; `batch_size`: observations computed at once.
+
     A short batch is filled up with its last observation. So the bits of an answer do not depend on
     the number of observations.
-
-    Args:
-        ask: Method of the policy, such as `act`.
-        observations: B observations.
-        seeds: Their seeds.
-        batch_size: Observations computed at once.
     """
     parts: list[Mapping[str, Array]] = []
     for start in range(0, len(observations), batch_size):
@@ -211,9 +77,8 @@ def in_batches(
 def equal_groups(shapes: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
     """Rows of a batch with equal shapes, to compute together.
 
-    Returns:
-        For each shape its rows, and these filled up to the number of all rows with the last one:
-        other numbers of rows would give other rounding errors.
+    Returns for each shape its rows, and these filled up to the number of all rows with the last
+    one: other numbers of rows would give other rounding errors.
     """
     groups: dict[Hashable, list[int]] = {}
     for row, shape in enumerate(shapes):
@@ -231,30 +96,9 @@ def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Obse
     return Observation(images, fields, "sing" * int(rng.integers(1, 20)))
 
 
-@runtime_checkable
-class SamplesChunks(Protocol):
-    """An objective that samples action chunks, so that a validation can measure their errors."""
-
-    def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Samples an action chunk for each sample and compares it with the recorded one.
-
-        Called after `Objective.prepare`, in eval mode, without gradient and without autocast.
-
-        Returns:
-            Map from name of a metric to float64 [2]: sum of absolute errors in physical units, and
-            their number. The names are the same for every micro-batch.
-        """
-        ...
-
-
 class ActionUnits:
     """Converter from normalized action chunks to errors in physical units, by field and step.
-
     Dimensions that never change are left out, and fields without any other.
-
-    Args:
-        data: Section `data` of a run, derived.
-        normalizer: Normalization of the run.
     """
 
     def __init__(self, data: RoboticsDataConfig, normalizer: Normalizer) -> None:
@@ -272,10 +116,8 @@ class ActionUnits:
     def errors(self, sampled: Tensor, recorded: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Absolute errors `sampled_mae/FIELD/STEP` as [sum, number]; STEP: first, middle, last.
 
-        Args:
-            sampled: Sampled chunks, normalized [B, past + T, C of all fields].
-            recorded: Recorded chunks of the same shape.
-            mask: bool [B, past + T], true for steps from the current one on that are not padding.
+        `sampled`: sampled chunks, normalized [B, past + T, C of all fields]; `mask`: bool [B, past
+        + T], true for steps from the current one on that are not padding.
         """
         widths = [scale.shape[-1] for scale in self._scales.values()]
         parts = (sampled.double() - recorded.double()).abs().split(widths, dim=-1)
@@ -291,21 +133,15 @@ class ActionUnits:
         return sums
 
 
-class RoboticsPolicy:
-    """A policy for robotics data, with its normalization and pose groups.
-
-    Args:
-        sampler: Sampler of action chunks; its networks are in eval mode.
-        batcher: Converts samples to the batch that the sampler expects.
-        assets: Assets of the run.
-        device: Device of the networks; None: the GPU if there is one, else the CPU.
-    """
+class RoboticsPolicy(Policy):
+    """A policy for robotics data, with its normalization and pose groups."""
 
     def __init__(
         self,
-        sampler: Sampler,
-        batcher: Batcher,
-        assets: RoboticsAssets,
+        sampler: Sampler,  # sampler of action chunks; its networks are in eval mode
+        batcher: Batcher,  # converts samples to the batch that the sampler expects
+        assets: RoboticsAssets,  # assets of the run
+        # device of the networks; None: the GPU if there is one, else the CPU
         device: torch.device | None = None,
     ) -> None:
         data = assets.data
@@ -326,10 +162,8 @@ class RoboticsPolicy:
         default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._device = default if device is None else device
         self._steps = DEFAULT_STEPS
-
-    @property
-    def sees(self) -> ObservationSpec:
-        """Cameras, inputs of the network, and measured poses that commands are relative to."""
+        # Names have no suffix `_relative`.
+        self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
         view = CameraView(tuple(self._data.image_indices), self._images.size)
         names = self._data.proprioception_fields
         seen = {name for group in self._seen_groups for name in relative_names(group)}
@@ -338,15 +172,12 @@ class RoboticsPolicy:
             fields |= {group.position_key: 3, group.rotation_key: 6}
             fields |= zip(reference_keys(group), (3, 6), strict=True)
         fields |= {key: width for key, width in self._references() if key not in fields}
-        return ObservationSpec(dict.fromkeys(self._data.camera_names, view), fields, self._past)
-
-    @property
-    def actions(self) -> dict[str, int]:
-        """Action fields with their widths; names have no suffix `_relative`."""
-        return {name.removesuffix(SUFFIX): self._width(name) for name in self._data.action_fields}
+        self.sees = ObservationSpec(
+            dict.fromkeys(self._data.camera_names, view), fields, self._past
+        )
 
     def action_range(self, field: str) -> tuple[Array, Array]:
-        """Returns smallest and largest values of an action field; see `HasRanges`."""
+        """Returns smallest and largest values of an action field; see `Policy`."""
         if field not in self._data.action_fields:  # relative to the measured pose
             raise DataError(
                 f"the range of {field!r} in the training data is unknown",
@@ -370,12 +201,8 @@ class RoboticsPolicy:
         return policy
 
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
-        """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`.
-
-        Poses are absolute; for preprocessed observations they are relative as the training data.
-
-        Raises:
-            DataError: An observation lacks a measured pose that a relative action refers to.
+        """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`. Poses
+        are absolute; for preprocessed observations they are relative as the training data.
         """
         samples = [self._sample(observation) for observation in observations]
         actions = {name: chunk[:, self._past :] for name, chunk in self._predict(samples, seeds)}
@@ -398,7 +225,12 @@ class RoboticsPolicy:
     ) -> Iterator[tuple[str, Array]]:
         """Yields each action field with its chunks, float64 [B, past + T, C], in physical units."""
         rows = np.zeros((len(samples), 0))
-        for group, filled in equal_groups(self._shapes(samples)):
+        for group, filled in equal_groups(
+            [
+                tuple(getattr(value, "shape", None) for value in self._batcher([sample]).values())
+                for sample in samples
+            ]
+        ):
             rng = SeededRng([seeds[index] for index in filled], self._device)
             chunks = self._sample_chunks([samples[index] for index in filled], rng)
             if not rows.size:
@@ -408,16 +240,6 @@ class RoboticsPolicy:
         parts = np.split(rows, np.cumsum(widths)[:-1], axis=-1)
         for name, part in zip(self._data.action_fields, parts, strict=True):
             yield name, self._normalizer.denormalize(name, part)
-
-    def _shapes(self, samples: Sequence[DecodedSample]) -> list[tuple[Any, ...]]:
-        """Shapes that the batcher gives each sample by itself.
-
-        A longer instruction in a batch would pad the others.
-        """
-        return [
-            tuple(getattr(value, "shape", None) for value in self._batcher([sample]).values())
-            for sample in samples
-        ]
 
     def _sample_chunks(self, samples: Sequence[DecodedSample], rng: Rng) -> Array:
         """Normalized actions of samples with equal shapes [B, past + T, C of all fields]."""

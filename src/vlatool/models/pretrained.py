@@ -45,14 +45,8 @@ _OTHER_BASE_MODEL = "another base model"
 def base_model(name: str, revision: str | None = None) -> Path:
     """Returns the folder of a base model; a hub name is resolved to its current commit.
 
-    Args:
-        name: A local folder, a location of any scheme, or owner/name[@revision] on the
-            Hugging Face hub.
-        revision: Revision of a model on the hub; None: the one in `name`.
-
-    Raises:
-        DataError: The folder does not exist.
-        EnvironmentProblem: The hub cannot be reached.
+    `name`: A local folder, a location of any scheme, or owner/name[@revision] on the Hugging Face
+    hub; `revision`: revision of a model on the hub; None: the one in `name`.
     """
     if not name:
         raise DataError(
@@ -69,14 +63,8 @@ def base_model(name: str, revision: str | None = None) -> Path:
 
 
 def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """Reads the keys of config.json that describe the network of a base model.
-
-    Args:
-        folder: Result of `base_model`.
-        kind: Expected model_type; None: any.
-
-    Raises:
-        DataError: The file is missing or broken, or the model_type is a different one.
+    """Reads the keys of config.json that describe the network of a base model; `kind`: expected
+    model_type; None: any.
     """
     content = read_model_config(folder)
     if kind not in (None, content["model_type"]):
@@ -93,9 +81,8 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def architecture_problem(content: object, key: str = "") -> str:
-    """Reason why a configuration describes no network that can be built; empty if it does.
-
-    Its networks and tables are built before their sizes are compared with those of the weights.
+    """Reason why a configuration describes no network that can be built; empty if it does. Its
+    networks and tables are built before their sizes are compared with those of the weights.
     """
     if isinstance(content, Mapping):
         problems = (architecture_problem(value, str(name)) for name, value in content.items())
@@ -111,15 +98,7 @@ def architecture_problem(content: object, key: str = "") -> str:
 
 
 def build_network(architecture: Mapping[str, Any], build: Callable[[Any], Any]) -> Any:
-    """Builds the network of an architecture, with random weights.
-
-    Args:
-        architecture: Result of `read_architecture`, or of unknown origin.
-        build: Function from a configuration of `transformers` to a network.
-
-    Raises:
-        DataError: There is no such network.
-    """
+    """Builds the network of an architecture, with random weights."""
     try:
         return build(transformers().AutoConfig.for_model(**architecture))
     except (EnvironmentProblem, MemoryError):
@@ -143,11 +122,7 @@ def text_width(architecture: Mapping[str, Any]) -> int:
 
 
 def load_base(network: "nn.Module", folder: Path) -> None:
-    """Loads the weights of a base model into a network of the same `transformers` class.
-
-    Raises:
-        DataError: The weights are missing or broken, or do not match the network.
-    """
+    """Loads the weights of a base model into a network of the same `transformers` class."""
     import torch
     from safetensors import SafetensorError
 
@@ -174,11 +149,7 @@ def load_base(network: "nn.Module", folder: Path) -> None:
 
 
 def transformers() -> Any:
-    """Imports the library `transformers`, with its warnings and progress bars disabled.
-
-    Raises:
-        EnvironmentProblem: It is not installed.
-    """
+    """Imports the library `transformers`, with its warnings and progress bars disabled."""
     library = _library("transformers")
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
@@ -186,11 +157,7 @@ def transformers() -> Any:
 
 
 def tokenizers() -> Any:
-    """Imports the library `tokenizers`, which is light, unlike transformers.
-
-    Raises:
-        EnvironmentProblem: It is not installed.
-    """
+    """Imports the library `tokenizers`, which is light, unlike transformers."""
     return _library("tokenizers")
 
 

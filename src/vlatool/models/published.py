@@ -3,50 +3,43 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vlatool.errors import DataError
+from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint
+from vlatool.artifacts.run.format import BEST_NAME, RunDir, is_run
+from vlatool.errors import DataError, UsageError
 from vlatool.jobs.files import is_intact, read_file_list
+from vlatool.plugins import MODELS
+from vlatool.storage.cache import local_copy
+from vlatool.storage.uri import is_remote
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel
     from vlatool.events import Reporter
-    from vlatool.models.trained import Trained
 
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """Files of a model in its published layout, of any scheme.
-
-    Attributes:
-        weights: File with the weights.
-        config: File with the configuration; None for a file of weights alone.
-        kind: `raw` or `ema` for raw or averaged `weights`; empty if unknown.
-        averaged: File with the averages of `weights`; None: there is none.
-        before: Section `model` of the run that they were exported from, whose base models are not
-            read again; None: unknown.
-    """
+    """Files of a model in its published layout, of any scheme."""
 
     weights: Path
-    config: Path | None = None
+    config: Path | None = None  # file with the configuration; None for a file of weights alone
+    # `raw` or `ema` for raw or averaged `weights`; empty if unknown
     kind: Literal["", "raw", "ema"] = ""
-    averaged: Path | None = None
+    averaged: Path | None = None  # file with the averages of `weights`; None: there is none
+    # section `model` of the run that they were exported from, whose base models are not read again;
+    # None: unknown
     before: Any = None
 
     def checked(self, chosen: Path, local: Path) -> Path:
         """Returns `local` after a comparison of the files with the list of an export.
 
+        `local`: local copy of it.
+
         Sizes are compared, and digests of local files. Other published files have no list. As in
         runs, users may edit YAML.
-
-        Args:
-            chosen: One of the files of weights; the other is not compared.
-            local: Local copy of it.
-
-        Raises:
-            DataError: A file is missing or has changed.
         """
         root = chosen.parent if self.config is None else self.config.parent
         for entry in read_file_list(root) or ():
@@ -67,159 +60,215 @@ class PublishedFiles:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """Content of `PublishedFiles`.
+    """Content of `PublishedFiles`."""
 
-    Attributes:
-        config: Section `model`.
-        parts: Networks with their weights on the CPU, by name.
-        assets: Assets of the data kind.
-        data: Section `data`, derived; None: the layout has none.
-        folder: Local folder with the files of `save_assets`; None: the layout has none.
-        notes: Messages for the user, such as tensors that are not used.
-    """
-
-    config: Any
-    parts: "Mapping[str, nn.Module]"
-    assets: Any
-    data: Any = None
+    config: Any  # section `model`
+    parts: "Mapping[str, nn.Module]"  # networks with their weights on the CPU, by name
+    assets: Any  # assets of the data kind
+    data: Any = None  # section `data`, derived; None: the layout has none
+    # local folder with the files of `save_assets`; None: the layout has none
     folder: Path | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # messages for the user, such as tensors that are not used
 
 
 @dataclass(frozen=True)
 class PublishedProgress:
-    """State of training in a published layout, on the CPU.
+    """State of training in a published layout, on the CPU."""
 
-    Attributes:
-        step: Number of optimizer steps done.
-        weights: State dict of each part that checkpoints hold, by the name of the part.
-        averages: Averaged weights of each part; empty if there are none.
-        num_averaged: Number of updates of the averages.
-        moments: State of AdamW (`step`, `exp_avg`, `exp_avg_sq`) by the name of an optimizer and
-            `PART.PARAMETER`.
-        notes: Messages for the user.
-    """
-
-    step: int
+    step: int  # number of optimizer steps done
+    # state dict of each part that checkpoints hold, by the name of the part
     weights: "Mapping[str, Mapping[str, Tensor]]"
+    # averaged weights of each part; empty if there are none
     averages: "Mapping[str, Mapping[str, Tensor]]" = field(default_factory=dict)
-    num_averaged: int = 0
+    num_averaged: int = 0  # number of updates of the averages
+    # state of AdamW (`step`, `exp_avg`, `exp_avg_sq`) by the name of an optimizer and
+    # `PART.PARAMETER`
     moments: "Mapping[str, Mapping[str, Mapping[str, Tensor]]]" = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # messages for the user
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Published layout of opened weights, ready to be written.
+    """Published layout of opened weights, ready to be written."""
 
-    Attributes:
-        files: Names of the files that `write` may write.
-        weights: Names of those that hold weights.
-        parameters: Number of values in the file of weights.
-        summary: Text on the files.
-        write: Writes the files to a folder; returns further facts for the result, as JSON values.
-        compared: Names of files that are opened after they were written, to compare outputs; None:
-            those of `weights`.
-    """
-
-    files: tuple[str, ...]
-    weights: tuple[str, ...]
-    parameters: int
-    summary: str
+    files: tuple[str, ...]  # names of the files that `write` may write
+    weights: tuple[str, ...]  # names of those that hold weights
+    parameters: int  # number of values in the file of weights
+    summary: str  # text on the files
+    # writes the files to a folder; returns further facts for the result, as JSON values
     write: Callable[[Path], Mapping[str, Any]]
+    # names of files that are opened after they were written, to compare outputs; None: those of
+    # `weights`
     compared: tuple[str, ...] | None = None
 
 
-class PublishedLayout(Protocol):
-    """Methods of a model type on its published layout; by default there is none."""
+def registered_type(name: str) -> Any:
+    try:
+        return MODELS.get(name)()
+    except UsageError as error:
+        error.details["key"] = "model.type"
+        raise
 
-    name: ClassVar[str]
 
-    def published_start(
+def published_at(location: Path) -> tuple[Any, PublishedFiles] | None:
+    """The model type of a published folder or file, and its files; None for runs."""
+    folder = location.parent if location.is_file() else location
+    is_of_run = is_run(folder) or (is_checkpoint(folder) and is_run(folder.parent.parent))
+    if is_of_run:
+        return None
+    for name in MODELS.names():
+        model_type = MODELS.get(name)()
+        files = model_type.layout.recognize(location)
+        if files is not None:
+            return model_type, files
+    return None
+
+
+_MODEL, _CHECKPOINTS = "model", "checkpoints"
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """Files of trained weights; nothing of them is read but small files."""
+
+    text: str  # location as the user wrote it
+    file: Path  # file with the weights of the part `model`, of any scheme
+    run: RunDir | None = None  # run of a checkpoint; None for published folders and files
+    checkpoint: Path | None = None  # checkpoint with the file; None as above
+    weights: str = ""  # `ema` or `raw`; empty if unknown
+    # local path of the file, once it is opened; a cached copy if it is remote
+    opened: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Local path of the file; a copy in the cache if it is remote."""
+        if self.opened is not None or not is_remote(self.file):
+            return self.opened or self.file
+        folder, paths = self.file.parent, [self.file]
+        if self.checkpoint is not None:
+            folder = self.checkpoint.parent
+            manifest = CheckpointManifest.read(self.checkpoint)
+            paths = manifest.paths(self.checkpoint, [self.file.name])
+        names = [str(path.relative_to(folder)) for path in paths]
+        return local_copy(folder, names) / names[0]
+
+    @property
+    def name(self) -> str:
+        """Last name of the location; of a checkpoint, the name of its run."""
+        path = Path(self.text.rstrip("/"))
+        if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
+            path = path.parent.parent
+        elif self.run is not None and self.run.root.name != path.name == BEST_NAME:
+            path = path.parent
+        return path.resolve().name if path.name in ("", ".", "..") else path.name
+
+    @property
+    def section(self) -> dict[str, Any] | None:
+        """Section `model` of the run; None without a run."""
+        if self.run is None:
+            return None
+        section = self.run.config_tree().get(_MODEL)
+        return section if isinstance(section, dict) else {}
+
+    def check_type(self, name: str, code: str) -> None:
+        section = self.section
+        if section is not None and section.get("type") != name:
+            raise DataError.at(
+                self.text,
+                f"the run has model type {section.get('type')!r}, expected {name}",
+                hint=f"use a run of model type {name}, or a published file",
+                code=code,
+            )
+
+    def read(self) -> "dict[str, Tensor]":
+        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
+        from vlatool.models.weights import read_external_weights
+
+        path = self.path
+        if self.checkpoint is not None:
+            manifest = CheckpointManifest.read(self.checkpoint)
+            manifest.check(self.checkpoint, [])  # the step
+            manifest.check(path.parent, [self.file.name])
+        elif (published := published_at(self.file)) is not None:
+            published[1].checked(self.file, path)
+        return read_external_weights(path)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Opened weights."""
+
+    config: Any  # a `TrainedConfig`: sections `model` and `data`, derived
+    parts: "Mapping[str, nn.Module]"  # networks with their weights, on their device, in eval mode
+    assets: Any  # assets of the data kind
+    origin: WeightsOrigin  # files of the weights
+    # local folder with the assets of the model; None: a published layout has none
+    folder: Path | None
+
+    @property
+    def model_type(self) -> Any:
+        """The `ModelType` of the section `model`."""
+        return registered_type(getattr(self.config.model, "type", ""))
+
+    def policy(self) -> Any:
+        model_type = self.model_type
+        policy = model_type.policy(self.config.model, self.parts, self.assets, self.folder)
+        if policy is None:
+            raise DataError(
+                f"{self.origin.text}: the model type {model_type.name!r} is not a policy",
+                code="data.no_policy",
+            )
+        return policy
+
+
+class Layout:
+    """Published files of a model type: reading, writing, and their state of training.
+
+    A layout has those of these methods that it overrides.
+    """
+
+    can_read: ClassVar[bool] = True  # False for a layout that is only written
+
+    def keys_of_run(
         self, section: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Returns what published keys of a section say about the weights to start from.
+        """Returns what published keys of the section `model` say about the weights to start from.
 
-        Args:
-            section: Keys and values of the section `model`.
-
-        Returns:
-            Keys of the run that they stand for, such as `init_from`, and keys of the section to
-            reset.
+        These are keys of the run, such as `init_from`, and keys of the section to reset.
         """
         del section
         return {}, {}
 
-    def export(
-        self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter"
-    ) -> Exported | None:
-        """Prepares the published layout of a model; None if there is none. Writes nothing.
-
-        Args:
-            trained: Opened weights: averaged ones if there are any.
-            tree: Whole configuration of the run; empty for published files.
-            reporter: Receives notes on what the published program would do differently.
-
-        Raises:
-            UsageError: The published program does not support this model.
-        """
-        del trained, tree, reporter
-        return None
-
-    def export_problem(self, config: Any) -> str:
-        """Returns the reason why runs cannot be exported; empty if they can.
-
-        Args:
-            config: Section `model`.
-        """
-        del config
-        if type(self).export is not PublishedLayout.export:
-            return ""
-        return f"model type {self.name!r} has no published layout"
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """Returns the files of a published model of this type; None for other locations.
-
-        Args:
-            location: Folder or file of any scheme, not of a run. Read little of it.
-        """
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """Returns the files of a published model of this type; None for other locations."""
         del location
         return None
 
-    def published_section(self, files: PublishedFiles) -> "ConfigModel | None":
-        """Returns the section `model` of a published model; None if only its weights have it.
-
-        Args:
-            files: Result of `find_published`. Read the small files only.
-
-        Raises:
-            DataError: A file is broken.
-        """
+    def section(self, files: PublishedFiles) -> "ConfigModel | None":
+        """Returns the section `model` from small files; None if only the weights have it."""
         del files
         return None
 
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a published model.
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a published model; `path` is the local copy of the weights."""
+        raise AssertionError("a layout with can_read has open")
 
-        Args:
-            files: Result of `find_published`.
-            path: Local copy of the weights.
+    def problem(self, config: Any) -> str:
+        """Returns the reason why runs of a section `model` cannot be written; empty if they can."""
+        writes = type(self).write is not Layout.write
+        return "" if writes else f"model type {config.type!r} has no published layout"
 
-        Raises:
-            DataError: A file is broken, or the weights do not match the configuration.
+    def write(self, trained: Trained, tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares the files of opened weights; writes nothing yet.
+
+        `tree` is the whole configuration of the run; empty for published files.
         """
-        del files, path
-        raise AssertionError("a model type with find_published has open_published")
+        raise AssertionError("a layout without a problem has write")
 
     def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """Returns the files that `open_progress` reads; they may be missing.
+        """Returns the files that `open_progress` reads, which may be missing.
 
-        Args:
-            files: Result of `find_published`.
-            averaged: True if the run averages its weights.
-
-        Returns:
-            The files; empty if the layout has no state of training.
+        Empty if the layout has no state of training; with `averaged` also the averaged weights.
         """
         del files, averaged
         return ()
@@ -227,15 +276,5 @@ class PublishedLayout(Protocol):
     def open_progress(
         self, config: Any, modules: "Mapping[str, nn.Module]", paths: Sequence[Path]
     ) -> PublishedProgress:
-        """Opens a published state of training.
-
-        Args:
-            config: Section `model`, derived.
-            modules: Networks of all parts, by name.
-            paths: Local copies of the result of `progress_files`.
-
-        Raises:
-            DataError: A file is broken, or does not match the networks.
-        """
-        del config, modules, paths
-        raise AssertionError("a model type with progress_files has open_progress")
+        """Opens a published state of training, from local copies of `progress_files`."""
+        raise AssertionError("a layout with progress_files has open_progress")

@@ -63,14 +63,6 @@ class PerSampleRng(Distributions):
     def __init__(
         self, seeded: Callable[[int], torch.Generator], rows: Sequence[int], total: int
     ) -> None:
-        """Creates the generators of the chunks.
-
-        Args:
-            seeded: Returns the generator of a chunk number in the initial state of the step. Its
-                device is that of the random numbers.
-            rows: Index of each sample in the global batch, ascending.
-            total: Number of samples in the global batch.
-        """
         self._chunks = [
             _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), used)
             for number, used in _by_chunk([row % total for row in rows])
@@ -89,13 +81,8 @@ class PerSampleRng(Distributions):
 
 
 class SeededRng(Distributions):
-    """Random numbers of a batch; each row is drawn by a generator of its own on the CPU.
-
-    So a row depends on its seed and the number of the call alone, on every device.
-
-    Args:
-        seeds: Seed of each row.
-        device: Device of the random numbers.
+    """Random numbers of a batch; each row is drawn by a generator of its own on the CPU. So a row
+    depends on its seed and the number of the call alone, on every device.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -110,15 +97,11 @@ class SeededRng(Distributions):
 
 
 class InputNoise(nn.Module):
-    """Normal noise on inputs in training mode, drawn by the generators of the samples.
-
-    Args:
-        std: Standard deviation; 0: no noise.
-    """
+    """Normal noise on inputs in training mode, drawn by the generators of the samples."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
-        self.std = std
+        self.std = std  # standard deviation; 0: no noise
 
     def forward(self, values: Tensor, rng: Rng | None, repeats: int = 1) -> Tensor:
         """Adds noise to values [B * repeats, ...], where `rng` draws B rows."""
@@ -130,23 +113,17 @@ class InputNoise(nn.Module):
 
 
 class SampleDropout(nn.Module):
-    """Dropout in training mode, whose masks are drawn by the generators of the samples.
-
-    Masks are drawn outside of blocks, which the backward pass may recompute.
-
-    Args:
-        share: Probability that an element becomes zero.
+    """Dropout in training mode, whose masks are drawn by the generators of the samples. Masks are
+    drawn outside of blocks, which the backward pass may recompute.
     """
 
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.share = share
+        self.share = share  # probability that an element becomes zero
 
     def mask(self, like: Tensor, rng: Rng | None, repeats: int = 1) -> Tensor | None:
-        """Mask bool of the shape of `like` [B * repeats, ...], true for the elements that stay.
-
-        Returns:
-            The mask; None if all elements stay.
+        """Mask bool of the shape of `like` [B * repeats, ...], true for the elements that stay;
+        returns the mask; None if all elements stay.
         """
         if not self.training or self.share == 0:
             return None
@@ -159,17 +136,15 @@ class SampleDropout(nn.Module):
 
 
 def draws_by_micro_batch(network: nn.Module) -> bool:
-    """True if a network in training mode draws from the global generator of torch.
-
-    Such draws, as those of dropout inside an attention kernel, depend on the micro-batches.
+    """True if a network in training mode draws from the global generator of torch. Such draws, as
+    those of dropout inside an attention kernel, depend on the micro-batches.
     """
     return any(_global_dropout(module) > 0 for module in network.modules())
 
 
 def computes_by_global_batch(network: nn.Module) -> bool:
-    """True if a trained module has a loss term that is not a mean over samples.
-
-    Such modules have `uses_global_batch`, which is true.
+    """True if a trained module has a loss term that is not a mean over samples. Such modules have
+    `uses_global_batch`, which is true.
     """
     return any(
         getattr(module, "uses_global_batch", False)
@@ -179,9 +154,8 @@ def computes_by_global_batch(network: nn.Module) -> bool:
 
 
 def _global_dropout(module: nn.Module) -> float:
-    """Share of the dropout of a layer of torch or transformers; 0 for other modules.
-
-    Layers with attention keep the share that they pass to the kernel as a number.
+    """Share of the dropout of a layer of torch or transformers; 0 for other modules. Layers with
+    attention keep the share that they pass to the kernel as a number.
     """
     if isinstance(module, _DROPOUTS):
         return module.p
@@ -190,7 +164,6 @@ def _global_dropout(module: nn.Module) -> float:
 
 
 def _by_chunk(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Groups consecutive rows of the same chunk: number of the chunk, rows within it."""
     group: list[int] = []
     number = -1
     for row in rows:

@@ -4,122 +4,36 @@ Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
-from vlatool.models.trained import Trained, open_trained
+from vlatool.models.base import VisualTokenizer
+from vlatool.models.published import Trained
+from vlatool.models.trained import open_trained
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
-
-Precision = Literal["fp32", "bf16"]
+    from torch import device
 
 _MAX_CODES = 2**16
 
 
-class Codes(NamedTuple):
-    """Codes of a batch of images.
-
-    Attributes:
-        values: int64 [B, K], on the device of the tokenizer.
-        num_encoded_alone: Images that were encoded a second time, alone, because of a near tie.
-    """
-
-    values: "Tensor"
-    num_encoded_alone: int = 0
-
-
-class Reconstruction(NamedTuple):
-    """Reconstructed images and their codes, on the device of the tokenizer.
-
-    Attributes:
-        pixels: float [B, 3, S, S]; 0 is black, 1 white; not clamped.
-        codes: int64 [B, K]; None without a codebook.
-    """
-
-    pixels: "Tensor"
-    codes: "Tensor | None"
-
-
-class VisualTokenizer(Protocol):
-    """Network with a codebook; `ModelType.tokenizer` returns one.
-
-    All tensors are on the device of the network. Methods with a body are optional.
-
-    Attributes:
-        image_size: S.
-        codes_per_image: K.
-        codebook_size: Number of codes; 0 for a tokenizer that only reconstructs.
-        has_decoder: True if codes can be decoded to pixels.
-    """
-
-    image_size: int
-    codes_per_image: int
-    codebook_size: int
-    has_decoder: bool = True
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that determines the codes."""
-        ...
-
-    @property
-    def decoder_digest(self) -> str:
-        """SHA-256 of all that determines codes and decoded images."""
-        return self.digest
-
-    def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
-        """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
-        ...
-
-    def decode(self, codes: "Tensor") -> "Tensor":
-        """Images uint8 [B, S, S, 3] of codes int [B, K].
-
-        Raises:
-            DataError: A code is out of range, or there are not K of them.
-        """
-        ...
-
-    def reconstructor(self) -> "Callable[[Tensor], Reconstruction]":
-        """Function that reconstructs images uint8 [B, S, S, 3], in float32.
-
-        Raises:
-            UsageError: The tokenizer needs a teacher to decode, and there is none.
-            DataError: The teacher is missing or broken.
-        """
-
-        def reconstruct(images: "Tensor") -> Reconstruction:
-            codes = self.encode(images).values
-            return Reconstruction(self.decode(codes).permute(0, 3, 1, 2).float() / 255, codes)
-
-        return reconstruct
-
-
 @dataclass(frozen=True)
 class ImageRule:
-    """Image size of a tokenizer and the preprocessing that produces it; picklable.
+    """Image size of a tokenizer and the preprocessing that produces it; picklable."""
 
-    Attributes:
-        size: S.
-        resize: Preprocessing of images of other sizes; None if they are rejected.
-    """
-
-    size: int
+    size: int  # S
+    # preprocessing of images of other sizes; None if they are rejected
     resize: ImagePreprocessing | None = None
 
     def apply(self, pixels: UInt8Array, name: str) -> UInt8Array:
-        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing.
-
-        Raises:
-            DataError: The image has another size and there is no preprocessing; names the image.
-        """
+        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing."""
         checked = checked_image(pixels, name)
         if self.resize is not None:
             return prepare_image(checked, self.resize)
@@ -136,30 +50,20 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class OpenTokenizer:
-    """Trained visual tokenizer on a device.
-
-    Attributes:
-        network: The tokenizer.
-        trained: Weights it was opened from.
-        device: Device of the network.
-        preprocessing: Preprocessing of its training without the random part.
-        rule: Rule for images to encode.
-    """
+    """Trained visual tokenizer on a device."""
 
     network: VisualTokenizer
-    trained: Trained
-    device: "device"
-    preprocessing: ImagePreprocessing
-    rule: ImageRule
+    trained: Trained  # weights it was opened from
+    device: "device"  # device of the network
+    preprocessing: ImagePreprocessing  # preprocessing of its training without the random part
+    rule: ImageRule  # rule for images to encode
 
     @property
     def name(self) -> str:
-        """Name in reports."""
         return self.trained.origin.name
 
     @property
     def path(self) -> Path:
-        """Local file of the weights."""
         return self.trained.origin.path
 
     def check_codebook(self) -> None:
@@ -177,7 +81,6 @@ class OpenTokenizer:
         )
 
     def check_decoder(self) -> None:
-        """Raises DataError if the tokenizer has no decoder."""
         if not self.network.has_decoder:
             raise DataError(
                 f"{self.name}: is a first stage, which encodes images but cannot decode codes",
@@ -186,12 +89,6 @@ class OpenTokenizer:
             )
 
     def check_tokenizer_of(self, location: Path, metadata: Mapping[str, Any]) -> None:
-        """Raises DataError if codes were made by another tokenizer.
-
-        Args:
-            location: Folder of the codes.
-            metadata: Their metadata, as `CodesManifest.encoding_info` returns it.
-        """
         own = (self.network.codes_per_image, self.network.codebook_size)
         stored = (metadata.get("codes_per_picture"), metadata.get("codebook_size"))
         has_digest = metadata.get("tokenizer_digest") not in ("", None)
@@ -221,16 +118,7 @@ def rank_device() -> "device":
 def open_tokenizer(
     location: str, device: "device", changes: Mapping[str, Any] | None = None
 ) -> OpenTokenizer:
-    """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file.
-
-    Args:
-        location: Location of any scheme.
-        device: Device of the network.
-        changes: Keys of the section `model` to change, such as another teacher.
-
-    Raises:
-        DataError: There is no tokenizer, or it is damaged or incomplete.
-    """
+    """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file."""
     require_weights(location)
     trained = open_trained(location, device=device, changes=changes)
     model_type = trained.model_type

@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint, part_weights
-from vlatool.artifacts.run.format import BEST_NAME, RunDir, is_run
+from vlatool.artifacts.run.checkpoint import (
+    EMA,
+    MANIFEST,
+    TRAINER,
+    CheckpointManifest,
+    is_checkpoint,
+    part_weights,
+)
+from vlatool.artifacts.run.format import RunDir, is_run
 from vlatool.artifacts.run.locations import (
     find_checkpoint,
     local_run,
@@ -27,17 +34,23 @@ from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataKind
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
+from vlatool.loading.base import DataKind, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
-from vlatool.models.published import PublishedFiles, PublishedModel
-from vlatool.plugins import MODELS, TRANSLATIONS, Registry
+from vlatool.models.published import (
+    PublishedFiles,
+    PublishedModel,
+    Trained,
+    WeightsOrigin,
+    published_at,
+    registered_type,
+)
+from vlatool.plugins import TRANSLATIONS, Registry
 from vlatool.storage.cache import FileCache, default_cache_folder, local_copy
-from vlatool.storage.uri import is_remote, pinned
+from vlatool.storage.uri import pinned
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import device
+
 
 Weights = Literal["auto", "ema", "raw"]
 # Virtual key that `--data DIR` sets; each data kind maps it to one of its own keys.
@@ -65,164 +78,23 @@ class TrainedConfig(ConfigModel):
         return with_types(cls, tree)
 
 
-@dataclass(frozen=True)
-class WeightsOrigin:
-    """Files of trained weights; nothing of them is read but small files.
-
-    Attributes:
-        text: Location as the user wrote it.
-        file: File with the weights of the part `model`, of any scheme.
-        run: Run of a checkpoint; None for published folders and files.
-        checkpoint: Checkpoint with the file; None as above.
-        weights: `ema` or `raw`; empty if unknown.
-        opened: Local path of the file, once it is opened; a cached copy if it is remote.
-    """
-
-    text: str
-    file: Path
-    run: RunDir | None = None
-    checkpoint: Path | None = None
-    weights: str = ""
-    opened: Path | None = None
-
-    @property
-    def path(self) -> Path:
-        """Local path of the file; a copy in the cache if it is remote."""
-        if self.opened is not None or not is_remote(self.file):
-            return self.opened or self.file
-        folder, paths = self.file.parent, [self.file]
-        if self.checkpoint is not None:
-            folder = self.checkpoint.parent
-            manifest = CheckpointManifest.read(self.checkpoint)
-            paths = manifest.paths(self.checkpoint, [self.file.name])
-        names = [str(path.relative_to(folder)) for path in paths]
-        return local_copy(folder, names) / names[0]
-
-    @property
-    def name(self) -> str:
-        """Last name of the location; of a checkpoint, the name of its run."""
-        path = Path(self.text.rstrip("/"))
-        if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
-            path = path.parent.parent
-        elif self.run is not None and self.run.root.name != path.name == BEST_NAME:
-            path = path.parent
-        return path.resolve().name if path.name in ("", ".", "..") else path.name
-
-    @property
-    def section(self) -> dict[str, Any] | None:
-        """Section `model` of the run; None without a run.
-
-        Raises:
-            DataError: config.yaml is missing or broken.
-        """
-        if self.run is None:
-            return None
-        section = self.run.config_tree().get(_MODEL)
-        return section if isinstance(section, dict) else {}
-
-    def check_type(self, name: str, code: str) -> None:
-        """Raises DataError if the file is of a run of another model type.
-
-        Args:
-            name: Expected model type.
-            code: Code of the error.
-        """
-        section = self.section
-        if section is not None and section.get("type") != name:
-            raise DataError.at(
-                self.text,
-                f"the run has model type {section.get('type')!r}, expected {name}",
-                hint=f"use a run of model type {name}, or a published file",
-                code=code,
-            )
-
-    def read(self) -> "dict[str, Tensor]":
-        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file.
-
-        Raises:
-            DataError: The file is broken, or differs from the list of its checkpoint or export.
-        """
-        from vlatool.models.weights import read_external_weights
-
-        path = self.path
-        if self.checkpoint is not None:
-            manifest = CheckpointManifest.read(self.checkpoint)
-            manifest.check(self.checkpoint, [])  # the step
-            manifest.check(path.parent, [self.file.name])
-        elif (published := published_at(self.file)) is not None:
-            published[1].checked(self.file, path)
-        return read_external_weights(path)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Opened weights.
-
-    Attributes:
-        config: Sections `model` and `data`, derived.
-        parts: Networks with their weights, on their device, in eval mode.
-        assets: Assets of the data kind.
-        origin: Files of the weights.
-        folder: Local folder with the assets of the model; None: a published layout has none.
-    """
-
-    config: TrainedConfig
-    parts: "Mapping[str, nn.Module]"
-    assets: Any
-    origin: WeightsOrigin
-    folder: Path | None
-
-    @property
-    def model_type(self) -> ModelType:
-        """The model type that `model.type` names."""
-        return model_type_of(self.config.model)
-
-    def policy(self) -> Any:
-        """The policy.
-
-        Raises:
-            DataError: The model type has none.
-        """
-        model_type = self.model_type
-        policy = model_type.policy(self.config.model, self.parts, self.assets, self.folder)
-        if policy is None:
-            raise DataError(
-                f"{self.origin.text}: the model type {model_type.name!r} is not a policy",
-                code="data.no_policy",
-            )
-        return policy
-
-    def with_weights(self, weights: Weights) -> "Trained":
-        """The same checkpoint with other weights, on the CPU."""
-        location = str(self.origin.checkpoint or self.origin.text)
-        return open_trained(location, weights=weights, device="cpu")
+def with_weights(trained: Trained, weights: Weights) -> Trained:
+    """The same checkpoint with other weights, on the CPU."""
+    location = str(trained.origin.checkpoint or trained.origin.text)
+    return open_trained(location, weights=weights, device="cpu")
 
 
 def open_trained(
-    location: str,
+    location: str,  # location of any scheme
     *,
-    weights: Weights = "auto",
+    weights: Weights = "auto",  # `ema`, `raw`, or `auto`: averaged weights if there are any
+    # device of the networks; None: the GPU if there is one, else the CPU
     device: "device | str | None" = None,
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,  # keys of the section `model` to change
     before: ConfigModel | None = None,
     reporter: Reporter = NULL,
 ) -> Trained:
-    """Opens trained weights; `locate_weights` describes the locations.
-
-    Args:
-        location: Location of any scheme.
-        weights: `ema`, `raw`, or `auto`: averaged weights if there are any.
-        device: Device of the networks; None: the GPU if there is one, else the CPU.
-        changes: Keys of the section `model` to change.
-        before: Section `model` of the run that a published layout was exported from; base models
-            that it has read are not read again.
-        reporter: Receives notes on the choice among published weights, and on what is not used.
-
-    Raises:
-        UsageError: The location is empty, or `ema` was requested and there are no averaged weights.
-        DataError: There are no weights, a file is damaged, or they do not match their
-            configuration.
-    """
+    """Opens trained weights; `locate_weights` describes the locations."""
     import torch
 
     if device is None:
@@ -253,9 +125,8 @@ def open_trained(
 def _open_published(
     model_type: ModelType, files: PublishedFiles, origin: WeightsOrigin, changes: Mapping[str, Any]
 ) -> tuple[TrainedConfig, PublishedModel]:
-    """Sections and content of a published model."""
     with as_config_error(origin):
-        model = model_type.open_published(files, origin.path)
+        model = model_type.layout.open(files, origin.path)
         sections = {"model": _changed(model.config, changes)}
         if model.data is not None:
             sections["data"] = model.data
@@ -263,13 +134,8 @@ def _open_published(
 
 
 def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
-    """Files of a run, a checkpoint, a published folder, or a file.
-
-    Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
-
-    Raises:
-        DataError: The checkpoint is broken, or there are no weights.
-        UsageError: The scheme is unknown, or `ema` was requested and there are no averaged weights.
+    """Files of a run, a checkpoint, a published folder, or a file. Of a run it is the newest
+    checkpoint. A file in a checkpoint gets the configuration of its run.
     """
     location = with_run_above(pinned(text))
     if location.is_file():
@@ -286,7 +152,14 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     if checkpoint == location and not run.config.is_file():
         raise without_run(run, checkpoint)
     manifest = CheckpointManifest.read(checkpoint)
-    chosen = _chosen(checkpoint, manifest, weights)
+    has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
+    if weights == "ema" and not has_averaged:
+        raise UsageError(
+            f"{checkpoint}: has no averaged weights",
+            hint="use --weights raw",
+            code="usage.no_ema",
+        )
+    chosen = "ema" if has_averaged and weights != "raw" else "raw"
     name = part_weights(_MODEL, averaged=chosen == "ema")
     if name not in manifest.files:
         raise DataError.at(
@@ -299,21 +172,12 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
 
 
 def existing_weights(text: str) -> WeightsOrigin:
-    """Like `locate_weights`, with an error that names a location that does not exist.
-
-    Raises:
-        DataError: As `locate_weights`, or the location does not exist.
-    """
+    """Like `locate_weights`, with an error that names a location that does not exist."""
     require_weights(text)
     return locate_weights(text)
 
 
 def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> WeightsOrigin:
-    """Raw or averaged weights of published files.
-
-    Raises:
-        UsageError: The requested ones are missing.
-    """
     if weights != "raw" and files.averaged is not None:
         return WeightsOrigin(text, files.averaged, weights="ema")
     if files.kind and weights not in ("auto", files.kind):
@@ -326,33 +190,10 @@ def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> Wei
     return WeightsOrigin(text, files.weights, weights=files.kind)
 
 
-def _chosen(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) -> str:
-    has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
-    if requested == "ema" and not has_averaged:
-        raise UsageError(
-            f"{checkpoint}: has no averaged weights",
-            hint="use --weights raw",
-            code="usage.no_ema",
-        )
-    return "ema" if has_averaged and requested != "raw" else "raw"
-
-
-def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:
-    """The model type of a published folder or file, and its files; None for runs."""
-    folder = location.parent if location.is_file() else location
-    is_of_run = is_run(folder) or (is_checkpoint(folder) and is_run(folder.parent.parent))
-    if is_of_run:
-        return None
-    for name in MODELS.names():
-        model_type: ModelType = MODELS.get(name)()
-        files = model_type.find_published(location)
-        if files is not None:
-            return model_type, files
-    return None
-
-
 def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) -> Trained:
-    from vlatool.models.weights import built_with_weights
+    import torch
+
+    from vlatool.models.weights import check_shapes, load_weights, read_weights
 
     if origin.run is None or origin.checkpoint is None:
         raise DataError.at(
@@ -380,7 +221,14 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
         return checkpoint / name
 
     build = partial(model_type_of(model).build_for_inference, model)
-    parts = built_with_weights(build, file_of)
+    with torch.device("meta"):
+        parts = build()
+    files = {name: file_of(name) for name in parts}
+    for name, part in parts.items():  # sizes are compared before they take memory
+        check_shapes(part.module, read_weights(files[name]), files[name])
+    parts = build()
+    for name, part in parts.items():
+        load_weights(part.module, files[name])
     modules = {name: part.module.to(device).eval() for name, part in parts.items()}
     origin = replace(origin, opened=checkpoint / origin.file.name)
     config = config.model_copy(update={"model": model})
@@ -388,12 +236,7 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
 
 
 def read_config(run: RunDir) -> TrainedConfig:
-    """The sections `model` and `data` of a run.
-
-    Raises:
-        DataError: config.yaml is missing or empty.
-        ConfigError: A value is invalid.
-    """
+    """The sections `model` and `data` of a run."""
     run.config_tree()  # an empty file would be all defaults
     return load_config(TrainedConfig, files=[str(run.config)]).config
 
@@ -411,18 +254,14 @@ def section_of(location: str) -> tuple[ConfigModel, Path] | None:
         if origin.run is not None:
             return read_config(origin.run).model, origin.run.root
         published = published_at(origin.file)
-        if published and (section := published[0].published_section(published[1])) is not None:
+        if published and (section := published[0].layout.section(published[1])) is not None:
             return section, origin.file.parent
     return None
 
 
 @contextmanager
 def as_config_error(origin: WeightsOrigin) -> Generator[None]:
-    """Reports validation errors in its body as errors in the configuration of the weights.
-
-    Raises:
-        DataError: A value is invalid; the message has the first.
-    """
+    """Reports validation errors in its body as errors in the configuration of the weights."""
     try:
         yield
     except ValidationError as error:
@@ -443,13 +282,8 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
 
 
 def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
-    """Subclass of a configuration with the config classes of the types that its sections name.
-
-    The model type is chosen by `model.type`, the data kind by `data.type`.
-
-    Args:
-        schema: Class with the sections `model` and `data`.
-        tree: Plain values of the configuration.
+    """Subclass of a configuration with the config classes of the types that its sections name. The
+    model type is chosen by `model.type`, the data kind by `data.type`.
     """
     name = _type_of(tree.get(_MODEL))
     model_type = None if name is None else registered_type(name)
@@ -466,11 +300,7 @@ def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def model_type_of(model: ConfigModel) -> ModelType:
-    """The model type of a section `model`.
-
-    Raises:
-        UsageError: There is no such type.
-    """
+    """The model type of a section `model`."""
     return registered_type(getattr(model, "type", ""))
 
 
@@ -479,19 +309,68 @@ def data_kind_of(config: Any) -> DataKind:
     return data_kind(config.data.type, model_type_of(config.model).kinds)
 
 
-def registered_type(name: str) -> ModelType:
-    """The model type of a name.
-
-    Raises:
-        UsageError: There is no such type; `details["key"]` is `model.type`.
-    """
-    try:
-        return MODELS.get(name)()
-    except UsageError as error:
-        error.details["key"] = "model.type"
-        raise
-
-
 def _type_of(section: object) -> str | None:
     name = section.get("type") if isinstance(section, Mapping) else None
     return str(name) if name else None
+
+
+@dataclass(frozen=True)
+class ProgressOrigin:
+    """Files with a state of training: those of a run, or published ones."""
+
+    text: str  # location as the user wrote it
+    model_type: str  # model type of the weights
+    checkpoint: Path | None = None  # checkpoint of a run; None for published files
+    files: Sequence[Path] = ()  # published files, as `Layout.progress_files` returns them
+
+    def local_checkpoint(self) -> Path:
+        """Checkpoint of a run on the local disk; its files are compared with their digests."""
+        assert self.checkpoint is not None
+        manifest = CheckpointManifest.read(self.checkpoint)
+        paths = manifest.paths(self.checkpoint, [MANIFEST, *manifest.files])
+        above = self.checkpoint.parent
+        names = [str(path.relative_to(above)) for path in paths]
+        folder = local_copy(above, names) / self.checkpoint.name
+        manifest.check(folder)
+        return folder
+
+    def local_files(self) -> list[Path]:
+        return [local_copy(path.parent, [path.name]) / path.name for path in self.files]
+
+
+def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
+    """Files of a run, a checkpoint or a published checkpoint, from which its training continues."""
+    location = require_weights(text)
+    published = published_at(location)
+    if published is not None:
+        model_type, files = published
+        paths = model_type.layout.progress_files(files, averaged=averaged)
+        _check_present(text, [path for path in paths if not path.is_file()], has_state=bool(paths))
+        return ProgressOrigin(text, model_type.name, files=paths)
+    run, checkpoint = find_checkpoint(location.parent if location.is_file() else location)
+    names = CheckpointManifest.read(checkpoint).files
+    missing = [] if TRAINER in names else [checkpoint / TRAINER]
+    if averaged and not any(name.endswith(EMA) for name in names):
+        missing.append(checkpoint / EMA)
+    _check_present(text, missing)
+    section = run.config_tree().get("model")
+    kind = section.get("type") if isinstance(section, dict) else None
+    return ProgressOrigin(text, str(kind), checkpoint)
+
+
+def _check_present(text: str, missing: Sequence[Path], *, has_state: bool = True) -> None:
+    hint = "to start a new run with the weights alone, set init_weights_only (in published files "
+    hint += "model.resume_weights_only) to true"
+    if not has_state:
+        raise UsageError(
+            f"{text}: has weights, but no state of training to continue from",
+            hint=hint,
+            code="usage.no_training_state",
+        )
+    if missing:
+        raise DataError.at(
+            missing[0],
+            f"is missing, so the training of {text} cannot be continued",
+            hint=f"copy it from where the checkpoint was trained; {hint}",
+            code="data.no_training_state",
+        )

@@ -5,10 +5,10 @@ Tied weights are stored once, under the first of their names.
 
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
-from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
+from typing import Any, cast
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +20,6 @@ from vlatool.errors import ConfigError, DataError, StorageError
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 from vlatool.storage.byte_ranges import open_file
-
-if TYPE_CHECKING:
-    from vlatool.models.base import Part
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
@@ -40,44 +37,14 @@ _PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Loads a safetensors file into a module; all names and shapes must match.
-
-    Raises:
-        DataError: The file is missing or broken, names or shapes differ, or values are not finite;
-            the message has the first differences.
-    """
+    """Loads a safetensors file into a module; all names and shapes must match."""
     weights = matching_state_dict(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
 
 
-def built_with_weights(
-    build: "Callable[[], Mapping[str, Part]]", file_of: Callable[[str], Path]
-) -> "Mapping[str, Part]":
-    """Builds parts with the weights of a checkpoint, after a comparison of their sizes.
-
-    Args:
-        build: Builds the parts, on the default device.
-        file_of: Path of the checked file of a part.
-
-    Raises:
-        DataError: As `check_shapes` and `load_weights`.
-    """
-    with torch.device("meta"):
-        parts = build()
-    files = {name: file_of(name) for name in parts}
-    for name, part in parts.items():
-        check_shapes(part.module, read_weights(files[name]), files[name])
-    parts = build()
-    for name, part in parts.items():
-        load_weights(part.module, files[name])
-    return parts
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the CPU.
-
-    Raises:
-        DataError: A file is missing or broken.
+    """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the
+    CPU.
     """
     try:
         open_file(path).close()  # safetensors would wait for a pipe
@@ -103,13 +70,8 @@ def _read_frozen(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def read_external_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file of another program, in the format of its suffix.
-
-    Never runs code of the file.
-
-    Raises:
-        DataError: The file is missing or broken, is not a mapping of names to tensors, or contains
-            code.
+    """Reads the tensors of a file of another program, in the format of its suffix. Never runs code
+    of the file.
     """
     if path.suffix not in _PICKLES:
         return read_weights(path)
@@ -124,9 +86,6 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
 
     Its tensors are dense and hold numbers; any others, such as sparse, quantized or meta ones, fail
     only where they are used.
-
-    Raises:
-        DataError: The file is missing or broken, or contains code or other tensors.
     """
     if reason := _pickle_problem(path):
         raise unusable_checkpoint(path, reason)
@@ -172,7 +131,6 @@ def _tensor_problem(tensor: Tensor) -> str:
 
 
 def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
-    """Error for a pickle that refers to anything but tensors: loading it would run code."""
     match = re.search(r"GLOBAL (\S+)", str(error))
     name = "code" if match is None else match[1]
     return DataError.at(
@@ -192,36 +150,26 @@ def _pickle_problem(path: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if start == _ARCHIVE:
-        return _archive_problem(path)
+        # Reason why an archive cannot contain weights; empty if it can.
+        if not is_zipfile(path):
+            return "it is truncated"
+        try:
+            with ZipFile(path) as archive:
+                entries = archive.infolist()
+        except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            return str(error)
+        if any(entry.compress_type != ZIP_STORED for entry in entries):
+            return "it is compressed"
+        size = sum(
+            entry.file_size for entry in entries if PurePosixPath(entry.filename).name == "data.pkl"
+        )
+        return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
     is_known = start.startswith(_PICKLE)
     return "" if is_known else ("it is not a file of weights" if start else "it is empty")
 
 
-def _archive_problem(path: Path) -> str:
-    """Returns the reason why an archive cannot contain weights; empty if it can."""
-    if not is_zipfile(path):
-        return "it is truncated"
-    try:
-        with ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        return str(error)
-    if any(entry.compress_type != ZIP_STORED for entry in entries):
-        return "it is compressed"
-    size = sum(entry.file_size for entry in entries if _is_pickle(entry))
-    return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
-
-
-def _is_pickle(entry: ZipInfo) -> bool:
-    return PurePosixPath(entry.filename).name == "data.pkl"
-
-
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values atomically as a `.pt` file.
-
-    Raises:
-        StorageError: The file cannot be written, for example because the disk is full.
-    """
+    """Writes tensors and plain values atomically as a `.pt` file."""
     try:
         with open_atomic(path) as file:
             torch.save(dict(content), file)
@@ -235,18 +183,8 @@ def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
 def matching_state_dict(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """Returns the tensors of a file, with the names and shapes of a module, sharded or not.
-
-    A tensor of one element matches any shape with one element, because scalars cannot be sharded.
-
-    Args:
-        module: The module to load them into.
-        weights: Content of the file.
-        path: The file, for messages.
-
-    Raises:
-        DataError: Names or shapes differ, or a value is not finite; the message has the first
-            differences.
+    """Returns the tensors of a file, with the names and shapes of a module, sharded or not. A
+    tensor of one element matches any shape with one element, because scalars cannot be sharded.
     """
     weights = matching_shapes(module, weights, path)
     bad = sorted(name for name, value in weights.items() if not _is_finite(value))
@@ -262,16 +200,7 @@ def matching_state_dict(
 
 
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Compares the sizes of a configuration with those of a file, before they take memory.
-
-    Args:
-        module: The module that the configuration describes, on the meta device.
-        weights: Content of the file; its values are not read.
-        path: The file, for messages.
-
-    Raises:
-        DataError: Names or shapes differ, or tensors are views of much fewer values.
-    """
+    """Compares the sizes of a configuration with those of a file, before they take memory."""
     matching_shapes(module, weights, path)
     sizes = {(w.data_ptr(), w.shape, w.stride()): w.numel() * w.itemsize for w in weights.values()}
     stored, end = 0, 0
@@ -311,18 +240,7 @@ def matching_shapes(
 def init_state_dict(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path, excluded: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Returns initial weights of a module: those of a file, and its own of some networks.
-
-    Args:
-        module: The module to load them into.
-        weights: Content of the file.
-        path: The file, for messages.
-        excluded: Names of modules of the module that keep their weights.
-
-    Raises:
-        ConfigError: The module has no such module.
-        DataError: As `matching_state_dict`.
-    """
+    """Returns initial weights of a module: those of a file, and its own of some networks."""
     own = module.state_dict()
     unknown = [name for name in excluded if not any(key.startswith(f"{name}.") for key in own)]
     if unknown:
@@ -375,12 +293,7 @@ def shared_names(module: nn.Module) -> list[Sequence[str]]:
 
 
 def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    """Returns tensors with shared ones under the first of their names only.
-
-    Args:
-        tensors: A state dict.
-        shared: Result of `shared_names`.
-    """
+    """Returns tensors with shared ones under the first of their names only."""
     aliases = {name for names in shared for name in names[1:]}
     return {name: value for name, value in tensors.items() if name not in aliases}
 

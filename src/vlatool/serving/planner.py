@@ -12,7 +12,8 @@ import numpy as np
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
 from vlatool.evaluation.control import EpisodeControl, begin_chunks
-from vlatool.models.policy import Policy, example_observation, in_batches
+from vlatool.models.base import Policy
+from vlatool.models.policy import example_observation, in_batches
 from vlatool.serving.config import ServeConfig
 
 _log = logging.getLogger(__name__)

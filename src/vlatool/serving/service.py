@@ -15,8 +15,8 @@ from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.controllers import control_options, steps_per_chunk
 from vlatool.evaluation.key_map import KeyMap, has_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
-from vlatool.models.policy import Policy
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.base import Policy
+from vlatool.models.published import WeightsOrigin
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.messages import MAX_OBJECTS, PROTOCOL
 from vlatool.serving.session import MAPPED_ACTION, Session

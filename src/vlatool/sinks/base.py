@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
+from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
@@ -29,32 +30,17 @@ class SinkConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class SinkSetup:
-    """Arguments of a sink.
+    """Arguments of a sink."""
 
-    Attributes:
-        output: The output folder.
-        survey: Survey of the selected episodes; its cameras are the selected ones.
-        refs: The episodes, in order.
-        origin: Options of the run outside the sink's section, for the metadata of the output.
-        action_fields: Requested action fields; empty: those of the survey.
-    """
-
-    output: Path
-    survey: Survey
-    refs: Sequence[EpisodeRef]
+    output: Path  # the output folder
+    survey: Survey  # survey of the selected episodes; its cameras are the selected ones
+    refs: Sequence[EpisodeRef]  # the episodes, in order
+    # options of the run outside the sink's section, for the metadata of the output
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    action_fields: tuple[str, ...] = ()
+    action_fields: tuple[str, ...] = ()  # requested action fields; empty: those of the survey
 
     def policy_actions(self, stored: Mapping[str, int], default: Sequence[str]) -> tuple[str, ...]:
-        """Action fields of the output: the requested ones, or else the default.
-
-        Args:
-            stored: `Sink.fields` of the output.
-            default: By their stored names.
-
-        Raises:
-            DataError: One of them is not stored, or holds text.
-        """
+        """Action fields of the output: the requested ones, or else the default."""
         chosen = self.action_fields or tuple(default)
         known = [name for name, width in stored.items() if width]
         for name in chosen:
@@ -70,18 +56,12 @@ class SinkSetup:
 
 @dataclass(frozen=True)
 class SinkSummary:
-    """Summary of a complete output.
+    """Summary of a complete output."""
 
-    Attributes:
-        samples: Number of training samples.
-        bytes: Size of the files that training reads.
-        files: Every file that was written, those of the receipts included.
-        counts: Further counts by name, such as `shards`.
-    """
-
-    samples: int
-    bytes: int
-    files: tuple[FileEntry, ...]
+    samples: int  # number of training samples
+    bytes: int  # size of the files that training reads
+    files: tuple[FileEntry, ...]  # every file that was written, those of the receipts included
+    # further counts by name, such as `shards`
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
@@ -96,14 +76,13 @@ class Estimate:
 class Sink(Protocol):
     """Writer of episodes as training data.
 
-    A sink with findings in its receipts declares them as `findings: ClassVar[FindingCodes]`.
-
     Attributes:
         Config: Its keys; the default of `type` is the name of the sink.
+        findings: Codes of the findings in its receipts; None: there are none.
         owned: Patterns of all files that it writes; other files in the folder are not touched.
         volatile: Those of them that hold times.
-        temporary: Those of them that are removed once the output is complete; optional.
-        has_arrays: True if receipts carry arrays; optional, default true.
+        temporary: Those of them that are removed once the output is complete.
+        has_arrays: True if receipts carry arrays.
         next_step: Suggested next command, with `{output}` in it; may be empty.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.
@@ -114,8 +93,11 @@ class Sink(Protocol):
 
     Config: ClassVar[type[SinkConfig]]
     owned: ClassVar[Sequence[str]]
-    volatile: ClassVar[Sequence[str]]
-    next_step: ClassVar[str]
+    findings: ClassVar[FindingCodes | None] = None
+    volatile: ClassVar[Sequence[str]] = ()
+    temporary: Sequence[str] = ()
+    has_arrays: ClassVar[bool] = True
+    next_step: ClassVar[str] = ""
     work: Work
     fields: Mapping[str, int]
     action_fields: tuple[str, ...]

@@ -57,11 +57,7 @@ def height_and_width(size: tuple[int, int] | int | None) -> tuple[int, int] | No
 
 
 def read_frames(camera: str, source: FrameSource, frames: Sequence[int]) -> Array:
-    """Frames of a camera: uint8 [N, H, W, 3], or other values [N, H, W].
-
-    Raises:
-        DataError: They cannot be read.
-    """
+    """Frames of a camera: uint8 [N, H, W, 3], or other values [N, H, W]."""
     with _unreadable(camera, source, frames[0]):
         return source.read(frames)
 
@@ -89,25 +85,16 @@ def _image_error(camera: str, source: FrameSource, frame: int, reason: str) -> D
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """Form of written images.
+    """Form of written images."""
 
-    Attributes:
-        size: (height, width); None keeps their size.
-        method: Method of the resize.
-        filter: Filter of the resize.
-        formats: Formats that are copied where nothing changes, and the format of all others.
-        quality: JPEG quality.
-        subsampling: Chroma subsampling of JPEG.
-        verify_pixels: Decode PNG files that are copied, too.
-    """
-
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None  # (height, width); None keeps their size
     method: ResizeMethod
     filter: ResizeFilter
+    # formats that are copied where nothing changes, and the format of all others
     formats: tuple[str, ...] = (PNG, JPEG)
-    quality: int = 100
-    subsampling: Subsampling = "4:4:4"
-    verify_pixels: bool = False
+    quality: int = 100  # JPEG quality
+    subsampling: Subsampling = "4:4:4"  # chroma subsampling of JPEG
+    verify_pixels: bool = False  # decode PNG files that are copied, too
 
     def can_copy(self, info: ImageInfo) -> bool:
         """True if stored bytes can be written unchanged."""
@@ -123,30 +110,19 @@ class ImageEncoding:
 
 @dataclass
 class ImageWriter:
-    """Copies or encodes images; counts what it did.
+    """Copies or encodes images; counts what it did."""
 
-    Attributes:
-        encoding: Form of the written images.
-        copied: Number of images that were copied as stored bytes.
-        converted: Number of stored images that were not plain 8-bit RGB.
-        animations: Number of images with several frames.
-        sizes: (height, width) of images before the resize to their number.
-    """
-
-    encoding: ImageEncoding
-    copied: int = 0
-    converted: int = 0
-    animations: int = 0
+    encoding: ImageEncoding  # form of the written images
+    copied: int = 0  # number of images that were copied as stored bytes
+    converted: int = 0  # number of stored images that were not plain 8-bit RGB
+    animations: int = 0  # number of images with several frames
+    # (height, width) of images before the resize to their number
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
     def images(
         self, camera: str, source: FrameSource, num_frames: int
     ) -> Iterator[tuple[str, bytes]]:
-        """Format and bytes of the first `num_frames` images of a camera.
-
-        Raises:
-            DataError: An image is missing, cannot be read or decoded, or is not uint8 RGB.
-        """
+        """Format and bytes of the first `num_frames` images of a camera."""
         if len(source) < num_frames:
             problem = f"has {counted(len(source), 'image')} for {counted(num_frames, 'frame')}"
             raise _image_error(camera, source, len(source), problem)

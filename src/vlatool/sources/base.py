@@ -1,24 +1,22 @@
-"""Reader interface of dataset formats, and the surveys and errors that all formats share."""
+"""Reader interface of dataset formats; surveys, errors and choice of episodes of all formats."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
-from vlatool.errors import BugError, DataError, VlatoolError
+from vlatool.errors import BugError, DataError, UsageError, VlatoolError
 from vlatool.events import counted
+from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import did_you_mean
-from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list
 
-# First line of a Git LFS pointer, the text file that replaces content kept in Git LFS.
-# Source: formats/lerobot 5
-_LFS_HEADER = b"version https://git-lfs"
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 
@@ -26,17 +24,23 @@ _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 class FormatReader(Protocol):
     """Reader of the episodes of one dataset format.
 
-    Optional attributes of a reader: `source_findings: list[Finding]`, findings of `discover` on the
-    data set as a whole; `base_format: ClassVar[str]`, name of a more general format that also
-    recognizes the same data; `is_fallback: ClassVar[bool]`, True if any other format that finds
-    episodes at a location takes precedence; `default_sink: ClassVar[str]`, name of the sink that is
-    used if none is given (default `lbm`); checks of its own (`vlatool.sources.rules`).
-
     Attributes:
         Config: Config class of this format; an instance is the only argument of the constructor.
+        findings: Codes of its own findings; None: it has none.
+        base_format: Name of a more general format that also recognizes the same data.
+        is_fallback: True if any other format that finds episodes at a location takes precedence.
+        default_sink: Name of the sink that is used if none is given; empty: `lbm`.
+        config: Resolved config.
+        source_findings: Findings of `discover` on the data set as a whole.
     """
 
     Config: ClassVar[type[ConfigModel]]
+    findings: ClassVar[FindingCodes | None] = None
+    base_format: ClassVar[str] = ""
+    is_fallback: ClassVar[bool] = False
+    default_sink: ClassVar[str] = ""
+    config: Any
+    source_findings: Sequence[Finding] = ()
 
     def __init__(self, config: Any) -> None: ...
 
@@ -67,19 +71,26 @@ class FormatReader(Protocol):
         """
         ...
 
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
+        """Returns findings on an episode; with `deep` every frame is decoded.
+
+        None: the rules of all formats (`vlatool.sources.rules`) are enough.
+        """
+        del ref, deep
+        return None
+
+    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
+        """Yields findings that concern more than one episode."""
+        del sources
+        yield from ()
+
 
 def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     """One survey of many episodes, merged from a survey per episode, in their order.
 
-    A field is included if most episodes have it, with its most frequent width; ties are decided
-    by the earlier episode.
-
-    Args:
-        surveys: Surveys of the readable episodes; all are consumed.
-        reasons: Errors of the other episodes; they may be added while `surveys` is consumed.
-
-    Raises:
-        DataError: There is no survey; the error of the first episode.
+    A field is included if most episodes have it, with its most frequent width; ties are decided by
+    the earlier episode. `reasons` are errors of the other episodes, which may be added while
+    `surveys` is consumed; the first one is raised if there is no survey.
     """
     kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
@@ -161,11 +172,7 @@ def survey_each(
 
 
 def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef]) -> Survey:
-    """Survey of a format without a cheap way: reads the fields of every episode.
-
-    Raises:
-        DataError: No episode can be read; the error of the first one.
-    """
+    """Survey of a format without a cheap way: reads the fields of every episode."""
     reasons: list[VlatoolError] = []
     return merge_surveys(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
@@ -260,29 +267,111 @@ def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "fiel
     )
 
 
-def check_is_data_file(path: Path, label: str) -> None:
-    """Raises an error if `path` is missing or a Git LFS pointer.
+_ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
+_RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
 
-    Args:
-        path: The file.
-        label: Owner of the file in the message, such as `episode 3`.
 
-    Raises:
-        DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
-    """
-    try:
-        head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
+    """Episodes without repeated paths; the N-th episode with the same id gets the suffix `-N`."""
+    seen_paths: set[Path] = set()
+    used_ids: set[str] = set()
+    for ref in refs:
+        resolved = ref.path.resolve()
+        if resolved in seen_paths:
+            continue
+        seen_paths.add(resolved)
+        ref_id, number = ref.id, 1
+        while ref_id in used_ids:
+            number += 1
+            ref_id = f"{ref.id}-{number}"
+        used_ids.add(ref_id)
+        yield ref if number == 1 else replace(ref, id=ref_id)
+
+
+def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
+    """The refs, after a check of their ids, which name files and seed random generators."""
+    seen: dict[str, EpisodeRef] = {}
+    for ref in refs:
+        if not _ID.match(ref.id):
+            problem = f"the episode id {ref.id!r} must consist of letters, digits, _ and -"
+        elif ref.id in seen:
+            problem = f"two episodes have the id {ref.id!r}: {seen[ref.id].path} and {ref.path}"
+        else:
+            seen[ref.id] = ref
+            continue
         raise DataError(
-            f"{label}: {path} is missing",
-            hint="complete the download, or exclude the episode with `preprocess --exclude`",
-            code="data.missing_file",
-            details={"path": str(path)},
-        ) from None
-    if head == _LFS_HEADER:
-        raise DataError(
-            f"{label}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
-            hint="run `git lfs pull` in the data set, or download it again",
-            code="data.lfs_pointer",
-            details={"path": str(path)},
+            f"{ref.path}: {problem}",
+            hint="this is a bug of the format's reader: see unique_refs in vlatool.sources.base",
+            code="data.bad_episode_id",
+            details={"episode": ref.id, "path": str(ref.path)},
         )
+    return refs
+
+
+class _Numbered(Protocol):
+    """Episode that may have a number in its data set."""
+
+    @property
+    def number(self) -> int | None: ...
+
+
+T = TypeVar("T", bound=_Numbered)
+
+
+def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -> list[T]:
+    """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
+
+    Numbers are those of `numbered`. The end of a range is excluded.
+    """
+    known = numbered(refs)
+    selected = list(known) if include is None else sorted(_numbers("--episodes", include, known))
+    if exclude is not None:
+        excluded = _numbers("--exclude", exclude, known)
+        selected = [number for number in selected if number not in excluded]
+    if refs and not selected:
+        options = {"--episodes": include, "--exclude": exclude}
+        options_text = " ".join(
+            f"{name} {text}" for name, text in options.items() if text is not None
+        )
+        raise DataError(
+            f"{options_text}: selects none of the {counted(len(refs), 'episode')}",
+            hint="select other episodes",
+            code="data.no_episodes",
+        )
+    return [known[number] for number in selected]
+
+
+def numbered(refs: Sequence[T]) -> dict[int, T]:
+    """Map from number to episode; numbers of the data set if all have one, else positions."""
+    numbers = [ref.number for ref in refs]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(refs)))
+    return {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
+
+
+def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:
+    """Known numbers that a selection contains."""
+    return {
+        number for part in text.split(",") for number in _parse_part(part.strip(), known, option)
+    }
+
+
+def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]:
+    match = _RANGE.match(part)
+    if not part or match is None:
+        raise UsageError(
+            f"{option}: invalid selection {part[:40]!r}",
+            hint="write numbers and ranges, such as 0:4,7",
+            code="usage.bad_selection",
+        )
+    start, colon, stop = match.groups()
+    if colon:
+        low, high = int(start or 0), int(stop) if stop else float("inf")
+        return [number for number in known if low <= number < high]
+    if int(start) not in known:
+        raise DataError(
+            f"{option}: episode {int(start)} does not exist",
+            hint=f"there are {counted(len(known), 'episode')}",
+            code="data.no_episodes",
+        )
+    return [int(start)]

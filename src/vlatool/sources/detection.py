@@ -44,13 +44,8 @@ def is_source(word: str) -> bool:
 
 
 def detect_source(location: Path, forced: str | None) -> DetectedSource:
-    """The format `forced`, that of the manifest, or the one that finds episodes at `location`.
-
-    A format takes precedence over its `base_format`, and any format over one with `is_fallback`.
-
-    Raises:
-        DataError: No format finds episodes; the hint lists what each searched for.
-        UsageError: Several formats find episodes, or `forced` is unknown.
+    """The format `forced`, that of the manifest, or the one that finds episodes at `location`. A
+    format takes precedence over its `base_format`, and any format over one with `is_fallback`.
     """
     name = forced or _format_of_manifest(location)
     if name is not None:
@@ -62,11 +57,9 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
             detected.append(_discover(name, location))
         except VlatoolError as error:
             errors[name] = error
-    general = {getattr(source.reader, "base_format", "") for source in detected}
+    general = {source.reader.base_format for source in detected}
     detected = [source for source in detected if source.format not in general]
-    detected = [
-        source for source in detected if not getattr(source.reader, "is_fallback", False)
-    ] or detected
+    detected = [source for source in detected if not source.reader.is_fallback] or detected
     if len(detected) > 1:
         counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(

@@ -37,14 +37,8 @@ _READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplemente
 
 
 class InflatedMember:
-    """Forward reader of one archive member; checks the checksum at the last byte.
-
-    Args:
-        file: The archive, at any position; nothing else may move it while this reads.
-        info: Entry of the member in the directory of the archive.
-
-    Raises:
-        zipfile.BadZipFile: The member does not match the directory.
+    """Forward reader of one archive member; checks the checksum at the last byte; `file`: the
+    archive, at any position; nothing else may move it while this reads.
     """
 
     def __init__(self, file: IO[bytes], info: zipfile.ZipInfo) -> None:
@@ -109,11 +103,7 @@ class InflatedMember:
 
 
 class NpzArchive:
-    """An npz file with arrays that are read by name.
-
-    Raises:
-        DataError: The file is missing or not a zip archive.
-    """
+    """An npz file with arrays that are read by name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,7 +113,8 @@ class NpzArchive:
             self._file = open_tail(path)
             with zipfile.ZipFile(self._file) as archive:
                 infos = {info.filename: info for info in archive.infolist()}
-                self._ends = _member_ends(archive)
+                starts = sorted(info.header_offset for info in archive.infolist())
+                self._ends = dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
         except _READ_ERRORS as error:
             raise _read_error(path, None, error) from None
         self._infos = {
@@ -144,11 +135,6 @@ class NpzArchive:
         return self._headers[name]
 
     def read(self, name: str) -> Array:
-        """A whole array.
-
-        Raises:
-            DataError: It is missing, broken, too large, or holds Python objects.
-        """
         header = self.readable_header(name)
         try:
             member = InflatedMember(self._file, self._infos[name])
@@ -164,11 +150,7 @@ class NpzArchive:
         return array
 
     def readable_header(self, name: str) -> ArrayHeader:
-        """Header of an array that `read` accepts.
-
-        Raises:
-            DataError: The array is missing, too large, or holds Python objects.
-        """
+        """Header of an array that `read` accepts."""
         header = self.header(name)
         if header.dtype.hasobject:
             raise DataError.at(
@@ -188,20 +170,15 @@ class NpzArchive:
         return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
-        """Array as frames: uint8 [F, H, W, 3], or integers [F, H, W] if `channels` is None.
-
-        Raises:
-            DataError: It is missing or has another shape or type.
-        """
+        """Array as frames: uint8 [F, H, W, 3], or integers [F, H, W] if `channels` is None."""
         header = self.header(name)
         info = self._infos[name]
         byte_range = ByteRange(self.path, info.header_offset, self._ends[info.header_offset])
         return NpzFrames(byte_range, info, header, channels)
 
     def load_headers(self, names: Iterable[str]) -> None:
-        """Reads the headers of large remote arrays in parallel.
-
-        Arrays that cannot be read are skipped; access to them raises the error.
+        """Reads the headers of large remote arrays in parallel. Arrays that cannot be read are
+        skipped; access to them raises the error.
         """
         large = [name for name in names if is_remote(self.path) and self._is_large(name)]
         for name, data in zip(large, read_byte_ranges(map(self._head, large)), strict=True):
@@ -234,9 +211,8 @@ class NpzArchive:
 
 
 class NpzFrames:
-    """Frames of one npz member, inflated one by one from the start.
-
-    Holds one frame in memory; a read before the last position restarts at the first frame.
+    """Frames of one npz member, inflated one by one from the start. Holds one frame in memory; a
+    read before the last position restarts at the first frame.
     """
 
     def __init__(
@@ -296,7 +272,11 @@ class NpzFrames:
         frame_bytes = self._header.length // len(self)
         try:
             if self._member is None or index < self._next:
-                self._rewind()
+                self.close()
+                self._file = open_byte_range(self._part)
+                self._member = InflatedMember(self._file, self._info)
+                _read_header(self._member)
+                self._next = 0
             assert self._member is not None
             for _ in range(self._next, index):
                 self._member.read(frame_bytes)
@@ -308,24 +288,10 @@ class NpzFrames:
         self._next = index + 1
         return np.frombuffer(data, self._header.dtype).reshape(self._header.shape[1:])
 
-    def _rewind(self) -> None:
-        self.close()
-        self._file = open_byte_range(self._part)
-        self._member = InflatedMember(self._file, self._info)
-        _read_header(self._member)
-        self._next = 0
-
     def close(self) -> None:
-        """Closes the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._member = None
-
-
-def _member_ends(archive: zipfile.ZipFile) -> dict[int, int]:
-    """Start offset of each member to the offset of the next one, or of the directory."""
-    starts = sorted(info.header_offset for info in archive.infolist())
-    return dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
 
 def _is_images(header: ArrayHeader, channels: int | None) -> bool:
@@ -335,7 +301,6 @@ def _is_images(header: ArrayHeader, channels: int | None) -> bool:
 
 
 def missing_array_error(path: Path, name: str) -> DataError:
-    """Error for a required array that is missing."""
     return DataError.at(
         path,
         f"the array {name!r} is missing",

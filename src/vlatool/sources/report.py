@@ -1,4 +1,4 @@
-"""Report of the episodes of a raw source, and its page.
+"""Report of the episodes of a raw source, and its page with a card for each episode.
 
 Legend of shapes: F frames, C dimensions of a field.
 """
@@ -9,10 +9,16 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from vlatool.artifacts.field_summary import (
     FieldRange,
     FieldSummary,
     dimensions_table,
+    lowdim_columns,
+    policy_fields,
+    pose_tracks,
+    position_fields,
     unit,
 )
 from vlatool.episode import Episode, EpisodeRef
@@ -20,21 +26,41 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
 from vlatool.jobs.ownership import data_files
+from vlatool.pages.episode import (
+    EpisodeView,
+    brief_card,
+    episode_section,
+    episode_tile,
+    shown_positions,
+)
+from vlatool.pages.images import (
+    FrameView,
+    crop_drawing,
+    frame_figure,
+    frame_view,
+    gallery,
+    strip,
+    tile,
+)
 from vlatool.pages.layout import (
     Section,
     code,
     details,
+    evenly_spaced,
     field_label,
+    group,
     heading,
+    note,
     table,
     tiles,
 )
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
+from vlatool.sources.base import FormatReader, numbered, select
 from vlatool.sources.detection import DetectedSource
-from vlatool.sources.episode_cards import PROBLEMS, EpisodeCards
-from vlatool.sources.order import numbered, select
 from vlatool.storage.tree import files_below_each, size_text
+from vlatool.transforms.geometry import make_geometry
+from vlatool.transforms.relative import actual_field
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -88,7 +114,6 @@ class SourceFacts:
 
     @property
     def lengths(self) -> str:
-        """Shortest and longest episode in frames, as text."""
         shortest, longest = self.frames_per_episode
         return f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
 
@@ -113,11 +138,7 @@ class SourceFacts:
 def report_source(
     location: Path, source: DetectedSource, episodes: str | None, reporter: Reporter
 ) -> Report:
-    """Reads the fields of all selected episodes; of images only the size.
-
-    Raises:
-        DataError: No episode can be read, or none is selected.
-    """
+    """Reads the fields of all selected episodes; of images only the size."""
     refs = select(source.refs, episodes)
     survey = _surveyed(source, refs, reporter)
     if not survey.lengths:
@@ -151,7 +172,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     """Survey of the episodes; where all lack images, of what else they have."""
     survey, others = _Survey(), _Survey()
     for part in (survey, others):
-        part.warn(getattr(source.reader, "source_findings", ()))
+        part.warn(source.reader.source_findings)
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             try:
@@ -187,7 +208,6 @@ def _tables(facts: SourceFacts) -> list[str]:
 
 
 def _field_table(fields: Sequence[FieldSummary]) -> str:
-    """Table of fields of raw episodes, one row per field."""
     header = ("name", "width", "dtype", "range", "constant dimensions")
     rows = (
         (
@@ -262,7 +282,6 @@ def _field_section(facts: SourceFacts) -> str:
 
 
 def _field_html(fields: Sequence[FieldSummary]) -> str:
-    """HTML table of fields, one row per field."""
     rows = [
         (
             field_label(info.name),
@@ -305,11 +324,6 @@ class _Survey:
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def add(self, episode: Episode) -> None:
-        """Adds an episode.
-
-        Raises:
-            DataError: A camera cannot be opened; the episode is not added then.
-        """
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
         for name, (height, width) in sizes.items():
             self.sizes.setdefault(name, Counter())[width, height] += 1
@@ -326,7 +340,13 @@ class _Survey:
                     known[part] = None
         for kind, sentences in episode.language.items():
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
-        self._add_fields(episode)
+        for name, values in episode.lowdim.items():
+            if name not in self.ranges:
+                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
+            problem = self.ranges[name].add(values)
+            if problem:
+                message = f"{episode.id}: field {name!r} {problem}"
+                self.warnings.setdefault("odd_field", []).append(message)
         self.warn(finding for finding in episode.findings if finding.severity != "info")
 
     def add_whole(self, ref: EpisodeRef, episode: Episode) -> None:
@@ -351,13 +371,18 @@ class _Survey:
         )
 
     def warn(self, findings: Iterable[Finding]) -> None:
-        """Adds findings."""
         for finding in findings:
             self.warnings.setdefault(finding.code, []).append(finding.message)
 
     def facts(self, name: str, size: int) -> SourceFacts:
-        """Facts of all episodes so far."""
-        self._warn_of_absent_fields()
+        total = len(self.lengths)
+        absent = [
+            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
+            for name, field in self.ranges.items()
+            if field.episodes < total
+        ]
+        if absent:
+            self.warnings["field_not_everywhere"] = absent
         return SourceFacts(
             format=name,
             episodes=len(self.lengths),
@@ -387,21 +412,145 @@ class _Survey:
             broken=tuple(self.broken),
         )
 
-    def _add_fields(self, episode: Episode) -> None:
-        for name, values in episode.lowdim.items():
-            if name not in self.ranges:
-                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
-            problem = self.ranges[name].add(values)
-            if problem:
-                message = f"{episode.id}: field {name!r} {problem}"
-                self.warnings.setdefault("odd_field", []).append(message)
 
-    def _warn_of_absent_fields(self) -> None:
-        total = len(self.lengths)
-        absent = [
-            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
-            for name, field in self.ranges.items()
-            if field.episodes < total
+# Name of the section of broken episodes in links.
+PROBLEMS = "problems"
+# Most episodes on a page: each has several images.
+_MAX_LISTED = 100
+
+
+class EpisodeCards:
+    """Cards of the episodes of a source; each episode is read once."""
+
+    def __init__(
+        self,
+        reader: FormatReader,
+        known: Mapping[int, EpisodeRef],
+        broken: Mapping[str, str],  # reasons of those that cannot be read, by id
+    ) -> None:
+        self._reader, self._broken = reader, broken
+        self._numbers = {ref.id: number for number, ref in known.items()}
+        self._first: EpisodeView | None = None
+
+    def sections(self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter) -> list[Section]:
+        """Links to all episodes, the cards of `full` of them, and small cards of the others."""
+        whole = [ref.id for ref in refs if ref.id not in self._broken]
+        in_full = {whole[index] for index in evenly_spaced(len(whole), full)}
+        shown = {refs[index].id for index in evenly_spaced(len(refs), _MAX_LISTED)} | in_full
+        tiles: list[str] = []
+        cards: list[Section] = []
+        briefs: list[str] = []
+        with reporter.progress("page", len(shown), "episodes") as bar:
+            for ref in refs:
+                if ref.id not in shown:
+                    continue
+                anchor = f"e{self._numbers[ref.id]}"
+                view = self._view(ref, is_brief=ref.id not in in_full)
+                if isinstance(view, str):
+                    tiles.append(tile(FrameView(None, problem="broken"), ref.id, [view], PROBLEMS))
+                elif ref.id in in_full:
+                    tiles.append(episode_tile(view, anchor))
+                    cards.append(episode_section(view, anchor=anchor))
+                else:
+                    tiles.append(episode_tile(view, anchor))
+                    hint = f"--episodes {self._numbers[ref.id]} shows this episode in full"
+                    briefs.append(brief_card(view, anchor, hint))
+                bar.advance()
+        return [
+            Section("All episodes", _listed_text(len(shown), len(refs)) + gallery(tiles)),
+            *group(f"Episodes ({len(cards)} of {len(whole)})", cards),
+            Section("Other episodes", "".join(briefs)),
         ]
-        if absent:
-            self.warnings["field_not_everywhere"] = absent
+
+    def crops(self) -> str:
+        """Images of the cameras of an episode, with what a center crop to a square leaves out."""
+        cameras = self._first.cameras if self._first else {}
+        figures = [
+            _cropped(camera, view)
+            for camera, views in cameras.items()
+            for view in views[:1]
+            if view.image is not None and view.image.width != view.image.height
+        ]
+        text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
+        return heading(text, strip("", figures)) if figures else ""
+
+    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> EpisodeView | str:
+        """View of an episode, or the reason why there is none."""
+        if ref.id in self._broken:
+            return self._broken[ref.id]
+        try:
+            view = _episode_view(self._reader.read(ref), is_brief=is_brief)
+        except DataError as error:
+            return error.message
+        if self._first is None or (self._first.is_brief and not is_brief):
+            self._first = view
+        return view
+
+
+def _listed_text(shown: int, total: int) -> str:
+    if shown == total:
+        return ""
+    text = f"{shown} of {counted(total, 'episode')}, evenly spaced; --episodes selects others"
+    return note(text)
+
+
+def _cropped(camera: str, view: FrameView) -> str:
+    assert view.image is not None
+    width, height = view.image.size
+    side = min(width, height)
+    geometry = make_geometry((height, width), (side, side), "center_crop")
+    drawing = crop_drawing(view.image.size, geometry.source_box)
+    share = 1 - side / max(width, height)
+    return frame_figure(view, f"crop of {camera}", f"{camera}: {share:.0%} left out", drawing)
+
+
+def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
+    """View of a raw episode; decodes the images of its strip."""
+    shown = shown_positions(episode.num_frames, is_brief=is_brief)
+    cameras = [*episode.cameras][: 1 if is_brief else None]
+    numbers = lowdim_columns(episode.lowdim, episode.num_frames)
+    actions, proprioception = policy_fields(
+        numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
+    )
+    return EpisodeView(
+        name=episode.id,
+        info={
+            "task": episode.task,
+            "frames": episode.num_frames,
+            "seconds": f"{episode.num_frames / episode.fps:.1f}",
+            "fps": f"{episode.fps:g}",
+        },
+        fps=episode.fps,
+        frames=np.arange(episode.num_frames),
+        shown=shown,
+        cameras={name: _strip(episode, name, shown) for name in cameras},
+        actions=actions,
+        proprioception=proprioception,
+        tracks=pose_tracks(numbers, _pose_fields(episode)),
+        language=episode.language,
+        problems=[finding.message for finding in episode.findings],
+        is_brief=is_brief,
+    )
+
+
+def _pose_fields(episode: Episode) -> dict[str, str]:
+    groups = {
+        actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
+        or group.rotation_key
+        for group in episode.pose_groups
+    }
+    return groups or position_fields(episode.lowdim)
+
+
+def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
+    calibration = episode.calibration.get(camera)
+    intrinsics = None if calibration is None else calibration.intrinsics
+    extrinsics = None if calibration is None else calibration.extrinsics
+    try:
+        images = episode.cameras[camera].read(shown)
+    except DataError as error:
+        return [FrameView(None, problem=error.message)] * len(shown)
+    return [
+        frame_view(image, intrinsics, extrinsics, frame)
+        for frame, image in zip(shown, images, strict=True)
+    ]

@@ -1,11 +1,4 @@
-"""Rules for sources of all formats, and the check of a source.
-
-A reader may add two methods and a table of finding codes; otherwise only these rules are checked:
-
-    findings: ClassVar[FindingCodes]
-    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]
-    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]
-"""
+"""Rules for sources of all formats, and the check of a source."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +16,8 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
 from vlatool.jobs.command import make_executor
-from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
+from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, select
 from vlatool.sources.detection import DetectedSource
-from vlatool.sources.order import select
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
 # Half a second at the usual 10 frames per second; noise of a real sensor never repeats so long.
@@ -86,9 +78,8 @@ IMAGES = FindingCodes(
 
 
 def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-    """Checks for episodes of all formats: the error or the warnings of reading.
-
-    With `deep`, every frame of every camera is decoded.
+    """Checks for episodes of all formats: the error or the warnings of reading. With `deep`, every
+    frame of every camera is decoded.
     """
     try:
         episode = reader.read(ref)
@@ -112,13 +103,6 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
         for code, message, location in _image_problems(frames):
             text = message if code == "unreadable" else f"{label}: {message}"
             yield IMAGES(code, text, episode=episode, camera=name, **location)
-
-
-def check_names(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
-    """Cameras whose names prevent an output; broken episodes are skipped."""
-    with suppress(DataError):
-        for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
-            yield finding_of_error(problem)
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
@@ -163,25 +147,18 @@ def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, i
 
 def check_source(
     location: Path,
-    source: DetectedSource,
-    episodes: str | None,
-    check: CheckOptions,
+    source: DetectedSource,  # its format, reader and episodes
+    episodes: str | None,  # episodes to check; None for all. Checks of the whole data set read all
+    check: CheckOptions,  # options of the verification; a full one decodes every frame
 ) -> Iterator[Finding]:
-    """Yields the findings of a source and the selected episodes.
-
-    Args:
-        location: The source.
-        source: Its format, reader and episodes.
-        episodes: Episodes to check; None for all. Checks of the whole data set read all.
-        check: Options of the verification; a full one decodes every frame.
-    """
-    reader: Any = source.reader
-    yield from getattr(reader, "source_findings", ())
+    reader = source.reader
+    yield from reader.source_findings
     yield from duplicate_ids(source.refs)
     refs = select(source.refs, episodes)
-    if hasattr(reader, "check_source"):
-        yield from _guarded(reader.check_source([location]))
-    yield from check_names(reader, refs)
+    yield from _guarded(reader.check_source([location]))
+    with suppress(DataError):
+        for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
+            yield finding_of_error(problem)
     expected: Mapping[str, FieldSpec] = {}
     with suppress(DataError):
         expected = reader.survey(refs).fields
@@ -206,7 +183,7 @@ def check_source(
 
 
 def _check_ref(
-    reader: Any, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
+    reader: FormatReader, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
 ) -> tuple[list[Finding], dict[Path, int]]:
     """Findings on an episode, and the sizes of its files."""
     findings: list[Finding] = []
@@ -214,15 +191,15 @@ def _check_ref(
         problem = field_mismatch(ref.id, reader.survey([ref]).fields, expected)
         if problem is not None and expected:
             findings.append(finding_of_error(problem, episode=ref.id))
-    if hasattr(reader, "check"):
-        findings += _guarded(reader.check(ref, deep=deep), episode=ref.id)
-    else:
+    own = reader.check(ref, deep=deep)
+    if own is None:
         findings += check_episode(reader, ref, deep=deep)
+    else:
+        findings += _guarded(own, episode=ref.id)
     return findings, {path: path.stat().st_size for path in _files(ref)}
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:
-    """Yields the existing files of an episode."""
     below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
     yield from (path for path in (*below, *ref.files) if path.is_file())
 

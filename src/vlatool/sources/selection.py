@@ -19,8 +19,14 @@ from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, field_specs
-from vlatool.sources.order import checked_refs, select
+from vlatool.sources.base import (
+    FormatReader,
+    camera_name_problem,
+    checked_refs,
+    field_mismatch,
+    field_specs,
+    select,
+)
 from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import hub_hint, is_missing
 
@@ -76,58 +82,33 @@ class SelectionConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class EpisodeSelection:
-    """Cameras, fields and conditions of the episodes of a run; small, since workers receive it.
+    """Cameras, fields and conditions of the episodes of a run; small, since workers receive it."""
 
-    Attributes:
-        cameras: Cameras to keep, in order.
-        fields: Map from field to its width, 0 for text.
-        skip_missing_cameras: Drop episodes that lack a camera.
-        only_successful: Drop episodes that failed or whose success is unknown.
-        finite: Fail episodes with NaN or infinity.
-    """
-
-    cameras: tuple[str, ...]
-    fields: Mapping[str, int]
-    skip_missing_cameras: bool
-    only_successful: bool
-    finite: bool
+    cameras: tuple[str, ...]  # cameras to keep, in order
+    fields: Mapping[str, int]  # map from field to its width, 0 for text
+    skip_missing_cameras: bool  # drop episodes that lack a camera
+    only_successful: bool  # drop episodes that failed or whose success is unknown
+    finite: bool  # fail episodes with NaN or infinity
 
 
 @dataclass(frozen=True)
 class DroppedEpisode:
-    """An episode that is dropped on purpose.
+    """An episode that is dropped on purpose."""
 
-    Attributes:
-        reason: Identifier of the reason, by which dropped episodes are counted.
-        findings: Findings of the episode.
-    """
-
-    reason: str
+    reason: str  # identifier of the reason, by which dropped episodes are counted
     findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
 class EpisodeTask:
-    """Reads one episode, applies the selection and passes it to `work`; picklable.
+    """Reads one episode, applies the selection and passes it to `work`; picklable."""
 
-    Attributes:
-        format: Name of the dataset format.
-        config: Keys of the format.
-        selection: Cameras, fields and conditions.
-        work: Writes the episode.
-    """
-
-    format: str
-    config: ConfigModel
-    selection: EpisodeSelection
-    work: Callable[[EpisodeRef, Episode], Receipt]
+    format: str  # name of the dataset format
+    config: ConfigModel  # keys of the format
+    selection: EpisodeSelection  # cameras, fields and conditions
+    work: Callable[[EpisodeRef, Episode], Receipt]  # writes the episode
 
     def __call__(self, ref: EpisodeRef) -> Receipt:
-        """The receipt of the episode.
-
-        Raises:
-            DataError: The episode is broken or its fields differ from those of the others.
-        """
         reader: FormatReader = FORMATS.get(self.format)(self.config)
         episode = apply_selection(reader.read(ref), self.selection)
         if isinstance(episode, DroppedEpisode):
@@ -143,23 +124,15 @@ def count_frames(ref: EpisodeRef, episode: Episode) -> Receipt:
 
 @dataclass(frozen=True)
 class SelectedEpisodes:
-    """Episodes of a run.
+    """Episodes of a run."""
 
-    Attributes:
-        refs: Episodes to read, in order.
-        excluded: Map from reason to number of episodes that are excluded on purpose.
-        survey: Survey of the episodes, with the selected cameras.
-        selection: Cameras, fields and conditions for each episode.
-        findings: Findings on the sources as a whole.
-        available: Number of episodes in the sources.
-    """
-
-    refs: tuple[EpisodeRef, ...]
+    refs: tuple[EpisodeRef, ...]  # episodes to read, in order
+    # map from reason to number of episodes that are excluded on purpose
     excluded: Mapping[str, int]
-    survey: Survey
-    selection: EpisodeSelection
-    findings: tuple[Finding, ...]
-    available: int
+    survey: Survey  # survey of the episodes, with the selected cameras
+    selection: EpisodeSelection  # cameras, fields and conditions for each episode
+    findings: tuple[Finding, ...]  # findings on the sources as a whole
+    available: int  # number of episodes in the sources
 
 
 def select_episodes(
@@ -168,14 +141,8 @@ def select_episodes(
     config: SelectionConfig,
     required_cameras: Sequence[str] = (),
 ) -> SelectedEpisodes:
-    """Episodes of a run, and the cameras and fields that it uses.
-
-    `required_cameras` are named by other options and must exist.
-
-    Raises:
-        DataError: A source does not exist or its download is not complete, no episode is left or
-            readable, a requested camera does not exist, or the name of a camera cannot be part of
-            a file name.
+    """Episodes of a run, and the cameras and fields that it uses. `required_cameras` are named by
+    other options and must exist.
     """
     available, discovered = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
@@ -199,7 +166,7 @@ def select_episodes(
         for name in survey.cameras
         if name != name.lower()
     )
-    findings = (*getattr(reader, "source_findings", ()), *capitals)
+    findings = (*reader.source_findings, *capitals)
     return SelectedEpisodes(refs, held_out_counts, survey, selection, findings, available)
 
 
@@ -234,7 +201,6 @@ def _survey(
     cameras: Sequence[str] | None,
     required_cameras: Sequence[str],
 ) -> Survey:
-    """Survey of the episodes, limited to the requested cameras."""
     survey = reader.survey(refs)
     known = list(survey.cameras)
     for name in (*(cameras or ()), *required_cameras):
@@ -251,12 +217,7 @@ def _survey(
 
 
 def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
-    """The episode with the selected cameras and the fields in the common order, or its drop.
-
-    Raises:
-        DataError: Its fields differ from those of the others, a selected camera that its data set
-            declares is missing, or a value is NaN or infinite.
-    """
+    """The episode with the selected cameras and the fields in the common order, or its drop."""
     mismatch = field_mismatch(episode.id, field_specs(episode), selection.fields)
     if mismatch is not None:
         raise mismatch
@@ -280,11 +241,7 @@ def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | 
 
 
 def check_finite(episode: Episode) -> None:
-    """Raises an error if a value of a field is NaN or infinite.
-
-    Raises:
-        DataError: `data.not_finite`; names field and first frame.
-    """
+    """Raises an error if a value of a field is NaN or infinite."""
     for name, values in episode.lowdim.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             frame, column = np.argwhere(~np.isfinite(values))[0].tolist()

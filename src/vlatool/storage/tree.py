@@ -14,6 +14,7 @@ from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
 _MAX_CONCURRENT = 8
+_DIGITS = re.compile(r"(\d+)")
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -37,6 +38,12 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             continue
         seen.add((status.st_dev, status.st_ino))
         yield Path(name), folders, files
+
+
+def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
+    """Sort key that compares numbers by value: episode_2 before episode_10."""
+    parts = _DIGITS.split(str(path))
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def file_names(folder: Path) -> frozenset[str]:

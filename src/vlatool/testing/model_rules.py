@@ -11,10 +11,8 @@ from torch import Tensor
 
 from vlatool.config.base import ConfigModel
 from vlatool.events import NULL
-from vlatool.loading.base import DataKind, DatasetInfo
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
-from vlatool.models.base import Loss, ModelType, Objective, Part
+from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
+from vlatool.models.base import Loss, ModelType, Objective, Part, blocks_of
 from vlatool.plugins import DATA_KINDS
 from vlatool.training.checkpoints import unsaved_digests
 from vlatool.training.config import EmaConfig, HParams, TrainConfig
@@ -141,8 +139,8 @@ def check_build(model_type: ModelType, config: Any) -> None:
             exists = name in parts and hasattr(parts[name].module, method)
             assert exists, f"`methods` lists {name}.{method}, which does not exist"
     modules = {id(module) for part in parts.values() for module in part.module.modules()}
-    for block in model_type.blocks(parts):
-        assert id(block) in modules, f"`blocks` returns a {type(block).__name__} that is in no part"
+    for block in blocks_of(parts):
+        assert id(block) in modules, f"`blocks` has a {type(block).__name__} that is in no part"
     first, second = (_digests(model_type, config, seed) for seed in (1, 2))
     for name, digest in first.items():
         is_loaded = second[name] == digest

@@ -17,7 +17,6 @@ from vlatool.loading.base import (
     Batch,
     DatasetInfo,
     DroppedSample,
-    HasPairs,
     MicroBatch,
     PairOptions,
 )
@@ -328,10 +327,10 @@ class ModelChecks:
         policy = self.model_type.policy(config.model, parts, assets, root)
         if policy is not None:
             check_acting(policy)
-            if isinstance(config.data_kind, HasPairs):
-                location = getattr(config.data, config.data_kind.folders_keys[0])[0]
-                options = PairOptions(policy.sees, policy.horizon)
-                pairs = config.data_kind.pairs(config.data, assets, location, options)
+            location = getattr(config.data, config.data_kind.folders_keys[0])[0]
+            options = PairOptions(policy.sees, policy.horizon)
+            pairs = config.data_kind.pairs(config.data, assets, location, options)
+            if pairs is not None:
                 check_recorded(policy, pairs)
 
     def check_resume(self) -> None:

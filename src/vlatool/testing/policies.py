@@ -16,8 +16,9 @@ from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
-from vlatool.models.policy import Policy, example_observation
-from vlatool.models.trained import WeightsOrigin
+from vlatool.models.base import Policy
+from vlatool.models.policy import example_observation
+from vlatool.models.published import WeightsOrigin
 
 _NUM_OBSERVATIONS = 3
 

@@ -16,7 +16,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
 from vlatool.sources.base import field_specs
-from vlatool.sources.order import natural_key
+from vlatool.storage.tree import natural_key
 from vlatool.transforms.relative import SUFFIX
 
 

@@ -309,7 +309,7 @@ class SinkChecks:
             f"stores {stored} of the {recorded} values of an action of the format {format_name}"
         )
         # A sink may copy rows of its own format from the files of the reference.
-        own = {format_name, getattr(FORMATS.get(format_name), "base_format", "")}
+        own = {format_name, FORMATS.get(format_name).base_format}
         rotations = {group.rotation_key for group in setup.survey.pose_groups}
         for name in setup.survey.action_fields if stored and self.section.type not in own else ():
             field = stored_from(name, known)

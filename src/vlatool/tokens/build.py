@@ -16,7 +16,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vlatool.artifacts.base import other_contents_error
-from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, CodesFolder, is_codes
+from vlatool.artifacts.codes.format import (
+    IMAGES_NAME,
+    JSON_NAME,
+    PACKED_NAME,
+    CodesFolder,
+    is_codes,
+)
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines, write_lines
 from vlatool.artifacts.profile import (
@@ -49,7 +55,6 @@ from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows.format import (
     DATA_NAME,
     EPISODE_PREFIX,
-    IMAGES_NAME,
     Kind,
     Window,
     image_folder,

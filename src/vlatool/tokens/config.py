@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from vlatool.artifacts.codes.format import CodesLayout
 from vlatool.config.base import Switch, required_field
 from vlatool.jobs.command import JOB_KEYS, JobConfig
-from vlatool.models.tokenizer import Precision
+from vlatool.models.base import Precision
 
 _DEVICE = ("batch_size", "num_workers")
 

@@ -38,7 +38,8 @@ from vlatool.jobs.executor import Outcome, attempt, default_workers, signals_blo
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import loader_exited, start_forkserver, worker_start
-from vlatool.models.tokenizer import Codes, ImageRule, OpenTokenizer, Precision
+from vlatool.models.base import Codes, Precision
+from vlatool.models.tokenizer import ImageRule, OpenTokenizer
 from vlatool.storage.background import in_background
 from vlatool.tokens.decode import decoded
 from vlatool.tokens.images import EpisodeImages, EpisodeOpener, check_unique_names

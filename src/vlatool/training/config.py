@@ -23,13 +23,11 @@ from vlatool.config.base import (
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DataKind, DatasetInfo, HasStatistics
-from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
+from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
-from vlatool.models.progress import locate_progress
 from vlatool.models.trained import (
     existing_weights,
+    locate_progress,
     model_type_of,
     section_of,
     with_types,
@@ -412,7 +410,7 @@ class TrainConfig(ConfigModel):
         """Keys that follow from published keys of initial weights, and their rules."""
         if not getattr(self.model, "type", None):
             return {}, {}
-        keys, reset = self.model_type.published_start(dict(self.model))
+        keys, reset = self.model_type.layout.keys_of_run(dict(self.model))
         if not keys:
             return {}, {}
         if self.init_from not in (None, keys["init_from"]):
@@ -524,7 +522,7 @@ class TrainConfig(ConfigModel):
         """
         kind = self.data_kind
         info = kind.load_info(self.data, reporter)
-        if not isinstance(kind, HasStatistics):
+        if not kind.has_statistics:
             return info
         if run is not None:
             with suppress(DataError):  # damaged statistics are written again

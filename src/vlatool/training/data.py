@@ -18,15 +18,13 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import (
     Batch,
     Batcher,
-    ChecksSamples,
     DataSet,
     DatasetInfo,
     DroppedSample,
-    HasContents,
+    LoadingConfig,
     MicroBatch,
     SampleRef,
 )
-from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
@@ -96,8 +94,7 @@ def check_samples(
     """
     kind = config.data_kind
     kind.make_assets(config.data, info)
-    if isinstance(kind, ChecksSamples):
-        kind.check_samples(config.data, info, reporter)
+    kind.check_samples(config.data, info, reporter)
     if assets is not None:
         config.model_type.check_data(config.model, config.data, info, assets)
     for index, dataset in enumerate(info.datasets):
@@ -124,7 +121,7 @@ def _report_constant(
 ) -> None:
     """Warns of what is the same in all of some samples; a single instruction is noted."""
     kind = config.data_kind
-    if len(samples) < _MIN_COMPARED or not isinstance(kind, HasContents):
+    if len(samples) < _MIN_COMPARED:
         return
     first, *others = [kind.contents(config.data, sample) for sample in samples]
     for name, content in first.items():

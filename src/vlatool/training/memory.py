@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vlatool.config.base import with_value
 from vlatool.loading.base import DatasetInfo
-from vlatool.models.base import Batch, Objective, StepContext
+from vlatool.models.base import Batch, Objective, StepContext, blocks_of
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import PlacedParts, Placement
 from vlatool.training.state import AVERAGED_AT_ONCE, replace_tensors
@@ -416,7 +416,7 @@ class MemoryEstimator:
             _bytes(p for p in module.parameters() if p.requires_grad) + _bytes(module.buffers())
             for module in averaged
         )
-        units = [*config.model_type.blocks(self._parts), *self._trained]
+        units = [*blocks_of(self._parts), *self._trained]
         seen: set[int] = set()
         self._units = [_bytes(_unseen(unit.parameters(), seen)) for unit in units]
 

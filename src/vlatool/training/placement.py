@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from vlatool.errors import UsageError
-from vlatool.models.base import ModelType, Part
+from vlatool.models.base import ModelType, Part, blocks_of
 from vlatool.training.state import named_tensors, replace_tensors, scatter
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class PlacedParts:
             if not (part.trained and self._sharded):
                 _to_device(part.module, placement)
         trained = [part.module for part in parts.values() if part.trained]
-        blocks = _trained_blocks(model_type.blocks(parts), trained)
+        blocks = _trained_blocks(blocks_of(parts), trained)
         units = blocks or trained
         for block in units if placement.compile_blocks else ():
             block.forward = torch.compile(block.forward)

@@ -9,7 +9,7 @@ from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.config.rules import check_rules
 from vlatool.events import Progress, Reporter
 from vlatool.loading.base import DatasetInfo
-from vlatool.models.policy import Policy
+from vlatool.models.base import Policy
 from vlatool.training.checkpoints import check_space, save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams

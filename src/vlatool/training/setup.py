@@ -16,9 +16,8 @@ from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part
-from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
-from vlatool.models.trained import existing_weights
+from vlatool.models.trained import ProgressOrigin, existing_weights, locate_progress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import PlacedParts
@@ -46,7 +45,8 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     if origin.checkpoint is not None:
         load_checkpoint(origin.local_checkpoint(), state)
     else:
-        progress = model_type.open_progress(config.model, state.modules, origin.local_files())
+        paths = origin.local_files()
+        progress = model_type.layout.open_progress(config.model, state.modules, paths)
         _restore_published(progress, state)
         state.samples = progress.step * config.hparams.global_batch_size
         notes += progress.notes

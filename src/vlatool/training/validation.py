@@ -17,8 +17,7 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import BugError, VlatoolError
 from vlatool.events import Reporter
 from vlatool.loading.base import DroppedSample, MicroBatch
-from vlatool.models.base import Objective
-from vlatool.models.policy import Policy, SamplesChunks
+from vlatool.models.base import Objective, Policy
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.runtime import Runtime
@@ -89,7 +88,7 @@ class Validation:
     @torch.no_grad()
     def _chunk_errors(self, step: int) -> dict[str, float]:
         """Mean errors of sampled action chunks; empty if the objective samples none."""
-        if not isinstance(self.objective, SamplesChunks):
+        if not self.objective.samples_chunks:
             return {}
         sums: dict[str, Tensor] = {}
         for micro_batch in self.open_chunk_batches():

@@ -30,7 +30,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.sources.order import select
+from vlatool.sources.base import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import (

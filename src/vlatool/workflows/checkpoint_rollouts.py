@@ -11,7 +11,7 @@ from vlatool.events import Reporter
 from vlatool.workflows.rollout import RolloutResult, rollout, suite_tasks
 
 if TYPE_CHECKING:
-    from vlatool.models.policy import Policy
+    from vlatool.models.base import Policy
 
 _METRICS = ("success_rate", "episodes", "errors", "mean_steps")
 

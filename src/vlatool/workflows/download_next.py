@@ -87,7 +87,7 @@ def _preprocess(folder: Path) -> str:
     """Command that reads raw episodes; raises VlatoolError if there are none."""
     for name, rest in _FORMATS.items():
         with suppress(VlatoolError):
-            findings = getattr(detect_source(folder, name).reader, "source_findings", ())
+            findings = detect_source(folder, name).reader.source_findings
             is_lost = any(finding.code == "lerobot.no_videos" for finding in findings)
             chosen = " --camera-names '[]'" if is_lost else ""
             return f"vlatool preprocess {name} {{output}} {rest}{chosen}"

@@ -17,7 +17,7 @@ from vlatool.artifacts.codes.format import (
     warn_of_collapse,
 )
 from vlatool.artifacts.run.locations import require_weights
-from vlatool.config.base import ConfigModel, check_required
+from vlatool.config.base import check_required
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -28,10 +28,11 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_command
+from vlatool.models.published import published_at
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
-from vlatool.models.trained import locate_weights, published_at
+from vlatool.models.trained import locate_weights
+from vlatool.sources.base import select
 from vlatool.sources.detection import DetectedSource, detect_source
-from vlatool.sources.order import select
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
@@ -211,7 +212,7 @@ class EncodeJob:
             check_every=config.check_every if tokenizer.network.has_decoder else 0,
             num_workers=config.num_workers,
         )
-        opener = EpisodeOpener(images.format, getattr(images.reader, "config", ConfigModel()))
+        opener = EpisodeOpener(images.format, images.reader.config)
         self.pipeline = EncodePipeline(opener, tokenizer, rule)
         options = _record_options(config, tokenizer, rule)
         excluded = {} if config.exclude is None else {"exclude": config.exclude}

@@ -12,13 +12,14 @@ from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
-from vlatool.models.trained import Trained, data_kind_of
+from vlatool.loading.base import PairOptions, RecordedPairs
+from vlatool.models.published import Trained
+from vlatool.models.trained import data_kind_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 
 if TYPE_CHECKING:
-    from vlatool.models.policy import Policy
+    from vlatool.models.base import Policy
 
 __all__ = ["OpenLoopConfig", "open_loop"]
 
@@ -175,14 +176,15 @@ def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int)
         DataError: There are no data, they do not fit the policy, or they contain no actions.
     """
     kind = data_kind_of(trained.config)
-    if not isinstance(kind, HasPairs):
+    options = PairOptions(policy.sees, policy.horizon, seed)
+    pairs = kind.pairs(trained.config.data, trained.assets, location, options)
+    if pairs is None:
         raise DataError(
             f"data of the kind {kind.name!r} have no actions that a policy can be compared with",
             hint="evaluate the policy with `vlatool eval rollout`",
             code="data.no_actions",
         )
-    options = PairOptions(policy.sees, policy.horizon, seed)
-    return kind.pairs(trained.config.data, trained.assets, location, options)
+    return pairs
 
 
 def _options(config: OpenLoopConfig, trained: Trained, data: Path) -> dict[str, Any]:

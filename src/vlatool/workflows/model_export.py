@@ -19,8 +19,9 @@ from vlatool.jobs.command import JobConfig
 from vlatool.jobs.ownership import plan_output, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.base import ModelType
+from vlatool.models.published import Trained
 from vlatool.models.titok.published import CONFIG, WEIGHTS
-from vlatool.models.trained import Trained, open_trained
+from vlatool.models.trained import open_trained, with_weights
 from vlatool.storage.uri import location, pinned
 from vlatool.training.config import TrainConfig
 
@@ -120,14 +121,14 @@ def export_model(
     """
     source = named_best(pinned(checkpoint))
     trained = open_trained(str(source), device="cpu")
-    problem = trained.model_type.export_problem(trained.config.model)
-    exported = None if problem else trained.model_type.export(trained, _tree(trained), reporter)
-    if exported is None:
+    layout = trained.model_type.layout
+    if problem := layout.problem(trained.config.model):
         raise UsageError(
-            f"{checkpoint}: cannot be exported: {problem or 'there is no published layout'}",
+            f"{checkpoint}: cannot be exported: {problem}",
             hint="use the run itself; vlatool reads it wherever it reads an export",
             code="usage.not_exportable",
         )
+    exported = layout.write(trained, _tree(trained), reporter)
     name = str(trained.origin.checkpoint)
     record = OutputRecord("export", {"checkpoint": Path(name).name, **versions_of([source])})
     if type(trained.model_type).tokenizer is not ModelType.tokenizer:
@@ -142,19 +143,14 @@ def export_model(
     with single_output(output, record, exported.files):
         facts = exported.write(output)
         size = sum((output / name).stat().st_size for name in exported.weights)
-        if not _can_read(trained.model_type):
+        if not layout.can_read:
             reporter.note(f"{output}: not compared, because its model type reads no export")
         names = exported.weights if exported.compared is None else exported.compared
-        for name in names if _can_read(trained.model_type) else ():
+        for name in names if layout.can_read else ():
             check_equal(trained, output / name)
     return ModelExportResult(
         name, str(output), exported.parameters, size, exported.summary, dict(facts)
     )
-
-
-def _can_read(model_type: ModelType) -> bool:
-    """True if a model type reads its published layout; layouts of plugins may be write-only."""
-    return type(model_type).find_published is not ModelType.find_published
 
 
 def check_equal(trained: Trained, path: Path) -> None:
@@ -170,7 +166,7 @@ def check_equal(trained: Trained, path: Path) -> None:
     written = open_trained(str(path), device="cpu", before=trained.config.model)
     kind = written.origin.weights
     is_other = kind in ("raw", "ema") and kind != trained.origin.weights
-    source = trained.with_weights("raw" if kind == "raw" else "ema") if is_other else trained
+    source = with_weights(trained, "raw" if kind == "raw" else "ema") if is_other else trained
     expected, outputs = example_outputs(source), example_outputs(written)
     for name, values in expected.items():
         limit = _TOLERANCE * float(np.abs(values).max(initial=0))
@@ -203,11 +199,9 @@ def example_outputs(trained: Trained) -> dict[str, Array]:
 
 
 def _chunks(trained: Trained, generator: np.random.Generator) -> dict[str, Array]:
-    from vlatool.models.policy import SamplesInSteps, example_observation
+    from vlatool.models.policy import example_observation
 
-    policy = trained.policy()
-    if isinstance(policy, SamplesInSteps):
-        policy = policy.with_steps(1)
+    policy = trained.policy().with_steps(1)
     observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
     return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
 

@@ -18,12 +18,12 @@ from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
-from vlatool.loading.frames import episode_named
-from vlatool.models.trained import Trained, Weights
-from vlatool.sources.base import id_part
+from vlatool.loading.base import RecordedFutures, RecordedPairs
+from vlatool.loading.shard_reader import episode_named
+from vlatool.models.published import Trained
+from vlatool.models.trained import Weights
+from vlatool.sources.base import id_part, numbered
 from vlatool.sources.detection import detect_source
-from vlatool.sources.order import numbered
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import pinned
 from vlatool.workflows.evaluate import (
@@ -38,7 +38,7 @@ from vlatool.workflows.evaluate import (
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
     from vlatool.evaluation.recorded import RecordedFrame
-    from vlatool.models.policy import Policy
+    from vlatool.models.base import Policy
     from vlatool.models.tokenizer import OpenTokenizer
 
 CURVES, REPORT, VIDEO = "actions.png", "report.json", "futures.mp4"
@@ -244,14 +244,9 @@ def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _As
     In the second one the lowest bit of all pixels is changed, so that no image is in a cache.
     """
     from vlatool.evaluation.control import check_finite
-    from vlatool.models.policy import Decides
 
-    tokens = None
-    if isinstance(policy, Decides):
-        decision = policy.decide([chosen.observation], seeds=seeds)
-        chunk, tokens = decision.actions, decision.tokens[0]
-    else:
-        chunk = policy.act([chosen.observation], seeds=seeds)
+    decision = policy.decide([chosen.observation], seeds=seeds)
+    chunk, tokens = decision.actions, decision.tokens[0] if decision.tokens else None
     check_finite(chunk)
     images = {camera: values ^ 1 for camera, values in chosen.observation.images.items()}
     changed = replace(chosen.observation, images=images)
@@ -336,22 +331,22 @@ def _preprocessed_frame(
     from vlatool.evaluation.recorded import RecordedFrame
 
     pairs = recorded_pairs(location, policy, trained, config.seed)
-    if not isinstance(pairs, FindsFrames):
+    index = pairs.find(config.episode, config.frame)
+    if index is None:
         raise DataError(
             f"{location}: episodes and frames of this kind of data cannot be looked up",
             hint="give the raw episodes",
             code="data.no_lookup",
         )
-    index = pairs.find(config.episode, config.frame)
     observation, target = pairs.read([index])[0]
     if config.instruction is not None:
         observation = replace(observation, instruction=config.instruction)
     names = {name: field.names for name, field in pairs.fields.items()}
-    futures = partial(_pair_futures, pairs, index) if isinstance(pairs, HasFutures) else None
+    futures = partial(_pair_futures, pairs, index) if pairs.has_futures else None
     return RecordedFrame(observation, target, names, index, futures)
 
 
-def _pair_futures(pairs: HasFutures, index: int, steps: int) -> RecordedFutures:
+def _pair_futures(pairs: RecordedPairs, index: int, steps: int) -> RecordedFutures:
     del steps  # that of the data, on which the policy was trained
     return pairs.futures(index)
 

@@ -226,7 +226,7 @@ class PreprocessJob:
         self._config = config = with_format(config)
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
-        resolved = getattr(self._reader, "config", section)
+        resolved = self._reader.config
         sources = [pinned(source) for source in config.sources]
         named = getattr(config.sink, "camera_rotations", {})
         self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
@@ -258,10 +258,10 @@ class PreprocessJob:
             state=episode_state,
             owned=self._sink.owned,
             volatile=self._sink.volatile,
-            temporary=getattr(self._sink, "temporary", ()),
+            temporary=self._sink.temporary,
             locations=(*sources, output),
             progress_count="samples",
-            has_arrays=getattr(self._sink, "has_arrays", True),
+            has_arrays=self._sink.has_arrays,
             shown={
                 "output": config.output,
                 "next": next_step.format(output=config.output),
@@ -365,7 +365,7 @@ def _count_fields(counts: Mapping[str, int]) -> dict[str, Any]:
 
 def default_sink_of(format_name: str) -> str:
     """Default sink of a format; empty for the default of `PreprocessConfig`."""
-    return getattr(FORMATS.get(format_name), "default_sink", "") if format_name else ""
+    return FORMATS.get(format_name).default_sink if format_name else ""
 
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:

@@ -80,7 +80,7 @@ def _named(source: RemotePath) -> list[RemoteFile]:
                 names = [(f"{prefix}{name}", needed) for name, needed in _manifest_names(manifest)]
                 return _infos(source, names)
         if (source / INFO_FILE).is_file():
-            from vlatool.sources.lerobot.dataset import named_files  # imports pyarrow
+            from vlatool.artifacts.lerobot.dataset import named_files  # imports pyarrow
 
             return _infos(source, named_files(source))
     info = find_object(source.address)

@@ -16,7 +16,7 @@ from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
-from vlatool.models.trained import Trained
+from vlatool.models.published import Trained
 from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder, weights_text
 
 __all__ = ["RolloutConfig", "rollout"]

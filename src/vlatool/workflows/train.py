@@ -343,9 +343,7 @@ def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
 def save_model_assets(config: TrainConfig, folder: Path) -> None:
     """Writes the assets of the model, copied from the run with the initial weights if possible."""
     before = None if config.init_from is None else section_of(config.init_from)
-    model_type = config.model_type
-    if before is None or not model_type.copy_assets(config.model, *before, folder):
-        model_type.save_assets(config.model, folder)
+    config.model_type.save_assets(config.model, folder, *(before or (None, None)))
 
 
 def _log_config(
@@ -421,7 +419,7 @@ def _planned(
         start="continue" if continues else start,
         remote=str(remote.root) if remote is not None and continues else None,
         forecast=forecast(setup, assets, reporter),
-        export_problem=config.model_type.export_problem(config.model),
+        export_problem=config.model_type.layout.problem(config.model),
     )
 
 
@@ -445,7 +443,7 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
         dropped=dict(state.dropped),
         acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
-        export_problem=setup.config.model_type.export_problem(setup.config.model),
+        export_problem=setup.config.model_type.layout.problem(setup.config.model),
         next=_next_command(setup.config, str(run.root)),
         remote=None if setup.sync is None else setup.sync.location,
         best=best,

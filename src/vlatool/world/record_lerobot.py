@@ -13,13 +13,13 @@ import pyarrow as pa
 from PIL import Image
 
 from vlatool.artifacts.lerobot.format import (
-    AUTOMATIC,
     DATA_PATH,
     META_FILES,
     OWNED_FILES,
     STATS_FILE,
     EpisodeLine,
     SetInfo,
+    automatic_columns,
     automatic_features,
     feature,
     merge_stats,
@@ -29,6 +29,7 @@ from vlatool.artifacts.lerobot.format import (
     write_meta,
     write_table,
 )
+from vlatool.artifacts.lerobot.output import IMAGE_CELL
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
 from vlatool.storage.atomic import write_json
 from vlatool.world.episodes import WorldEpisode
@@ -115,7 +116,8 @@ class LiberoWriter:
             **images,
             "state": vector_column(libero_states(episode.states)),
             "actions": vector_column(libero_actions(episode.actions, episode.states)),
-            **_columns(episode, first_row),
+            **automatic_columns(np.arange(len(episode)), FPS, episode.index, first_row),
+            "task_index": pa.array(np.full(len(episode), episode.target)),
         }
         path = DATA_PATH.format(**template_values(episode.index))
         write_table(self.setup.output / path, columns)
@@ -135,20 +137,6 @@ class LiberoWriter:
         features["state"] = feature("float32", [STATE_WIDTH], ["state"])
         features["actions"] = feature("float32", [ACTION_WIDTH], ["actions"])
         _write_meta(self.setup, episodes, "v2.0", "panda", features)
-
-
-def _columns(episode: WorldEpisode, first_row: int) -> dict[str, pa.Array]:
-    """Columns of all data sets."""
-    length = len(episode)
-    frames = np.arange(length)
-    columns = (
-        (frames / FPS).astype(np.float32),
-        frames,
-        np.full(length, episode.index),
-        first_row + frames,
-        np.full(length, episode.target),
-    )
-    return dict(zip(AUTOMATIC, map(pa.array, columns), strict=True))
 
 
 def _write_meta(
@@ -171,7 +159,7 @@ def _image_column(episode: WorldEpisode, view: View) -> pa.Array:
         {"bytes": _png(image), "path": f"frame_{number:06d}.png"}
         for number, image in enumerate(episode.images(view))
     ]
-    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    return pa.array(cells, IMAGE_CELL)
 
 
 def _png(image: UInt8Array) -> bytes:

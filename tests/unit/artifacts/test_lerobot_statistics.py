@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlatool.artifacts.lerobot.statistics import (
+from vlatool.artifacts.lerobot.output import (
     QUANTILES,
     ImageStatistics,
     camera_entry,

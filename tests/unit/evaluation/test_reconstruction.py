@@ -16,7 +16,7 @@ from vlatool.evaluation.reconstruction import (
 )
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.images.kind import ImagesInfo
-from vlatool.models.perceptual.networks import perceptual_network
+from vlatool.models.perceptual import perceptual_network
 
 KEYS = [f"episode_{e}/{n:04d}" for e in range(2) for n in range(3)]
 CPU = torch.device("cpu")

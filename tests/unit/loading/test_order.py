@@ -12,11 +12,13 @@ import pytest
 
 from vlatool.errors import ConfigError, DataError
 from vlatool.loading.base import DataSet, SampleRef, ShardInfo
-from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
-from vlatool.loading.permutations import (
+from vlatool.loading.order import (
     PATTERN,
+    OrderOptions,
+    SampleOrder,
     TableCache,
     bit_reversed,
+    check_single_epoch,
     largest_remainder,
     permutation,
 )

@@ -8,7 +8,7 @@ import pytest
 
 from vlatool.events import NullReporter
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.ranges import report_ranges
+from vlatool.loading.robotics.statistics import report_ranges
 
 GOOD = np.sin(np.arange(1000.0))
 RARE = np.where(np.arange(1000) % 200, 0.0, 1.0) + 1e-3 * GOOD

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlatool.loading.base import MicroBatch
-from vlatool.loading.shared_memory import BatchMessage, SharedPool, stack_rows
+from vlatool.loading.loader import BatchMessage, SharedPool, stack_rows
 
 SIZE = 100_001
 PREFETCH = 2
@@ -203,7 +203,7 @@ def test_strides_of_small_tensors_are_kept() -> None:
 NO_MEMORY = """
 import resource
 from vlatool.errors import EnvironmentProblem
-from vlatool.loading.shared_memory import SharedPool
+from vlatool.loading.loader import SharedPool
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:

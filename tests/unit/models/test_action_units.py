@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.policy import ActionUnits
 
 PAST, STEPS = 1, 4

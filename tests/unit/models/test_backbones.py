@@ -2,18 +2,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlatool.models.diffusion_policy.backbone_config import (
-    ByteTextConfig,
-    KeypointBackboneConfig,
-    ViTBackboneConfig,
-)
 from vlatool.models.diffusion_policy.backbones import (
     ByteTextEncoder,
     KeypointBackbone,
     ViTBackbone,
     spatial_softmax,
 )
-from vlatool.models.diffusion_policy.text import encode_text
+from vlatool.models.diffusion_policy.batch import encode_text
+from vlatool.models.diffusion_policy.config import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
 
 TEXT = ByteTextConfig(hidden_dim=8)
 

@@ -16,16 +16,16 @@ from tests.builders.base_models import clip_base, clip_config
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import decays_by_name
-from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig
-from vlatool.models.diffusion_policy.base_models import ClipBackbone, ImageNormalizer
+from vlatool.models.diffusion_policy.backbones import ClipBackbone, ImageNormalizer
+from vlatool.models.diffusion_policy.batch import example_text, make_text_tokenizer
 from vlatool.models.diffusion_policy.config import (
+    ClipBackboneConfig,
     DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.progress import trainable_names
-from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
+from vlatool.models.diffusion_policy.weights import trainable_names
 from vlatool.training.step import default_param_groups
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vlatool.models.diffusion_policy.config import TransformerConfig
-from vlatool.models.diffusion_policy.denoisers import (
+from vlatool.models.diffusion_policy.model import (
     NativeTransformer,
     RotaryPositions,
     SwiGLU,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig
-from vlatool.models.diffusion_policy.noise import Diffusion, SamplingSchedule, alphas_cumprod, solve
+from vlatool.models.diffusion_policy.model import Diffusion, SamplingSchedule, alphas_cumprod, solve
 from vlatool.models.rng import SeededRng
 
 FREE = NoiseConfig(clamp_range=None)

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.base import Loss, StepContext
-from vlatool.models.diffusion_policy.backbone_config import (
-    ByteTextConfig,
-    KeypointBackboneConfig,
-    ViTBackboneConfig,
-)
 from vlatool.models.diffusion_policy.config import (
+    ByteTextConfig,
     DiffusionPolicyConfig,
+    KeypointBackboneConfig,
     NoiseConfig,
     TransformerConfig,
+    ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective, observation_of

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from tests.builders.regression import Plain
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Part
 from vlatool.models.flops import objective_losses, sample_flops
 from vlatool.models.future_vla.batch import NO_LABEL

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import EulerConfig, HeunConfig, NoiseConfig
-from vlatool.models.diffusion_policy.noise import FlowMatching, SamplingSchedule, solve
+from vlatool.models.diffusion_policy.model import FlowMatching, SamplingSchedule, solve
 
 EULER, HEUN = EulerConfig(), HeunConfig()
 

@@ -14,14 +14,17 @@ from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.episode import Observation
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.vla.sample import VlaAssets, VlaShape
+from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.future_vla.batch import SequenceEncoder
-from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
-from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.model import FutureVla
-from vlatool.models.future_vla.policy import FutureVlaPolicy
+from vlatool.models.future_vla.policy import (
+    ActionGrammar,
+    AnswerDecoder,
+    FrameCache,
+    FutureVlaPolicy,
+)
 from vlatool.models.future_vla.token_ids import TokenIds, tiny_tokenizer
-from vlatool.testing import check_policy
+from vlatool.testing.models import check_policy
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
 
 SIZES = SampleSizes(codes_per_image=3, codebook_size=16, action_ids=256)

@@ -20,7 +20,7 @@ from vlatool.artifacts.samples.episode import (
     parse_messages,
 )
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.vla.sample import VlaSample
+from vlatool.loading.vla.config import VlaSample
 from vlatool.models.future_vla.batch import (
     NO_LABEL,
     SEGMENTS,
@@ -28,7 +28,7 @@ from vlatool.models.future_vla.batch import (
     TokenSequence,
     VlaBatcher,
 )
-from vlatool.models.future_vla.grid import FrameGrid
+from vlatool.models.future_vla.fit import FrameGrid
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer, tiny_tokenizer
 
 SHARED = Path(__file__).parents[3].parent / "shared/data"

@@ -10,10 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.errors import DataError, UsageError
-from vlatool.models.perceptual.convnext import ConvNextBlock, ConvNextSmall
-from vlatool.models.perceptual.inception import InceptionFeatures, enlarged
-from vlatool.models.perceptual.lpips import Lpips, LpipsHeads, Vgg16
-from vlatool.models.perceptual.networks import inception_network, perceptual_network
+from vlatool.models.perceptual import (
+    ConvNextBlock,
+    ConvNextSmall,
+    InceptionFeatures,
+    Lpips,
+    LpipsHeads,
+    Vgg16,
+    enlarged,
+    inception_network,
+    perceptual_network,
+)
 
 
 def on_meta(network: type[nn.Module]) -> nn.Module:

@@ -8,10 +8,12 @@ from pydantic import ValidationError
 
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.backbone_config import KeypointBackboneConfig
-from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
-from vlatool.models.diffusion_policy.denoisers import NativeTransformer
-from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.config import (
+    DiffusionPolicyConfig,
+    KeypointBackboneConfig,
+    TransformerConfig,
+)
+from vlatool.models.diffusion_policy.model import DiffusionPolicy, NativeTransformer
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 
 DATA = RoboticsDataConfig(camera_names=["a"], image_indices=[0], action_dim=2, proprioception_dim=3)

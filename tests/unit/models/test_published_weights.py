@@ -12,15 +12,13 @@ from torch import Tensor
 from tests.builders.base_models import clip_config, vlm_config
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import Part
-from vlatool.models.diffusion_policy.backbone_config import (
+from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
     ClipBackboneConfig,
-    ViTBackboneConfig,
-)
-from vlatool.models.diffusion_policy.config import (
     DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
+    ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType

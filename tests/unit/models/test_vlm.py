@@ -10,12 +10,16 @@ from torch import Tensor
 from tests.builders.base_models import VLM_VOCABULARY, causal_base, vlm_base
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.backbone_config import VlmBackboneConfig
-from vlatool.models.diffusion_policy.base_models import VlmBackbone
-from vlatool.models.diffusion_policy.config import CausalLMConfig
-from vlatool.models.diffusion_policy.denoisers import CausalLM
-from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
-from vlatool.models.diffusion_policy.vlm_prompts import FAMILIES, image_side, image_tokens
+from vlatool.models.diffusion_policy.backbones import VlmBackbone
+from vlatool.models.diffusion_policy.batch import example_text, make_text_tokenizer
+from vlatool.models.diffusion_policy.config import (
+    FAMILIES,
+    CausalLMConfig,
+    VlmBackboneConfig,
+    image_side,
+    image_tokens,
+)
+from vlatool.models.diffusion_policy.model import CausalLM
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
 TINY = ["paligemma", "smolvlm", "qwen3_vl"]

@@ -15,12 +15,17 @@ from vlatool.models.vqgan.config import (
     VqganConfig,
     VqganNetworkConfig,
 )
-from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
-from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance, loss_parts
 from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
 from vlatool.models.vqgan.objective import (
+    BlurDown,
     CodebookMonitor,
+    Discriminator,
+    FeatureDistance,
+    GradientDistance,
+    LecamEma,
     PixelObjective,
+    hinge,
+    loss_parts,
     mean_metrics,
     published_groups,
 )

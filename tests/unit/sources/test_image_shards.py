@@ -17,8 +17,8 @@ from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
 from vlatool.sources.detection import detect_source
-from vlatool.sources.image_shards.reader import CAMERA, ImageShardsReader
-from vlatool.testing import check_reader
+from vlatool.sources.image_shards import CAMERA, ImageShardsReader
+from vlatool.testing.readers import check_reader
 from vlatool.tokens.images import EpisodeOpener
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 

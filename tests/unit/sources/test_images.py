@@ -16,8 +16,8 @@ from vlatool.artifacts.windows.format import WindowManifest, write_manifest
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.sources.detection import detect_source
-from vlatool.sources.images.reader import CAMERA, ImagesConfig, ImagesReader
-from vlatool.testing import check_reader
+from vlatool.sources.images import CAMERA, ImagesConfig, ImagesReader
+from vlatool.testing.readers import check_reader
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from tests.builders.lerobot import (
     write_lines,
     write_video,
 )
+from vlatool.artifacts.lerobot.dataset import fill_template
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.files import fill_template
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 FRONT = "observation.images.front"

@@ -4,7 +4,7 @@ import pytest
 
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.sources.order import checked_refs, select
+from vlatool.sources.base import checked_refs, select
 
 
 @pytest.mark.parametrize(

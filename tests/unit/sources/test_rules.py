@@ -10,7 +10,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.base import survey_by_reading
+from vlatool.sources.base import FormatReader, survey_by_reading
 from vlatool.sources.rules import SOURCE, check_episode, duplicate_ids
 
 REF = EpisodeRef("one", Path("one"), "source")
@@ -28,7 +28,7 @@ class Images:
         return np.zeros((len(indices), *self.size, 3), np.uint8)
 
 
-class Reader:
+class Reader(FormatReader):
     Config = ConfigModel
 
     def __init__(self, config: Any = None, error: DataError | None = None, **parts: Any) -> None:

@@ -21,7 +21,7 @@ from tests.builders.spartan import (
 )
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
-from vlatool.sources.order import select
+from vlatool.sources.base import select
 from vlatool.sources.selection import check_finite
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader

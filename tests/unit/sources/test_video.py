@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from tests.builders.lerobot import encoded_image, frame_of, image, write_video
 from vlatool.episode import Clip
 from vlatool.errors import DataError
-from vlatool.sources.packets import probe_video
-from vlatool.sources.video import VideoFrames
+from vlatool.sources.frames import VideoFrames, probe_video
 
 FRAMES = 300
 

@@ -22,7 +22,8 @@ from vlatool.episode import Episode, Survey
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.reader import SpartanReader
-from vlatool.testing import check_model_type, check_reader
+from vlatool.testing.models import check_model_type
+from vlatool.testing.readers import check_reader
 
 TRANSFORMER = {"hidden_dim": 32, "n_layers": 2, "n_heads": 2, "ffn_type": "gelu"}
 TEXT = {"type": "bytes", "hidden_dim": 8}

@@ -19,9 +19,9 @@ from vlatool.errors import DataError
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, Rng, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.models.policy import RoboticsPolicy
-from vlatool.testing import check_model_type
 from vlatool.testing.model_rules import check_config, world_data
 from vlatool.testing.model_runs import ModelChecks
+from vlatool.testing.models import check_model_type
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,8 @@ class NoMethod(LmType):
 
 
 class ForeignBlock(LmType):
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
-        del parts
-        return [nn.Linear(1, 1)]
+    def build(self, config: Any) -> Mapping[str, Part]:
+        return {"model": replace(super().build(config)["model"], blocks=[nn.Linear(1, 1)])}
 
 
 @pytest.mark.parametrize(

@@ -53,37 +53,23 @@ AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a file of v3.0 that belongs to one episode.
+    """Part of a file of v3.0 that belongs to one episode."""
 
-    Attributes:
-        chunk: Number of the chunk of the file.
-        file: Number of the file in the chunk.
-        start: First row, counted over the whole data set; of a video, seconds in the file.
-        stop: End, exclusive, in the unit of `start`.
-    """
-
-    chunk: int
-    file: int
-    start: float
-    stop: float
+    chunk: int  # number of the chunk of the file
+    file: int  # number of the file in the chunk
+    start: float  # first row, counted over the whole data set; of a video, seconds in the file
+    stop: float  # end, exclusive, in the unit of `start`
 
 
 @dataclass(frozen=True)
 class EpisodeLine:
-    """Entry of the list of episodes.
-
-    Attributes:
-        number: Number of the episode.
-        tasks: Sentences of its tasks.
-        length: Number of rows; None if unknown.
-        rows: Its rows (v3.0); None: it has a file of its own.
-        clips: Map from camera to its part of a video (v3.0).
-    """
+    """Entry of the list of episodes."""
 
     number: int
-    tasks: tuple[str, ...]
-    length: int | None
-    rows: Span | None = None
+    tasks: tuple[str, ...]  # sentences of its tasks
+    length: int | None  # number of rows; None if unknown
+    rows: Span | None = None  # its rows (v3.0); None: it has a file of its own
+    # map from camera to its part of a video (v3.0)
     clips: Mapping[str, Span] = field(default_factory=dict[str, Span])
 
 
@@ -99,7 +85,6 @@ class SetInfo:
 
 
 def template_values(index: int) -> dict[str, int]:
-    """Values of the path templates for an episode."""
     return {"episode_chunk": index // CHUNKS_SIZE, "episode_index": index}
 
 
@@ -108,14 +93,25 @@ def vector_column(values: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
+def automatic_columns(
+    frames: NDArray[Any], rate: float, number: int, first_row: int
+) -> dict[str, pa.Array]:
+    """The automatic columns besides `task_index`, for frames int [F] of an episode."""
+    values = (
+        (frames / rate).astype(np.float32),
+        frames,
+        np.full(len(frames), number),
+        first_row + frames,
+    )
+    return dict(zip(AUTOMATIC, map(pa.array, values), strict=False))
+
+
 def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
-    """Writes the parquet file of an episode."""
     with open_atomic(path) as file:
         pq.write_table(pa.table(dict(columns)), file)
 
 
 def automatic_features() -> dict[str, Any]:
-    """Declarations of the automatic columns."""
     return {name: feature("float32" if name == "timestamp" else "int64", [1]) for name in AUTOMATIC}
 
 
@@ -123,9 +119,8 @@ _SPAN = re.compile(r"^([0-9]{1,18}):([0-9]{1,18})\Z")
 
 
 def split_spans(document: Mapping[str, Any]) -> dict[str, list[range] | None]:
-    """Numbers of the episodes of each split of `meta/info.json`; None where they are unknown.
-
-    A split that is not one range of a set that we write has several, separated by commas.
+    """Numbers of the episodes of each split of `meta/info.json`; None where they are unknown. A
+    split that is not one range of a set that we write has several, separated by commas.
     """
     splits = document.get("splits")
     if not isinstance(splits, Mapping):
@@ -151,12 +146,10 @@ def spans_text(numbers: Sequence[int]) -> str:
 
 
 def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dict[str, Any]:
-    """Declaration of one column."""
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
 def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
-    """Writes episodes, tasks and, last, info."""
     lines = [
         {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
         for episode in episodes
@@ -205,7 +198,6 @@ def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
-    """Statistics of all numeric columns."""
     stats: dict[str, Stats] = {}
     for name, column in columns.items():
         if not pa.types.is_struct(column.type):

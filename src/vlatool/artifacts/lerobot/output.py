@@ -1,6 +1,7 @@
-"""Writing of LeRobot v3.0 and v2.1: column types, meta files, numbers of files and chunks.
+"""Writing of LeRobot v3.0 and v2.1: column types, meta files, statistics, numbers of files.
 
-Source: formats/lerobot 2, 3, 5, 6, 9.
+Statistics are those of all rows for columns, and of sampled images for cameras. Legend of shapes: F
+frames, C dimensions, N images. Source: formats/lerobot 2, 3, 5, 6, 9.
 """
 
 import json
@@ -32,8 +33,158 @@ from vlatool.artifacts.lerobot.format import (
     spans_text,
     write_lines,
 )
-from vlatool.artifacts.lerobot.statistics import Stats
+from vlatool.episode import Array, UInt8Array
 from vlatool.storage.atomic import open_atomic, write_json
+from vlatool.transforms.statistics import (
+    WindowStatistics,
+    finite_lists,
+    quantile,
+    window_statistics,
+)
+
+Stats = dict[str, Any]
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+_MOMENTS = ("min", "max", "mean", "std")
+_IMAGE_ROWS = (*_MOMENTS, *QUANTILES, "count")
+_MOST_IMAGES = 100
+# Larger images are thinned to about this many pixels per side. Source: formats/lerobot 9
+_THINNED_SIDE = 150
+_THIN_FROM = 300
+
+
+def rows_statistics(columns: Sequence[Array]) -> WindowStatistics:
+    """Partial statistics of columns [F, C], concatenated; rows that are not finite do not count."""
+    return window_statistics(
+        [values[:, None] for values in columns], np.ones((len(columns[0]), 1), bool)
+    )
+
+
+def column_entries(
+    stats: WindowStatistics, widths: Mapping[str, int]
+) -> Iterator[tuple[str, Stats]]:
+    """(column, statistics) of each column; `widths` maps columns to dimensions, in order."""
+    start = 0
+    for name, width in widths.items():
+        yield name, _entry(stats.dimensions(start, start + width))
+        start += width
+
+
+def _entry(stats: WindowStatistics) -> Stats:
+    count = stats.count[0]
+    variance = stats.m2[0] / np.maximum(count, 1)
+    values = {
+        "min": stats.minimum[0],
+        "max": stats.maximum[0],
+        "mean": stats.mean[0],
+        "std": np.sqrt(variance),
+    }
+    values |= {name: quantile(stats.digest, share) for name, share in QUANTILES.items()}
+    entry: Stats = {name: finite_lists(value) for name, value in values.items()}
+    return {**entry, "count": [int(count.max(initial=0))]}
+
+
+def sampled_frames(num_frames: int) -> list[int]:
+    """Evenly spaced frames, at most 100, of which camera statistics are made."""
+    count = min(num_frames, _MOST_IMAGES)
+    return sorted({*np.linspace(0, num_frames - 1, count).round().astype(int).tolist()})
+
+
+class ImageStatistics:
+    """Accumulator of the values of sampled images of a camera, per channel, exact."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((3, 256), np.int64)
+        self._images = 0
+
+    def add(self, image: UInt8Array) -> None:
+        """Adds an image [H, W, 3]."""
+        height, width = image.shape[:2]
+        step = 1 if max(height, width) < _THIN_FROM else max(height, width) // _THINNED_SIDE
+        thinned = image[::step, ::step]
+        for channel in range(3):
+            self._counts[channel] += np.bincount(thinned[..., channel].ravel(), minlength=256)
+        self._images += 1
+
+    def entry(self) -> Stats:
+        """Statistics in 0..1, with the shape (3, 1, 1) of the format."""
+        levels = np.arange(256) / 255.0
+        shares = self._counts / self._counts.sum(axis=1, keepdims=True)
+        mean = shares @ levels
+        deviations = (levels - mean[:, None]) ** 2
+        present = self._counts > 0
+        values = {
+            "min": levels[present.argmax(axis=1)],
+            "max": levels[255 - present[:, ::-1].argmax(axis=1)],
+            "mean": mean,
+            "std": np.sqrt((shares * deviations).sum(axis=1)),
+        }
+        below = np.cumsum(shares, axis=1)
+        for name, share in QUANTILES.items():
+            values[name] = levels[(below < share - 1e-12).sum(axis=1)]
+        entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
+        return {**entry, "count": [self._images]}
+
+
+def camera_entry(published: Mapping[str, Any]) -> Stats | None:
+    """Published statistics of a camera in the form of the format; None if they are incomplete.
+    Quantiles are optional; those that are not finite numbers of three channels are left out.
+    """
+    values = {name: _channels(published.get(name)) for name in (*_MOMENTS, *QUANTILES)}
+    count = _numbers(published.get("count"))
+    if count is None or count.size != 1 or not count[0] > 0:
+        return None
+    if any(values[name] is None for name in _MOMENTS):
+        return None
+    entry: Stats = {name: value for name, value in values.items() if value is not None}
+    return {**entry, "count": [int(count[0])]}
+
+
+def _channels(value: Any) -> list[Any] | None:
+    """Finite numbers of three channels with the shape (3, 1, 1); None for others."""
+    numbers = _numbers(value)
+    return None if numbers is None or numbers.size != 3 else numbers.reshape(3, 1, 1).tolist()
+
+
+def _numbers(value: Any) -> Array | None:
+    """Finite numbers as float64 [N]; None if there are others."""
+    try:
+        numbers = np.asarray(value, np.float64).ravel()
+    except (TypeError, ValueError):
+        return None
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def entry_values(entry: Stats) -> Array:
+    """Statistics of a camera as float64 [10, 3], which is small; NaN for those that it lacks."""
+    rows = [np.ravel(entry.get(name, np.nan)) for name in _IMAGE_ROWS]
+    return np.array([np.broadcast_to(row, 3) for row in rows], np.float64)
+
+
+def merged_images(parts: Sequence[Array]) -> Stats:
+    """Statistics of a camera from those of its episodes, as `entry_values` returns them.
+
+    Quantiles are means of those of the episodes, weighted by their images; left out where an
+    episode has none.
+    """
+    columns = np.ascontiguousarray(np.stack(parts, axis=1))
+    values = dict(zip(_IMAGE_ROWS, columns, strict=True))
+    counts = values["count"][:, 0]
+    weights = counts / counts.sum()
+    mean = weights @ values["mean"]
+    variance = weights @ (values["std"] ** 2 + (values["mean"] - mean) ** 2)
+    merged = {
+        "min": values["min"].min(axis=0),
+        "max": values["max"].max(axis=0),
+        "mean": mean,
+        "std": np.sqrt(variance),
+    }
+    for name in QUANTILES:
+        if not np.isnan(values[name]).any():
+            merged[name] = weights @ values[name]
+    entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in merged.items()}
+    return {**entry, "count": [int(counts.sum())]}
+
 
 # Parts of single episodes, which the final files are made of.
 PARTS_FOLDER = "episodes"
@@ -108,24 +259,15 @@ def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
 
 @dataclass(frozen=True)
 class WrittenEpisode:
-    """Entry of the list of episodes of a written set.
-
-    Attributes:
-        number: Number of the episode.
-        tasks: Its sentences.
-        length: Number of rows.
-        first_row: Number of its first row in the whole set.
-        stats: Statistics by feature.
-        data: Numbers of chunk and file of its rows (v3.0).
-        videos: Map from camera to (chunk, file, first frame) of its clip (v3.0).
-    """
+    """Entry of the list of episodes of a written set."""
 
     number: int
-    tasks: Sequence[str]
-    length: int
-    first_row: int
-    stats: Mapping[str, Stats]
-    data: tuple[int, int] = (0, 0)
+    tasks: Sequence[str]  # its sentences
+    length: int  # number of rows
+    first_row: int  # number of its first row in the whole set
+    stats: Mapping[str, Stats]  # statistics by feature
+    data: tuple[int, int] = (0, 0)  # numbers of chunk and file of its rows (v3.0)
+    # map from camera to (chunk, file, first frame) of its clip (v3.0)
     videos: Mapping[str, tuple[int, int, int]] = field(
         default_factory=dict[str, tuple[int, int, int]]
     )
@@ -161,14 +303,8 @@ def _pandas_column(name: str, kind: str) -> dict[str, Any]:
 def write_episodes(
     output: Path, version: Version, episodes: Iterable[WrittenEpisode], fps: float, limit: int
 ) -> list[str]:
-    """Writes the list of episodes with their statistics; returns the names of the files.
-
-    Args:
-        output: Folder of the data set.
-        version: Its version.
-        episodes: The episodes, in order; few are in memory at a time.
-        fps: Frames per second.
-        limit: Bytes of a table as JSON, after which the next file begins (v3.0).
+    """Writes the list of episodes with their statistics; returns the names of the files; `fps`:
+    frames per second; `limit`: bytes of a table as JSON, after which the next file begins (v3.0).
     """
     if version == "v2.1":
         return _write_episode_lines(output, episodes)
@@ -265,29 +401,17 @@ def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> li
 
 @dataclass(frozen=True)
 class WrittenSet:
-    """Content of `meta/info.json`.
+    """Content of `meta/info.json`."""
 
-    Attributes:
-        version: Version of the layout.
-        fps: Frames per second.
-        robot_type: Free text; None if unknown.
-        features: Declarations of columns and cameras.
-        chunks_size: Number of files per chunk, or of episodes (v2.1).
-        data_mb: Size of a data file in MiB (v3.0).
-        video_mb: Size of a video in MiB (v3.0).
-        splits: Map from split to the numbers of its episodes.
-        extra: Keys without a meaning here that the source has.
-    """
-
-    version: Version
-    fps: float
-    robot_type: str | None
-    features: Mapping[str, Any]
-    chunks_size: int
-    data_mb: int
-    video_mb: int
-    splits: Mapping[str, Sequence[int]]
-    extra: Mapping[str, Any]
+    version: Version  # version of the layout
+    fps: float  # frames per second
+    robot_type: str | None  # free text; None if unknown
+    features: Mapping[str, Any]  # declarations of columns and cameras
+    chunks_size: int  # number of files per chunk, or of episodes (v2.1)
+    data_mb: int  # size of a data file in MiB (v3.0)
+    video_mb: int  # size of a video in MiB (v3.0)
+    splits: Mapping[str, Sequence[int]]  # map from split to the numbers of its episodes
+    extra: Mapping[str, Any]  # keys without a meaning here that the source has
 
 
 def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, tasks: int) -> None:

@@ -12,7 +12,6 @@ from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_index
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import TokenSample, parse_sample, render_sample
 from vlatool.artifacts.samples.format import (
-    DATA_NAME,
     FAST_NAME,
     MANIFEST_NAME,
     SamplesFolder,
@@ -21,7 +20,7 @@ from vlatool.artifacts.samples.format import (
 )
 from vlatool.artifacts.samples.inputs import EpisodeInputs, find_codes, read_tokenizer
 from vlatool.artifacts.tar import read_index
-from vlatool.artifacts.windows.format import lines_name
+from vlatool.artifacts.windows.format import DATA_NAME, lines_name
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning

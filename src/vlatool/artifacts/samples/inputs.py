@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlatool.artifacts.codes.format import (
+    IMAGES_NAME,
     JSON_NAME,
     PACKED_NAME,
     CodesFolder,
@@ -27,12 +28,7 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.artifacts.samples.episode import Conversation, distinct_windows
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder
-from vlatool.artifacts.windows.format import (
-    IMAGES_NAME,
-    Kind,
-    Window,
-    read_windows,
-)
+from vlatool.artifacts.windows.format import Kind, Window, read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.transforms.action_tokenizer import ActionTokenizer, EncodedActions

@@ -8,15 +8,13 @@ from pydantic import Field, model_validator
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.config import LoadingConfig
+from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.geometry import ResizeFilter, resampled
 
 
 class ImagePreprocessing(ConfigModel):
-    """Resize and crop to the square image that a model expects; saved with the weights.
-
-    The defaults are those of the published pipeline, except for the flip.
-    Source: reference/titok 6.1.
+    """Resize and crop to the square image that a model expects; saved with the weights. The
+    defaults are those of the published pipeline, except for the flip. Source: reference/titok 6.1.
     """
 
     resize: Literal["shorter_edge", "squash"] = Field(
@@ -101,11 +99,8 @@ def prepare_image(
 ) -> UInt8Array:
     """Resizes and crops an image uint8 [H, W, 3] to [S, S, 3], where S is `crop_size`.
 
-    Args:
-        image: Decoded image.
-        rule: Preprocessing options.
-        rng: Generator for the random crop and flip; None: center crop, no flip. It always yields
-            three numbers, so that later random choices for a sample do not depend on image sizes.
+    `rng`: generator for the random crop and flip; None: center crop, no flip. It always yields
+    three numbers, so that later random choices for a sample do not depend on image sizes.
     """
     random = None if rng is None else rng.random(3)
     size = rule.crop_size
@@ -126,11 +121,7 @@ def prepare_image(
 
 
 def checked_image(image: Array, name: str) -> UInt8Array:
-    """Returns the image unchanged if it is uint8 [H, W, 3]; does not read its pixels.
-
-    Raises:
-        DataError: The dtype, number of channels or shape is wrong; the message has `name`.
-    """
+    """Returns the image unchanged if it is uint8 [H, W, 3]; does not read its pixels."""
     hints = {
         2: "repeat a grayscale image three times along a new last axis",
         3: "convert grayscale or RGBA images to RGB first",

@@ -31,7 +31,15 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import digest_of
-from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
+from vlatool.loading.base import (
+    DataKind,
+    DataSet,
+    DroppedSample,
+    LoadingConfig,
+    SampleReader,
+    SampleRef,
+    ShardInfo,
+)
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
 from vlatool.loading.shard_reader import (
     BROKEN_SAMPLE,
@@ -48,15 +56,10 @@ _MAX_REQUESTS = 32
 
 @dataclass(frozen=True)
 class ImagesInfo:
-    """Metadata of all data sets of a run.
+    """Metadata of all data sets of a run."""
 
-    Attributes:
-        datasets: Data sets with their shards, in the order of the config.
-        shard_bytes: Size in bytes of each shard of each data set.
-    """
-
-    datasets: tuple[DataSet, ...]
-    shard_bytes: tuple[tuple[int, ...], ...]
+    datasets: tuple[DataSet, ...]  # data sets with their shards, in the order of the config
+    shard_bytes: tuple[tuple[int, ...], ...]  # size in bytes of each shard of each data set
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -82,10 +85,6 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     scanned once, and its index is saved in the cache folder. A scan takes about 30 microseconds per
     sample for a local shard; a remote shard is streamed. The reporter receives the progress of the
     scans.
-
-    Raises:
-        DataError: No shards are configured or found, or one is missing or broken.
-        StorageError: The storage failed after all retries, or the cache cannot be written.
     """
     if not config.shards:
         raise DataError(
@@ -102,7 +101,15 @@ def _dataset(
     text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
 ) -> tuple[DataSet, tuple[int, ...]]:
     paths = find_shards(text, config.split)
-    _check_listed_once(text, paths)
+    if len(set(paths)) < len(paths):
+        seen: set[Path] = set()
+        twice = next(path for path in paths if path in seen or seen.add(path))
+        raise DataError(
+            f"{text}: lists {twice} twice",
+            hint="remove one entry; to weight data sets, use data.dataset_weighting",
+            code="data.duplicate_shard",
+            details={"shard": str(twice)},
+        )
     each = partial(in_parallel, max_concurrent=_MAX_REQUESTS) if any(map(is_remote, paths)) else map
     known = list(each(partial(_version_and_index, cache), paths))
     new = [version for version, index in known if index is None]
@@ -141,44 +148,20 @@ def _missing_as_data_error(path: Path) -> Generator[None]:
         ) from None
 
 
-def _check_listed_once(text: str, paths: Sequence[Path]) -> None:
-    """Raises an error if a shard is listed twice: its samples would be counted twice."""
-    if len(set(paths)) < len(paths):
-        seen: set[Path] = set()
-        twice = next(path for path in paths if path in seen or seen.add(path))
-        raise DataError(
-            f"{text}: lists {twice} twice",
-            hint="remove one entry; to weight data sets, use data.dataset_weighting",
-            code="data.duplicate_shard",
-            details={"shard": str(twice)},
-        )
-
-
 NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
 DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
 
 
 @dataclass(frozen=True)
 class ImageSample:
-    """One image.
-
-    Attributes:
-        key: Unique name from the metadata of the sample; without one, name of the shard and key in
-            the shard, because keys may repeat from shard to shard.
-        image: uint8 [S, S, 3].
-    """
-
+    # unique name from the metadata of the sample; without one, name of the shard and key in the
+    # shard, because keys may repeat from shard to shard
     key: str
-    image: UInt8Array
+    image: UInt8Array  # uint8 [S, S, 3]
 
 
-class ImageReader:
-    """Reads, decodes and preprocesses images; picklable.
-
-    Args:
-        config: Section `data`.
-        info: Metadata of the same data.
-    """
+class ImageReader(SampleReader):
+    """Reads, decodes and preprocesses images; picklable."""
 
     def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
         self._config = config
@@ -196,7 +179,7 @@ class ImageReader:
         ]
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Starts to download remote samples; see `loading.base.Prefetching`."""
+        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -229,25 +212,21 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ImagesAssets:
-    """Assets that encoding needs besides weights.
+    """Assets that encoding needs besides weights."""
 
-    Attributes:
-        preprocessing: Preprocessing of the training images.
-    """
-
-    preprocessing: ImagePreprocessing
+    preprocessing: ImagePreprocessing  # preprocessing of the training images
 
 
-class ImagesKind:
+class ImagesKind(DataKind):
     """Image shards (tar files); see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "images"
-    Config: ClassVar[type[ImageDataConfig]] = ImageDataConfig
+    Config: ClassVar[type[LoadingConfig]] = ImageDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("shards",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
+    has_plain: ClassVar[bool] = True
 
     def load_info(self, config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
-        """Finds the shards and reads their indexes."""
         return load_info(config, reporter)
 
     def validation(self, config: ImageDataConfig) -> ImageDataConfig | None:
@@ -272,18 +251,16 @@ class ImagesKind:
         return config, {}
 
     def contents(self, config: ImageDataConfig, sample: ImageSample) -> Mapping[str, Any]:
-        """Returns the image."""
         del config
         return {"images": sample.image}
 
     def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
-        """Returns a reader that decodes and preprocesses images."""
         return ImageReader(config, info)
 
     def plain(
         self, config: ImageDataConfig, sample: ImageSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `base.HasPlainSamples`."""
+        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `DataKind`."""
         del config
         import torch
 
@@ -293,21 +270,14 @@ class ImagesKind:
         return {"image": image, "key": sample.key}
 
     def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
-        """Returns the preprocessing."""
         del info
         return ImagesAssets(config.preprocessing)
 
     def save_assets(self, config: ImageDataConfig, info: ImagesInfo, folder: Path) -> None:
-        """Writes the preprocessing to preprocessing_config.yaml."""
         del info
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
-        """Reads the preprocessing of a run.
-
-        Raises:
-            DataError: The file is missing, broken, or differs from the config of the run.
-        """
         try:
             preprocessing = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
         except ValidationError as error:

@@ -15,7 +15,7 @@ from vlatool.config.base import (
     derived_field,
     required_field,
 )
-from vlatool.loading.config import LoadingConfig
+from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.normalize import Method, Scope
 
 _Hue = Annotated[float, Field(ge=-0.5, le=0.5)]

@@ -31,35 +31,23 @@ _MAX_LISTED = 40
 
 @dataclass(frozen=True)
 class RoboticsInfo:
-    """Metadata of all data sets of a run.
+    """Metadata of all data sets of a run."""
 
-    Attributes:
-        shards: Shards of each data set.
-        statistics: Map from field name to statistics, merged over the data sets.
-        options: Content of preprocessing_config.yaml of each data set.
-        past: Number of steps before the anchor in every window.
-        future: Number of steps after the anchor in every window.
-        statistics_past: Index of the anchor in statistics per time step.
-        fields: Names of the configured fields, or of those that the data name.
-        names: Names of the data sets, as configured.
-        left_out: Name of each field that has no merged statistics, to the reason.
-        data_statistics: Statistics of the fields over the data; None if `statistics` has them.
-    """
-
-    shards: tuple[tuple[Shard, ...], ...]
-    statistics: Statistics
-    options: tuple[Mapping[str, Any], ...]
-    past: int
-    future: int
-    statistics_past: int
-    fields: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    shards: tuple[tuple[Shard, ...], ...]  # shards of each data set
+    statistics: Statistics  # map from field name to statistics, merged over the data sets
+    options: tuple[Mapping[str, Any], ...]  # content of preprocessing_config.yaml of each data set
+    past: int  # number of steps before the anchor in every window
+    future: int  # number of steps after the anchor in every window
+    statistics_past: int  # index of the anchor in statistics per time step
+    fields: tuple[str, ...] = ()  # names of the configured fields, or of those that the data name
+    names: tuple[str, ...] = ()  # names of the data sets, as configured
+    # name of each field that has no merged statistics, to the reason
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    # statistics of the fields over the data; None if `statistics` has them
     data_statistics: Mapping[str, Any] | None = None
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
-        """The data sets with their shards."""
         names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))
         return tuple(
             DataSet(name, tuple(ShardInfo(shard.path, shard.num_sequences) for shard in shards))
@@ -80,7 +68,6 @@ class RoboticsInfo:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of samples in each data set."""
         return tuple(sum(shard.num_sequences for shard in shards) for shards in self.shards)
 
     @property
@@ -94,11 +81,7 @@ class RoboticsInfo:
         return float(self.options[0].get("fps") or 10.0)
 
     def widths(self, fields: Sequence[str]) -> list[int]:
-        """Number of dimensions of each field.
-
-        Raises:
-            DataError: A field is not in the statistics; the hint has the most similar name.
-        """
+        """Number of dimensions of each field."""
         for name in fields:
             if name in self.left_out:
                 raise DataError(
@@ -119,10 +102,8 @@ class RoboticsInfo:
 
 
 def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
-    """Reads manifests, statistics and preprocessing options, and checks the sizes of local shards.
-
-    Raises:
-        DataError: A file is missing or broken, or the data sets are inconsistent.
+    """Reads manifests, statistics and preprocessing options, and checks the sizes of local
+    shards.
     """
     if not config.dataset_manifest:
         raise DataError(
@@ -135,7 +116,13 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     for folder, entries in zip(folders, shards, strict=True):
         if not is_remote(folder.manifest):
             check_shards(folder.manifest, entries)
-    parts = _statistics(config, folders)
+    configured = config.dataset_statistics
+    mergeable = len(configured or folders) > 1
+    files = [
+        location(text) if text.endswith(".json") else data_folder(text).statistics_file
+        for text in configured
+    ] or [folder.statistics_file for folder in folders]
+    parts = [(read_mergeable if mergeable else read_stats)(path) for path in files]
     options = [_options(folder) for folder in folders]
     pasts = [int(row["past_lowdim_steps"]) for row in options]
     merged = _merged(config, parts, pasts)
@@ -158,23 +145,11 @@ def data_folder(text: str) -> ShardFolder:
     return ShardFolder.open(location(text))
 
 
-def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> list[Statistics]:
-    """Reads the configured statistics, or those of the data sets; several with their digests."""
-    configured = config.dataset_statistics
-    mergeable = len(configured or folders) > 1
-    files = [
-        location(text) if text.endswith(".json") else data_folder(text).statistics_file
-        for text in configured
-    ] or [folder.statistics_file for folder in folders]
-    return [(read_mergeable if mergeable else read_stats)(path) for path in files]
-
-
 def _merged(
     config: RoboticsDataConfig, parts: Sequence[Statistics], pasts: Sequence[int]
 ) -> MergedStats:
-    """Merges statistics with the weights of the mixture; steps are aligned by the anchor.
-
-    A field with other shapes in other data sets is left out. Using it is an error.
+    """Merges statistics with the weights of the mixture; steps are aligned by the anchor. A field
+    with other shapes in other data sets is left out. Using it is an error.
     """
     if len(parts) == 1:
         return MergedStats(parts[0])
@@ -189,7 +164,6 @@ def _merged(
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the configured fields, or of those of the data."""
     keys = ("action_fields", "proprioception_fields")
     names = [getattr(config, key) or options.get(key) or [] for key in keys]
     return tuple(dict.fromkeys(str(name) for part in names for name in part))
@@ -201,11 +175,6 @@ def _fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConfig:
-    """Returns the config with unset values filled in from the data.
-
-    Raises:
-        DataError: A configured camera, image index, field or window is not in the data.
-    """
     cameras = config.camera_names or _cameras(config, info)
     indices = config.image_indices or _agreed(info, "image_indices")
     actions = config.action_fields or _agreed(info, "action_fields")
@@ -236,7 +205,20 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
 
 def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     if not derived.action_fields:
-        raise _no_action_fields(info)
+        known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
+        listed = [f"{name} ({width})" for name, width in known.items()]
+        more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+        actions = [name for name in known if "action" in name] or list(known)
+        observed = [name for name in known if name not in actions and "desired" not in name]
+        keys = {"data.action_fields": actions[:2], "data.proprioception_fields": observed[:2]}
+        options = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
+        raise DataError(
+            f"the data name no action fields; their fields (dimensions) are: "
+            f"{', '.join(listed[:_MAX_LISTED])}{more}",
+            hint=f"select predicted and observed fields, such as {' '.join(options)}",
+            code="data.no_action_fields",
+            details={"known": known},
+        )
     _check_images(derived, info)
     for key, available in (
         ("lowdim_past_timesteps", info.past),
@@ -259,10 +241,8 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
 
 
 def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Raises an error if a data set lacks a configured camera or image index.
-
-    With padding, one data set must have each camera. Padded validation data may lack cameras, but
-    not all of them.
+    """Raises an error if a data set lacks a configured camera or image index. With padding, one
+    data set must have each camera. Padded validation data may lack cameras, but not all of them.
     """
     cameras = [list(options.get("camera_names") or []) for options in info.options]
     if config.pad_missing_images:
@@ -273,7 +253,19 @@ def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     indices = [list(options.get("image_indices") or []) for options in info.options]
     _check_names("camera_names", config.camera_names, cameras, info.names)
     _check_names("image_indices", config.image_indices, indices, info.names)
-    _check_sizes(config, info)
+    shape = config.augmentation.crop_shape
+    sizes = {image_size(options) for options in info.options} - {None}
+    for width, height in filter(None, sizes):
+        if shape is not None:
+            central_box((height, width), shape)
+    if len(sizes) > 1 and (shape is None or max(shape) <= 1):
+        raise DataError(
+            "the data sets have images of different sizes (width, height): "
+            + ", ".join(value_text(size) for size in sorted(sizes, key=str)),
+            hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
+            "with data.augmentation.image.crop",
+            code="data.image_sizes_differ",
+        )
 
 
 def _check_names(
@@ -297,23 +289,6 @@ def _check_names(
         )
 
 
-def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Raises an error if the images of the data sets differ in size after the crop."""
-    shape = config.augmentation.crop_shape
-    sizes = {image_size(options) for options in info.options} - {None}
-    for width, height in filter(None, sizes):
-        if shape is not None:
-            central_box((height, width), shape)
-    if len(sizes) > 1 and (shape is None or max(shape) <= 1):
-        raise DataError(
-            "the data sets have images of different sizes (width, height): "
-            + ", ".join(value_text(size) for size in sorted(sizes, key=str)),
-            hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
-            "with data.augmentation.image.crop",
-            code="data.image_sizes_differ",
-        )
-
-
 def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     """(width, height) to which preprocessing resized all images; None if it did not resize."""
     match options.get("resize_images_size"):
@@ -331,30 +306,7 @@ def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
     return list(dict.fromkeys(str(name) for part in parts for name in part))
 
 
-def _no_action_fields(info: RoboticsInfo) -> DataError:
-    """Error for data that name no action fields; the hint has an example of the keys."""
-    known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
-    listed = [f"{name} ({width})" for name, width in known.items()]
-    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    actions = [name for name in known if "action" in name] or list(known)
-    observed = [name for name in known if name not in actions and "desired" not in name]
-    keys = {"data.action_fields": actions[:2], "data.proprioception_fields": observed[:2]}
-    options = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
-    return DataError(
-        f"the data name no action fields; their fields (dimensions) are: "
-        f"{', '.join(listed[:_MAX_LISTED])}{more}",
-        hint=f"select predicted and observed fields, such as {' '.join(options)}",
-        code="data.no_action_fields",
-        details={"known": known},
-    )
-
-
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
-    """Returns the value of a key that all data sets have in common.
-
-    Raises:
-        DataError: The values differ.
-    """
     values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
         raise DataError(

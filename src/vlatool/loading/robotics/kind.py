@@ -1,43 +1,56 @@
-"""Data kind of robotics data."""
+"""Data kind of robotics data, and pairs of recorded observations and the actions that followed.
 
-from collections.abc import Mapping, Sequence
+Legend of shapes: K images of a camera, T action steps, C dimensions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 
-from vlatool.artifacts.field_summary import Names, recorded_names
+from vlatool.artifacts.field_summary import Names, dimension_names, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
+    ShardFolder,
     read_preprocessing_config,
+    tar_episode,
     write_preprocessing_config,
 )
 from vlatool.artifacts.stats.format import Statistics, write_stats
+from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.config.base import ConfigModel, derivation_rules
-from vlatool.episode import Array, PoseGroup, UInt8Array
+from vlatool.episode import Array, Observation, PoseGroup, UInt8Array
 from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
+from vlatool.events import NULL, Reporter, counted
+from vlatool.loading.base import (
+    ActionField,
+    DataKind,
+    DroppedSample,
+    LoadingConfig,
+    PairOptions,
+    RecordedPairs,
+    SampleRef,
+    Target,
+)
+from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import (
     AugmentationConfig,
     RoboticsDataConfig,
     ValidationDataConfig,
+    image_names,
 )
-from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
-from vlatool.loading.robotics.init_statistics import select_statistics
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.loading.robotics.ranges import report_ranges
+from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
+from vlatool.loading.robotics.statistics import Normalizer, report_ranges, select_statistics
+from vlatool.loading.shard_reader import ShardCache, ShardReader, check_frame, episode_named
+from vlatool.storage.uri import pinned
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
-from vlatool.transforms.relative import groups_by_name
-
-if TYPE_CHECKING:
-    from vlatool.loading.robotics.pairs import RoboticsPairs
-    from vlatool.loading.robotics.reader import RoboticsReader
+from vlatool.transforms.relative import SUFFIX, groups_by_name
 
 # Key of preprocessing_config.yaml of a run: (height, width) of its training images.
 _IMAGE_SIZE = "image_size"
@@ -47,31 +60,20 @@ _IMAGES = "observation.images."
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Transform from a camera image to an image of the training data.
+    """Transform from a camera image to an image of the training data."""
 
-    Attributes:
-        size: (height, width) after the resize; None: unknown, images are not resized.
-        method: Method of the resize.
-        resample: Filter of the resize.
-        rotations: Map from camera to number of clockwise quarter turns, applied first.
-        crop: (height, width) of the center crop in pixels or, if both are at most 1, as fractions
-            of the image; None: no crop.
-    """
-
+    # (height, width) after the resize; None: unknown, images are not resized
     size: tuple[int, int] | None = None
     method: ResizeMethod = "center_crop"
     resample: ResizeFilter = "lanczos_vips"
+    # map from camera to number of clockwise quarter turns, applied first
     rotations: Mapping[str, int] = field(default_factory=dict)
+    # (height, width) of the center crop in pixels or, if both are at most 1, as fractions of the
+    # image; None: no crop
     crop: tuple[float, float] | None = None
 
     def apply(self, camera: str, image: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
-        """Transforms an image uint8 [H, W, 3] to the input of a policy.
-
-        Args:
-            camera: Name of the camera.
-            image: Recorded image.
-            is_turned: The image is rotated already, as those of the training data are.
-        """
+        """Transforms an image uint8 [H, W, 3] to the input of a policy."""
         turns = 0 if is_turned else self.rotations.get(camera, 0)
         if turns or self.size not in (None, image.shape[:2]):
             image = resize(image, self.size, self.method, self.resample, turns)
@@ -82,25 +84,17 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class RoboticsAssets:
-    """Assets that a policy needs besides weights.
+    """Assets that a policy needs besides weights."""
 
-    Attributes:
-        data: Section `data` of the run, derived.
-        normalizer: Normalization of the run.
-        pose_groups: Fields that form poses.
-        fps: Frames per second of the training data.
-        statistics: Statistics of the normalization.
-        images: Transform of camera images. From `make_assets` its size may be None, because
-            training does not need it.
-        names: Map from field name to names of its dimensions, if they are recorded.
-    """
-
-    data: RoboticsDataConfig
-    normalizer: Normalizer
-    pose_groups: Sequence[PoseGroup]
-    fps: float
-    statistics: Statistics
+    data: RoboticsDataConfig  # section `data` of the run, derived
+    normalizer: Normalizer  # normalization of the run
+    pose_groups: Sequence[PoseGroup]  # fields that form poses
+    fps: float  # frames per second of the training data
+    statistics: Statistics  # statistics of the normalization
+    # transform of camera images. From `make_assets` its size may be None, because training does not
+    # need it
     images: ImageTransform = ImageTransform()
+    # map from field name to names of its dimensions, if they are recorded
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     def normalized(self, sample: DecodedSample) -> DecodedSample:
@@ -111,15 +105,18 @@ class RoboticsAssets:
         return replace(sample, fields=fields)
 
 
-class RoboticsKind:
+class RoboticsKind(DataKind):
     """`lbm` shards; see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "robotics"
-    Config: ClassVar[type[RoboticsDataConfig]] = RoboticsDataConfig
+    Config: ClassVar[type[LoadingConfig]] = RoboticsDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
+    has_statistics: ClassVar[bool] = True
+    has_plain: ClassVar[bool] = True
+    normalizes: ClassVar[bool] = True
 
-    def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:
+    def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
         """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
         del reporter
         return load_info(config)
@@ -131,7 +128,7 @@ class RoboticsKind:
         folder: Path | None,
         reporter: Reporter = NULL,
     ) -> RoboticsInfo:
-        """Returns the info with the selected statistics; see `loading.base.HasStatistics`."""
+        """Returns the info with the selected statistics; see `DataKind`."""
         return select_statistics(config, info, folder, reporter)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
@@ -152,7 +149,6 @@ class RoboticsKind:
     def derive(
         self, config: RoboticsDataConfig, info: RoboticsInfo
     ) -> tuple[RoboticsDataConfig, dict[str, str]]:
-        """Fills in cameras, images, fields, window and dimensions from the data."""
         derived = derive_data(config, info)
         rules = derivation_rules(derived, _changed(config, derived))
         changed = _changed(config.normalization, derived.normalization)
@@ -166,7 +162,6 @@ class RoboticsKind:
         report_ranges(config, info, reporter)
 
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
-        """Returns images, actions and instruction."""
         actions = [sample.fields[name] for name in config.action_fields]
         return {
             "images": sample.images,
@@ -174,19 +169,14 @@ class RoboticsKind:
             "instruction": sample.instruction,
         }
 
-    def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> "RoboticsReader":
-        """Returns a reader that decodes and augments samples."""
-        from vlatool.loading.robotics.reader import RoboticsReader
-
+    def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsReader:
         return RoboticsReader(config, info)
 
     def make_assets(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsAssets:
-        """Returns normalization, pose groups and image transform of the training data."""
         return assets_of(config, info.statistics, info.statistics_past, info.options[0])
 
     def save_assets(self, config: RoboticsDataConfig, info: RoboticsInfo, folder: Path) -> None:
         """Writes statistics of the used fields, and preprocessing options of the first data set.
-
         Adds the size of the first image to the options if preprocessing did not resize images.
         """
         run = RunDir(folder)
@@ -199,11 +189,6 @@ class RoboticsKind:
         write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
-        """Reads the assets of a run.
-
-        Raises:
-            DataError: A file is missing or broken.
-        """
         run = RunDir(folder)
         statistics = run.statistics()
         options = read_preprocessing_config(folder)
@@ -220,20 +205,16 @@ class RoboticsKind:
     def plain(
         self, config: RoboticsDataConfig, sample: DecodedSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        """Returns a sample by the names of LeRobot; see `loading.base.HasPlainSamples`.
+        """Returns a sample by the names of LeRobot; see `DataKind`.
+
+        Returns observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
+        `image_indices`. observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
+        observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
+        observation_is_pad: bool [P + 1], True for steps before the episode. action: float32 [T, A],
+        the action fields side by side, in their order. action_is_pad: bool [T], True for steps
+        after the episode. task: The instruction. key: Name of the sample.
 
         P past steps, T steps from the anchor on, N images of a camera.
-
-        Returns:
-            observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
-                `image_indices`.
-            observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
-            observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
-            observation_is_pad: bool [P + 1], True for steps before the episode.
-            action: float32 [T, A], the action fields side by side, in their order.
-            action_is_pad: bool [T], True for steps after the episode.
-            task: The instruction.
-            key: Name of the sample.
         """
         import torch
 
@@ -261,9 +242,7 @@ class RoboticsKind:
         location: str,
         options: PairOptions,
     ) -> "RoboticsPairs":
-        """Returns pairs of observation and target; see `loading.base.HasPairs`."""
-        from vlatool.loading.robotics.pairs import RoboticsPairs, pairs_info
-
+        """Returns pairs of observation and target; see `DataKind`."""
         info = pairs_info(location, config, options)
         return RoboticsPairs(config, assets, info, options)
 
@@ -305,17 +284,6 @@ def _changed(before: ConfigModel, after: ConfigModel) -> list[str]:
 def assets_of(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
 ) -> RoboticsAssets:
-    """Assets of training data.
-
-    Args:
-        config: Section `data`, derived.
-        statistics: Statistics of the fields.
-        past: Index of the anchor in statistics per time step.
-        options: Preprocessing options.
-
-    Raises:
-        DataError: An option or the statistics of a field are invalid.
-    """
     try:
         declared = options.get("pose_groups")
         groups = [PoseGroup(**group) for group in declared or []]
@@ -358,3 +326,162 @@ def _recorded_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     height, width = map(int, options[_IMAGE_SIZE])
     return height, width
+
+
+# Smallest standard deviation that errors are divided by.
+_MIN_STD = 1e-9
+# Samples fetched together to look up a frame.
+_READ_AT_ONCE = 64
+
+
+class RoboticsPairs(RecordedPairs):
+    """Pairs of `lbm` shards; see `RecordedPairs`. Samples are read with all their past steps, so
+    that the action before the current one is known.
+    """
+
+    def __init__(
+        self,
+        config: RoboticsDataConfig,  # section `data` of the run
+        assets: "RoboticsAssets",  # assets of the run
+        info: RoboticsInfo,
+        options: PairOptions,  # form of the pairs
+    ) -> None:
+        self.fps = info.fps
+        sees = options.sees
+        self._sees, self._horizon, self._anchor = sees, options.horizon, info.past
+        self._offsets = sorted({step for view in sees.cameras.values() for step in view.offsets})
+        # Of a relative pose a policy sees the absolute one, from which data have it computed.
+        self._observed = [
+            name
+            for name in config.proprioception_fields
+            if name in sees.fields or name.endswith(SUFFIX)
+        ]
+        cameras = list(sees.cameras)
+        changes = {
+            "camera_names": cameras,
+            "image_indices": self._offsets,
+            "image_names": image_names(cameras, self._offsets),
+            "proprioception_fields": self._observed,
+            "lowdim_past_timesteps": info.past,
+            "lowdim_future_timesteps": options.horizon - 1,
+            # No random crops; weights are those of the training data sets.
+            "augmentation": AugmentationConfig(),
+            "dataset_weighting": [],
+        }
+        whole = config.model_copy(update=changes)
+        from vlatool.loading.dataset import SampleDataset  # imports torch
+
+        self._order = SampleOrder(info.datasets, OrderOptions(options.seed, shuffle=False))
+        self._samples = SampleDataset(whole, info, self._order, RoboticsReader(whole, info))
+        self._datasets = info.datasets
+        self._shards = ShardReader(info.datasets, ShardCache.of(whole, info.datasets))
+        self.fields = {name: _action_field(name, assets) for name in config.action_fields}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, indices: Sequence[int]) -> list[tuple[Observation, Target]]:
+        """Returns pairs, fetched together; see `RecordedPairs`."""
+        samples = self._samples.__getitems__(indices)
+        return [(self._observation(sample), self._target(sample)) for sample in samples]
+
+    def find(self, episode: str, frame: int) -> int:
+        """Returns the index of a pair; see `RecordedPairs`. Data without a tar per episode are read
+        to their end.
+        """
+        frames: dict[str, dict[int, int]] = {}
+        for index, sample in self._stored(episode):
+            metadata = sample.metadata()
+            episode_frames = frames.setdefault(str(metadata.get("episode_id")), {})
+            episode_frames[metadata.get("anchor_timestep", -1)] = index
+        name = episode_named(dict(enumerate(sorted(frames))), episode if len(frames) > 1 else "0")
+        check_frame(frame, frames[name], name)
+        return frames[name][frame]
+
+    def _stored(self, episode: str) -> Iterator[tuple[int, StoredSample]]:
+        """Yields samples with their indices; only those of the episode if tars are episodes."""
+        refs = list(enumerate(self._order.refs(range(len(self)))))
+        (dataset,) = self._datasets
+        tars = [tar_episode(shard.location) or "" for shard in dataset.shards]
+        if all(tars):
+            name = episode_named(dict(enumerate(tars)), episode)
+            refs = [(index, ref) for index, ref in refs if tars[ref.shard] == name]
+        for start in range(0, len(refs), _READ_AT_ONCE):
+            rows = refs[start : start + _READ_AT_ONCE]
+            read = self._shards.members([ref for _, ref in rows])
+            for (index, _), members in zip(rows, read, strict=True):
+                if not isinstance(members, DroppedSample):
+                    yield index, StoredSample(*members)
+
+    def _observation(self, sample: DecodedSample) -> Observation:
+        first = self._anchor - self._sees.past
+        past = slice(first, self._anchor)
+        mask = sample.image_mask
+        return Observation(
+            images=self._by_camera(sample.images),
+            fields={name: sample.fields[name][first : self._anchor + 1] for name in self._observed},
+            instruction=sample.instruction,
+            past_actions={name: sample.fields[name][past] for name in self.fields},
+            past_mask=sample.past_mask[past],
+            image_masks={} if mask is None else self._by_camera(mask),
+            is_preprocessed=True,
+        )
+
+    def _by_camera(self, values: Array) -> Mapping[str, Array]:
+        """Rows of N images, time outer, camera inner, by camera at its offsets [K, ...]."""
+        cameras = self._sees.cameras
+        by_offset = values.reshape(len(self._offsets), len(cameras), *values.shape[1:])
+        return {
+            name: by_offset[[self._offsets.index(step) for step in view.offsets], number]
+            for number, (name, view) in enumerate(cameras.items())
+        }
+
+    def _target(self, sample: DecodedSample) -> Target:
+        steps = slice(self._anchor, self._anchor + self._horizon)
+        before = self._anchor - 1
+        return Target(
+            actions={name: sample.fields[name][steps] for name in self.fields},
+            mask=sample.future_mask[steps],
+            last={name: sample.fields[name][before] for name in self.fields if before >= 0},
+            episode=str(sample.metadata["episode_id"]),
+            frame=int(sample.metadata["anchor_timestep"]),
+        )
+
+
+def _action_field(name: str, assets: "RoboticsAssets") -> ActionField:
+    statistics, is_constant = assets.statistics[name], assets.normalizer.constant([name])
+    return ActionField(
+        names=dimension_names(name, len(is_constant), assets.names),
+        mean=np.asarray(statistics["mean"]),
+        std=np.maximum(np.asarray(statistics["std"]), _MIN_STD),
+        is_constant=is_constant,
+    )
+
+
+def pairs_info(location: str, config: RoboticsDataConfig, options: PairOptions) -> RoboticsInfo:
+    """Loads the info of the data, with whole episodes in frame order if the data contain them."""
+    folder = ShardFolder.open(pinned(location))
+    info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
+    if folder.episodes is not None:
+        info = replace(info, shards=(tuple(folder.episodes.shards()),))
+    info.widths([*config.action_fields, *config.proprioception_fields])
+    for key, needed, has in (
+        ("lowdim_past_timesteps", options.sees.past, info.past),
+        ("lowdim_future_timesteps", options.horizon - 1, info.future),
+    ):
+        if needed > has:
+            raise DataError(
+                f"{location}: windows have {counted(has, 'step')}, {key} of the policy is {needed}",
+                hint="preprocess the data with the window size that the policy was trained on",
+                code="data.window_too_large",
+            )
+    known = info.options[0].get("camera_names") or []
+    for camera in options.sees.cameras:
+        if known and camera not in known and not config.pad_missing_images:
+            raise DataError(
+                f"{location}: camera {camera!r} of the policy is not in the data, which have "
+                f"{', '.join(known)}",
+                hint="preprocess the data with the cameras that the policy was trained on",
+                code="data.unknown_camera_names",
+            )
+    return info

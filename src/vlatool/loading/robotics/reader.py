@@ -1,28 +1,288 @@
-"""Reader of the samples of `lbm` shards. Source: reference/order 11."""
+"""Reader of the samples of `lbm` shards: decoding of the configured members, crop, color jitter.
+
+Source: formats/lbm 5.1; reference/order 11.
+"""
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.tar_sample import Members
-from vlatool.episode import UInt8Array
+from vlatool.artifacts.images import decode_rgb
+from vlatool.artifacts.tar_sample import MASKS, METADATA, Members, StoredSample, image_suffix
+from vlatool.config.coerce import value_text
+from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.base import Allocate, DroppedSample, SampleRef
-from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample, SampleDecoder
+from vlatool.events import counted
+from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
+from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo, image_size
-from vlatool.loading.shard_reader import ShardCache, ShardReader
+from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
+from vlatool.transforms.augmentation import (
+    Box,
+    ColorJitter,
+    apply_color_jitter,
+    central_box,
+    random_box,
+)
+
+# Drop reasons.
+NOT_FINITE = "not_finite"
+DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
+_TIME_AND_CHANNELS = 2
+# Exceptions of image decoders, numpy and json for broken content.
+_DECODE_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    SyntaxError,
+    struct.error,
+)
+_Size = tuple[int, int]
 
 
-class RoboticsReader:
-    """Reads and decodes samples; picklable.
+@dataclass(frozen=True)
+class _Augmentation:
+    """Crop and color factors of all images of a sample that have the same size; None: no change."""
 
-    Args:
-        config: Section `data`, derived.
-        info: Metadata of the same data.
+    box: Box | None = None
+    colors: Mapping[str, float] | None = None
+
+
+class ImageDecoder:
+    """Decodes the images that a section `data` configures; `size`: (width, height) of all images;
+    None: preprocessing did not resize them.
     """
+
+    def __init__(self, config: RoboticsDataConfig, size: _Size | None = None) -> None:
+        # Time outer, camera inner; suffixes of members are read in lower case.
+        self._names = [
+            image_suffix(camera, index).lower()
+            for index in config.image_indices
+            for camera in config.camera_names
+        ]
+        self._size = size
+        self._pads = config.pad_missing_images
+        section = config.augmentation
+        self._section = section.image if section.enabled else ImageAugmentationConfig()
+        jitter = self._section.color_jitter
+        self._jitter = ColorJitter(
+            jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+        )
+        # Memory of one decoded image; the next image overwrites it.
+        self._scratch: UInt8Array = np.empty(0, np.uint8)
+
+    def __call__(
+        self,
+        key: str,  # name of the sample
+        members: Mapping[str, bytes],  # map from suffix to content
+        rng: np.random.Generator,  # generator for the augmentation
+        # memory uint8 [N, H', W', 3] for the images; used if its shape fits
+        buffer: UInt8Array | None = None,
+    ) -> tuple[UInt8Array, Array]:
+        """Decodes and augments the images of a sample; returns images uint8 [N, H, W, 3] and mask
+        bool [N]. Missing images are black, and False in the mask.
+        """
+        if not self._names:
+            return np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, bool)
+        mask = np.array([not self._pads or name in members for name in self._names], bool)
+        images = buffer
+        by_size: dict[_Size, _Augmentation] = {}
+        for number, index in enumerate(np.flatnonzero(mask).tolist()):
+            name = self._names[index]
+            pixels = self._decode(name, members[name], None if images is None else images[index])
+            size = pixels.shape[0], pixels.shape[1]
+            augmentation = by_size[size] if size in by_size else self._sample(size, rng)
+            by_size[size] = augmentation
+            cropped = pixels if augmentation.box is None else augmentation.box.of(pixels)
+            if images is None or (number == 0 and images.shape[1:] != cropped.shape):
+                images = np.empty((len(self._names), *cropped.shape), np.uint8)
+            if images.shape[1:] != cropped.shape:
+                raise _sizes_differ(key, list(by_size))
+            if not np.may_share_memory(images, cropped):
+                images[index] = cropped
+            if augmentation.colors:
+                apply_color_jitter(images[index], augmentation.colors)
+        if images is None or not mask.any():
+            raise KeyError(next(iter(self._names), "image"))
+        images[~mask] = 0
+        return images, mask
+
+    def _decode(self, name: str, data: bytes, target: UInt8Array | None) -> UInt8Array:
+        """Returns pixels [H, W, 3], in `target` if they fit, else in memory of the decoder."""
+        memory = self._scratch if target is None or self._section.crop.enabled else target
+        pixels = decode_rgb(data, memory.reshape(-1))
+        height, width = pixels.shape[:2]
+        if self._size not in (None, (width, height)):
+            raise ValueError(f"{name} has size {(width, height)}, expected {self._size}")
+        if pixels.size > self._scratch.size:
+            self._scratch = np.empty(pixels.size, np.uint8)
+        return pixels
+
+    def _sample(self, size: _Size, rng: np.random.Generator) -> _Augmentation:
+        crop, jitter = self._section.crop, self._section.color_jitter
+        box = None
+        if crop.enabled and crop.mode == "random":
+            box = random_box(size, crop.shape, rng)
+        elif crop.enabled:
+            box = central_box(size, crop.shape)
+        return _Augmentation(box, self._jitter.draw(rng) if jitter.enabled else None)
+
+
+def _sizes_differ(key: str, sizes: list[_Size]) -> DataError:
+    """Error that ends the run: the sample is not dropped, because all samples have these sizes."""
+    return DataError(
+        f"sample {key} has images of different sizes (height, width): "
+        + ", ".join(map(value_text, sizes)),
+        hint="select cameras with data.camera_names, crop with data.augmentation.image.crop, or "
+        "preprocess with --resize-images-size",
+        code="data.image_sizes_differ",
+        details={"sample": key},
+    )
+
+
+@dataclass(frozen=True)
+class DecodedSample:
+    """One training sample."""
+
+    key: str  # name of the sample in messages
+    images: UInt8Array  # uint8 [N, H, W, 3], time outer, camera inner; padded images are black
+    # map from field name to float64 [T, C], cropped to the configured window
+    fields: Mapping[str, Array]
+    past_mask: Array  # bool [T], cropped likewise
+    future_mask: Array  # bool [T], cropped likewise
+    instruction: str  # instruction, empty if the sample has none
+    metadata: Mapping[str, Any]  # metadata as stored
+    image_mask: Array | None = None  # bool [N], False for padded images; None: no image is padded
+    dataset: int = 0  # index of the data set in the run, from 0
+
+
+class SampleDecoder:
+    """Decodes the members of samples that a section `data` configures."""
+
+    def __init__(
+        self,
+        config: RoboticsDataConfig,  # section `data`, derived
+        # (width, height) of all images; None: preprocessing did not resize them
+        size: tuple[int, int] | None = None,
+        # map from field name to number of dimensions; None: not checked
+        widths: Mapping[str, int] | None = None,
+        number: int = 0,  # index of the data set in the run, from 0
+    ) -> None:
+        assert config.lowdim_past_timesteps is not None
+        assert config.lowdim_future_timesteps is not None
+        self._images = ImageDecoder(config, size)
+        self._number = number
+        self._widths = widths or {}
+        self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+        self._kinds = config.language_instruction_types
+        self._past = config.lowdim_past_timesteps
+        self._future = config.lowdim_future_timesteps
+
+    def __call__(
+        self,
+        key: str,
+        members: Mapping[str, bytes],  # map from suffix to content
+        rng: np.random.Generator,
+        # memory uint8 [N, H, W, 3] for the images; used if its shape fits
+        buffer: UInt8Array | None = None,
+    ) -> DecodedSample:
+        sample = StoredSample(key, members)
+        try:
+            metadata: Any = sample.json(METADATA)
+            anchor = int(metadata["anchor_relative_idx"])
+            arrays = sample.arrays([*self._fields, *MASKS])
+            span = _span(anchor - self._past, anchor + self._future + 1, arrays)
+            fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
+            for name, values in fields.items():
+                if not np.isfinite(values).all():
+                    raise DataError(
+                        f"sample {key}: a value of {name!r} is not finite",
+                        hint="preprocess with --fail-on-nan to find the episode",
+                        code=f"data.{NOT_FINITE}",
+                        details={"sample": key, "field": name},
+                    )
+            instruction = self._instruction(sample.language(), rng)
+            images, image_mask = self._images(key, members, rng, buffer)
+            return DecodedSample(
+                key=key,
+                images=images,
+                fields=fields,
+                past_mask=_mask(arrays["past_mask"])[span],
+                future_mask=_mask(arrays["future_mask"])[span],
+                instruction=instruction,
+                metadata=metadata,
+                image_mask=image_mask,
+                dataset=self._number,
+            )
+        except KeyError as error:
+            raise _missing(key, str(error.args[0])) from None
+        except _DECODE_ERRORS as error:
+            raise DataError(
+                f"sample {key} cannot be decoded: {error}",
+                hint="its shard is broken: preprocess or copy it again",
+                code=f"data.{BROKEN_SAMPLE}",
+                details={"sample": key},
+            ) from None
+
+    def _columns(self, key: str, name: str, values: Array) -> Array:
+        """Returns the values of a field as [T, C]."""
+        columns = values[:, None] if values.ndim == 1 else values
+        width = self._widths.get(name, columns.shape[-1])
+        if columns.dtype.kind not in "biuf" or columns.ndim != _TIME_AND_CHANNELS:
+            raise ValueError(f"{name} is {columns.dtype} {list(columns.shape)}")
+        if columns.shape[1] != width:
+            raise DataError(
+                f"sample {key}: {name} has {counted(columns.shape[1], 'dimension')}, its "
+                "statistics have "
+                f"{width}",
+                hint="shard and statistics are of different data: remove data.dataset_statistics, "
+                "or preprocess again",
+                code=f"data.{BROKEN_SAMPLE}",
+                details={"sample": key, "field": name},
+            )
+        return columns
+
+    def _instruction(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
+        """Returns a random instruction of the configured kinds; empty if there is none."""
+        texts = [text for kind in self._kinds for text in by_kind.get(kind, ())]
+        instruction = texts[int(rng.integers(len(texts)))] if texts else ""
+        instruction.encode()  # raises UnicodeEncodeError for lone surrogates
+        return instruction
+
+
+def _missing(key: str, member: str) -> DataError:
+    return DataError(
+        f"sample {key} has no {member!r}",
+        hint="remove that camera or field from the config, or preprocess again (for a camera with "
+        "--skip-episodes-missing-cameras)",
+        code=f"data.{BROKEN_SAMPLE}",
+        details={"sample": key, "member": member},
+    )
+
+
+def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:
+    """Returns the steps of the window as a slice; ValueError if an array is shorter."""
+    shortest = min(len(values) for values in arrays.values())
+    if start < 0 or stop > shortest:
+        raise ValueError(f"the window is steps {start} to {stop}, the sample has {shortest}")
+    return slice(start, stop)
+
+
+def _mask(values: Array) -> Array:
+    if values.dtype.kind not in "biu" or values.ndim != 1:
+        raise ValueError(f"a mask is {values.dtype} {list(values.shape)}")
+    return values.astype(bool)
+
+
+class RoboticsReader(SampleReader):
+    """Reads and decodes samples; picklable."""
 
     def __init__(self, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
         self._arguments = (config, info)
@@ -45,9 +305,8 @@ class RoboticsReader:
     def read_into(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
     ) -> list[DecodedSample | DroppedSample]:
-        """Returns the samples, their images in one buffer; see `loading.base.ReadsIntoBuffer`.
-
-        The buffer has the image shape of the previous call; the first call uses none.
+        """Returns the samples, their images in one buffer; see `SampleReader`. The buffer has the
+        image shape of the previous call; the first call uses none.
         """
         rows: Sequence[UInt8Array | None] = [None] * len(refs)
         if self._shape:
@@ -58,7 +317,7 @@ class RoboticsReader:
         return samples
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Starts to download remote samples; see `loading.base.Prefetching`."""
+        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from vlatool.artifacts.codes.format import IMAGES_NAME
 from vlatool.artifacts.fast.format import is_fast, read_fast
 from vlatool.artifacts.image_shards.format import validation_positions
 from vlatool.artifacts.images import decoded_size
@@ -24,22 +25,14 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.artifacts.samples.episode import KINDS, SampleSizes, TokenSample
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
-from vlatool.artifacts.windows.format import (
-    DATA_NAME,
-    IMAGES_NAME,
-    MANIFEST,
-    SAMPLES_NAME,
-    Kind,
-    WindowManifest,
-)
+from vlatool.artifacts.windows.format import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import DataSet, ShardInfo
-from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import ActionTokenizer
@@ -54,46 +47,28 @@ _DIFFERS = "build the samples of all data sets with the same tokenizers and wind
 
 
 class Span(NamedTuple):
-    """Consecutive samples of one file.
+    """Consecutive samples of one file."""
 
-    Attributes:
-        name: Path of the file, relative to the folder.
-        first: Number in the folder of the first sample.
-        size: Number of samples.
-    """
-
-    name: str
-    first: int
-    size: int
+    name: str  # Path of the file, relative to the folder
+    first: int  # number in the folder of the first sample
+    size: int  # number of samples
 
 
 @dataclass(frozen=True)
 class VlaFolder:
-    """Samples of one data set.
-
-    Attributes:
-        samples: The folder.
-        spans: The samples in use.
-        images_root: Folder with the images, which replaces that of the samples; None: their own.
-        shape: Sizes of a sample.
-        fps: Frames per second.
-        sizes: Sizes of the numbers.
-        fast: Action tokenizer; None if there is none.
-        profile: Normalization of the actions.
-        codes_digest: Digest of the visual tokenizer; empty if unknown.
-        fast_digest: Digest of the action tokenizer; empty if unknown.
-    """
+    """Samples of one data set."""
 
     samples: SamplesFolder
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...]  # the samples in use
+    # folder with the images, which replaces that of the samples; None: their own
     images_root: Path | None
-    shape: VlaShape
-    fps: float
-    sizes: SampleSizes
-    fast: ActionTokenizer | None
-    profile: NormalizationProfile
-    codes_digest: str
-    fast_digest: str
+    shape: VlaShape  # sizes of a sample
+    fps: float  # frames per second
+    sizes: SampleSizes  # sizes of the numbers
+    fast: ActionTokenizer | None  # action tokenizer; None if there is none
+    profile: NormalizationProfile  # normalization of the actions
+    codes_digest: str  # digest of the visual tokenizer; empty if unknown
+    fast_digest: str  # digest of the action tokenizer; empty if unknown
 
     @property
     def num_samples(self) -> int:
@@ -102,7 +77,6 @@ class VlaFolder:
 
     @property
     def agreed(self) -> Mapping[str, Any]:
-        """Values in which all data sets of a run agree."""
         return {
             **self.shape.__dict__,
             **self.sizes._asdict(),
@@ -119,15 +93,10 @@ class VlaFolder:
 
 @dataclass(frozen=True)
 class VlaInfo:
-    """Metadata of all data sets of a run.
+    """Metadata of all data sets of a run."""
 
-    Attributes:
-        names: Names of the data sets, as configured.
-        folders: Their samples.
-    """
-
-    names: tuple[str, ...]
-    folders: tuple[VlaFolder, ...]
+    names: tuple[str, ...]  # names of the data sets, as configured
+    folders: tuple[VlaFolder, ...]  # their samples
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -168,7 +137,6 @@ class VlaInfo:
 
     @property
     def kinds(self) -> Sequence[Kind]:
-        """Kinds of the samples of all data sets."""
         counts = [folder.samples.document.get("kinds") or {} for folder in self.folders]
         return [kind for kind in KINDS if any(part.get(kind) for part in counts)]
 
@@ -180,12 +148,7 @@ class VlaInfo:
 
 
 def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
-    """Reads the manifests of samples and windows, the action tokenizers, and one image each.
-
-    Raises:
-        DataError: There are no samples, a file is missing or broken, or data sets differ.
-        StorageError: The storage failed after all retries.
-    """
+    """Reads the manifests of samples and windows, the action tokenizers, and one image each."""
     if not config.samples:
         raise DataError(
             "no samples are configured",
@@ -253,12 +216,8 @@ def _open_samples(text: str) -> SamplesFolder:
 
 
 def _image_path(samples: SamplesFolder, images_root: Path | None, text: str) -> Path:
-    """Location of an image of a line.
-
-    Args:
-        samples: Folder of the line.
-        images_root: Folder with images/; None: as the line says.
-        text: Path in the line.
+    """Location of an image of a line; `images_root`: folder with images/; None: as the line
+    says.
     """
     if images_root is not None:
         return images_root / text[text.rfind(f"{IMAGES_NAME}/") :]
@@ -436,6 +395,5 @@ def episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tup
 
 
 def _episode(samples: SamplesFolder, number: int) -> str:
-    """Episode of a sample: the folder of its last past image."""
     images = samples.sample(number).images
     return PurePosixPath(images[-1]).parent.name if images else ""

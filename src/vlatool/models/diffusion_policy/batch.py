@@ -1,23 +1,217 @@
 """Samples to tensors for the policy. Source: formats/lbm 5.3, 5.4; reference/policy 1.1.
 
-Legend of shapes: B batch, N images, T action steps, P proprioception steps, L token ids of a text.
+Tensors of text hold token ids + 1, padded with 0. Legend of shapes: B batch, N images, T action
+steps, P proprioception steps, L token ids of a text.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.errors import DataError
+from vlatool.artifacts.base_model import read_tokenizer, read_tokenizer_asset
+from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.loading.loader import stack_rows
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.loading.shared_memory import stack_rows
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import Batch
-from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
+from vlatool.models.diffusion_policy.config import (
+    Backbone,
+    BaseBackboneConfig,
+    ClipBackboneConfig,
+    DiffusionPolicyConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+    VlmBackboneConfig,
+    image_token_id,
+    image_tokens,
+    vlm_prompt_of,
+)
+from vlatool.models.pretrained import tokenizers
+
+_DEFAULT_TEXT_LENGTH = 128
+_TEXT_BUCKET = 32
+# Lengths are multiples of it, up to the maximum of the model, so that few shapes occur.
+_TOKEN_BUCKET = 16
+# Values of CLIP if its config.json lacks them: maximum length, begin and end of text.
+_CLIP_LENGTH, _CLIP_BOS, _CLIP_EOS = 77, 49406, 49407
+# Vision-language models: maximum length, and tokens for the prompt and the instruction.
+_MAX_TOKENS, _TEXT_TOKENS = 1 << 15, 64
+_IMAGE_WORD = "<image> "
+
+TextTokenizer = Callable[[Sequence[str]], Tensor]
+
+_log = logging.getLogger(__name__)
+
+
+class ByteTokenizer:
+    """Text tokenizer on UTF-8 bytes; picklable."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        """int64 [B, L]."""
+        return encode_text(sentences, self._length)
+
+
+class SubwordTokenizer:
+    """Text tokenizer with a tokenizer.json; picklable; `suffix`: text after it; None if the
+    tokenizer adds its special tokens.
+    """
+
+    def __init__(
+        self, tokenizer: str, length: int, prefix: str = "", suffix: str | None = None
+    ) -> None:
+        try:
+            self._tokenizer = tokenizers().Tokenizer.from_str(tokenizer)
+        except VlatoolError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+            raise DataError(
+                f"the text tokenizer of the base model cannot be read: {error}",
+                hint="copy the run or the base model again",
+                code="data.base_model",
+            ) from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._length = length
+        self._prefix = prefix
+        self._suffix = suffix
+        self._has_warned = False
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        """int64 [B, L]."""
+        texts = [self._prefix + sentence + (self._suffix or "") for sentence in sentences]
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=self._suffix is None)
+        rows = [encoding.ids for encoding in encoded]
+        if not self._has_warned and max(map(len, rows), default=0) > self._length:
+            self._has_warned = True
+            _log.warning("an instruction is longer than %s tokens: it is truncated", self._length)
+        # The last token marks the end of the text, and some models pool it.
+        truncated = [
+            ids if len(ids) <= self._length else [*ids[: self._length - 1], ids[-1]] for ids in rows
+        ]
+        return padded(truncated, self._length, _TOKEN_BUCKET)
+
+
+def encode_text(sentences: Sequence[str], length: int) -> Tensor:
+    """UTF-8 bytes + 1, truncated at `length`, padded with 0: int64 [B, L]. L is the longest length,
+    rounded up to a multiple of 32, so that few shapes occur.
+    """
+    rows = [list(sentence.encode()[:length]) for sentence in sentences]
+    return padded(rows, length, _TEXT_BUCKET)
+
+
+def padded(rows: Sequence[Sequence[int]], length: int, bucket: int) -> Tensor:
+    """Token ids + 1, padded with 0: int64 [B, L]; L is a multiple of `bucket`, or `length`."""
+    longest = max(map(len, rows), default=0)
+    width = min(length, max(bucket, -(-longest // bucket) * bucket))
+    encoded = torch.zeros(len(rows), width, dtype=torch.int64)
+    for row, ids in enumerate(rows):
+        encoded[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64) + 1
+    return encoded
+
+
+def _bytes(
+    section: ViTBackboneConfig | KeypointBackboneConfig, most: int | None, folder: Path | None
+) -> TextTokenizer:
+    del folder
+    text = section.text_encoder
+    length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
+    return ByteTokenizer(min(length, most or length))
+
+
+def _clip(
+    section: ClipBackboneConfig, max_length: int | None, folder: Path | None
+) -> TextTokenizer:
+    if section.disable_text:
+        return ByteTokenizer(1)
+    length = _clip_text(section).get("max_position_embeddings", _CLIP_LENGTH)
+    prefix = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
+    tokenizer = _tokenizer(section, folder)
+    return SubwordTokenizer(tokenizer, min(length, max_length or length), prefix)
+
+
+def _tokenizer(section: BaseBackboneConfig, folder: Path | None) -> str:
+    """The tokenizer.json of a run folder; of the base model if `folder` is None."""
+    return read_tokenizer(section.base) if folder is None else read_tokenizer_asset(folder)
+
+
+def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
+    return (section.architecture or {}).get("text_config") or {}
+
+
+def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None) -> TextTokenizer:
+    """Images and instruction in the prompt of the model; `max_length` counts both."""
+    assert section.architecture is not None
+    images, tokens = section.num_images or 0, _tokens(section)
+    prefix, suffix = vlm_prompt_of(section.architecture).prompt(images, tokens)
+    needed = images * tokens + _TEXT_TOKENS
+    if max_length is not None and max_length < needed:
+        raise UsageError(
+            f"data.max_text_seq_len {max_length} is too small for the images and an instruction",
+            hint=f"set data.max_text_seq_len to at least {needed}, or leave it out",
+            code="usage.no_room_for_text",
+        )
+    tokenizer = _tokenizer(section, folder)
+    return SubwordTokenizer(tokenizer, max_length or _MAX_TOKENS, prefix, suffix)
+
+
+def _tokens(section: VlmBackboneConfig) -> int:
+    assert section.architecture is not None
+    assert section.image_size is not None
+    return image_tokens(section.architecture, section.image_size)
+
+
+_FACTORIES: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]] = {
+    "vit_backbone": _bytes,
+    "keypoint_backbone": _bytes,
+    "clip_backbone": _clip,
+    "clip_hf": _clip,
+    "vlm_backbone": _vlm,
+}
+
+
+def make_text_tokenizer(
+    section: Backbone, max_length: int | None, folder: Path | None
+) -> TextTokenizer:
+    """The text tokenizer of a backbone; `max_length`: maximum number of token ids; None: that of
+    the backbone; `folder`: run folder with the tokenizer; None: use that of the base model.
+    """
+    return _FACTORIES[section.type](section, max_length, folder)
+
+
+def example_text(section: Backbone, size: int) -> Tensor:
+    """Empty instructions, int64 [size, L]; needs no tokenizer."""
+    ids = _EXAMPLES[section.type](section) if section.type in _EXAMPLES else []
+    return padded([ids] * size, _MAX_TOKENS, _TOKEN_BUCKET if ids else _TEXT_BUCKET)
+
+
+def _clip_example(section: ClipBackboneConfig) -> list[int]:
+    text = _clip_text(section)
+    return [text.get("bos_token_id", _CLIP_BOS), text.get("eos_token_id", _CLIP_EOS)]
+
+
+def _vlm_example(section: VlmBackboneConfig) -> list[int]:
+    assert section.architecture is not None
+    # An id between images, because some models detect the end of an image by it.
+    image = [image_token_id(section.architecture)] * _tokens(section) + [0]
+    return image * (section.num_images or 0)
+
+
+# Token ids of an empty instruction; other backbones have none.
+_EXAMPLES: Mapping[str, Callable[[Any], list[int]]] = {
+    "clip_backbone": _clip_example,
+    "clip_hf": _clip_example,
+    "vlm_backbone": _vlm_example,
+}
+
 
 # Used if the backbone takes images of any size.
 _EXAMPLE_SIDE = 64
@@ -43,20 +237,24 @@ class PolicyBatcher:
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
         """Stacks and normalizes samples.
 
-        Returns:
-            images uint8 [B, N, 3, H, W], channels last in memory; text int64 [B, L], token ids + 1,
-            padded with 0; actions float32 [B, T, A] and proprioception float32 [B, P, d],
-            normalized; past_mask and future_mask bool [B, T]; dataset int64 [B], index of the data
-            set; keys, names of the samples; image_mask bool [B, N] if padded images are masked.
-
-        Raises:
-            DataError: The images of the samples differ in size.
+        Returns images uint8 [B, N, 3, H, W], channels last in memory; text int64 [B, L], token ids
+        + 1, padded with 0; actions float32 [B, T, A] and proprioception float32 [B, P, d],
+        normalized; past_mask and future_mask bool [B, T]; dataset int64 [B], index of the data set;
+        keys, names of the samples; image_mask bool [B, N] if padded images are masked.
         """
         past = self._data.lowdim_past_timesteps
         assert past is not None
+        shapes = {sample.images.shape for sample in samples}
+        if len(shapes) > 1:
+            raise DataError(
+                f"images of different sizes in one batch: {sorted(shapes)}",
+                hint="preprocess all data sets with the same --resize-images-size",
+                code="data.image_sizes_differ",
+            )
+        stacked = stack_rows([sample.images for sample in samples])
         return {
             "keys": [sample.key for sample in samples],
-            "images": _images(samples),
+            "images": torch.from_numpy(stacked).permute(0, 1, 4, 2, 3),
             "text": self._text_tokenizer([sample.instruction for sample in samples]),
             "actions": self._stacked(samples, self._data.action_fields, None),
             "proprioception": self._stacked(samples, self._data.proprioception_fields, past + 1),
@@ -92,13 +290,7 @@ class PolicyBatcher:
 
 
 def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int) -> Batch:
-    """Example batch: gray images, slow waves as actions, no padded steps, empty instructions.
-
-    Args:
-        config: The derived model section.
-        data: The derived data section.
-        size: B, the batch size.
-    """
+    """Example batch: gray images, slow waves as actions, no padded steps, empty instructions."""
     past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
     assert past is not None
     assert future is not None
@@ -120,15 +312,3 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
         "dataset": torch.zeros(size, dtype=torch.int64),
         **({"image_mask": torch.ones(size, num_images, dtype=torch.bool)} if has_mask else {}),
     }
-
-
-def _images(samples: Sequence[DecodedSample]) -> Tensor:
-    shapes = {sample.images.shape for sample in samples}
-    if len(shapes) > 1:
-        raise DataError(
-            f"images of different sizes in one batch: {sorted(shapes)}",
-            hint="preprocess all data sets with the same --resize-images-size",
-            code="data.image_sizes_differ",
-        )
-    stacked = stack_rows([sample.images for sample in samples])
-    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)

@@ -1,31 +1,453 @@
-"""Config of the diffusion policy, its denoisers and solvers; no torch.
+"""Config of the diffusion policy, its backbones, denoisers, solvers and prompts; no torch.
 
-Source: reference/policy 1, 2; reference/training 1.7.
-
-A table in `backbones`, `denoisers` or `noise` maps the `type` of a section to its class. Sections
-derive the keys that depend on the data or on a base model.
+A table in `backbones` or `model` maps the `type` of a section to its class. Sections derive the
+keys that depend on the data or on a base model. Source: reference/policy 1, 2; reference/training
+1.7.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field
+from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
+from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_WIDTH
-from vlatool.models.diffusion_policy.backbone_config import (
-    Backbone,
-    BaseModelConfig,
-    ClipBackboneConfig,
-    Derived,
-    NetworkConfig,
-    NormType,
-)
+from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 from vlatool.models.pretrained import (
+    CLIP,
+    CLIP_MEAN_STD,
+    VLM_MEAN_STD,
+    architecture_problem,
+    base_model,
     read_architecture,
     text_width,
 )
+from vlatool.storage.uri import version_of
+
+
+@dataclass(frozen=True)
+class VlmPrompt:
+    """Prompt of one kind of vision-language model."""
+
+    before: str  # text before the images
+    image: str  # text of an image, with `{}` for its tokens
+    token: str  # text of one image token
+    between: str  # text between the images and the instruction
+    after: str  # text after the instruction
+    side: int | None = None  # side of the images in pixels, if the model takes any size
+    # key of config.json, or of its vision section, with the number of patches per side that are
+    # merged into one token; empty: no merging
+    merge: str = ""
+
+    def prompt(self, images: int, tokens: int) -> tuple[str, str]:
+        """Text before and after the instruction, for `images` images of `tokens` tokens each."""
+        image_text = self.image.format(self.token * tokens) * images
+        return self.before + image_text + self.between, self.after
+
+
+_FRAMED = "<fake_token_around_image><global-img>{}<fake_token_around_image>"
+_IDEFICS = VlmPrompt(
+    "<|im_start|>User:",
+    _FRAMED,
+    "<image>",
+    "",
+    "<end_of_utterance>\nAssistant:",
+    merge="scale_factor",
+)
+FAMILIES: Mapping[str, VlmPrompt] = {
+    "paligemma": VlmPrompt("", "{}", "<image>", "<bos>", "\n"),
+    "smolvlm": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "qwen3_vl": VlmPrompt(
+        "<|im_start|>user\n",
+        "<|vision_start|>{}<|vision_end|>",
+        "<|image_pad|>",
+        "",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        side=256,
+        merge="spatial_merge_size",
+    ),
+}
+
+
+def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
+    kind = architecture["model_type"]
+    if kind not in FAMILIES:
+        raise DataError(
+            f"base models of type {kind!r} are not supported as vision-language backbone",
+            hint=f"use a base model of one of the types {', '.join(FAMILIES)}",
+            code="data.base_model",
+            details={"model_type": kind},
+        )
+    return FAMILIES[kind]
+
+
+def image_side(architecture: Mapping[str, Any]) -> int:
+    """Side of the input images of a model in pixels."""
+    return vlm_prompt_of(architecture).side or int(architecture["vision_config"]["image_size"])
+
+
+def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
+    family, vision = vlm_prompt_of(architecture), architecture["vision_config"]
+    merged = {**vision, **architecture}.get(family.merge, 1) if family.merge else 1
+    return (side // (int(vision["patch_size"]) * int(merged))) ** 2
+
+
+def image_token_id(architecture: Mapping[str, Any]) -> int:
+    index = architecture.get("image_token_index")
+    return int(architecture["image_token_id"] if index is None else index)
+
+
+Derived = tuple[Any, dict[str, str]]
+
+
+class NetworkConfig(ConfigModel):
+    """A network with optional initial weights, which may be frozen."""
+
+    resume_from_checkpoint: str | None = Field(
+        default=None, description="Checkpoint with the initial weights; null: none."
+    )
+    resume_weights_only: bool = Field(
+        default=False, description="Load only the weights and start a new run with them."
+    )
+    freeze: bool = Field(default=False, description="Do not train the weights of this network.")
+
+    def derive(self, data: RoboticsDataConfig) -> Derived:
+        """Derives keys from the data or a base model; returns the section and the rule of
+        each key.
+        """
+        del data
+        return self, {}
+
+    def restore_base_config(self, before: ConfigModel) -> Self:
+        """The section with the derived keys of an earlier section with the same base model."""
+        del before
+        return self
+
+    def save_assets(self, folder: Path, origin: Path | None = None) -> None:
+        """Writes the assets of a base model to a run folder; `origin`: folder of a run with these
+        assets; None: copy them from the base model.
+        """
+        del folder, origin
+
+    def _with_derived(self, update: Mapping[str, Any]) -> Derived:
+        """The section with derived keys, and the rules of these keys."""
+        return self.model_copy(update=dict(update)), derivation_rules(self, update)
+
+
+class BaseModelConfig(NetworkConfig):
+    """A network with the architecture of a base model."""
+
+    hf_pretrained: str = Field(
+        default="", description="Base model: owner/name on the hub, or a folder of any scheme."
+    )
+    revision: str | None = derived_field(
+        "commit of hf_pretrained on its hub",
+        "Commit of a base model on the hub.",
+        may_be_null=True,
+    )
+    architecture: dict[str, Any] | None = derived_field(
+        "config.json of hf_pretrained", "Architecture of the base model."
+    )
+
+    @field_validator("architecture")
+    @classmethod
+    def _check_architecture(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and (problem := architecture_problem(value)):
+            raise ValueError(problem)
+        return value
+
+    @property
+    def base(self) -> Path:
+        """Folder of the base model; see `pretrained.base_model`."""
+        return base_model(self.hf_pretrained, self.revision)
+
+    def check_base(self) -> None:
+        """Raises DataError if the base model does not exist and is needed for the architecture."""
+        if self.architecture is None:
+            _ = self.base
+
+    def restore_base_config(self, before: ConfigModel) -> Self:
+        """The section with the commit, architecture and image normalization of the earlier one."""
+        if self.architecture is not None or not isinstance(before, type(self)):
+            return self
+        is_same = before.hf_pretrained == self.hf_pretrained
+        if not is_same or self.revision not in (None, before.revision):
+            return self
+        names = [name for name in self._base_model_keys() if getattr(self, name) is None]
+        return self.model_copy(update={name: getattr(before, name) for name in names})
+
+    @classmethod
+    def _base_model_keys(cls) -> Sequence[str]:
+        return ("revision", "architecture")
+
+    def _hub_revision(self, folder: Path) -> dict[str, str]:
+        """The commit of a folder from the hub; empty for other folders."""
+        version = version_of(folder)
+        return {"revision": version} if version else {}
+
+
+class BaseBackboneConfig(BaseModelConfig):
+    """A backbone from a base model, with its image normalization and text tokenizer."""
+
+    image_mean: tuple[float, float, float] | None = derived_field(
+        "preprocessor_config.json of hf_pretrained", "Mean of red, green and blue."
+    )
+    image_std: tuple[float, float, float] | None = derived_field(
+        "preprocessor_config.json of hf_pretrained", "Std of red, green and blue."
+    )
+    num_images: int | None = derived_field(
+        "data.camera_names times data.image_indices", "Images per sample.", ge=1, le=MAX_WIDTH
+    )
+
+    def derive(self, data: RoboticsDataConfig) -> Derived:
+        update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
+        if self.architecture is None:
+            folder = self.base
+            update |= {**self._hub_revision(folder), **self._read(folder)}
+        return self._with_derived(update)
+
+    def save_assets(self, folder: Path, origin: Path | None = None) -> None:
+        copy_tokenizer(origin or self.base, folder)
+
+    @classmethod
+    def _base_model_keys(cls) -> Sequence[str]:
+        return (*super()._base_model_keys(), "image_mean", "image_std")
+
+    @abstractmethod
+    def _read(self, folder: Path) -> dict[str, Any]:
+        """The derived keys, read from the files of a base model."""
+
+    def _mean_and_std(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
+        colors = read_image_mean_std(folder, default)
+        return {"image_mean": colors.image_mean, "image_std": colors.image_std}
+
+
+NormType = Literal[
+    "default_layer_norm",
+    "lp_layer_norm",
+    "gain_only_lp_layer_norm",
+    "gain_only_layer_norm",
+    "no_wb_layer_norm",
+    "rms_norm",
+]
+
+
+class ByteTextConfig(ConfigModel):
+    """A small text encoder on bytes, trained from scratch."""
+
+    type: Literal["bytes"] = Field(default="bytes", description="Type of text encoder.")
+    hidden_dim: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Token width.")
+    max_length: int = Field(
+        default=128, ge=1, le=MAX_WIDTH, description="Maximum length of an instruction in bytes."
+    )
+
+
+class ViTBackboneConfig(NetworkConfig):
+    """A vision transformer trained from scratch; one token per patch."""
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        "pretrained": "the backbone is trained from scratch",
+        "interpolation_mode": "the backbone is trained from scratch",
+    }
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "cls_flag": ((False,), "there is no class token, only patch tokens"),
+        "projector_pixel_shuffle_factor": (
+            (1,),
+            "patches cannot be merged; use a larger patch_size",
+        ),
+    }
+
+    type: Literal["vit_backbone"] = Field(default="vit_backbone", description="Type of backbone.")
+    hidden_dim: int = Field(
+        default=768, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
+    )
+    inter_dim: int = Field(default=3072, ge=1, le=MAX_WIDTH, description="Hidden width of the MLP.")
+    patch_size: int = Field(default=16, ge=1, le=MAX_SIDE, description="Side of a patch in pixels.")
+    img_size: int = Field(
+        default=384,
+        ge=1,
+        le=MAX_SIDE,
+        description="Side of the input images in pixels; other sizes are resized.",
+    )
+    n_heads: int = Field(default=12, ge=1, description="Attention heads.")
+    n_layers: int = Field(default=12, ge=0, le=MAX_LAYERS, description="Number of blocks.")
+    ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
+    cls_flag: bool = Field(default=False, description="Add a class token.")
+    projector_pixel_shuffle_factor: int = Field(
+        default=1, ge=1, description="Patches per side that are merged into one token."
+    )
+    text_encoder: ByteTextConfig | None = Field(
+        default=None, description="Text encoder; null: ignore language, as published."
+    )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size")
+        if self.hidden_dim % self.n_heads:
+            raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of n_heads")
+        return self
+
+
+_Channels = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+
+
+class KeypointBackboneConfig(NetworkConfig):
+    """Convolutions with a spatial softmax; one token of keypoints per image."""
+
+    type: Literal["keypoint_backbone"] = Field(
+        default="keypoint_backbone", description="Type of backbone."
+    )
+    hidden_dim: int = Field(
+        default=128, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
+    )
+    channels: tuple[_Channels, _Channels] = Field(
+        default=(32, 64), description="Channels of the first two layers."
+    )
+    num_keypoints: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Keypoints per image.")
+    group_norm: bool = Field(
+        default=False, description="Group norms after the first two convolutions."
+    )
+    text_encoder: ByteTextConfig | None = Field(
+        default=ByteTextConfig(),
+        description="Text encoder that conditions the convolutions; null: ignore language.",
+    )
+    num_cameras: int | None = derived_field(
+        "number of data.camera_names",
+        "Number of cameras; each has separate weights.",
+        ge=1,
+        le=MAX_LAYERS,
+    )
+    num_times: int | None = derived_field(
+        "number of data.image_indices",
+        "Images per camera, distinguished by a learned embedding.",
+        ge=1,
+        le=MAX_WIDTH,
+    )
+
+    def derive(self, data: RoboticsDataConfig) -> Derived:
+        times = len(data.image_indices)
+        return self._with_derived({"num_cameras": len(data.camera_names), "num_times": times})
+
+
+class ClipBackboneConfig(BaseBackboneConfig):
+    """CLIP; one token for the instruction, one per image."""
+
+    type: Literal["clip_backbone", "clip_hf"] = Field(
+        default="clip_backbone", description="Type of backbone."
+    )
+    hf_pretrained: str = Field(
+        default="openai/clip-vit-base-patch32",
+        min_length=1,
+        description="Base model: owner/name on the hub, or a folder of any scheme.",
+    )
+    freeze_text_encoder: bool = Field(
+        default=False, description="Freeze the text tower, except its projection."
+    )
+    freeze_image_encoder: bool = Field(
+        default=False, description="Freeze the vision tower, except its projection."
+    )
+    disable_text: bool = Field(default=False, description="Ignore language.")
+    image_words: bool = Field(
+        default=False,
+        description="Write `<image> ` before the instruction once per image, as the published "
+        "processor does; for weights that were trained this way.",
+    )
+
+    def save_assets(self, folder: Path, origin: Path | None = None) -> None:
+        """Writes the text tokenizer, unless language is ignored."""
+        if not self.disable_text:
+            super().save_assets(folder, origin)
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        mean_std = self._mean_and_std(folder, CLIP_MEAN_STD)
+        return {"architecture": read_architecture(folder, CLIP), **mean_std}
+
+
+class VlmBackboneConfig(BaseBackboneConfig):
+    """A vision-language model from the hub; one token per sample."""
+
+    type: Literal["vlm_backbone"] = Field(default="vlm_backbone", description="Type of backbone.")
+    num_vlm_layers_to_use: int = Field(
+        default=4,
+        ge=1,
+        le=MAX_LAYERS,
+        description="Number of last layers whose states are concatenated.",
+    )
+    image_size: int | None = derived_field(
+        "config.json of hf_pretrained",
+        "Side of the input images in pixels; other sizes are resized.",
+        ge=1,
+        le=MAX_SIDE,
+    )
+
+    @classmethod
+    def _base_model_keys(cls) -> Sequence[str]:
+        return (*super()._base_model_keys(), "image_size")
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        architecture = read_architecture(folder)
+        side = image_side(architecture) if self.image_size is None else self.image_size
+        mean_std = self._mean_and_std(folder, VLM_MEAN_STD)
+        return {"architecture": architecture, "image_size": side, **mean_std}
+
+
+class FoundryBackboneConfig(NetworkConfig):
+    """A vision-language model that the published LBM program trained; the section is only read."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "type": (
+            (),
+            "this backbone is not supported; use a base model from the hub with type vlm_backbone",
+        ),
+    }
+
+    type: Literal["vlm_foundry_backbone"] = Field(
+        default="vlm_foundry_backbone", description="Type of backbone."
+    )
+    num_vlm_layers_to_use: int = Field(
+        default=4,
+        ge=1,
+        le=MAX_LAYERS,
+        description="Number of last layers whose states are concatenated.",
+    )
+    vlm_experiment_dir: str | None = Field(default=None, description="Run folder of the model.")
+
+
+class OpenClipConfig(NetworkConfig):
+    """A CLIP model of the OpenCLIP library; the section is only read."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "type": (
+            (),
+            "OpenCLIP is not supported; use a CLIP model from the hub with type clip_backbone",
+        ),
+    }
+
+    type: Literal["clip_openclip"] = Field(default="clip_openclip", description="Type of backbone.")
+    architecture: str | None = Field(default=None, description="Name of the architecture.")
+    pretrained_weights: str | None = Field(default=None, description="Name of the weights.")
+    freeze_text_encoder: bool = Field(default=False, description="Freeze the text tower.")
+    freeze_image_encoder: bool = Field(default=False, description="Freeze the vision tower.")
+
+
+Backbone = Annotated[
+    ClipBackboneConfig
+    | VlmBackboneConfig
+    | ViTBackboneConfig
+    | KeypointBackboneConfig
+    | FoundryBackboneConfig
+    | OpenClipConfig,
+    Field(discriminator="type"),
+]
+
 
 # backbones
 
@@ -70,7 +492,6 @@ class TransformerConfig(NetworkConfig):
 
     @property
     def width(self) -> int:
-        """Token width."""
         return self.hidden_dim
 
     @model_validator(mode="after")
@@ -93,7 +514,6 @@ class CausalLMConfig(BaseModelConfig):
         return text_width(self.architecture or {})
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives the sizes of the base model."""
         del data
         if self.architecture is not None:
             return self, {}

@@ -37,9 +37,9 @@ from vlatool.models.diffusion_policy.config import (
     DiffusionPolicyConfig,
     EulerConfig,
 )
-from vlatool.models.diffusion_policy.published_keys import split_keys
+from vlatool.models.diffusion_policy.published import split_keys
 from vlatool.models.published import Exported, PublishedFiles
-from vlatool.models.trained import TrainedConfig
+from vlatool.models.trained import TrainedConfig, with_weights
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.cache import local_copy
 from vlatool.transforms.normalize import field_width
@@ -48,7 +48,7 @@ from vlatool.transforms.relative import reference_keys
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
 
 _IMAGE_WORDS = "image_words"
 
@@ -57,9 +57,8 @@ _IMAGE_WORDS = "image_words"
 
 
 def find_published(location: Path) -> PublishedFiles | None:
-    """Files of an experiment, or of one of its checkpoints; None for other locations.
-
-    Of an experiment it is the checkpoint with the highest number.
+    """Files of an experiment, or of one of its checkpoints; None for other locations. Of an
+    experiment it is the checkpoint with the highest number.
     """
     if location.is_file():
         files = CheckpointFiles.with_file(location)
@@ -90,27 +89,15 @@ def progress_files(files: PublishedFiles, *, averaged: bool) -> list[Path]:
 
 @dataclass(frozen=True)
 class OpenedExperiment:
-    """Content of the small files of an experiment.
+    """Content of the small files of an experiment."""
 
-    Attributes:
-        data: Section `data`, derived.
-        model: Section `model`, not derived.
-        assets: Assets of the data kind.
-        folder: Local folder with the text tokenizer; None: it is that of the base model.
-    """
-
-    data: RoboticsDataConfig
-    model: DiffusionPolicyConfig
-    assets: RoboticsAssets
-    folder: Path | None
+    data: RoboticsDataConfig  # section `data`, derived
+    model: DiffusionPolicyConfig  # section `model`, not derived
+    assets: RoboticsAssets  # assets of the data kind
+    folder: Path | None  # local folder with the text tokenizer; None: it is that of the base model
 
 
 def read_experiment(files: PublishedFiles) -> OpenedExperiment:
-    """Reads configuration, statistics and preprocessing options of an experiment.
-
-    Raises:
-        DataError: A file is missing or broken, or the model is not a policy.
-    """
     if files.config is None:
         raise DataError.at(
             files.weights,
@@ -121,7 +108,15 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
         )
     experiment = Experiment(files.config.parent)
     tree = experiment.tree()
-    _check_type(experiment, tree)
+    section = tree.get("model")
+    kind = section.get("type") if isinstance(section, dict) else None
+    if kind != "diffusion_policy":
+        raise DataError.at(
+            experiment.config,
+            f"the model type is {kind!r}, expected 'diffusion_policy'",
+            hint="give the experiment of a policy",
+            code="data.no_policy",
+        )
     lenient = ReadOptions(compat=True)
     files_read = experiment.config_files
     config = load_config(TrainedConfig, files=files_read, read_options=lenient).config
@@ -135,19 +130,10 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     model: Any = config.model
     if not experiment.is_export:
         model = _with_image_words(model)
-    return OpenedExperiment(data, model, assets, _tokenizer_folder(experiment))
-
-
-def _check_type(experiment: Experiment, tree: Mapping[str, Any]) -> None:
-    section = tree.get("model")
-    kind = section.get("type") if isinstance(section, dict) else None
-    if kind != "diffusion_policy":
-        raise DataError.at(
-            experiment.config,
-            f"the model type is {kind!r}, expected 'diffusion_policy'",
-            hint="give the experiment of a policy",
-            code="data.no_policy",
-        )
+    folder = experiment.tokenizer_folder
+    return OpenedExperiment(
+        data, model, assets, (None if folder is None else local_copy(folder, [TOKENIZER]))
+    )
 
 
 def _with_recorded(
@@ -194,25 +180,10 @@ def _with_image_words(model: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
     return model.model_copy(update={"vision_language_backbone": worded})
 
 
-def _tokenizer_folder(experiment: Experiment) -> Path | None:
-    folder = experiment.tokenizer_folder
-    return None if folder is None else local_copy(folder, [TOKENIZER])
-
-
 # export
 
 
 def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Reporter) -> Exported:
-    """Prepares the experiment folder of a run, with raw and averaged weights.
-
-    Args:
-        trained: Opened run.
-        tree: Whole configuration of the run.
-        reporter: Gets a warning if the published program would run the policy differently.
-
-    Raises:
-        UsageError: The weights are not those of a run.
-    """
     from vlatool.models.diffusion_policy.weights import export_published
 
     if trained.origin.run is None:
@@ -222,7 +193,7 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
             code="usage.not_exportable",
         )
     model: Any = trained.config.model
-    raw = trained if trained.origin.weights == "raw" else trained.with_weights("raw")
+    raw = trained if trained.origin.weights == "raw" else with_weights(trained, "raw")
     states = {WEIGHTS: export_published(model, raw.parts["model"].state_dict())}
     if trained.origin.weights == "ema":
         states[AVERAGE] = export_published(model, trained.parts["model"].state_dict())
@@ -238,7 +209,6 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
 
 
 def _differences(trained: "Trained") -> list[tuple[str, str]]:
-    """Code and text of what the published program does differently with the exported weights."""
     model: Any = trained.config.model
     differences: list[tuple[str, str]] = []
     if getattr(model.vision_language_backbone, _IMAGE_WORDS, True) is False:
@@ -293,13 +263,6 @@ def _write_experiment(
 def published_tree(
     tree: Mapping[str, Any], model: DiffusionPolicyConfig, assets: RoboticsAssets
 ) -> dict[str, Any]:
-    """A configuration in published keys and types.
-
-    Args:
-        tree: The derived configuration as plain data.
-        model: Section `model`.
-        assets: Assets of the run.
-    """
     published, _ = split_keys(tree)
     data, hparams = published["data"], published["hparams"]
     manifests = data["dataset_manifest"]
@@ -343,7 +306,6 @@ def _own_keys(config: TrainedConfig) -> dict[str, Any]:
 
 
 def _common(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a tree that another tree has too."""
     return {
         key: _common(value, other[key]) if isinstance(value, Mapping) else value
         for key, value in tree.items()

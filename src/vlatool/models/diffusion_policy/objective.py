@@ -6,6 +6,7 @@ action steps, A width of an action, S data sets.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.noise import forward_process
+from vlatool.models.diffusion_policy.model import forward_process
 from vlatool.models.policy import DEFAULT_STEPS, ActionUnits
 
 _BY_DIMENSION = "error_by_dimension"
@@ -24,28 +25,22 @@ _COUNTS = "count_by_dataset"
 
 @dataclass(frozen=True)
 class LossBreakdown:
-    """Sums of a loss by action field and by data set, and their means.
+    """Sums of a loss by action field and by data set, and their means."""
 
-    Attributes:
-        fields: Map from action field to its width, in order; empty: no breakdown.
-        training: Locations of the training data sets; a single one has no own metric.
-        validation: Locations of the validation data sets.
-    """
-
+    # map from action field to its width, in order; empty: no breakdown
     fields: Mapping[str, int] = field(default_factory=dict[str, int])
+    # locations of the training data sets; a single one has no own metric
     training: Sequence[str] = ()
-    validation: Sequence[str] = ()
+    validation: Sequence[str] = ()  # locations of the validation data sets
 
     def sums(
         self, error: Tensor, mask: Tensor, dataset: Tensor | None, *, training: bool
     ) -> dict[str, Tensor]:
         """Sums for `models.base.Loss`, each of a fixed shape.
 
-        Args:
-            error: Squared error [B * R, T, A], zero where the mask is false.
-            mask: bool [B * R, T, 1], true for counted steps.
-            dataset: int64 [B], index of the data set of each sample; None if the batch lacks it.
-            training: False for validation data.
+        `error`: squared error [B * R, T, A], zero where the mask is false; `mask`: bool [B * R, T,
+        1], true for counted steps; `dataset`: int64 [B], index of the data set of each sample; None
+        if the batch lacks it.
         """
         if not self.fields:
             return {}
@@ -63,12 +58,8 @@ class LossBreakdown:
     def metrics(
         self, sums: Mapping[str, Tensor], count: float, *, training: bool
     ) -> dict[str, float]:
-        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets with samples.
-
-        Args:
-            sums: Sums over several micro-batches.
-            count: Number of counted elements in them.
-            training: False for validation data.
+        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets with
+        samples.
         """
         metrics: dict[str, float] = {}
         if _BY_DIMENSION in sums:
@@ -94,7 +85,6 @@ def dataset_labels(locations: Sequence[str]) -> list[str]:
 
 
 def _parts(location: str) -> Iterator[str]:
-    """The folder names above the manifest of a data set."""
     folders = location.removesuffix(MANIFEST_NAME).replace("\\", "/").split("/")
     names = [folder for folder in folders if folder]
     return iter(names[:-1] if len(names) > 1 and names[-1] == SHARDS_NAME else names)
@@ -102,6 +92,8 @@ def _parts(location: str) -> Iterator[str]:
 
 class DenoisingObjective(Objective):
     """Squared error of the prediction, over steps from the anchor on that are not padding."""
+
+    samples_chunks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -118,7 +110,6 @@ class DenoisingObjective(Objective):
         self._process = forward_process(config.noise_scheduler, flow=config.is_flow)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """One optimizer for all weights."""
         return {"main": OptimizerSpec(("model",), rates=self._rates)}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -148,11 +139,10 @@ class DenoisingObjective(Objective):
         )
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Denoising loss of each action field, loss of each data set."""
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())
 
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Errors of sampled action chunks; see `models.policy.SamplesChunks`."""
+        """Errors of sampled action chunks; see `Objective.chunk_errors`."""
         if self._units is None:
             return {}
         with true_float32(batch["actions"].device):

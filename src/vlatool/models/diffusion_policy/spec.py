@@ -12,18 +12,20 @@ from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
-from vlatool.models.diffusion_policy.backbone_config import (
+from vlatool.models.diffusion_policy.config import (
     BaseModelConfig,
+    DiffusionPolicyConfig,
     NetworkConfig,
 )
-from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.published import (
     Exported,
+    Layout,
     PublishedFiles,
     PublishedModel,
     PublishedProgress,
+    WeightsOrigin,
 )
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.trained import existing_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,10 +36,85 @@ if TYPE_CHECKING:
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import DenoisingObjective
     from vlatool.models.policy import RoboticsPolicy
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
 
 # Values of the published keys of a policy without initial weights.
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
+
+
+class ExperimentLayout(Layout):
+    """Experiments of the published program."""
+
+    def keys_of_run(
+        self, section: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Returns what `resume_from_checkpoint` and `resume_weights_only` stand for."""
+        location = section.get("resume_from_checkpoint")
+        if location is None:
+            return {}, {}
+        weights_only = {} if section.get("resume_weights_only") else {"init_weights_only": False}
+        return {"init_from": str(location), **weights_only}, _NO_INIT
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        from vlatool.models.diffusion_policy.experiment import prepare_export
+
+        return prepare_export(trained, tree, reporter)
+
+    def problem(self, config: DiffusionPolicyConfig) -> str:
+        from vlatool.models.diffusion_policy.published import export_problem
+
+        return export_problem(config)
+
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """The newest checkpoint of an experiment, or a file of one."""
+        from vlatool.models.diffusion_policy.experiment import find_published
+
+        return find_published(location)
+
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens an experiment; base models that the run of an export has read are not needed."""
+        import torch
+
+        from vlatool.models.diffusion_policy.experiment import read_experiment
+        from vlatool.models.diffusion_policy.weights import (
+            check_state,
+            load_state,
+            state_of,
+        )
+        from vlatool.models.weights import read_pickled_weights
+
+        model_type, opened = DiffusionPolicyType(), read_experiment(files)
+        config = model_type.restore_base_config(opened.model, files.before)
+        config, _ = model_type.derive(config, opened.data, None)
+        state = state_of(read_pickled_weights(path), files.weights)
+        with torch.device("meta"):
+            parts = model_type.build(config)
+        check_state(parts["model"].module, state, files.weights)
+        parts = model_type.build(config)
+        imported = load_state(parts["model"].module, state, files.weights)
+        return PublishedModel(
+            config=config,
+            parts={name: part.module for name, part in parts.items()},
+            assets=opened.assets,
+            data=opened.data,
+            folder=opened.folder,
+            notes=[*imported.notes(files.weights)],
+        )
+
+    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
+        from vlatool.models.diffusion_policy.experiment import progress_files
+
+        return progress_files(files, averaged=averaged)
+
+    def open_progress(
+        self,
+        config: DiffusionPolicyConfig,
+        modules: Mapping[str, "nn.Module"],
+        paths: Sequence[Path],
+    ) -> PublishedProgress:
+        from vlatool.models.diffusion_policy.weights import open_progress
+
+        return open_progress(config, modules["model"], paths)
 
 
 class DiffusionPolicyType(ModelType):
@@ -47,6 +124,7 @@ class DiffusionPolicyType(ModelType):
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("sample",)}
+    layout: ClassVar[Layout] = ExperimentLayout()
 
     def violations(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
@@ -68,23 +146,9 @@ class DiffusionPolicyType(ModelType):
             message = f"data.processor is {data.processor!r}, but the backbone {reason}"
             yield Violation(("data.processor",), message)
 
-    def published_start(
-        self, section: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Returns what `resume_from_checkpoint` and `resume_weights_only` stand for."""
-        location = section.get("resume_from_checkpoint")
-        if location is None:
-            return {}, {}
-        weights_only = {} if section.get("resume_weights_only") else {"init_weights_only": False}
-        return {"init_from": str(location), **weights_only}, _NO_INIT
-
     def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
-        """Checks that base models and the initial weights of sections exist.
-
-        A run with initial weights may have what it needs of a base model.
-
-        Raises:
-            DataError: A base model or the weights are missing.
+        """Checks that base models and the initial weights of sections exist. A run with initial
+        weights may have what it needs of a base model.
         """
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
@@ -95,7 +159,6 @@ class DiffusionPolicyType(ModelType):
     def restore_base_config(
         self, config: DiffusionPolicyConfig, before: ConfigModel | None
     ) -> DiffusionPolicyConfig:
-        """The config with commits, architectures and image normalization of base models."""
         if not isinstance(before, DiffusionPolicyConfig):
             return config
         backbone = config.vision_language_backbone.restore_base_config(
@@ -109,11 +172,7 @@ class DiffusionPolicyType(ModelType):
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo | None"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
-        """Derives dimensions, the number of cameras, and keys of base models.
-
-        Raises:
-            DataError: There are no cameras, or a base model is missing.
-        """
+        """Derives dimensions, the number of cameras, and keys of base models."""
         del info
         if not data.camera_names:
             raise DataError(
@@ -134,16 +193,13 @@ class DiffusionPolicyType(ModelType):
         """The network, as the part `model`."""
         from vlatool.models.diffusion_policy.model import DiffusionPolicy
 
-        return {"model": Part(DiffusionPolicy(config))}
+        network = DiffusionPolicy(config)
+        return {"model": Part(network, blocks=network.blocks())}
 
     def load(
         self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
     ) -> Sequence[str]:
-        """Loads the weights of base models, or those that sections name.
-
-        Raises:
-            DataError: The weights are missing, broken, or do not match the network.
-        """
+        """Loads the weights of base models, or those that sections name."""
         from vlatool.models.diffusion_policy.weights import SECTIONS, load_sections
 
         if "model" not in names:
@@ -157,7 +213,6 @@ class DiffusionPolicyType(ModelType):
         init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str]:
-        """Loads the weights of a run or of a published file."""
         from vlatool.models.diffusion_policy.weights import load_policy, load_sections
 
         network = parts["model"].module
@@ -165,28 +220,25 @@ class DiffusionPolicyType(ModelType):
         imported = load_policy(network, init.text, excluded=init_except)
         return [*notes, *imported.notes(init.file)]
 
-    def save_assets(self, config: DiffusionPolicyConfig, folder: Path) -> None:
-        """Writes the text tokenizer."""
-        config.vision_language_backbone.save_assets(folder)
-
-    def copy_assets(
-        self, config: DiffusionPolicyConfig, before: ConfigModel, source: Path, folder: Path
-    ) -> bool:
-        """Copies the text tokenizer, if it is that of the same base model."""
+    def save_assets(
+        self,
+        config: DiffusionPolicyConfig,
+        folder: Path,
+        before: ConfigModel | None = None,
+        source: Path | None = None,
+    ) -> None:
+        """Writes the text tokenizer; that of the same base model is copied."""
         section = config.vision_language_backbone
         base = getattr(before, "vision_language_backbone", None)
-        if not isinstance(section, BaseModelConfig) or not isinstance(base, BaseModelConfig):
-            return False
-        is_same = (base.hf_pretrained, base.revision) == (section.hf_pretrained, section.revision)
-        if is_same and (source / TOKENIZER).is_file():
-            section.save_assets(folder, source)
-            return True
-        return False
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """The transformer blocks of the backbone and the denoiser."""
-        network: Any = parts["model"].module
-        return network.blocks()
+        if source and isinstance(section, BaseModelConfig) and isinstance(base, BaseModelConfig):
+            is_same = (base.hf_pretrained, base.revision) == (
+                section.hf_pretrained,
+                section.revision,
+            )
+            if is_same and (source / TOKENIZER).is_file():
+                section.save_assets(folder, source)
+                return
+        section.save_assets(folder)
 
     def objective(
         self,
@@ -197,7 +249,7 @@ class DiffusionPolicyType(ModelType):
     ) -> "DenoisingObjective":
         """Squared error of the prediction, and errors of sampled chunks."""
         del parts
-        from vlatool.loading.robotics.normalizer import Normalizer
+        from vlatool.loading.robotics.statistics import Normalizer
         from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
         from vlatool.models.policy import ActionUnits
 
@@ -215,7 +267,6 @@ class DiffusionPolicyType(ModelType):
         *,
         training: bool,
     ) -> "PolicyBatcher":
-        """Converts samples to tensors."""
         del training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 
@@ -230,7 +281,6 @@ class DiffusionPolicyType(ModelType):
         return example_batch(config, data, size)
 
     def flops(self, config: DiffusionPolicyConfig, data: RoboticsDataConfig) -> float | None:
-        """Operations of the backbone and of the denoiser."""
         from vlatool.models.diffusion_policy.objective import DenoisingObjective
         from vlatool.models.flops import objective_losses, sample_flops
 
@@ -244,7 +294,6 @@ class DiffusionPolicyType(ModelType):
         assets: "RoboticsAssets",
         folder: Path | None,
     ) -> "RoboticsPolicy":
-        """A policy that samples action chunks."""
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
         from vlatool.models.policy import RoboticsPolicy
 
@@ -253,74 +302,8 @@ class DiffusionPolicyType(ModelType):
         device = network.output_layer.weight.device
         return RoboticsPolicy(network.sample, batcher, assets, device)
 
-    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares an experiment folder of the published program."""
-        from vlatool.models.diffusion_policy.experiment import prepare_export
-
-        return prepare_export(trained, tree, reporter)
-
-    def export_problem(self, config: DiffusionPolicyConfig) -> str:
-        """Reason why the published program has no module for the policy."""
-        from vlatool.models.diffusion_policy.published_keys import export_problem
-
-        return export_problem(config)
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """The newest checkpoint of an experiment, or a file of one."""
-        from vlatool.models.diffusion_policy.experiment import find_published
-
-        return find_published(location)
-
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens an experiment; base models that the run of an export has read are not needed."""
-        import torch
-
-        from vlatool.models.diffusion_policy.experiment import read_experiment
-        from vlatool.models.diffusion_policy.weights import (
-            check_state,
-            load_state,
-            state_of,
-        )
-        from vlatool.models.weights import read_pickled_weights
-
-        opened = read_experiment(files)
-        config = self.restore_base_config(opened.model, files.before)
-        config, _ = self.derive(config, opened.data, None)
-        state = state_of(read_pickled_weights(path), files.weights)
-        with torch.device("meta"):
-            parts = self.build(config)
-        check_state(parts["model"].module, state, files.weights)
-        parts = self.build(config)
-        imported = load_state(parts["model"].module, state, files.weights)
-        return PublishedModel(
-            config=config,
-            parts={name: part.module for name, part in parts.items()},
-            assets=opened.assets,
-            data=opened.data,
-            folder=opened.folder,
-            notes=[*imported.notes(files.weights)],
-        )
-
-    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """The files of a checkpoint of an experiment."""
-        from vlatool.models.diffusion_policy.experiment import progress_files
-
-        return progress_files(files, averaged=averaged)
-
-    def open_progress(
-        self,
-        config: DiffusionPolicyConfig,
-        modules: Mapping[str, "nn.Module"],
-        paths: Sequence[Path],
-    ) -> PublishedProgress:
-        """Opens a checkpoint with its optimizer and averages."""
-        from vlatool.models.diffusion_policy.progress import open_progress
-
-        return open_progress(config, modules["model"], paths)
-
 
 def _is_centered(data: RoboticsDataConfig) -> bool:
-    """True if the normalization centers every action field around zero."""
     fields = [data.normalization.for_field(name) for name in data.action_fields]
     scalings = [scaling for scaling in fields if scaling.enabled] or [data.normalization]
     return all(scaling.centered_norm or scaling.method == "std" for scaling in scalings)

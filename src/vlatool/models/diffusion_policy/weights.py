@@ -15,16 +15,23 @@ from torch import Tensor, nn
 from vlatool.artifacts.experiment.format import PICKLED_SUFFIX
 from vlatool.artifacts.run.checkpoint import WEIGHTS_SUFFIX
 from vlatool.errors import DataError, UsageError
-from vlatool.models.diffusion_policy.backbone_config import NetworkConfig
-from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
-from vlatool.models.diffusion_policy.denoisers import make_norm
-from vlatool.models.diffusion_policy.published_keys import export_problem
+from vlatool.models.base import decays_by_name
+from vlatool.models.diffusion_policy.config import (
+    ClipBackboneConfig,
+    DiffusionPolicyConfig,
+    NetworkConfig,
+    TransformerConfig,
+)
+from vlatool.models.diffusion_policy.model import make_norm
+from vlatool.models.diffusion_policy.published import export_problem
+from vlatool.models.published import PublishedProgress
 from vlatool.models.trained import existing_weights
 from vlatool.models.weights import (
     check_shapes,
     init_state_dict,
     matching_state_dict,
     read_pickled_weights,
+    unusable_checkpoint,
     write_pickled_weights,
 )
 
@@ -43,17 +50,11 @@ _MAX_LISTED = 3
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """Weights of a published file, with the names of a network.
-
-    Attributes:
-        weights: Map from name to tensor.
-        dead: Names of weights that a policy does not use.
-        computed: Names of buffers that follow from the configuration.
-    """
+    """Weights of a published file, with the names of a network."""
 
     weights: Mapping[str, Tensor]
-    dead: Sequence[str]
-    computed: Sequence[str]
+    dead: Sequence[str]  # names of weights that a policy does not use
+    computed: Sequence[str]  # names of buffers that follow from the configuration
 
     def notes(self, path: Path) -> Iterator[str]:
         """Yields sentences on what is not taken from the file."""
@@ -68,9 +69,8 @@ class ImportedWeights:
 
 
 def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
-    """The weights of a published state dict, with the names of a network.
-
-    Buffers that follow from the configuration are taken from the network.
+    """The weights of a published state dict, with the names of a network. Buffers that follow from
+    the configuration are taken from the network.
     """
     named = without_wrappers(state)
     own = network.state_dict()
@@ -83,9 +83,8 @@ def import_published(state: Mapping[str, Tensor], network: nn.Module) -> Importe
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the prefixes of compiled and distributed modules.
-
-    As in the published loader, the first name decides which prefixes are removed.
+    """The state dict without the prefixes of compiled and distributed modules. As in the published
+    loader, the first name decides which prefixes are removed.
     """
     named = dict(state)
     while prefix := next(
@@ -100,20 +99,11 @@ def _is_dead(name: str) -> bool:
 
 
 def is_computed(name: str) -> bool:
-    """True for a buffer that follows from the configuration."""
     return name.endswith(_COMPUTED) or name.startswith(_SCHEDULER)
 
 
 def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The state dict for strict loading by the published module; unused weights are zeros.
-
-    Args:
-        config: The derived model section.
-        state: State dict of the network, raw or averaged.
-
-    Raises:
-        UsageError: The published module does not have this backbone or denoiser.
-    """
+    """The state dict for strict loading by the published module; unused weights are zeros."""
     if problem := export_problem(config):
         raise UsageError(
             f"the policy cannot be exported: {problem}",
@@ -130,7 +120,6 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
 
 
 def _unused(section: TransformerConfig) -> dict[str, Tensor]:
-    """Token embedding, head and final norm of the published transformer."""
     table = torch.zeros(section.vocab_size, section.hidden_dim)
     head = table if section.weight_tying else table.clone()
     norm = make_norm(section.norm_type, section.hidden_dim, section.norm_eps).state_dict()
@@ -164,18 +153,8 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
 def load_sections(
     config: DiffusionPolicyConfig, network: nn.Module, names: Sequence[str]
 ) -> list[str]:
-    """Loads the weights of base models, or those of the checkpoints that sections name.
-
-    Returns:
-        Notes on what was not taken from the checkpoints.
-
-    Args:
-        config: Section `model`.
-        network: The network of the policy.
-        names: Names of modules; those without such weights are left out.
-
-    Raises:
-        DataError: The weights are missing, broken, or do not match the network.
+    """Loads the weights of base models, or those of the checkpoints that sections name; returns
+    notes on what was not taken from the checkpoints.
     """
     notes: list[str] = []
     for name in SECTIONS:
@@ -193,18 +172,8 @@ def load_sections(
 def load_policy(
     network: nn.Module, location: str, *, excluded: Sequence[str] = ()
 ) -> ImportedWeights:
-    """Loads the weights of a policy from a published file or a run.
-
-    Args:
-        network: The network of the policy.
-        location: Run, checkpoint or file of weights.
-        excluded: Modules that keep their weights, such as `action_encode` if the actions differ.
-
-    Returns:
-        The weights that were loaded, and the names that were left out.
-
-    Raises:
-        DataError: The file is missing, broken or unsafe, or does not match the network.
+    """Loads the weights of a policy from a published file or a run; returns the weights that were
+    loaded, and the names that were left out.
     """
     path, state = read_state(location)
     return load_state(network, state, path, excluded=excluded)
@@ -226,13 +195,8 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
 
 
 def load_section(module: nn.Module, name: str, location: str) -> list[str]:
-    """Loads the weights of one network of a policy, from its own file or that of a policy.
-
-    Returns:
-        Notes on what was not taken from the file.
-
-    Raises:
-        DataError: The file is missing, broken or unsafe, or does not match the network.
+    """Loads the weights of one network of a policy, from its own file or that of a policy; returns
+    notes on what was not taken from the file.
     """
     path, stored = read_state(location)
     state = without_wrappers(stored)
@@ -246,13 +210,8 @@ def load_section(module: nn.Module, name: str, location: str) -> list[str]:
 
 
 def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
-    """The state dict of a file: published raw or averaged weights, or those of a run.
-
-    Returns:
-        The file, and its tensors by name.
-
-    Raises:
-        DataError: The file is missing, broken or unsafe, or holds no weights.
+    """The state dict of a file: published raw or averaged weights, or those of a run; returns the
+    file, and its tensors by name.
     """
     origin = existing_weights(location)
     if origin.file.suffix == WEIGHTS_SUFFIX:
@@ -261,13 +220,12 @@ def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
 
 
 def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
-    """The state dict in the content of a published file: raw or averaged weights.
-
-    Raises:
-        DataError: It holds no weights.
-    """
+    """The state dict in the content of a published file: raw or averaged weights."""
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
-    if not isinstance(state, Mapping) or not _are_tensors(state):
+    if not isinstance(state, Mapping) or not (
+        bool(state)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
         raise DataError.at(
             path,
             "the file holds no weights",
@@ -277,7 +235,129 @@ def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _are_tensors(state: Mapping[Any, Any]) -> bool:
-    return bool(state) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+_PART, _OPTIMIZER = "model", "main"
+_BACKBONE, _DENOISER = "vision_language_backbone.", "transformer."
+_CLIP = f"{_BACKBONE}_model.model."
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def open_progress(
+    config: DiffusionPolicyConfig, network: nn.Module, paths: Sequence[Path]
+) -> PublishedProgress:
+    """Opens the files of a checkpoint: `checkpoint_N.pt`, `optimizer_N.pt` and maybe `ema_N.pt`."""
+    raw, optimizer, *averaged = paths
+    content = read_pickled_weights(raw)
+    state = state_of(content, raw)
+    imported = import_published(state, network)
+    saved = read_pickled_weights(optimizer).get("optimizer")
+    moments = dict(_moments(config, state, saved, optimizer))
+    step = _count(content, "global_step", raw)
+    average, updates = _average(network, averaged, step)
+    return PublishedProgress(
+        step=step,
+        weights={_PART: _matching(network, imported, raw)},
+        averages={} if average is None else {_PART: average},
+        num_averaged=updates,
+        moments={_OPTIMIZER: _of_network(network, moments, optimizer)},
+        notes=[*imported.notes(raw)],
     )
+
+
+def _matching(network: nn.Module, imported: ImportedWeights, path: Path) -> dict[str, Tensor]:
+    return matching_state_dict(network, imported.weights, path)
+
+
+def _average(
+    network: nn.Module, paths: Sequence[Path], step: int
+) -> tuple[dict[str, Tensor] | None, int]:
+    """Averaged weights and the number of their updates; the published `vanilla` writes 0."""
+    for path in paths:
+        content = read_pickled_weights(path)
+        imported = import_published(state_of(content, path), network)
+        updates = _count(content, "ema_optimization_step", path)
+        return _matching(network, imported, path), updates or step
+    return None, 0
+
+
+def _count(content: Mapping[str, Any], key: str, path: Path) -> int:
+    value = content.get(key)
+    if type(value) is not int or value < 0:
+        raise unusable_checkpoint(path, f"{key} is {value!r}")
+    return value
+
+
+def _moments(
+    config: DiffusionPolicyConfig, state: Mapping[str, Tensor], saved: Any, path: Path
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    try:
+        rows, groups = saved["state"], saved["param_groups"]
+        if all(isinstance(key, str) for key in rows):  # gathered from several processes
+            by_name: dict[str, Any] = dict(without_wrappers(rows))
+            yield from by_name.items()
+            return
+        # The names in the order of the groups of an optimizer, without weight decay first
+        names = trainable_names(config, state)
+        plain = [name for name in names if not decays_by_name(name)]
+        decayed = [name for name in names if decays_by_name(name)]
+        counts = [len(group["params"]) for group in groups]
+        if counts != [len(plain), len(decayed)]:
+            raise ValueError(f"groups of {counts}, expected {[len(plain), len(decayed)]}")
+        named = [*plain, *decayed]
+        numbers = [number for group in groups for number in group["params"]]
+        for number, name in zip(numbers, named, strict=True):
+            if number in rows:
+                yield name, rows[number]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"its parameters are not those of the checkpoint: {error}"
+        raise unusable_checkpoint(path, reason) from None
+
+
+def trainable_names(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that the published program trains, in the order of its network."""
+    frozen = tuple(_frozen_prefixes(config))
+    names: dict[int, str] = {}
+    for name, value in without_wrappers(state).items():
+        if not is_computed(name) and not name.startswith(frozen):
+            # Tied weights are one parameter; tensors without memory have no address.
+            names.setdefault(value.data_ptr() or id(value), name)
+    return [*names.values()]
+
+
+def _frozen_prefixes(config: DiffusionPolicyConfig) -> Iterator[str]:
+    backbone = config.vision_language_backbone
+    if backbone.freeze:
+        yield _BACKBONE
+    if config.transformer.freeze:
+        yield _DENOISER
+    if isinstance(backbone, ClipBackboneConfig):
+        yield from [f"{_CLIP}text_model."] if backbone.freeze_text_encoder else []
+        yield from [f"{_CLIP}vision_model."] if backbone.freeze_image_encoder else []
+
+
+def _of_network(
+    network: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], path: Path
+) -> dict[str, Mapping[str, Tensor]]:
+    rows_by_name: dict[str, Mapping[str, Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        row = moments.get(name, {})
+        if not _is_whole(row, parameter.shape):
+            raise DataError.at(
+                path,
+                f"has no state of {name} that fits the model",
+                hint="use the configuration that the checkpoint was trained with, or start a new "
+                "run with the weights alone (init_weights_only: true)",
+                code="data.checkpoint_mismatch",
+            )
+        rows_by_name[f"{_PART}.{name}"] = {key: row[key] for key in _MOMENTS}
+    return rows_by_name
+
+
+def _is_whole(row: object, shape: torch.Size) -> bool:
+    moments = [row.get(key) for key in _MOMENTS] if isinstance(row, Mapping) else []
+    tensors = [value for value in moments if isinstance(value, Tensor)]
+    if len(tensors) < len(_MOMENTS):
+        return False
+    step, *others = tensors
+    return step.numel() == 1 and all(value.shape == shape for value in others)

@@ -19,7 +19,7 @@ from vlatool.artifacts.windows.format import Kind
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.loading.vla.sample import VlaSample, VlaShape
+from vlatool.loading.vla.config import VlaSample, VlaShape
 from vlatool.models.base import Batch
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer
 
@@ -39,19 +39,12 @@ _EXAMPLE_ACTIONS = 8
 
 
 class TokenSequence(NamedTuple):
-    """Token ids of a conversation, or of its beginning.
+    """Token ids of a conversation, or of its beginning."""
 
-    Attributes:
-        ids: int64 [L].
-        labels: int64 [L]: the id where it is to be predicted, else `NO_LABEL`.
-        segments: uint8 [L]: `TEXT`, `ACTION` or `FUTURE` where there is a label.
-        positions: int64 [3, L]: time, row and column of rotary embeddings.
-    """
-
-    ids: Array
-    labels: Array
-    segments: Array
-    positions: Array
+    ids: Array  # int64 [L]
+    labels: Array  # int64 [L]: the id where it is to be predicted, else `NO_LABEL`
+    segments: Array  # uint8 [L]: `TEXT`, `ACTION` or `FUTURE` where there is a label
+    positions: Array  # int64 [3, L]: time, row and column of rotary embeddings
 
     @property
     def next_position(self) -> int:
@@ -60,17 +53,11 @@ class TokenSequence(NamedTuple):
 
 
 class AnswerTexts(NamedTuple):
-    """Token ids of the texts in an answer of one kind.
+    """Token ids of the texts in an answer of one kind."""
 
-    Attributes:
-        lead: Before the action ids.
-        middle: Between the action ids and the future images.
-        end: After them: the full stop, <|im_end|> and a newline.
-    """
-
-    lead: tuple[int, ...]
-    middle: tuple[int, ...]
-    end: tuple[int, ...]
+    lead: tuple[int, ...]  # before the action ids
+    middle: tuple[int, ...]  # between the action ids and the future images
+    end: tuple[int, ...]  # after them: the full stop, <|im_end|> and a newline
 
 
 class _Piece(NamedTuple):
@@ -80,32 +67,35 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceEncoder:
-    """Conversations to token ids in the layout of the chat; picklable.
-
-    Every text between segments is tokenized for itself.
-
-    Attributes:
-        tokenizer: Content of the tokenizer.json; None: every word is token 0, for made-up batches.
-        tokens: Map from numbers to token ids.
-        sides: Tokens per side of each of P past images.
+    """Conversations to token ids in the layout of the chat; picklable. Every text between segments
+    is tokenized for itself.
     """
 
+    # content of the tokenizer.json; None: every word is token 0, for made-up batches
     tokenizer: str | None = field(repr=False)
-    tokens: TokenIds
-    sides: tuple[int, ...]
+    tokens: TokenIds  # map from numbers to token ids
+    sides: tuple[int, ...]  # tokens per side of each of P past images
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled form without cached values, which a worker computes again."""
         return type(self), (self.tokenizer, self.tokens, self.sides)
 
     def encode(self, conversation: Conversation) -> TokenSequence:
-        """Token ids of a whole conversation.
-
-        Raises:
-            ValueError: The conversation does not fit the model: another number of images or codes,
-                an action id or code out of range, an instruction with reserved ids.
-        """
-        self._check_numbers(conversation)
+        """Token ids of a whole conversation."""
+        # The numbers of a conversation must fit the model.
+        tokens, width = self.tokens, conversation.codes.shape[1]
+        if conversation.images not in (0, len(self.sides)):
+            raise ValueError(
+                f"has {counted(conversation.images, 'past image')}, the model expects "
+                f"{len(self.sides)}"
+            )
+        if width != tokens.codes_per_image:
+            raise ValueError(f"has {width} codes per image, not {tokens.codes_per_image}")
+        largest = max(conversation.action_ids, default=0), int(conversation.codes.max(initial=0))
+        if largest[0] >= tokens.num_actions:
+            raise ValueError(f"has the action id {largest[0]}, not below {tokens.num_actions}")
+        if largest[1] >= tokens.num_codes:
+            raise ValueError(f"has the code {largest[1]}, not below {tokens.num_codes}")
         asked = self._question(conversation)
         answer_text = answer(conversation.kind, "", _FUTURES)
         parts = [*self._parts(answer_text, conversation), _Piece(TEXT, self._close)]
@@ -125,15 +115,8 @@ class SequenceEncoder:
     def prompt(
         self, task: str, kind: Kind = "vla", action_ids: Sequence[int] = ()
     ) -> TokenSequence:
-        """Token ids up to the first token of an answer.
-
-        Args:
-            task: The instruction.
-            kind: `vla` asks for actions, `wm` for the state after `action_ids`.
-            action_ids: Ids of the action tokenizer; only for `wm`.
-
-        Raises:
-            ValueError: The instruction has reserved ids, or a tag.
+        """Token ids up to the first token of an answer; `action_ids`: ids of the action tokenizer;
+        only for `wm`.
         """
         codes = np.zeros((0, self.tokens.codes_per_image), np.uint16)
         ids = tuple(action_ids)
@@ -185,22 +168,6 @@ class SequenceEncoder:
             elif part:
                 yield _Piece(TEXT, self.text(part))
 
-    def _check_numbers(self, conversation: Conversation) -> None:
-        """Raises ValueError if the numbers of a conversation do not fit the model."""
-        tokens, width = self.tokens, conversation.codes.shape[1]
-        if conversation.images not in (0, len(self.sides)):
-            raise ValueError(
-                f"has {counted(conversation.images, 'past image')}, the model expects "
-                f"{len(self.sides)}"
-            )
-        if width != tokens.codes_per_image:
-            raise ValueError(f"has {width} codes per image, not {tokens.codes_per_image}")
-        largest = max(conversation.action_ids, default=0), int(conversation.codes.max(initial=0))
-        if largest[0] >= tokens.num_actions:
-            raise ValueError(f"has the action id {largest[0]}, not below {tokens.num_actions}")
-        if largest[1] >= tokens.num_codes:
-            raise ValueError(f"has the code {largest[1]}, not below {tokens.num_codes}")
-
     def _check_text(self, parts: Sequence[_Piece]) -> None:
         """Raises ValueError if a text of the user has ids that stand for something else."""
         ids = [number for piece in parts if piece.segment == TEXT for number in piece.ids]
@@ -218,7 +185,6 @@ class SequenceEncoder:
 
     @cached_property
     def _close(self) -> tuple[int, ...]:
-        """End of a message."""
         return (self.tokens.im_end, *self.text("\n"))
 
     @cached_property
@@ -236,17 +202,11 @@ class SequenceEncoder:
 
 
 class _Images(NamedTuple):
-    """Tokens of all past images.
+    """Tokens of all past images."""
 
-    Attributes:
-        ids: int64 [L].
-        positions: int64 [3, L], from 0.
-        span: Number of positions that they take.
-    """
-
-    ids: Array
-    positions: Array
-    span: int
+    ids: Array  # int64 [L]
+    positions: Array  # int64 [3, L], from 0
+    span: int  # number of positions that they take
 
     @classmethod
     def of(cls, tokens: TokenIds, sides: Sequence[int]) -> "_Images":
@@ -263,29 +223,18 @@ class _Images(NamedTuple):
 
 @dataclass(frozen=True)
 class VlaBatcher:
-    """Samples to a padded batch; picklable.
+    """Samples to a padded batch; picklable."""
 
-    Attributes:
-        encoder: Encoder of the conversations.
-        max_length: Largest number of tokens of a sample; None: no limit.
-    """
-
-    encoder: SequenceEncoder
-    max_length: int | None = None
+    encoder: SequenceEncoder  # encoder of the conversations
+    max_length: int | None = None  # largest number of tokens of a sample; None: no limit
 
     def __call__(self, samples: Sequence[VlaSample]) -> Batch:
         """Encodes and pads the samples.
 
-        Returns:
-            input_ids: int64 [B, L], padded on the right with <|endoftext|>.
-            labels: int64 [B, L], `NO_LABEL` where nothing is to be predicted.
-            segments: uint8 [B, L], see `TokenSequence`.
-            attention_mask: bool [B, L], False for padding.
-            position_ids: int64 [B, 3, L].
-            images: uint8 [B, P, H, W, 3].
-
-        Raises:
-            DataError: A sample does not fit the model; the message names file and line.
+        Returns input_ids: int64 [B, L], padded on the right with <|endoftext|>. labels: int64 [B,
+        L], `NO_LABEL` where nothing is to be predicted. segments: uint8 [B, L], see
+        `TokenSequence`. attention_mask: bool [B, L], False for padding. position_ids: int64 [B, 3,
+        L]. images: uint8 [B, P, H, W, 3].
         """
         rows = [self._encode(sample) for sample in samples]
         images = np.stack([sample.images for sample in samples])
@@ -307,12 +256,7 @@ class VlaBatcher:
 
 
 def padded(rows: Sequence[TokenSequence], pad: int) -> dict[str, Tensor]:
-    """Sequences padded on the right to one length; keys as `VlaBatcher` returns them.
-
-    Args:
-        rows: B sequences.
-        pad: Token id of padding.
-    """
+    """Sequences padded on the right to one length; keys as `VlaBatcher` returns them."""
     longest = max(len(row.ids) for row in rows)
     length = -(-longest // _BUCKET) * _BUCKET
     shape = len(rows), length

@@ -28,12 +28,7 @@ from vlatool.models.future_vla.published import (
     config_json,
 )
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids, tiny_tokenizer
-from vlatool.models.future_vla.weights import (
-    StoredTensors,
-    dino_name,
-    file_names,
-    write_tensors,
-)
+from vlatool.models.future_vla.weights import StoredTensors, dino_name, file_names, write_tensors
 from vlatool.models.pretrained import read_architecture
 from vlatool.storage.atomic import write_bytes, write_text
 from vlatool.storage.byte_ranges import read_file
@@ -52,49 +47,30 @@ _TINY_ROWS = 64  # the embedding of the tiny model has a multiple of it
 
 @dataclass(frozen=True)
 class Composition:
-    """Content of a folder to write.
+    """Content of a folder to write."""
 
-    Attributes:
-        config: Section `model`.
-        shapes: Shape of each tensor, in the order of the network.
-        read: Returns the tensor of a name.
-        tokenizer: Content of tokenizer.json, with the markers.
-        assets: Content of the other files of Qwen3-VL by name.
-        paths: Local files that the weights come from, by `qwen` or `dino`.
-    """
-
-    config: FutureVlaConfig
-    shapes: Mapping[str, tuple[int, ...]]
+    config: FutureVlaConfig  # section `model`
+    shapes: Mapping[str, tuple[int, ...]]  # shape of each tensor, in the order of the network
     read: Callable[[str], Tensor]
-    tokenizer: str
-    assets: Mapping[str, bytes]
+    tokenizer: str  # content of tokenizer.json, with the markers
+    assets: Mapping[str, bytes]  # content of the other files of Qwen3-VL by name
+    # local files that the weights come from, by `qwen` or `dino`
     paths: Mapping[str, list[Path]] = field(default_factory=dict[str, list[Path]])
 
     @property
     def files(self) -> list[str]:
-        """Names of the files."""
         return [*file_names(self.shapes, DTYPE), TOKENIZER, *self.assets, CONFIG, MANIFEST_NAME]
 
     @property
     def parameters(self) -> int:
-        """Number of values."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @property
     def bytes(self) -> int:
-        """Size of the values in the files."""
         return DTYPE.itemsize * self.parameters
 
     def write(self, folder: Path, bar: Progress) -> None:
-        """Writes the folder; the manifest last.
-
-        Args:
-            folder: Existing folder.
-            bar: Is advanced by one for each tensor.
-
-        Raises:
-            BugError: DINOv3 is not what was read.
-        """
+        """Writes the folder; the manifest last."""
         for name, content in self.assets.items():
             write_bytes(folder / name, content)
         write_text(folder / TOKENIZER, self.tokenizer)
@@ -104,17 +80,6 @@ class Composition:
             return self.read(name)
 
         write_tensors(folder, self.shapes, read, DTYPE)
-        self._compare(folder)
-        model = self.config.model_dump(
-            mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
-        )
-        sources = {
-            kind: {path.name: sha256_of(path) for path in paths}
-            for kind, paths in self.paths.items()
-        }
-        MANIFEST.write(folder, {"model": model, "sources": sources})
-
-    def _compare(self, folder: Path) -> None:
         written = StoredTensors(folder)
         for name in self.shapes:
             is_equal = not name.startswith(_DINO) or torch.equal(
@@ -126,21 +91,18 @@ class Composition:
                     hint="do not use the folder; check the disk",
                     code="bug.weights_differ",
                 )
+        model = self.config.model_dump(
+            mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
+        )
+        sources = {
+            kind: {path.name: sha256_of(path) for path in paths}
+            for kind, paths in self.paths.items()
+        }
+        MANIFEST.write(folder, {"model": model, "sources": sources})
 
 
 def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Composition:
-    """Qwen3-VL and DINOv3 with random convolutions. Writes nothing.
-
-    Args:
-        qwen: Folder of a stock Qwen3-VL, of any scheme.
-        dino: Folder of DINOv3.
-        keys: Further keys of the section `model`.
-        seed: Seed of the convolutions.
-
-    Raises:
-        DataError: A file is missing or broken, a tensor is missing or not expected, or the
-            tokenizer does not fit.
-    """
+    """Qwen3-VL and DINOv3 with random convolutions. Writes nothing."""
     sections = {
         "qwen": read_architecture(qwen, FAMILY),
         "dino": read_architecture(dino, DINO_FAMILY),
@@ -169,11 +131,6 @@ def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Compo
 def _joined(
     shapes: Mapping[str, tuple[int, ...]], qwen: StoredTensors, dino: StoredTensors, seed: int
 ) -> Callable[[str], Tensor]:
-    """Function from the name of a tensor of the network to its value.
-
-    Raises:
-        DataError: A tensor is missing, not expected, or of another shape.
-    """
     dino_names = {f"{_DINO}{dino_name(name)}": name for name in dino.shapes}
     _check_tensors(
         dino.folder,
@@ -188,7 +145,15 @@ def _joined(
         stock,
         {name: shape for name, shape in qwen.shapes.items() if not (is_tied and name == _TIED)},
     )
-    random = _convolutions(shapes, seed)
+    # Normal weights and biases of 0 of the convolutions
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, Tensor] = {}
+    for name in sorted(name for name in shapes if name.startswith(_CONVOLUTIONS)):
+        value = torch.zeros(shapes[name])
+        if value.dim() > 1:
+            value.normal_(std=_STD, generator=generator)
+        drawn[name] = value
+    random = drawn
 
     def read(name: str) -> Tensor:
         if name in random:
@@ -199,12 +164,7 @@ def _joined(
 
 
 def compose_tiny(keys: Mapping[str, Any], seed: int) -> Composition:
-    """Small random networks with a text tokenizer on bytes. Writes nothing.
-
-    Args:
-        keys: Further keys of the section `model`.
-        seed: Seed of the weights.
-    """
+    """Small random networks with a text tokenizer on bytes. Writes nothing."""
     tokenizer = tiny_tokenizer()
     ids = special_ids(tokenizer)
     rows = _TINY_ROWS * math.ceil((max(ids.values()) + 1) / _TINY_ROWS)
@@ -278,22 +238,9 @@ def _tiny_qwen(ids: Mapping[str, int], rows: int) -> dict[str, Any]:
     }
 
 
-def _convolutions(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Normal weights and biases of 0 of the convolutions."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn: dict[str, Tensor] = {}
-    for name in sorted(name for name in shapes if name.startswith(_CONVOLUTIONS)):
-        value = torch.zeros(shapes[name])
-        if value.dim() > 1:
-            value.normal_(std=_STD, generator=generator)
-        drawn[name] = value
-    return drawn
-
-
 def _check_tensors(
     folder: Path, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises DataError if names or shapes of tensors differ."""
     problems = [
         *(f"missing {name}" for name in expected.keys() - stored.keys()),
         *(f"unexpected {name}" for name in stored.keys() - expected.keys()),

@@ -129,7 +129,6 @@ class FutureVlaConfig(ConfigModel):
 
     @property
     def images(self) -> int:
-        """Number of images of a sample, oldest step first, views of a step together."""
         return self.views * sum(self.compress)
 
     @property

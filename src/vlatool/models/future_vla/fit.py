@@ -1,9 +1,11 @@
 """Fit of the model to its data: grid, token ids, and the meaning of numbers. No torch.
 
-Source: reference/future-vla-model 1.
+Legend: V views (cameras) of a step, P past images in the order of samples: by time, and within a
+step by camera. Source: reference/future-vla-model 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,16 +16,68 @@ from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
-from vlatool.loading.vla.config import VlaDataConfig
+from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.loading.vla.info import VlaInfo
-from vlatool.loading.vla.reader import sample_key
-from vlatool.loading.vla.sample import VlaShape
+from vlatool.loading.vla.kind import sample_key
 from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests
-from vlatool.models.future_vla.grid import FrameGrid
 from vlatool.models.future_vla.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from vlatool.models.future_vla.batch import SequenceEncoder
+
+
+# Sides of the three grids of patches, as divisors of the side of the grid of DINOv3: oldest steps
+# first. Source: reference/future-vla-model 2.1.
+REDUCTIONS = (4, 2, 1)
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Grid of each past image of a sample."""
+
+    views: int  # V
+    compress: tuple[int, int, int]  # number of steps of each level, the oldest steps first
+    patches: int  # patches per side of an image, before the convolutions
+    merge: int  # patches per side that become one token of the language model
+
+    def __post_init__(self) -> None:
+        for steps, side in zip(self.compress, self._level_sides(), strict=True):
+            if steps and side % self.merge:
+                raise ValueError(
+                    f"images of {self.patches} x {self.patches} patches are compressed to {side} x "
+                    f"{side}, which cannot be merged in squares of {self.merge} x {self.merge}"
+                )
+
+    @property
+    def images(self) -> int:
+        """Number of past images, P."""
+        return self.views * sum(self.compress)
+
+    @property
+    def patch_sides(self) -> tuple[int, ...]:
+        """Patches per side of each of P images, after the convolutions."""
+        levels = zip(self.compress, self._level_sides(), strict=True)
+        return tuple(side for steps, side in levels for _ in range(steps * self.views))
+
+    @property
+    def token_sides(self) -> tuple[int, ...]:
+        """Tokens of the language model per side of each of P images."""
+        return tuple(side // self.merge for side in self.patch_sides)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all images, without those around each image."""
+        return sum(side * side for side in self.token_sides)
+
+    def _level_sides(self) -> Iterator[int]:
+        """Patches per side of each level; each halving rounds up, as its convolution does."""
+        yield from (-(-self.patches // stride) for stride in REDUCTIONS)
+
+
+def image_positions(sides: Sequence[int]) -> int:
+    """Positions that images of these token sides take, each with the two tokens around it."""
+    return sum(side + 2 for side in sides)
+
 
 _NAMES = {
     "codes": "codes of another visual tokenizer",
@@ -36,17 +90,8 @@ _OTHER_DATA = "build the samples with the tokenizers of the weights, or start fr
 def fit_to_data(
     config: FutureVlaConfig, data: VlaDataConfig
 ) -> tuple[FutureVlaConfig, dict[str, str]]:
-    """Fills in the map to token ids and the digests of the tokenizers of the numbers.
-
-    Weights that were trained on samples have both; then the data must agree with them.
-
-    Args:
-        config: Section `model`, with the architecture.
-        data: Section `data`, derived.
-
-    Raises:
-        UsageError: The grid does not match the samples, or the vocabulary has no room.
-        DataError: The weights were trained on numbers of other sizes or tokenizers.
+    """Fills in the map to token ids and the digests of the tokenizers of the numbers. Weights that
+    were trained on samples have both; then the data must agree with them.
     """
     check_grid_of(config, data.shape)
     assert config.special_ids is not None
@@ -58,7 +103,14 @@ def fit_to_data(
             code="data.other_numbers",
             details={"samples": list(data.sizes), "weights": list(tokens.sizes)},
         )
-    _check_rows(config, tokens)
+    assert config.qwen is not None
+    rows = int(config.qwen["text_config"]["vocab_size"])
+    if tokens.vocabulary > rows:
+        raise DataError(
+            f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
+            hint="use the tokenizer and the weights of one model",
+            code="data.tokenizer_mismatch",
+        )
     before = config.numbers.model_dump()
     for key, digest in data.digests.items():
         if before[key] and digest and before[key] != digest:
@@ -74,16 +126,8 @@ def fit_to_data(
 
 
 def encoder_of(config: FutureVlaConfig, shape: VlaShape, folder: Path | None) -> "SequenceEncoder":
-    """Encoder of conversations.
-
-    Args:
-        config: Section `model`, derived.
-        shape: Sizes of a sample.
-        folder: Folder of a run, or of weights, with tokenizer.json; None for a plan of a run that
-            has neither, in which all words are equal.
-
-    Raises:
-        DataError: The tokenizer is missing or broken.
+    """Encoder of conversations; `folder`: folder of a run, or of weights, with tokenizer.json; None
+    for a plan of a run that has neither, in which all words are equal.
     """
     from vlatool.models.future_vla.batch import SequenceEncoder
 
@@ -133,17 +177,7 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
 
 
 def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
-    """Checks the instructions of all samples and the length of the longest sequence.
-
-    Args:
-        encoder: `SequenceEncoder` of the model.
-        info: Metadata of the data.
-        limit: Largest number of tokens of a sample.
-
-    Raises:
-        DataError: An instruction has reserved token ids, or a sequence is too long; the message
-            names file and line of a sample.
-    """
+    """Checks the instructions of all samples and the length of the longest sequence."""
     for task, kind in product(info.tasks, info.kinds):
         ids = (0,) * info.max_action_ids
         try:
@@ -169,24 +203,11 @@ def _answer_length(encoder: "SequenceEncoder", info: VlaInfo, kind: Kind) -> int
 
 
 def _with_task(info: VlaInfo, task: str, kind: Kind) -> Iterator[str]:
-    """Files and lines of the samples with an instruction."""
     for folder in info.folders:
         for number in range(len(folder.samples)):
             talk: Conversation = folder.samples.sample(number).conversation
             if (talk.task, talk.kind) == (task, kind):
                 yield sample_key(folder, number)
-
-
-def _check_rows(config: FutureVlaConfig, tokens: TokenIds) -> None:
-    """Raises DataError if the embedding lacks rows for some token ids."""
-    assert config.qwen is not None
-    rows = int(config.qwen["text_config"]["vocab_size"])
-    if tokens.vocabulary > rows:
-        raise DataError(
-            f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
-            hint="use the tokenizer and the weights of one model",
-            code="data.tokenizer_mismatch",
-        )
 
 
 def _sizes_text(sizes: SampleSizes) -> str:

@@ -1,12 +1,9 @@
-"""The network of FUTURE-VLA: Qwen3-VL with another vision front end.
+"""Adapters of low rank beside linear layers (LoRA, arXiv 2106.09685).
 
-Names in the state dict are those of the published weights. Source: reference/future-vla-model 2.
-
-Legend of shapes: B samples, N images of a sample, H and W pixels, L tokens of a sequence, T image
-tokens of a sample, D number of deepstack features, V size of the vocabulary, C width.
+Weights of the layers keep their names, so that checkpoints of a model without adapters fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +22,65 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from vlatool.errors import DataError
 from vlatool.models.future_vla.batch import NO_LABEL
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.lora import add_adapters
 from vlatool.models.future_vla.vision import VisionTower
+
+_ADAPTER = "adapter"
+
+
+class Adapter(nn.Module):
+    """Product of two small matrices, zero at first."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        return self.scale * self.up(self.down(x))
+
+
+class AdaptedLinear(nn.Linear):
+    """Linear layer with an adapter; its own weights are frozen."""
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.adapter = Adapter(layer.in_features, layer.out_features, rank, scale)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
+        """[..., inputs] to [..., outputs]."""
+        return super().forward(input) + self.adapter(input)
+
+
+def add_adapters(network: nn.Module, rank: int, alpha: float) -> None:
+    """Replaces all linear layers inside a network, and freezes everything but the adapters."""
+    network.requires_grad_(requires_grad=False)
+    for parent in [*network.modules()]:
+        for name, layer in [*parent.named_children()]:
+            if type(layer) is nn.Linear:
+                setattr(parent, name, AdaptedLinear(layer, rank, alpha / rank))
+
+
+def adapter_names(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, Adapter)]
+
+
+@torch.no_grad()
+def merged_weights(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """State dict without adapters, their products added to the weights of their layers; `alpha`:
+    their scale times their rank.
+    """
+    merged = {name: value for name, value in state.items() if f".{_ADAPTER}." not in name}
+    for name in state:
+        layer, is_adapter, _ = name.partition(f".{_ADAPTER}.up.")
+        if is_adapter:
+            up, down = state[name], state[f"{layer}.{_ADAPTER}.down.weight"]
+            merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + alpha / rank * (up @ down)
+    return merged
+
 
 # Number of logits that are in memory at once, 0.5 GB in float32.
 _LOGITS = 2**27
@@ -50,32 +104,14 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,
-        position_ids: Tensor,
-        mask: Tensor | None,
-        deepstack: Sequence[Tensor],
-        cache: Cache | None,
+        hidden: Tensor,  # embeddings
+        position_ids: Tensor,  # positions by time, row and column, int64 [B, 3, L]
+        mask: Tensor | None,  # keys that each token sees, bool [B, 1, L, keys]; None: all before it
+        deepstack: Sequence[Tensor],  # summands [B, L, C] after each of the first layers
+        cache: Cache | None,  # keys and values of earlier tokens, which gets those of these tokens
     ) -> Tensor:
-        """Embeddings [B, L, C] to hidden states [B, L, C].
-
-        Args:
-            hidden: Embeddings.
-            position_ids: Positions by time, row and column, int64 [B, 3, L].
-            mask: Keys that each token sees, bool [B, 1, L, keys]; None: all before it.
-            deepstack: Summands [B, L, C] after each of the first layers.
-            cache: Keys and values of earlier tokens, which gets those of these tokens.
-        """
-        rotary = self._rotary(position_ids, hidden)
-        for index, layer in enumerate(self.layers):
-            hidden = layer(
-                hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache
-            )
-            if index < len(deepstack):
-                hidden = hidden + deepstack[index]
-        return self.norm(hidden)
-
-    def _rotary(self, position_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, L, head width]; frequencies of the three axes are interleaved."""
+        """Embeddings [B, L, C] to hidden states [B, L, C]."""
+        # Cosines and sines [B, L, head width]; frequencies of the three axes are interleaved
         parameters: Any = self.config.rope_parameters
         width = self.config.head_dim
         exponents = torch.arange(0, width, 2, dtype=torch.float32, device=hidden.device) / width
@@ -86,7 +122,14 @@ class LanguageModel(nn.Module):
             chosen = slice(axis, 3 * parameters["mrope_section"][axis], 3)
             mixed[..., chosen] = angles[:, axis, :, chosen]
         mixed = torch.cat([mixed, mixed], dim=-1)
-        return mixed.cos().to(hidden.dtype), mixed.sin().to(hidden.dtype)
+        rotary = mixed.cos().to(hidden.dtype), mixed.sin().to(hidden.dtype)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(
+                hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache
+            )
+            if index < len(deepstack):
+                hidden = hidden + deepstack[index]
+        return self.norm(hidden)
 
 
 class FutureVla(nn.Module):
@@ -107,14 +150,22 @@ class FutureVla(nn.Module):
         self.model = nn.ModuleDict({"visual": tower, "language_model": LanguageModel(text)})
         if not qwen.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._initialize(text.initializer_range)
+        # Draws random weights: normal with `std`, biases 0, norms 1
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
+                nn.init.normal_(module.weight, std=text.initializer_range)
+                bias = getattr(module, "bias", None)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+            elif isinstance(module, DINOv3ViTEmbeddings):
+                nn.init.normal_(module.cls_token, std=text.initializer_range)
+                nn.init.normal_(module.register_tokens, std=text.initializer_range)
         self._freeze()
         if config.lora.rank:
             add_adapters(self.language_model, config.lora.rank, config.lora.alpha)
 
     @property
     def visual(self) -> VisionTower:
-        """The vision tower."""
         tower = self.model["visual"]
         assert isinstance(tower, VisionTower)
         return tower
@@ -126,42 +177,46 @@ class FutureVla(nn.Module):
 
     @property
     def language_model(self) -> LanguageModel:
-        """The decoder."""
         decoder = self.model["language_model"]
         assert isinstance(decoder, LanguageModel)
         return decoder
 
     def forward(
         self,
+        # token ids int64 [B, L]; a row has as many image tokens as its images give, or none
         input_ids: Tensor,
-        position_ids: Tensor,
+        position_ids: Tensor,  # positions by time, row and column, int64 [B, 3, L]
+        # True for keys that later tokens see, bool [B, L + tokens of the cache]. None: all of them,
+        # which is right (and fastest) for rows that are padded at their end, where the results of
+        # padding are meaningless
         attention_mask: Tensor | None = None,
-        images: Tensor | None = None,
-        features: Tensor | None = None,
+        images: Tensor | None = None,  # images uint8 [B, N, H, W, 3], oldest step first
+        features: Tensor | None = None,  # result of `embed_images`, instead of images
         cache: Cache | None = None,
     ) -> Tensor:
         """Returns the hidden states [B, L, C] of a batch.
 
         Without images, features and cache, the vision tower runs on an image that does not change
         the result, so that each of its blocks is called equally often in all processes.
-
-        Args:
-            input_ids: Token ids int64 [B, L]; a row has as many image tokens as its images give, or
-                none.
-            position_ids: Positions by time, row and column, int64 [B, 3, L].
-            attention_mask: True for keys that later tokens see, bool [B, L + tokens of the cache].
-                None: all of them, which is right (and fastest) for rows that are padded at their
-                end, where the results of padding are meaningless.
-            images: Images uint8 [B, N, H, W, 3], oldest step first.
-            features: Result of `embed_images`, instead of images.
-            cache: Keys and values of earlier tokens, which gets those of these tokens.
         """
         hidden = self.language_model.embed_tokens(input_ids)
         deepstack: list[Tensor] = []
         if features is None and images is not None and images.shape[1]:
             features = self.embed_images(images)
         if features is not None:
-            hidden, deepstack = self._with_images(hidden, input_ids, features)
+            is_image = input_ids == self.image_id
+            # The i-th image token of a row gets the i-th feature. No size depends on values, which
+            # would make the host wait for the device.
+            index = (is_image.cumsum(dim=1) - 1).clamp(min=0)[..., None]
+            placed = [
+                torch.take_along_dim(level.to(hidden.dtype), index, dim=1)
+                for level in features.unbind(1)
+            ]
+            is_image = is_image[..., None]
+            hidden, deepstack = (
+                torch.where(is_image, placed[0], hidden),
+                [level * is_image for level in placed[1:]],
+            )
         elif cache is None:
             hidden = hidden + 0 * self._dummy_features().sum()
         mask = _mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
@@ -179,24 +234,17 @@ class FutureVla(nn.Module):
 
     def answer_losses(
         self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        labels: Tensor,
-        images: Tensor | None = None,
+        input_ids: Tensor,  # as for `forward`
+        position_ids: Tensor,  # as for `forward`
+        labels: Tensor,  # int64 [B, L], the id where it is to be predicted, else -100
+        images: Tensor | None = None,  # as for `forward`
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of each labelled token, and if its logit is the largest.
 
+        Returns losses float32 [M] with gradient and hits float32 [M], in the order of the M labels.
+
         Logits are computed at labelled positions only, and of a few of them at a time, again in the
         backward pass: those of all positions would take more memory than the weights.
-
-        Args:
-            input_ids: As for `forward`.
-            position_ids: As for `forward`.
-            labels: int64 [B, L], the id where it is to be predicted, else -100.
-            images: As for `forward`.
-
-        Returns:
-            Losses float32 [M] with gradient and hits float32 [M], in the order of the M labels.
         """
         # Not `self(...)`: within a method of a sharded module its weights are gathered already.
         hidden = self.forward(input_ids, position_ids, images=images)
@@ -236,40 +284,12 @@ class FutureVla(nn.Module):
             return self.visual.vis_tok(images)
 
     def _dummy_features(self) -> Tensor:
-        """Tokens of a black image with each of the grids that samples have."""
         side = self.visual.smallest_side
         device = self.language_model.embed_tokens.weight.device
         image = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)
         features = self.image_features(image)
         grids = [features if count else features[:0] for count in self.config.compress]
         return torch.cat([tokens.flatten() for tokens in self.visual(grids)])
-
-    def _with_images(
-        self, hidden: Tensor, input_ids: Tensor, features: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Embeddings with image tokens replaced, and the summands of the first layers."""
-        is_image = input_ids == self.image_id
-        # The i-th image token of a row gets the i-th feature. No size depends on values, which
-        # would make the host wait for the device.
-        index = (is_image.cumsum(dim=1) - 1).clamp(min=0)[..., None]
-        placed = [
-            torch.take_along_dim(level.to(hidden.dtype), index, dim=1)
-            for level in features.unbind(1)
-        ]
-        is_image = is_image[..., None]
-        return torch.where(is_image, placed[0], hidden), [level * is_image for level in placed[1:]]
-
-    def _initialize(self, std: float) -> None:
-        """Draws random weights: normal with `std`, biases 0, norms 1."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-                bias = getattr(module, "bias", None)
-                if bias is not None:
-                    nn.init.zeros_(bias)
-            elif isinstance(module, DINOv3ViTEmbeddings):
-                nn.init.normal_(module.cls_token, std=std)
-                nn.init.normal_(module.register_tokens, std=std)
 
     def _freeze(self) -> None:
         """Freezes what the config says, and parameters that no result depends on."""
@@ -289,7 +309,6 @@ class FutureVla(nn.Module):
                 grid.requires_grad_(requires_grad=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of the three transformers."""
         tower = self.visual
         return [*tower.vis_tok.layer, *tower.blocks, *self.language_model.layers]
 
@@ -309,11 +328,7 @@ def _mask(attention_mask: Tensor | None, input_ids: Tensor, cached: int) -> Tens
 
 
 def build_network(config: FutureVlaConfig) -> FutureVla:
-    """The network of a config, with random weights.
-
-    Raises:
-        DataError: The architectures describe no such network.
-    """
+    """The network of a config, with random weights."""
     try:
         return FutureVla(config)
     except MemoryError:

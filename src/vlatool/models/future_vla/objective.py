@@ -25,7 +25,6 @@ class AnswerObjective(Objective):
         self._weights = [0.0, *(getattr(weights, name) for name in SEGMENTS.values())]
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """One optimizer for all weights."""
         return {"main": OptimizerSpec(("model",))}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -46,7 +45,6 @@ class AnswerObjective(Objective):
         )
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Mean loss of a token and share of tokens with the largest logit, by segment."""
         del phase, count
         rows = (sums[name].tolist() for name in ("loss", "hits", "count"))
         metrics: dict[str, float] = {}

@@ -1,45 +1,353 @@
 """The policy of FUTURE-VLA: past images and an instruction to actions and future images.
 
-Source: reference/future-vla-model 4.
+Tokens of past images are computed once per image and grid: at the next step of a robot most images
+are the same, and their tokens too, because no operation before the language model mixes images.
+Decoding is constrained: tokens that an answer must have, such as its text, are read with the
+prompt, and the head is computed for the possible tokens only.
 
-Legend of shapes: B observations, N past images, T action steps, A values of an action, Q future
-images, F future steps, K codes of an image.
+Legend of shapes: B rows or observations, L tokens of a prompt, N past images, K images or codes of
+an image, T action steps or image tokens, t image tokens of one image, A values of an action, Q
+future images, F future steps, D number of deepstack features, C width of the language model.
+Source: reference/future-vla-model 4.
 """
 
-from collections.abc import Sequence
+import codecs
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from copy import copy
-from typing import Self
+from hashlib import blake2b
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
 
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.kind import ImageTransform
-from vlatool.loading.vla.sample import VlaAssets
+from vlatool.loading.vla.config import VlaAssets
+from vlatool.models.base import Decision, Policy, VisualTokenizer
 from vlatool.models.codebook import true_float32
 from vlatool.models.future_vla.batch import SequenceEncoder, TokenSequence
-from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
-from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.model import FutureVla
-from vlatool.models.policy import Decision
-from vlatool.models.tokenizer import VisualTokenizer
+from vlatool.models.policy import equal_groups
+from vlatool.transforms.action_tokenizer import ActionTokenizer
+
+# Images computed at once, filled up: the bits of an image must not depend on the others, and the
+# shapes of a call change them.
+_AT_ONCE = 8
+# Images in the cache; one of 256 x 256 has about 4 MB in the published network.
+_MAX_IMAGES = 512
+_DIGEST_BYTES = 16
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class FrameCache:
+    """Cache of the tokens of images by their content; not a part of the result; `network`: the
+    network, in eval mode; its weights must not change.
+    """
+
+    def __init__(self, network: FutureVla) -> None:
+        self._network = network
+        self._maps: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._tokens: OrderedDict[tuple[bytes, int], Tensor] = OrderedDict()
+        self._grids = [
+            grid for grid, count in enumerate(network.config.frames) for _ in range(count)
+        ]
+
+    def features(self, images: UInt8Array) -> Tensor:
+        """Returns the tokens of observations, [B, 1 + D, T, C], as `embed_images` does; `images`:
+        uint8 [B, N, H, W, 3], oldest step first.
+        """
+        by_digest: dict[bytes, UInt8Array] = {}
+        rows: list[list[tuple[bytes, int]]] = []
+        for observation in images:
+            digests = [_digest(image) for image in observation]
+            by_digest |= dict(zip(digests, observation, strict=True))
+            rows.append(list(zip(digests, self._grids, strict=True)))
+        needed = list(dict.fromkeys(key for row in rows for key in row))
+        tokens = _looked_up(self._tokens, needed, lambda keys: self._compute(keys, by_digest))
+        return torch.stack([torch.cat([tokens[key] for key in row], dim=1) for row in rows])
+
+    def _compute(
+        self, keys: Sequence[tuple[bytes, int]], images: dict[bytes, UInt8Array]
+    ) -> list[Tensor]:
+        """Tokens [1 + D, t, C] of images with grids."""
+        distinct = list(dict.fromkeys(digest for digest, _ in keys))
+        maps = _looked_up(self._maps, distinct, lambda names: self._features(names, images))
+        tokens: dict[tuple[bytes, int], Tensor] = {}
+        for grid in range(len(self._network.config.compress)):
+            chosen = [digest for digest, of_grid in keys if of_grid == grid]
+            for start in range(0, len(chosen), _AT_ONCE):
+                part = chosen[start : start + _AT_ONCE]
+                filled = torch.stack([maps[digest] for digest in _filled(part)])
+                grids = [filled[:0]] * len(self._network.config.compress)
+                grids[grid] = filled
+                computed = self._network.visual(grids)[grid]
+                tokens |= {(digest, grid): computed[row] for row, digest in enumerate(part)}
+        return [tokens[key] for key in keys]
+
+    def _features(self, digests: Sequence[bytes], images: dict[bytes, UInt8Array]) -> list[Tensor]:
+        """Features of DINOv3 [C, G, G] of images."""
+        device = self._network.head_weight.device
+        maps: list[Tensor] = []
+        for start in range(0, len(digests), _AT_ONCE):
+            part = digests[start : start + _AT_ONCE]
+            pixels = np.stack([images[digest] for digest in _filled(part)])
+            features = self._network.image_features(torch.from_numpy(pixels).to(device))
+            maps += features[: len(part)].unbind()
+        return maps
+
+
+def _looked_up(
+    cache: OrderedDict[Key, Tensor],
+    keys: Sequence[Key],
+    compute: Callable[[Sequence[Key]], Sequence[Tensor]],
+) -> dict[Key, Tensor]:
+    """Values of distinct keys; those that the cache lacks are computed together."""
+    missing = [key for key in keys if key not in cache]
+    if missing:
+        cache.update(zip(missing, compute(missing), strict=True))
+    for key in keys:
+        cache.move_to_end(key)
+    values = {key: cache[key] for key in keys}
+    while len(cache) > _MAX_IMAGES:
+        cache.popitem(last=False)
+    return values
+
+
+def _filled(keys: Sequence[bytes]) -> list[bytes]:
+    return [*keys, *[keys[-1]] * (_AT_ONCE - len(keys))]
+
+
+def _digest(image: UInt8Array) -> bytes:
+    shape = repr(image.shape).encode()
+    content = np.ascontiguousarray(image).data
+    return blake2b(content, digest_size=_DIGEST_BYTES, key=shape).digest()
+
+
+_LONGEST_CHARACTER = 4  # bytes in UTF-8
+
+
+class ChunkState(NamedTuple):
+    """State of an action chunk that is being decoded."""
+
+    partial: bytes  # bytes of a character that is not complete
+    left: int  # number of characters that are missing, the partial one included
+
+
+class ActionGrammar:
+    """Action ids that can follow, so that every chunk has exactly its number of coefficients. Each
+    coefficient is a character of a text in UTF-8, of which an action id is some bytes.
+    """
+
+    def __init__(self, fast: ActionTokenizer, values: int, num_ids: int) -> None:
+        self._id_bytes = fast.id_bytes[:num_ids]
+        self._longest = max((len(piece or b"") for piece in self._id_bytes), default=0) + 1
+        self._num_ids = num_ids
+        self._tables: dict[bytes, list[ChunkState | None]] = {}
+        self._allowed: dict[ChunkState, Array] = {}
+        self.start = ChunkState(b"", values)
+
+    def allowed(self, state: ChunkState) -> Array:
+        """Tokens that can follow, bool [action ids + 1]; the last one is the end of the chunk."""
+        # Beyond the longest token, the number of missing characters makes no difference.
+        key = ChunkState(state.partial, min(state.left, self._longest))
+        if key not in self._allowed:
+            mask = np.zeros(self._num_ids + 1, np.bool_)
+            for number, after in enumerate(self._table(key.partial)):
+                if after is not None:
+                    mask[number] = after.left + bool(after.partial) <= key.left
+            # A vocabulary without an id for some byte may have no way on: an invalid chunk.
+            mask[-1] = not mask.any()
+            self._allowed[key] = mask
+        return self._allowed[key]
+
+    def after(self, state: ChunkState, action_id: int) -> ChunkState:
+        """State after one of the allowed action ids."""
+        change = self._table(state.partial)[action_id]
+        assert change is not None, "the action id is not allowed"
+        return ChunkState(change.partial, state.left - change.left)
+
+    def _table(self, partial: bytes) -> list[ChunkState | None]:
+        """Of each action id, the bytes that it leaves over and the characters that it completes."""
+        if partial not in self._tables:
+            self._tables[partial] = [_completed(partial, piece) for piece in self._id_bytes]
+        return self._tables[partial]
+
+
+def _completed(partial: bytes, piece: bytes | None) -> ChunkState | None:
+    """Remaining bytes and number of complete characters; None if they are not UTF-8."""
+    if not piece:
+        return None
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        text = decoder.decode(partial + piece)
+    except UnicodeDecodeError:
+        return None
+    rest = decoder.getstate()[0]
+    return ChunkState(rest, len(text)) if not rest or _can_be_completed(rest) else None
+
+
+def _can_be_completed(partial: bytes) -> bool:
+    """True if the bytes begin a character; the decoder leaves over half a surrogate too."""
+    for fill in (b"\x80", b"\xbf"):  # each lead byte takes one of them
+        for missing in range(1, _LONGEST_CHARACTER):
+            with suppress(UnicodeDecodeError):
+                (partial + fill * missing).decode()
+                return True
+    return False
+
+
+class AnswerDecoder:
+    """Decodes answers of a network, the most probable token at a time. The answer of a row has the
+    same bits whichever rows share the batch, if their number is equal.
+    """
+
+    def __init__(
+        self,
+        network: FutureVla,  # the network, in eval mode
+        encoder: SequenceEncoder,  # encoder of prompts
+        grammar: ActionGrammar,  # rule of the action ids
+        frames: FrameCache,  # features of images
+    ) -> None:
+        self._network = network
+        self._tokens = encoder.tokens
+        self._texts = encoder.answer_texts("vla")
+        self._grammar = grammar
+        self._frames = frames
+
+    def actions(self, prompts: Sequence[TokenSequence], images: UInt8Array) -> list[list[int]]:
+        """Returns the action ids of each row, without the end; `images`: past images uint8 [B, N,
+        H, W, 3].
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        begin = [*self._texts.lead, self._tokens.action_start]
+        for rows, filled in equal_groups([len(prompt.ids) for prompt in prompts]):
+            reading = self._read([prompts[row] for row in filled], [begin] * len(filled))
+            decoded = self._actions(reading, images[filled])
+            chosen = dict(zip(rows, decoded, strict=False))
+            answers = [chosen.get(row, answer) for row, answer in enumerate(answers)]
+        return answers
+
+    def codes(
+        self,
+        prompts: Sequence[TokenSequence],
+        images: UInt8Array,
+        action_ids: Sequence[Sequence[int]],  # action ids of each row
+        count: int,  # number of future images, Q
+    ) -> Array:
+        """Returns the codes of future images after the given actions, int64 [B, Q, K]."""
+        begins = [
+            [
+                *self._texts.lead,
+                *self._tokens.of_actions(ids),
+                *self._texts.middle,
+                self._tokens.future_start,
+            ]
+            for ids in action_ids
+        ]
+        codes = np.zeros((len(prompts), count, self._tokens.codes_per_image), np.int64)
+        lengths = [
+            len(prompt.ids) + len(begin) for prompt, begin in zip(prompts, begins, strict=True)
+        ]
+        for rows, filled in equal_groups(lengths):
+            reading = self._read([prompts[row] for row in filled], [begins[row] for row in filled])
+            codes[rows] = self._codes(reading, images[filled], count)[: len(rows)]
+        return codes
+
+    def _read(
+        self, prompts: Sequence[TokenSequence], begins: Sequence[Sequence[int]]
+    ) -> "_Reading":
+        ids, positions = [], []
+        for prompt, begin in zip(prompts, begins, strict=True):
+            ids.append(np.concatenate([prompt.ids, np.asarray(begin, np.int64)]))
+            steps = prompt.next_position + np.arange(len(begin))
+            positions.append(np.concatenate([prompt.positions, np.tile(steps, (3, 1))], axis=1))
+        return _Reading(self._network, np.stack(ids), np.stack(positions))
+
+    def _actions(self, reading: "_Reading", images: UInt8Array) -> list[list[int]]:
+        tokens, grammar = self._tokens, self._grammar
+        choices = [*range(tokens.first_action, tokens.first_action + tokens.num_actions)]
+        choices.append(tokens.action_end)
+        weight = self._network.head_weight[torch.tensor(choices, device=reading.device)]
+        answers: list[list[int]] = [[] for _ in images]
+        states = [grammar.start] * len(images)
+        is_open = [True] * len(images)
+        hidden = reading.begin(self._frames.features(images))
+        while True:
+            allowed = torch.from_numpy(np.stack([grammar.allowed(state) for state in states]))
+            scores = functional.linear(hidden, weight).float()
+            scores = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+            chosen = scores.argmax(dim=-1).tolist()
+            for row, number in enumerate(chosen):
+                is_open[row] = is_open[row] and number < tokens.num_actions
+                if is_open[row]:
+                    answers[row].append(number)
+                    states[row] = grammar.after(states[row], number)
+            if not any(is_open):
+                return answers
+            following = torch.tensor([choices[number] for number in chosen], device=hidden.device)
+            hidden = reading.step(following[:, None])
+
+    def _codes(self, reading: "_Reading", images: UInt8Array, count: int) -> Array:
+        """Codes [B, Q, K] of rows with prompts of equal length."""
+        tokens = self._tokens
+        first, width = tokens.first_code, tokens.codes_per_image
+        weight = self._network.head_weight[first : first + tokens.num_codes]
+        between = torch.tensor([tokens.future_end, tokens.future_start], device=reading.device)
+        hidden = reading.begin(self._frames.features(images))
+        chosen: list[Tensor] = []
+        for number in range(count * width):
+            code = functional.linear(hidden, weight).float().argmax(dim=-1, keepdim=True)
+            chosen.append(code)
+            following = code + first
+            if number == count * width - 1:
+                break
+            if number % width == width - 1:
+                following = torch.cat([following, between.expand(len(images), 2)], dim=1)
+            hidden = reading.step(following)
+        return torch.cat(chosen, dim=1).unflatten(1, (count, width)).cpu().numpy()
+
+
+class _Reading:
+    """Tokens that a network has read, with their keys and values; `ids`: token ids of equal
+    prompts, int64 [B, L]; `positions`: their positions, int64 [B, 3, L].
+    """
+
+    def __init__(self, network: FutureVla, ids: Array, positions: Array) -> None:
+        self.device = network.head_weight.device
+        self._network = network
+        self._ids = torch.from_numpy(ids).to(self.device)
+        self._positions = torch.from_numpy(positions).to(self.device)
+        self._next = self._positions.amax(dim=(1, 2)) + 1
+        self._cache = DynamicCache()
+
+    def begin(self, features: Tensor) -> Tensor:
+        """Reads the prompts with the features of their images; see `step`."""
+        hidden = self._network(self._ids, self._positions, features=features, cache=self._cache)
+        return hidden[:, -1]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Reads tokens int64 [B, n]; returns the hidden state after the last one, [B, C]."""
+        steps = torch.arange(ids.shape[1], device=self.device)
+        positions = (self._next[:, None] + steps)[:, None].expand(-1, 3, -1)
+        self._next = self._next + ids.shape[1]
+        return self._network(ids, positions, cache=self._cache)[:, -1]
+
 
 # Frame rate of LIBERO, for published samples, which do not say.
 _DEFAULT_FPS = 10.0
 
 
-class FutureVlaPolicy:
-    """A policy that decodes the most probable answer; its seeds have no effect.
+class FutureVlaPolicy(Policy):
+    """A policy that decodes the most probable answer; its seeds have no effect."""
 
-    Args:
-        network: The network, in eval mode.
-        encoder: Encoder of prompts.
-        assets: Assets of the run.
-
-    Raises:
-        DataError: The run has no action tokenizer or no normalization of actions.
-    """
+    predicts_images: ClassVar[bool] = True
 
     def __init__(self, network: FutureVla, encoder: SequenceEncoder, assets: VlaAssets) -> None:
         if assets.fast is None or assets.profile is None:
@@ -51,6 +359,9 @@ class FutureVlaPolicy:
         shape = assets.shape
         self.fps = assets.fps or _DEFAULT_FPS
         self.horizon = shape.action_steps
+        self.actions = {shape.action_field: shape.action_width}
+        view = CameraView(tuple(range(1 - shape.past_steps, 1)), shape.image_size)
+        self.sees = ObservationSpec(dict.fromkeys(shape.cameras, view))
         self._fast, self._profile = assets.fast, assets.profile
         self._shape = shape
         self._encoder = encoder
@@ -62,23 +373,12 @@ class FutureVlaPolicy:
         self._decoder = AnswerDecoder(network, encoder, grammar, FrameCache(network))
         self._tokenizer: VisualTokenizer | None = None
 
-    @property
-    def sees(self) -> ObservationSpec:
-        """The past images of all cameras, and the instruction."""
-        view = CameraView(tuple(range(1 - self._shape.past_steps, 1)), self._shape.image_size)
-        return ObservationSpec(dict.fromkeys(self._shape.cameras, view))
-
-    @property
-    def actions(self) -> dict[str, int]:
-        """The field of actions."""
-        return {self._shape.action_field: self._shape.action_width}
-
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
         """Returns chunks of commands, float64 [B, T, A]; see `models.policy.Policy`."""
         return dict(self.decide(observations, seeds=seeds).actions)
 
     def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
-        """Returns the result of `act` and the number of tokens; see `models.policy.Decides`."""
+        """Returns the result of `act` and the number of tokens; see `Policy.decide`."""
         del seeds
         prompts, images = self._inputs(observations)
         ids = self._action_ids(prompts, images)
@@ -88,11 +388,7 @@ class FutureVlaPolicy:
         return Decision({self._shape.action_field: actions}, tokens)
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes; see `models.policy.PredictsImages`.
-
-        Raises:
-            DataError: The codes are of another tokenizer.
-        """
+        """Returns the policy with the tokenizer of its codes; see `Policy`."""
         sizes = self._encoder.tokens.sizes
         own = tokenizer.codes_per_image, tokenizer.codebook_size
         is_other = self._codes_digest not in ("", tokenizer.digest)
@@ -121,10 +417,8 @@ class FutureVlaPolicy:
     def futures(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> dict[str, UInt8Array]:
-        """Returns the images of the steps after the current one by camera, uint8 [B, F, S, S, 3].
-
-        Raises:
-            UsageError: The policy has no visual tokenizer; see `with_tokenizer`.
+        """Returns the images of the steps after the current one by camera, uint8 [B, F, S, S,
+        3].
         """
         if self._tokenizer is None:
             raise UsageError(
@@ -162,7 +456,6 @@ class FutureVlaPolicy:
             ) from None
 
     def _stacked(self, observation: Observation) -> UInt8Array:
-        """Past images of an observation, by time and within a step by camera."""
         return np.stack(
             [
                 self._images.apply(camera, observation.images[camera][step])

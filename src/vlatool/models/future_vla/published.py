@@ -65,17 +65,13 @@ _OWN_TENSOR = "model.visual.cnn3.conv.weight"
 
 @dataclass(frozen=True)
 class FolderManifest:
-    """Content of the manifest: facts that the layout of Qwen3-VL has no place for.
+    """Content of the manifest: facts that the layout of Qwen3-VL has no place for."""
 
-    Attributes:
-        model: Section `model` without `qwen`, which config.json has.
-        sources: SHA-256 of the files that a composed folder was made of, by `qwen` or `dino` and
-            name; empty for an export.
-        data: Section `data` of the run without locations; empty for a composed folder.
-    """
-
-    model: dict[str, Any]
+    model: dict[str, Any]  # section `model` without `qwen`, which config.json has
+    # SHA-256 of the files that a composed folder was made of, by `qwen` or `dino` and name; empty
+    # for an export
     sources: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    # section `data` of the run without locations; empty for a composed folder
     data: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -107,11 +103,7 @@ def find_published(location: Path) -> PublishedFiles | None:
 
 
 def read_section(folder: Path) -> FutureVlaConfig:
-    """Section `model` of a folder.
-
-    Raises:
-        DataError: A file is broken, or the folder is a stock Qwen3-VL.
-    """
+    """Section `model` of a folder."""
     manifest = MANIFEST.read(folder)
     if manifest is None:
         check_not_stock(folder)
@@ -124,17 +116,12 @@ def read_section(folder: Path) -> FutureVlaConfig:
 
 
 def config_json(config: FutureVlaConfig) -> dict[str, Any]:
-    """Content of config.json."""
     fixed = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": FAMILY}
     return {**fixed, **(config.qwen or {})}
 
 
 def read_data(folder: Path) -> VlaDataConfig | None:
-    """Section `data` of the run that a folder was exported from; None for other folders.
-
-    Raises:
-        DataError: The manifest is broken.
-    """
+    """Section `data` of the run that a folder was exported from; None for other folders."""
     manifest = MANIFEST.read(folder)
     if manifest is None or not manifest.data:
         return None
@@ -163,11 +150,7 @@ def check_not_stock(folder: Path) -> None:
 
 
 def tensor_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors of a folder, from its index or its only file of weights.
-
-    Raises:
-        DataError: The file is missing or broken.
-    """
+    """Names of the tensors of a folder, from its index or its only file of weights."""
     from safetensors import SafetensorError, safe_open
 
     names = weight_files(folder)
@@ -182,11 +165,7 @@ def tensor_names(folder: Path) -> frozenset[str]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Name of the file of each tensor, from an index.
-
-    Raises:
-        DataError: The index is broken.
-    """
+    """Name of the file of each tensor, from an index."""
     try:
         content = read_json(index)["weight_map"]
         files = {name: PurePosixPath(file).name for name, file in content.items()}

@@ -65,15 +65,7 @@ _ALL_PARAMETERS = (".*", ".+", "")
 
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
-    """Converts the options of a published command; None if there are none.
-
-    Args:
-        tree: The overrides of the command line, or a file.
-        below: The files below it.
-
-    Raises:
-        ConfigError: A value contradicts what would run.
-    """
+    """Converts the options of a published command; None if there are none."""
     del below
     if not isinstance(tree.value, dict):
         return None
@@ -97,7 +89,6 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
 
 
 def _converted(key: str, node: Node) -> Mapping[str, Node]:
-    """Our keys for one published option."""
     if key in _RULES:
         return {name: from_value(v, node.origin) for name, v in _RULES[key](plain(node)).items()}
     names = {**_SAME, **_FREEZE, **{name: f"model.{name}" for name in WITHOUT_EFFECT}}
@@ -152,7 +143,6 @@ _POSSIBLE: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 
 def _check_values(published: Mapping[str, Node]) -> None:
-    """Raises ConfigError with all values that contradict what would run."""
     problems = [
         Problem(
             key,

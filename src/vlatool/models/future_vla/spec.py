@@ -15,8 +15,8 @@ from vlatool.models.future_vla.published import (
     read_data,
     read_section,
 )
-from vlatool.models.published import Exported, PublishedFiles, PublishedModel
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
+from vlatool.models.trained import existing_weights
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.cache import local_copy
@@ -26,10 +26,46 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.events import Reporter
-    from vlatool.loading.vla.sample import VlaAssets
+    from vlatool.loading.vla.config import VlaAssets
     from vlatool.models.future_vla.batch import VlaBatcher
     from vlatool.models.future_vla.policy import FutureVlaPolicy
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
+
+
+class QwenLayout(Layout):
+    """Folders in the layout of Qwen3-VL, composed or exported."""
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        del tree, reporter
+        from vlatool.models.future_vla.weights import prepare_export
+
+        return prepare_export(trained)
+
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
+        return find_published(location)
+
+    def section(self, files: PublishedFiles) -> FutureVlaConfig:
+        """Section `model` of a folder."""
+        return read_section(files.weights.parent)
+
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        import torch
+
+        from vlatool.loading.vla.kind import VlaKind
+        from vlatool.models.future_vla.model import build_network
+        from vlatool.models.future_vla.weights import load_stored
+
+        del path
+        folder = files.weights.parent
+        config = self.section(files)
+        with torch.device("meta"):
+            network = build_network(config)
+        load_stored(network.to_empty(device="cpu"), folder)
+        data = read_data(folder)
+        assets = None if data is None else VlaKind().load_assets(data, folder)
+        local = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
+        return PublishedModel(config, {"model": network}, assets, data, local)
 
 
 class FutureVlaType(ModelType):
@@ -41,14 +77,9 @@ class FutureVlaType(ModelType):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("answer_losses",)}
     needs_init: ClassVar[bool] = True
     adapters: ClassVar[Mapping[str, Any]] = {"lora.rank": 16}
+    layout: ClassVar[Layout] = QwenLayout()
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
-        """Checks that there are weights to start from, of this type.
-
-        Raises:
-            UsageError: There are none, and the architecture is not given.
-            DataError: They are missing, of another type, or a stock Qwen3-VL.
-        """
         if init_from is None:
             if None in (config.qwen, config.dino, config.special_ids):
                 raise UsageError(
@@ -63,7 +94,7 @@ class FutureVlaType(ModelType):
         origin = existing_weights(init_from)
         origin.check_type(self.name, "data.checkpoint_mismatch")
         if origin.run is None:
-            self.published_section(self._published_files(origin))
+            self.layout.section(self._published_files(origin))
 
     def restore_base_config(self, config: FutureVlaConfig, before: Any) -> FutureVlaConfig:
         """The config with the architecture of weights, and with their grid where none is given."""
@@ -79,12 +110,7 @@ class FutureVlaType(ModelType):
     def derive(
         self, config: FutureVlaConfig, data: Any, info: Any
     ) -> tuple[FutureVlaConfig, dict[str, str]]:
-        """Fills in the map to token ids, and checks that the data fit the weights.
-
-        Raises:
-            UsageError: The grid does not match the samples, or the vocabulary has no room.
-            DataError: The weights were trained on numbers of other sizes or tokenizers.
-        """
+        """Fills in the map to token ids, and checks that the data fit the weights."""
         del info
         from vlatool.models.future_vla.fit import fit_to_data
 
@@ -93,11 +119,6 @@ class FutureVlaType(ModelType):
         return fitted, architecture | rules
 
     def check_data(self, config: FutureVlaConfig, data: Any, info: Any, folder: Path) -> None:
-        """Checks instructions and lengths.
-
-        Raises:
-            DataError: An instruction has reserved token ids, or a sequence is too long.
-        """
         from vlatool.models.future_vla.fit import check_texts, encoder_of
 
         check_texts(encoder_of(config, data.shape, folder), info, config.length_limit)
@@ -111,7 +132,6 @@ class FutureVlaType(ModelType):
         *,
         training: bool,
     ) -> "VlaBatcher":
-        """Returns the function that converts samples to padded sequences."""
         del assets, training
         from vlatool.models.future_vla.batch import VlaBatcher
         from vlatool.models.future_vla.fit import encoder_of
@@ -119,7 +139,6 @@ class FutureVlaType(ModelType):
         return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit)
 
     def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of made-up samples."""
         from vlatool.models.future_vla.batch import example_batch
         from vlatool.models.future_vla.fit import grid_of
 
@@ -147,7 +166,8 @@ class FutureVlaType(ModelType):
         """The network, as the part `model`."""
         from vlatool.models.future_vla.model import build_network
 
-        return {"model": Part(build_network(config))}
+        network = build_network(config)
+        return {"model": Part(network, blocks=network.blocks())}
 
     def load_init(
         self,
@@ -161,7 +181,7 @@ class FutureVlaType(ModelType):
         Adapters of a run are trained on if the config has adapters of the same rank and scale;
         otherwise they are merged into the weights, and those of the config start from zero.
         """
-        from vlatool.models.future_vla.lora import adapter_names, merged_weights
+        from vlatool.models.future_vla.model import adapter_names, merged_weights
         from vlatool.models.future_vla.weights import load_stored
         from vlatool.models.weights import init_state_dict
 
@@ -184,62 +204,22 @@ class FutureVlaType(ModelType):
         load_stored(module, files.weights.parent, excluded)
         return ()
 
-    def copy_assets(self, config: FutureVlaConfig, before: Any, source: Path, folder: Path) -> bool:
-        """Copies tokenizer, processor and chat template."""
+    def save_assets(
+        self,
+        config: FutureVlaConfig,
+        folder: Path,
+        before: Any = None,
+        source: Path | None = None,
+    ) -> None:
         del config
-        if not isinstance(before, FutureVlaConfig):
-            return False
-        present = file_names(source)
-        for name in ASSETS:
-            if name in present:
-                write_bytes(folder / name, read_file(source / name))
-        return ASSETS[0] in present
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """The blocks of DINOv3, of the vision transformer and of the language model."""
-        network: Any = parts["model"].module
-        return network.blocks()
-
-    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares a folder in the layout of Qwen3-VL."""
-        del tree, reporter
-        from vlatool.models.future_vla.export import prepare_export
-
-        return prepare_export(trained)
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
-        return find_published(location)
-
-    def published_section(self, files: PublishedFiles) -> FutureVlaConfig:
-        """Section `model` of a folder.
-
-        Raises:
-            DataError: A file is broken, or the folder is a stock Qwen3-VL.
-        """
-        return read_section(files.weights.parent)
-
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a folder of weights."""
-        import torch
-
-        from vlatool.loading.vla.kind import VlaKind
-        from vlatool.models.future_vla.model import build_network
-        from vlatool.models.future_vla.weights import load_stored
-
-        del path
-        folder = files.weights.parent
-        config = self.published_section(files)
-        with torch.device("meta"):
-            network = build_network(config)
-        load_stored(network.to_empty(device="cpu"), folder)
-        data = read_data(folder)
-        assets = None if data is None else VlaKind().load_assets(data, folder)
-        local = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
-        return PublishedModel(config, {"model": network}, assets, data, local)
+        if isinstance(before, FutureVlaConfig) and source is not None:
+            present = file_names(source)
+            for name in ASSETS:
+                if name in present:
+                    write_bytes(folder / name, read_file(source / name))
 
     def _published_files(self, origin: WeightsOrigin) -> PublishedFiles:
-        files = self.find_published(origin.file)
+        files = self.layout.recognize(origin.file)
         if files is None:
             raise DataError.at(
                 origin.text,
@@ -250,7 +230,6 @@ class FutureVlaType(ModelType):
         return files
 
     def violations(self, config: FutureVlaConfig, data: Any) -> Iterator[Violation]:
-        """A configuration that trains nothing."""
         del data
         keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
         if all(getattr(config, key) for key in keys) and not config.lora.rank:
@@ -260,7 +239,6 @@ class FutureVlaType(ModelType):
     def objective(
         self, config: FutureVlaConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
-        """Cross entropy of the answer."""
         del data, info, parts
         from vlatool.models.future_vla.objective import AnswerObjective
 
@@ -273,11 +251,6 @@ class FutureVlaType(ModelType):
         assets: "VlaAssets | None",
         folder: Path | None,
     ) -> "FutureVlaPolicy":
-        """A policy that decodes actions and codes of future images.
-
-        Raises:
-            DataError: The weights are not of a run on samples, or lack an action tokenizer.
-        """
         from vlatool.models.future_vla.fit import encoder_of
         from vlatool.models.future_vla.policy import FutureVlaPolicy
 

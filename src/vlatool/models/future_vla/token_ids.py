@@ -45,9 +45,8 @@ _TINY_ROLES = ("user\n", "assistant\n")
 
 
 class TokenIds(ConfigModel):
-    """Token ids of markers, action ids and codes.
-
-    Action id a is the token `first_action + a`, code c the token `first_code + c`.
+    """Token ids of markers, action ids and codes. Action id a is the token `first_action + a`, code
+    c the token `first_code + c`.
     """
 
     end_of_text: int = Field(ge=0, description="Id of <|endoftext|>, which also pads batches.")
@@ -68,24 +67,13 @@ class TokenIds(ConfigModel):
 
     @classmethod
     def of(cls, tokenizer: Any, sizes: SampleSizes) -> "TokenIds":
-        """The published rule: action ids end directly below <|endoftext|>, codes below these.
-
-        For the tokenizer of Qwen3-VL and the published sizes these are the published ids.
-
-        Args:
-            tokenizer: Text tokenizer (`tokenizers.Tokenizer`); markers that it lacks get the ids
-                after its last one, as `add_markers` gives them.
-            sizes: Sizes of the numbers in the data.
-
-        Raises:
-            DataError: The tokenizer lacks a special token.
-            UsageError: It has too few ids for codes and action ids.
+        """The published rule: action ids end directly below <|endoftext|>, codes below these. For
+        the tokenizer of Qwen3-VL and the published sizes these are the published ids.
         """
         return cls.of_ids(special_ids(tokenizer), sizes)
 
     @classmethod
     def of_ids(cls, special: Mapping[str, int], sizes: SampleSizes) -> "TokenIds":
-        """As `of`, from the result of `special_ids`."""
         ids = dict(special)
         first_action = ids["end_of_text"] - sizes.action_ids
         first_code = first_action - sizes.codebook_size
@@ -108,7 +96,6 @@ class TokenIds(ConfigModel):
 
     @property
     def sizes(self) -> SampleSizes:
-        """Sizes of the numbers in the data of the model."""
         return SampleSizes(self.codes_per_image, self.num_codes, self.num_actions)
 
     @property
@@ -148,15 +135,7 @@ class TokenIds(ConfigModel):
 
 
 def special_ids(tokenizer: Any) -> dict[str, int]:
-    """Token id of each special token and marker, by its key in `TokenIds`.
-
-    Args:
-        tokenizer: Text tokenizer (`tokenizers.Tokenizer`); markers that it lacks get the ids after
-            its last one, as `add_markers` gives them.
-
-    Raises:
-        DataError: The tokenizer lacks a special token.
-    """
+    """Token id of each special token and marker, by its key in `TokenIds`."""
     ids = {key: tokenizer.token_to_id(token) for key, token in _SPECIAL.items()}
     missing = [_SPECIAL[key] for key, token_id in ids.items() if token_id is None]
     if missing:
@@ -187,11 +166,7 @@ def add_markers(tokenizer: Any) -> None:
 
 
 def parse_tokenizer(document: str) -> Any:
-    """Text tokenizer (`tokenizers.Tokenizer`) of a tokenizer.json, with the four markers.
-
-    Raises:
-        DataError: The content is not a tokenizer.
-    """
+    """Text tokenizer (`tokenizers.Tokenizer`) of a tokenizer.json, with the four markers."""
     library = tokenizers()
     try:
         tokenizer = library.Tokenizer.from_str(document)
@@ -208,11 +183,7 @@ def parse_tokenizer(document: str) -> Any:
 
 
 def tiny_tokenizer(reserved: int = TINY_RESERVED) -> Any:
-    """A `tokenizers.Tokenizer` of UTF-8 bytes and a few words, with all special tokens.
-
-    Args:
-        reserved: Number of ids below <|endoftext|> that no text has, for codes and action ids.
-    """
+    """A `tokenizers.Tokenizer` of UTF-8 bytes and a few words, with all special tokens."""
     library = tokenizers()
     words, merges = _words(library)
     words += [f"<|reserved_{number}|>" for number in range(reserved)]

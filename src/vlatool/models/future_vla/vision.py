@@ -25,16 +25,15 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from vlatool.models.future_vla.grid import REDUCTIONS
+from vlatool.models.future_vla.fit import REDUCTIONS
 
 # Mean and standard deviation of the colors of ImageNet, RGB in [0, 1].
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Dino(nn.Module):
-    """DINOv3, without its class and register tokens in the output.
-
-    Nothing in it is random: dropout, and augmentation of positions, are a part of its own training.
+    """DINOv3, without its class and register tokens in the output. Nothing in it is random:
+    dropout, and augmentation of positions, are a part of its own training.
     """
 
     def __init__(self, config: DINOv3ViTConfig) -> None:
@@ -50,7 +49,14 @@ class Dino(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 [K, H, W, 3] to features [K, C, H / patch, W / patch]."""
         rows, columns = (side // self.patch_size for side in images.shape[1:3])
-        hidden = self.embeddings(_normalized(images))
+        # float32 [K, 3, H, W] with mean 0 and deviation 1 on ImageNet. Slices instead of a tensor
+        # of constants, whose copy to the device would block the host.
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        bands = [
+            (band - mean) / std
+            for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True)
+        ]
+        hidden = self.embeddings(torch.stack(bands, dim=1))
         rotary = self._rotary(rows, columns, hidden)
         for layer in self.layer:
             hidden = layer(hidden, position_embeddings=rotary)
@@ -69,16 +75,6 @@ class Dino(nn.Module):
         return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
 
 
-def _normalized(images: Tensor) -> Tensor:
-    """Images uint8 [K, H, W, 3] to float32 [K, 3, H, W] with mean 0 and deviation 1 on ImageNet."""
-    # Slices instead of a tensor of constants, whose copy to the device would block the host.
-    pixels = images.permute(0, 3, 1, 2).float() / 255
-    bands = [
-        (band - mean) / std for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True)
-    ]
-    return torch.stack(bands, dim=1)
-
-
 class QuarterGrid(nn.Module):
     """Features [K, C, G, G] to [K, width, G / 4, G / 4]."""
 
@@ -88,7 +84,6 @@ class QuarterGrid(nn.Module):
         self.conv2 = nn.Conv2d(between, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
         return _gelu(self.conv2(_gelu(self.conv1(features))))
 
 
@@ -100,7 +95,6 @@ class HalfGrid(nn.Module):
         self.conv = nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
         return _gelu(self.conv(features))
 
 
@@ -112,7 +106,6 @@ class FullGrid(nn.Module):
         self.conv = nn.Conv2d(channels, width, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
         return _gelu(self.conv(features))
 
 
@@ -160,13 +153,8 @@ class FrameBlock(nn.Module):
     ) -> Tensor:
         """Transforms the patches of all images.
 
-        Args:
-            hidden: Patches [P, C], ordered by group and image.
-            rotary: Cosines and sines of their positions, [P, head width] each.
-            groups: Number of images of each group, and number of patches of each of them.
-
-        Returns:
-            Patches [P, C].
+        `hidden`: patches [P, C], ordered by group and image; `rotary`: cosines and sines of their
+        positions, [P, head width] each; returns patches [P, C].
         """
         hidden = hidden + self.attn(self.norm1(hidden), rotary, groups)
         return hidden + self.mlp(self.norm2(hidden))
@@ -216,14 +204,10 @@ class VisionTower(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the tokens of images, with a grid of each size.
 
-        Args:
-            features: Features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
-                and differ.
-
-        Returns:
-            Tokens [K, 1 + D, S * S / 4, width of the language model] for each of `grids`, S being
-            the side of the smaller grid: features for the embedding, then deepstack features for
-            the first D layers.
+        `features`: features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
+        and differ; returns tokens [K, 1 + D, S * S / 4, width of the language model] for each of
+        `grids`, S being the side of the smaller grid: features for the embedding, then deepstack
+        features for the first D layers.
         """
         maps = [
             grid(images) for grid, images in zip(self.grids, features, strict=True) if len(images)
@@ -262,7 +246,9 @@ class VisionTower(nn.Module):
         """Bilinear interpolation of the table to a grid, float32 [S, S, C]."""
         size = math.isqrt(self.config.num_position_embeddings)
         table = self.pos_embed.weight.unflatten(0, (size, size)).float()
-        weights = _interpolation(side, size, table.device)
+        at = torch.linspace(0, size - 1, side, dtype=torch.float32, device=table.device)
+        points = torch.arange(size, dtype=torch.float32, device=table.device)
+        weights = (1 - (at[:, None] - points).abs()).clamp(min=0)
         # Products of matrices instead of a gather, whose gradient has no fixed order of sums.
         with torch.autocast(table.device.type, enabled=False):
             rows = torch.einsum("ia,abc->ibc", weights, table)
@@ -287,14 +273,6 @@ class VisionTower(nn.Module):
 
 
 def _squares(grid: Tensor, merge: int) -> Tensor:
-    """Rows of a grid [..., S, S, C] as [..., S * S, C]: squares of merge x merge together."""
     side = grid.shape[-2] // merge
     split = grid.unflatten(-3, (side, merge)).unflatten(-2, (side, merge))
     return split.transpose(-4, -3).flatten(-5, -2)
-
-
-def _interpolation(side: int, size: int, device: torch.device) -> Tensor:
-    """Weights [side, size] of linear interpolation from `size` points to `side`, ends aligned."""
-    at = torch.linspace(0, size - 1, side, dtype=torch.float32, device=device)
-    points = torch.arange(size, dtype=torch.float32, device=device)
-    return (1 - (at[:, None] - points).abs()).clamp(min=0)

@@ -1,11 +1,13 @@
-"""Weights of FUTURE-VLA in files of safetensors; memory holds one tensor of them at a time.
+"""Weights of FUTURE-VLA in files of safetensors, and export in the published layout.
 
-Names in the state dict are those of the files. Source: formats/future-vla.
+Memory holds one tensor of a file at a time. Names in the state dict are those of the files. Source:
+formats/future-vla.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,12 +15,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vlatool.artifacts.base_model import weight_files
-from vlatool.errors import DataError
-from vlatool.models.future_vla.published import INDEX, weight_map
+from vlatool.artifacts.base_model import CONFIG, weight_files
+from vlatool.artifacts.fast.format import NAMES as FAST_NAMES
+from vlatool.artifacts.fast.format import write_fast
+from vlatool.artifacts.profile import NAME as PROFILE_NAME
+from vlatool.artifacts.profile import write_profile
+from vlatool.artifacts.samples.format import FAST_NAME
+from vlatool.errors import BugError, DataError
+from vlatool.loading.vla.config import VlaAssets
+from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.model import merged_weights
+from vlatool.models.future_vla.published import (
+    ASSETS,
+    INDEX,
+    MANIFEST,
+    MANIFEST_NAME,
+    config_json,
+    weight_map,
+)
+from vlatool.models.published import Exported, Trained
 from vlatool.models.weights import matching_shapes, unusable_checkpoint
-from vlatool.storage.atomic import open_atomic, write_json
+from vlatool.storage.atomic import open_atomic, write_bytes, write_json, write_text
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.cache import local_copy
+from vlatool.storage.tree import file_names as names_in
 
 # Largest size of a file, in bytes. One that is larger has a single tensor.
 _MAX_FILE = 4 * 2**30
@@ -29,16 +49,7 @@ _ALIGNMENT = 8
 
 
 class StoredTensors:
-    """Tensors of a folder, which are read when they are needed.
-
-    Attributes:
-        folder: The folder as given.
-        paths: Local files; copies in the cache if the folder is remote.
-        shapes: Shape of each tensor by its name.
-
-    Raises:
-        DataError: A file is missing or broken, or is no safetensors file.
-    """
+    """Tensors of a folder, which are read when they are needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,6 +58,7 @@ class StoredTensors:
             raise unusable_checkpoint(folder, f"it has no {_SUFFIX} files")
         local = local_copy(folder, names)
         indexed = weight_map(local / INDEX).values() if INDEX in names else names
+        # local files; copies in the cache if the folder is remote
         self.paths = [local / name for name in sorted(set(indexed))]
         self._files: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -60,11 +72,6 @@ class StoredTensors:
                 raise unusable_checkpoint(path, error) from None
 
     def read(self, name: str) -> Tensor:
-        """Tensor of a name, on the CPU.
-
-        Raises:
-            DataError: It cannot be read, or a value is not finite.
-        """
         try:
             value: Tensor = self._files[name].get_tensor(name)
         except (OSError, SafetensorError) as error:
@@ -81,16 +88,7 @@ class StoredTensors:
 
 @torch.no_grad()
 def load_stored(module: nn.Module, folder: Path, excluded: Sequence[str] = ()) -> None:
-    """Copies the tensors of a folder into a network; all names and shapes must match.
-
-    Args:
-        module: The network, on the CPU.
-        folder: Folder of any scheme.
-        excluded: Names of modules of the network that keep their weights.
-
-    Raises:
-        DataError: A file is broken, or names or shapes differ.
-    """
+    """Copies the tensors of a folder into a network; all names and shapes must match."""
     stored = StoredTensors(folder)
     state = module.state_dict()
     prefixes = tuple(f"{name}." for name in excluded)
@@ -103,21 +101,13 @@ def load_stored(module: nn.Module, folder: Path, excluded: Sequence[str] = ()) -
 
 
 def write_tensors(
-    folder: Path,
-    shapes: Mapping[str, Sequence[int]],
-    read: Callable[[str], Tensor],
-    dtype: torch.dtype,
+    folder: Path,  # existing folder
+    shapes: Mapping[str, Sequence[int]],  # shape of each tensor, in the order in the files
+    read: Callable[[str], Tensor],  # returns the tensor of a name, of any type and device
+    dtype: torch.dtype,  # type in the files, bfloat16 or float32
 ) -> list[str]:
-    """Writes weights as safetensors files with an index, as the hub has them.
-
-    Args:
-        folder: Existing folder.
-        shapes: Shape of each tensor, in the order in the files.
-        read: Returns the tensor of a name, of any type and device.
-        dtype: Type in the files, bfloat16 or float32.
-
-    Returns:
-        Names of the files.
+    """Writes weights as safetensors files with an index, as the hub has them; returns names of the
+    files.
     """
     groups = list(_groups(shapes, dtype.itemsize))
     names = file_names(shapes, dtype)
@@ -139,7 +129,6 @@ def file_names(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> list[
 
 
 def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> Iterator[list[str]]:
-    """Names of the tensors of each file."""
     group: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -158,7 +147,6 @@ def _write_file(
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Writes one file: length of the header, header, values."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, shape in shapes.items():
@@ -187,3 +175,79 @@ _NEW_LAYER = re.compile(r"^(?:model\.)+layer\.")
 def dino_name(name: str) -> str:
     """Name of a tensor of DINOv3 as published, from that in a file of any version."""
     return _NEW_LAYER.sub("layer.", name)
+
+
+# Weights are trained and averaged in float32; another type would give other outputs.
+DTYPE = torch.float32
+
+
+@dataclass(frozen=True)
+class _Export:
+    """Content of an exported folder."""
+
+    config: FutureVlaConfig
+    data: dict[str, Any]
+    assets: VlaAssets | None
+    tensors: Mapping[str, Tensor]
+    folder: Path | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.tensors.items()}
+
+    @property
+    def stock_files(self) -> list[str]:
+        """Names of the files of Qwen3-VL that the run has."""
+        present = frozenset[str]() if self.folder is None else names_in(self.folder)
+        return [name for name in ASSETS if name in present]
+
+    @property
+    def fast_files(self) -> list[str]:
+        if self.assets is None:
+            return []
+        names = [PROFILE_NAME, *(FAST_NAMES if self.assets.fast is not None else ())]
+        return [f"{FAST_NAME}/{name}" for name in names]
+
+    def write(self, folder: Path) -> Mapping[str, Any]:
+        """Writes the folder; the manifest last."""
+        for name in self.stock_files:
+            assert self.folder is not None
+            write_bytes(folder / name, read_file(self.folder / name))
+        if self.assets is not None:
+            write_profile(folder / FAST_NAME / PROFILE_NAME, self.assets.profile)
+            if self.assets.fast is not None:
+                write_fast(folder / FAST_NAME, self.assets.fast)
+        write_text(folder / CONFIG, json.dumps(config_json(self.config), indent=2))
+        write_tensors(folder, self.shapes, self.tensors.__getitem__, DTYPE)
+        written = StoredTensors(folder)
+        for name, value in self.tensors.items():
+            if not torch.equal(written.read(name), value.detach().to("cpu", DTYPE)):
+                raise BugError(
+                    f"{folder}: {name} differs from the tensor that was written",
+                    hint="do not use the folder; check the disk",
+                    code="bug.weights_differ",
+                )
+        model = self.config.model_dump(mode="json", exclude={"qwen", "special_ids"})
+        MANIFEST.write(folder, {"model": model, "data": self.data})
+        return {"tensors": len(self.tensors)}
+
+
+def prepare_export(trained: Trained) -> Exported:
+    config, network = trained.config.model, trained.parts["model"]
+    assert isinstance(config, FutureVlaConfig)
+    data = trained.config.data
+    # Locations of the training data mean nothing where the export is used.
+    content = data.model_dump(mode="json", exclude={*data.no_effect_on_output})
+    merged = config.model_copy(update={"lora": type(config.lora)()})
+    tensors = merged_weights(network.state_dict(), config.lora.rank, config.lora.alpha)
+    export = _Export(merged, content, trained.assets, tensors, trained.folder)
+    weights = file_names(export.shapes, DTYPE)
+    has_policy = trained.assets is not None and trained.assets.fast is not None
+    return Exported(
+        files=(*weights, *export.stock_files, *export.fast_files, CONFIG, MANIFEST_NAME),
+        weights=tuple(name for name in weights if name != INDEX),
+        compared=(INDEX,) if has_policy else (),
+        parameters=sum(value.numel() for value in export.tensors.values()),
+        summary=f"{len(export.tensors)} tensors in float32 with {MANIFEST_NAME}",
+        write=export.write,
+    )

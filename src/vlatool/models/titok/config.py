@@ -144,7 +144,6 @@ class TitokConfig(ConfigModel):
 
     @property
     def grid(self) -> int:
-        """Number of patches along a side."""
         assert self.image_size is not None, "image_size is derived from the data"
         return self.image_size // self.patch_size
 

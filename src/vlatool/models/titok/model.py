@@ -5,18 +5,23 @@ along a side, P = G G, K latent tokens, W width of a transformer, L its tokens, 
 N codes of the teacher.
 """
 
-from typing import NamedTuple
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
-from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
+from vlatool.models.base import Reconstruction
+from vlatool.models.codebook import CodebookTokenizer, QuantizerOutput, VectorQuantizer
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
+from vlatool.models.trained import as_config_error, existing_weights
+from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder
-from vlatool.models.vqgan.model import VqganOutput
+from vlatool.models.vqgan.model import Vqgan, VqganOutput, open_vqgan
 
 # Standard deviation of initial weights. Narrow networks need a larger one: with the published value
 # their codes are the same for all images.
@@ -25,21 +30,13 @@ _LOG_VARIANCES = (-30.0, 20.0)
 
 
 class TitokOutput(NamedTuple):
-    """Output of stage 1 with the proxy head.
+    """Output of stage 1 with the proxy head."""
 
-    Attributes:
-        logits: Logits of the teacher codes, [B, N, G, G].
-        codes: int64 [B, K].
-        penalty: Loss term of the quantizer, scalar.
-        commitment: Commitment loss, a part of `penalty`; detached.
-        inputs: Inputs of the quantizer, [B, K, D]; detached.
-    """
-
-    logits: Tensor
-    codes: Tensor
-    penalty: Tensor
-    commitment: Tensor
-    inputs: Tensor
+    logits: Tensor  # logits of the teacher codes, [B, N, G, G]
+    codes: Tensor  # int64 [B, K]
+    penalty: Tensor  # loss term of the quantizer, scalar
+    commitment: Tensor  # commitment loss, a part of `penalty`; detached
+    inputs: Tensor  # inputs of the quantizer, [B, K, D]; detached
 
 
 class Attention(nn.Module):
@@ -116,9 +113,8 @@ class _Transformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
 
     def _run(self, patches: Tensor, latents: Tensor, outputs: slice) -> Tensor:
-        """Applies all blocks to class token, patches [B, P, W] and latents [B, K, W].
-
-        The last block computes only the tokens in `outputs`.
+        """Applies all blocks to class token, patches [B, P, W] and latents [B, K, W]. The last
+        block computes only the tokens in `outputs`.
         """
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         positions = self.positional_embedding.to(patches.dtype)
@@ -206,14 +202,9 @@ class Titok(nn.Module):
     ) -> TitokOutput | VqganOutput:
         """Encodes and decodes pixels.
 
-        Args:
-            pixels: [B, 3, S, S] in [0, 1].
-            noise: Standard normal [B, K, D] to sample continuous tokens; None: use their means.
-            mean_assignment: See `models.codebook.entropy_penalty`.
-
-        Returns:
-            Logits of the teacher codes in stage 1 with the proxy head, otherwise pixels; with the
-            loss terms of the quantizer.
+        `pixels`: [B, 3, S, S] in [0, 1]; `noise`: standard normal [B, K, D] to sample continuous
+        tokens; None: use their means; returns logits of the teacher codes in stage 1 with the proxy
+        head, otherwise pixels; with the loss terms of the quantizer.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == 1):
             tokens = self.encode(pixels, noise, mean_assignment)
@@ -244,9 +235,8 @@ class Titok(nn.Module):
         return self.quantize.codes(self.features(pixels))
 
     def decode(self, vectors: Tensor) -> Tensor:
-        """Decodes tokens [B, K, D] to pixels [B, 3, S, S], not clamped.
-
-        In stage 1 with the proxy head, returns logits [B, N, G, G] instead.
+        """Decodes tokens [B, K, D] to pixels [B, 3, S, S], not clamped. In stage 1 with the proxy
+        head, returns logits [B, N, G, G] instead.
         """
         decoded = self.decoder(vectors)
         if self.config.stage == 1:
@@ -257,11 +247,7 @@ class Titok(nn.Module):
         return self.pixel_decoder(mixed.transpose(1, 2).unflatten(2, decoded.shape[2:]))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Decodes codes int [B, K] or [B, 1, K]; see `decode`.
-
-        Raises:
-            DataError: A code is out of range, or the number of codes is not K.
-        """
+        """Decodes codes int [B, K] or [B, 1, K]; see `decode`."""
         assert self.quantize is not None, "continuous tokens have no codes"
         rows, expected = codes.flatten(1), self.config.num_latent_tokens
         if rows.shape[1] != expected:
@@ -294,11 +280,8 @@ def unpatched(values: Tensor, side: int) -> Tensor:
 
 
 def posterior(features: Tensor, noise: Tensor | None) -> QuantizerOutput:
-    """Samples continuous tokens; the penalty is their KL divergence.
-
-    Args:
-        features: Means, then log variances, [B, K, 2 D].
-        noise: Standard normal [B, K, D]; None: return the means.
+    """Samples continuous tokens; the penalty is their KL divergence; `features`: means, then log
+    variances, [B, K, 2 D]; `noise`: standard normal [B, K, D]; None: return the means.
     """
     mean, log_variance = features.float().chunk(2, dim=-1)
     log_variance = log_variance.clamp(*_LOG_VARIANCES)
@@ -327,7 +310,6 @@ def _table(*shape: int) -> nn.Parameter:
 
 def _initialize(side: nn.Module, std: float) -> None:
     """Initializes linear and convolutional layers; `std` is the published one for published widths.
-
     Source: reference/titok 1.9.
     """
     for module in side.modules():
@@ -335,3 +317,70 @@ def _initialize(side: nn.Module, std: float) -> None:
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+# Prefixes of the names of weights that determine the codes.
+_CODE_WEIGHTS = ("encoder.", "latent_tokens", "quantize.")
+
+
+class TitokTokenizer(CodebookTokenizer):
+    """Visual tokenizer of a config and its network; stages 1 and 2 have the same digest."""
+
+    def __init__(self, config: TitokConfig, network: Titok) -> None:
+        assert config.image_size is not None
+        super().__init__(
+            network,
+            image_size=config.image_size,
+            codes_per_image=config.num_latent_tokens,
+            code_options=_code_options(config),
+            code_weights=_CODE_WEIGHTS,
+        )
+        self.has_decoder = config.predicts_pixels
+        self._config = config
+        self._teacher: Vqgan | None = None
+
+    def reconstructor(self) -> Callable[[Tensor], Reconstruction]:
+        """Function that reconstructs images; the teacher decodes the codes of a first stage."""
+        if not self.has_decoder:
+            device = self.network.latent_tokens.device
+            self._teacher = _open_teacher(self._config).to(device).eval()
+        return super().reconstructor()
+
+    def _reconstructed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._teacher is None:
+            return super()._reconstructed(pixels)
+        output = self.network(pixels)
+        return self._teacher.decode_codes(output.logits.argmax(1)), output.codes
+
+
+def _code_options(config: TitokConfig) -> str:
+    """Options that determine the codes, as JSON."""
+    keys = {"patch_size", "num_latent_tokens", "encoder", "latent_layout", "image_size"}
+    options: dict[str, Any] = config.model_dump(mode="json", include=keys)
+    if isinstance(config.quantizer, VqConfig):
+        options["use_l2_norm"] = config.quantizer.use_l2_norm
+    return json.dumps(options, sort_keys=True)
+
+
+def _open_teacher(config: TitokConfig) -> Vqgan:
+    if config.teacher is None:
+        raise UsageError(
+            "the tokenizer is a first stage, which predicts codes of its teacher and has no "
+            "decoder",
+            hint="give the teacher with --teacher, or the run of stage 2",
+            code="usage.no_teacher",
+        )
+    origin = existing_weights(config.teacher)
+    section = origin.section or {}
+    keys = {k: v for k, v in section.items() if k in VqganNetworkConfig.model_fields}
+    with as_config_error(origin):
+        network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
+    if network.codebook_size != config.vqgan.codebook_size:
+        raise DataError.at(
+            config.teacher,
+            f"has {counted(network.codebook_size, 'code')}, the tokenizer predicts codes of "
+            f"a teacher with {config.vqgan.codebook_size}",
+            hint="give the teacher that the tokenizer was trained with",
+            code="data.checkpoint_mismatch",
+        )
+    return open_vqgan(network, config.teacher)

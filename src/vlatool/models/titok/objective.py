@@ -16,9 +16,9 @@ from vlatool.models.images import comparison, to_float
 from vlatool.models.rng import computes_by_global_batch
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
-from vlatool.models.vqgan.losses import ForegroundRule
 from vlatool.models.vqgan.objective import (
     CodebookMonitor,
+    ForegroundRule,
     PixelObjective,
     RevivalRule,
     assignment_sums,
@@ -33,7 +33,6 @@ _AGREEMENT, _MIN_AGREEMENT = "teacher_agreement", 0.9
 
 
 def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
-    """Returns the objective of a config."""
     quantizer = config.quantizer
     is_vq = isinstance(quantizer, VqConfig)
     if not config.predicts_pixels:
@@ -48,10 +47,8 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
 
 
 class CodesObjective(Objective):
-    """Cross-entropy of the teacher codes.
-
-    With a teacher in bfloat16, its codes of the first image of each micro-batch are compared with
-    those in float32.
+    """Cross-entropy of the teacher codes. With a teacher in bfloat16, its codes of the first image
+    of each micro-batch are compared with those in float32.
     """
 
     def __init__(self, config: TitokConfig, parts: Mapping[str, Part]) -> None:
@@ -66,7 +63,6 @@ class CodesObjective(Objective):
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """Returns one optimizer for all parameters."""
         return {"main": OptimizerSpec(("model",), published_groups)}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
@@ -86,7 +82,6 @@ class CodesObjective(Objective):
         return assignment_sums(batch, ctx) if self._has_entropy else {}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        """Cross-entropy over all patches, plus the loss term of the quantizer."""
         del optimizer
         output: TitokOutput = ctx.parts["model"](batch["pixels"], None, *mean_assignment(batch))
         targets: Tensor = batch["targets"]
@@ -118,7 +113,6 @@ class CodesObjective(Objective):
         return Loss(total, count, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Updates dead codes and the mean image."""
         del optimizer
         self._revival.update(sums, ok)
         self._foreground.update(sums, ok)
@@ -142,18 +136,13 @@ class CodesObjective(Objective):
         return (finding, *self._monitor(metrics))
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
-        """Comparisons of originals with the reconstructions of the teacher from predicted codes."""
         output: TitokOutput = ctx.parts["model"](batch["pixels"])
         reconstruction = ctx.parts["teacher"].decode_codes(output.logits.argmax(1))
         return {"reconstruction": comparison(batch["pixels"], reconstruction)}
 
 
 class TeacherCodeCache:
-    """Cache of teacher codes by image, in memory.
-
-    Args:
-        codebook_size: Number of codes of the teacher.
-    """
+    """Cache of teacher codes by image, in memory."""
 
     def __init__(self, codebook_size: int) -> None:
         self._dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
@@ -164,13 +153,10 @@ class TeacherCodeCache:
     ) -> Tensor:
         """Returns the codes int64 [B, P] of a batch; calls the teacher if an image is new.
 
+        `pixels`: float [B, 3, S, S]; `teacher`: function from pixels to codes int64 [B, P].
+
         The teacher always gets the whole batch, because the rounding of the result for one image
         depends on the other images.
-
-        Args:
-            digests: Digests of the preprocessed images.
-            pixels: float [B, 3, S, S].
-            teacher: Function from pixels to codes int64 [B, P].
         """
         new = [index for index, digest in enumerate(digests) if digest not in self._cached]
         if new:

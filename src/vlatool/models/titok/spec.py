@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.models.titok.config import TitokConfig
-from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.config import (
     FEATURES,
     GRADIENTS,
@@ -24,8 +24,31 @@ if TYPE_CHECKING:
     from vlatool.events import Reporter
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.images import ImageBatcher
-    from vlatool.models.titok.tokenizer import TitokTokenizer
-    from vlatool.models.trained import Trained
+    from vlatool.models.published import Trained
+    from vlatool.models.titok.model import TitokTokenizer
+
+
+class TitokLayout(Layout):
+    """A configuration and a file of weights, or the file alone."""
+
+    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        del tree
+        from vlatool.models.titok.weights import prepare_export
+
+        return prepare_export(trained, reporter)
+
+    def recognize(self, location: Path) -> PublishedFiles | None:
+        """Returns the files of a folder, or a file alone."""
+        from vlatool.models.titok.published import find_published
+
+        return find_published(location) or (
+            PublishedFiles(location) if location.is_file() else None
+        )
+
+    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        from vlatool.models.titok.weights import open_published
+
+        return open_published(files, path)
 
 
 class TitokType(ModelType):
@@ -35,16 +58,12 @@ class TitokType(ModelType):
     Config: ClassVar[type[ConfigModel]] = TitokConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("assignment_sums",)}
+    layout: ClassVar[Layout] = TitokLayout()
 
     def derive(
         self, config: TitokConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[TitokConfig, dict[str, str]]:
-        """Fills in image size, perceptual loss, and sizes of a teacher that is a run.
-
-        Raises:
-            UsageError: The required teacher is not configured, or sizes do not match.
-            DataError: The teacher is not a VQGAN.
-        """
+        """Fills in image size, perceptual loss, and sizes of a teacher that is a run."""
         del info
         check_required_weights(config, needs_init=False)
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
@@ -61,34 +80,28 @@ class TitokType(ModelType):
         return derived, rules
 
     def build(self, config: TitokConfig) -> Mapping[str, Part]:
-        """Returns the tokenizer and, for the proxy head in stage 1, the teacher.
-
-        Otherwise the tokenizer and the networks of the pixel losses.
+        """Returns the tokenizer and, for the proxy head in stage 1, the teacher. Otherwise the
+        tokenizer and the networks of the pixel losses.
         """
-        from vlatool.models.titok.model import Titok
-        from vlatool.models.vqgan.losses import background_part, loss_parts
-        from vlatool.models.vqgan.model import Vqgan
-        from vlatool.models.vqgan.objective import revival_part
+        from vlatool.models.titok.model import Block, Titok
+        from vlatool.models.vqgan.model import ResidualBlock, Vqgan
+        from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
+        blocks = [module for module in model.modules() if isinstance(module, Block | ResidualBlock)]
+        part = Part(model, blocks=blocks)
         size = 0 if model.quantize is None else model.quantize.size
         buffers = revival_part(size, config.revive_after)
         buffers |= background_part(config.losses, config.image_size)
         if config.predicts_pixels:
-            return {"model": Part(model), **loss_parts(config.losses, config.vqgan), **buffers}
+            return {"model": part, **loss_parts(config.losses, config.vqgan), **buffers}
         teacher = Part(Vqgan(config.vqgan), trained=False, averaged=False, saved=False)
-        return {"model": Part(model), "teacher": teacher, **buffers}
+        return {"model": part, "teacher": teacher, **buffers}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the teacher and the perceptual network.
-
-        Raises:
-            UsageError: The required teacher is not configured.
-            DataError: Weights are missing or do not match.
-        """
-        from vlatool.models.vqgan.losses import load_perceptual
-        from vlatool.models.vqgan.weights import load_vqgan
+        from vlatool.models.vqgan.model import load_vqgan
+        from vlatool.models.vqgan.objective import load_perceptual
 
         check_required_weights(config, needs_init=False)
         if "teacher" in names:
@@ -113,14 +126,6 @@ class TitokType(ModelType):
 
         load_titok(parts["model"].module, config, init.text, init_except)
 
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Returns the transformer blocks, and the residual blocks of the pixel decoder."""
-        from vlatool.models.titok.model import Block
-        from vlatool.models.vqgan.model import ResidualBlock
-
-        modules = parts["model"].module.modules()
-        return [module for module in modules if isinstance(module, Block | ResidualBlock)]
-
     def objective(
         self, config: TitokConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
@@ -133,7 +138,6 @@ class TitokType(ModelType):
     def batcher(
         self, config: TitokConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        """Returns the function that converts samples to tensors."""
         del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
@@ -141,7 +145,6 @@ class TitokType(ModelType):
         return ImageBatcher(config.image_size, has_digests=config.cache_teacher_ids)
 
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of synthetic images."""
         del data
         from vlatool.models.images import example_images
 
@@ -149,14 +152,13 @@ class TitokType(ModelType):
         return example_images(config.image_size, size)
 
     def flops(self, config: TitokConfig, data: Any) -> float | None:
-        """Operations of the tokenizer, of its teacher and of the networks of its losses."""
         from vlatool.models.flops import objective_losses, sample_flops
 
         losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
         return sample_flops(self, config, data, losses)
 
     def build_for_inference(self, config: TitokConfig) -> Mapping[str, Part]:
-        """Returns the tokenizer without the networks of its losses."""
+        """The tokenizer without the networks of its losses."""
         from vlatool.models.titok.model import Titok
 
         return {"model": Part(Titok(config))}
@@ -164,33 +166,11 @@ class TitokType(ModelType):
     def tokenizer(
         self, config: TitokConfig, parts: Mapping[str, "nn.Module"], assets: Any
     ) -> "TitokTokenizer":
-        """Returns the visual tokenizer."""
         del assets
-        from vlatool.models.titok.tokenizer import TitokTokenizer
+        from vlatool.models.titok.model import TitokTokenizer
 
         network: Any = parts["model"]
         return TitokTokenizer(config, network)
-
-    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        """Prepares config.yaml and pytorch_model.bin."""
-        del tree
-        from vlatool.models.titok.weights import prepare_export
-
-        return prepare_export(trained, reporter)
-
-    def find_published(self, location: Path) -> PublishedFiles | None:
-        """Returns the files of a folder, or a file alone."""
-        from vlatool.models.titok.published import find_published
-
-        return find_published(location) or (
-            PublishedFiles(location) if location.is_file() else None
-        )
-
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        """Opens a published tokenizer."""
-        from vlatool.models.titok.weights import open_published
-
-        return open_published(files, path)
 
 
 def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:
@@ -221,11 +201,7 @@ def check_grid(config: TitokConfig) -> None:
 
 
 def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
-    """Returns the sizes of a teacher that is a run; None for a published file or no teacher.
-
-    Raises:
-        DataError: The teacher does not exist, or is not a VQGAN.
-    """
+    """Returns the sizes of a teacher that is a run; None for a published file or no teacher."""
     if config.teacher is None:
         return None
     origin = existing_weights(config.teacher)

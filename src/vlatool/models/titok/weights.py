@@ -14,7 +14,13 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.kind import ImagesAssets
-from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.published import (
+    Exported,
+    PublishedFiles,
+    PublishedModel,
+    Trained,
+    WeightsOrigin,
+)
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import (
@@ -25,8 +31,8 @@ from vlatool.models.titok.published import (
     read_published_config,
     write_published_config,
 )
-from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
-from vlatool.models.vqgan.weights import pixel_weights
+from vlatool.models.trained import existing_weights
+from vlatool.models.vqgan.model import pixel_weights
 from vlatool.models.weights import (
     check_shapes,
     init_state_dict,
@@ -44,12 +50,7 @@ def load_titok(
     module: nn.Module, config: TitokConfig, origin: str, excluded: Sequence[str] = ()
 ) -> None:
     """Loads the weights of a tokenizer; all names and shapes must match, but for some networks.
-
     With weights of stage 1 for stage 2, the pixel decoder is that of the teacher.
-
-    Raises:
-        DataError: The weights are missing or broken, or do not match; the message has the sizes
-            that differ.
     """
     source, weights = read_titok(origin)
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
@@ -61,9 +62,8 @@ def load_titok(
 
 
 def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
-    """Opens a published tokenizer on the CPU; see `ModelType.open_published`.
-
-    The config of a single file is inferred from the shapes of its tensors.
+    """Opens a published tokenizer on the CPU; see `Layout.open`. The config of a single file is
+    inferred from the shapes of its tensors.
     """
     weights = read_external_weights(path)
     tree: dict[str, Any] = {}
@@ -81,32 +81,24 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
     check_shapes(network, weights, files.weights)
     module = Titok(config)
     module.load_state_dict(matching_state_dict(module, weights, files.weights))
-    assets = ImagesAssets(_preprocessing(tree, config.image_size))
-    return PublishedModel(config, {"model": module}, assets)
-
-
-def _preprocessing(tree: Mapping[str, Any], size: int | None) -> ImagePreprocessing:
-    """Preprocessing of a published configuration; by default without a resize."""
+    # Preprocessing of a published configuration; by default without a resize
     dataset = tree.get("dataset")
     stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
     keys = stored if isinstance(stored, dict) else {}
     known = {key: value for key, value in keys.items() if key in ImagePreprocessing.model_fields}
-    return ImagePreprocessing.model_validate({"crop_size": size, **known})
+    assets = ImagesAssets(
+        ImagePreprocessing.model_validate({"crop_size": config.image_size, **known})
+    )
+    return PublishedModel(config, {"model": module}, assets)
 
 
 def read_titok(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
-    """Finds and reads the weights of a tokenizer.
-
-    Raises:
-        DataError: The weights are missing or broken, or those of a run of another model type.
-    """
     source = existing_weights(origin)
     source.check_type("titok", "data.no_tokenizer")
     return source, source.read()
 
 
 def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
-    """Prepares the published folder of opened weights."""
     config: Any = trained.config.model
     network: Any = trained.parts["model"]
     preprocessing = trained.assets.preprocessing.without_randomness().model_dump(mode="json")
@@ -134,19 +126,12 @@ def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
 
 
 def save_published(
-    folder: Path,
+    folder: Path,  # existing folder
     config: TitokConfig,
-    module: Titok,
+    module: Titok,  # the tokenizer; its weights are written as float32
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes config.yaml and pytorch_model.bin, which the published code and this program read.
-
-    Args:
-        folder: Existing folder.
-        config: Config of the module.
-        module: The tokenizer; its weights are written as float32.
-        preprocessing: Published keys of the preprocessing of the training images.
-    """
+    """Writes config.yaml and pytorch_model.bin, which the published code and this program read."""
     tree = published_tree(config)
     tree["dataset"]["preprocessing"] |= preprocessing or {}
     write_published_config(folder, tree)
@@ -155,9 +140,8 @@ def save_published(
 
 
 def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises a DataError if sizes of weights and module differ.
-
-    `matching_state_dict` reports all other differences, by the names of tensors.
+    """Raises a DataError if sizes of weights and module differ. `matching_state_dict` reports all
+    other differences, by the names of tensors.
     """
     actual, expected = sizes_of(weights), sizes_of(module.state_dict())
     problems = [
@@ -200,13 +184,8 @@ def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
-    """Infers the config of a published file from the shapes of its tensors.
-
-    Released two-stage models have the legacy layout and codes of unit length, single-stage models
-    have neither.
-
-    Raises:
-        DataError: The file does not contain a tokenizer.
+    """Infers the config of a published file from the shapes of its tensors. Released two-stage
+    models have the legacy layout and codes of unit length, single-stage models have neither.
     """
     sizes = sizes_of(weights)
     counts = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]

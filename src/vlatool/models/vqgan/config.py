@@ -78,7 +78,6 @@ class CodebookAlarmConfig(ConfigModel):
 
 
 def revive_after_field() -> Any:
-    """Field of the revival of dead codes."""
     return Field(
         default=0,
         ge=0,
@@ -152,22 +151,12 @@ class PixelLossConfig(ConfigModel):
 
     @property
     def adversarial(self) -> bool:
-        """True if there is a discriminator."""
         return self.discriminator_weight * self.discriminator_factor > 0
 
 
 def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossConfig, str]:
-    """Fills in the perceptual loss.
-
-    Args:
-        losses: Config of the losses.
-        default: Perceptual loss if neither it nor its weights are configured.
-
-    Returns:
-        The config, and the rule of the value; empty if the value is configured.
-
-    Raises:
-        UsageError: The weights of a configured network are not configured.
+    """Fills in the perceptual loss; returns the config, and the rule of the value; empty if the
+    value is configured.
     """
     name = losses.perceptual_loss
     if name is None:
@@ -189,13 +178,8 @@ def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossCon
 def derive_image_size(
     config: ConfigModel, size: int | None, patch_size: int, data: "ImageDataConfig"
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Derives `image_size` of a model from its data.
-
-    Returns:
-        The changed key with its value, and its rule.
-
-    Raises:
-        UsageError: The configured size is different, or the images do not consist of whole patches.
+    """Derives `image_size` of a model from its data; returns the changed key with its value, and
+    its rule.
     """
     data_size = data.preprocessing.crop_size
     if size not in (None, data_size):

@@ -4,7 +4,7 @@ Names of modules are the published ones. Legend of shapes: B images, H height, W
 of the grid of codes, P = h w, C channels, Z width of a code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,27 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
+from vlatool.models.published import WeightsOrigin
+from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
+from vlatool.models.weights import check_shapes, init_state_dict, matching_state_dict
 
 _NORM_EPS = 1e-6
 
 
 class VqganOutput(NamedTuple):
-    """Reconstructed images, with the loss terms of the quantizer.
+    """Reconstructed images, with the loss terms of the quantizer."""
 
-    Attributes:
-        pixels: [B, 3, H, W], not clamped.
-        codes: int64 [B, K]; [B, 0] without a codebook.
-        penalty: Loss term of the quantizer, scalar.
-        commitment: Commitment loss, a part of `penalty`; detached.
-        inputs: Inputs of the quantizer, [B, K, D]; detached.
-    """
-
-    pixels: Tensor
-    codes: Tensor
-    penalty: Tensor
-    commitment: Tensor
-    inputs: Tensor
+    pixels: Tensor  # [B, 3, H, W], not clamped
+    codes: Tensor  # int64 [B, K]; [B, 0] without a codebook
+    penalty: Tensor  # loss term of the quantizer, scalar
+    commitment: Tensor  # commitment loss, a part of `penalty`; detached
+    inputs: Tensor  # inputs of the quantizer, [B, K, D]; detached
 
 
 class ResidualBlock(nn.Module):
@@ -162,14 +157,48 @@ class Vqgan(nn.Module):
         return self.encoder(pixels).flatten(2).transpose(1, 2)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Decodes codes [B, P] of a square grid, or [B, h, w], to pixels [B, 3, H, W] in [0, 1].
-
-        Raises:
-            DataError: A code is out of range.
-        """
+        """Decodes codes [B, P] of a square grid, or [B, h, w], to pixels [B, 3, H, W] in [0, 1]."""
         side = round(codes[0].numel() ** 0.5)
         rows = codes.shape[1] if codes.ndim == 3 else side
         assert codes[0].numel() % rows == 0, "the number of codes is not a square"
         vectors = self.quantize.lookup(codes.flatten(1))
         grid = vectors.transpose(1, 2).unflatten(2, (rows, -1))
         return self.decoder(grid).float().clamp(0, 1)
+
+
+_ENCODER = "encoder."
+
+
+def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> None:
+    """Loads the weights of a VQGAN; all names and shapes must match, but for some networks."""
+    source, weights = read_vqgan(origin)
+    module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
+
+
+def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
+    with torch.device("meta"):
+        network = Vqgan(config)
+    source, weights = read_vqgan(origin)
+    check_shapes(network, weights, source.file)
+    network = Vqgan(config)
+    network.load_state_dict(matching_state_dict(network, weights, source.file))
+    return network
+
+
+def load_encoder(module: nn.Module, origin: str) -> None:
+    """Loads only the encoder of a VQGAN."""
+    source, weights = read_vqgan(origin)
+    encoder = {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
+    module.load_state_dict(matching_state_dict(module, encoder, source.file))
+
+
+def pixel_weights(origin: str) -> dict[str, Tensor]:
+    """Reads the pixel decoder of TiTok from a VQGAN: all but its encoder, with names `pixel_*`."""
+    _, weights = read_vqgan(origin)
+    return {f"pixel_{k}": v for k, v in weights.items() if not k.startswith(_ENCODER)}
+
+
+def read_vqgan(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
+    source = existing_weights(origin)
+    source.check_type("vqgan", "data.no_vqgan")
+    return source, source.read()

@@ -1,10 +1,11 @@
 """Objective of reconstruction: squared error, perceptual distance, discriminator.
 
-Source: reference/titok 4.2.
-Legend of shapes: B images, K codes per image, N codes of the codebook.
+Source: reference/titok 4.2, 4.3. Legend of shapes: B images, H height, W width, K codes per image,
+N codes of the codebook.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
+from vlatool.jobs.ownership import require_input
 from vlatool.models.base import (
     Batch,
     Loss,
@@ -25,10 +27,250 @@ from vlatool.models.base import (
 from vlatool.models.codebook import CodeRevival, difference_sums, histogram, usage_metrics
 from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.rng import computes_by_global_batch
-from vlatool.models.vqgan.config import CodebookAlarmConfig, PixelLossConfig
-from vlatool.models.vqgan.discriminator import hinge
-from vlatool.models.vqgan.losses import ForegroundRule, lecam_part
-from vlatool.models.vqgan.model import VqganOutput
+from vlatool.models.vqgan.config import (
+    FEATURES,
+    GRADIENTS,
+    NOTHING,
+    CodebookAlarmConfig,
+    PixelLossConfig,
+    VqganNetworkConfig,
+)
+from vlatool.models.vqgan.model import Encoder, VqganOutput, load_encoder
+
+_STAGES = 3
+_GRID = 16
+_SLOPE = 0.1
+_GROUPS = 32
+
+
+class BlurDown(nn.Module):
+    """Fixed blur with stride 2."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        square = torch.outer(line, line)
+        self.register_buffer("kernel", (square / square.sum())[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, H, W] to [B, C, H / 2, W / 2]."""
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        return functional.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+
+
+class Discriminator(nn.Module):
+    """Maps images to one logit per cell of a 16 x 16 grid, in float32. Names of modules are the
+    published ones.
+    """
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        widths = [channels * 2 ** max(index - 1, 0) for index in range(_STAGES + 1)]
+        self.block_in = nn.Sequential(nn.Conv2d(3, channels, 5, padding=2), nn.LeakyReLU(_SLOPE))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1),
+                BlurDown(),
+                nn.GroupNorm(_GROUPS, after),
+                nn.LeakyReLU(_SLOPE),
+            )
+            for before, after in pairwise(widths)
+        )
+        last = widths[-1]
+        self.to_logits = nn.Sequential(
+            nn.Conv2d(last, last, 1), nn.LeakyReLU(_SLOPE), nn.Conv2d(last, 1, 5, padding=2)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps pixels [B, 3, H, W] in [0, 1] to logits float32 [B, 1, 16, 16]. For images smaller
+        than 128 pixels the grid is H / 8 x W / 8.
+        """
+        with torch.autocast(pixels.device.type, enabled=False):
+            x = self.block_in(pixels.float().contiguous(memory_format=torch.channels_last))
+            for block in self.blocks:
+                x = block(x)
+            grid = [min(_GRID, side) for side in x.shape[2:]]
+            return self.to_logits(functional.adaptive_max_pool2d(x, grid))
+
+
+class LecamEma(nn.Module):
+    """LeCam regularization: running means of the logits of real and reconstructed images."""
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(1))
+        self.register_buffer("fake", torch.zeros(1))
+
+    def distance(self, real: Tensor, fake: Tensor, of_step: tuple[Tensor, Tensor]) -> Tensor:
+        """Regularization term of the mean logits of a step, relative to the running means.
+
+        `of_step`: both means over all micro-batches and ranks of the step, without gradient.
+
+        The mean over the micro-batches of a step has the value and the gradient of the term of the
+        whole step: it is linear in the means of a micro-batch.
+        """
+        all_real, all_fake = of_step
+        above = functional.relu(all_real - self.fake)
+        below = functional.relu(self.real - all_fake)
+        linear = above * (real - all_real) + below * (all_fake - fake)
+        return (above.square() + below.square() + 2 * linear).sum()
+
+    def update(self, real: Tensor, fake: Tensor, ok: Tensor) -> None:
+        """Updates the running means with those of a step over all ranks, if `ok` is True."""
+        for name, value in (("real", real), ("fake", fake)):
+            old: Tensor = getattr(self, name)
+            new = old.lerp(value.to(old.dtype).reshape(1), 1 - self.decay)
+            old.copy_(torch.where(ok, new, old))
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the logits of real and reconstructed images; scalar."""
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
+
+
+_SCALES = 4
+# Name of the part of the mean image, and of its sums.
+_BACKGROUND, _SUM, _COUNT = "background", "image_sum", "image_count"
+
+
+class MeanImage(nn.Module):
+    """Mean of the training images so far, as the background of their foreground."""
+
+    total: Tensor  # float64 [3, S, S]
+    count: Tensor  # float64 scalar
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(3, size, size, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def difference(self, pixels: Tensor) -> Tensor:
+        """Mean absolute difference of pixels [B, 3, S, S] over the channels, float32 [B, 1, S, S].
+        It is 0 before the first update.
+        """
+        mean = (self.total / self.count.clamp(min=1)).float()
+        return (pixels.float() - mean).abs().mean(1, keepdim=True) * (self.count > 0)
+
+    def update(self, total: Tensor, count: Tensor, ok: Tensor) -> None:
+        """Adds the images of a step over all ranks, if `ok` is True."""
+        for buffer, value in ((self.total, total), (self.count, count)):
+            buffer.copy_(torch.where(ok, buffer + value, buffer))
+
+
+class ForegroundRule:
+    """Weights of pixels by `losses.foreground_weight`; all 1 without a part for them."""
+
+    def __init__(self, losses: PixelLossConfig, parts: Mapping[str, Part]) -> None:
+        self._weight = losses.foreground_weight
+        self._part = parts[_BACKGROUND].module if _BACKGROUND in parts else None
+
+    def weights(self, pixels: Tensor) -> Tensor | None:
+        """Weights of pixels [B, 3, S, S]: float32 [B, 1, S, S]; None: all are 1."""
+        if not isinstance(self._part, MeanImage):
+            return None
+        return 1 + self._weight * self._part.difference(pixels)
+
+    def sums(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Sums of a micro-batch that `update` needs."""
+        if self._part is None:
+            return {}
+        return {_SUM: pixels.sum(0), _COUNT: pixels.new_tensor([float(len(pixels))])}
+
+    def update(self, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+        if isinstance(self._part, MeanImage):
+            self._part.update(sums[_SUM], sums[_COUNT][0], ok)
+
+
+def background_part(losses: PixelLossConfig, size: int | None) -> dict[str, Part]:
+    """Returns the part of the mean image; none if `losses.foreground_weight` is 0."""
+    if not losses.foreground_weight:
+        return {}
+    assert size is not None, "image_size is derived from the data"
+    return {_BACKGROUND: Part(MeanImage(size), trained=False, averaged=False)}
+
+
+class GradientDistance(nn.Module):
+    """Mean absolute difference of image gradients at several scales; needs no weights."""
+
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of pixels [B, 3, H, W]; scalar."""
+        difference = reconstruction.float() - original.float()
+        total = difference.new_zeros(())
+        for _ in range(_SCALES):
+            if min(difference.shape[2:]) < 2:
+                break
+            rows = difference[:, :, 1:] - difference[:, :, :-1]
+            columns = difference[..., 1:] - difference[..., :-1]
+            total = total + rows.abs().mean() + columns.abs().mean()
+            difference = functional.avg_pool2d(difference, 2, ceil_mode=True)
+        return total
+
+
+class FeatureDistance(nn.Module):
+    """Squared distance of the features of the encoder of a VQGAN, at all its levels. Features are
+    normalized to unit length over the channels.
+    """
+
+    def __init__(self, config: VqganNetworkConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of pixels [B, 3, H, W]; scalar."""
+        with torch.no_grad():
+            targets = [functional.normalize(x.float()) for x in self.encoder.levels(original)]
+        features = [functional.normalize(x.float()) for x in self.encoder.levels(reconstruction)]
+        pairs = zip(targets, features, strict=True)
+        terms = [(a - b).square().sum(1).mean() for a, b in pairs]
+        return torch.stack(terms).mean()
+
+
+def loss_parts(losses: PixelLossConfig, network: VqganNetworkConfig) -> dict[str, Part]:
+    """Returns the parts that the losses use: discriminator, its running means, perceptual
+    network.
+    """
+    parts: dict[str, Part] = {}
+    if losses.adversarial:
+        discriminator = Discriminator(losses.discriminator_channels)
+        means = LecamEma(losses.lecam_ema_decay)
+        parts["discriminator"] = Part(discriminator, averaged=False)
+        parts["lecam"] = Part(means, trained=False, averaged=False)
+    if losses.perceptual_loss not in (None, NOTHING) and losses.perceptual_weight:
+        module = _perceptual(losses.perceptual_loss, network)
+        parts["perceptual"] = Part(module, trained=False, averaged=False, saved=False)
+    return parts
+
+
+def _perceptual(name: str, network: VqganNetworkConfig) -> nn.Module:
+    if name == GRADIENTS:
+        return GradientDistance()
+    if name == FEATURES:
+        return FeatureDistance(network)
+    from vlatool.models.perceptual import perceptual_network
+
+    return perceptual_network(name, None)
+
+
+def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | None) -> None:
+    if isinstance(module, FeatureDistance):
+        assert teacher is not None
+        load_encoder(module.encoder, teacher)
+    elif losses.perceptual_weights is not None and not isinstance(module, GradientDistance):
+        from vlatool.models.perceptual import perceptual_network
+
+        assert losses.perceptual_loss is not None
+        loaded = perceptual_network(
+            losses.perceptual_loss, require_input(losses.perceptual_weights)
+        )
+        module.load_state_dict(loaded.state_dict())
+
 
 # Weight decay does not apply to parameters with one of these in their name, or with fewer than two
 # axes. Source: reference/titok 5.2.
@@ -50,24 +292,18 @@ class PixelObjective(Objective):
     def __init__(
         self,
         losses: PixelLossConfig,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, Part],  # the parts after placement
         *,
-        codebook_size: int,
-        alarm: CodebookAlarmConfig,
-        noise: tuple[int, ...] = (),
+        codebook_size: int,  # number of codes, N; 0 without a codebook
+        alarm: CodebookAlarmConfig,  # detection of a collapsed codebook
+        noise: tuple[int, ...] = (),  # shape of the noise per image; empty: the model uses no noise
     ) -> None:
-        """Creates the objective.
-
-        Args:
-            losses: Config of the losses.
-            parts: The parts after placement.
-            codebook_size: Number of codes, N; 0 without a codebook.
-            alarm: Detection of a collapsed codebook.
-            noise: Shape of the noise per image; empty: the model uses no noise.
-        """
         self._losses = losses
         self._foreground = ForegroundRule(losses, parts)
-        self._means = lecam_part(parts)
+        # Running means of the discriminator; None without a discriminator
+        means = parts["lecam"].module if "lecam" in parts else None
+        assert means is None or isinstance(means, LecamEma)
+        self._means = means
         self._of_step: tuple[Tensor, Tensor] | None = None
         self._revival = RevivalRule(parts)
         self._has_entropy = computes_by_global_batch(parts["model"].module)
@@ -76,7 +312,6 @@ class PixelObjective(Objective):
         self._noise = noise
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """Returns the optimizers of the model and of the discriminator."""
         optimizers = {"main": OptimizerSpec(("model",), published_groups)}
         if self._means is not None:
             optimizers["discriminator"] = OptimizerSpec(
@@ -135,11 +370,9 @@ class PixelObjective(Objective):
         return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Reports a collapse of the codebook."""
         return self._monitor(metrics)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
-        """Comparisons of originals with their reconstructions."""
         output = self._reconstruct(batch, ctx)
         return {"reconstruction": comparison(batch["pixels"], output.pixels)}
 
@@ -198,11 +431,7 @@ class PixelObjective(Objective):
 
 
 class RevivalRule:
-    """Revival of the dead codes of the part `model`, if there is a part for it.
-
-    Args:
-        parts: The parts after placement.
-    """
+    """Revival of the dead codes of the part `model`, if there is a part for it."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._part = parts[REVIVAL].module if REVIVAL in parts else None
@@ -215,7 +444,6 @@ class RevivalRule:
         return {_CANDIDATES: self._part.candidates(vectors, ctx.rng)}
 
     def update(self, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Replaces dead codes after a step."""
         if isinstance(self._part, CodeRevival):
             table = self._model.quantize.embedding.weight
             self._part.update(table, sums["codes"], sums[_CANDIDATES], ok)
@@ -252,11 +480,6 @@ class CodebookMonitor:
         self._low = 0
 
     def __call__(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Returns a finding if the codebook is collapsed.
-
-        Args:
-            metrics: Logged metrics of one step.
-        """
         names = ("codebook_evenness", "codes_differ")
         values = [metrics[name] for name in names if name in metrics]
         if not values:
@@ -283,10 +506,8 @@ _NOT_REPORTED = ("pictures", "codes_differing", "codes_compared", _REAL, _FAKE)
 
 
 def _logit_sums(pixels: Tensor, fake: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-    """Sums of the mean logits of real and reconstructed images, for the LeCam regularization.
-
-    Its gradient needs the means over the whole step before the first micro-batch of the
-    discriminator.
+    """Sums of the mean logits of real and reconstructed images, for the LeCam regularization. Its
+    gradient needs the means over the whole step before the first micro-batch of the discriminator.
     """
     with torch.no_grad():
         real = ctx.parts["discriminator"](pixels)
@@ -327,6 +548,5 @@ def published_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
 
 
 def _per_image(pixels: Tensor, total: Tensor, sums: Mapping[str, Tensor]) -> Loss:
-    """Loss of a micro-batch from its mean over images."""
     count = total.new_tensor(float(len(pixels)))
     return Loss(total * count, count, sums)

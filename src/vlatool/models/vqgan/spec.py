@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.codebook import CodebookTokenizer
     from vlatool.models.images import ImageBatcher
-    from vlatool.models.trained import WeightsOrigin
+    from vlatool.models.published import WeightsOrigin
     from vlatool.models.vqgan.objective import PixelObjective
 
 
@@ -34,12 +34,6 @@ class VqganType(ModelType):
     def derive(
         self, config: VqganConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[VqganConfig, dict[str, str]]:
-        """Fills in image size and perceptual loss.
-
-        Raises:
-            UsageError: A perceptual network is configured without its weights, or image sizes of
-                model and data differ.
-        """
         del info
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         update["losses"], rule = with_perceptual(config.losses, GRADIENTS)
@@ -48,19 +42,18 @@ class VqganType(ModelType):
 
     def build(self, config: VqganConfig) -> Mapping[str, Part]:
         """Returns the autoencoder, and the parts of its losses."""
-        from vlatool.models.vqgan.losses import background_part, loss_parts
-        from vlatool.models.vqgan.model import Vqgan
-        from vlatool.models.vqgan.objective import revival_part
+        from vlatool.models.vqgan.model import ResidualBlock, Vqgan
+        from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Vqgan(config, commitment_cost=config.commitment_cost)
         revival = revival_part(config.codebook_size, config.revive_after)
         background = background_part(config.losses, config.image_size)
         losses = loss_parts(config.losses, config)
-        return {"model": Part(model), **losses, **revival, **background}
+        blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+        return {"model": Part(model, blocks=blocks), **losses, **revival, **background}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the perceptual network."""
-        from vlatool.models.vqgan.losses import load_perceptual
+        from vlatool.models.vqgan.objective import load_perceptual
 
         if "perceptual" in names:
             load_perceptual(config.losses, parts["perceptual"].module, None)
@@ -74,21 +67,13 @@ class VqganType(ModelType):
     ) -> None:
         """Loads the weights of a published file, a run, or a checkpoint."""
         del config
-        from vlatool.models.vqgan.weights import load_vqgan
+        from vlatool.models.vqgan.model import load_vqgan
 
         load_vqgan(parts["model"].module, init.text, init_except)
-
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Returns the residual blocks."""
-        from vlatool.models.vqgan.model import ResidualBlock
-
-        modules = parts["model"].module.modules()
-        return [module for module in modules if isinstance(module, ResidualBlock)]
 
     def objective(
         self, config: VqganConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> "PixelObjective":
-        """Returns the objective of reconstruction."""
         del data, info
         from vlatool.models.vqgan.objective import PixelObjective
 
@@ -99,7 +84,6 @@ class VqganType(ModelType):
     def batcher(
         self, config: VqganConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        """Returns the function that converts samples to tensors."""
         del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
@@ -107,7 +91,6 @@ class VqganType(ModelType):
         return ImageBatcher(config.image_size)
 
     def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of smooth images."""
         del data
         from vlatool.models.images import example_images
 
@@ -115,14 +98,13 @@ class VqganType(ModelType):
         return example_images(config.image_size, size)
 
     def flops(self, config: VqganConfig, data: Any) -> float | None:
-        """Operations of the autoencoder and of the networks of its losses."""
         from vlatool.models.flops import objective_losses, sample_flops
 
         losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
         return sample_flops(self, config, data, losses)
 
     def build_for_inference(self, config: VqganConfig) -> Mapping[str, Part]:
-        """Returns the autoencoder without the networks of its losses."""
+        """The autoencoder without the networks of its losses."""
         from vlatool.models.vqgan.model import Vqgan
 
         return {"model": Part(Vqgan(config, commitment_cost=config.commitment_cost))}
@@ -130,7 +112,6 @@ class VqganType(ModelType):
     def tokenizer(
         self, config: VqganConfig, parts: Mapping[str, "nn.Module"], assets: Any
     ) -> "CodebookTokenizer":
-        """Returns the visual tokenizer, with a code per patch."""
         del assets
         from vlatool.models.codebook import CodebookTokenizer
 

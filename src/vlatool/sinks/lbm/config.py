@@ -132,7 +132,6 @@ class LbmConfig(SinkConfig):
 
     @model_validator(mode="after")
     def _leave_out_default_filter(self) -> Self:
-        """Makes the default filter, typed out, equal to the default."""
         unset = self.model_copy(update={"image_resizing_filter": None})
         return unset if self.image_resizing_filter == unset.resize_filter else self
 
@@ -142,7 +141,6 @@ class LbmConfig(SinkConfig):
         return self.image_resizing_filter or ("lanczos" if self.compat else "lanczos_vips")
 
     def sample_spec(self) -> SampleSpec:
-        """Options that turn an episode into samples."""
         still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
         return SampleSpec(
             windows=WindowSpec(

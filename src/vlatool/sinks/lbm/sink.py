@@ -1,10 +1,24 @@
-"""The `lbm` sink: `shards/` for training, `episodes/` with the same samples in frame order."""
+"""The `lbm` sink: `shards/` for training, `episodes/` with the same samples in frame order.
 
+Each sample is encoded once, into its episode's tar; shards consist of byte ranges copied from these
+tars, in a seeded shuffle. Source: formats/lbm-preprocessing 2; formats/lbm 2, 3.1.
+"""
+
+import hashlib
+import time
+from array import array
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from vlatool.artifacts.field_summary import DIMENSION_NAMES
+from vlatool.artifacts.images import encode_jpeg, encode_png
 from vlatool.artifacts.shards.format import (
     CLOSING_FILES,
     EPISODE_FILES,
@@ -14,23 +28,351 @@ from vlatool.artifacts.shards.format import (
     SHARDS_NAME,
     VOLATILE_FILES,
     ShardFolder,
+    episode_tar_name,
+    shard_name,
     write_manifest,
     write_preprocessing_config,
     write_processing_metadata,
 )
 from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
-from vlatool.errors import DataError
-from vlatool.findings import FindingCodes
+from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
+from vlatool.artifacts.tar_sample import sample_members
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
+from vlatool.errors import DataError, StorageError
+from vlatool.events import Reporter, per_second
+from vlatool.findings import Finding, FindingCode, FindingCodes
+from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
-from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.jobs.journal import Journal, Receipt, intact_receipt
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.images import FRAMES_PER_READ, read_frames
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sinks.lbm.episodes import LBM, EpisodeWriter, stored_episode
-from vlatool.sinks.lbm.shards import SampleIndex, write_shards
-from vlatool.storage.atomic import remove_file
-from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, from_arrays
-from vlatool.transforms.windows import EpisodeSampler, make_windows
+from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
+from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
+from vlatool.transforms.geometry import ImageGeometry
+from vlatool.transforms.relative import with_pose_groups
+from vlatool.transforms.statistics import (
+    StatisticsAccumulator,
+    field_entries,
+    from_arrays,
+    to_arrays,
+)
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, make_windows
+
+# Inflating, resizing and encoding release the GIL: with two threads per worker no core is idle
+# while the last episode of a run is read or written.
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Frames of one camera and their conversion."""
+
+    name: str  # camera, or camera with the suffix `_depth` or `_label`; names the tar members
+    source: FrameSource
+    geometry: ImageGeometry  # rotation, resize and crop
+    # `image` is encoded as JPEG, `values` (depth, labels) as 16-bit PNG without interpolation
+    kind: Literal["image", "values"] = "image"
+
+    def member(self, offset: int) -> str:
+        """Suffix of the tar member of an image offset."""
+        return f"{self.name}_t{offset}.{'jpg' if self.kind == 'image' else 'png'}"
+
+    def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
+        """Encoded files of the frames."""
+        return [
+            self._file(pixels, quality) for pixels in read_frames(self.name, self.source, frames)
+        ]
+
+    def _file(self, pixels: Array, quality: int) -> bytes:
+        if self.kind == "image":
+            return encode_jpeg(self.geometry.apply(pixels), quality)
+        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > np.iinfo(np.uint16).max:
+            raise DataError(
+                f"{self.name}: values from {pixels.min()} to {pixels.max()} do not fit 16 bits",
+                hint="leave them out: --depth false, --labels false",
+                code="data.bad_depth",
+                details={"camera": self.name},
+            )
+        return encode_png(self.geometry.apply_to_values(pixels.astype(np.uint16)))
+
+
+class EpisodeEncoder:
+    """Encoded images for samples with ascending frames; memory is bounded by one window. A context
+    manager. Streams are encoded one batch ahead on a few threads.
+    """
+
+    def __init__(
+        self, streams: Sequence[ImageStream], needed_frames: Iterable[int], quality: int
+    ) -> None:
+        needed = sorted(set(needed_frames))
+        self._pool = ThreadPoolExecutor(min(THREADS, max(len(streams), 1)))
+        self._streams = [_StreamEncoder(stream, needed, quality, self._pool) for stream in streams]
+
+    def __enter__(self) -> "EpisodeEncoder":
+        for stream in self._streams:
+            stream.prefetch()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def images(self, frames: Mapping[int, int]) -> dict[str, bytes]:
+        """Encoded files by member suffix: offsets outer, cameras inner, PNG last."""
+        oldest = min(frames.values())
+        members = [
+            (stream.stream.kind, stream.stream.member(offset), stream.file(frame, oldest))
+            for offset, frame in frames.items()
+            for stream in self._streams
+        ]
+        return {name: data for _, name, data in sorted(members, key=lambda item: item[0])}
+
+
+class _StreamEncoder:
+    def __init__(
+        self, stream: ImageStream, needed: Sequence[int], quality: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self.stream = stream
+        self._quality = quality
+        self._pool = pool
+        starts = range(0, len(needed), FRAMES_PER_READ)
+        self._waiting = deque(needed[start : start + FRAMES_PER_READ] for start in starts)
+        self._next: tuple[Sequence[int], Future[list[bytes]]] | None = None
+        self._encoded: dict[int, bytes] = {}
+
+    def file(self, frame: int, oldest: int) -> bytes:
+        """The encoded frame; frames before `oldest` are discarded."""
+        while frame not in self._encoded:
+            self.prefetch()
+            assert self._next is not None
+            frames, future = self._next
+            self._encoded.update(zip(frames, future.result(), strict=True))
+            self._next = None
+            self.prefetch()
+        self._encoded = {n: data for n, data in self._encoded.items() if n >= oldest}
+        return self._encoded[frame]
+
+    def prefetch(self) -> None:
+        """Starts encoding the next batch; one at a time, because sources are read in order."""
+        if self._next is None and self._waiting:
+            frames = self._waiting.popleft()
+            self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
+
+
+RANGES = "ranges"
+
+LBM = FindingCodes(
+    "lbm",
+    {
+        "missing_depth": FindingCode("warning", "Depth was requested, but a camera has none."),
+        "missing_labels": FindingCode("warning", "Labels were requested, but a camera has none."),
+    },
+)
+
+
+@dataclass(frozen=True)
+class EpisodeWriter:
+    """Writes the samples of an episode into its own tar; picklable."""
+
+    output: Path  # the output folder
+    config: LbmConfig  # options of the sink
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """Writes the tar; the receipt holds the byte ranges of its samples."""
+        episode = stored_episode(episode, self.config)
+        spec = self.config.sample_spec()
+        sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
+        findings = tuple(self._missing_findings(episode))
+        counts = {"frames": episode.num_frames, "samples": len(sampler)}
+        if not len(sampler):
+            return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
+        name = episode_tar_name(ref.id)
+        with open_atomic(self.output / name) as file:
+            tar = TarWriter(file)
+            ranges = self._write(tar, sampler, spec)
+            tar.finish()
+        arrays = to_arrays(sampler.statistics()) if self.config.compute_statistics else {}
+        return Receipt(
+            ref.id,
+            counts=counts,
+            dropped=sampler.dropped,
+            files=(FileEntry(name, tar.position, tar.sha256, len(sampler)),),
+            findings=findings,
+            arrays={RANGES: ranges, **arrays},
+        )
+
+    def _write(self, tar: TarWriter, sampler: EpisodeSampler, spec: SampleSpec) -> Array:
+        """(offset, length) in bytes of each sample, int64 [S, 2]."""
+        ranges: list[tuple[int, int]] = []
+        streams = list(self._streams(sampler, spec))
+        with EpisodeEncoder(streams, sampler.needed_frames(), self.config.jpeg_quality) as encoder:
+            for sample in sampler:
+                members = sample_members(sample, encoder.images(sample.image_frames))
+                ranges.append(tar.append(b"".join(member_bytes(*member) for member in members)))
+        return np.array(ranges, np.int64).reshape(-1, 2)
+
+    def _streams(self, sampler: EpisodeSampler, spec: SampleSpec) -> Iterator[ImageStream]:
+        episode = sampler.episode
+        for name in sampler.cameras:
+            yield ImageStream(name, episode.cameras[name], sampler.geometries[name])
+        extra = {"depth": episode.depth if self.config.depth else {}}
+        extra["label"] = episode.labels if self.config.labels else {}
+        for kind, sources in extra.items():
+            for name in sampler.cameras:
+                if name in sources:
+                    source = sources[name]
+                    geometry = spec.geometry(name, source.size)
+                    yield ImageStream(f"{name}_{kind}", source, geometry, "values")
+
+    def _missing_findings(self, episode: Episode) -> Iterator[Finding]:
+        requested = {"depth": self.config.depth, "labels": self.config.labels}
+        available = {"depth": episode.depth, "labels": episode.labels}
+        for kind in (kind for kind, is_requested in requested.items() if is_requested):
+            missing = [name for name in episode.cameras if name not in available[kind]]
+            if missing:
+                message = f"{episode.id}: no {kind} of {', '.join(missing)}"
+                yield LBM(f"missing_{kind}", message, episode=episode.id)
+
+
+def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
+    if config.pose_groups is None:
+        return episode
+    return with_pose_groups(episode, config.pose_groups)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Samples of one shard."""
+
+    path: str  # Path of the tar, relative to the output
+    samples: tuple[tuple[str, int, int], ...]  # (episode's tar, offset, length) of each sample
+    digest: str  # digest that changes with the content of the shard
+
+    @property
+    def id(self) -> str:
+        return Path(self.path).stem
+
+
+class SampleIndex:
+    """Byte ranges of all samples; 16 bytes per sample, so that millions fit in memory."""
+
+    def __init__(self) -> None:
+        self.files: list[FileEntry] = []
+        self._ends = array("q")
+        self._offsets = array("q")
+        self._lengths = array("q")
+
+    @property
+    def samples(self) -> int:
+        return len(self._offsets)
+
+    def shards(self, samples_per_shard: int) -> int:
+        return -(-self.samples // samples_per_shard)
+
+    def add(self, receipt: Receipt) -> None:
+        """Adds the samples of the next episode; an episode without samples is skipped."""
+        if not receipt.files:
+            return
+        self.files += receipt.files
+        for offset, length in receipt.arrays[RANGES].tolist():
+            self._offsets.append(offset)
+            self._lengths.append(length)
+        self._ends.append(len(self._offsets))
+
+    def plans(self, seed: int, samples_per_shard: int) -> Iterator[ShardPlan]:
+        """Plans of the shards, in order."""
+        order = np.random.default_rng(seed).permutation(self.samples)
+        for number in range(self.shards(samples_per_shard)):
+            chosen = order[number * samples_per_shard : (number + 1) * samples_per_shard]
+            yield self._plan(shard_name(number), chosen.tolist())
+
+    def _plan(self, path: str, chosen: list[int]) -> ShardPlan:
+        digest = hashlib.blake2b(digest_size=16)
+        samples: list[tuple[str, int, int]] = []
+        for sample in chosen:
+            episode = self.files[bisect_right(self._ends, sample)]
+            offset, length = self._offsets[sample], self._lengths[sample]
+            samples.append((episode.path, offset, length))
+            digest.update(f"{episode.sha256} {offset} {length}\n".encode())
+        return ShardPlan(path, tuple(samples), digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Copies the byte ranges of one shard and indexes them; picklable."""
+
+    output: Path
+
+    def __call__(self, plan: ShardPlan) -> Receipt:
+        journal = Journal(self.output, "shards")
+        previous = intact_receipt(self.output, journal.find(plan.id, plan.digest))
+        if previous is not None:
+            return previous
+        path = self.output / plan.path
+        with open_atomic(path) as file:
+            tar = TarWriter(file)
+            ranges = [tar.append(data) for data in _samples(self.output, plan)]
+            tar.finish()
+        shard = FileEntry(plan.path, tar.position, tar.sha256, len(plan.samples))
+        index = self._index(path, np.array(ranges, np.int64), tar.position)
+        receipt = Receipt(plan.id, plan.digest, files=(shard, index))
+        journal.store(receipt)
+        return receipt
+
+    def _index(self, shard: Path, ranges: Array, size: int) -> FileEntry:
+        content = ShardIndex(ranges[:, 0], ranges[:, 1], size).content()
+        path = index_path(shard)
+        write_bytes(path, content, synced=False)
+        name = path.relative_to(self.output).as_posix()
+        digest = hashlib.sha256(content).hexdigest()
+        return FileEntry(name, len(content), digest, len(ranges))
+
+
+def write_shards(
+    output: Path,
+    index: SampleIndex,
+    seed: int,
+    samples_per_shard: int,
+    executor: Executor,
+    reporter: Reporter,
+) -> list[tuple[FileEntry, FileEntry]]:
+    """Writes all shards; returns the (tar, index) entries of each."""
+    entries: list[tuple[FileEntry, FileEntry]] = []
+    plans = index.plans(seed, samples_per_shard)
+    start, megabytes = time.monotonic(), 0.0
+    with reporter.progress("shards", index.shards(samples_per_shard), "shards") as bar:
+        for outcome in executor.map(ShardWriter(output), plans):
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.value is not None
+            shard, index_entry = outcome.value.files
+            entries.append((shard, index_entry))
+            megabytes += shard.bytes / 1e6
+            rate = per_second(megabytes, time.monotonic() - start)
+            bar.advance(1, **({} if rate is None else {"MB/s": round(rate, 1)}))
+    return entries
+
+
+def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
+    parts = [
+        ByteRange(output / name, start, start + length) for name, start, length in plan.samples
+    ]
+    read = read_byte_ranges(parts)
+    for part in parts:
+        try:
+            data = next(read)
+        except FileNotFoundError:
+            data = b""
+        if len(data) != part.stop - part.start:
+            raise StorageError.at(
+                part.path,
+                "was removed or truncated while shards were written",
+                hint="run the same command again to resume",
+                code="storage.output_changed",
+            )
+        yield data
+
 
 # Published options that do not affect the data; they are written with the value null.
 _UNUSED_KEYS = (
@@ -55,16 +397,15 @@ _DROP_HINTS = {
 }
 
 
-class LbmSink:
-    """Writes training data of the LBM pipeline.
-
-    Source: formats/lbm 1; formats/lbm-preprocessing 1, 2.
+class LbmSink(Sink):
+    """Writes training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1,
+    2.
     """
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     volatile: ClassVar[Sequence[str]] = VOLATILE_FILES
-    findings: ClassVar[FindingCodes] = LBM
+    findings: ClassVar[FindingCodes | None] = LBM
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
     )
@@ -95,17 +436,11 @@ class LbmSink:
         self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:
-        """Removes the closing files and writes the options of this run."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
         write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Shuffles samples into shards, writes statistics and, last, the manifests.
-
-        Raises:
-            DataError: No sample was written.
-        """
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
         for receipt in receipts:
@@ -113,7 +448,18 @@ class LbmSink:
             if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
-            raise _no_samples_error(run.dropped)
+            main_reason = max(
+                run.dropped, key=lambda reason: run.dropped[reason], default="padding"
+            )
+            listed = ", ".join(f"{count} for {reason}" for reason, count in run.dropped.items())
+            raise DataError(
+                f"no sample was written; dropped: {listed or 'none'}",
+                hint=_DROP_HINTS.get(
+                    main_reason, f"relax the rule that drops the most samples: {main_reason}"
+                ),
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
         statistics = total.total()
         if statistics is not None:
             self._write_stats(dict(field_entries(statistics, self._widths)))
@@ -126,13 +472,22 @@ class LbmSink:
             files += index.files
             write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
         write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
-        self._write_metadata(run, index.samples)
+        write_processing_metadata(
+            self._setup.output / SHARDS_NAME,
+            started=run.started,
+            counts={
+                "total_samples_created": index.samples,
+                "sample_counts": {"dropped": dict(run.dropped)},
+                "failures": run.redact_paths(run.failures),
+            },
+            arguments=run.record.options,
+            episodes=[ref.id for ref in self._setup.refs],
+        )
         small = (file_entry(output, name) for name in LISTED_FILES if (output / name).is_file())
         size = sum(entry.bytes for entry in shards)
         return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """Estimate from the mean length of the episodes."""
         survey = self._setup.survey
         if survey.frames is None:
             return Estimate(None)
@@ -144,22 +499,8 @@ class LbmSink:
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
         write_with_digests(self._setup.output / SHARDS_NAME / STATS_NAME, entries)
 
-    def _write_metadata(self, run: JobRun, samples: int) -> None:
-        write_processing_metadata(
-            self._setup.output / SHARDS_NAME,
-            started=run.started,
-            counts={
-                "total_samples_created": samples,
-                "sample_counts": {"dropped": dict(run.dropped)},
-                "failures": run.redact_paths(run.failures),
-            },
-            arguments=run.record.options,
-            episodes=[ref.id for ref in self._setup.refs],
-        )
-
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml: options of the data, and facts that training needs.
-
         Source: formats/lbm 3.2.
         """
         options = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
@@ -189,16 +530,3 @@ class LbmSink:
 
 def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
     return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
-
-
-def _no_samples_error(dropped: Mapping[str, int]) -> DataError:
-    main_reason = max(dropped, key=lambda reason: dropped[reason], default="padding")
-    listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
-    return DataError(
-        f"no sample was written; dropped: {listed or 'none'}",
-        hint=_DROP_HINTS.get(
-            main_reason, f"relax the rule that drops the most samples: {main_reason}"
-        ),
-        code="data.no_samples",
-        details={"dropped": dict(dropped)},
-    )

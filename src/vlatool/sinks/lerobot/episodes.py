@@ -1,11 +1,14 @@
-"""Parts of one episode: its rows in a table, and a video per camera; numbers are given at the end.
+"""Parts of one episode of a written LeRobot set, and the columns and cameras that all have.
 
-Legend of shapes: F frames, C dimensions. Source: formats/lerobot-writing 1, 2.
+Parts are its rows in a table, and a video per camera. Legend of shapes: F frames, C dimensions.
+Source: formats/lerobot 4; formats/lerobot-writing 1, 2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import av.error
@@ -15,26 +18,267 @@ import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.lerobot.format import FRAME_INDEX
-from vlatool.artifacts.lerobot.output import IMAGE_CELL, arrow_type, part_table, part_video
-from vlatool.artifacts.lerobot.recording import LeRobotRecording, read_columns, task_sentences
-from vlatool.artifacts.lerobot.statistics import (
+from vlatool.artifacts.lerobot.dataset import (
+    EpisodeFiles,
+    task_sentences,
+)
+from vlatool.artifacts.lerobot.format import (
+    AUTOMATIC,
+    FRAME_INDEX,
+    automatic_features,
+    feature,
+    vector_column,
+)
+from vlatool.artifacts.lerobot.output import (
+    IMAGE_CELL,
     ImageStatistics,
     Stats,
+    arrow_type,
     camera_entry,
+    numeric_width,
+    part_table,
+    part_video,
     rows_statistics,
     sampled_frames,
 )
-from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource, UInt8Array
+from vlatool.artifacts.lerobot.tables import frame_order, read_segment
+from vlatool.episode import Array, Clip, Episode, EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
+from vlatool.pages.text import few_text
+from vlatool.sinks.base import SinkSetup
 from vlatool.sinks.images import FRAMES_PER_READ, ImageEncoding, ImageWriter, read_frames
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
-from vlatool.sinks.lerobot.features import SetLayout
 from vlatool.storage.atomic import open_atomic, write_bytes
+from vlatool.storage.uri import as_native_file
 from vlatool.transforms.statistics import to_arrays
+
+_STATE, _ACTION, _CAMERAS = "observation.state", "action", "observation.images."
+_CAMERA_TYPES = ("video", "image")
+_LONGEST_VALUE = 60  # characters
+# Frame rates with a fraction, such as 29.97, are 30000/1001.
+_LARGEST_DENOMINATOR = 1001
+
+
+@dataclass(frozen=True)
+class SetLayout:
+    """Columns and cameras of a written set, equal for all its episodes; picklable."""
+
+    rate: Fraction  # frames per second
+    # declarations in order, automatic columns included, cameras as far as known
+    features: Mapping[str, Mapping[str, Any]]
+    # map from column to the fields that are joined in it; empty: columns are copied
+    sources: Mapping[str, Sequence[str]]
+    cameras: Mapping[str, str]  # map from camera of the episodes to its feature
+    depth: tuple[str, ...] = ()  # depth cameras of the source, which are copied
+    # features that are stored as videos
+    videos: frozenset[str] = field(default_factory=frozenset[str])
+    field_widths: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def columns(self) -> dict[str, Mapping[str, Any]]:
+        """Declarations of the columns besides automatic ones and cameras."""
+        return {
+            name: declared
+            for name, declared in self.features.items()
+            if name not in (*AUTOMATIC, *self.camera_features)
+        }
+
+    def position(self, field: str) -> tuple[str, int]:
+        """Column that holds a field, and its first dimension there."""
+        for column, fields in self.sources.items():
+            if field in fields:
+                before = fields[: fields.index(field)]
+                return column, sum(self.field_widths[name] for name in before)
+        return field, 0
+
+    @property
+    def camera_features(self) -> tuple[str, ...]:
+        """All cameras, depth cameras last."""
+        return (*self.cameras.values(), *self.depth)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Map from numeric column to its number of values per row."""
+        widths = {name: numeric_width(declared) for name, declared in self.columns.items()}
+        return {name: width for name, width in widths.items() if width is not None}
+
+
+def recordings_of(refs: Sequence[EpisodeRef]) -> list[EpisodeFiles]:
+    """Recordings of the episodes if all come from LeRobot data sets, else none."""
+    recordings = [ref.extras.get("recording") for ref in refs]
+    known = [value for value in recordings if isinstance(value, EpisodeFiles)]
+    return known if len(known) == len(refs) else []
+
+
+def one_per_set(recordings: Sequence[EpisodeFiles]) -> list[EpisodeFiles]:
+    """The first recording of each data set."""
+    return [*{recording.root: recording for recording in reversed(recordings)}.values()][::-1]
+
+
+def set_layout(
+    config: LeRobotSinkConfig,  # options of the sink
+    setup: SinkSetup,  # survey and episodes
+    actions: Sequence[str],  # fields of an action
+    sets: Sequence[EpisodeFiles],  # A recording of each data set; empty for other sources
+) -> SetLayout:
+    """Columns and cameras of the output."""
+    if setup.survey.fps is None:
+        rates = [f"{recording.root}: {recording.document.get('fps')}" for recording in sets]
+        known = f" (fps {few_text(rates)})" if rates else ""
+        raise _merge_error(f"the episodes have different frame rates{known}", ["fps"])
+    rate = Fraction(setup.survey.fps).limit_denominator(_LARGEST_DENOMINATOR)
+    if sets:
+        return _copied_layout(config, setup, sets, rate)
+    return _made_layout(config, setup, actions, rate)
+
+
+def _made_layout(
+    config: LeRobotSinkConfig, setup: SinkSetup, actions: Sequence[str], rate: Fraction
+) -> SetLayout:
+    """Observed fields are joined to `observation.state`, predicted ones to `action`."""
+    survey = setup.survey
+    joined = {_STATE: survey.proprioception_fields, _ACTION: actions}
+    sources = {column: tuple(fields) for column, fields in joined.items() if fields}
+    used = {name for fields in sources.values() for name in fields}
+    sources |= {name.replace("/", "."): (name,) for name in survey.fields if name not in used}
+    features: dict[str, Any] = {}
+    for column, fields in sources.items():
+        specs = [(name, survey.fields[name]) for name in fields]
+        width = sum(spec.width for _, spec in specs)
+        names = [
+            label for name, spec in specs for label in _labels(name, spec, is_joined=len(specs) > 1)
+        ]
+        dtype = "float32" if width else "string"
+        features[column] = feature(dtype, [width or 1], names or None)
+    cameras = {name: f"{_CAMERAS}{name}" for name in survey.cameras}
+    videos = frozenset(() if config.use_videos is False else cameras.values())
+    for name, column in cameras.items():
+        height, width = survey.cameras[name] or (0, 0)
+        features[column] = feature("", [height, width, 3], ["height", "width", "channels"])
+    features |= automatic_features()
+    widths = _widths(setup)
+    return SetLayout(rate, features, sources, cameras, videos=videos, field_widths=widths)
+
+
+def _widths(setup: SinkSetup) -> dict[str, int]:
+    return {name: spec.width for name, spec in setup.survey.fields.items()}
+
+
+def _labels(name: str, spec: FieldSpec, *, is_joined: bool) -> Iterator[str]:
+    """Names of the dimensions of a field in a column; those of several fields have its name."""
+    if spec.width == 1 and is_joined:
+        yield name
+    elif spec.names or is_joined:
+        for index in range(spec.width):
+            label = spec.names[index] if spec.names else str(index)
+            yield f"{name}.{label}" if is_joined else label
+
+
+def _copied_layout(
+    config: LeRobotSinkConfig, setup: SinkSetup, sets: Sequence[EpisodeFiles], rate: Fraction
+) -> SetLayout:
+    cameras = {name: name for name in setup.survey.cameras}
+    _check_equal(sets, tuple(cameras))
+    declared: Mapping[str, Any] = sets[0].document["features"]
+    stored = _stored_schema(sets[0])
+    depth = tuple(
+        name
+        for name, feature in sets[0].dataset.info.features.items()
+        if feature.is_camera
+        and feature.is_depth
+        and (name in sets[0].clips or name in (stored.names if stored else ()))
+    )
+    features: dict[str, Any] = {}
+    for name, tree in declared.items():
+        is_camera = tree.get("dtype") in _CAMERA_TYPES
+        is_stored = stored is None or name in stored.names or name in AUTOMATIC
+        if name in (*cameras, *depth) or (not is_camera and is_stored):
+            features[name] = dict(tree)
+    for column in stored if stored else ():
+        if column.name not in declared and not column.name.startswith("__"):
+            features[column.name] = _declared(column.type)
+    videos = {name for name in (*cameras, *depth) if declared[name].get("dtype") == "video"}
+    if config.use_videos is not None:
+        videos = {*(cameras if config.use_videos else ()), *(videos & {*depth})}
+    features |= automatic_features()
+    return SetLayout(rate, features, {}, cameras, depth, frozenset(videos), _widths(setup))
+
+
+def _stored_schema(recording: EpisodeFiles) -> pa.Schema | None:
+    """Columns of the first file; None if it cannot be read, which reading the episode reports."""
+    try:
+        return pq.read_schema(as_native_file(recording.rows.path))
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _declared(dtype: pa.DataType) -> dict[str, Any]:
+    """Declaration of a column that the source does not declare."""
+    types, shape = pa.types, [1]
+    while types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype):
+        shape = [dtype.list_size] if types.is_fixed_size_list(dtype) else [-1]
+        dtype = dtype.value_type
+    is_number = types.is_integer(dtype) or types.is_floating(dtype) or types.is_boolean(dtype)
+    name = str(dtype) if is_number else "string" if types.is_string(dtype) else "language"
+    names = {"double": "float64", "float": "float32", "halffloat": "float16"}
+    return feature(names.get(name, name), shape)
+
+
+def _check_equal(sets: Sequence[EpisodeFiles], cameras: Sequence[str]) -> None:
+    """Raises DataError unless all data sets declare the same columns and cameras."""
+    first = sets[0]
+    expected = _comparable(first, cameras)
+    for other in sets[1:]:
+        actual = _comparable(other, cameras)
+        differing = [
+            name for name in {**expected, **actual} if expected.get(name) != actual.get(name)
+        ]
+        if differing:
+            problems = [
+                _difference(name, actual.get(name), expected.get(name)) for name in differing
+            ]
+            raise _merge_error(
+                f"{other.root} does not fit {first.root}: {'; '.join(problems)}", differing
+            )
+
+
+def _comparable(recording: EpisodeFiles, cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
+    declared = {
+        name: {"type": tree.get("dtype"), "shape": tree.get("shape"), "names": tree.get("names")}
+        for name, tree in recording.document["features"].items()
+        if name not in AUTOMATIC
+    }
+    is_camera = {name: tree["type"] in _CAMERA_TYPES for name, tree in declared.items()}
+    return {
+        name: {"type": "camera", "shape": tree["shape"]} if is_camera[name] else tree
+        for name, tree in declared.items()
+        if name in cameras or not is_camera[name]
+    }
+
+
+def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, Any] | None) -> str:
+    if here is None or there is None:
+        return f"it lacks {name!r}" if here is None else f"it has {name!r}, too"
+    key = next(key for key in here if here.get(key) != there.get(key))
+    value, expected = here[key], there[key]
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected) > 3:
+        index = next(i for i, item in enumerate(value) if item != expected[i])
+        key, value, expected = f"{key}[{index}]", value[index], expected[index]
+    shown = [shorten(str(item), _LONGEST_VALUE) for item in (value, expected)]
+    return f"{name!r} has the {key} {shown[0]}, not {shown[1]}"
+
+
+def _merge_error(problem: str, names: Sequence[str]) -> DataError:
+    return DataError(
+        f"{problem}; they cannot be in one data set",
+        hint="write them to separate outputs; cameras that all have are chosen by --camera-names",
+        code="data.cannot_merge",
+        details={"field": names[0], "fields": [*names]},
+    )
+
 
 LEROBOT_SINK = FindingCodes(
     "lerobot_sink",
@@ -54,51 +298,63 @@ _GROUP_BYTES = 64 << 20
 
 @dataclass
 class _Parts:
-    """Written parts of one episode.
+    """Written parts of one episode."""
 
-    Attributes:
-        files: Files of the episode.
-        images: Map from camera to its column of images.
-        stats: Statistics by camera.
-        cameras: Facts on each camera.
-    """
-
-    files: list[FileEntry] = field(default_factory=list[FileEntry])
+    files: list[FileEntry] = field(default_factory=list[FileEntry])  # files of the episode
+    # map from camera to its column of images
     images: dict[str, Iterator[bytes]] = field(default_factory=dict[str, Iterator[bytes]])
-    stats: dict[str, Stats] = field(default_factory=dict[str, Stats])
+    stats: dict[str, Stats] = field(default_factory=dict[str, Stats])  # statistics by camera
+    # facts on each camera
     cameras: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the parts of an episode; picklable.
+    """Writes the parts of an episode; picklable."""
 
-    Attributes:
-        output: The output folder.
-        config: Options of the sink.
-        layout: Columns and cameras of the set.
-    """
-
-    output: Path
-    config: LeRobotSinkConfig
-    layout: SetLayout
+    output: Path  # the output folder
+    config: LeRobotSinkConfig  # options of the sink
+    layout: SetLayout  # columns and cameras of the set
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes the parts; the receipt has their facts and statistics.
-
-        Raises:
-            DataError: A column does not fit the data set, a camera is missing, or an image cannot
-                be read.
-        """
-        recording = ref.extras.get("recording") if not self.layout.sources else None
-        if isinstance(recording, LeRobotRecording):
+        """Writes the parts; the receipt has their facts and statistics."""
+        recording: EpisodeFiles | None = None
+        if not self.layout.sources and isinstance(ref.extras.get("recording"), EpisodeFiles):
+            recording = ref.extras["recording"]
+        if recording is not None:
             table, tasks, listed = copied_rows(recording, episode, self.layout)
         else:
             table, listed = _joined_rows(episode, self.layout), _sentences(episode)
             tasks = dict(enumerate(listed))
             table = table.append_column(TASK_INDEX, pa.array(np.zeros(len(table), np.int64)))
         parts = _Parts()
-        self._write_cameras(ref, episode, recording, parts)
+        for name, column in self.layout.cameras.items():
+            if name not in episode.cameras:
+                raise _camera_error(ref, name, "has no images in this episode")
+            source = episode.cameras[name]
+            if len(source) < episode.num_frames:
+                raise _camera_error(
+                    ref, name, f"has {len(source)} images for {episode.num_frames} frames"
+                )
+            if column in self.layout.videos:
+                count = episode.num_frames
+                clip = getattr(source, "clip", None) if self.config.copy_videos else None
+                copied = self._copied(clip, count)
+                if copied is None:
+                    sampled = ImageStatistics()
+                    encoded = self._encoded(column, source, count, sampled)
+                    parts.stats[column] = sampled.entry()
+                else:
+                    encoded = copied
+                    published = recording.statistics() if recording else {}
+                    parts.stats[column] = camera_entry(published.get(column, {})) or _sampled(
+                        column, source, count
+                    )
+                self._store_clip(ref, column, encoded, parts, copied=copied is not None)
+            else:
+                parts.images[column] = _stored_images(name, source, episode, column, parts)
+        for column in self.layout.depth:
+            self._copy_depth(ref, column, episode, recording, parts)
         self._write_rows(ref, table, parts)
         facts = {
             "rows": len(table),
@@ -128,48 +384,6 @@ class EpisodeWriter:
         ]
         arrays = {TASK_INDEX: table.column(TASK_INDEX).to_numpy()}
         return arrays | (to_arrays(rows_statistics(columns)) if columns else {})
-
-    def _write_cameras(
-        self, ref: EpisodeRef, episode: Episode, recording: Any, parts: _Parts
-    ) -> None:
-        for name, feature in self.layout.cameras.items():
-            if name not in episode.cameras:
-                raise _camera_error(ref, name, "has no images in this episode")
-            source = episode.cameras[name]
-            if len(source) < episode.num_frames:
-                raise _camera_error(
-                    ref, name, f"has {len(source)} images for {episode.num_frames} frames"
-                )
-            if feature in self.layout.videos:
-                self._write_video(ref, feature, source, episode, recording, parts)
-            else:
-                parts.images[feature] = _stored_images(name, source, episode, feature, parts)
-        for feature in self.layout.depth:
-            self._copy_depth(ref, feature, episode, recording, parts)
-
-    def _write_video(
-        self,
-        ref: EpisodeRef,
-        feature: str,
-        source: FrameSource,
-        episode: Episode,
-        recording: Any,
-        parts: _Parts,
-    ) -> None:
-        """Copies the clip of a camera, else encodes its images."""
-        count = episode.num_frames
-        clip = getattr(source, "clip", None) if self.config.copy_videos else None
-        copied = self._copied(clip, count)
-        if copied is None:
-            sampled = ImageStatistics()
-            encoded = self._encoded(feature, source, count, sampled)
-            parts.stats[feature] = sampled.entry()
-        else:
-            encoded = copied
-            parts.stats[feature] = _published(recording, feature) or _sampled(
-                feature, source, count
-            )
-        self._store_clip(ref, feature, encoded, parts, copied=copied is not None)
 
     def _copied(self, clip: Clip | None, count: int) -> EncodedClip | None:
         if clip is None:
@@ -214,7 +428,6 @@ class EpisodeWriter:
         parts.cameras[feature] = {"kind": asdict(clip.kind), "delay": clip.delay, "copied": copied}
 
     def _write_rows(self, ref: EpisodeRef, table: pa.Table, parts: _Parts) -> None:
-        """Writes the table, with the images of cameras that are no videos."""
         name = part_table(ref.id)
         with open_atomic(self.output / name) as file:
             writer: pq.ParquetWriter | None = None
@@ -227,19 +440,17 @@ class EpisodeWriter:
 
 
 def copied_rows(
-    recording: LeRobotRecording, episode: Episode, layout: SetLayout
+    recording: EpisodeFiles, episode: Episode, layout: SetLayout
 ) -> tuple[pa.Table, dict[int, str], Sequence[str]]:
-    """Columns of a recording, sentences by the indices that rows use, and its listed sentences.
-
-    Raises:
-        DataError: The file cannot be read, or a column is not as the first data set declares it.
-    """
+    """Columns of a recording, sentences by the indices that rows use, and its listed sentences."""
     path, columns = recording.rows.path, layout.columns
     depth = [name for name in layout.depth if name not in layout.videos]
     try:
-        table = read_columns(recording, [*columns, *depth, TASK_INDEX])
+        table = read_segment(recording.rows, [*columns, *depth, TASK_INDEX, FRAME_INDEX])
     except (pa.ArrowException, OSError) as error:
         raise DataError.at(path, f"cannot be read: {error}", code="data.bad_parquet") from error
+    if (order := frame_order(table)) is not None:
+        table = table.take(pa.array(order))
     if len(table) != episode.num_frames:
         raise DataError.at(
             path, f"has {len(table)} rows, expected {episode.num_frames}", code="data.bad_parquet"
@@ -248,7 +459,12 @@ def copied_rows(
         name: layout.features[name] for name in depth
     }
     arrays = {name: _cast(table, name, declared, path) for name, declared in taken.items()}
-    tasks = _tasks(recording, table, episode)
+    known = task_sentences(recording)
+    used: set[int] = set()
+    for name in (TASK_INDEX, *filter(_is_annotation, table.column_names)):
+        if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
+            used |= {value for value in table.column(name).to_pylist() if value is not None}
+    tasks = {index: known[index] for index in sorted(used) if index in known}
     indices = table.column(TASK_INDEX) if TASK_INDEX in table.column_names and len(tasks) else None
     if indices is None or not {*indices.to_pylist()} <= {*tasks}:
         first = next((index for index, text in tasks.items() if text == episode.task), None)
@@ -260,26 +476,11 @@ def copied_rows(
     return pa.table(arrays), tasks, recording.tasks
 
 
-def _tasks(recording: LeRobotRecording, table: pa.Table, episode: Episode) -> dict[int, str]:
-    """Sentences of the task indices that rows and annotations use."""
-    known = task_sentences(recording)
-    used: set[int] = set()
-    for name in (TASK_INDEX, *filter(_is_annotation, table.column_names)):
-        if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
-            used |= {value for value in table.column(name).to_pylist() if value is not None}
-    return {index: known[index] for index in sorted(used) if index in known}
-
-
 def _is_annotation(name: str) -> bool:
     return name.startswith(_ANNOTATION)
 
 
 def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -> pa.ChunkedArray:
-    """A column in its declared type.
-
-    Raises:
-        DataError: It is missing or has another type.
-    """
     if name not in table.column_names:
         raise _column_error(path, name, "is missing")
     column, dtype = table.column(name), arrow_type(declared)
@@ -318,9 +519,7 @@ def _joined_rows(episode: Episode, layout: SetLayout) -> pa.Table:
         if joined.shape[1] == 1:
             columns[name] = pa.array(joined[:, 0])
         else:
-            columns[name] = pa.FixedSizeListArray.from_arrays(
-                pa.array(joined.ravel()), joined.shape[1]
-            )
+            columns[name] = vector_column(joined)
     if not columns:  # a table needs a column to have rows
         columns[FRAME_INDEX] = pa.array(np.arange(episode.num_frames))
     return pa.table(columns)
@@ -334,7 +533,6 @@ def _sentences(episode: Episode) -> list[str]:
 
 
 def _left_out(episode: Episode) -> Iterator[Finding]:
-    """Finding on the parts of an episode that have no place in the data set."""
     parts = {"depth": episode.depth, "labels": episode.labels, "calibration": episode.calibration}
     cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
     if not cameras:
@@ -418,13 +616,6 @@ def _sampled(camera: str, source: FrameSource, count: int) -> Stats:
     for frame in sampled_frames(count):
         sampled.add(read_frames(camera, source, [frame])[0])
     return sampled.entry()
-
-
-def _published(recording: Any, feature: str) -> Stats | None:
-    """Statistics of a camera that the source has for the episode, if they are complete."""
-    published = getattr(recording, "statistics", dict)()
-    entry = published.get(feature)
-    return None if entry is None else camera_entry(entry)
 
 
 def _camera_error(ref: EpisodeRef, camera: str, problem: str) -> DataError:

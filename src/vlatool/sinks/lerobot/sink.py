@@ -1,50 +1,470 @@
 """The `lerobot` sink: episodes of any source as a LeRobot data set, v3.0 or v2.1.
 
-Workers write the parts of an episode below its id. Numbers are given at the end, to the episodes
-that are good. Source: formats/lerobot-writing 1, 2.
+Workers write the parts of an episode below its id. Numbers and places are given at the end, to the
+episodes that are good; a final file is then made as one, by any worker, and the journal has those
+of an earlier run. Source: formats/lerobot 4.3, 9; formats/lerobot-writing 1, 2, 3.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal
 
-from vlatool.artifacts.lerobot.format import INFO_FILE, split_spans
+import av.error
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlatool.artifacts.clips import join_clips
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names, task_sentences
+from vlatool.artifacts.lerobot.format import (
+    AUTOMATIC,
+    INFO_FILE,
+    MODALITY_FILE,
+    automatic_columns,
+    split_spans,
+)
 from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
+    MEGABYTE,
     PART_FILES,
     WRITTEN_FILES,
+    Stats,
     WrittenEpisode,
     WrittenSet,
+    column_entries,
+    data_path,
+    entry_values,
+    merged_images,
+    rows_statistics,
+    video_path,
     write_episodes,
     write_info,
     write_statistics,
     write_tasks,
 )
-from vlatool.artifacts.lerobot.recording import LeRobotRecording, split_names, task_sentences
-from vlatool.errors import DataError
+from vlatool.episode import Array
+from vlatool.errors import DataError, StorageError
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
-from vlatool.jobs.journal import Receipt
+from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.pages.text import few_text
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
-from vlatool.sinks.lerobot.episodes import LEROBOT_SINK, EpisodeWriter
-from vlatool.sinks.lerobot.features import one_per_set, recordings_of, set_layout
-from vlatool.sinks.lerobot.files import FileWriter, write_files
-from vlatool.sinks.lerobot.modality import modality_of, write_modality
-from vlatool.sinks.lerobot.numbering import Numbering
-from vlatool.storage.atomic import remove_file
+from vlatool.sinks.lerobot.episodes import (
+    LEROBOT_SINK,
+    TASK_INDEX,
+    EpisodeWriter,
+    SetLayout,
+    one_per_set,
+    recordings_of,
+    set_layout,
+)
+from vlatool.storage.atomic import as_storage_error, open_atomic, remove_file, write_json
+from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.uri import as_native_file, is_remote
 from vlatool.transforms.relative import stored_from
+from vlatool.transforms.statistics import StatisticsAccumulator, from_arrays
+
+_HINT = "run the same command again with --overwrite"
 
 
-class LeRobotSink:
+@dataclass(frozen=True)
+class Part:
+    """Part of an episode in a final file."""
+
+    path: str  # its file, relative to the output
+    sha256: str  # digest of the file
+    number: int = 0  # number of the episode
+    first_row: int = 0  # number of its first row in the whole set
+    # task index in the part to task index in the set; empty: they are equal
+    tasks: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A final file."""
+
+    path: str  # its path, relative to the output
+    kind: Literal["rows", "video"]
+    parts: tuple[Part, ...]  # its parts, in order
+    delay: int = 0  # largest delay of the clips of a video
+
+    @property
+    def id(self) -> str:
+        """Name in the journal, which is a valid file name."""
+        return hashlib.sha256(self.path.encode()).hexdigest()[:32]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class FileWriter:
+    """Writes a final file; picklable."""
+
+    output: Path  # the output folder
+    rate: Fraction  # frames per second
+    columns: tuple[str, ...]  # names of all columns, in order
+    annotations: tuple[str, ...] = ()  # columns besides `task_index` that hold task indices
+
+    def __call__(self, plan: FilePlan) -> Receipt:
+        journal = Journal(self.output, "files")
+        previous = intact_receipt(self.output, journal.find(plan.id, plan.digest))
+        if previous is not None:
+            return previous
+        path = self.output / plan.path
+        try:
+            with _seekable(path) as file:
+                if plan.kind == "rows":
+                    self._write_rows(plan, file)
+                else:
+                    paths = [self.output / part.path for part in plan.parts]
+                    join_clips(paths, self.rate, file, plan.delay)
+        except (av.error.FFmpegError, pa.ArrowException, FileNotFoundError) as error:
+            raise StorageError.at(
+                path,
+                f"cannot be made of the parts of its episodes: {error}",
+                hint=_HINT,
+                code="storage.damaged_parts",
+            ) from error
+        entry = file_entry(self.output, plan.path)
+        samples = len(plan.parts) if plan.kind == "video" else None
+        entry = FileEntry(entry.path, entry.bytes, entry.sha256, samples)
+        receipt = Receipt(plan.id, plan.digest, files=(entry,))
+        journal.store(receipt)
+        return receipt
+
+    def _write_rows(self, plan: FilePlan, file: IO[bytes]) -> None:
+        writer: pq.ParquetWriter | None = None
+        for part in plan.parts:
+            with pq.ParquetFile(as_native_file(self.output / part.path)) as source:
+                start = 0
+                for group in range(source.num_row_groups):
+                    table = self._numbered(source.read_row_group(group), part, start)
+                    start += len(table)
+                    writer = writer or pq.ParquetWriter(file, table.schema)
+                    writer.write_table(table, row_group_size=len(table))
+        assert writer is not None, "a file has rows"
+        writer.close()
+
+    def _numbered(self, table: pa.Table, part: Part, start: int) -> pa.Table:
+        """Rows with the numbers of the set; `start` is the number of the first one."""
+        frames = start + np.arange(len(table))
+        columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
+        columns |= automatic_columns(frames, float(self.rate), part.number, part.first_row)
+        columns["task_index"] = table.column("task_index")
+        for name in ("task_index", *self.annotations) if part.tasks else ():
+            column = columns[name]
+            numbers = dict(part.tasks)
+            values = [numbers.get(value, value) for value in column.to_pylist()]
+            columns[name] = pa.array(values, column.type)
+        return pa.table({name: columns[name] for name in self.columns})
+
+
+def write_files(
+    writer: FileWriter, plans: Sequence[FilePlan], executor: Any, reporter: Any
+) -> Iterator[FileEntry]:
+    """Writes all final files; yields their entries in order."""
+    with reporter.progress("files", len(plans), "files") as bar:
+        for outcome in executor.map(writer, plans):
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.value is not None
+            yield from outcome.value.files
+            bar.advance(1)
+
+
+@contextmanager
+def _seekable(path: Path) -> Generator[IO[bytes]]:
+    """A file that can be written at any position, and appears as `path` when it is complete."""
+    if not is_remote(path):
+        with open_atomic(path) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as local:
+        with as_storage_error(Path(tempfile.gettempdir())):
+            yield local
+            local.seek(0)
+        with open_atomic(path) as file:
+            shutil.copyfileobj(local, file, 1 << 20)
+
+
+@dataclass
+class Rolling:
+    """Numbers of chunk and file, of files that are filled one after the other. Source:
+    formats/lerobot-writing 2.
+    """
+
+    limit: int
+    chunks_size: int
+    size: int = 0
+    position: int = 0
+    kind: Any = None
+    is_started: bool = False
+
+    def place(self, size: int, kind: Any = None) -> tuple[int, int, bool]:
+        """Chunk and file of the next part, and True if it is the first one in the file."""
+        is_full = self.size + size >= self.limit or kind != self.kind
+        if self.is_started and is_full:
+            self.position, self.size = self.position + 1, 0
+        is_first = not self.is_started or self.size == 0
+        self.size, self.kind, self.is_started = self.size + size, kind, True
+        chunk, number = divmod(self.position, self.chunks_size)
+        return chunk, number, is_first
+
+
+_SIZE = ("height", "width")
+# Sections of a camera that describe its video; v2.0 has the second name.
+_VIDEO_KEYS = ("info", "video_info")
+
+
+class Numbering:
+    """Collects the receipts of the episodes, in order, and plans the final files."""
+
+    def __init__(
+        self,
+        config: LeRobotSinkConfig,
+        layout: SetLayout,
+        task_tables: Sequence[Mapping[int, str]],
+    ) -> None:
+        self.episodes = 0
+        self.frames = 0  # number of rows of all episodes
+        self._config, self._layout = config, layout
+        tasks: dict[str, int] = {}
+        for table in task_tables:
+            for _, text in sorted(table.items()):
+                tasks.setdefault(text, len(tasks))
+        self._tasks = tasks
+        self._columns, self._automatic = StatisticsAccumulator(), StatisticsAccumulator()
+        self._images: dict[str, list[Array]] = {}
+        self._cameras: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._rows: dict[str, list[Part]] = {}
+        self._videos: dict[str, list[Part]] = {}
+        self._delays: dict[str, int] = {}
+        chunks = config.chunks_size
+        self._data_files = Rolling(config.data_files_size_in_mb * MEGABYTE, chunks)
+        self._video_files = {
+            camera: Rolling(config.video_files_size_in_mb * MEGABYTE, chunks)
+            for camera in layout.camera_features
+        }
+        self._frames_in_file: dict[str, int] = {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Sentences by task index."""
+        return [*self._tasks]
+
+    @property
+    def table_columns(self) -> tuple[str, ...]:
+        """Names of all columns of the data files, in order."""
+        return tuple(name for name in self._layout.features if name not in self._layout.videos)
+
+    def add(self, receipt: Receipt) -> WrittenEpisode | None:
+        """The episode with its number; None for an episode that was dropped."""
+        if not receipt.files:
+            return None
+        number, first_row, length = self.episodes, self.frames, receipt.facts["rows"]
+        self.episodes, self.frames = number + 1, first_row + length
+        tasks = {int(index): text for index, text in receipt.facts["tasks"].items()}
+        numbers = {index: self._task_number(text) for index, text in tasks.items()}
+        is_same = all(index == number for index, number in numbers.items())
+        table, *videos = receipt.files
+        data = self._add_rows(table, number, first_row, () if is_same else tuple(numbers.items()))
+        clips = self._add_videos(receipt, videos, number, length)
+        rows = np.array([numbers[index] for index in receipt.arrays[TASK_INDEX].tolist()])
+        distinct = dict.fromkeys(tasks[index] for index in receipt.arrays[TASK_INDEX].tolist())
+        return WrittenEpisode(
+            number,
+            receipt.facts["listed"] or [*distinct],
+            length,
+            first_row,
+            self._statistics(receipt, number, first_row, rows),
+            data,
+            clips,
+        )
+
+    def plans(self) -> list[FilePlan]:
+        """All final files: data, then videos."""
+        rows = [FilePlan(path, "rows", tuple(parts)) for path, parts in self._rows.items()]
+        videos = [
+            FilePlan(path, "video", tuple(parts), self._delays[path])
+            for path, parts in self._videos.items()
+        ]
+        return [*rows, *videos]
+
+    def features(self) -> dict[str, Any]:
+        """Declarations for `meta/info.json`, with what is known of the cameras."""
+        features = {name: dict(declared) for name, declared in self._layout.features.items()}
+        for camera, (_, facts) in self._cameras.items():
+            declared = features[camera].items()
+            others = {key: value for key, value in declared if key not in _VIDEO_KEYS}
+            features[camera] = others | self._camera_feature(camera, facts)
+        return features
+
+    def set_statistics(self) -> dict[str, Stats]:
+        """Statistics of the whole set by feature: columns from all rows, cameras merged."""
+        stats: dict[str, Stats] = {}
+        columns, automatic = self._columns.total(), self._automatic.total()
+        if columns is not None:
+            stats |= column_entries(columns, self._layout.widths)
+        stats |= {camera: merged_images(parts) for camera, parts in self._images.items()}
+        if automatic is not None:
+            stats |= column_entries(automatic, dict.fromkeys(AUTOMATIC, 1))
+        return stats
+
+    def _task_number(self, text: str) -> int:
+        return self._tasks.setdefault(text, len(self._tasks))
+
+    def _add_rows(
+        self, table: FileEntry, number: int, first_row: int, tasks: tuple[tuple[int, int], ...]
+    ) -> tuple[int, int]:
+        version = self._config.layout_version
+        chunk, position, _ = self._data_files.place(table.bytes)
+        path = data_path(version, self._template(number, chunk, position))
+        part = Part(table.path, table.sha256, number, first_row, tasks)
+        self._rows.setdefault(path, []).append(part)
+        return chunk, position
+
+    def _add_videos(
+        self, receipt: Receipt, videos: Sequence[FileEntry], number: int, length: int
+    ) -> dict[str, tuple[int, int, int]]:
+        """(chunk, file, first frame) of the clip of each camera."""
+        clips: dict[str, tuple[int, int, int]] = {}
+        remaining = iter(videos)
+        for camera, facts in receipt.facts["cameras"].items():
+            self._check_camera(camera, receipt.item, facts["kind"])
+            if camera not in self._layout.videos:
+                continue
+            entry = next(remaining)
+            chunk, position, is_first = self._video_files[camera].place(entry.bytes, facts["kind"])
+            values = self._template(number, chunk, position)
+            path = video_path(self._config.layout_version, camera, values)
+            start = 0 if is_first else self._frames_in_file[camera]
+            self._frames_in_file[camera] = start + length
+            self._videos.setdefault(path, []).append(Part(entry.path, entry.sha256))
+            self._delays[path] = max(self._delays.get(path, 0), facts["delay"])
+            clips[camera] = chunk, position, start
+        return clips
+
+    def _template(self, number: int, chunk: int, position: int) -> dict[str, int]:
+        if self._config.layout_version == "v3.0":
+            return {"chunk_index": chunk, "file_index": position}
+        return {"episode_chunk": number // self._config.chunks_size, "episode_index": number}
+
+    def _check_camera(self, camera: str, item: str, kind: Mapping[str, Any]) -> None:
+        first, facts = self._cameras.setdefault(camera, (item, dict(kind)))
+        if any(facts[key] != kind[key] for key in _SIZE):
+            sizes = [f"{value['width']}x{value['height']}" for value in (kind, facts)]
+            raise DataError(
+                f"camera {camera!r} is {sizes[0]} in {item}, {sizes[1]} in {first}; a data set has "
+                "one size per camera",
+                hint="write them to separate outputs, or leave the camera out with --camera-names",
+                code="data.cannot_merge",
+                details={"camera": camera, "episode": item},
+            )
+
+    def _camera_feature(self, camera: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        declared = self._layout.features[camera]
+        height, width = facts["height"], facts["width"]
+        known = next(
+            (declared[key] for key in _VIDEO_KEYS if isinstance(declared.get(key), Mapping)),
+            {},
+        )
+        is_depth = camera in self._layout.depth
+        channels = 1 if is_depth else 3
+        shape = {"shape": [height, width, channels], "names": ["height", "width", "channels"]}
+        if camera not in self._layout.videos:
+            return {"dtype": "image", **shape}
+        info = {
+            **known,
+            "video.fps": float(self._layout.rate),
+            "video.height": height,
+            "video.width": width,
+            "video.channels": channels,
+            "video.codec": facts["codec"],
+            "video.pix_fmt": facts["pixel_format"],
+            "video.is_depth_map": is_depth,
+            "has_audio": False,
+        }
+        return {"dtype": "video", **shape, "info": info}
+
+    def _statistics(
+        self, receipt: Receipt, number: int, first_row: int, tasks: Any
+    ) -> dict[str, Stats]:
+        """Statistics of an episode; adds them to those of the set."""
+        stats: dict[str, Stats] = {}
+        if self._layout.widths:
+            part = from_arrays(receipt.arrays)
+            self._columns.add(part)
+            stats |= column_entries(part, self._layout.widths)
+        for camera, entry in receipt.facts["stats"].items():
+            self._images.setdefault(camera, []).append(entry_values(entry))
+            stats[camera] = entry
+        frames = np.arange(len(tasks))
+        times = (frames / float(self._layout.rate)).astype(np.float32)
+        numbers = np.full(len(tasks), number)
+        automatic = rows_statistics([times, frames, numbers, first_row + frames, tasks])
+        self._automatic.add(automatic)
+        return stats | dict(column_entries(automatic, dict.fromkeys(AUTOMATIC, 1)))
+
+
+_CAMERAS = "observation.images."
+
+
+def modality_of(
+    layout: SetLayout, sets: Sequence[EpisodeFiles], fields: Mapping[str, Sequence[str]]
+) -> Mapping[str, Any]:
+    """Content of the file: that of the sources if they agree, else one of `fields`, if any;
+    `fields`: fields of the sections `state` and `action`; empty if no file is requested.
+    """
+    stored = [_stored(recording.root) for recording in sets]
+    if stored and stored[0] and all(tree == stored[0] for tree in stored):
+        return stored[0]
+    return _made(layout, fields) if fields else {}
+
+
+def _stored(root: Path) -> Mapping[str, Any]:
+    path = root / MODALITY_FILE
+    try:
+        tree = read_json(path) if path.exists() else {}
+    except (DocumentError, OSError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _made(layout: SetLayout, fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {section: {} for section in fields}
+    for section, names in fields.items():
+        for name in names:
+            column, start = layout.position(name)
+            width = layout.field_widths[name]
+            if width:
+                span = {"start": start, "end": start + width, "original_key": column}
+                tree[section][name.replace(".", "_")] = span
+    tree["video"] = {
+        feature.removeprefix(_CAMERAS): {"original_key": feature}
+        for feature in layout.cameras.values()
+    }
+    tree["annotation"] = {"human.task_description": {"original_key": "task_index"}}
+    return tree
+
+
+class LeRobotSink(Sink):
     """Writes LeRobot data sets."""
 
     Config: ClassVar[type[SinkConfig]] = LeRobotSinkConfig
-    findings: ClassVar[FindingCodes] = LEROBOT_SINK
+    findings: ClassVar[FindingCodes | None] = LEROBOT_SINK
     owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
-    volatile: ClassVar[Sequence[str]] = ()
-    temporary: ClassVar[Sequence[str]] = PART_FILES
+    temporary: Sequence[str] = PART_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
 
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:
@@ -61,23 +481,18 @@ class LeRobotSink:
         self.work: Work = EpisodeWriter(setup.output, config, self._layout)
 
     def begin(self) -> None:
-        """Removes the meta files."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Numbers the episodes, writes tables and videos and, last, `meta/info.json`.
-
-        Raises:
-            DataError: No episode was written, or the images of episodes differ in size.
-        """
+        """Numbers the episodes, writes tables and videos and, last, `meta/info.json`."""
         output, config, layout = self._setup.output, self._config, self._layout
         numbering = Numbering(config, layout, [*map(task_sentences, self._sets)])
         parts: list[FileEntry] = []
         splits = {
             ref.id: split_names(recording)
             for ref in self._setup.refs
-            if isinstance(recording := ref.extras.get("recording"), LeRobotRecording)
+            if isinstance(recording := ref.extras.get("recording"), EpisodeFiles)
         }
         self._splits.clear()
         for recording in self._sets:
@@ -122,7 +537,6 @@ class LeRobotSink:
         return SinkSummary(numbering.frames, size, (*files, *listed, *meta), counts)
 
     def estimate(self) -> Estimate:
-        """Estimate: one sample per frame."""
         return Estimate(self._setup.survey.frames, {"episodes": self._setup.survey.episodes})
 
     def _write_meta(self, numbering: Numbering, lists: Sequence[str]) -> list[str]:
@@ -134,7 +548,8 @@ class LeRobotSink:
         fields = {"state": self.proprioception_fields, "action": self.action_fields}
         modality = modality_of(layout, self._sets, fields if config.modality else {})
         if modality:
-            names.append(write_modality(output, modality))
+            write_json(output / MODALITY_FILE, dict(modality), indent=4)
+            names.append(MODALITY_FILE)
         source: Mapping[str, Any] = self._sets[0].document if self._sets else {}
         dataset = WrittenSet(
             version=version,

@@ -1,155 +1,51 @@
 """Episodes of a LeRobot data set with their fields, cameras, and parts of files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from vlatool.artifacts.lerobot.dataset import (
+    Dataset,
+    EpisodeFiles,
+    FileFinder,
+    clip_defects,
+    first_rows,
+)
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
-    EPISODE_STATS_FILE,
     EPISODES_FILE,
     EPISODES_FOLDER,
     INFO_FILE,
-    MODALITY_FILE,
-    STATS_FILE,
-    TASKS_FILE,
-    TASKS_TABLE,
     EpisodeLine,
     Span,
 )
-from vlatool.episode import Clip, RowSegment
-from vlatool.errors import DataError
-from vlatool.events import counted
-from vlatool.findings import Finding
-from vlatool.sources.base import check_is_data_file, no_episodes
-from vlatool.sources.lerobot.config import (
-    OBSERVED,
-    PREDICTED,
-    LeRobotConfig,
-    check_task_column,
-    select_fields,
-)
-from vlatool.sources.lerobot.files import FileFinder
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lists import episode_statistics, read_episodes, read_tasks
-from vlatool.sources.lerobot.meta import (
+from vlatool.artifacts.lerobot.meta import (
     Feature,
     Info,
-    episode_tables,
+    read_episodes,
     read_info,
     with_group_names,
     with_known_names,
 )
-from vlatool.sources.lerobot.rows import column_names
-from vlatool.sources.lerobot.segments import clip_defects, first_rows
-from vlatool.sources.order import natural_key
+from vlatool.artifacts.lerobot.tables import check_is_data_file, column_names
+from vlatool.episode import Clip, RowSegment
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.sources.base import no_episodes, unknown_field
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list, is_remote
 
+# Prefix of the usual column names, and the name used if no column has it, as in LIBERO sets.
+OBSERVED = ("observation", "state")
+PREDICTED = ("action", "actions")
 _SEARCH_DEPTH = ("", "*/", "*/*/")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Data set, checked against the config.
-
-    Attributes:
-        root: Folder with `meta/`, `data/`, `videos/`.
-        info: Content of `meta/info.json`.
-        cameras: Camera features that have files.
-        observation_keys: Columns that the policy observes.
-        action_keys: Columns that the policy predicts.
-        is_without_videos: No video of its cameras is there; a finding of the set says so.
-    """
-
-    root: Path
-    info: Info
-    cameras: tuple[Feature, ...]
-    observation_keys: tuple[str, ...]
-    action_keys: tuple[str, ...]
-    is_without_videos: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return self.root.resolve().name
-
-    @property
-    def camera_names(self) -> frozenset[str]:
-        """Names of the used cameras."""
-        return frozenset(camera.name for camera in self.cameras)
-
-    @property
-    def field_names(self) -> tuple[str, ...]:
-        """Observed columns, then predicted ones, without repetitions."""
-        return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
-
-    @property
-    def dimension_names(self) -> dict[str, tuple[str, ...]]:
-        """Map from field to dimension names, for fields that have them."""
-        names = {name: self.info.features[name].dimension_names for name in self.field_names}
-        return {name: known for name, known in names.items() if known}
-
-
-@dataclass(frozen=True)
-class EpisodeFiles:
-    """Parts of files that belong to one episode; files may be missing.
-
-    Attributes:
-        dataset: The data set of the episode.
-        line: Its entry in the list of episodes.
-        rows: Its rows.
-        clips: Map from camera, depth included, to its part of a video; of v3.0 only if the list
-            names one.
-        present: Paths that existed when the data set was opened.
-        is_listed: False for an episode that has a file, but no entry in the list.
-        defects: Map from camera to the reason why its clip cannot be used.
-    """
-
-    dataset: Dataset
-    line: EpisodeLine
-    rows: RowSegment
-    clips: Mapping[str, Clip]
-    present: frozenset[Path] = frozenset()
-    is_listed: bool = True
-    defects: Mapping[str, DataError] = field(default_factory=dict[str, DataError])
-
-    @property
-    def root(self) -> Path:
-        """Folder of the data set."""
-        return self.dataset.root
-
-    @property
-    def number(self) -> int:
-        """Number of the episode."""
-        return self.line.number
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """Sentences in the list of episodes, in its order."""
-        return self.line.tasks
-
-    @property
-    def document(self) -> Mapping[str, Any]:
-        """Content of meta/info.json as written."""
-        return self.dataset.info.document
-
-    @property
-    def task_table(self) -> Mapping[int, str]:
-        """Map from task index to sentence; raises as `read_tasks`."""
-        return read_tasks(self.dataset.root, self.dataset.info)
-
-    def statistics(self) -> Mapping[str, Mapping[str, Any]]:
-        """Map from feature to its published statistics; empty if there are none."""
-        return episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
-
-
 def dataset_roots(source: Path) -> list[Path]:
-    """Data sets in `source`: itself, or folders up to two levels below, in natural order.
-
-    If nothing can be listed, only the source itself is tried.
-
-    Raises:
-        DataError: There is no data set.
+    """Data sets in `source`: itself, or folders up to two levels below, in natural order. If
+    nothing can be listed, only the source itself is tried.
     """
     if not can_list(source):
         if (source / INFO_FILE).is_file():
@@ -167,45 +63,8 @@ def dataset_roots(source: Path) -> list[Path]:
     raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
 
 
-def named_files(root: Path) -> list[tuple[str, bool]]:
-    """Files that the metadata of a data set name, and whether they must exist.
-
-    For storage that cannot be listed. Cameras without a video of the first episode have none.
-
-    Raises:
-        DataError: The metadata is broken, or the layout unsupported.
-        FileNotFoundError: There is no list of episodes.
-    """
-    info = read_info(root)
-    finder = FileFinder(root, info, [])
-    lines = read_episodes(root, info)
-    paths = [finder.data_file(line) for line in lines]
-    for feature in info.features.values():
-        videos = [
-            path
-            for line in lines
-            if feature.dtype == "video"
-            if (path := finder.video_file(line, feature.name)) is not None
-        ]
-        paths += videos if videos and videos[0].is_file() else ()
-    paths += episode_tables(root) if info.is_shared else ()
-    needed = (INFO_FILE,) if info.is_shared else (INFO_FILE, EPISODES_FILE)
-    tasks = TASKS_TABLE if info.is_shared else TASKS_FILE
-    optional = (tasks, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE)
-    return [
-        *((name, True) for name in needed),
-        *((name, False) for name in optional),
-        *((path.relative_to(root).as_posix(), True) for path in dict.fromkeys(paths)),
-    ]
-
-
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
-    """Episodes of a data set, ascending by number, those that the list lacks included.
-
-    Raises:
-        DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
-            there are no episodes.
-    """
+    """Episodes of a data set, ascending by number, those that the list lacks included."""
     info = with_group_names(root, read_info(root), findings)
     info = with_known_names(info, config.known_names)
     findings += _version_findings(root, info)
@@ -218,7 +77,15 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     columns = next(filter(None, map(column_names, dict.fromkeys(data_files.values()))), None)
     # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
-    videos = _videos(info, finder, lines)
+    cameras = [feature.name for feature in info.features.values() if feature.dtype == "video"]
+    videos = {
+        camera: {
+            line.number: path
+            for line in lines
+            if (path := finder.video_file(line, camera)) is not None
+        }
+        for camera in cameras
+    }
     dataset = Dataset(
         root,
         info,
@@ -227,7 +94,9 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         select_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
         select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
     )
-    check_task_column(root, info, config.task_column, columns)
+    known = dict.fromkeys([*info.features, *(columns or ())])
+    if config.task_column is not None and config.task_column not in known:
+        raise unknown_field(config.task_column, list(known), root / INFO_FILE, "task column")
     if (lost := _lost_videos(dataset, videos, finder.existing)) is not None:
         findings.append(lost)
         dataset = replace(dataset, is_without_videos=True)
@@ -238,19 +107,6 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
 
 
 _Videos = Mapping[str, Mapping[int, Path]]
-
-
-def _videos(info: Info, finder: FileFinder, lines: Sequence[EpisodeLine]) -> _Videos:
-    """Map from camera to the video of each episode, by its number."""
-    cameras = [feature.name for feature in info.features.values() if feature.dtype == "video"]
-    return {
-        camera: {
-            line.number: path
-            for line in lines
-            if (path := finder.video_file(line, camera)) is not None
-        }
-        for camera in cameras
-    }
 
 
 def _episodes(
@@ -287,7 +143,6 @@ def _clip(path: Path, span: Span | None) -> Clip:
 def _episode_lines(
     root: Path, info: Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
-    """Listed episodes; without a list, the episodes that have a file."""
     path = root / EPISODES_FILE
     if info.is_shared or path.exists():
         lines = read_episodes(root, info)
@@ -376,3 +231,77 @@ def _frame_total_findings(
     path = root / INFO_FILE
     problem = f"total_frames is {info.total_frames}, the list of episodes has {sum(lengths)}"
     yield LEROBOT.at("totals_mismatch", path, problem, field="total_frames")
+
+
+def select_fields(
+    root: Path,
+    info: Info,
+    requested: Sequence[str] | None,
+    convention: tuple[str, str],
+    columns: Sequence[str] | None,
+    findings: list[Finding],
+) -> tuple[str, ...]:
+    """The requested columns, else those of the naming convention.
+
+    `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, or
+    not among the `columns` of a file (None if no file can be read), are left out; `findings`
+    reports them.
+    """
+    if requested is not None:
+        return tuple(_requested_field(root, info, name) for name in requested)
+    prefix, plain = convention
+    conventional = [
+        name for name in info.features if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    numeric = [name for name, feature in info.features.items() if feature.is_number]
+    names = [name for name in conventional if name in numeric]
+    names = names or [name for name in numeric if name == plain]
+    if conventional and not names and convention is PREDICTED:
+        declared = info.features[conventional[0]].dtype
+        raise _unusable_error(
+            root, conventional[0], f"holds {declared}, expected numbers", convention
+        )
+    selected: list[str] = []
+    reason = ""
+    for name in names:
+        if info.features[name].shape is None:
+            raise _unusable_error(root, name, "has no shape of positive integers", convention)
+        if info.features[name].width is None:
+            reason = "is not a vector"
+        elif columns is not None and name not in columns:
+            reason = "has no column in the data"
+        else:
+            selected.append(name)
+            continue
+        message = f"{root}: {name} {reason}; left out"
+        findings.append(LEROBOT("field_left_out", message, field=name))
+    if names and not selected and convention is PREDICTED:
+        raise _unusable_error(root, names[0], reason, convention)
+    return tuple(selected)
+
+
+def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
+    path = root / INFO_FILE
+    option = "--action-keys" if convention is PREDICTED else "--observation-keys"
+    return DataError.at(
+        path,
+        f"the feature {name!r} {reason}",
+        hint=f"correct the file, or name the columns to use with {option}",
+        code="data.unusable_feature",
+        field=name,
+    )
+
+
+def _requested_field(root: Path, info: Info, name: str) -> str:
+    feature = info.features.get(name)
+    numeric = [known for known, other in info.features.items() if other.is_readable_number]
+    if feature is None:
+        raise unknown_field(name, numeric, root / INFO_FILE)
+    if not feature.is_readable_number:
+        raise DataError(
+            f"{root / INFO_FILE}: the field {name!r} holds {feature.dtype}, expected numbers",
+            hint=f"choose from: {', '.join(numeric)}",
+            code="data.not_numeric",
+            details={"field": name, "known": numeric, "path": str(root / INFO_FILE)},
+        )
+    return name

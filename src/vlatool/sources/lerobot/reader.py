@@ -4,56 +4,51 @@ LIBERO has two image columns and one instruction per episode. Source: reference/
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
-    EPISODE_INDEX,
-    FRAME_INDEX,
     INFO_FILE,
     META_FILES,
     TASKS_TABLE,
     split_spans,
 )
-from vlatool.artifacts.lerobot.recording import split_names
+from vlatool.artifacts.lerobot.meta import Info, episode_tables
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
-from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_each
-from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lint import check_values
-from vlatool.sources.lerobot.meta import Info, episode_tables
-from vlatool.sources.lerobot.rules import name_to_sentence, walk_episode, without_labels
+from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
+from vlatool.sources.lerobot.config import LeRobotConfig, LiberoConfig
+from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
+from vlatool.sources.lerobot.rules import (
+    check_values,
+    name_to_sentence,
+    walk_episode,
+    without_labels,
+)
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
 
 
-class LeRobotReader:
+class LeRobotReader(FormatReader):
     """Reader of LeRobot v2.0, v2.1 and v3.0; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
-    findings: ClassVar[FindingCodes] = LEROBOT
+    findings: ClassVar[FindingCodes | None] = LEROBOT
 
     def __init__(self, config: LeRobotConfig) -> None:
         self.config = config
-        self.source_findings: list[Finding] = []
+        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All listed episodes; reads and checks all metadata before the first one.
-
-        Raises:
-            DataError: `data.no_episodes`, `data.unknown_field`, `data.unsupported_version`, or
-                broken metadata.
-        """
+        """All listed episodes; reads and checks all metadata before the first one."""
         findings: list[Finding] = []
         datasets: dict[Path, tuple[Path, list[EpisodeFiles]]] = {}
         for source in sources:
@@ -72,11 +67,8 @@ class LeRobotReader:
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Declared cameras, fields and lengths of the data sets.
 
-        Reads the first readable episode of each data set, which gives the fields. Files and
-        lengths of the others are known from listings.
-
-        Raises:
-            DataError: No episode can be read; the error of the first one.
+        Reads the first readable episode of each data set, which gives the fields. Files and lengths
+        of the others are known from listings.
         """
         reasons: list[VlatoolError] = []
         return merge_surveys(self._surveys(refs, reasons), reasons)
@@ -109,11 +101,7 @@ class LeRobotReader:
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk.
-
-        Raises:
-            DataError: Its files are missing, broken or inconsistent; names file and field.
-        """
+        """One episode; its images stay on disk."""
         files = _episode_files(ref)
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
@@ -155,11 +143,6 @@ class LeRobotReader:
 
 
 def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:
-    """Episodes of a split.
-
-    Raises:
-        DataError: It has none.
-    """
     chosen = [episode for episode in episodes if split in split_names(episode)]
     if not chosen:
         known = [name for name, spans in split_spans(episodes[0].document).items() if spans]
@@ -186,7 +169,6 @@ def _metadata(root: Path, info: Info) -> list[Path]:
 
 
 def _videos(episode: EpisodeFiles) -> Iterator[Path]:
-    """Videos of the used cameras."""
     for camera in episode.dataset.cameras:
         if camera.name in episode.clips:
             yield episode.clips[camera.name].path
@@ -213,22 +195,6 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
                 files=(*_videos(episode), *metadata),
                 extras={"recording": episode},
             )
-
-
-class LiberoConfig(LeRobotConfig):
-    """Options for LIBERO data sets; the two cameras are fixed."""
-
-    camera_columns: ClassVar[tuple[str, ...]] = ("image", "wrist_image")
-    needed_columns: ClassVar[tuple[str, ...]] = (FRAME_INDEX, EPISODE_INDEX)
-    is_list_first: ClassVar[bool] = True
-    needs_instruction: ClassVar[bool] = True
-    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "actions": ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    }
-
-    task_join: str | None = Field(
-        default=" / ", description="Separator that joins several listed tasks of an episode."
-    )
 
 
 class LiberoReader(LeRobotReader):

@@ -1,34 +1,45 @@
-"""Rules of a LeRobot episode, applied in one pass, which `read` ends at the first error.
+"""Rules of a LeRobot episode: those of one pass, which `read` ends at the first error, and more.
 
-Checks that only `verify` makes are in `lint.py`.
-
-Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 7, 8, 11, 12.
+`verify` alone makes the checks that read data nothing else needs. Legend of shapes: F frames, C
+dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Self
 
+import numpy as np
+
+from vlatool.artifacts.field_summary import dimension_label
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     EPISODES_FILE,
     EPISODES_FOLDER,
     FRAME_INDEX,
+    moments,
+)
+from vlatool.artifacts.lerobot.meta import (
+    Feature,
+    Statistics,
+)
+from vlatool.artifacts.lerobot.tables import (
+    Rows,
+    actual_segment,
+    check_is_data_file,
+    read_rows,
+    timestamp_problem,
 )
 from vlatool.episode import Array, Clip, FrameSource, RowSegment
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
-from vlatool.sources.base import check_is_data_file, id_part
+from vlatool.sources.base import id_part
+from vlatool.sources.frames import ParquetImages, VideoFrames, VideoInfo, probe_video
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import EpisodeFiles
-from vlatool.sources.lerobot.meta import Feature
-from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows, timestamp_problem
-from vlatool.sources.packets import VideoInfo, probe_video
-from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
-from vlatool.sources.video import VideoFrames
 
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
@@ -37,22 +48,15 @@ _LABELS = frozenset({"valid", "invalid"})
 
 @dataclass(frozen=True)
 class EpisodeContents:
-    """Readable content of an episode.
+    """Readable content of an episode."""
 
-    Attributes:
-        rows: Its rows; None if they cannot be read.
-        cameras: Map from camera to its images.
-        missing: Map from declared camera without images to the error.
-        task: Its instruction.
-        metadata: Map from bookkeeping column to one value per frame.
-        fields: Map from field to its values [F, C].
-    """
-
-    rows: Rows | None
-    cameras: Mapping[str, FrameSource]
-    missing: Mapping[str, DataError]
-    task: str = ""
+    rows: Rows | None  # its rows; None if they cannot be read
+    cameras: Mapping[str, FrameSource]  # map from camera to its images
+    missing: Mapping[str, DataError]  # map from declared camera without images to the error
+    task: str = ""  # its instruction
+    # map from bookkeeping column to one value per frame
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    # map from field to its values [F, C]
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
@@ -61,7 +65,10 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     name = f"episode {files.number}"
     if not files.is_listed:
         report.add_error(_unlisted_error(files))
-    columns = _columns(files, config)
+    dataset = files.dataset
+    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
+    task_column = [config.task_column] if config.task_column else []
+    columns = [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
     segment = _segment(files, name, report)
     rows = report.attempt(partial(read_rows, segment, name, columns)) if segment else None
     missing = dict(_missing_cameras(files, rows))
@@ -69,12 +76,28 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         return EpisodeContents(None, _cameras(files, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
-    _check_length(files, rows, report)
+    length = files.line.length
+    if length is not None and length != len(rows):
+        report.add_error(
+            DataError(
+                f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
+                f"the list of episodes says {length}",
+                hint="the file or the list is of another version; download both again",
+                code="data.length_mismatch",
+                details={"path": str(rows.path), "rows": len(rows), "length": length},
+            )
+        )
     metadata = _bookkeeping(rows, report)
     task = report.attempt(partial(_instruction, files, rows, config, report)) or ""
     _check_bookkeeping(files, rows, metadata, report)
     cameras = _cameras(files, rows, missing, report)
-    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(files, rows, report))
+    fields: dict[str, Array] = {}
+    for name in files.dataset.field_names:
+        width = files.dataset.info.features[name].width
+        values = report.attempt(partial(rows.vectors, name, width))
+        if values is not None:
+            fields[name] = values
+    return EpisodeContents(rows, cameras, missing, task, metadata, fields)
 
 
 def _segment(files: EpisodeFiles, name: str, report: Collector) -> RowSegment | None:
@@ -102,30 +125,7 @@ def _unlisted_error(files: EpisodeFiles) -> DataError:
     )
 
 
-def _columns(files: EpisodeFiles, config: LeRobotConfig) -> list[str]:
-    """Columns to read from the parquet file."""
-    dataset = files.dataset
-    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
-    task_column = [config.task_column] if config.task_column else []
-    return [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
-
-
-def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
-    length = files.line.length
-    if length is not None and length != len(rows):
-        report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
-                f"the list of episodes says {length}",
-                hint="the file or the list is of another version; download both again",
-                code="data.length_mismatch",
-                details={"path": str(rows.path), "rows": len(rows), "length": length},
-            )
-        )
-
-
 def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
-    """Automatic columns that exist and are numeric."""
     metadata: dict[str, Sequence[Any]] = {}
     for name in AUTOMATIC:
         if name in rows.columns:
@@ -144,7 +144,20 @@ def _check_bookkeeping(
         if problem:
             message = f"{rows.episode}: {problem}; frames are matched by row number"
             report.note("timestamps", message, **location, field="timestamp")
-    _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
+    # Reports missing or repeated frames, because rows pair with images by number
+    numbers = metadata.get(FRAME_INDEX, ())
+    frame = next((row for row, number in enumerate(numbers) if number != row), None)
+    if frame is not None:
+        report.add_error(
+            DataError(
+                f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
+                f"expected {frame}",
+                hint="rows are missing or repeated; download the file again, or exclude the "
+                "episode with `preprocess --exclude`",
+                code="data.frame_index_gap",
+                details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
+            )
+        )
     others = set(metadata.get("episode_index", ())) - {files.number}
     if others:
         report.add_error(
@@ -158,40 +171,12 @@ def _check_bookkeeping(
         )
 
 
-def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None:
-    """Reports missing or repeated frames, because rows pair with images by number."""
-    frame = next((row for row, number in enumerate(numbers) if number != row), None)
-    if frame is not None:
-        report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
-                f"expected {frame}",
-                hint="rows are missing or repeated; download the file again, or exclude the "
-                "episode with `preprocess --exclude`",
-                code="data.frame_index_gap",
-                details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
-            )
-        )
-
-
-def _fields(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
-    """Fields that the policy observes or predicts, as far as they can be read."""
-    fields: dict[str, Array] = {}
-    for name in files.dataset.field_names:
-        width = files.dataset.info.features[name].width
-        values = report.attempt(partial(rows.vectors, name, width))
-        if values is not None:
-            fields[name] = values
-    return fields
-
-
 # Images
 
 
 def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
-    """Errors of cameras that the data set declares, but that have no file or column here.
-
-    The caller decides by the selected cameras whether the episode is used nevertheless.
+    """Errors of cameras that the data set declares, but that have no file or column here. The
+    caller decides by the selected cameras whether the episode is used nevertheless.
     """
     for camera in files.dataset.cameras:
         code, path, problem = "data.missing_column", files.rows.path, "has no such column"
@@ -310,12 +295,7 @@ def _video_problems(
 
 
 def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
-    """Instruction of the episode, from the rows, else from the list, else the folder name.
-
-    Raises:
-        DataError: The rows name an unknown task, the list has several, or a required instruction
-            is missing.
-    """
+    """Instruction of the episode, from the rows, else from the list, else the folder name."""
     table = _task_table(files, report)
     is_listed = config.is_list_first and any(files.line.tasks)
     column = None if is_listed else _task_column(rows, config)
@@ -419,4 +399,150 @@ def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) 
         hint="the metadata is older than the data; download meta/ again",
         code="data.unknown_task",
         details={"episode": rows.episode, "field": column},
+    )
+
+
+def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collector) -> None:
+    """Checks the order of rows, finite values, motion, and published statistics."""
+    rows = contents.rows
+    if rows is None:
+        return
+    _check_counting(rows, contents, report)
+    _check_undeclared(files, rows, report)
+    for name, values in contents.fields.items():
+        names = files.dataset.info.features[name].dimension_names
+        report.attempt(partial(check_finite, rows, name, values, names))
+    vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
+    _check_motion(rows, contents, report)
+    for name, frames in contents.cameras.items():
+        if isinstance(frames, ParquetImages):
+            report.attempt(partial(frames.read, [0]), camera=name)
+    published = files.statistics()
+    summaries = {name: Moments.of(values) for name, values in vectors.items() if len(values)}
+    for name, problem in statistics_mismatches(published, summaries):
+        message = f"published statistics of {rows.episode}: {name} {problem}"
+        report.note("stats_contradict", message, field=name)
+
+
+def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
+    """Checks that rows are in order and that `index` is continuous."""
+    location = {"path": str(rows.path)}
+    if (np.diff(rows.order) != 1).any():
+        message = f"{rows.path}: rows are not in the order of frame_index"
+        report.note("rows_unsorted", message, **location, field=FRAME_INDEX)
+    values = contents.metadata.get("index", ())
+    start = values[0] if values and isinstance(values[0], int) else 0
+    frame = next((row for row, value in enumerate(values) if value != row + start), None)
+    if frame is not None:
+        message = f"index is {values[frame]} at row {frame}, expected {frame + start}"
+        report.note("index_gap", f"{rows.path}: {message}", **location, field="index", frame=frame)
+
+
+def _check_undeclared(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
+    for name in rows.columns:
+        if name not in files.dataset.info.features:
+            message = f"{rows.path}: the column {name!r} is not a feature in meta/info.json"
+            report.note("undeclared_column", message, path=str(rows.path), field=name)
+
+
+def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
+    """Raises DataError if a value of a column [F, C] is NaN or infinite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0].tolist()
+        value = "NaN" if np.isnan(values[row, column]) else "an infinite value"
+        label = dimension_label(name, column, values.shape[1], {name: dimensions})
+        dimension = label.removeprefix(name).removeprefix(": ")
+        problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
+        raise rows.error(name, problem, "data.non_finite", row)
+
+
+def _other_fields(
+    files: EpisodeFiles, rows: Rows, report: Collector
+) -> Iterator[tuple[str, Array]]:
+    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
+    used, features = files.dataset.field_names, files.dataset.info.features
+    others = [
+        name
+        for name, feature in features.items()
+        if feature.width is not None and feature.is_readable_number
+        if name in rows.columns and name not in used
+    ]
+    try:
+        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
+    except DataError:  # of one column at least
+        columns = []
+    for name, column in zip_longest(others, columns):
+        try:
+            if column is None:
+                column = read_rows(rows.segment, rows.episode, [name])
+            values = column.vectors(name, features[name].width)
+            check_finite(column, name, values)
+        except DataError as error:
+            report.note("unused_column", error.message, path=str(rows.path), field=name)
+        else:
+            yield name, values
+
+
+def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
+    used = list(contents.fields.values())
+    if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
+        message = f"{rows.path}: no observation or action changes"
+        report.note("no_motion", message, path=str(rows.path))
+
+
+# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of the rows of a field; `min`, `max`, `mean`, `std` are float64 [C]."""
+
+    min: Array
+    max: Array
+    mean: Array
+    std: Array
+    count: int
+
+    @classmethod
+    def of(cls, values: Array) -> Self:
+        """Statistics of rows [F, C], of which there is one at least."""
+        return cls(**moments(values), count=len(values))
+
+
+def statistics_mismatches(
+    stated: Statistics, rows: Mapping[str, Moments]
+) -> Iterator[tuple[str, str]]:
+    """(feature, problem) of published statistics that differ from those of the rows."""
+    for name, actual in rows.items():
+        entry = stated.get(name)
+        if entry is None:
+            continue
+        scale = np.maximum(np.maximum(np.abs(actual.min), np.abs(actual.max)), 1e-6)
+        for key in ("min", "max", "mean", "std"):
+            problem = _difference(key, entry.get(key), getattr(actual, key), scale)
+            if problem:
+                yield name, problem
+        count = entry.get("count")
+        if count and count not in (actual.count, [actual.count]):
+            yield name, f"has count {str(count)[:40]}, there are {counted(actual.count, 'row')}"
+
+
+def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
+    if stated is None:
+        return ""
+    try:
+        numbers = np.asarray(stated, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return f"{key} is not a list of numbers"
+    if numbers.shape != actual.shape:
+        return f"{key} has {counted(len(numbers), 'value')}, the rows have {len(actual)}"
+    differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
+    if not differs.any():
+        return ""
+    column = int(differs.argmax())
+    return (
+        f"{key} of dimension {column} is {numbers[column]:.6g}, "
+        f"that of the rows is {actual[column]:.6g}"
     )

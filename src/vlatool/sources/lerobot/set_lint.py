@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from vlatool.artifacts.field_summary import dimension_label
+from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, list_problems, task_sentences
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     INFO_FILE,
@@ -24,26 +26,25 @@ from vlatool.artifacts.lerobot.format import (
     merge_stats,
     split_spans,
 )
-from vlatool.artifacts.lerobot.tables import episode_spans
+from vlatool.artifacts.lerobot.meta import (
+    Info,
+    Statistics,
+    episode_statistics,
+    feature_names,
+    feature_statistics,
+    read_lines,
+    read_object,
+)
+from vlatool.artifacts.lerobot.tables import Rows, actual_segment, episode_spans, read_rows
 from vlatool.config.coerce import value_text
 from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import Dataset, EpisodeFiles, dataset_roots, open_dataset
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lint import Moments, statistics_mismatches
-from vlatool.sources.lerobot.lists import (
-    Statistics,
-    episode_statistics,
-    feature_statistics,
-    read_tasks,
-)
-from vlatool.sources.lerobot.meta import Info, feature_names, read_lines, read_object
-from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows
-from vlatool.sources.lerobot.segments import list_problems
-from vlatool.sources.order import natural_key
+from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
+from vlatool.sources.lerobot.rules import Moments, check_finite, statistics_mismatches
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
 _MEBIBYTE = 2**20
@@ -60,11 +61,8 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path, info = root / INFO_FILE, episodes[0].dataset.info
-    tasks: Mapping[int, str] = {}
-    with suppress(DataError):  # the check of each episode reports it
-        tasks = read_tasks(root, info)
     for code, field, problem in (
-        *_totals(info, len(tasks), episodes),
+        *_totals(info, len(task_sentences(episodes[0])), episodes),
         *_splits(info.document, len(episodes)),
         *_names(info.document),
     ):
@@ -72,7 +70,19 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     if (finding := _statistics_finding(root, info)) is not None:
         yield finding
     if info.is_shared:
-        yield from _check_files(root, info, episodes)
+        lines = [episode.line for episode in episodes]
+        for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
+            place = f"{root}: episode {number}"
+            yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
+        yield from _check_sizes(info, episodes)
+        listed = {line.number for line in lines}
+        for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
+            with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
+                spans = episode_spans(path)
+                if others := sorted(set(spans or ()) - listed):
+                    shown = ", ".join(map(str, others[:5])) + ("..." if len(others) > 5 else "")
+                    problem = f"has rows of episodes that the list of episodes lacks: {shown}"
+                    yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
     yield from _check_rows(root, episodes)
 
 
@@ -148,25 +158,7 @@ def set_statistics(root: Path) -> Statistics:
 # Files of v3.0
 
 
-def _check_files(root: Path, info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Checks the segments of the list, sizes of files, and rows of episodes without an entry."""
-    lines = [episode.line for episode in episodes]
-    for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
-        place = f"{root}: episode {number}"
-        yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
-    yield from _check_sizes(info, episodes)
-    listed = {line.number for line in lines}
-    for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
-        with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
-            spans = episode_spans(path)
-            if others := sorted(set(spans or ()) - listed):
-                shown = ", ".join(map(str, others[:5])) + ("..." if len(others) > 5 else "")
-                problem = f"has rows of episodes that the list of episodes lacks: {shown}"
-                yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
-
-
 def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Findings on files of several episodes that are larger than info.json says."""
     data = Counter(episode.rows.path for episode in episodes)
     videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
     for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
@@ -184,13 +176,7 @@ def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Findi
 
 
 class _Summary:
-    """Facts of the rows of all episodes that can be read.
-
-    Attributes:
-        expected: Value of `index` in the next row.
-        columns: Names of all columns.
-        is_whole: True if all rows could be read.
-    """
+    """Facts of the rows of all episodes that can be read."""
 
     def __init__(self, dataset: Dataset, published: Statistics) -> None:
         features = dataset.info.features
@@ -200,9 +186,9 @@ class _Summary:
             for name in dict.fromkeys(names)
             if name in features and features[name].is_number and features[name].width is not None
         ]
-        self.expected = 0
+        self.expected = 0  # value of `index` in the next row
         self.columns: set[str] = set()
-        self.is_whole = True
+        self.is_whole = True  # True if all rows could be read
         self._dataset = dataset
         self._moments: defaultdict[str, list[Moments]] = defaultdict(list)
         self._episodes: dict[bytes, int] = {}
@@ -228,12 +214,11 @@ class _Summary:
         """The column; None if it is missing or invalid, which the check of the episode reports."""
         with suppress(DataError):
             values = rows.vectors(name, self._dataset.info.features[name].width)
-            rows.check_finite(name, values)
+            check_finite(rows, name, values)
             return values
         return None
 
     def moments(self) -> Iterator[tuple[str, Moments]]:
-        """Statistics of each column over all episodes."""
         for name, parts in self._moments.items():
             counts = [{**vars(part), "count": [part.count]} for part in parts]
             merged = {key: np.array(value) for key, value in merge_stats(counts).items()}
@@ -241,9 +226,8 @@ class _Summary:
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Checks all that needs the rows of all episodes, in one pass.
-
-    Skips rows that cannot be read; the check of that episode reports them.
+    """Checks all that needs the rows of all episodes, in one pass. Skips rows that cannot be read;
+    the check of that episode reports them.
     """
     dataset, published = episodes[0].dataset, set_statistics(root)
     summary = _Summary(dataset, published)

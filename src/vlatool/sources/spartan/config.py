@@ -94,11 +94,7 @@ class SpartanConfig(ConfigModel):
 
 
 def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGroup, ...]]:
-    """The config with the content of its action file, and the pose groups of the episodes.
-
-    Raises:
-        DataError: The file is missing or does not have the published form.
-    """
+    """The config with the content of its action file, and the pose groups of the episodes."""
     if config._pose_groups is not None:
         return config, config._pose_groups
     path = config.action_fields_config_path
@@ -127,11 +123,7 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
 
 
 def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
-    """Map from task to the numbers of the episodes to exclude.
-
-    Raises:
-        DataError: The file is missing or does not have the published form.
-    """
+    """Map from task to the numbers of the episodes to exclude."""
     if path is None:
         return {}
     content = _mapping(path, read_json, "validation episodes")
@@ -176,11 +168,8 @@ def _file_error(path: str, problem: str, hint: str, code: str = "data.broken_fil
 
 
 def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
-    """Map from task to exported kind, in published order, to sentences, from an annotations file.
-
-    Raises:
-        DataError: The file is missing, not YAML, or not of the expected shape.
-        StorageError: The file exists, but cannot be read.
+    """Map from task to exported kind, in published order, to sentences, from an annotations
+    file.
     """
     if path is None:
         return {}

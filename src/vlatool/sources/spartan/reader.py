@@ -10,8 +10,13 @@ from pathlib import Path
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import merge_surveys, survey_each, survey_episode
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.base import (
+    FormatReader,
+    merge_surveys,
+    survey_each,
+    survey_episode,
+    unique_refs,
+)
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.config import (
     SpartanConfig,
@@ -20,18 +25,20 @@ from vlatool.sources.spartan.config import (
     validation_episodes,
     with_action_file,
 )
-from vlatool.sources.spartan.findings import SPARTAN
-from vlatool.sources.spartan.lint import EpisodeLint, check_members, check_siblings
 from vlatool.sources.spartan.rules import (
     METADATA,
     OBSERVATIONS,
+    SPARTAN,
+    EpisodeLint,
     OpenedEpisode,
     camera_names,
+    check_members,
+    check_siblings,
     open_episode,
     read_values,
 )
 from vlatool.storage.background import in_parallel
-from vlatool.storage.tree import walk
+from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.relative import SUFFIX, actual_field
 
@@ -41,7 +48,7 @@ _PARALLEL_READS = 8
 _EPISODE = re.compile(r"^episode_(\d+)$")
 
 
-class SpartanReader:
+class SpartanReader(FormatReader):
     """Reader of raw Spartan episodes; any folder above them can be the source."""
 
     Config = SpartanConfig
@@ -50,14 +57,10 @@ class SpartanReader:
     def __init__(self, config: SpartanConfig) -> None:
         self.config, self._groups = with_action_file(config)
         self._ordered = sorted(self.config.action_key_fields, key=_published_order)
-        self.source_findings: list[Finding] = []
+        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Episodes below the sources in natural order.
-
-        Raises:
-            DataError: A source is missing or has no episode below it.
-        """
+        """Episodes below the sources in natural order."""
         annotations = language_annotations(self.config.language_annotations_path)
         validation = validation_episodes(self.config.validation_episodes_path)
         refs: list[EpisodeRef] = []
@@ -85,9 +88,6 @@ class SpartanReader:
         On S3, where the headers of an episode take several requests, the first readable episode
         gives the fields. Of the others only metadata.yaml is read, unless it names a new camera;
         the number of frames stays unknown.
-
-        Raises:
-            DataError: No episode can be read; the error of the first one.
         """
         reasons: list[VlatoolError] = []
         survey = merge_surveys(self._surveys(iter(refs), reasons), reasons)
@@ -118,7 +118,6 @@ class SpartanReader:
                 yield survey
 
     def _survey_headers(self, ref: EpisodeRef) -> Survey:
-        """Survey of an episode from its headers."""
         report = Collector(SPARTAN, strict=True)
         episode = open_episode(ref.path / "processed", self.config, report)
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
@@ -126,11 +125,7 @@ class SpartanReader:
         return Survey(1, sizes, fields, episode.num_frames, _RATE_HZ)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; arrays that are not used are not inflated.
-
-        Raises:
-            DataError: A file or array is missing, broken or inconsistent with the others.
-        """
+        """One episode; arrays that are not used are not inflated."""
         report = Collector(SPARTAN, strict=True, episode=ref.id)
         opened = open_episode(ref.path / "processed", self.config, report)
         values = read_values(opened, self.config, report)
@@ -197,7 +192,6 @@ class SpartanReader:
         yield from check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
-        """Pose groups with all their fields, including the measured counterparts."""
         return tuple(
             group
             for group in self._groups
@@ -208,15 +202,13 @@ class SpartanReader:
         )
 
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
-        """Action fields of a policy: left arm first, poses relative if possible.
-
-        Source: formats/lbm-preprocessing 3.4.
+        """Action fields of a policy: left arm first, poses relative if possible. Source:
+        formats/lbm-preprocessing 3.4.
         """
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
         return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 
     def _policy_proprioception(self, lowdim: Collection[str]) -> tuple[str, ...]:
-        """Measured counterparts of the action fields."""
         measured = map(actual_field, self._ordered)
         return tuple(name for name in measured if name is not None and name in lowdim)
 
@@ -278,7 +270,6 @@ def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
 
 
 def _published_order(field: str) -> tuple[int, int]:
-    """Sort key: left before right, position before rotation before gripper."""
     part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
     return (0 if "left" in field else 1, part)
 

@@ -1,19 +1,24 @@
-"""Version, features and names of a LeRobot data set, from `meta/info.json` and the files there.
+"""Meta files of LeRobot data sets: info, names, and the lists of episodes, tasks and statistics.
 
-Names of dimensions come from features, or from the groups of GR00T sets. Source: formats/lerobot
-4.2, 4.3.
+v2.0 and v2.1 have JSON lines, v3.0 has tables. Names of dimensions come from features, or from the
+groups of GR00T sets. Source: formats/lerobot 4.2, 4.3, 5, 9.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
+
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     CHUNKS_SIZE,
     DATA_PATH,
+    EPISODE_INDEX,
     EPISODE_STATS_FILE,
     EPISODES_FILE,
     EPISODES_FOLDER,
@@ -22,14 +27,18 @@ from vlatool.artifacts.lerobot.format import (
     MODALITY_FILE,
     SHARED_DATA_PATH,
     SHARED_VIDEO_PATH,
+    TASKS_FILE,
+    TASKS_TABLE,
     VIDEO_PATH,
+    EpisodeLine,
+    Span,
 )
+from vlatool.artifacts.lerobot.tables import check_is_data_file, read_segment, table_columns
+from vlatool.episode import RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.base import check_is_data_file
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.order import natural_key
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json, read_document, read_json
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
 _LARGEST_LIST = 2**28  # bytes; millions of episodes
@@ -42,25 +51,17 @@ _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 @dataclass(frozen=True)
 class Feature:
-    """Entry of `features`: type and shape of a column or a camera.
+    """Entry of `features`: type and shape of a column or a camera."""
 
-    Attributes:
-        name: Name of the column or camera.
-        dtype: Type as declared.
-        shape: Shape as declared; None if it is not a list of positive integers.
-        names: Texts of `names` in order, at any depth, or names of groups.
-        is_depth: True if the images hold depth.
-    """
-
-    name: str
-    dtype: str
+    name: str  # name of the column or camera
+    dtype: str  # type as declared
+    # shape as declared; None if it is not a list of positive integers
     shape: tuple[int, ...] | None
-    names: tuple[str, ...] = ()
-    is_depth: bool = False
+    names: tuple[str, ...] = ()  # texts of `names` in order, at any depth, or names of groups
+    is_depth: bool = False  # True if the images hold depth
 
     @property
     def is_camera(self) -> bool:
-        """True for images and videos."""
         return self.dtype in {"video", "image"}
 
     @property
@@ -100,31 +101,18 @@ class Feature:
 
 @dataclass(frozen=True)
 class Info:
-    """Content of `meta/info.json` that reading needs.
+    """Content of `meta/info.json` that reading needs."""
 
-    Attributes:
-        version: `codebase_version` as written.
-        layout: Version of the layout of the files: `v2.0`, `v2.1` or `v3.0`.
-        fps: Frames per second, above zero.
-        robot_type: Free text; may be empty.
-        total_frames: Total as declared, or None.
-        chunks_size: Number of episodes per chunk, of files in v3.0.
-        data_path: Template of the paths of parquet files.
-        video_path: Template of the paths of videos.
-        features: Map from name to feature, in file order.
-        document: The whole content, as written.
-    """
-
-    version: str
-    layout: str
-    fps: float
-    robot_type: str
-    total_frames: int | None
-    chunks_size: int
-    data_path: str
-    video_path: str
-    features: Mapping[str, Feature]
-    document: Mapping[str, Any]
+    version: str  # `codebase_version` as written
+    layout: str  # version of the layout of the files: `v2.0`, `v2.1` or `v3.0`
+    fps: float  # frames per second, above zero
+    robot_type: str  # free text; may be empty
+    total_frames: int | None  # total as declared, or None
+    chunks_size: int  # number of episodes per chunk, of files in v3.0
+    data_path: str  # template of the paths of parquet files
+    video_path: str  # template of the paths of videos
+    features: Mapping[str, Feature]  # map from name to feature, in file order
+    document: Mapping[str, Any]  # the whole content, as written
 
     @property
     def is_shared(self) -> bool:
@@ -133,11 +121,7 @@ class Info:
 
 
 def read_info(root: Path) -> Info:
-    """Content of `meta/info.json`.
-
-    Raises:
-        DataError: It is missing or broken, or the layout is none of v2.0, v2.1 and v3.0.
-    """
+    """Content of `meta/info.json`."""
     path = root / INFO_FILE
     if not path.exists():
         layout_of(root)  # v1 has no such file
@@ -165,11 +149,7 @@ def read_info(root: Path) -> Info:
 
 def layout_of(root: Path, version: str = "") -> str:
     """Version of the layout of the files, `v2.0`, `v2.1` or `v3.0`; what the set states is a hint.
-
-    Source: formats/lerobot 1
-
-    Raises:
-        DataError: There is no list of episodes of a known version.
+    Source: formats/lerobot 1.
     """
     if next(iter(episode_tables(root)), None) is not None:
         return "v3.0"
@@ -185,24 +165,21 @@ def layout_of(root: Path, version: str = "") -> str:
 
 
 def episode_tables(root: Path) -> Iterator[Path]:
-    """Tables of the list of episodes of v3.0, in natural order.
-
-    Where nothing can be listed, tables are expected to be numbered from 0 without a gap.
+    """Tables of the list of episodes of v3.0, in natural order. Where nothing can be listed, tables
+    are expected to be numbered from 0 without a gap.
     """
     if can_list(root):
         yield from sorted(root.glob(EPISODES_TABLES), key=natural_key)
         return
     for chunk in count():
-        files = (table_path(root, chunk, file) for file in range(CHUNKS_SIZE))
+        files = (
+            (root / EPISODES_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet")
+            for file in range(CHUNKS_SIZE)
+        )
         existing = list(takewhile(Path.is_file, files))
         yield from existing
         if len(existing) < CHUNKS_SIZE:
             return
-
-
-def table_path(root: Path, chunk: int, file: int) -> Path:
-    """Path of one table of the list of episodes."""
-    return root / EPISODES_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet"
 
 
 def missing_list_error(path: Path) -> DataError:
@@ -254,8 +231,7 @@ def _feature(path: Path, name: str, value: object) -> Feature:
 
 def feature_names(value: object) -> tuple[str, ...]:
     """Texts of `names` of a feature; those of groups have the group before them unless unique.
-
-    Source: formats/lerobot 4.2
+    Source: formats/lerobot 4.2.
     """
     paths = list(_nested_texts(value))
     names = tuple(path[-1] for path in paths)
@@ -278,20 +254,12 @@ def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        DataError: The file is missing, a Git LFS pointer, too large, or not a JSON object.
-    """
+    """The mapping in a JSON file."""
     return _parse_object(path, _read_text(path))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and mapping of each line of a JSON-lines file that is not empty.
-
-    Raises:
-        DataError: As `read_object`.
-    """
+    """Line number and mapping of each line of a JSON-lines file that is not empty."""
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
             raise metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
@@ -441,3 +409,193 @@ def _group_names(root: Path, findings: list[Finding]) -> Iterator[tuple[str, int
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+
+
+Statistics = Mapping[str, Mapping[str, Any]]
+_Columns = dict[str, list[Any]]
+
+_STATS = "stats/"
+_ROWS = ("data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
+_NEEDED = (EPISODE_INDEX, *_ROWS)
+_OPTIONAL = ("length", "tasks")
+_CLIP = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+_UNNAMED_INDEX = "__index_level_0__"  # of a pandas table, written by earlier versions
+
+
+def read_episodes(root: Path, info: Info) -> list[EpisodeLine]:
+    episodes: dict[int, EpisodeLine] = {}
+    read = _lines_of_tables(root, info) if info.is_shared else _lines_of_text(root)
+    for path, position, line in read:
+        if not 0 <= line.number <= LARGEST_COUNT:
+            raise metadata_error(path, EPISODE_INDEX, "is not an episode number", position)
+        if line.number in episodes:
+            raise metadata_error(path, EPISODE_INDEX, f"{line.number} appears twice", position)
+        if line.length is not None and not 0 <= line.length <= LARGEST_COUNT:
+            raise metadata_error(path, "length", "is not a number of frames", position)
+        episodes[line.number] = line
+    return [episodes[number] for number in sorted(episodes)]
+
+
+def _lines_of_text(root: Path) -> Iterator[tuple[Path, int, EpisodeLine]]:
+    """(file, number of the line, its content) of `meta/episodes.jsonl`."""
+    path = root / EPISODES_FILE
+    for position, line in read_lines(path):
+        number, length = optional_int(line.get(EPISODE_INDEX)), optional_int(line.get("length"))
+        sentences = texts(line.get("tasks"))
+        yield path, position, EpisodeLine(-1 if number is None else number, sentences, length)
+
+
+def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, EpisodeLine]]:
+    """(file, number of the row from 1, its content) of the tables in `meta/episodes/`."""
+    videos = [feature.name for feature in info.features.values() if feature.dtype == "video"]
+    paths = list(episode_tables(root))
+    if not paths:
+        raise missing_list_error(root)
+    names = [*_OPTIONAL, *(f"videos/{video}/{key}" for video in videos for key in _CLIP)]
+    for path in paths:
+        columns = _table(path, _NEEDED, names)
+        for row, number in enumerate(columns[EPISODE_INDEX]):
+            chunk, file, start, stop = (columns[name][row] for name in _ROWS)
+            clips = {video: clip for video in videos if (clip := _clip(columns, video, row))}
+            line = EpisodeLine(
+                number,
+                texts(_cell(columns, "tasks", row)),
+                optional_int(_cell(columns, "length", row)),
+                Span(chunk, file, start, stop),
+                clips,
+            )
+            yield path, row + 1, line
+
+
+def _clip(columns: _Columns, video: str, row: int) -> Span | None:
+    """The part of a video; None if the list names none."""
+    values = [_cell(columns, f"videos/{video}/{key}", row) for key in _CLIP]
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    chunk, file, start, stop = values
+    is_numbered = isinstance(chunk, int) and isinstance(file, int)
+    return Span(chunk, file, float(start), float(stop)) if is_numbered else None
+
+
+def _cell(columns: _Columns, name: str, row: int) -> Any:
+    return columns[name][row] if name in columns else None
+
+
+def _table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> _Columns:
+    """Values of columns of a table in `meta/`; the needed ones are integers in every row."""
+    table = _read(path, [*needed, *optional])
+    columns: _Columns = {}
+    for name in (*needed, *optional):
+        position = table.schema.get_field_index(name)  # -1 for two columns of the name, too
+        if position >= 0:
+            columns[name] = table.column(position).to_pylist()
+        elif name in needed:
+            raise metadata_error(path, name, "has no column")
+    for name in needed:
+        row = next((n for n, value in enumerate(columns[name], 1) if not _is_int(value)), None)
+        if row is not None:
+            raise metadata_error(path, name, "is not a number", row)
+    return columns
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST_COUNT
+
+
+def _read(path: Path, columns: Sequence[str]) -> pa.Table:
+    check_is_data_file(path, "LeRobot data set")
+    try:
+        return read_segment(RowSegment(path), columns)
+    except (pa.ArrowException, OSError) as error:
+        raise metadata_error(path, "content", f"cannot be read: {error}") from error
+
+
+def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
+    """Map from task index to sentence; empty without a list of tasks."""
+    path = root / (TASKS_TABLE if info.is_shared else TASKS_FILE)
+    if not path.exists():
+        return {}
+    return _tasks(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)  # each episode needs it
+def _tasks(path: Path, changed: int) -> Mapping[int, str]:
+    del changed
+    if path.name.endswith(".parquet"):
+        return _tasks_of_table(path)
+    tasks: dict[int, str] = {}
+    for position, line in read_lines(path):
+        number, sentence = optional_int(line.get("task_index")), line.get("task")
+        if number is None or not isinstance(sentence, str):
+            raise metadata_error(
+                path, "task_index, task", "are not a number and a sentence", position
+            )
+        tasks[number] = sentence
+    return tasks
+
+
+def _tasks_of_table(path: Path) -> dict[int, str]:
+    """Tasks of `meta/tasks.parquet`, whose sentences may be the index of a pandas table."""
+    try:
+        names = table_columns(path)
+    except (pa.ArrowException, OSError) as error:
+        raise metadata_error(path, "content", f"cannot be read: {error}") from error
+    others = [name for name in names if name != "task_index"]
+    known = [name for name in ("task", _UNNAMED_INDEX) if name in names]
+    column = next(iter([*known, *(others if len(others) == 1 else ())]), None)
+    if column is None:
+        raise metadata_error(path, "task", "has no column")
+    columns = _table(path, ["task_index"], [column])
+    sentences = columns.get(column, [None] * len(columns["task_index"]))
+    for row, sentence in enumerate(sentences, 1):
+        if not isinstance(sentence, str):
+            raise metadata_error(path, column, "is not a sentence", row)
+    return dict(zip(columns["task_index"], sentences, strict=True))
+
+
+def episode_statistics(root: Path, info: Info) -> Mapping[int, Statistics]:
+    """Map from episode to its published statistics; empty if they are missing or broken. Statistics
+    are a map from feature to `min`, `max`, `mean`, `std`, `count` and others.
+    """
+    if info.is_shared:
+        paths = tuple(episode_tables(root))
+    else:
+        paths = tuple(path for path in [root / EPISODE_STATS_FILE] if path.is_file())
+    return _episode_statistics(paths, tuple(path.stat().st_mtime_ns for path in paths))
+
+
+@lru_cache(maxsize=4)  # each episode needs its entry
+def _episode_statistics(
+    paths: tuple[Path, ...], changed: tuple[int, ...]
+) -> Mapping[int, Statistics]:
+    del changed
+    try:
+        if any(path.name.endswith(".parquet") for path in paths):
+            return {number: stats for path in paths for number, stats in _table_statistics(path)}
+        return {
+            tree[EPISODE_INDEX]: feature_statistics(tree.get("stats"))
+            for path in paths
+            for _, tree in read_lines(path)
+            if isinstance(tree.get(EPISODE_INDEX), int)
+        }
+    except DataError:
+        return {}
+
+
+def _table_statistics(path: Path) -> Iterator[tuple[int, Statistics]]:
+    """(episode, statistics) of each row; a column is named `stats/FEATURE/KEY`."""
+    names = [name for name in table_columns(path) if name.startswith(_STATS)]
+    columns = _table(path, [EPISODE_INDEX], names)
+    for row, number in enumerate(columns[EPISODE_INDEX]):
+        stats: dict[str, dict[str, Any]] = {}
+        for name in names:
+            feature, _, key = name.removeprefix(_STATS).rpartition("/")
+            if (value := _cell(columns, name, row)) is not None:
+                stats.setdefault(feature, {})[key] = value
+        yield number, stats
+
+
+def feature_statistics(tree: object) -> Statistics:
+    if not isinstance(tree, dict):
+        return {}
+    return {str(name): entry for name, entry in tree.items() if isinstance(entry, dict)}

@@ -7,9 +7,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vlatool.artifacts.image_shards.check import IMAGE_SHARDS
 from vlatool.artifacts.image_shards.format import (
@@ -31,6 +32,7 @@ from vlatool.artifacts.image_shards.format import (
     write_lists,
     write_manifest,
 )
+from vlatool.artifacts.images import JPEG, PNG, Subsampling
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
@@ -39,30 +41,95 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
-from vlatool.sinks.image_shards.config import ImageShardsConfig
-from vlatool.sinks.images import ImageWriter
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.images import (
+    ImageEncoding,
+    ImageSize,
+    ImageWriter,
+    ResizingFilter,
+    ResizingMethod,
+    height_and_width,
+)
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
+
+
+class ImageShardsConfig(SinkConfig):
+    """Tars of images that a visual tokenizer is trained on."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("type", "split_name", "val_ratio", "image_metadata", "label"),
+        "Images": (
+            "image_format",
+            "jpeg_quality",
+            "jpeg_subsampling",
+            "resize_images_size",
+            "image_resizing_method",
+            "image_resizing_filter",
+            "verify_pixels",
+        ),
+    }
+
+    type: Literal["image-shards"] = Field(
+        default="image-shards", description="Form of the output: tars of images."
+    )
+    split_name: str = Field(
+        default="train",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="Prefix of the name of every tar.",
+    )
+    val_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the shards for validation; null writes no lists (see `vlatool "
+        "split`).",
+    )
+    image_metadata: bool = Field(
+        default=True, description="Store the origin of each image as JSON beside it."
+    )
+    label: int | None = Field(
+        default=None,
+        ge=0,
+        description="Class label to store beside every image, which the original reader of "
+        "1d-tokenizer asks for.",
+    )
+    image_format: Literal["jpeg", "png"] | None = Field(
+        default=None,
+        description="Image format; null keeps stored PNG and JPEG, and writes PNG where pixels "
+        "change.",
+    )
+    jpeg_quality: int = Field(default=100, ge=1, le=100, description="JPEG quality.")
+    jpeg_subsampling: Subsampling = Field(
+        default="4:4:4", description="Chroma subsampling of JPEG."
+    )
+    resize_images_size: ImageSize = None
+    image_resizing_method: ResizingMethod = "center_crop"
+    image_resizing_filter: ResizingFilter = "lanczos_vips"
+    verify_pixels: bool = Field(
+        default=False, description="Also decode PNG files that are copied unchanged."
+    )
+
+    def encoding(self) -> ImageEncoding:
+        return ImageEncoding(
+            size=height_and_width(self.resize_images_size),
+            method=self.image_resizing_method,
+            filter=self.image_resizing_filter,
+            formats=(PNG, JPEG) if self.image_format is None else (self.image_format,),
+            quality=self.jpeg_quality,
+            subsampling=self.jpeg_subsampling,
+            verify_pixels=self.verify_pixels,
+        )
 
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the tar of an episode and its index; picklable.
+    """Writes the tar of an episode and its index; picklable."""
 
-    Attributes:
-        output: The output folder.
-        config: Options of the sink.
-    """
-
-    output: Path
-    config: ImageShardsConfig
+    output: Path  # the output folder
+    config: ImageShardsConfig  # options of the sink
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes tar and index; no tar remains if an image is broken.
-
-        Raises:
-            DataError: An image cannot be read or decoded.
-        """
+        """Writes tar and index; no tar remains if an image is broken."""
         writer = ImageWriter(self.config.encoding())
         name = shard_name(self.config.split_name, ref.id)
         with open_atomic(self.output / name) as file:
@@ -71,10 +138,15 @@ class EpisodeWriter:
             tar.finish()
         counts = {"frames": episode.num_frames, "samples": len(ranges)}
         shard = FileEntry(name, tar.position, tar.sha256, len(ranges))
+        table = np.array(ranges, np.int64).reshape(-1, 2)
+        content = ShardIndex(table[:, 0], table[:, 1], tar.position).content()
+        path = index_path(self.output / name)
+        write_bytes(path, content, synced=False)
+        digest = hashlib.sha256(content).hexdigest()
         return Receipt(
             ref.id,
             counts=counts,
-            files=(shard, self._index(name, ranges, tar.position)),
+            files=(shard, FileEntry(path.name, len(content), digest, len(ranges))),
             findings=tuple(_image_findings(writer, ref.id)),
         )
 
@@ -95,18 +167,8 @@ class EpisodeWriter:
                 yield b"".join(member_bytes(*member) for member in members)
                 number += 1
 
-    def _index(self, name: str, ranges: list[tuple[int, int]], size: int) -> FileEntry:
-        """Writes the byte ranges of the images; called after the tar is complete."""
-        table = np.array(ranges, np.int64).reshape(-1, 2)
-        content = ShardIndex(table[:, 0], table[:, 1], size).content()
-        path = index_path(self.output / name)
-        write_bytes(path, content, synced=False)
-        digest = hashlib.sha256(content).hexdigest()
-        return FileEntry(path.name, len(content), digest, len(ranges))
-
 
 def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str, Any]:
-    """Origin of an image, with the name of its file if it has one."""
     dataset, episode_id, camera, frame = parts
     files = episode.frame_metadata.get("file", ())
     return {
@@ -134,14 +196,14 @@ def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
         yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {listed} pixels", episode=episode)
 
 
-class ImageShardsSink:
+class ImageShardsSink(Sink):
     """Writes training data of visual tokenizers. Source: reference/future-vla 2.1, 2.2."""
 
     Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
     owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS.values(), MANIFEST)
     # `vlatool split` may replace them.
     volatile: ClassVar[Sequence[str]] = tuple(LISTS.values())
-    findings: ClassVar[FindingCodes] = IMAGE_SHARDS
+    findings: ClassVar[FindingCodes | None] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
 
@@ -157,16 +219,11 @@ class ImageShardsSink:
         self.proprioception_fields: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        """Removes the lists and the manifest."""
         for name in (*LISTS.values(), MANIFEST):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Writes the lists, if `val_ratio` is set, and the manifest.
-
-        Raises:
-            DataError: No image was written.
-        """
+        """Writes the lists, if `val_ratio` is set, and the manifest."""
         files = [entry for receipt in receipts for entry in receipt.files]
         shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
         manifest = ImageManifest(shards, self._options())
@@ -186,7 +243,6 @@ class ImageShardsSink:
         return SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """Estimate: one image per frame and camera."""
         survey = self._setup.survey
         frames = None if survey.frames is None else survey.frames * len(survey.cameras)
         return Estimate(frames, {"shards": survey.episodes})
@@ -206,7 +262,6 @@ class ImageShardsSink:
         write_lists((output / TRAIN_LIST, train), (output / VAL_LIST, val))
 
     def _options(self) -> dict[str, Any]:
-        """Options that the manifest records."""
         options = self._config.model_dump(
             mode="json", exclude={"type", "val_ratio", "verify_pixels"}
         )

@@ -29,8 +29,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
-from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.order import unique_refs
+from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
 from vlatool.sources.rules import check_cameras
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
@@ -46,7 +45,7 @@ _NUMBER = re.compile(r"episode_(\d+)$")
 _AGAIN = "copy or write the shard again"
 
 
-class ImageShardsReader:
+class ImageShardsReader(FormatReader):
     """Reader of the tars of a folder, of a list, or of one tar."""
 
     Config: ClassVar[type[ConfigModel]] = ConfigModel
@@ -56,11 +55,7 @@ class ImageShardsReader:
         self.config = config
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All tars, in the order of the manifest, the list, or the numbers in their names.
-
-        Raises:
-            DataError: `data.no_episodes`, or a manifest or a list is broken.
-        """
+        """All tars, in the order of the manifest, the list, or the numbers in their names."""
         return unique_refs([ref for source in sources for ref in self._refs(source)])
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -70,11 +65,7 @@ class ImageShardsReader:
         return Survey(len(refs), {CAMERA: None}, {}, frames, _FPS)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode; its images stay in the tar, which is scanned if it has no index.
-
-        Raises:
-            DataError: The tar is missing, broken or empty.
-        """
+        """An episode; its images stay in the tar, which is scanned if it has no index."""
         try:
             version = FileVersion.of(ref.path)
         except FileNotFoundError:
@@ -103,7 +94,6 @@ class ImageShardsReader:
             yield from check_cameras(ref.id, episode.cameras)
 
     def _refs(self, source: Path) -> list[EpisodeRef]:
-        """Episodes of one source."""
         counts = self._tars(source)
         if not counts:
             raise no_episodes(source, _SEARCHED)
@@ -116,7 +106,6 @@ class ImageShardsReader:
         ]
 
     def _tars(self, source: Path) -> Mapping[Path, int | None]:
-        """Tars of a source, to their numbers of images where a manifest has them."""
         if source.suffix == LIST_SUFFIX and is_list(source):
             return dict.fromkeys(find_shards(str(source)))
         if not is_image_shards(source):
@@ -144,7 +133,6 @@ class ShardImages:
     """Images of a tar as a `FrameSource`; those of different sizes are read one at a time."""
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
-        """Opens nothing yet."""
         self._path, self._index = path, index
         # The sample that was read last: its image and its name are used one after the other.
         self._last: tuple[int, Members] | None = None
@@ -161,11 +149,7 @@ class ShardImages:
             raise self._image_error(0, str(error)) from None
 
     def encoded(self, index: int) -> bytes:
-        """Stored bytes of an image.
-
-        Raises:
-            DataError: The sample is damaged, or has no image.
-        """
+        """Stored bytes of an image."""
         members = self.members(index)
         data = sample_image(members.contents)
         if data is None:
@@ -174,22 +158,14 @@ class ShardImages:
         return data
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB.
-
-        Raises:
-            DataError: An image cannot be decoded, or the requested images differ in size.
-        """
+        """Images uint8 [N, H, W, 3], RGB."""
         images = [self._image(index) for index in indices]
         if len({image.shape for image in images}) > 1:
             raise self._image_error(indices[0], "sizes differ within one read")
         return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
 
     def members(self, index: int) -> Members:
-        """Members of a sample.
-
-        Raises:
-            DataError: It is damaged.
-        """
+        """Members of a sample."""
         if self._last is None or self._last[0] != index:
             start = int(self._index.offsets[index])
             stop = start + int(self._index.lengths[index])
@@ -214,9 +190,8 @@ class ShardImages:
 
 
 class ShardImageNames(Sequence[str]):
-    """File names of the images of a tar, read with the images.
-
-    The name is that of the original file if the metadata have it, else that of the member.
+    """File names of the images of a tar, read with the images. The name is that of the original
+    file if the metadata have it, else that of the member.
     """
 
     def __init__(self, images: ShardImages) -> None:

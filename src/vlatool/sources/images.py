@@ -26,12 +26,11 @@ from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes
-from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
-from vlatool.storage.tree import walk
+from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, is_remote
 
 # Source: reference/future-vla 2.1
@@ -100,7 +99,6 @@ class ImageFiles:
     """Image files as a `FrameSource`; images of different sizes are read one at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Opens nothing yet."""
         self.paths = tuple(paths)
         self._prefetched: dict[int, bytes] = {}
         self._size: tuple[int, int] | None = None
@@ -122,13 +120,22 @@ class ImageFiles:
         return self._size
 
     def encoded(self, index: int) -> bytes:
-        """Content of a file.
-
-        Raises:
-            DataError: The file is missing, or larger than 256 MiB.
-        """
         if index not in self._prefetched:
-            self._fetch(index)
+            indices = range(index, min(index + _AT_ONCE, len(self)))
+            contents = read_byte_ranges(
+                (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices),
+                _AT_ONCE,
+            )
+            self._prefetched = {}
+            for position in indices:
+                try:
+                    self._prefetched[position] = next(contents)
+                except (FileNotFoundError, IsADirectoryError):
+                    break
+                except OSError as error:
+                    raise self.image_error(position, error.strerror or str(error)) from error
+            if index not in self._prefetched:
+                raise self._error(index, "does not exist; the link is broken", "data.missing_file")
         data = self._prefetched[index]
         if len(data) > LARGEST_FILE:
             raise self._error(
@@ -137,11 +144,7 @@ class ImageFiles:
         return data
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB.
-
-        Raises:
-            DataError: An image cannot be decoded, or the requested images differ in size.
-        """
+        """Images uint8 [N, H, W, 3], RGB."""
         images = [self._image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
@@ -160,23 +163,6 @@ class ImageFiles:
             return decode_rgb(self.encoded(index))
         except ValueError as error:
             raise self.image_error(index, str(error)) from error
-
-    def _fetch(self, index: int) -> None:
-        """Reads the files from `index` on into the cache and drops the others."""
-        indices = range(index, min(index + _AT_ONCE, len(self)))
-        contents = read_byte_ranges(
-            (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices), _AT_ONCE
-        )
-        self._prefetched = {}
-        for position in indices:
-            try:
-                self._prefetched[position] = next(contents)
-            except (FileNotFoundError, IsADirectoryError):
-                break
-            except OSError as error:
-                raise self.image_error(position, error.strerror or str(error)) from error
-        if index not in self._prefetched:
-            raise self._error(index, "does not exist; the link is broken", "data.missing_file")
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
         return DataError.at(
@@ -209,25 +195,21 @@ class _Folder:
     others: Counter[str]
 
 
-class ImagesReader:
+class ImagesReader(FormatReader):
     """Reader of folders `episode_*` of images, or of one folder of images as one episode."""
 
     Config: ClassVar[type[ConfigModel]] = ImagesConfig
-    findings: ClassVar[FindingCodes] = IMAGES
+    findings: ClassVar[FindingCodes | None] = IMAGES
     default_sink: ClassVar[str] = "image-shards"
     # Folders of many formats contain images.
     is_fallback: ClassVar[bool] = True
 
     def __init__(self, config: ImagesConfig) -> None:
         self.config = config
-        self.source_findings: list[Finding] = []
+        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All folders of images, one level below a source or below its `images/`.
-
-        Raises:
-            DataError: `data.no_episodes`.
-        """
+        """All folders of images, one level below a source or below its `images/`."""
         findings: list[Finding] = []
         refs_of: dict[Path, list[EpisodeRef]] = {}
         for source in sources:
@@ -245,11 +227,7 @@ class ImagesReader:
         return Survey(len(refs), {CAMERA: None}, {}, frames)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode; its images stay on disk.
-
-        Raises:
-            DataError: `data.no_pictures`.
-        """
+        """An episode; its images stay on disk."""
         names = self._scan(ref.path).images
         _check_counted(ref, names)
         if not names:
@@ -286,7 +264,6 @@ class ImagesReader:
             yield from check_cameras(ref.id, {CAMERA: images})
 
     def _refs(self, source: Path, findings: list[Finding]) -> list[EpisodeRef]:
-        """Episodes of one source."""
         if not can_list(source) or not source.is_dir():
             raise no_episodes(source, _SEARCHED)
         for root in (source, source / _IMAGES):
@@ -303,7 +280,6 @@ class ImagesReader:
         raise no_episodes(source, _SEARCHED)
 
     def _episodes(self, root: Path) -> list[_Folder]:
-        """Folders `episode_*` of a folder."""
         if not root.is_dir():
             return []
         paths = [
@@ -315,7 +291,6 @@ class ImagesReader:
         return list(in_parallel(self._scan, paths, _LISTED_AT_ONCE))
 
     def _scan(self, path: Path) -> _Folder:
-        """Files directly in a folder, by type."""
         if not path.is_dir():
             return _Folder(path, (), 0, Counter())
         names = sorted(next(iter(walk(path)))[2])
@@ -340,7 +315,6 @@ def _windows_of(folder: Path) -> WindowManifest | None:
 
 
 def _lost_folders(root: Path, folders: Sequence[_Folder]) -> list[_Folder]:
-    """Folders of episodes that have windows and no folder of images."""
     present = {folder.path.name for folder in folders}
     if root.name in present:  # a single episode
         return []
@@ -349,7 +323,6 @@ def _lost_folders(root: Path, folders: Sequence[_Folder]) -> list[_Folder]:
 
 
 def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
-    """Raises DataError if an image is missing that the manifest of its windows counts."""
     windows: WindowManifest | None = ref.extras.get("windows")
     if windows is None:
         return
@@ -387,7 +360,6 @@ def _ref(
 
 
 def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
-    """Findings on the files of a source that are not images."""
     hidden = sum(folder.hidden for folder in folders)
     others = sum((folder.others for folder in folders), Counter[str]())
     if hidden:
@@ -399,7 +371,6 @@ def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding
 
 
 def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:
-    """Findings on the content of each image and on differing sizes."""
     sizes: Counter[tuple[int, int]] = Counter()
     for frame, path in enumerate(images.paths):
         location = {"episode": episode, "path": str(path), "frame": frame}

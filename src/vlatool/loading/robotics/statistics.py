@@ -1,0 +1,331 @@
+"""Statistics of a run: normalization of fields, check of their ranges, those of initial weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from vlatool.artifacts.field_summary import dimension_label, recorded_names
+from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.shards.format import read_preprocessing_config
+from vlatool.artifacts.stats.format import Statistics, compact
+from vlatool.config.coerce import value_text
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.events import Reporter, counted
+from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
+from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.transforms.normalize import (
+    FieldScale,
+    constant_dimensions,
+    field_scale,
+    field_width,
+    normalized_range,
+)
+
+
+class Normalizer:
+    """Normalizes and denormalizes the fields of a run."""
+
+    def __init__(
+        self,
+        config: RoboticsDataConfig,  # section `data`, derived
+        statistics: Mapping[str, Mapping[str, Any]],  # map from field name to statistics entry
+        statistics_past: int,  # index of the anchor in statistics per time step
+    ) -> None:
+        past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+        if past is None or future is None:  # a damaged run; loading derives both
+            raise DataError(
+                "data.lowdim_past_timesteps or data.lowdim_future_timesteps is not set",
+                hint="copy the run again, with its config.yaml",
+                code="data.broken_config",
+            )
+        self._first = statistics_past - past
+        self._length = past + 1 + future
+        names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
+        self._scales = {
+            name: scale_of(name, statistics.get(name), config.normalization) for name in names
+        }
+        for name, scale in self._scales.items():
+            self._check_steps(name, scale)
+
+    def _check_steps(self, field: str, scale: FieldScale) -> None:
+        steps = len(scale.center) if scale.center.ndim == 2 else None
+        if steps is not None and (self._first < 0 or self._first + self._length > steps):
+            raise DataError(
+                f"the statistics of field {field!r} have {counted(steps, 'step')}, the window "
+                "is steps "
+                f"{self._first} to {self._first + self._length - 1}",
+                hint="compute statistics with `vlatool stats compute DATA`, or use one scale for "
+                "all steps: data.normalization.scope=global",
+                code="data.broken_statistics",
+                details={"field": field},
+            )
+
+    def scale(self, field: str, steps: int) -> FieldScale:
+        """Returns the scale of the first `steps` steps of the window."""
+        return self._scales[field].steps(self._first, steps)
+
+    def normalize(self, field: str, values: Array) -> Array:
+        """Normalizes values [..., S, C] of the first S steps of the window; float32."""
+        return self.scale(field, values.shape[-2]).normalize(values.astype(np.float32))
+
+    def denormalize(self, field: str, values: Array) -> Array:
+        """Inverse of `normalize`; float64."""
+        return self.scale(field, values.shape[-2]).denormalize(values.astype(np.float64))
+
+    def constant(self, fields: Sequence[str]) -> Array:
+        """Mask bool [sum of widths] of the dimensions that are constant over the data."""
+        return np.concatenate([self._scales[name].constant for name in fields])
+
+
+def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig) -> FieldScale:
+    """Scale of a field by its statistics entry; one without normalization."""
+    config = section.for_field(name)
+    if stats is None:
+        raise DataError(
+            f"the statistics have no field {name!r}",
+            hint="preprocess the data again, or remove the field from the config",
+            code="data.missing_statistics",
+            details={"field": name},
+        )
+    if not config.enabled:
+        width = field_width(name, stats)
+        return FieldScale(
+            np.zeros(width, np.float32), np.ones(width, np.float32), np.zeros(width, bool)
+        )
+    return field_scale(
+        stats,
+        field=name,
+        method=config.method,
+        scope=config.scope,
+        epsilon=config.epsilon,
+        centered=config.centered_norm,
+    )
+
+
+# Normalized values of normal data are below 10 with any method.
+_MAX_REACH = 20.0
+_ORDERS = 100.0
+# Number of dimensions that a message lists.
+_MAX_LISTED = 40
+
+
+@dataclass(frozen=True)
+class _Dimension:
+    """Range of one dimension that moves, after normalization."""
+
+    label: str  # its name, such as `action: left_arm.3`
+    reach: float  # largest absolute value; 0 without normalization
+    deviation: float  # standard deviation
+
+
+def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+    """Names the dimensions that are constant, have too narrow a range, or an uneven scale."""
+    if constant := list(_constant_labels(config, info)):
+        reporter.note(f"these dimensions never change in the data: {_listed(constant)}")
+    varying = list(_moving(config, info))
+    narrow = [dimension for dimension in varying if dimension.reach > _MAX_REACH]
+    if narrow:
+        labels = [f"{dimension.label} (up to {dimension.reach:.3g})" for dimension in narrow]
+        reporter.warn(
+            "data.narrow_ranges",
+            "the range by which these dimensions are normalized is far narrower than their motion, "
+            f"so that a few values are very large: {_listed(labels)}; choose another method for "
+            "them in data.normalization.field_configs, such as min_max",
+        )
+    even = [
+        dimension for dimension in varying if dimension not in narrow and dimension.deviation > 0
+    ]
+    median = float(np.median([dimension.deviation for dimension in even] or [1.0]))
+    uneven = [
+        f"{dimension.label} ({dimension.deviation:.3g})"
+        for dimension in even
+        if not median / _ORDERS <= dimension.deviation <= median * _ORDERS
+    ]
+    if uneven:
+        reporter.warn(
+            "data.uneven_scales",
+            "the standard deviations of these dimensions, as the model receives them, differ by "
+            f"orders of magnitude from the median {median:.3g}: {_listed(uneven)}; check "
+            "data.normalization and its epsilon",
+        )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _MAX_LISTED} more" if len(labels) > _MAX_LISTED else ""
+    return f"{', '.join(labels[:_MAX_LISTED])}{more}"
+
+
+def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[str]:
+    """Labels of constant dimensions; of a field that is constant as a whole its name."""
+    names = recorded_names(info.options[0])
+    for field in _fields(config):
+        constant = constant_dimensions(info.statistics[field], field)
+        if constant.all():
+            yield field
+            continue
+        for index in np.flatnonzero(constant).tolist():
+            yield dimension_label(field, index, len(constant), names)
+
+
+def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimension]:
+    names = recorded_names(info.options[0])
+    for field in _fields(config):
+        stats = info.statistics[field]
+        scale = scale_of(field, stats, config.normalization)
+        is_normalized = config.normalization.for_field(field).enabled
+        with suppress(DataError):  # statistics without what only this check needs
+            reach, deviation = normalized_range(stats, field, scale)
+            for index in np.flatnonzero(~constant_dimensions(stats, field)).tolist():
+                label = dimension_label(field, index, len(reach), names)
+                yield _Dimension(
+                    label, is_normalized * float(reach[index]), float(deviation[index])
+                )
+
+
+def _fields(config: RoboticsDataConfig) -> Sequence[str]:
+    return list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+
+
+# A larger factor between the ranges of a dimension gives a warning.
+_MAX_FACTOR = 2.0
+# Number of dimensions that a warning lists.
+_HINT = "set data.statistics_from=data to normalize with the statistics of the data"
+
+
+def select_statistics(
+    config: RoboticsDataConfig, info: RoboticsInfo, folder: Path | None, reporter: Reporter
+) -> RoboticsInfo:
+    """The info with the statistics that `config.statistics_from` selects; `folder`: run of the
+    initial weights, or folder of their published file; None: there are none.
+    """
+    is_init = config.statistics_from == "init"
+    if folder is None:
+        if is_init:
+            raise UsageError(
+                "data.statistics_from is init, but there are no initial weights",
+                hint="name them with --init-from, or set data.statistics_from to data",
+                code="usage.missing_key",
+            )
+        return info
+    known = _known_statistics(folder, is_required=is_init)
+    owner = "initial weights" if is_init else "data"
+    unknown = "" if known else "; those of the initial weights are unknown"
+    reporter.note(
+        f"data.statistics_from={config.statistics_from}: fields are normalized with the statistics "
+        f"of the {owner}{unknown}"
+    )
+    for key, now, before in _changed_rules(config.normalization, _run_of(folder)):
+        reporter.warn(
+            "data.normalization_differs",
+            f"data.normalization.{key} is {value_text(now)}, that of the initial weights is "
+            f"{value_text(before)}",
+        )
+    changes = [text for name in info.fields for text in _changed_ranges(name, config, info, known)]
+    if changes:
+        more = f" and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
+        reporter.warn(
+            "data.ranges_differ",
+            "the ranges of these dimensions differ by more than twice from those of the initial "
+            f"weights: {', '.join(changes[:_MAX_LISTED])}{more}",
+        )
+    return _replaced(info, known, folder) if is_init else info
+
+
+def _known_statistics(folder: Path, *, is_required: bool) -> Statistics:
+    """Statistics of initial weights; none if they are missing and not required."""
+    try:
+        return compact(_run_of(folder).statistics())
+    except DataError as error:
+        if is_required:
+            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
+            raise
+        return Statistics()
+
+
+def _run_of(folder: Path) -> RunDir:
+    """The folder with statistics: the folder, or the one above a published file."""
+    above = RunDir(folder.parent)
+    run = RunDir(folder)
+    is_below = above.stats.is_file() or above.config.is_file()
+    return above if is_below and not (run.stats.is_file() or run.config.is_file()) else run
+
+
+def _changed_rules(config: NormalizeConfig, run: RunDir) -> Iterator[tuple[str, Any, Any]]:
+    data = (run.read_config() or {}).get("data")
+    section = data.get("normalization") if isinstance(data, Mapping) else None
+    with suppress(ValidationError):  # of another version: unknown
+        known = NormalizeConfig.model_validate(section or config).model_dump()
+        for key, value in config.model_dump().items():
+            if key not in config.no_effect_on_output and value != known[key]:
+                yield key, value, known[key]
+
+
+def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsInfo:
+    for name in info.fields:
+        if name not in known:
+            raise _not_usable(f"{folder}: the statistics have no field {name!r}")
+        widths = [
+            field_width(name, entry) for entry in (known[name], info.statistics.get(name)) if entry
+        ]
+        if len(set(widths)) > 1:
+            raise _not_usable(
+                f"{folder}: the statistics of field {name!r} have "
+                f"{counted(widths[0], 'dimension')}, the data "
+                f"have {widths[1]}"
+            )
+    past = read_preprocessing_config(_run_of(folder).root).get("past_lowdim_steps")
+    if not isinstance(past, int):
+        raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
+    used = {name: known[name] for name in info.fields}
+    return replace(
+        info,
+        statistics={**info.statistics, **used},
+        statistics_past=past,
+        data_statistics={name: info.statistics.get(name) for name in info.fields},
+    )
+
+
+def _changed_ranges(
+    name: str, config: RoboticsDataConfig, info: RoboticsInfo, known: Statistics
+) -> Iterator[str]:
+    """Yields a text on each dimension of a field whose range is another one than in `known`."""
+    section = config.normalization.for_field(name)
+    entries = [entries[name] for entries in (info.statistics, known) if name in entries]
+    if len(entries) < 2 or not section.enabled:
+        return
+    with suppress(DataError):  # raised when the statistics are used
+        new, old = (_range(name, entry, section) for entry in entries)
+        width = len(new.scale)
+        if len(old.scale) != width:
+            return
+        names = recorded_names(info.options[0])
+        for index in range(width):
+            texts = [
+                "constant" if scale.constant[index] else f"{scale.scale[index]:.4g}"
+                for scale in (new, old)
+            ]
+            sizes = [0.0 if scale.constant[index] else scale.scale[index] for scale in (new, old)]
+            if max(sizes) > _MAX_FACTOR * min(sizes):
+                label = dimension_label(name, index, width, names)
+                yield f"{label} {texts[0]} (weights: {texts[1]})"
+
+
+def _range(name: str, entry: Mapping[str, Any], section: NormalizeConfig) -> FieldScale:
+    return field_scale(
+        entry,
+        field=name,
+        method=section.method,
+        scope="global",
+        epsilon=section.epsilon,
+        centered=False,
+    )
+
+
+def _not_usable(message: str) -> DataError:
+    return DataError(message, hint=_HINT, code="data.missing_statistics")

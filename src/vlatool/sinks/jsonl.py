@@ -1,0 +1,429 @@
+"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, one JSON lines file per episode.
+
+Images are files. Source: reference/future-vla 1.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from vlatool.artifacts.codes.format import IMAGES_NAME
+from vlatool.artifacts.images import PNG
+from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.windows.format import (
+    MANIFEST_NAME,
+    OWNED_FILES,
+    Kind,
+    Window,
+    WindowManifest,
+    episode_name,
+    image_file,
+    images_name,
+    lines_name,
+    render_window,
+    reserved_word,
+    write_manifest,
+)
+from vlatool.episode import Array, Episode, EpisodeRef, PoseGroup, Survey
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.jobs.files import FileEntry, file_entry, folder_entry
+from vlatool.jobs.job import JobRun
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.images import (
+    ImageEncoding,
+    ImageSize,
+    ImageWriter,
+    ResizingFilter,
+    ResizingMethod,
+    height_and_width,
+)
+from vlatool.storage.atomic import bulk_folder, remove_empty, remove_file
+from vlatool.storage.uri import is_file_name, location
+from vlatool.transforms.action_tokenizer import (
+    future_frames,
+    past_frames,
+    relative_chunks,
+    with_padding,
+)
+from vlatool.transforms.relative import relative_names, stored_from
+
+QaMode = Literal["both", "vla", "wm", "alternate", "random"]
+
+_LONGEST_NAME = 100
+_PUBLISHED_MODES = {"1": "vla", "2": "wm"}
+
+
+class JsonlConfig(SinkConfig):
+    """Windows of the FUTURE-VLA pipeline."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("type", "name"),
+        "Windows": ("past_steps", "future_steps", "action_width", "qa_mode", "seed"),
+        "Images": (
+            "resize_images_size",
+            "image_resizing_method",
+            "image_resizing_filter",
+            "verify_pixels",
+        ),
+    }
+
+    type: Literal["jsonl"] = Field(
+        default="jsonl", description="Form of the output: windows as JSON lines, and images."
+    )
+    name: str = Field(
+        default="",
+        description="Prefix of image names; empty: the name of the source folder.",
+    )
+    past_steps: int = Field(
+        default=16, ge=1, le=10_000, description="Observed steps, the anchor included."
+    )
+    future_steps: int = Field(
+        default=16,
+        ge=1,
+        le=10_000,
+        description="Actions from the anchor on, and images of the steps after it.",
+    )
+    action_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="Required number of values of an action; null: any.",
+    )
+    qa_mode: QaMode = Field(
+        default="both",
+        description="Lines of a frame: vla (or 1) asks for the action, wm (or 2) for the state "
+        "after it, both writes two lines, alternate and random (seeded) one of them.",
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of the random lines.")
+    resize_images_size: ImageSize = Field(
+        default=(256, 256),
+        description="Width, height of the images, or one number for both; null keeps their size. "
+        "PNG files of this size are copied unchanged.",
+    )
+    image_resizing_method: ResizingMethod = "center_crop"
+    image_resizing_filter: ResizingFilter = "lanczos_vips"
+    verify_pixels: bool = Field(
+        default=False, description="Decode images that are copied unchanged, to verify them."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _part_of_file_names(cls, value: str) -> str:
+        is_short = is_file_name(value) and len(value.encode()) <= _LONGEST_NAME
+        if "/" in value or "\\" in value or not value.isprintable() or not is_short:
+            raise ValueError("cannot be part of a file name")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_number(cls, data: Any) -> Any:
+        """Converts the published numbers of `qa_mode` to names before validation."""
+        if isinstance(data, dict) and (mode := _PUBLISHED_MODES.get(str(data.get("qa_mode")))):
+            return {**data, "qa_mode": mode}
+        return data
+
+    def encoding(self) -> ImageEncoding:
+        return ImageEncoding(
+            size=height_and_width(self.resize_images_size),
+            method=self.image_resizing_method,
+            filter=self.image_resizing_filter,
+            formats=(PNG,),
+            verify_pixels=self.verify_pixels,
+        )
+
+
+_RECORDED = "original"  # kind of annotation: the instruction during recording
+
+
+@dataclass(frozen=True)
+class EpisodeWriter:
+    """Writes the windows of an episode; picklable."""
+
+    output: Path  # the output folder
+    config: JsonlConfig  # options of the sink
+    cameras: tuple[str, ...]  # in the order of the images of one frame
+    action_fields: tuple[str, ...]  # fields that are concatenated to an action, in order
+    action_width: int  # number of values of an action
+    groups: tuple[PoseGroup, ...]  # poses of which an action has relative fields
+    prefixes: Mapping[str, str]  # map from source to prefix of its image names
+    is_numbered: bool  # True if episodes are named by their numbers
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        names = self._names(ref)
+        # Errors in instruction or actions are raised before an image is written.
+        chunks, task = self._chunks(episode), _instruction(episode)
+        untouched = 0
+        with bulk_folder(self.output / names.folder) as folder:
+            for camera in self.cameras:
+                writer = ImageWriter(self.config.encoding())
+                if camera not in episode.cameras:
+                    raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
+                images = writer.images(camera, episode.cameras[camera], episode.num_frames)
+                for frame, (_, data) in enumerate(images):
+                    _check_sizes(writer, camera, frame)
+                    folder.write(names.image(camera, frame), data)
+                untouched += writer.copied
+        lines = self._lines(names, f"{self.config.seed} {ref.id}", task, chunks)
+        entry, index = write_lines(self.output, lines_name(names.episode), lines)
+        return Receipt(
+            ref.id,
+            counts={
+                "frames": episode.num_frames,
+                "samples": entry.samples or 0,
+                "pictures": len(folder.files),
+                "untouched": untouched,
+            },
+            files=(folder_entry(names.folder, folder.files), entry, index),
+        )
+
+    def _names(self, ref: EpisodeRef) -> "EpisodeNames":
+        name = f"episode_{ref.id}"
+        if self.is_numbered and ref.number is not None:
+            name = episode_name(ref.number)
+        return EpisodeNames(name, self.prefixes[ref.source], self.cameras)
+
+    def _lines(
+        self, names: "EpisodeNames", seed: str, task: str, chunks: Sequence[Array]
+    ) -> Iterator[bytes]:
+        config, frames = self.config, len(chunks)
+        for frame in range(frames):
+            images = names.paths(past_frames(frame, config.past_steps))
+            future = names.paths(future_frames(frame, config.future_steps, frames))
+            chunk = chunks[frame].tolist()
+            for kind in kinds_at(config.qa_mode, frame, seed):
+                yield render_window(Window(kind, task, images, future, chunk))
+
+    def _chunks(self, episode: Episode) -> Sequence[Array]:
+        """Actions [T, A] of each window."""
+        actions, steps = self._actions(episode), self.config.future_steps
+        if not self.groups:
+            padded = with_padding(actions, steps)
+            return [padded[frame : frame + steps] for frame in range(len(actions))]
+        chunks = relative_chunks(episode.lowdim, self.action_fields, self.groups, steps)
+        _check_finite(episode, chunks)  # the measured poses that others are relative to
+        return [*chunks]
+
+    def _actions(self, episode: Episode) -> Array:
+        """Actions [F, A] in their stored dtype, poses absolute; integers as float64."""
+        names = (stored_from(name, episode.lowdim) for name in self.action_fields)
+        columns = [episode.lowdim[name] for name in names]
+        actions = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+        expected = (episode.num_frames, self.action_width)
+        if actions.shape != expected or not expected[0]:
+            problem = f"actions are {list(actions.shape)}, expected {list(expected)}"
+            raise _episode_error(episode, problem, "action_width")
+        _check_finite(episode, actions)
+        return actions if actions.dtype.kind == "f" else actions.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class EpisodeNames:
+    """Names of the files of an episode."""
+
+    episode: str
+    prefix: str  # prefix of image names
+    cameras: tuple[str, ...]  # in order
+
+    @property
+    def folder(self) -> str:
+        """Folder of its images, relative to the output."""
+        return images_name(self.episode)
+
+    def image(self, camera: str, frame: int) -> str:
+        return image_file(self.prefix, camera, self.episode, frame)
+
+    def paths(self, frames: Sequence[int]) -> tuple[str, ...]:
+        """Images of the frames, all cameras of a frame in order, relative to the output."""
+        files = (self.image(camera, frame) for frame in frames for camera in self.cameras)
+        return tuple(f"{self.folder}/{file}" for file in files)
+
+
+def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[Kind, ...]:
+    """Kinds of the lines of a frame, in order."""
+    if mode == "both":
+        return ("vla", "wm")
+    if mode == "alternate":
+        return ("wm",) if frame % 2 else ("vla",)
+    if mode == "random":
+        random_byte = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=1).digest()[0]
+        return ("wm",) if random_byte % 2 else ("vla",)
+    return (mode,)
+
+
+def _check_finite(episode: Episode, values: Array) -> None:
+    """Raises DataError if a value [F, ...] of an action is not finite."""
+    if not np.isfinite(values).all():
+        frame = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
+
+
+def _check_sizes(writer: ImageWriter, camera: str, frame: int) -> None:
+    if len(writer.sizes) > 1:
+        first, actual = (f"{width}x{height}" for height, width in writer.sizes)
+        raise DataError(
+            f"camera {camera!r}, frame {frame}: has {actual} pixels, the first has {first}",
+            hint="the images are damaged or of several kinds; record or download the episode again",
+            code="data.picture_unreadable",
+            details={"camera": camera, "frame": frame},
+        )
+
+
+def _instruction(episode: Episode) -> str:
+    """First instruction of the episode; the recorded one is preferred."""
+    kinds = [episode.language.get(_RECORDED, ()), *episode.language.values()]
+    task = next((text for texts in kinds for text in texts if text.strip()), "")
+    if not task:
+        raise _episode_error(episode, "has no instruction", "no_instruction")
+    if word := reserved_word(task):
+        raise _episode_error(episode, f"the instruction contains the tag {word}", "reserved_word")
+    return task
+
+
+def _episode_error(episode: Episode, problem: str, code: str) -> DataError:
+    return DataError(
+        f"{episode.id}: {problem}",
+        hint="repair the episode, or leave it out with --exclude",
+        code=f"data.{code}",
+        details={"episode": episode.id},
+    )
+
+
+_NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class JsonlSink(Sink):
+    """Writes raw windows and their images. Source: reference/future-vla 1."""
+
+    Config: ClassVar[type[SinkConfig]] = JsonlConfig
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    next_step: ClassVar[str] = "vlatool verify {output}"
+    has_arrays: ClassVar[bool] = False
+
+    def __init__(self, config: JsonlConfig, setup: SinkSetup) -> None:
+        survey = setup.survey
+        self._config, self._setup = config, setup
+        possible = _possible_fields(survey)
+        self.action_fields: tuple[str, ...] = setup.policy_actions(possible, survey.action_fields)
+        self.fields: Mapping[str, int] = {name: possible[name] for name in self.action_fields}
+        self.proprioception_fields: tuple[str, ...] = ()
+        groups = (
+            group for group in survey.pose_groups if {*relative_names(group)} & {*self.fields}
+        )
+        numbers = [ref.number for ref in setup.refs]
+        self._work = EpisodeWriter(
+            setup.output,
+            config,
+            tuple(survey.cameras),
+            self.action_fields,
+            _action_width(config, survey, self.fields),
+            tuple(groups),
+            {source: _folder_name(source) for source in {ref.source for ref in setup.refs}}
+            | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
+            None not in numbers and len(set(numbers)) == len(numbers),
+        )
+        self.work: Work = self._work
+
+    def begin(self) -> None:
+        """Removes the manifest and folders that an earlier run left empty."""
+        output = self._setup.output
+        remove_file(output / MANIFEST_NAME)
+        remove_empty(output / IMAGES_NAME)
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
+        files: list[FileEntry] = []
+        episodes = 0
+        for receipt in receipts:
+            files += receipt.files
+            episodes += bool(receipt.files)
+        if not episodes:
+            raise DataError(
+                "no episode was written",
+                hint="select more episodes",
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
+        manifest = self._manifest(episodes, run)
+        write_manifest(self._setup.output, manifest)
+        size = sum(file.bytes for file in files)
+        files.append(file_entry(self._setup.output, MANIFEST_NAME))
+        counts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
+        return SinkSummary(manifest.samples, size, tuple(files), counts)
+
+    def estimate(self) -> Estimate:
+        frames = self._setup.survey.frames
+        if frames is None:
+            return Estimate(None)
+        lines = len(kinds_at(self._config.qa_mode, 0, ""))
+        return Estimate(frames * lines, {"pictures": frames * len(self._work.cameras)})
+
+    def _manifest(self, episodes: int, run: JobRun) -> WindowManifest:
+        survey, config = self._setup.survey, self._config
+        fields = [survey.fields[stored_from(name, survey.fields)] for name in self.action_fields]
+        names = [name for field in fields for name in field.names]
+        relative = [
+            name not in survey.fields for name, width in self.fields.items() for _ in range(width)
+        ]
+        counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
+        size = config.resize_images_size
+        return WindowManifest(
+            names=tuple(sorted(set(self._work.prefixes.values()))),
+            cameras=self._work.cameras,
+            fps=survey.fps,
+            action_fields=self.action_fields,
+            action_names=tuple(names) if len(names) == self._work.action_width else (),
+            action_width=self._work.action_width,
+            past_steps=config.past_steps,
+            future_steps=config.future_steps,
+            qa_mode=config.qa_mode,
+            image_size=size if isinstance(size, tuple) else None,
+            relative_dimensions=tuple(np.flatnonzero(relative).tolist()),
+            episodes=episodes,
+            **counts,
+        )
+
+
+_COUNT_KEYS = ("frames", "samples", "pictures", "untouched")
+
+
+def _folder_name(source: str) -> str:
+    """Name of a source's folder with all characters replaced that file names do not allow."""
+    name = location(source).resolve().name.partition("@")[0]
+    return _NO_FILE_NAME.sub("_", name).strip("_") or "data"
+
+
+def _possible_fields(survey: Survey) -> dict[str, int]:
+    """Map from the fields that an action can have to their widths: numeric ones, relative poses."""
+    widths = {name: spec.width for name, spec in survey.fields.items() if spec.width}
+    for group in survey.pose_groups:
+        for key, name in zip(
+            (group.position_key, group.rotation_key), relative_names(group), strict=True
+        ):
+            if key in widths:
+                widths[name] = widths[key]
+    return widths
+
+
+def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]) -> int:
+    if not survey.cameras:
+        raise _source_error("the episodes have no camera", "no_camera", "use another source")
+    width = sum(fields.values())
+    if not width:
+        problem = "the episodes have no action field"
+        hint = "set one with --action-fields or the keys of the format"
+        raise _source_error(problem, "no_actions", hint)
+    if config.action_width not in (None, width):
+        problem = f"an action has {counted(width, 'value')} ({', '.join(fields)}), expected "
+        hint = "set other fields with --action-fields, or another --action-width"
+        raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
+    return width
+
+
+def _source_error(problem: str, code: str, hint: str) -> DataError:
+    return DataError(problem, hint=hint, code=f"data.{code}")
