@@ -366,7 +366,7 @@ def test_verify_finds_damaged_images_of_decode(
     damage: str, whole: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     _decoded(whole, tokenizer, tmp_path / "out")
-    assert not verified(tmp_path / "out").counts
+    assert not verified(tmp_path / "out").codes
     first, second = sorted((tmp_path / "out" / "episode_000001").iterdir())[:2]
     content = second.read_bytes()
     second.write_bytes(first.read_bytes())
@@ -374,7 +374,7 @@ def test_verify_finds_damaged_images_of_decode(
     if damage == "missing":
         first.unlink()
 
-    counts = verified(tmp_path / "out").counts
+    counts = verified(tmp_path / "out").codes
 
     assert list(counts) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
 

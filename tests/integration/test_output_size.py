@@ -62,7 +62,7 @@ def test_episodes_are_kept_until_the_broken_ones_are_repaired(
     with broken_episode(source):
         assert refusal(source, output, keep_episodes=False).exit_code == 4
         assert len(list(output.glob("episodes/*.tar"))) == 1
-        assert verify(VerifyConfig(location=str(output))).counts.keys() == {"output.partial"}
+        assert verify(VerifyConfig(location=str(output))).codes.keys() == {"output.partial"}
 
     result = run(source, output, keep_episodes=False)
 

@@ -295,7 +295,7 @@ def finding_codes(location: Path, kind: str = "experiment") -> set[str]:
         result = error.result
     assert isinstance(result, VerifyResult)
     assert (result.kind, result.checked["files"] > 0) == (kind, True)
-    return set(result.counts)
+    return set(result.codes)
 
 
 def test_verify_of_a_file_of_weights_compares_its_checksums(published: Path) -> None:

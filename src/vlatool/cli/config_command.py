@@ -348,7 +348,8 @@ class ConfigCommand(VlatoolCommand):
         schema = self.spec.schema(ctx.meta[_ARGS])
         if not self.spec.is_flat:
             schema = typed.chosen_schema(schema)
-        return write_result(KeyTable(schema, self.spec.is_used), ctx.ensure_object(OutputOptions))
+        table = KeyTable.of(schema, self.spec.is_used)
+        return write_result(table, ctx.ensure_object(OutputOptions))
 
     def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
         """Writes the arguments; returns the rows of option aliases and of the other keys."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from vlatool.cli.argv import TypedValue
 from vlatool.cli.output import to_json
@@ -13,6 +13,7 @@ from vlatool.config.overrides import Override, parse_override
 from vlatool.config.resolve import chosen_schema
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
+from vlatool.results import Result
 
 # The `|` between two types, not one inside brackets.
 _ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
@@ -237,36 +238,32 @@ def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     )
 
 
-class KeyTable:
-    """Result of `--keys`: keys with type, default and description.
+@dataclass(frozen=True)
+class KeyTable(Result):
+    """Result of `--keys`: keys with type, default and description."""
 
-    Args:
-        schema: The config class.
-        is_used: Dotted key to False if it is left out.
-    """
+    rows_key: ClassVar[str] = "keys"
 
-    def __init__(self, schema: type[ConfigModel], is_used: Callable[[str], bool]) -> None:
-        self._schema, self._is_used = schema, is_used
+    keys: list[Mapping[str, Any]]
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per key."""
-        for info in filter(lambda info: self._is_used(info.key), dotted_keys(self._schema)):
-            yield {
-                "key": info.key,
-                "type": info.type_text,
-                "default": info.default,
-                "description": info.description,
-            }
+    @classmethod
+    def of(cls, schema: type[ConfigModel], is_used: Callable[[str], bool]) -> "KeyTable":
+        """Keys of a config class, without those that `is_used` leaves out."""
+        return cls(
+            [
+                {
+                    "key": info.key,
+                    "type": info.type_text,
+                    "default": info.default,
+                    "description": info.description,
+                }
+                for info in dotted_keys(schema)
+                if is_used(info.key)
+            ]
+        )
 
-    def document(self) -> dict[str, Any]:
-        """All keys."""
-        return {"keys": list(self.rows())}
-
-    def text(self) -> str:
-        """One key per line, its description below."""
-        lines: list[str] = []
-        for row in self.rows():
-            lines.append(f"{row['key']}: {row['type']} = {to_json(row['default'], indent=None)}")
+    def lines(self) -> Iterator[str]:
+        for row in self.keys:
+            yield f"{row['key']}: {row['type']} = {to_json(row['default'], indent=None)}"
             if row["description"]:
-                lines.append(f"    {row['description']}")
-        return "\n".join(lines)
+                yield f"    {row['description']}"

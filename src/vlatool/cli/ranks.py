@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import typer
 
 from vlatool.cli.failures import Terminated, as_vlatool_error
-from vlatool.cli.output import Result, error_document, to_json, write_stderr, write_stdout
+from vlatool.cli.output import error_document, to_json, write_stderr, write_stdout
 from vlatool.cli.session import Invocation
 from vlatool.errors import VlatoolError
+from vlatool.results import Result
 
 
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
@@ -92,7 +92,6 @@ def write_error_file(error: VlatoolError, file: Path) -> None:
     from vlatool.storage.atomic import write_json
 
     document = {**error_document(error), "timestamp": int(time.time())}
-    if error.result is not None:
-        result = cast(Result, error.result)
+    if isinstance(result := error.result, Result):
         document["result"] = {"json_document": result.document(), "plain_text": result.text()}
     write_json(file, json.loads(to_json(document)))

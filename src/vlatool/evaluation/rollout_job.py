@@ -23,13 +23,13 @@ from vlatool.evaluation.rollouts import (
 )
 from vlatool.evaluation.success import success_report
 from vlatool.events import counted
-from vlatool.jobs.command import JobResult
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.policy import Policy
+from vlatool.results import MERGED, Result
 from vlatool.storage.atomic import write_bytes, write_json
 
 REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"
@@ -41,15 +41,11 @@ _PERCENTILES = (50, 90, 99, 100)
 Group = tuple[str, range]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RolloutRecord(JobResult):
+@dataclass(frozen=True)
+class RolloutRecord(Result):
     """The report of rollouts, for the record."""
 
-    report: Mapping[str, Any]
-
-    def document(self) -> dict[str, Any]:
-        """The report."""
-        return dict(self.report)
+    report: Mapping[str, Any] = field(metadata=MERGED)
 
 
 @dataclass(frozen=True)

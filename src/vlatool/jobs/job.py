@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from vlatool.events import Reporter, per_second
-from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
+from vlatool.results import Result
 
 Item = TypeVar("Item")
 
@@ -80,7 +80,7 @@ class JobRun:
     new_bytes: int = 0
     parent_folders: Sequence[str] = ()
     is_fresh: bool = False
-    result: JobResult | None = None
+    result: Result | None = None
 
     def add_receipt(self, receipt: Receipt) -> None:
         """Adds the counts of a receipt; warns of the first finding of each code."""
@@ -239,6 +239,6 @@ class Job(Protocol[Item]):
         """
         ...
 
-    def result(self, run: "JobRun") -> JobResult:
+    def result(self, run: "JobRun") -> Result:
         """Content of the output; the loop sets what all results have. Also for a dry run."""
         ...

@@ -11,11 +11,12 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
+from vlatool.results import MERGED, UNLISTED, Result
 
 LAUNCH = "VLATOOL_LAUNCH"
 # File with the machines of a job; `launch sagemaker` sets it.
@@ -183,19 +184,14 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class PartialResult:
+class PartialResult(Result):
     """The result of a rank that failed, to be printed by the starting process."""
 
-    json_document: Mapping[str, Any]
-    plain_text: str
+    json_document: Mapping[str, Any] = field(metadata=MERGED)
+    plain_text: str = field(metadata=UNLISTED)
 
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return dict(self.json_document)
-
-    def text(self) -> str:
-        """The result as text."""
-        return self.plain_text
+    def lines(self) -> list[str]:
+        return [self.plain_text]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Download of the published language annotations of the LBM tasks."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlatool.artifacts.task_table import TaskTable
 from vlatool.errors import DataError, UsageError
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import remove_partials_of, write_bytes
 from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
@@ -17,33 +17,17 @@ _MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class AnnotationsResult:
-    """Result of the download of the annotations.
+class AnnotationsResult(Result):
+    """Result of the download of the annotations."""
 
-    Attributes:
-        output: The file.
-        source: Its location.
-        bytes: Its size.
-        status: `written`, `already complete` or `planned`.
-    """
-
-    output: str
-    source: str
+    output: str  # the file
+    source: str  # its location
     bytes: int
-    status: str
+    status: str  # `written`, `already complete` or `planned`
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        notes = {
-            "planned": "; nothing was written",
-            "already complete": "; already complete, nothing to do",
-        }
-        verb = "would download " if self.status == "planned" else ""
-        return f"{self.output}: {verb}{size_text(self.bytes)}{notes.get(self.status, '')}"
+    def lines(self) -> list[str]:
+        size = size_text(self.bytes)
+        return [outcome(self.output, self.status, size, f"would download {size}")]
 
 
 def download_annotations(

@@ -168,17 +168,13 @@ class BuildDatasetResult(JobResult):
     warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Number of samples and episodes, and size."""
-        if self.status == "planned":
+        if self.is_planned:
             return f"would build {counted(self.episodes, 'episode')}"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        samples = (
-            f"{counted(self.samples, 'sample')} ({kinds}) from {counted(self.episodes, 'episode')}"
-        )
-        return f"{samples}, {self.bytes / 1e6:.1f} MB"
+        samples = f"{counted(self.samples, 'sample')} ({kinds})"
+        return f"{samples} from {counted(self.episodes, 'episode')}, {self.bytes / 1e6:.1f} MB"
 
     def details(self) -> list[str]:
-        """Number of action ids per sample, and episodes without samples."""
         lines: list[str] = []
         if self.action_ids:
             low, mean, high = (self.action_ids[key] for key in ("min", "mean", "max"))
@@ -187,7 +183,6 @@ class BuildDatasetResult(JobResult):
 
     @property
     def next_command(self) -> str:
-        """Command that checks the samples."""
         return f"vlatool verify {self.output}"
 
 

@@ -1,7 +1,7 @@
 """Weights to start a future_vla model from: Qwen3-VL and DINOv3, or tiny random ones."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from vlatool.jobs.record import OutputRecord, resumable_record, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid
 from vlatool.models.pretrained import base_model
+from vlatool.results import Result, outcome
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location
 
@@ -63,39 +64,26 @@ class ComposeConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class ComposeResult:
-    """Composed weights.
-
-    Attributes:
-        output: The folder.
-        parameters: Number of values.
-        tensors: Number of tensors.
-        bytes: Size of the files of weights.
-        status: `written`, `already complete` or `planned`.
-        next: The next command, for SAMPLES of `vlatool build-dataset`.
-    """
+class ComposeResult(Result):
+    """Composed weights."""
 
     output: str
-    parameters: int
+    parameters: int  # number of values
     tensors: int
-    bytes: int
-    status: str = "written"
-    next: str = ""
+    bytes: int  # of the files of weights
+    status: str = "written"  # or `already complete`, `planned`
+    next: str = ""  # command for SAMPLES of `vlatool build-dataset`
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         content = (
             f"{self.parameters / 1e6:,.2f} M parameters in {self.tensors} tensors, "
             f"{size_text(self.bytes)}"
         )
-        if self.status == "planned":
-            return f"{self.output}: would write {content}; nothing was written"
-        lines = [f"{self.output}: {content}; {self.status}"]
-        return "\n".join([*lines, f"next: {self.next}"])
+        return [outcome(self.output, self.status, content, f"would write {content}")]
+
+    @property
+    def next_command(self) -> str:
+        return self.next
 
 
 def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResult:

@@ -32,13 +32,10 @@ class DecodeResult(JobResult):
     bytes: int
 
     def summary(self) -> str:
-        """Number of images and episodes, and size."""
-        if self.status == "planned":
-            return f"would decode {counted(self.episodes, 'episode')}"
-        return (
-            f"{counted(self.pictures, 'image')} of {counted(self.episodes, 'episode')}, "
-            f"{self.bytes / 1e6:.1f} MB"
-        )
+        episodes = counted(self.episodes, "episode")
+        if self.is_planned:
+            return f"would decode {episodes}"
+        return f"{counted(self.pictures, 'image')} of {episodes}, {self.bytes / 1e6:.1f} MB"
 
 
 def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:

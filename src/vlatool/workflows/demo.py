@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.record import OutputRecord, single_output
+from vlatool.results import Result
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
@@ -55,57 +56,32 @@ class DemoConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """Measured results of the demo.
+class DemoResult(Result):
+    """Measured results of the demo."""
 
-    Attributes:
-        success_rate: Success rate of the trained policy.
-        confidence_95: 95 % confidence interval of that rate.
-        baselines: Success rates of random actions and of doing nothing, from the same starts.
-        wrong_instruction_success_rate: Success rate at the true goal if the policy is given the
-            instruction of another goal.
-        obeyed_wrong_instruction_rate: Share of these rollouts that reach the goal of the wrong
-            instruction.
-        per_instruction: Map from instruction to its successes and episodes.
-        episodes: Number of recorded episodes.
-        rollouts: Number of rollouts of each evaluation.
-        samples: Number of training samples.
-        parameters: Number of parameters of the policy.
-        loss: Last training loss.
-        steps: Number of optimizer steps.
-        stages: Map from stage to its duration in seconds.
-        seconds: Duration of all stages.
-        report: Path of the HTML page.
-        seed: Seed of episodes and weights.
-        command: Command that gives the same results on equal hardware and software.
-    """
-
-    success_rate: float
-    confidence_95: Sequence[float]
+    success_rate: float  # of the trained policy
+    confidence_95: Sequence[float]  # interval of that rate
+    # Success rates of random actions and of doing nothing, from the same starts.
     baselines: Mapping[str, float]
+    # Success rate at the true goal if the policy is given the instruction of another goal.
     wrong_instruction_success_rate: float
+    # Share of these rollouts that reach the goal of the wrong instruction.
     obeyed_wrong_instruction_rate: float
-    per_instruction: Mapping[str, Any]
-    episodes: int
-    rollouts: int
-    samples: int
-    parameters: int
-    loss: float | None
-    steps: int
-    stages: Mapping[str, float]
-    seconds: float
-    report: str
-    seed: int
-    command: str
+    per_instruction: Mapping[str, Any]  # map from instruction to its successes and episodes
+    episodes: int  # recorded
+    rollouts: int  # of each evaluation
+    samples: int  # of the training data
+    parameters: int  # of the policy
+    loss: float | None  # the last one of the training
+    steps: int  # of the optimizer
+    stages: Mapping[str, float]  # map from stage to its duration in seconds
+    seconds: float  # of all stages
+    report: str  # path of the HTML page
+    seed: int  # of episodes and weights
+    command: str  # gives the same results on equal hardware and software
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        low, high = self.confidence_95
-        obeyed = self.obeyed_wrong_instruction_rate
+    def lines(self) -> list[str]:
+        (low, high), steps = self.confidence_95, counted(self.steps, "step")
         rows = [
             ("trained policy", _percent(self.success_rate)),
             ("   95 % interval", f"{100 * low:.0f} to {100 * high:.0f} %"),
@@ -116,16 +92,15 @@ class DemoResult:
             ("random actions", _percent(self.baselines["random"])),
             ("doing nothing", _percent(self.baselines["do_nothing"])),
             ("wrong instruction: true goal", _percent(self.wrong_instruction_success_rate)),
-            ("wrong instruction: its goal", _percent(obeyed)),
+            ("wrong instruction: its goal", _percent(self.obeyed_wrong_instruction_rate)),
         ]
-        table = "\n".join(f"{name:<34}{value:>14}" for name, value in rows)
-        return (
-            f"success over {self.rollouts} unseen starts\n{table}\n"
-            f"{counted(self.steps, 'step')}, {counted(self.samples, 'sample')}, "
-            f"{self.seconds:.0f} s\n"
-            f"seed {self.seed}: {self.command}\n"
-            f"report: {self.report}"
-        )
+        return [
+            f"success over {self.rollouts} unseen starts",
+            *(f"{name:<34}{value:>14}" for name, value in rows),
+            f"{steps}, {counted(self.samples, 'sample')}, {self.seconds:.0f} s",
+            f"seed {self.seed}: {self.command}",
+            f"report: {self.report}",
+        ]
 
 
 def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:

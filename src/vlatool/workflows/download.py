@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from vlatool.config.base import (
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
+from vlatool.results import OPTIONAL, Result, columns
 from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import is_outage, not_requested_error
@@ -111,71 +112,47 @@ def _bytes_per_s(text: str | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class TaskList:
+class TaskList(Result):
     """Public tasks, and what of them can be downloaded."""
 
-    table: TaskTable
+    rows_key: ClassVar[str] = "tasks"
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per task."""
-        return ({"task": name, **asdict(task)} for name, task in sorted(self.table.tasks.items()))
+    version: str
+    tasks: Sequence[Mapping[str, Any]]
 
-    def document(self) -> dict[str, Any]:
-        """All tasks, with their version."""
-        return {"version": self.table.version, "tasks": list(self.rows())}
-
-    def text(self) -> str:
-        """One line per task."""
-        return "\n".join(
-            f"{row['task']:<50} {row['station']:<9} {'+'.join(row['has']):<11}"
-            f" {'' if row['raw_gb'] is None else row['raw_gb']}".rstrip()
-            for row in self.rows()
-        )
+    def lines(self) -> list[str]:
+        return [
+            columns(
+                (row["task"], row["station"], "+".join(row["has"]), row["raw_gb"] or "")
+                for row in self.tasks
+            )
+        ]
 
 
 @dataclass(frozen=True)
-class TasksResult:
-    """Results of several tasks.
+class TasksResult(Result):
+    """Results of several tasks."""
 
-    Attributes:
-        output: Location as it was given.
-        tasks: Result of each task.
-        failures: Tasks that failed, with code, message and hint.
-        annotations: Language annotations of raw tasks; empty without them.
-    """
-
-    output: str
+    output: str  # location as it was given
     tasks: Mapping[str, DownloadResult | RawResult]
-    failures: Sequence[Mapping[str, Any]]
-    annotations: str = ""
+    bytes: int
+    failures: Sequence[Mapping[str, Any]]  # tasks that failed, with code, message and hint
+    # Language annotations of raw tasks; empty without them.
+    annotations: str = field(default="", metadata=OPTIONAL)
+    # Command with all tasks; empty after a dry run or a failure.
+    next: str = field(default="", metadata=OPTIONAL)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "output": self.output,
-            "tasks": {name: result.document() for name, result in self.tasks.items()},
-            "bytes": sum(result.bytes for result in self.tasks.values()),
-            "failures": [dict(failure) for failure in self.failures],
-            **({"annotations": self.annotations} if self.annotations else {}),
-            **({"next": self.next} if self.next else {}),
-        }
-
-    def text(self) -> str:
-        """The result as text."""
-        total = sum(result.bytes for result in self.tasks.values())
-        lines = [replace(result, next="").text() for result in self.tasks.values()]
-        lines += [f"failed {row['task']}: {row['message']}" for row in self.failures]
+    def lines(self) -> Iterator[str]:
+        for result in self.tasks.values():
+            yield from result.lines()
+        for row in self.failures:
+            yield f"failed {row['task']}: {row['message']}"
         if len(self.tasks) > 1:
-            lines.append(f"{len(self.tasks)} tasks, {size_text(total)}")
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
+            yield f"{len(self.tasks)} tasks, {size_text(self.bytes)}"
 
     @property
-    def next(self) -> str:
-        """Command for the next step, with all tasks; empty after a dry run or a failure."""
-        results = list(self.tasks.values())
-        if self.failures or not results:
-            return ""
-        return tasks_command({result.output: result.next for result in results}, self.output)
+    def next_command(self) -> str:
+        return self.next
 
 
 def download(
@@ -193,7 +170,9 @@ def download(
         PartialFailure: Some files are not in the output.
     """
     if config.list:
-        return TaskList(task_table(config.task_table))
+        table = task_table(config.task_table)
+        tasks = sorted(table.tasks.items())
+        return TaskList(table.version, [{"task": name, **asdict(task)} for name, task in tasks])
     _check_keys(config)
     check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
     if config.annotations:
@@ -307,7 +286,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
             reporter.warn("task_failed", f"{name}: {error.message}")
             errors[name] = error
             is_dead = is_outage(error)
-    return _tasks_result(TasksResult(config.output, results, [], annotations), errors)
+    return _tasks_result(config.output, results, errors, annotations)
 
 
 def _registry(config: DownloadConfig) -> str | None:
@@ -335,18 +314,31 @@ def _annotations_beside(
     return str(target)
 
 
-def _tasks_result(result: TasksResult, errors: Mapping[str, VlatoolError]) -> TasksResult:
+def _tasks_result(
+    output: str,
+    tasks: Mapping[str, DownloadResult | RawResult],
+    errors: Mapping[str, VlatoolError],
+    annotations: str,
+) -> TasksResult:
     """Result of all tasks; raises one error for those that failed."""
     failures = [
         {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
         for name, error in errors.items()
     ]
-    result = replace(result, failures=failures)
+    commands = {} if errors else {result.output: result.next for result in tasks.values()}
+    result = TasksResult(
+        output,
+        tasks,
+        sum(result.bytes for result in tasks.values()),
+        failures,
+        annotations,
+        tasks_command(commands, output) if commands else "",
+    )
     if not errors:
         return result
     is_storage = all(isinstance(error, StorageError) for error in errors.values())
     problem = (StorageError if is_storage else PartialFailure)(
-        f"{len(errors)} of {len(errors) + len(result.tasks)} tasks failed: {', '.join(errors)}",
+        f"{len(errors)} of {len(errors) + len(tasks)} tasks failed: {', '.join(errors)}",
         hint="run the same command again for the rest",
         code=f"{'storage' if is_storage else 'partial'}.tasks_failed",
         details={"failures": failures},

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from vlatool.errors import DataError, StorageError
-from vlatool.events import Reporter
-from vlatool.jobs.command import JobConfig, JobResult
+from vlatool.events import Reporter, counted
+from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
 from vlatool.jobs.inputs import InputState, digest_of
@@ -19,6 +19,7 @@ from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
 from vlatool.jobs.versions import versions_of
+from vlatool.results import OPTIONAL
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.partial_file import partial_bytes
 from vlatool.storage.remote_path import RemotePath
@@ -29,7 +30,6 @@ from vlatool.storage.uri import is_inside, local_path
 from vlatool.workflows.download_next import next_command
 from vlatool.workflows.remote_files import RemoteFile, doubled_error
 
-_SHOWN = 10
 # Part of the journal: raise it when the same object would give another file, not with a release.
 _PLAN = "download 1"
 
@@ -53,54 +53,29 @@ class TransferOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadResult(JobResult):
-    """Result of a download; `failures` lists the files that are not in the output.
+class DownloadResult(OutputResult):
+    """Result of a download; `failures` lists the files that are not in the output."""
 
-    Attributes:
-        source: Location with its version, if its storage has versions.
-        bytes: Size of the files.
-        downloaded_bytes: Size of the files that this call downloaded.
-        next: Command for the next step; empty after a dry run.
-    """
+    item_name: ClassVar[str] = "file"
 
-    source: str
-    bytes: int
-    downloaded_bytes: int
-    next: str = ""
+    files: int = 0  # in the output
+    source: str  # location with its version, if its storage has versions
+    bytes: int  # of the files
+    downloaded_bytes: int  # of the files that this call downloaded
+    next: str = field(default="", metadata=OPTIONAL)  # empty after a dry run
+    resumed: int = 0  # files that an earlier call downloaded
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        values = super().document()
-        if not self.next:
-            del values["next"]
-        return {"output": self.output, "files": values.pop("episodes"), **values}
+    @property
+    def num_resumed(self) -> int:
+        return self.resumed
 
-    @classmethod
-    def of_record(cls, recorded: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> Self:
-        """Result of a complete run, from its record."""
-        values = dict(recorded or {})
-        return super().of_record({"episodes": values.pop("files", 0), **values}, shown)
+    def summary(self) -> str:
+        verb = "would download " if self.is_planned else ""
+        return f"{verb}{counted(self.files, 'file')}, {size_text(self.bytes)}"
 
-    def text(self) -> str:
-        """The result as text."""
-        size = size_text(self.bytes)
-        lines = [f"{self.output}: {_files(self.episodes)}, {size}"]
-        if self.status == "planned":
-            rest = f", {self.resumed} are there" if self.resumed else ""
-            lines = [f"{self.output}: would download {_files(self.episodes)}, {size}{rest}"]
-            lines[0] += "; nothing was written"
-        elif self.status == "already complete":
-            lines[0] += "; already complete, nothing to do"
-        elif self.resumed:
-            lines.append(f"{_files(self.resumed)} from an earlier run")
-        failed = [f"failed {row['file']}: {row['message']}" for row in self.failures[:_SHOWN]]
-        rest = len(self.failures) - len(failed)
-        lines += [*failed, *([f"and {rest} more failed"] if rest else [])]
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
+    @property
+    def next_command(self) -> str:
+        return self.next
 
 
 def download_files(

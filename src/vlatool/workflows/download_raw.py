@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlatool.errors import StorageError
 from vlatool.events import Reporter, counted
-from vlatool.jobs.command import JobConfig, JobResult
+from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState
@@ -18,6 +18,7 @@ from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
+from vlatool.results import OPTIONAL
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.chunk_stream import ChunkStream, Consumer
@@ -66,53 +67,32 @@ class RawTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawResult(JobResult):
-    """Result of the download of a raw archive.
+class RawResult(OutputResult):
+    """Result of the download of a raw archive."""
 
-    Attributes:
-        source: Location of the archive.
-        bytes: Size of the archive.
-        downloaded_bytes: Bytes that this call read.
-        files: Number of extracted files.
-        folders: Number of folders.
-        extracted_bytes: Size of the extracted files.
-        chunk_bytes: Size of the chunks of the archive that have a digest.
-        chunks_sha256: SHA-256 of the concatenated hexadecimal SHA-256 of all chunks.
-        archive_sha256: SHA-256 of the whole archive; None unless it is kept, as chunks are digested
-            one by one.
-        next: Command for the next step; empty after a dry run.
-    """
+    item_name: ClassVar[str] = "archive"
 
-    source: str
-    bytes: int
-    downloaded_bytes: int = 0
-    files: int = 0
+    source: str  # location of the archive
+    bytes: int  # of the archive
+    downloaded_bytes: int = 0  # that this call read
+    files: int = 0  # that were extracted
     folders: int = 0
     extracted_bytes: int = 0
-    chunk_bytes: int = 0
-    chunks_sha256: str = ""
+    chunk_bytes: int = 0  # size of the chunks of the archive that have a digest
+    chunks_sha256: str = ""  # of the concatenated hexadecimal SHA-256 of all chunks
+    # Of the whole archive; None unless it is kept, as chunks are digested one by one.
     archive_sha256: str | None = None
-    next: str = ""
+    next: str = field(default="", metadata=OPTIONAL)  # empty after a dry run
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        values = super().document()
-        unused = ("episodes", "resumed", *(() if self.next else ("next",)))
-        values = {key: value for key, value in values.items() if key not in unused}
-        return {"output": self.output, **values}
-
-    def text(self) -> str:
-        """The result as text."""
+    def summary(self) -> str:
         name = self.source.rpartition("/")[2]
-        if self.status == "planned":
-            size = size_text(self.bytes)
-            return f"{self.output}: would extract {name}, {size}; nothing was written"
-        size = size_text(self.extracted_bytes)
-        lines = [f"{self.output}: {counted(self.files, 'file')} of {name}, {size}"]
-        if self.status == "already complete":
-            lines[0] += "; already complete, nothing to do"
-        lines += [f"failed {row['archive']}: {row['message']}" for row in self.failures]
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
+        if self.is_planned:
+            return f"would extract {name}, {size_text(self.bytes)}"
+        return f"{counted(self.files, 'file')} of {name}, {size_text(self.extracted_bytes)}"
+
+    @property
+    def next_command(self) -> str:
+        return self.next
 
 
 def download_raw(task: RawTask, options: TransferOptions, reporter: Reporter) -> RawResult:

@@ -51,66 +51,50 @@ _NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult(JobResult):
-    """Result of a run; `failures` lists the episodes that are not in the output.
-
-    Attributes:
-        tokenizer: Name of the visual tokenizer.
-        agreement: Share of codes that equal those of fp32, on some of the images.
-        resized: Number of images that were resized as in the training of the tokenizer.
-        rate: Images per second that this run encoded.
-        bound: The slowest stage, for which the others waited.
-        stages: Map from stage to seconds that the others waited for it, on the first device.
-        usage: Use of the codebook in at most 8 episodes (`CodesUsage.facts`).
-    """
+    """Result of a run; `failures` lists the episodes that are not in the output."""
 
     layout: str
-    tokenizer: str
+    tokenizer: str  # name of the visual tokenizer
     precision: str
     pictures: int
     bytes: int
-    agreement: float = 1.0
-    resized: int = 0
-    rate: float = 0.0
-    bound: str = ""
+    agreement: float = 1.0  # share of codes that equal those of fp32, on some of the images
+    resized: int = 0  # images that were resized as in the training of the tokenizer
+    rate: float = 0.0  # images per second that this run encoded
+    bound: str = ""  # the slowest stage, for which the others waited
+    # Map from stage to seconds that the others waited for it, on the first device.
     stages: Mapping[str, float] = field(default_factory=dict[str, float])
     device: str = ""
     processes: int = 1
+    # Use of the codebook in at most 8 episodes (`CodesUsage.facts`).
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def summary(self) -> str:
-        """Number of images and episodes, and size."""
         episodes = f"{counted(self.episodes, 'episode')} as {self.layout}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write codes of {episodes}"
-        return (
-            f"codes of {counted(self.pictures, 'image')} from {episodes}, {self.bytes / 1e6:.1f} MB"
-        )
+        images = counted(self.pictures, "image")
+        return f"codes of {images} from {episodes}, {self.bytes / 1e6:.1f} MB"
 
-    def details(self) -> list[str]:
-        """Speed, agreement with fp32, and number of images that were resized."""
-        lines: list[str] = []
-        if self.status == "planned":
-            return lines
+    def details(self) -> Iterator[str]:
+        if self.is_planned:
+            return
         if self.bound and self.status != "already complete":
             devices = f"{self.processes} x {self.device}, {self.precision}"
-            lines.append(f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}")
+            yield f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}"
         if self.precision != "fp32":
-            lines.append(f"{self.agreement:.2%} of the compared codes equal those of fp32")
+            yield f"{self.agreement:.2%} of the compared codes equal those of fp32"
         if self.usage:
-            lines.append(
+            yield (
                 f"{self.usage['codes_in_use']} codes in use, entropy "
                 f"{self.usage['code_entropy']:.2f} bits, {self.usage['equal_images']:.1%} of the "
                 f"images with the same codes (of {self.usage['images_read']} read)"
             )
         if self.resized:
-            lines.append(
-                f"{counted(self.resized, 'image')} of another size were resized as in training"
-            )
-        return lines
+            yield f"{counted(self.resized, 'image')} of another size were resized as in training"
 
     @property
     def next_command(self) -> str:
-        """Command that checks the codes."""
         return f"vlatool verify {self.output}"
 
 

@@ -1,7 +1,7 @@
 """Open-loop evaluation of a trained policy on recorded data."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
 from vlatool.models.trained import Trained, data_kind_of
+from vlatool.results import Result
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 
@@ -35,7 +36,7 @@ _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
 
 
 @dataclass(frozen=True)
-class OpenLoopResult:
+class OpenLoopResult(Result):
     """Errors of predicted action chunks compared with recorded ones."""
 
     checkpoint: str
@@ -50,33 +51,25 @@ class OpenLoopResult:
     invalid: int = 0
     futures: Mapping[str, Any] | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text: mean absolute errors in the units of the fields."""
+    def lines(self) -> Iterator[str]:
+        """Mean absolute errors in the units of the fields."""
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
-        header = f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
-        rows = [header]
+        yield f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
         for field, metrics in self.fields.items():
-            rows.append(f"{field[-51:]:<52}{_field_text(metrics, names)}")
-            rows += [f"   {text}" for text in _details(metrics)]
+            yield f"{field[-51:]:<52}{_field_text(metrics, names)}"
+            yield from (f"   {text}" for text in _details(metrics))
         overall = "".join(_figure(self.overall[name]) for name in names)
-        rows.append(f"{'overall, in standard deviations':<52}{overall}")
+        yield f"{'overall, in standard deviations':<52}{overall}"
         steps = len(self.overall_by_step["policy"])
         for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
             errors = "".join(_figure(self.overall_by_step[name][step]) for name in names)
-            rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
-        rows.append(
-            f"{counted(self.samples, 'chunk')}, {weights_text(self.weights)}; "
-            f"curves: {self.picture}"
-        )
+            yield f"{f'   step {step + 1} of {steps}':<52}{errors}"
+        chunks = counted(self.samples, "chunk")
+        yield f"{chunks}, {weights_text(self.weights)}; curves: {self.picture}"
         if self.invalid:
-            rows.append(f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite")
+            yield f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite"
         if self.futures is not None:
-            rows += futures_text(self.futures)
-        return "\n".join(rows)
+            yield from futures_text(self.futures)
 
 
 def futures_text(futures: Mapping[str, Any]) -> Iterator[str]:

@@ -79,29 +79,22 @@ class ExportConfig(EngineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult(JobResult):
-    """Result of a run; `failures` lists the episodes that are not in the output.
+    """Result of a run; `failures` lists the episodes that are not in the output."""
 
-    Attributes:
-        exported: `codes` or `samples`.
-        amount: Number of images with codes, or number of samples.
-    """
-
-    exported: str
+    exported: str  # `codes` or `samples`
     layout: str
-    amount: int
+    amount: int  # images with codes, or samples
     bytes: int
 
     def summary(self) -> str:
-        """Number of episodes and of images or samples, and size."""
         content = f"{self.exported} of {counted(self.episodes, 'episode')} as {self.layout}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write {content}"
         unit = "images" if self.exported == "codes" else "samples"
         return f"{content}, {self.amount} {unit}, {self.bytes / 1e6:.1f} MB"
 
     @property
     def next_command(self) -> str:
-        """Command that checks the output."""
         return f"vlatool verify {self.output}"
 
 

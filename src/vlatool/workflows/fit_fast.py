@@ -3,8 +3,8 @@
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -38,6 +38,7 @@ from vlatool.jobs.command import make_executor
 from vlatool.jobs.downloads import require_input
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, resumable_record, single_output
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import (
@@ -102,68 +103,50 @@ class FitFastConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class FitFastResult:
-    """Fitted tokenizer and its quality on the chunks.
-
-    Attributes:
-        output: The folder.
-        chunks: Number of chunks that were read.
-        fitted_on: Number of chunks that the vocabulary was fitted on.
-        steps: H.
-        width: D.
-        lowest: Coefficient with code point 0.
-        highest: Largest coefficient.
-        profile: Name of the profile.
-        profile_digest: Digest of the numbers of the profile.
-        quality: Size of the vocabulary, ids per chunk, share of chunks that are decoded exactly,
-            share of coefficients in range, error per dimension; empty for a dry run.
-        digest: Digest of the tokenizer; empty for a dry run.
-        status: `written`, `already complete` or `planned`.
-        next: The next command; may be empty.
-    """
+class FitFastResult(Result):
+    """Fitted tokenizer and its quality on the chunks."""
 
     output: str
-    chunks: int
-    fitted_on: int
-    steps: int
-    width: int
-    lowest: int
-    highest: int
-    profile: str
-    profile_digest: str
+    chunks: int  # that were read
+    fitted_on: int  # chunks that the vocabulary was fitted on
+    steps: int  # H
+    width: int  # D
+    lowest: int  # coefficient with code point 0
+    highest: int  # largest coefficient
+    profile: str  # its name
+    profile_digest: str  # of its numbers
+    # Size of the vocabulary, ids per chunk, share of chunks that are decoded exactly, share of
+    # coefficients in range, error per dimension; empty for a dry run.
     quality: Mapping[str, Any]
-    digest: str = ""
-    status: str = "written"
-    next: str = ""
+    digest: str = ""  # of the tokenizer; empty for a dry run
+    status: str = "written"  # or `already complete`, `planned`
+    next: str = ""  # command for the next step
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> Iterator[str]:
         shape = f"{counted(self.chunks, 'chunk')} of {self.steps} x {self.width}"
         span = f"coefficients from {self.lowest} to {self.highest}, profile {self.profile}"
-        if self.status == "planned":
-            planned = f"would be fitted on {self.fitted_on:,} of {shape}; nothing was written"
-            return f"{self.output}: {planned}\n{span}"
         measured = self.quality
-        fitted = f"{measured['ids']} ids, fitted on {self.fitted_on:,} of {shape}"
+        yield outcome(
+            self.output,
+            self.status,
+            f"{measured.get('ids')} ids, fitted on {self.fitted_on:,} of {shape}",
+            f"would be fitted on {self.fitted_on:,} of {shape}",
+        )
+        if self.is_planned:
+            yield span
+            return
+        yield f"{span}; {measured['in_range']:.2%} of them are in range"
         counts = f"{measured['fewest_ids']} to {measured['most_ids']}"
-        exact = f"{measured['exact']:.2%} of the chunks are decoded exactly to the rounding step"
-        lines = [
-            f"{self.output}: {fitted}; {self.status}",
-            f"{span}; {measured['in_range']:.2%} of them are in range",
-            f"ids per chunk: {measured['ids_per_chunk']:.1f} ({counts})",
-            f"values per id: {measured['values_per_id']:.1f}",
-            exact,
-            "error in units of the action (RMS, maximum):",
-        ]
-        lines += [
-            f"   {name:12} {row['rms']:.3g}, {row['largest']:.3g}"
-            for name, row in measured["error"].items()
-        ]
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
+        yield f"ids per chunk: {measured['ids_per_chunk']:.1f} ({counts})"
+        yield f"values per id: {measured['values_per_id']:.1f}"
+        yield f"{measured['exact']:.2%} of the chunks are decoded exactly to the rounding step"
+        yield "error in units of the action (RMS, maximum):"
+        for name, row in measured["error"].items():
+            yield f"   {name:12} {row['rms']:.3g}, {row['largest']:.3g}"
+
+    @property
+    def next_command(self) -> str:
+        return self.next
 
 
 def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResult:

@@ -1,9 +1,8 @@
 """Inspection of a location: an artifact of any kind, or raw episodes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -13,6 +12,7 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.inspection.inspect import check_target, inspect_location, write_page
 from vlatool.pages.report import PageRequest, Report
+from vlatool.results import MERGED, OPTIONAL, Result
 from vlatool.storage.uri import location
 
 
@@ -44,28 +44,18 @@ class InspectConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class InspectResult:
-    """Report on a location; `html` is the page that was written, if requested."""
+class InspectResult(Result):
+    """Report on a location."""
 
+    kind: str  # determines the keys of the document
     location: str
-    report: Report
-    html: str | None = None
+    html: str | None = field(metadata=OPTIONAL)  # page that was written, if requested
+    report: Report = field(metadata=MERGED)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping; `kind` determines its other keys."""
-        page = {} if self.html is None else {"html": self.html}
-        return {
-            "kind": self.report.kind,
-            "location": self.location,
-            **page,
-            **self.report.document(),
-        }
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         page = "" if self.html is None else f"page: {self.html}"
         blocks = [f"{self.location}: {self.report.headline}", *self.report.blocks(), page]
-        return "\n\n".join(block for block in blocks if block)
+        return ["\n\n".join(block for block in blocks if block)]
 
 
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
@@ -101,7 +91,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             )
         _check_tokenizer(path, kind, config)
         write_page(report, config.location, target, _page_request(config))
-    return InspectResult(config.location, report, config.html)
+    return InspectResult(report.kind, config.location, config.html, report)
 
 
 def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:

@@ -2,9 +2,9 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from vlatool.launching.ray_file import (
     placeholder_error,
     template,
 )
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_document
 from vlatool.storage.uri import is_remote, local_path, location
@@ -45,36 +46,22 @@ class RayPreprocessConfig(PreprocessConfig):
 
 
 @dataclass(frozen=True)
-class RayClusterResult:
-    """File of a Ray cluster, and the commands to use it.
+class RayClusterResult(Result):
+    """File of a Ray cluster, and the commands to use it."""
 
-    Attributes:
-        status: `planned`, `written`, or `unchanged` for a file that was there.
-        cluster: The file.
-        cluster_text: Its text.
-        config: File with the configuration of the command, for the head of the cluster.
-        placeholders: Placeholders in the text by line; empty but for a dry run.
-        commands: Shell commands to start the cluster, to run on it, and to stop it.
-    """
-
-    status: str
-    cluster: str
+    status: str  # `planned`, `written`, or `unchanged` for a file that was there
+    cluster: str  # the file
     cluster_text: str
-    config: str
-    placeholders: Mapping[int, list[str]]
-    commands: tuple[str, ...]
+    config: str  # file with the configuration of the command, for the head of the cluster
+    placeholders: Mapping[int, list[str]]  # by line; empty but for a dry run
+    commands: tuple[str, ...]  # of the shell: start the cluster, run on it, stop it
 
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The commands; the file too if it was not written."""
-        if self.status != "planned":
-            return "\n".join([f"{self.cluster}: {self.status}; run:", *self.commands])
+    def lines(self) -> list[str]:
+        if not self.is_planned:
+            return [f"{self.cluster}: {self.status}; run:", *self.commands]
         left = sum(map(len, self.placeholders.values()))
-        end = f"{self.cluster}: would be written, with {left} placeholders; nothing was written"
-        return f"{self.cluster_text}\n{end}"
+        plan = f"would be written, with {left} placeholders"
+        return [self.cluster_text, outcome(self.cluster, self.status, "", plan)]
 
 
 def launch_ray_preprocess(

@@ -29,6 +29,7 @@ from vlatool.launching.training_job import (
     check_run_with_data,
     job_yaml,
 )
+from vlatool.results import Result
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location as location_of
 from vlatool.training.config import TrainConfig
@@ -50,37 +51,24 @@ class LaunchSageMakerConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class SageMakerResult:
-    """A job, or the plan of one.
+class SageMakerResult(Result):
+    """A job, or the plan of one."""
 
-    Attributes:
-        job: Name of the job; empty if only the image was built.
-        status: `planned`, `built`, or the last known status of the job.
-        request: Request that starts the job; null where only the account has the value.
-        config_location: Location of the configuration of the run.
-        config: This configuration as YAML.
-        notes: Explanation of each null.
-    """
+    job: str  # its name; empty if only the image was built
+    status: str  # `planned`, `built`, or the last known status of the job
+    request: Mapping[str, Any]  # starts the job; null where only the account has the value
+    config_location: str  # of the configuration of the run
+    config: str  # this configuration as YAML
+    notes: tuple[str, ...] = ()  # explanation of each null
 
-    job: str
-    status: str
-    request: Mapping[str, Any]
-    config_location: str
-    config: str
-    notes: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {**vars(self), "request": dict(self.request), "notes": list(self.notes)}
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         if self.status == "built":
-            return f"{self.request['AlgorithmSpecification']['TrainingImage']}: is in the registry"
-        if self.status != "planned":
-            return f"{self.job}: {self.status}; its configuration is {self.config_location}"
+            image = self.request["AlgorithmSpecification"]["TrainingImage"]
+            return [f"{image}: is in the registry"]
+        if not self.is_planned:
+            return [f"{self.job}: {self.status}; its configuration is {self.config_location}"]
         request = json.dumps(self.request, indent=2)
-        return "\n".join([f"# {self.config_location}", self.config, request, *self.notes])
+        return [f"# {self.config_location}", self.config, request, *self.notes]
 
 
 def launch_sagemaker_train(

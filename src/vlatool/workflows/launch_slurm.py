@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.launching.checked_run import checked_run
 from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script, check_sbatch, submit
 from vlatool.launching.training_job import LAUNCH_FOLDER, job_yaml
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import is_remote, local_path, location
 from vlatool.training.config import TrainConfig
@@ -28,41 +29,25 @@ class SlurmTrainConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class SlurmResult:
-    """Result of `launch slurm train`.
+class SlurmResult(Result):
+    """Result of `launch slurm train`."""
 
-    Attributes:
-        status: `planned`, `written` or `submitted`.
-        start: What the job would do in the run folder: `new`, `resume`, `extend` or `replace`.
-        script: The batch script.
-        script_text: Its text.
-        config: The configuration of the run, which the job reads.
-        processes: Number of processes.
-        job: Number of the submitted job.
-    """
-
-    status: str
+    status: str  # `planned`, `written` or `submitted`
     name: str
-    start: str
-    script: str
+    start: str  # what the job would do in the run folder: `new`, `resume`, `extend` or `replace`
+    script: str  # the batch script
     script_text: str
-    config: str
+    config: str  # the configuration of the run, which the job reads
     processes: int
-    job: str | None = None
+    job: str | None = None  # number of the submitted job
 
-    def document(self) -> dict[str, object]:
-        """The result as JSON."""
-        return asdict(self)
+    def lines(self) -> list[str]:
+        content = "written" if self.job is None else f"submitted as job {self.job}"
+        return [self.script_text, outcome(self.script, self.status, content, "would be written")]
 
-    def text(self) -> str:
-        """The script, and what was done with it."""
-        if self.status == "planned":
-            end = f"{self.script}: would be written; nothing was written"
-        elif self.job is None:
-            end = f"{self.script}: written\nnext: sbatch {self.script}"
-        else:
-            end = f"{self.script}: submitted as job {self.job}\nnext: squeue --job {self.job}"
-        return f"{self.script_text}\n{end}"
+    @property
+    def next_command(self) -> str:
+        return f"sbatch {self.script}" if self.job is None else f"squeue --job {self.job}"
 
 
 def launch_slurm_train(

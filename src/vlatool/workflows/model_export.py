@@ -21,6 +21,7 @@ from vlatool.jobs.versions import versions_of
 from vlatool.models.base import ModelType
 from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import Trained, open_trained
+from vlatool.results import MERGED, UNLISTED, Result, outcome
 from vlatool.storage.uri import location, pinned
 from vlatool.training.config import TrainConfig
 
@@ -41,45 +42,24 @@ class TokenizerExportConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class ModelExportResult:
-    """Result of an export.
+class ModelExportResult(Result):
+    """Result of an export."""
 
-    Attributes:
-        checkpoint: Checkpoint of a policy; location of a tokenizer, as given.
-        output: Folder that was written.
-        parameters: Number of parameters in the weights file, including tensors of the published
-            file that the model does not use.
-        bytes: Total size of the weights files.
-        summary: Text on the written files.
-        facts: Further values that the model type reports.
-        status: `written` or `planned`.
-    """
-
-    checkpoint: str
-    output: str
+    checkpoint: str  # of a policy; location of a tokenizer, as given
+    output: str  # folder that was written
+    # Number of values in the weights file, with tensors of the published file that the model does
+    # not use.
     parameters: int
-    bytes: int
-    summary: str
-    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    status: str = "written"
+    bytes: int  # of the weights files
+    summary: str = field(metadata=UNLISTED)  # text on the written files
+    # Further values that the model type reports.
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any], metadata=MERGED)
+    status: str = "written"  # or `planned`
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "checkpoint": self.checkpoint,
-            "output": self.output,
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            **self.facts,
-            "status": self.status,
-        }
-
-    def text(self) -> str:
-        """The result as text."""
-        parameters = f"{self.parameters / 1e6:.2f} M parameters"
-        if self.status == "planned":
-            return f"{self.output}: would write {self.summary}, {parameters}; nothing was written"
-        return f"{self.output}: {self.summary}, {parameters}, {self.bytes / 1e6:.1f} MB"
+    def lines(self) -> list[str]:
+        content = f"{self.summary}, {self.parameters / 1e6:.2f} M parameters"
+        written = f"{content}, {self.bytes / 1e6:.1f} MB"
+        return [outcome(self.output, self.status, written, f"would write {content}")]
 
 
 def tokenizer_export(

@@ -5,7 +5,7 @@ Legend of shapes: T action steps, C dimensions of a field.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
 from vlatool.loading.frames import episode_named
 from vlatool.models.trained import Trained, Weights
+from vlatool.results import Result
 from vlatool.sources.base import id_part
 from vlatool.sources.detection import detect_source
 from vlatool.sources.order import numbered
@@ -78,34 +79,20 @@ class PredictConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class FieldPrediction:
-    """Predicted and recorded steps of one action field.
+    """Predicted and recorded steps of one action field."""
 
-    Attributes:
-        names: Names of the C dimensions.
-        predicted: Commands of the policy [T, C].
-        recorded: Recorded actions; shorter than T at the end of an episode, empty if unknown.
-        mae_per_dimension: Mean absolute error over the recorded steps [C]; empty without any.
-        copy_last_per_dimension: Error of repeating the action of the frame before; empty at the
-            first frame.
-    """
-
-    names: Sequence[str]
-    predicted: Sequence[Sequence[float]]
+    names: Sequence[str]  # of the C dimensions
+    predicted: Sequence[Sequence[float]]  # actions of the policy [T, C]
+    # Recorded actions; shorter than T at the end of an episode, empty if unknown.
     recorded: Sequence[Sequence[float]]
-    mae_per_dimension: Sequence[float]
+    mae_per_dimension: Sequence[float]  # over the recorded steps [C]; empty without any
+    # Error of repeating the action of the frame before; empty at the first frame.
     copy_last_per_dimension: Sequence[float]
 
 
 @dataclass(frozen=True)
-class PredictResult:
-    """A predicted action chunk.
-
-    Attributes:
-        ms_per_decision: Duration of a call of the policy with images that it has not seen, after
-            a first call.
-        tokens_per_decision: Number of tokens that were decoded; None if the policy decodes none.
-        futures: Errors of predicted images by step, and `files` with drawings; None without them.
-    """
+class PredictResult(Result):
+    """A predicted action chunk."""
 
     checkpoint: str
     weights: str
@@ -115,39 +102,33 @@ class PredictResult:
     instruction: str
     fps: float
     fields: Mapping[str, FieldPrediction]
+    # Duration of a call of the policy with images that it has not seen, after a first call.
     ms_per_decision: float
-    tokens_per_decision: int | None
+    tokens_per_decision: int | None  # that were decoded; None if the policy decodes none
+    # Errors of predicted images by step, and `files` with drawings; None without them.
     futures: Mapping[str, Any] | None
     picture: str
     report: str
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text: some steps of each dimension, and its error."""
+    def lines(self) -> Iterator[str]:
+        """Some steps of each dimension, and its error."""
         horizon = len(next(iter(self.fields.values())).predicted)
         steps = sorted({0, horizon // 2, horizon - 1})
         columns = "".join(f"{f'step {step + 1} (recorded)':>22}" for step in steps)
-        lines = [
-            f"{self.episode}, frame {self.frame}: {self.instruction or '(no instruction)'}",
-            f"{'':<20}{columns}{'error':>10}{'copy last':>11}",
-        ]
+        yield f"{self.episode}, frame {self.frame}: {self.instruction or '(no instruction)'}"
+        yield f"{'':<20}{columns}{'error':>10}{'copy last':>11}"
         for name, field in self.fields.items():
-            lines += _field_lines(name, field, steps)
-        lines.append(
+            yield from _field_lines(name, field, steps)
+        count = self.tokens_per_decision
+        tokens = "" if count is None else f" and {counted(count, 'token')}"
+        yield (
             f"{counted(horizon, 'step')} at {self.fps:g} per second, "
-            f"{self.ms_per_decision:.1f} ms{self._tokens_text()} per decision, "
+            f"{self.ms_per_decision:.1f} ms{tokens} per decision, "
             f"{weights_text(self.weights)}; curves: {self.picture}"
         )
         if self.futures is not None:
-            lines += [*futures_text(self.futures), f"images: {', '.join(self.futures['files'])}"]
-        return "\n".join(lines)
-
-    def _tokens_text(self) -> str:
-        count = self.tokens_per_decision
-        return "" if count is None else f" and {counted(count, 'token')}"
+            yield from futures_text(self.futures)
+            yield f"images: {', '.join(self.futures['files'])}"
 
 
 def _field_lines(name: str, field: FieldPrediction, steps: Sequence[int]) -> Iterator[str]:

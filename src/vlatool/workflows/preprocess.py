@@ -30,6 +30,7 @@ from vlatool.jobs.run import run_command
 from vlatool.jobs.versions import versions_of
 from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
+from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.sources.detection import DeferredKeys, detect_source
@@ -47,14 +48,7 @@ from vlatool.transforms.relative import stored_from
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessResult(JobResult):
-    """Result of a run.
-
-    Attributes:
-        empty_episodes: Episodes without samples.
-        plan: Source of the numbers of a dry run.
-        amounts: Counts besides those of samples and shards.
-        left_out_fields: Fields of the source that the sink does not store.
-    """
+    """Result of a run."""
 
     frames: int
     samples: int
@@ -65,47 +59,41 @@ class PreprocessResult(JobResult):
     proprioception_fields: tuple[str, ...]
     dropped: Mapping[str, int]
     bytes_on_disk: int = 0
-    empty_episodes: tuple[str, ...] = ()
+    empty_episodes: tuple[str, ...] = ()  # without samples
     warnings: tuple[str, ...] = ()
-    next: str = ""
+    next: str = field(default="", metadata=UNLISTED)
+    # Source of the numbers of a dry run.
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
-    left_out_fields: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        left_out = {"next"} if self.amounts else {"next", "amounts"}
-        return {key: value for key, value in super().document().items() if key not in left_out}
+    # Counts besides those of samples and shards.
+    amounts: Mapping[str, int] = field(default_factory=dict[str, int], metadata=OPTIONAL)
+    left_out_fields: tuple[str, ...] = ()  # of the source, which the sink does not store
 
     @property
     def next_command(self) -> str:
-        """Command for the next step."""
         return self.next
 
     def summary(self) -> str:
-        """Number of samples and episodes, and size."""
         shards = f" in {counted(self.shards, 'shard')}" if self.shards else ""
         samples = f"{counted(self.samples, 'sample')}{shards}"
         content = f"{samples} from {counted(self.episodes, 'episode')}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write about {content}"
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.bytes_on_disk and not self.amounts:
             size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in total"
         return f"{content} ({size})"
 
-    def details(self) -> list[str]:
-        """Cameras, fields, and what was dropped."""
-        lines = [f"cameras: {', '.join(self.cameras) or 'none'}"]
+    def details(self) -> Iterator[str]:
+        yield f"cameras: {', '.join(self.cameras) or 'none'}"
         if self.action_fields:
-            lines.append(f"actions: {', '.join(self.action_fields)}")
+            yield f"actions: {', '.join(self.action_fields)}"
         if self.proprioception_fields:
-            lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
+            yield f"proprioception: {', '.join(self.proprioception_fields)}"
         if self.left_out_fields:
-            lines.append(f"left out: {few_text(self.left_out_fields)}")
-        lines += [f"{name}: {count}" for name, count in self.amounts.items()]
-        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
-        return [*lines, *(f"no samples from {name}" for name in self.empty_episodes)]
+            yield f"left out: {few_text(self.left_out_fields)}"
+        yield from (f"{name}: {count}" for name, count in self.amounts.items())
+        yield from (f"dropped {count}: {reason}" for reason, count in self.dropped.items())
+        yield from (f"no samples from {name}" for name in self.empty_episodes)
 
 
 _SHARDS = "shards"

@@ -1,7 +1,7 @@
 """Content of one preset, with the files that it includes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlatool.config.base import ConfigModel, check_required, required_field
@@ -10,6 +10,7 @@ from vlatool.config.layers import STRICT, LayerReader
 from vlatool.config.presets import PresetInfo, display_path, preset_info
 from vlatool.config.tree import plain
 from vlatool.events import NULL, Reporter
+from vlatool.results import MERGED, Result
 from vlatool.training.config import TrainConfig
 
 
@@ -20,21 +21,17 @@ class PresetsShowConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class ShownPreset:
+class ShownPreset(Result):
     """A preset with its values, included files merged, in the section that it fills."""
 
-    preset: PresetInfo
+    preset: PresetInfo = field(metadata=MERGED)
     values: Mapping[str, Any]
 
-    def document(self) -> dict[str, Any]:
-        """The preset as a JSON-serializable mapping."""
-        return {**asdict(self.preset), "path": str(self.preset.path), "values": self.values}
-
-    def text(self) -> str:
+    def lines(self) -> list[str]:
         """YAML for `--config`, after comments with the name and the description."""
         head = f"# {display_path(self.preset.path)}"
         text = f"{head}: {self.preset.description}" if self.preset.description else head
-        return f"{text}\n{values_to_yaml(self.values)}"
+        return [text, values_to_yaml(self.values)]
 
 
 def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> ShownPreset:

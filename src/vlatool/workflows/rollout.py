@@ -1,7 +1,7 @@
 """Closed-loop evaluation of a trained policy in Gymnasium environments."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,47 +17,42 @@ from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
 from vlatool.jobs.versions import versions_of
 from vlatool.models.trained import Trained
+from vlatool.results import MERGED, Result
 from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder, weights_text
 
 __all__ = ["RolloutConfig", "rollout"]
 
 
 @dataclass(frozen=True)
-class RolloutResult:
+class RolloutResult(Result):
     """Success rates of a policy in an environment, or in those of a suite."""
 
     checkpoint: str
     weights: str
     env: str
-    figures: Mapping[str, Any]
     picture: str | None
     report: str
+    figures: Mapping[str, Any] = field(metadata=MERGED)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        info = {key: value for key, value in asdict(self).items() if key != "figures"}
-        return {**info, **self.figures}
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> Iterator[str]:
         figures = self.figures
         weights = weights_text(self.weights)
-        lines = [f"{self.env}: {_rate(figures)} success ({_interval(figures)}), {weights}"]
+        yield f"{self.env}: {_rate(figures)} success ({_interval(figures)}), {weights}"
         for task, counts in figures.get("per_task", {}).items():
-            lines.append(f"   {_rate(counts)}  {task} ({_interval(counts)})")
+            yield f"   {_rate(counts)}  {task} ({_interval(counts)})"
         for instruction, counts in figures["per_instruction"].items():
-            lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
+            yield f"   {_rate(counts)}  {instruction or '(no instruction)'}"
         errors = [row["error"] for row in figures["rollouts"] if row["error"] is not None]
         if errors:
-            lines.append(f"episodes ended by an error of the environment: {len(errors)}")
-            lines += [f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors)]
-        if figures["plan_ms"]["batches"]:
-            lines.append(_latency_text(figures["plan_ms"]))
+            yield f"episodes ended by an error of the environment: {len(errors)}"
+            yield from (f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors))
+        if (times := figures["plan_ms"])["batches"]:
+            points = ", ".join(f"{times[f'p{share}']:.1f} ms (p{share})" for share in (50, 90, 99))
+            yield f"planning takes {points} per batch"
         if self.picture:
-            lines.append(f"episodes: {self.picture}")
+            yield f"episodes: {self.picture}"
         if figures["videos"]:
-            lines.append(f"videos: {Path(figures['videos'][0]).parent}")
-        return "\n".join(lines)
+            yield f"videos: {Path(figures['videos'][0]).parent}"
 
 
 def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
@@ -205,8 +200,3 @@ def _rate(counts: Mapping[str, Any]) -> str:
 def _interval(counts: Mapping[str, Any]) -> str:
     low, high = counts["confidence_95"]
     return f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-
-
-def _latency_text(figures: Mapping[str, float]) -> str:
-    points = ", ".join(f"{figures[f'p{point}']:.1f} ms (p{point})" for point in (50, 90, 99))
-    return f"planning takes {points} per batch"

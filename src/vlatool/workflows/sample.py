@@ -91,45 +91,33 @@ class SampleConfig(ConfigModel):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult(JobResult):
-    """Content of the output.
-
-    Attributes:
-        layout: Raw layout.
-        frames: Number of frames of all episodes; None: not known before they are recorded.
-        successes: Number of episodes in which the expert succeeded.
-        instructions: Map from instruction to number of episodes.
-        cameras: Names of the cameras in the layout.
-    """
+    """Content of the output."""
 
     layout: Layout
-    frames: int | None
-    successes: int
-    instructions: dict[str, int]
-    cameras: tuple[str, ...]
+    frames: int | None  # of all episodes; None: not known before they are recorded
+    successes: int  # episodes in which the expert succeeded
+    instructions: dict[str, int]  # map from instruction to number of episodes
+    cameras: tuple[str, ...]  # names in the layout
     world: World = "builtin"
 
     def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
+        """The fields, and two that follow from them."""
         is_complete = self.status == "already complete"
-        extra = {"already_complete": is_complete, "next": self.next_command}
-        return super().document() | extra
+        return super().document() | {"already_complete": is_complete, "next": self.next_command}
 
     def summary(self) -> str:
-        """Number of episodes and frames."""
         episodes = counted(self.episodes, f"{self.layout} episode")
         counts = episodes if self.frames is None else f"{episodes}, {counted(self.frames, 'frame')}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write {counts}"
         return f"{counts}, {self.successes} successful"
 
     def details(self) -> list[str]:
-        """Cameras and instructions."""
         instructions = (f"{count:5d} x {text!r}" for text, count in self.instructions.items())
         return [f"cameras: {', '.join(self.cameras)}", *instructions]
 
     @property
     def next_command(self) -> str:
-        """Command that writes training data from this output."""
         command = f"vlatool preprocess {self.layout} {self.output}"
         if self.layout == "libero":
             return f"{command} --preset future-vla --output {self.output}-windows"

@@ -5,9 +5,8 @@ Legend of shapes: N samples, T steps, C channels.
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +24,7 @@ from vlatool.jobs.command import make_executor
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.inputs import digest_of, input_state
 from vlatool.pages.text import few_text
+from vlatool.results import UNLISTED, Result, outcome
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import is_remote, location, pinned
 from vlatool.transforms.statistics import (
@@ -54,34 +54,30 @@ class StatsComputeConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class StatsComputeResult:
-    """Computed statistics; `fields` maps each field to its number of dimensions."""
+class StatsComputeResult(Result):
+    """Computed statistics."""
 
     data: str
     output: str
     samples: int
     shards: int
     steps: int
-    fields: Mapping[str, int] = field(default_factory=dict[str, int])
-    status: str = "written"
-    next: str = ""
+    fields: Mapping[str, int]  # each field and its number of dimensions
+    status: str
+    next: str = field(metadata=UNLISTED)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {key: value for key, value in asdict(self).items() if key != "next"}
-
-    def text(self) -> str:
-        """The result as text."""
-        summary = (
-            f"{counted(len(self.fields), 'field')} of {counted(self.samples, 'sample')}, "
-            f"windows of {counted(self.steps, 'step')}"
-        )
-        if self.status == "planned":
-            return f"{self.output}: would describe {summary}; nothing was written"
-        if self.status == "already complete":
-            return f"{self.output}: {summary}; already complete, nothing to do\nnext: {self.next}"
+    def lines(self) -> list[str]:
+        fields, samples = counted(len(self.fields), "field"), counted(self.samples, "sample")
+        content = f"{fields} of {samples}, windows of {counted(self.steps, 'step')}"
+        lines = [outcome(self.output, self.status, content, f"would describe {content}")]
+        if self.status != "written":
+            return lines
         names = few_text([f"{name} ({width})" for name, width in self.fields.items()])
-        return f"{self.output}: {summary}\nfields: {names}\nnext: {self.next}"
+        return [*lines, f"fields: {names}"]
+
+    @property
+    def next_command(self) -> str:
+        return self.next
 
 
 def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> StatsComputeResult:

@@ -1,17 +1,15 @@
 """Merged statistics of several data sets, for training on all of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from vlatool.artifacts.shards.format import MANIFEST_NAME, ShardFolder
 from vlatool.artifacts.stats.format import (
-    MergedStats,
     Statistics,
     StatsPart,
     compact,
@@ -29,6 +27,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import FOLDER
+from vlatool.results import OPTIONAL, Result, outcome
 from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.uri import location, pinned
 
@@ -51,43 +50,30 @@ class StatsMergeConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class StatsMergeResult:
-    """Merged statistics and their sources; `status` is `written`, `printed` or `planned`."""
+class StatsMergeResult(Result):
+    """Merged statistics and their sources."""
 
     sources: tuple[str, ...]
     output: str | None
-    merged: MergedStats
-    statistics: Statistics
-    status: str = "written"
+    fields: int
+    steps: int
+    left_out: Mapping[str, str]  # map from field to reason
+    status: str  # `written`, `printed` or `planned`
+    # The statistics; None if they were not printed.
+    statistics: Statistics | None = field(metadata=OPTIONAL)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a mapping; includes the statistics if they were not written to a file."""
-        info: dict[str, Any] = {
-            "sources": list(self.sources),
-            "output": self.output,
-            "fields": len(self.statistics),
-            "steps": self.merged.steps,
-            "left_out": dict(self.merged.left_out),
-            "status": self.status,
-        }
-        return {**info, "statistics": self.statistics} if self.status == "printed" else info
-
-    def text(self) -> str:
-        """The result as text; the statistics themselves if they were not written to a file."""
+    def lines(self) -> list[str]:
         if self.status == "printed":
-            return json.dumps(self.statistics, allow_nan=False)
-        summary = (
-            f"{counted(len(self.statistics), 'field')} of "
-            f"{counted(len(self.sources), 'data set')}, "
-            f"windows of {counted(self.merged.steps, 'step')}"
-        )
-        if self.status == "planned":
-            target = f"{self.output}: would describe" if self.output else "would print"
-            summary = f"{target} {summary}; nothing was written"
-        else:
-            summary = f"{self.output}: {summary}"
-        left_out = (f"left out {name}: {reason}" for name, reason in self.merged.left_out.items())
-        return "\n".join([summary, *left_out])
+            return [json.dumps(self.statistics, allow_nan=False)]
+        fields, sources = counted(self.fields, "field"), counted(len(self.sources), "data set")
+        summary = f"{fields} of {sources}, windows of {counted(self.steps, 'step')}"
+        line = f"would print {summary}; nothing was written"
+        if self.output is not None:
+            line = outcome(self.output, self.status, summary, f"would describe {summary}")
+        return [
+            line,
+            *(f"left out {name}: {reason}" for name, reason in self.left_out.items()),
+        ]
 
 
 def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> StatsMergeResult:
@@ -116,7 +102,15 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
         if not config.dry_run:
             _write(target, statistics, config)
             status = "written"
-    return StatsMergeResult(tuple(config.sources), config.output, merged, statistics, status)
+    return StatsMergeResult(
+        sources=tuple(config.sources),
+        output=config.output,
+        fields=len(statistics),
+        steps=merged.steps,
+        left_out=merged.left_out,
+        status=status,
+        statistics=statistics if status == "printed" else None,
+    )
 
 
 def _write(target: Path, statistics: Statistics, config: StatsMergeConfig) -> None:

@@ -1,7 +1,7 @@
 """Reconstruction quality of a visual tokenizer: metrics, simple baselines, and an HTML page."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
+from vlatool.results import Result
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
 
@@ -85,56 +86,39 @@ class TokenizerEvalConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class TokenizerEvalResult:
-    """Measured quality of a visual tokenizer.
+class TokenizerEvalResult(Result):
+    """Measured quality of a visual tokenizer."""
 
-    Attributes:
-        checkpoint: The weights file.
-        data: Location of the data, as given.
-        pictures: Number of measured images.
-        dropped: Map from reason to number of images that could not be used.
-        dropped_images: These images: reason, name and message of each.
-        figures: Map from metric to value; `psnr_of_mean_error` is comparable with the baselines.
-        not_measured: Metrics that were not measured, with the reason.
-        networks: SHA-256 of the weights files of the metric networks.
-        extremes: Best, median and worst images: name to PSNR.
-        page: HTML page with these images.
-        report: JSON file with this result.
-    """
-
-    checkpoint: str
-    data: str
-    pictures: int
-    dropped: Mapping[str, int]
-    dropped_images: Sequence[Mapping[str, str]]
+    checkpoint: str  # the weights file
+    data: str  # location, as given
+    pictures: int  # that were measured
+    dropped: Mapping[str, int]  # map from reason to number of images that could not be used
+    dropped_images: Sequence[Mapping[str, str]]  # reason, name and message of each
+    # Map from metric to value; `psnr_of_mean_error` is comparable with the baselines.
     figures: Mapping[str, float]
-    not_measured: Mapping[str, str]
-    networks: Mapping[str, str]
-    extremes: Mapping[str, Mapping[str, float]]
-    page: str
-    report: str
+    not_measured: Mapping[str, str]  # metrics with the reason
+    networks: Mapping[str, str]  # SHA-256 of the weights files of the metric networks
+    extremes: Mapping[str, Mapping[str, float]]  # best, median and worst images: name to PSNR
+    page: str  # HTML page with these images
+    report: str  # JSON file with this result
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The metrics as text: label and value."""
+    def table(self) -> list[tuple[str, str]]:
+        """Label and value of each metric, as text."""
         shown = [(*_METRICS[name], self.figures[name]) for name in _METRICS if name in self.figures]
         return [
             (label, f"{value:.{digits}f} {unit}".strip()) for label, unit, digits, value in shown
         ]
 
-    def text(self) -> str:
-        """The result as text."""
-        lines = [f"{self.data}: {counted(self.pictures, 'image')}"]
-        lines += [f"   dropped: {count} {reason}" for reason, count in self.dropped.items()]
-        lines += [f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN]]
+    def lines(self) -> Iterator[str]:
+        yield f"{self.data}: {counted(self.pictures, 'image')}"
+        yield from (f"   dropped: {count} {reason}" for reason, count in self.dropped.items())
+        yield from (f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN])
         if len(self.dropped_images) > _SHOWN:
-            lines.append(f"      and more; {REPORT} lists all")
-        lines += [f"{label:<38}{value:>14}" for label, value in self.rows()]
-        lines += [f"not measured: {name} ({reason})" for name, reason in self.not_measured.items()]
-        return "\n".join([*lines, f"images: {self.page}"])
+            yield f"      and more; {REPORT} lists all"
+        yield from (f"{label:<38}{value:>14}" for label, value in self.table())
+        for name, reason in self.not_measured.items():
+            yield f"not measured: {name} ({reason})"
+        yield f"images: {self.page}"
 
 
 def tokenizer_eval(
@@ -265,7 +249,7 @@ def _write_page(result: TokenizerEvalResult, images: "Mapping[str, Reconstructed
     report = ReconstructionReport(
         title=result.data,
         num_images=result.pictures,
-        metrics=result.rows(),
+        metrics=result.table(),
         notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )

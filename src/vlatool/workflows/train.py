@@ -2,12 +2,12 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlatool.artifacts.run.best import BEST_NAME, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
@@ -27,6 +27,7 @@ from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
+from vlatool.results import Result, outcome
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.locations import fixed_name, new_name, with_local_folder
@@ -45,18 +46,8 @@ _STARTS = {
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """Result of a run.
-
-    Attributes:
-        export_problem: Reason why `export` rejects it, or empty.
-        next: Command that measures the model; empty after a dry run, or if there is none.
-        start: For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget
-            of the run there) or `replace` (with `overwrite`).
-        forecast: For a dry run, the memory, disk and time that the run will take.
-        remote: Location of the copy of the run; None without `remote_sync`.
-        best: The best checkpoint, by success or validation loss; None if neither was measured.
-    """
+class TrainResult(Result):
+    """Result of a run."""
 
     output: str
     status: str
@@ -72,45 +63,46 @@ class TrainResult:
     dropped: Mapping[str, int]
     acts: bool
     seconds: float
-    export_problem: str = ""
-    next: str = ""
+    export_problem: str = ""  # reason why `export` rejects it
+    next: str = ""  # command that measures the model; empty after a dry run, or if there is none
+    # For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget of the
+    # run there) or `replace` (with `overwrite`).
     start: str = ""
+    # For a dry run, the memory, disk and time that the run will take.
     forecast: "Forecast | None" = None
-    remote: str | None = None
+    remote: str | None = None  # location of the copy of the run; None without `remote_sync`
+    # By success or validation loss; None if neither was measured.
     best: BestCheckpoint | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> Iterator[str]:
         size = f"{self.parameters / 1e6:.2f} M parameters"
-        if self.status == "planned":
-            text = (
-                f"{self.output}: would train {size} for {counted(self.steps, 'step')} on "
+        if self.is_planned:
+            plan = (
+                f"would train {size} for {counted(self.steps, 'step')} on "
                 f"{counted(self.dataset_samples, 'sample')}, about {self.blocks_in_use} open "
                 f"shards; checkpoints at {', '.join(map(str, self.checkpoint_steps))}"
-                f"{_STARTS[self.start].format(remote=self.remote)}; nothing was written"
+                f"{_STARTS[self.start].format(remote=self.remote)}"
             )
-            lines = [text, *([] if self.forecast is None else self.forecast.lines())]
+            yield outcome(self.output, self.status, "", plan)
+            yield from () if self.forecast is None else self.forecast.lines()
             if self.export_problem:
-                lines.append(f"the run cannot be exported: {self.export_problem}")
-            return "\n".join(lines)
+                yield f"the run cannot be exported: {self.export_problem}"
+            return
         loss = "" if self.loss is None else f", loss {number_text(self.loss)}"
-        lines = [f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"]
+        yield f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"
         if self.unused_samples:
-            lines.append(f"{counted(self.unused_samples, 'sample')} left over, less than a step")
+            yield f"{counted(self.unused_samples, 'sample')} left over, less than a step"
         for reason, count in self.dropped.items():
-            lines.append(f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}")
-        lines.append(f"checkpoint: {self.checkpoint}")
+            yield f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}"
+        yield f"checkpoint: {self.checkpoint}"
         if self.best is not None:
-            lines.append(f"best checkpoint: {self.best.text()} ({self.output}/{BEST_NAME})")
+            yield f"best checkpoint: {self.best.text()} ({self.output}/{BEST_NAME})"
         if self.remote:
-            lines.append(f"copy of the run: {self.remote}")
-        if self.next:
-            lines.append(f"next: {self.next}")
-        return "\n".join(lines)
+            yield f"copy of the run: {self.remote}"
+
+    @property
+    def next_command(self) -> str:
+        return self.next
 
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import re
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import is_being_written
 from vlatool.pages.text import few_text
+from vlatool.results import Result, outcome
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
 from vlatool.storage.hub_upload import RepositoryWriter, UploadFile
@@ -66,51 +67,35 @@ class UploadConfig(ConfigModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UploadResult:
-    """Result of an upload.
+class UploadResult(Result):
+    """Result of an upload."""
 
-    Attributes:
-        folder: Folder as it was given.
-        location: Repository.
-        url: Its web page.
-        kind: Kind of the content, as in `inspect`.
-        files: Number of files of the folder that are there, or would be; the card is one.
-        bytes: Their size.
-        sent_files: Number of files that this call sent, or would send.
-        sent_bytes: Their size.
-        removed_files: Number of files that this call removed there, or would remove.
-        tag: Tag of the newest commit, which LeRobot needs; empty for other data.
-        status: `written`, `already complete` or `planned`.
-    """
+    folder: str  # as it was given
+    location: str  # repository
+    url: str  # its web page
+    kind: str  # of the content, as in `inspect`
+    files: int  # of the folder that are there, or would be; the card is one
+    bytes: int  # their size
+    sent_files: int  # that this call sent, or would send
+    sent_bytes: int  # their size
+    removed_files: int = 0  # that this call removed there, or would remove
+    tag: str = ""  # of the newest commit, which LeRobot needs; empty for other data
+    status: str = "written"  # or `already complete`, `planned`
 
-    folder: str
-    location: str
-    url: str
-    kind: str
-    files: int
-    bytes: int
-    sent_files: int
-    sent_bytes: int
-    removed_files: int = 0
-    tag: str = ""
-    status: str = "written"
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         total = f"{counted(self.files, 'file')}, {size_text(self.bytes)}"
-        if self.status == "already complete":
-            return f"{self.url}: {total}; already complete, nothing to do"
         sent = f"{counted(self.sent_files, 'file')}, {size_text(self.sent_bytes)}"
         removed = f", remove {counted(self.removed_files, 'file')}" if self.removed_files else ""
-        if self.status == "planned":
-            return f"{self.url}: would send {sent} of {total}{removed}; nothing was written"
+        by_this = f", of these {sent} sent by this call" if self.status == "written" else ""
+        plan = f"would send {sent} of {total}{removed}"
+        return [outcome(self.url, self.status, f"{total}{by_this}", plan)]
+
+    @property
+    def next_command(self) -> str:
+        if self.status == "already complete":
+            return ""
         name = self.location.rpartition("/")[2]
-        command = f"vlatool download {self.location} --output {shlex.quote(name)}"
-        return f"{self.url}: {total}, of these {sent} sent by this call\nnext: {command}"
+        return f"vlatool download {self.location} --output {shlex.quote(name)}"
 
 
 def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:

@@ -1,10 +1,10 @@
 """Verification that an artifact or a source is complete and consistent."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.inspection.verify import code_rows, verify_location
 from vlatool.jobs.executor import default_workers
+from vlatool.results import OPTIONAL, Result, columns
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import require_existing
 
@@ -49,81 +50,43 @@ class VerifyConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class CodesResult:
+class CodesResult(Result):
     """All finding codes."""
+
+    rows_key: ClassVar[str] = "codes"
 
     codes: Sequence[Mapping[str, str]]
 
-    def document(self) -> dict[str, Any]:
-        """The codes as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def rows(self) -> Iterable[Mapping[str, str]]:
-        """One row per code."""
-        return self.codes
-
-    def text(self) -> str:
-        """The codes as text, one line each."""
-        return "\n".join(
-            f"{row['code']:<34} {row['severity']:<8} {row['meaning']}" for row in self.codes
-        )
+    def lines(self) -> list[str]:
+        return [columns((row["code"], row["severity"], row["meaning"]) for row in self.codes)]
 
 
 @dataclass(frozen=True)
-class VerifyResult:
-    """Findings of a verification.
+class VerifyResult(Result):
+    """Findings of a verification."""
 
-    Attributes:
-        kind: Kind of the artifact, or `source`.
-        location: Verified location, as given.
-        findings: The first 100 findings of each code, in order.
-        counts: Map from code to number of findings.
-        severities: Map from severity to number of findings.
-        checked: Counts of what was checked.
-        format: Format of a source.
-    """
+    rows_key: ClassVar[str] = "findings"
 
-    kind: str
-    location: str
-    findings: tuple[Finding, ...]
-    counts: Mapping[str, int]
-    severities: Mapping[str, int]
-    checked: Mapping[str, int] = field(default_factory=dict[str, int])
-    format: str | None = None
+    kind: str  # of the artifact, or `source`
+    location: str  # as given
+    format: str | None = field(metadata=OPTIONAL)  # of a source
+    whole: bool  # no finding is an error
+    counts: Mapping[str, int]  # map from severity to number of findings
+    codes: Mapping[str, int]  # map from code to number of findings
+    checked: Mapping[str, int]  # counts of what was checked
+    findings: tuple[Finding, ...]  # the first 100 of each code, in order
 
-    @property
-    def is_whole(self) -> bool:
-        """True if no finding is an error."""
-        return not self.severities["error"]
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "kind": self.kind,
-            "location": self.location,
-            **({} if self.format is None else {"format": self.format}),
-            "whole": self.is_whole,
-            "counts": self.severities,
-            "codes": self.counts,
-            "checked": self.checked,
-            "findings": list(self.rows()),
-        }
-
-    def rows(self) -> Iterable[Mapping[str, Any]]:
-        """One row per finding."""
-        return [finding.document() for finding in self.findings]
-
-    def text(self) -> str:
-        """The result as text: findings by code, most severe first."""
+    def lines(self) -> list[str]:
+        """Findings by code, most severe first."""
         groups = [
-            [finding for finding in self.findings if finding.code == code] for code in self.counts
+            [finding for finding in self.findings if finding.code == code] for code in self.codes
         ]
         groups.sort(key=lambda group: SEVERITIES.index(group[0].severity))
-        return "\n\n".join([*map(self._group, groups), self._last_line()])
+        return ["\n\n".join([*map(self._group, groups), self._last_line()])]
 
     def _group(self, findings: Sequence[Finding]) -> str:
         """Text of the findings of one code."""
-        first, count = findings[0], self.counts[findings[0].code]
+        first, count = findings[0], self.codes[findings[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
         lines += [f"  {finding.message}" for finding in findings[:_MAX_SHOWN]]
         if count > _MAX_SHOWN:
@@ -139,11 +102,11 @@ class VerifyResult:
             if count
         ]
         totals = [
-            counted(self.severities[severity], severity, "info" if severity == "info" else "")
+            counted(self.counts[severity], severity, "info" if severity == "info" else "")
             for severity in SEVERITIES
-            if self.severities[severity]
+            if self.counts[severity]
         ]
-        state = "valid" if self.is_whole else "invalid"
+        state = "valid" if self.whole else "invalid"
         parts = [*totals, f"checked {', '.join(counts) or 'nothing'}"]
         return f"{state}: {self.location} ({'; '.join(parts)})"
 
@@ -174,13 +137,13 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
             "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
         )
     result = _verify(require_existing(config.location), config, reporter)
-    if result.is_whole:
+    if result.whole:
         return result
     problem = DataError(
-        f"{config.location}: verification found {counted(result.severities['error'], 'error')}",
+        f"{config.location}: verification found {counted(result.counts['error'], 'error')}",
         hint="each finding says what to do",
         code="data.verification_failed",
-        details={"counts": dict(result.severities), "codes": dict(result.counts)},
+        details={"counts": dict(result.counts), "codes": dict(result.codes)},
     )
     problem.result = result
     raise problem
@@ -202,13 +165,14 @@ def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyR
         if counts[finding.code] <= _MAX_PER_CODE:
             shown.append(_relative(finding, verification.root))
     return VerifyResult(
-        verification.kind,
-        config.location,
-        tuple(shown),
-        dict(counts),
-        {severity: severities[severity] for severity in SEVERITIES},
-        asdict(options.counts),
-        verification.format,
+        kind=verification.kind,
+        location=config.location,
+        format=verification.format,
+        whole=not severities["error"],
+        counts={severity: severities[severity] for severity in SEVERITIES},
+        codes=dict(counts),
+        checked=asdict(options.counts),
+        findings=tuple(shown),
     )
 
 
