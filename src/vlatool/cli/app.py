@@ -47,7 +47,6 @@ class TableGroup(typer.core.TyperGroup):
         return typer_command(words, COMMANDS[words])
 
     def _names(self) -> dict[str, str]:
-        """Names of commands and groups to their words."""
         start = f"{self.prefix} ".lstrip()
         names = (words[len(start) :].split()[0] for words in COMMANDS if words.startswith(start))
         return {name: f"{start}{name}" for name in names}

@@ -18,37 +18,26 @@ _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
 @dataclass(frozen=True)
 class TypedValue:
-    """Configuration value as typed.
+    """Configuration value as typed."""
 
-    Attributes:
-        key: Dotted key (also of `--set`), or the name of a flat key or short form.
-        text: The value.
-        option: The option as typed, for messages.
-        is_flat: The key is an entry of `ArgvSpec.keys`.
-    """
-
-    key: str
+    key: str  # dotted key (also of `--set`), or the name of a flat key or short form
     text: str
-    option: str
-    is_flat: bool = False
+    option: str  # the option as typed, for messages
+    is_flat: bool = False  # the key is an entry of `ArgvSpec.keys`
 
 
 @dataclass(frozen=True)
 class ArgvSpec:
-    """Options and keys of one command line.
+    """Options and keys of one command line."""
 
-    Attributes:
-        options: Options that Typer parses, as typed; True if an option takes a value.
-        keys: Names (with underscores) of configuration keys; True for a switch.
-        short: Short forms of keys: `-o` for `output`.
-        aliases: Published names (with underscores) of options and keys; `KEY=VALUE` for a switch.
-        has_bare_keys: `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
-    """
-
+    # Options that Typer parses, as typed; True if an option takes a value.
     options: Mapping[str, bool]
+    # Names (with underscores) of configuration keys; True for a switch.
     keys: Mapping[str, bool] = field(default_factory=dict)
-    short: Mapping[str, str] = field(default_factory=dict)
+    short: Mapping[str, str] = field(default_factory=dict)  # short forms of keys: `-o` for `output`
+    # Published names (with underscores) of options and keys; `KEY=VALUE` for a switch.
     aliases: Mapping[str, str] = field(default_factory=dict)
+    # `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
     has_bare_keys: bool = False
 
     def spellings(self) -> list[str]:
@@ -66,16 +55,7 @@ class SplitArgv:
 
 
 def split_argv(argv: Sequence[str], spec: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
-    """Separates configuration values from everything else, in the order typed.
-
-    Args:
-        argv: Arguments of one command.
-        spec: Options and keys of the command.
-        lenient: Accept errors, for `--help`.
-
-    Raises:
-        UsageError: An option is unknown or lacks its value.
-    """
+    """Separates configuration values from everything else, in the order typed."""
     walker = _ArgvWalker(list(argv), spec, lenient)
     walker.walk()
     return walker.result

@@ -9,35 +9,25 @@ TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams", "ro
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its configuration, its workflow, and what its help says.
+    """A command: its configuration, its workflow, and what its help says."""
 
-    Attributes:
-        summary: One sentence for the help.
-        workflow: `module:function` of `(config, *, reporter)`, which returns the result. Without a
-            schema, the function takes no arguments.
-        schema: `module:Class` of the configuration; empty for a command without one.
-        arguments: Keys that are arguments, with their names in the usage line; a name that ends
-            with `...` stands for several values.
-        options: Options that `--help` lists, in this order, with underscores; those that a format
-            or a sink does not have are left out. Empty: all.
-        suggestions: Keys to `module:function` of known values among others, for completion.
-        examples: Command lines for the help.
-        details: Second paragraph of the help.
-        form: `module:function` that returns the `Form` of a command that differs from the others.
-        has_ranks: The command has `--nproc`.
-        has_rows: The result is a list, and the command has `--jsonl`.
-        presets: Folders of presets for this command.
-    """
-
-    summary: str
+    summary: str  # one sentence for the help
+    # `module:function` of `(config, *, reporter)`, which returns the result. Without a schema, the
+    # function takes no arguments.
     workflow: str
-    schema: str = ""
+    schema: str = ""  # `module:Class` of the configuration; empty for a command without one
+    # Keys that are arguments, with their names in the usage line; a name that ends with `...`
+    # stands for several values.
     arguments: Mapping[str, str] = field(default_factory=dict[str, str])
-    examples: tuple[str, ...] = ()
-    details: str = ""
+    examples: tuple[str, ...] = ()  # command lines for the help
+    details: str = ""  # second paragraph of the help
+    # `module:function` that returns the `Form` of a command that differs from the others.
     form: str = ""
-    has_ranks: bool = False
-    has_rows: bool = False
-    presets: tuple[str, ...] = ()
+    has_ranks: bool = False  # the command has `--nproc`
+    has_rows: bool = False  # the result is a list, and the command has `--jsonl`
+    presets: tuple[str, ...] = ()  # folders of presets for this command
+    # Options that `--help` lists, in this order, with underscores; those that a format or a sink
+    # does not have are left out. Empty: all.
     options: tuple[str, ...] = ()
+    # Keys to `module:function` of known values among others, for completion.
     suggestions: Mapping[str, str] = field(default_factory=dict[str, str])

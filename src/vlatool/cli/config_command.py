@@ -55,52 +55,38 @@ _ARGS = "vlatool.args"
 
 @dataclass(frozen=True)
 class OptionAlias:
-    """Option that sets one or more keys of the configuration.
+    """Option that sets one or more keys of the configuration."""
 
-    Attributes:
-        expand: Typed values → keys and their values.
-        metavar: Placeholder for the value in the help.
-        help: Description in the help.
-        short: Short form, if any.
-        is_switch: The option needs no value.
-    """
-
-    expand: Callable[[list[str]], Mapping[str, Any]]
-    metavar: str
-    help: str
-    short: str = ""
-    is_switch: bool = False
+    expand: Callable[[list[str]], Mapping[str, Any]]  # typed values → keys and their values
+    metavar: str  # placeholder for the value in the help
+    help: str  # description in the help
+    short: str = ""  # short form, if any
+    is_switch: bool = False  # the option needs no value
 
 
 @dataclass(frozen=True)
 class ConfigSpec:
-    """Command-line form of the configuration of a command.
+    """Command-line form of the configuration of a command."""
 
-    Attributes:
-        schema: Arguments → config class; imports it only when called.
-        is_flat: Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
-        aliases: Published option names → keys or options, all with underscores.
-        option_aliases: Options of a config with sections, by name.
-        positionals: Keys that are arguments; the list of options in the help leaves them out.
-        note: Returns the last paragraph of the help.
-        values: Dotted keys with a name of a registry as value → these names.
-        suggestions: Keys with known values among others → these, for completion.
-        presets: Folders of presets for this command.
-        schema_words: Arguments → those of them that determine the config class.
-        unused_keys: Keys and sections without a meaning here; help, `--keys` and completion
-            leave them out.
-    """
-
+    # Arguments → config class; imports it only when called.
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
+    # Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
     is_flat: bool = True
+    # Published option names → keys or options, all with underscores.
     aliases: Mapping[str, str] = field(default_factory=dict)
+    # Options of a config with sections, by name.
     option_aliases: Mapping[str, OptionAlias] = field(default_factory=dict)
+    # Keys that are arguments; the list of options in the help leaves them out.
     positionals: tuple[str, ...] = ()
-    note: Callable[[], str] = str
+    note: Callable[[], str] = str  # returns the last paragraph of the help
+    # Dotted keys with a name of a registry as value → these names.
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
+    # Keys with known values among others → these, for completion.
     suggestions: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
-    presets: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()  # folders of presets for this command
+    # Arguments → those of them that determine the config class.
     schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
+    # Keys and sections without a meaning here; help, `--keys` and completion leave them out.
     unused_keys: tuple[str, ...] = ()
 
     def is_used(self, name: str) -> bool:
@@ -443,13 +429,8 @@ class ConfigCommand(VlatoolCommand):
 def config_command(
     spec: ConfigSpec, arguments: str = "", examples: Sequence[str] = (), listed: Sequence[str] = ()
 ) -> type[ConfigCommand]:
-    """Command class with a configuration.
-
-    Args:
-        spec: Form of the configuration.
-        arguments: Names of the arguments for the usage line.
-        examples: Command lines for the help.
-        listed: Names of the options that `--help` lists; empty for all.
+    """Command class with a configuration; `listed`: names of the options that `--help` lists; empty
+    for all.
     """
     members = {"spec": spec, "arguments": arguments}
     members |= {"examples": tuple(examples), "listed": tuple(listed)}

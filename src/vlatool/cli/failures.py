@@ -138,7 +138,6 @@ def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
 
 
 def _usage_error(error: Any) -> UsageError:
-    """Usage error of Typer as a `UsageError`."""
     ctx = getattr(error, "ctx", None)
     option = getattr(error, "option_name", "")
     path = ctx.command_path if ctx is not None else "vlatool"
@@ -169,12 +168,7 @@ _UNREACHED = {"storage.unreachable", "environment.offline"}
 
 
 def name_key(error: VlatoolError, config: Mapping[str, Any]) -> None:
-    """Adds the key of a location that cannot be reached to the hint of its error.
-
-    Args:
-        error: Any error; those with other codes are left alone.
-        config: Configuration of the command as nested data, without its positional arguments.
-    """
+    """Adds the key of a location that cannot be reached to the hint of its error."""
     if error.code not in _UNREACHED:
         return
     path = str(error.details.get("path", ""))

@@ -20,13 +20,7 @@ Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
 
 
 def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    """Calls the workflow of a command with its configuration and prints the result.
-
-    Args:
-        run: The invocation.
-        row: The command.
-        values: Values of the arguments and of the options that Typer parses, by name.
-    """
+    """Calls the workflow of a command with its configuration and prints the result."""
     workflow = load(row.workflow)
     if not row.schema:
         run.finish(workflow())
@@ -42,16 +36,11 @@ def no_options() -> None:
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a command on the command line.
+    """Form of a command on the command line."""
 
-    Attributes:
-        spec: Options of the configuration; None for a command without one.
-        body: Function of (invocation, command, values) that runs the command.
-        declare: Function with further options for Typer as parameters.
-    """
-
-    spec: ConfigSpec | None
-    body: Body = run_workflow
+    spec: ConfigSpec | None  # options of the configuration; None for a command without one
+    body: Body = run_workflow  # function of (invocation, command, values) that runs the command
+    # Function with further options for Typer as parameters.
     declare: Callable[..., None] = no_options
 
 

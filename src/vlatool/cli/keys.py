@@ -23,25 +23,15 @@ Expand = Callable[[list[str]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Key:
-    """Configuration key that can be typed as an option.
+    """Configuration key that can be typed as an option."""
 
-    Attributes:
-        name: Option name with underscores: `samples_per_shard`.
-        path: Dotted key in the config: `source.observation_keys`.
-        is_switch: The option needs no value.
-        type_text: Type in the help: `int`, `a|b`.
-        default: Default in the help; empty if there is none.
-        description: Description in the help.
-        group: Heading in `--help`.
-    """
-
-    name: str
-    path: str
-    is_switch: bool = False
-    type_text: str = "str"
-    default: str = ""
-    description: str = ""
-    group: str = "Keys"
+    name: str  # option name with underscores: `samples_per_shard`
+    path: str  # dotted key in the config: `source.observation_keys`
+    is_switch: bool = False  # the option needs no value
+    type_text: str = "str"  # type in the help: `int`, `a|b`
+    default: str = ""  # default in the help; empty if there is none
+    description: str = ""  # description in the help
+    group: str = "Keys"  # heading in `--help`
 
 
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
@@ -91,16 +81,12 @@ def _typed_form(kind: str) -> str:
 
 
 def known_values(
-    schema: type[ConfigModel],
-    keys: Mapping[str, Key],
+    schema: type[ConfigModel],  # the config class
+    keys: Mapping[str, Key],  # its keys that are options by their name
     registered: Mapping[str, Callable[[], Sequence[str]]],
 ) -> dict[str, Sequence[str] | None]:
-    """Map from option name to its known values, empty if any value is allowed; None for a switch.
-
-    Args:
-        schema: The config class.
-        keys: Its keys that are options by their name.
-        registered: Keys with names of a registry or the like as values → these names.
+    """Map from option name to its known values, empty if any value is allowed; None for a
+    switch.
     """
     known: dict[str, Sequence[str] | None] = {
         key: values for key, values in _choices(schema).items() if "." in key
@@ -149,29 +135,19 @@ def default_text(value: Any) -> str:
 
 @dataclass
 class TypedConfig:
-    """Configuration part of a command line.
+    """Configuration part of a command line."""
 
-    Attributes:
-        typed: Values in the order typed.
-        keys: Flat keys by option name.
-        option_aliases: Options that set other keys, by name.
-        presets: Names of presets.
-        files: YAML files, applied after the presets.
-        read_options: Options for reading presets and files.
-    """
-
-    typed: Sequence[TypedValue]
-    keys: Mapping[str, Key] = field(default_factory=dict)
+    typed: Sequence[TypedValue]  # values in the order typed
+    keys: Mapping[str, Key] = field(default_factory=dict)  # flat keys by option name
+    # Options that set other keys, by name.
     option_aliases: Mapping[str, Expand] = field(default_factory=dict)
     presets: Sequence[str] = ()
-    files: Sequence[str] = ()
-    read_options: ReadOptions = STRICT
+    files: Sequence[str] = ()  # YAML files, applied after the presets
+    read_options: ReadOptions = STRICT  # options for reading presets and files
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """All typed values as overrides: arguments, option aliases, then keys in the order typed.
-
-        Raises:
-            UsageError: A key is set by an argument or an option alias and once more.
+        """All typed values as overrides: arguments, option aliases, then keys in the
+        order typed.
         """
         arguments = {
             name: value for name, value in positionals.items() if value not in (None, [], ())

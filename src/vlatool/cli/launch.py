@@ -11,12 +11,10 @@ from vlatool.cli.training_options import DATA, INIT_FROM, NO_MODEL_HINT, RUN, tr
 
 
 def launch_train_form(row: Command) -> Form:
-    """Form of a launched `train`."""
     return Form(training_spec(row, {"data": DATA, "output": RUN}), _launch)
 
 
 def launch_finetune_form(row: Command) -> Form:
-    """Form of a launched `finetune`."""
     return Form(
         training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _launch_finetune
     )

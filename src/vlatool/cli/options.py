@@ -15,25 +15,15 @@ CONTEXT = {"help_option_names": ["--help", "-h", "--help-all"], "max_content_wid
 
 @dataclass
 class OutputOptions:
-    """Output options of one invocation, filled while its arguments are parsed.
+    """Output options of one invocation, filled while its arguments are parsed."""
 
-    Attributes:
-        json: Print the result as one JSON document.
-        jsonl: Print the result, a list, as one JSON document per line.
-        quiet: Print only warnings and errors to stderr.
-        verbose: 1 shows the log of the library, 2 its details.
-        debug: Print the traceback of an error.
-        log_file: File that receives the complete log.
-        progress: One of `PROGRESS_MODES`.
-    """
-
-    json: bool = False
-    jsonl: bool = False
-    quiet: bool = False
-    verbose: int = 0
-    debug: bool = False
-    log_file: str = ""
-    progress: str = "auto"
+    json: bool = False  # print the result as one JSON document
+    jsonl: bool = False  # print the result, a list, as one JSON document per line
+    quiet: bool = False  # print only warnings and errors to stderr
+    verbose: int = 0  # 1 shows the log of the library, 2 its details
+    debug: bool = False  # print the traceback of an error
+    log_file: str = ""  # file that receives the complete log
+    progress: str = "auto"  # one of `PROGRESS_MODES`
 
 
 OUTPUT_HELP = [
@@ -54,13 +44,8 @@ _VALUED = {"--log-file", "--progress"}
 
 
 def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str]:
-    """Moves the output options, at any position, from `args` into `options`.
-
-    Returns:
-        The other arguments, in order.
-
-    Raises:
-        UsageError: A value is missing or not among the known ones.
+    """Moves the output options, at any position, from `args` into `options`; returns the other
+    arguments, in order.
     """
     options.json = options.json or "--json" in _before_dashes(args)
     rest: list[str] = []

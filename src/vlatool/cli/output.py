@@ -50,11 +50,7 @@ def open_streams() -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Writes one or more lines. A reader that has closed the pipe is not an error.
-
-    Raises:
-        StorageError: stdout cannot be written.
-    """
+    """Writes one or more lines. A reader that has closed the pipe is not an error."""
     if not is_main_process():
         return
     try:
@@ -113,7 +109,6 @@ class Stderr:
             silence(sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
-        """All other attributes are those of stderr."""
         return getattr(sys.stderr, name)
 
 

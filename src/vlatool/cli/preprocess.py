@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def preprocess_form(row: Command) -> Form:
-    """Form of the command."""
     spec = ConfigSpec(
         partial(_schema, row.schema),
         positionals=tuple(row.arguments),

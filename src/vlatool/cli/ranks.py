@@ -23,10 +23,9 @@ from vlatool.results import Result
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     """Runs this command line on several ranks and prints the result of rank 0.
 
-    In a job on other machines, there is a rank for each GPU of this one.
+    Returns False if this process does the work itself.
 
-    Returns:
-        False if this process does the work itself.
+    In a job on other machines, there is a rank for each GPU of this one.
     """
     from vlatool.training.ranks import Node
 

@@ -200,7 +200,6 @@ class LoggedReporter:
         self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
 
     def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Reports the images."""
         self._reporter.images(step, images)
 
     def note(self, message: str) -> None:

@@ -134,13 +134,9 @@ class RichBar:
 
 
 class _Bars(Progress):
-    """Bars with a line of metrics below them.
+    """Bars with a line of metrics below them."""
 
-    Attributes:
-        metrics: The line; None outside of a training.
-    """
-
-    metrics: "_MetricsLine | None" = None
+    metrics: "_MetricsLine | None" = None  # the line; None outside of a training
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The table of bars, then the line."""

@@ -40,7 +40,6 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 
 def train_form(row: Command) -> Form:
-    """Form of `train`."""
     return Form(training_spec(row, {"data": DATA, "output": RUN}), _train)
 
 
@@ -51,7 +50,6 @@ def tokenizer_form(row: Command) -> Form:
 
 
 def finetune_form(row: Command) -> Form:
-    """Form of `finetune`."""
     return Form(training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
 
 
@@ -63,7 +61,6 @@ def resolve_form(row: Command) -> Form:
 
 
 def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
-    """Options of a command with a training configuration."""
     return ConfigSpec(
         schema_at(row.schema),
         is_flat=False,

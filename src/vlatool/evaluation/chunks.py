@@ -24,34 +24,22 @@ class Gripper:
     """Gripper whose command has two values; it changes at a threshold each way.
 
     Source: reference/policy 4.1.
-
-    Attributes:
-        field: Action field.
-        dimension: Its dimension.
-        closed: Command that closes the gripper.
-        opened: Command that opens it.
-        close_below: An open gripper closes below this share of the way from `closed` to `opened`.
-        open_above: A closed one opens above this share.
     """
 
-    field: str
+    field: str  # action field
     dimension: int
-    closed: float
-    opened: float
+    closed: float  # command that closes the gripper
+    opened: float  # command that opens it
+    # An open gripper closes below this share of the way from `closed` to `opened`.
     close_below: float
-    open_above: float
+    open_above: float  # A closed one opens above this share
 
     def is_open(self, value: float) -> bool:
         """True if a value is nearer to the open state than to the closed one."""
         return self._share(value) > (self.close_below + self.open_above) / 2
 
     def commands(self, values: Array, *, is_open: bool) -> Array:
-        """Commands [T] for the values [T] of a policy.
-
-        Args:
-            values: Values of the dimension.
-            is_open: State before the first of them.
-        """
+        """Commands [T] for the values [T] of a policy."""
         result = np.empty(len(values))
         for step, value in enumerate(values):
             share = self._share(value)
@@ -64,12 +52,7 @@ class Gripper:
 
 
 def grippers_of(configs: Sequence[GripperConfig], policy: Policy) -> tuple[Gripper, ...]:
-    """Grippers of a policy; missing commands are the range of its training data.
-
-    Raises:
-        DataError: The policy has no such field or dimension, its range is unknown, or both
-            commands are equal.
-    """
+    """Grippers of a policy; missing commands are the range of its training data."""
     return tuple(_gripper(config, policy) for config in configs)
 
 
@@ -108,17 +91,11 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
 class ChunkJoiner:
     """Commands of one episode, from the chunks that its policy plans.
 
-    A chunk takes effect some steps after its observation. With an ensemble the command of a step
-    is the mean of those of all chunks that reach it, weighted exp(-decay * i), i = 0 for the oldest
+    `ensemble_decay`: decay of the weights; None: no ensemble.
+
+    A chunk takes effect some steps after its observation. With an ensemble the command of a step is
+    the mean of those of all chunks that reach it, weighted exp(-decay * i), i = 0 for the oldest
     (Zhao et al. 2023, algorithm 2). Grippers come last.
-
-    Args:
-        grippers: Grippers.
-        ensemble_decay: Decay of the weights; None: no ensemble.
-
-    Attributes:
-        planned: Commands [T, C] from the newest observation on, before `grippers`.
-        commands: Commands to execute [T, C]; empty before the first chunk.
     """
 
     def __init__(
@@ -130,8 +107,9 @@ class ChunkJoiner:
         self._start = 0
         # State of each gripper before the first command; None: unknown.
         self._states: list[bool | None] = [None] * len(grippers)
+        # Commands [T, C] from the newest observation on, before `grippers`.
         self.planned: Commands = {}
-        self.commands: Commands = {}
+        self.commands: Commands = {}  # commands to execute [T, C]; empty before the first chunk
 
     def start(self, measured: Commands) -> None:
         """Sets the states of the grippers that are measured; `measured` has fields [C]."""
@@ -141,13 +119,8 @@ class ChunkJoiner:
                 self._states[number] = gripper.is_open(values[gripper.dimension])
 
     def join(self, chunk: Commands, executed: int, delay: int) -> None:
-        """Replaces the commands by those of a chunk, from its observation on.
-
-        Args:
-            chunk: Commands of the policy [T, C].
-            executed: Number of commands that were executed before its observation.
-            delay: Number of further commands until the chunk takes effect; at most as many as are
-                left.
+        """Replaces the commands by those of a chunk, from its observation on; `chunk`: commands of
+        the policy [T, C].
         """
         self._start += executed
         blended = chunk if self._decay is None else self._ensemble(chunk, self._decay)
@@ -191,7 +164,6 @@ class ChunkJoiner:
 
 
 def _joined(before: Commands, chunk: Commands, carried: slice) -> Commands:
-    """Commands `carried` of those before, and behind them those of a chunk."""
     if carried.start == carried.stop:
         return chunk
     return {

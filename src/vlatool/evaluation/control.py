@@ -27,11 +27,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def chunk_seed(seed: int, number: int) -> int:
-    """Seed of the random numbers of one chunk, from 0 to 2^63 - 1.
-
-    Args:
-        seed: Seed of the episode, or of an open-loop evaluation.
-        number: Number of the chunk in the episode, or of the sample, from 0.
+    """Seed of the random numbers of one chunk, from 0 to 2^63 - 1; `number`: number of the chunk in
+    the episode, or of the sample, from 0.
     """
     return int(keyed_generator(seed, "chunk", number).integers(_SEEDS))
 
@@ -44,12 +41,7 @@ def act_in_batches(
 
 
 class ResizeLog:
-    """Log of images of another size than the policy sees, once per camera and size.
-
-    Args:
-        sees: Input of the policy.
-        log: Function that gets one sentence.
-    """
+    """Log of images of another size than the policy sees, once per camera and size."""
 
     def __init__(self, sees: ObservationSpec, log: Callable[[str], None]) -> None:
         self._sees = sees
@@ -75,31 +67,21 @@ class ResizeLog:
 
 @dataclass(frozen=True)
 class RobotState:
-    """Images and measured fields at one step.
+    """Images and measured fields at one step."""
 
-    Attributes:
-        images: Map from camera to uint8 [H, W, 3], RGB, of any size, as recorded.
-        fields: Map from field name to values [C].
-    """
-
-    images: Mapping[str, Array]
-    fields: Mapping[str, Array]
+    images: Mapping[str, Array]  # map from camera to uint8 [H, W, 3], RGB, of any size, as recorded
+    fields: Mapping[str, Array]  # map from field name to values [C]
 
 
 @dataclass(frozen=True)
 class ControlOptions:
-    """Execution of the chunks of a policy.
+    """Execution of the chunks of a policy."""
 
-    Attributes:
-        delay_steps: Number of steps of a chunk that are executed while the next is computed.
-        ensemble_decay: Decay of the weights of overlapping chunks; None: only the newest counts.
-        grippers: Grippers.
-        remembers_planned: The policy sees its past commands as they were before `grippers`.
-    """
-
-    delay_steps: int = 0
+    delay_steps: int = 0  # number of steps of a chunk that are executed while the next is computed
+    # Decay of the weights of overlapping chunks; None: only the newest counts.
     ensemble_decay: float | None = None
     grippers: Sequence[Gripper] = ()
+    # The policy sees its past commands as they were before `grippers`.
     remembers_planned: bool = False
 
 
@@ -108,30 +90,14 @@ class EpisodeControl:
 
     A step without an observation gets that of the next step that has one. So the steps before an
     episode equal its first.
-
-    Args:
-        policy: Policy that acts.
-        seed: Seed of the random numbers of the policy in this episode.
-        log: Log of resized images.
-        options: Options of the execution.
-        lookahead: Number of states known after the current step, for policies that take future
-            images; a control loop knows none.
-
-    Attributes:
-        delay: Number of steps of the last chunk that are executed until the next takes effect.
-        num_executed: Number of steps of the chunk that were executed.
-        history: Number of steps before the current one that the policy sees.
-
-    Raises:
-        DataError: The policy takes images further ahead than is known.
     """
 
     def __init__(
         self,
-        policy: Policy,
-        seed: int,
-        log: ResizeLog,
-        options: ControlOptions | None = None,
+        policy: Policy,  # policy that acts
+        seed: int,  # seed of the random numbers of the policy in this episode
+        log: ResizeLog,  # log of resized images
+        options: ControlOptions | None = None,  # options of the execution
         lookahead: int = 0,
     ) -> None:
         options = ControlOptions() if options is None else options
@@ -147,6 +113,7 @@ class EpisodeControl:
                 hint="train a policy with data.image_indices of at most 0",
                 code="data.future_pictures",
             )
+        # Number of steps before the current one that the policy sees.
         self.history = max(-first, self._sees.past)
         self._length = self.history + 1 + lookahead
         self._states: deque[RobotState] = deque(maxlen=self._length)
@@ -154,8 +121,9 @@ class EpisodeControl:
         self._chunks = ChunkJoiner(options.grippers, options.ensemble_decay)
         self._remembers_planned = options.remembers_planned
         self._num_chunks = 0
+        # Number of steps of the last chunk that are executed until the next takes effect.
         self.delay = options.delay_steps
-        self.num_executed = 0
+        self.num_executed = 0  # number of steps of the chunk that were executed
 
     @property
     def chunk(self) -> Mapping[str, Array]:
@@ -168,16 +136,7 @@ class EpisodeControl:
         return len(next(iter(self.chunk.values()), ())) - self.num_executed
 
     def observe(self, state: RobotState, steps: int = 1) -> None:
-        """Adds the newest state.
-
-        Args:
-            state: Images and fields.
-            steps: Steps since the state before; ignored for the first of an episode.
-
-        Raises:
-            DataError: An image is invalid, or images have different sizes and the policy does not
-                know the size of its training data. The history is unchanged then.
-        """
+        """Adds the newest state."""
         images = {name: _checked_image(name, image) for name, image in state.images.items()}
         known = self._states[-1].images if self._states else {}
         if any(view.size is None for view in self._sees.cameras.values()):
@@ -220,11 +179,7 @@ class EpisodeControl:
         self._num_chunks += 1
 
     def hold(self, steps: int) -> None:
-        """Starts an episode with a chunk of `steps` equal commands: the measured state.
-
-        Raises:
-            DataError: The policy does not see the measured values of an action.
-        """
+        """Starts an episode with a chunk of `steps` equal commands: the measured state."""
         measured = self._states[-1].fields
         chunk: dict[str, Array] = {}
         for name in self._actions:
@@ -274,11 +229,7 @@ def begin_chunks(
     instructions: Sequence[str],
     batch_size: int,
 ) -> None:
-    """Samples the next chunk of each episode.
-
-    Raises:
-        DataError: A chunk is not finite; all episodes are as before then.
-    """
+    """Samples the next chunk of each episode."""
     inputs = [
         episode.observation(instruction)
         for episode, instruction in zip(episodes, instructions, strict=True)

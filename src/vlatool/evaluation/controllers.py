@@ -70,25 +70,14 @@ class HoldController:
 
 
 class PolicyController:
-    """Controller that plans an action chunk, executes its first steps and plans again.
-
-    Args:
-        policy: Policy that plans.
-        config: Mapping to the environment, and schedule of the plans.
-        log: Log of resized images.
-        milliseconds: Receives the duration of each batch of plans.
-
-    Raises:
-        DataError: A field of the policy, a part of the action or a gripper is not mapped.
-        UsageError: Chunks are too short for the delay.
-    """
+    """Controller that plans an action chunk, executes its first steps and plans again."""
 
     def __init__(
         self,
-        policy: Policy,
-        config: RolloutConfig,
-        log: ResizeLog,
-        milliseconds: list[float] | None = None,
+        policy: Policy,  # policy that plans
+        config: RolloutConfig,  # mapping to the environment, and schedule of the plans
+        log: ResizeLog,  # log of resized images
+        milliseconds: list[float] | None = None,  # receives the duration of each batch of plans
     ) -> None:
         self._policy = policy
         self._milliseconds = [] if milliseconds is None else milliseconds
@@ -137,11 +126,7 @@ class PolicyController:
 
 
 def control_options(config: RolloutConfig, policy: Policy) -> ControlOptions:
-    """Options of the control loop.
-
-    Raises:
-        DataError: The policy lacks a gripper.
-    """
+    """Options of the control loop."""
     return ControlOptions(
         config.delay_steps,
         config.ensemble_decay,
@@ -154,13 +139,6 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
     """Steps from one plan to the next; the last plan lasts `delay_steps` longer.
 
     Source: reference/policy 4.1.
-
-    Args:
-        config: Options.
-        horizon: Steps of a chunk.
-
-    Raises:
-        UsageError: A chunk ends before the next one takes effect.
     """
     delay = config.delay_steps
     steps = min(config.execute_steps, horizon - delay)
@@ -178,13 +156,7 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
 
 
 def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) -> None:
-    """Checks that a policy can act in an environment; evaluates no network.
-
-    Raises:
-        DataError: A field or a part of the action is not mapped, the first observation lacks a key
-            or has no image where the policy takes one, or the action has another width.
-        UsageError: The environment cannot be reset, or chunks are too short for the delay.
-    """
+    """Checks that a policy can act in an environment; evaluates no network."""
     log = ResizeLog(policy.sees, lambda text: None)
     PolicyController(policy, config, log)
     keys = KeyMap(policy, config)

@@ -31,74 +31,47 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EnvInfo:
-    """Description of an environment, the same for all its episodes.
+    """Description of an environment, the same for all its episodes."""
 
-    Attributes:
-        make_env: Function that creates one; picklable for other processes.
-        action_space: Gymnasium space of the actions.
-        fps: Frames per second of its renderings; None if it does not say.
-    """
-
-    make_env: MakeEnv
-    action_space: Any
-    fps: float | None
+    make_env: MakeEnv  # function that creates one; picklable for other processes
+    action_space: Any  # gymnasium space of the actions
+    fps: float | None  # frames per second of its renderings; None if it does not say
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start of an episode.
+    """Start of an episode."""
 
-    Attributes:
-        make_env: Function that creates the environment.
-        seed: Seed of the initial state.
-        options: Options of the environment's reset.
-    """
-
-    make_env: MakeEnv
-    seed: int
-    options: dict[str, Any] | None = None
+    make_env: MakeEnv  # function that creates the environment
+    seed: int  # seed of the initial state
+    options: dict[str, Any] | None = None  # options of the environment's reset
 
 
 @dataclass(frozen=True)
 class Call:
-    """Call of one environment.
+    """Call of one environment."""
 
-    Attributes:
-        slot: Number of the environment.
-        start: Start of an episode; None for a step.
-        action: Action of a step.
-        is_rendered: The reply has a rendered image.
-    """
-
-    slot: int
-    start: Start | None = None
-    action: Any = None
-    is_rendered: bool = False
+    slot: int  # number of the environment
+    start: Start | None = None  # start of an episode; None for a step
+    action: Any = None  # action of a step
+    is_rendered: bool = False  # the reply has a rendered image
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Reply to a call.
-
-    Attributes:
-        observation: The observation.
-        info: Values of the info that are plain or of numpy.
-        reward: Reward of a step.
-        terminated: True if the episode has reached an end.
-        truncated: True if the environment ends it for another reason, such as its limit of steps.
-        frame: Rendered image after the call, uint8 [H, W, 3].
-        error: Exception of the environment, or the end of its process; None without one.
-        traceback: Traceback of the exception.
-    """
+    """Reply to a call."""
 
     observation: EnvObservation = field(default_factory=dict[str, Any])
+    # Values of the info that are plain or of numpy.
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    reward: float = 0.0
-    terminated: bool = False
+    reward: float = 0.0  # reward of a step
+    terminated: bool = False  # True if the episode has reached an end
+    # True if the environment ends it for another reason, such as its limit of steps.
     truncated: bool = False
-    frame: UInt8Array | None = None
+    frame: UInt8Array | None = None  # rendered image after the call, uint8 [H, W, 3]
+    # Exception of the environment, or the end of its process; None without one.
     error: str | None = None
-    traceback: str = ""
+    traceback: str = ""  # traceback of the exception
 
 
 class Environments(Protocol):
@@ -109,11 +82,7 @@ class Environments(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def info(self, make_env: MakeEnv) -> EnvInfo:
-        """Creates an environment, closes it and returns its description.
-
-        Raises:
-            VlatoolError: It cannot be created.
-        """
+        """Creates an environment, closes it and returns its description."""
         ...
 
     def call(self, calls: Sequence[Call]) -> dict[int, Reply]:
@@ -197,10 +166,6 @@ class EnvProcesses:
 
     A process that ends takes its environments with it. The one that it was busy with gets an error,
     and the process is replaced. One that does not reply in time is killed.
-
-    Args:
-        num_processes: Number of processes.
-        timeout_s: Longest wait for a reply.
     """
 
     def __init__(self, num_processes: int, timeout_s: float) -> None:

@@ -26,7 +26,6 @@ _MAPPING = (
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments that are listed in `ENVIRONMENTS`."""
     return [name for source in ENVIRONMENTS.values() if source.ids for name in source.load("ids")()]
 
 
@@ -48,26 +47,15 @@ def with_mapping(config: RolloutConfig) -> RolloutConfig:
 
 @dataclass(frozen=True)
 class EnvironmentMaker:
-    """Function without arguments that creates an environment, in any process.
+    """Function without arguments that creates an environment, in any process."""
 
-    Attributes:
-        name: Id.
-        options: Arguments of the environment.
-        spec: Registration of an environment that the caller registered in this process; None for
-            others.
-    """
-
-    name: str
+    name: str  # id
+    # Arguments of the environment.
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # Registration of an environment that the caller registered in this process; None for others.
     spec: Any = None
 
     def __call__(self) -> Env:
-        """A new environment.
-
-        Raises:
-            UsageError: There is no such environment, or it does not accept the options.
-            EnvironmentProblem: A package is missing.
-        """
         import gymnasium
 
         _register(self.name)
@@ -114,12 +102,7 @@ class EnvironmentMaker:
 
 
 def environment_maker(task: RolloutTask) -> EnvironmentMaker:
-    """Function that creates the environment of a task.
-
-    Raises:
-        UsageError: No environment is given.
-        EnvironmentProblem: A package is missing.
-    """
+    """Function that creates the environment of a task."""
     name = task.env
     if not name:
         raise UsageError(
@@ -137,11 +120,7 @@ def environment_maker(task: RolloutTask) -> EnvironmentMaker:
 
 
 def _register(name: str) -> None:
-    """Registers the environments of the source of an environment.
-
-    Raises:
-        EnvironmentProblem: A package is missing.
-    """
+    """Registers the environments of the source of an environment."""
     source = source_of(name)
     if source is None:
         return

@@ -34,11 +34,7 @@ _GAP_PX = 4
 
 
 class FutureScores:
-    """Accumulator of the errors of predicted images, per step.
-
-    Args:
-        tokenizer: Visual tokenizer of the codes.
-    """
+    """Accumulator of the errors of predicted images, per step."""
 
     def __init__(self, tokenizer: OpenTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -47,17 +43,10 @@ class FutureScores:
 
     def add(
         self,
-        codes: Mapping[str, Array],
-        recorded: RecordedFutures,
-        observation: Observation,
+        codes: Mapping[str, Array],  # predicted codes [F, K] by camera
+        recorded: RecordedFutures,  # what followed
+        observation: Observation,  # the observation; its newest images are the present ones
     ) -> None:
-        """Adds one observation.
-
-        Args:
-            codes: Predicted codes [F, K] by camera.
-            recorded: What followed.
-            observation: The observation; its newest images are the present ones.
-        """
         self._samples += 1
         for camera, values in codes.items():
             steps = [
@@ -94,7 +83,6 @@ class FutureScores:
         }
 
     def _prepared(self, camera: str, images: UInt8Array) -> UInt8Array:
-        """Images in the size of the tokenizer."""
         return prepared_images(self._tokenizer, camera, images)
 
     def _encoded(self, images: UInt8Array) -> Array:
@@ -144,12 +132,7 @@ def evaluate_futures(
     config: OpenLoopConfig,
     bar: Progress,
 ) -> dict[str, Any]:
-    """Predicts the images after some observations and compares them with the recorded ones.
-
-    Raises:
-        DataError: The policy predicts no images, its codes are of another tokenizer, or the data
-            have no images of later steps.
-    """
+    """Predicts the images after some observations and compares them with the recorded ones."""
     predicts = checked_policy(policy, tokenizer)
     if not isinstance(pairs, HasFutures):
         raise DataError(
@@ -173,11 +156,7 @@ def evaluate_futures(
 
 
 def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
-    """Opens the visual tokenizer of the codes that a policy predicts; None without a location.
-
-    Raises:
-        DataError: There is none, or the policy predicts none of its codes.
-    """
+    """Opens the visual tokenizer of the codes that a policy predicts; None without a location."""
     if location is None:
         return None
     tokenizer = open_tokenizer(location, rank_device())
@@ -186,11 +165,7 @@ def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
 
 
 def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> PredictsImages:
-    """Returns the policy with the tokenizer of its codes.
-
-    Raises:
-        DataError: It predicts no images, or its codes are of another tokenizer.
-    """
+    """Returns the policy with the tokenizer of its codes."""
     if not isinstance(policy, PredictsImages):
         raise DataError(
             "the policy predicts no images",
@@ -202,19 +177,13 @@ def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> PredictsImages:
 
 
 def save_futures(
-    folder: Path,
+    folder: Path,  # folder of the files
+    # By the label of each line, images [F, S, S, 3] by camera; all of the same shape.
     lines: Mapping[str, Mapping[str, UInt8Array]],
-    name_of: Callable[[str], str],
+    name_of: Callable[[str], str],  # name of the file of a camera
     video: str,
 ) -> None:
-    """Saves a sheet per camera, and a video of all cameras: one line of images below the other.
-
-    Args:
-        folder: Folder of the files.
-        lines: By the label of each line, images [F, S, S, 3] by camera; all of the same shape.
-        name_of: Name of the file of a camera.
-        video: Name of the video.
-    """
+    """Saves a sheet per camera, and a video of all cameras: one line of images below the other."""
     cameras = list(next(iter(lines.values())))
     for camera in cameras:
         count = len(next(iter(lines.values()))[camera])

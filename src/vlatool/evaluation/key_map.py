@@ -19,19 +19,13 @@ _NUMBERS = "biuf"
 
 
 class KeyMap:
-    """Mapping of observations with other names to those of a policy, and of its commands back.
-
-    Raises:
-        DataError: A field of the policy or a part of the action is not mapped.
-
-    Attributes:
-        action_width: Length of the action.
-    """
+    """Mapping of observations with other names to those of a policy, and of its commands back."""
 
     def __init__(self, policy: Policy, config: RolloutConfig) -> None:
         self._sees = policy.sees
         self._config = config
         _check(policy, config)
+        # Length of the action.
         self.action_width = sum(policy.actions[part.field] for part in config.action)
 
     @property
@@ -45,22 +39,14 @@ class KeyMap:
         return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
 
     def state(self, observation: Mapping[str, Any]) -> RobotState:
-        """Images and fields of the policy.
-
-        Raises:
-            DataError: The observation lacks a key, or a field has another width.
-        """
+        """Images and fields of the policy."""
         return RobotState(
             images={name: self._image(observation, name) for name in self._sees.cameras},
             fields={name: self._field(observation, name) for name in self._sees.fields},
         )
 
     def instruction(self, observation: Mapping[str, Any]) -> Any:
-        """The fixed instruction, or that of the observation.
-
-        Raises:
-            DataError: The observation has none.
-        """
+        """The fixed instruction, or that of the observation."""
         fixed = self._config.instruction
         return observed_value(observation, self._config.instruction_key) if fixed is None else fixed
 
@@ -150,11 +136,7 @@ def _key(source: FieldMap, name: str) -> str:
 
 
 def observed_value(observation: Mapping[str, Any], key: str) -> Any:
-    """Value of a nested observation; dots separate nested keys.
-
-    Raises:
-        DataError: The observation lacks the key.
-    """
+    """Value of a nested observation; dots separate nested keys."""
     value: Any = observation
     for part in [key] if key in observation else key.split("."):
         if not isinstance(value, Mapping) or part not in value:

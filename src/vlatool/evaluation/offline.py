@@ -23,42 +23,27 @@ _CURVES = 6
 
 @dataclass(frozen=True)
 class OpenLoopReport:
-    """Errors of an open-loop evaluation.
+    """Errors of an open-loop evaluation."""
 
-    Attributes:
-        fields: Map from field name to errors of policy and baselines.
-        overall: Mean error over all dimensions that are not constant, in standard deviations;
-            None if all are.
-        overall_by_step: The same for each step of a chunk, from the current one on [T]; None for
-            a step that no sample has, [None] if all dimensions are constant.
-        samples: Number of chunks compared.
-        invalid: Number of these with values that are not finite, for which no command exists.
-        curves: Map from dimension to (recorded [F], predicted [F]) of the first episode.
-        frames: Frame of each point of a curve, ascending, int [F].
-        episode: Id of the first episode.
-    """
-
-    fields: Mapping[str, Mapping[str, Any]]
+    fields: Mapping[str, Mapping[str, Any]]  # map from field name to errors of policy and baselines
+    # Mean error over all dimensions that are not constant, in standard deviations; None if all are.
     overall: Mapping[str, float | None]
+    # The same for each step of a chunk, from the current one on [T]; None for a step that no sample
+    # has, [None] if all dimensions are constant.
     overall_by_step: Mapping[str, Sequence[float | None]]
-    samples: int
-    invalid: int
+    samples: int  # number of chunks compared
+    invalid: int  # number of these with values that are not finite, for which no command exists
+    # Map from dimension to (recorded [F], predicted [F]) of the first episode.
     curves: Mapping[str, tuple[Array, Array]]
-    frames: Array
-    episode: str
+    frames: Array  # frame of each point of a curve, ascending, int [F]
+    episode: str  # id of the first episode
 
 
 def evaluate_open_loop(
     policy: Policy, pairs: RecordedPairs, config: OpenLoopConfig, log: ResizeLog, bar: Progress
 ) -> OpenLoopReport:
-    """Predicts an action chunk for each observation and compares it with the recorded one.
-
-    Args:
-        policy: Policy to evaluate.
-        pairs: Recorded observations and targets.
-        config: Number of samples, batch size and seed.
-        log: Log of resized images.
-        bar: Progress over samples; there are `num_chosen`.
+    """Predicts an action chunk for each observation and compares it with the recorded one;
+    `config`: number of samples, batch size and seed.
     """
     recorder = _Recorder(pairs.fields)
     count = num_chosen(pairs, config)
@@ -94,11 +79,7 @@ class _Recorder:
         self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
 
     def add(self, targets: Sequence[Target], predicted: Mapping[str, Array]) -> None:
-        """Adds a batch with its predicted chunks [B, T, D] by field.
-
-        Raises:
-            DataError: The policy predicts no chunk for a recorded field.
-        """
+        """Adds a batch with its predicted chunks [B, T, D] by field."""
         for name in self._fields:
             if name not in predicted:
                 raise DataError(
@@ -197,15 +178,10 @@ def _mean_over(
 
 @dataclass
 class AbsoluteErrors:
-    """Mean absolute errors per step of a chunk and dimension, accumulated over batches.
+    """Mean absolute errors per step of a chunk and dimension, accumulated over batches."""
 
-    Attributes:
-        total: Sums of absolute errors [T, D].
-        count: Number of chunks that have a step [T].
-    """
-
-    total: Array
-    count: Array
+    total: Array  # sums of absolute errors [T, D]
+    count: Array  # number of chunks that have a step [T]
 
     @classmethod
     def of_chunks(cls, steps: int, width: int) -> "AbsoluteErrors":
@@ -233,10 +209,6 @@ def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> di
     """Errors of policy and baselines for one field; constant dimensions are left out of means.
 
     Means of a field that is constant as a whole are None.
-
-    Args:
-        errors: Errors of `policy` and of each baseline.
-        field: The field, with its statistics over the training data.
     """
     std, varying = field.std, ~field.is_constant
     report: dict[str, Any] = {

@@ -37,23 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class PolicyRunner:
-    """Runs a trained policy for one robot and keeps the history of observations and actions.
-
-    Attributes:
-        cameras: Cameras that the policy takes.
-        fields: Measured fields that an observation needs, name to width: the inputs of the policy
-            and the poses that its actions are relative to.
-        actions: Action fields, name to width; all absolute, so no name ends in `_relative`.
-        fps: Steps per second.
-        horizon: Steps of an action chunk.
-        history: Number of steps before the current one that the policy sees; with 0 it needs no
-            `observe`.
-        checkpoint: Checkpoint or published file that the weights are from.
-        weights: `ema` or `raw`.
-        has_instruction: True if an observation needs an `instruction`.
-        names: Keys that an observation needs.
-        episode: History of the current episode; a server computes its chunks with others.
-    """
+    """Runs a trained policy for one robot and keeps the history of observations and actions."""
 
     def __init__(
         self,
@@ -64,34 +48,35 @@ class PolicyRunner:
         options: ControlOptions | None = None,
     ) -> None:
         sees = policy.sees
-        self.cameras = tuple(sees.cameras)
+        self.cameras = tuple(sees.cameras)  # cameras that the policy takes
+        # Measured fields that an observation needs, name to width: the inputs of the policy and the
+        # poses that its actions are relative to.
         self.fields = dict(sees.fields)
+        # Action fields, name to width; all absolute, so no name ends in `_relative`.
         self.actions = dict(policy.actions)
-        self.fps = policy.fps
-        self.horizon = policy.horizon
+        self.fps = policy.fps  # steps per second
+        self.horizon = policy.horizon  # steps of an action chunk
+        # Checkpoint or published file that the weights are from.
         self.checkpoint = origin.checkpoint or origin.file
-        self.weights = origin.weights
+        self.weights = origin.weights  # `ema` or `raw`
         self._policy = policy
         self._seed = seed
         self._options = options
         self._resizes = log or ResizeLog(sees, partial(_log.warning, "%s"))
-        self.has_instruction = sees.instruction
+        self.has_instruction = sees.instruction  # True if an observation needs an `instruction`
         words = [_INSTRUCTION] if sees.instruction else []
-        self.names = [*self.cameras, *self.fields, *words]
+        self.names = [*self.cameras, *self.fields, *words]  # keys that an observation needs
         self.reset()
+        # Number of steps before the current one that the policy sees; with 0 it needs no `observe`.
         self.history = self.episode.history
 
     def reset(self, seed: int | None = None) -> None:
         """Clears the history; call it before each episode.
 
+        `seed`: seed of the sampled noise; None: that of `load_policy`.
+
         The same observations then give the same action chunks. With the seed of an episode of
         `vlatool eval rollout` they have the noise of that episode.
-
-        Args:
-            seed: Seed of the sampled noise; None: that of `load_policy`.
-
-        Raises:
-            UsageError: The seed is not an integer of at least 0.
         """
         seed = self._seed if seed is None else _seed(seed)
         self.episode = EpisodeControl(self._policy, seed, self._resizes, self._options)
@@ -101,27 +86,16 @@ class PolicyRunner:
     ) -> dict[str, Array]:
         """Returns the action chunk for an observation.
 
+        `observation`: each of `cameras` to uint8 [H, W, 3], RGB, of any size, as recorded before
+        preprocessing; each of `fields` to its values [C]; `instruction` to a string; `executed`: at
+        least 1; ignored on the first call after `reset`; returns each of `actions` to float64 [T,
+        C], T = `horizon`, absolute, in the units of the data. The first row is the action for the
+        current step.
+
         A step lasts 1 / `fps` seconds. `executed` is the number of steps of the last chunk that
-        were executed since the last call of `act` or `observe`: a loop that executes four steps
-        and then calls again passes 4. From it the policy knows its past actions. Observations of
-        the steps in between are taken to equal the newest one; pass them to `observe` if you have
-        them.
-
-        Args:
-            observation: Each of `cameras` to uint8 [H, W, 3], RGB, of any size, as recorded before
-                preprocessing; each of `fields` to its values [C]; `instruction` to a string.
-            executed: At least 1; ignored on the first call after `reset`.
-            delay: Number of steps of the last chunk that the robot executes meanwhile. The first
-                `delay` rows of the result are these steps.
-
-        Returns:
-            Each of `actions` to float64 [T, C], T = `horizon`, absolute, in the units of the data.
-            The first row is the action for the current step.
-
-        Raises:
-            DataError: A value is missing, unknown, or has another type, shape or width.
-            UsageError: `executed` or `delay` is not an integer, or `executed` exceeds the steps
-                left in the last chunk.
+        were executed since the last call of `act` or `observe`: a loop that executes four steps and
+        then calls again passes 4. From it the policy knows its past actions. Observations of the
+        steps in between are taken to equal the newest one; pass them to `observe` if you have them.
         """
         delay = _checked_delay(delay)
         self.observe(observation, executed=executed)
@@ -232,17 +206,8 @@ def _vector(name: str, values: Any, width: int) -> Array:
 def open_policy(
     location: str, weights: Weights, inference_steps: int, reporter: Reporter = NULL
 ) -> tuple[Policy, Trained]:
-    """Policy that evaluates its network `inference_steps` times per chunk, if at all; its weights.
-
-    Args:
-        location: Location of the weights.
-        weights: As for `open_trained`.
-        inference_steps: Evaluations of the network per action chunk.
-        reporter: Receives notes on what is not used of published weights.
-
-    Raises:
-        UsageError: The location is empty, or there are no averaged weights but `ema` was requested.
-        DataError: There is no checkpoint, it is broken, or its model is not a policy.
+    """Policy that evaluates its network `inference_steps` times per chunk, if at all; its
+    weights.
     """
     trained = open_trained(location, weights=weights, reporter=reporter)
     policy = trained.policy()

@@ -24,37 +24,22 @@ _ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class RecordedFrame:
-    """One frame of recorded data.
+    """One frame of recorded data."""
 
-    Attributes:
-        observation: Input of the policy.
-        target: Recorded actions from the frame on; without any field if none are recorded.
-        names: Map from action field to the names of its dimensions.
-        seed: Number of the chunk for `chunk_seed`.
-        futures: Function that returns the images of the next steps, given their number; None: they
-            are not recorded.
-    """
-
-    observation: Observation
-    target: Target
-    names: Mapping[str, Sequence[str]]
-    seed: int = 0
+    observation: Observation  # input of the policy
+    target: Target  # recorded actions from the frame on; without any field if none are recorded
+    names: Mapping[str, Sequence[str]]  # map from action field to the names of its dimensions
+    seed: int = 0  # number of the chunk for `chunk_seed`
+    # Function that returns the images of the next steps, given their number; None: they are not
+    # recorded.
     futures: Callable[[int], RecordedFutures] | None = None
 
 
 def frame_of_episode(
     episode: Episode, frame: int, policy: Policy, instruction: str | None = None
 ) -> RecordedFrame:
-    """Returns the input of a policy at a frame of a raw episode.
-
-    Args:
-        episode: The episode.
-        frame: Frame, from 0.
-        policy: Policy that acts.
-        instruction: Instruction for the policy; None: the one of the episode.
-
-    Raises:
-        DataError: The episode has no such frame, or lacks a camera or a field of the policy.
+    """Returns the input of a policy at a frame of a raw episode; `frame`: frame, from 0;
+    `instruction`: instruction for the policy; None: the one of the episode.
     """
     check_frame(frame, range(episode.num_frames), episode.id)
     names = policy.actions
@@ -81,9 +66,6 @@ def replay(episode: Episode, frame: int, policy: Policy) -> EpisodeControl:
 
     Its commands are the recorded ones. Frames before the first equal it, and those after the last
     equal that.
-
-    Raises:
-        DataError: The episode lacks a camera or a field of the policy, or an image is broken.
     """
     offsets = [step for view in policy.sees.cameras.values() for step in view.offsets]
     lookahead = max(0, *offsets) if offsets else 0

@@ -50,28 +50,16 @@ class RolloutRecord(Result):
 
 @dataclass(frozen=True)
 class RolloutSetup:
-    """Parts that the rollouts of all tasks share.
-
-    Attributes:
-        environments: The environments.
-        policy: The policy.
-        progress: Progress over the episodes of all tasks.
-        log: Log of resized images.
-        milliseconds: Duration of each batch of plans.
-    """
+    """Parts that the rollouts of all tasks share."""
 
     environments: Environments
     policy: Policy
-    progress: RolloutProgress
-    log: ResizeLog
+    progress: RolloutProgress  # progress over the episodes of all tasks
+    log: ResizeLog  # log of resized images
+    # Duration of each batch of plans.
     milliseconds: list[float] = field(default_factory=list[float])
 
     def rollouts(self, task: RolloutConfig, env: EnvInfo) -> Rollouts:
-        """Rollouts of a task.
-
-        Raises:
-            DataError: A field of the policy or a part of the action is not mapped.
-        """
         plan = RolloutPlan(
             seeds=range(task.seed, task.seed + task.episodes),
             choose_instruction=lambda observation, info: _instruction(task, observation, info),
@@ -102,21 +90,13 @@ class RolloutJob:
 
     def __init__(
         self,
-        output: Path,
-        record: OutputRecord,
+        output: Path,  # folder for the report, the contact sheet and the videos
+        record: OutputRecord,  # command and options
+        # Map from task to its rollouts; one with an empty name without a suite.
         tasks: Mapping[str, Rollouts],
-        setup: RolloutSetup,
+        setup: RolloutSetup,  # what they share
         header: Mapping[str, str],
     ) -> None:
-        """Creates the job.
-
-        Args:
-            output: Folder for the report, the contact sheet and the videos.
-            record: Command and options.
-            tasks: Map from task to its rollouts; one with an empty name without a suite.
-            setup: What they share.
-            header: Values of the report besides the metrics; `checkpoint` is a path.
-        """
         self._tasks = tasks
         self._setup = setup
         self._header = header
@@ -144,7 +124,6 @@ class RolloutJob:
 
     @property
     def items(self) -> Sequence[Group]:
-        """All groups."""
         tasks = self._tasks.items()
         return [(task, group) for task, rollouts in tasks for group in rollouts.groups]
 
@@ -234,7 +213,6 @@ class RolloutJob:
         )
 
     def _save_video(self, task: str, rollout: Rollout) -> FileEntry:
-        """Saves the video of an episode; its name has the outcome."""
         words = [*filter(None, [task]), str(rollout.seed), _outcome(rollout)]
         name = f"{_VIDEOS}/{'-'.join(words)}.mp4"
         write_bytes(self.spec.output / name, rollout.video)
@@ -248,7 +226,6 @@ def _stored(rollout: Rollout) -> dict[str, Any]:
 
 
 def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
-    """Yields the rollouts of a group from its receipt."""
     for index, stored in enumerate(receipt.facts["rollouts"]):
         frames = [receipt.arrays[f"{index}.{number}"] for number in range(stored["frames"])]
         yield Rollout(**{**stored, "frames": frames})
@@ -286,13 +263,7 @@ def _outcomes(rollouts: Sequence[Rollout]) -> list[bool | None]:
 def sheet_rows(
     rollouts: Sequence[Rollout], verdict: Callable[[Rollout], tuple[str, bool]] | None = None
 ) -> list[SheetRow]:
-    """Rows of a contact sheet: evenly spaced frames of each rendered episode.
-
-    Args:
-        rollouts: Rollouts; those without frames are left out.
-        verdict: Function of a rollout that returns the text at the end of its row, and True if that
-            is good.
-    """
+    """Rows of a contact sheet: evenly spaced frames of each rendered episode."""
     rows: list[SheetRow] = []
     for rollout in rollouts:
         if rollout.frames:
@@ -307,7 +278,6 @@ def sheet_rows(
 
 
 def _outcome(rollout: Rollout) -> str:
-    """Outcome in one word."""
     if rollout.error is not None:
         return "error"
     return "success" if rollout.success else "failure"

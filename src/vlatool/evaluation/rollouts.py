@@ -29,55 +29,38 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Rollout:
-    """Rollout of one episode.
+    """Rollout of one episode."""
 
-    Attributes:
-        seed: Seed of the initial state.
-        instruction: Instruction that the controller got.
-        success: True if the environment reported success.
-        steps: Number of executed actions.
-        info: Last info of the environment, JSON values only.
-        frames: Rendered images uint8 [H, W, 3] for a contact sheet; empty if it is in none.
-        error: Exception of the environment that ended the episode; None if it raised none.
-        video: The mp4 file of the episode; empty without one.
-    """
-
-    seed: int
-    instruction: str = ""
-    success: bool = False
-    steps: int = 0
+    seed: int  # seed of the initial state
+    instruction: str = ""  # instruction that the controller got
+    success: bool = False  # True if the environment reported success
+    steps: int = 0  # number of executed actions
+    # Last info of the environment, JSON values only.
     info: dict[str, Any] = field(default_factory=dict[str, Any])
+    # Rendered images uint8 [H, W, 3] for a contact sheet; empty if it is in none.
     frames: list[UInt8Array] = field(default_factory=list[UInt8Array])
+    # Exception of the environment that ended the episode; None if it raised none.
     error: str | None = None
-    video: bytes = b""
+    video: bytes = b""  # the mp4 file of the episode; empty without one
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Episodes to run, and when they end and count as success.
+    """Episodes to run, and when they end and count as success."""
 
-    Attributes:
-        seeds: Seed of each episode; all different.
-        choose_instruction: Function of (observation, info) that returns the instruction for the
-            controller.
-        success_key: Info key of success; if absent, termination with a reward counts as success.
-        max_steps: Maximum number of steps per episode; None: the environment's limit.
-        num_rendered: Number of episodes of the contact sheet, counted from the first.
-        num_videos: Number of episodes with a video, counted from the first.
-        parallel: Number of environments that step together.
-        options: Function of the seed that returns the options of the environment's reset.
-        is_over: Function of (info, instruction) that returns True to end an episode before the
-            environment does.
-    """
-
-    seeds: Sequence[int]
+    seeds: Sequence[int]  # seed of each episode; all different
+    # Function of (observation, info) that returns the instruction for the controller.
     choose_instruction: Callable[[EnvObservation, Mapping[str, Any]], str]
-    success_key: str
+    success_key: str  # info key of success; if absent, termination with a reward counts as success
+    # Maximum number of steps per episode; None: the environment's limit.
     max_steps: int | None = None
-    num_rendered: int = 0
-    num_videos: int = 0
-    parallel: int = 25
+    num_rendered: int = 0  # number of episodes of the contact sheet, counted from the first
+    num_videos: int = 0  # number of episodes with a video, counted from the first
+    parallel: int = 25  # number of environments that step together
+    # Function of the seed that returns the options of the environment's reset.
     options: Callable[[int], dict[str, Any] | None] = lambda seed: None
+    # Function of (info, instruction) that returns True to end an episode before the environment
+    # does.
     is_over: Callable[[Mapping[str, Any], str], bool] = lambda info, instruction: False
 
 
@@ -85,22 +68,15 @@ class Rollouts:
     """Runner of the episodes of a plan, in groups that reuse the same environments.
 
     Groups are independent: each has its own controller.
-
-    Args:
-        environments: Environments of this process or of others.
-        env: Description of the environment.
-        make_controller: Function of the action space that returns a controller.
-        plan: The episodes.
-        progress: Progress over episodes.
     """
 
     def __init__(
         self,
-        environments: Environments,
-        env: EnvInfo,
+        environments: Environments,  # environments of this process or of others
+        env: EnvInfo,  # description of the environment
         make_controller: Callable[[Any], Controller],
-        plan: RolloutPlan,
-        progress: "RolloutProgress",
+        plan: RolloutPlan,  # the episodes
+        progress: "RolloutProgress",  # progress over episodes
     ) -> None:
         self._environments = environments
         self._env = env
@@ -153,13 +129,7 @@ def run_rollouts(rollouts: Rollouts) -> list[Rollout]:
 
 
 class _Lockstep:
-    """Episodes that step together, so that a policy runs on one batch of observations.
-
-    Args:
-        environments: The environments.
-        env: Description of them.
-        plan: Plan of all episodes.
-    """
+    """Episodes that step together, so that a policy runs on one batch of observations."""
 
     def __init__(self, environments: Environments, env: EnvInfo, plan: RolloutPlan) -> None:
         self._environments = environments
@@ -170,11 +140,8 @@ class _Lockstep:
         self._videos: dict[int, VideoEncoder] = {}
 
     def run(self, slots: Mapping[int, int], controller: Controller) -> Iterator[Rollout]:
-        """Yields the episodes as they end, all but those that have lost their environment.
-
-        Args:
-            slots: Map from seed to the slot of its environment.
-            controller: Controller without a history.
+        """Yields the episodes as they end, all but those that have lost their environment; `slots`:
+        map from seed to the slot of its environment.
         """
         self._running = {seed: Rollout(seed) for seed in slots}
         starts = {

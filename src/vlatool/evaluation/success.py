@@ -24,10 +24,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def success_report(outcomes: Sequence[bool | None]) -> dict[str, Any]:
-    """Success rate and its 95 % confidence interval, over the episodes without an error.
-
-    Args:
-        outcomes: True for a success, None for an episode that an error ended.
+    """Success rate and its 95 % confidence interval, over the episodes without an error;
+    `outcomes`: True for a success, None for an episode that an error ended.
     """
     valid = [outcome for outcome in outcomes if outcome is not None]
     low, high = wilson_interval(sum(valid), len(valid))
@@ -42,19 +40,12 @@ def success_report(outcomes: Sequence[bool | None]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Numbers of starts by the outcomes of two policies, a and b.
+    """Numbers of starts by the outcomes of two policies, a and b."""
 
-    Attributes:
-        both: Starts on which both succeed.
-        only_a: Starts on which a succeeds and b does not.
-        only_b: Starts on which b succeeds and a does not.
-        neither: Starts on which both fail.
-    """
-
-    both: int
-    only_a: int
-    only_b: int
-    neither: int
+    both: int  # starts on which both succeed
+    only_a: int  # starts on which a succeeds and b does not
+    only_b: int  # starts on which b succeeds and a does not
+    neither: int  # starts on which both fail
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[bool, bool]]) -> "PairCounts":

@@ -18,17 +18,8 @@ _HEAD_BYTES = 1000
 def inspect_location(
     location: Path, format_name: str | None, episodes: str | None, reporter: Reporter
 ) -> tuple[str, Report]:
-    """Name of the kind in the table of artifacts, or `source`, and the report.
-
-    Args:
-        location: Existing file or folder.
-        format_name: Format of raw episodes; None: detect it.
-        episodes: Raw episodes to read; None for all.
-        reporter: Receives the progress of raw episodes.
-
-    Raises:
-        UsageError: Episodes are chosen, but the location is no source.
-        DataError: The content is unknown, or all of it is broken.
+    """Name of the kind in the table of artifacts, or `source`, and the report; `format_name`:
+    format of raw episodes; None: detect it; `episodes`: raw episodes to read; None for all.
     """
     artifact = recognize(location) if format_name is None else None
     if artifact is None:
@@ -44,15 +35,7 @@ def inspect_location(
 
 
 def check_target(path: Path, generator: str = GENERATOR) -> None:
-    """Raises an error if a path cannot be the file of a page; called before anything is read.
-
-    Args:
-        path: File of the page.
-        generator: Command that writes the page, and may replace one of its own.
-
-    Raises:
-        UsageError: The path is a folder, or a file that is not a page of an earlier run.
-    """
+    """Raises an error if a path cannot be the file of a page; called before anything is read."""
     target_error = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
     if not path.name or path.is_dir():
         raise target_error(
@@ -70,12 +53,7 @@ def check_target(path: Path, generator: str = GENERATOR) -> None:
 
 
 def write_page(report: Report, title: str, path: Path, request: PageRequest) -> None:
-    """Writes the HTML page of a report that has one.
-
-    Raises:
-        DataError: The codes of samples cannot be decoded.
-        StorageError: The page cannot be written.
-    """
+    """Writes the HTML page of a report that has one."""
     assert report.page is not None
     remove_partials_of(path)
     shown = report.page(request)

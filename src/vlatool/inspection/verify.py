@@ -19,40 +19,22 @@ from vlatool.sources.rules import IMAGES, SOURCE, check_source
 
 @dataclass(frozen=True)
 class Verification:
-    """Running verification.
+    """Running verification."""
 
-    Attributes:
-        kind: Kind of the artifact, `source`, or `download` for files of another kind.
-        root: Folder that paths of findings are relative to.
-        findings: Findings, found while they are read.
-        format: Format of a source.
-    """
-
-    kind: str
-    root: Path
-    findings: Iterable[Finding]
-    format: str | None = None
+    kind: str  # kind of the artifact, `source`, or `download` for files of another kind
+    root: Path  # folder that paths of findings are relative to
+    findings: Iterable[Finding]  # findings, found while they are read
+    format: str | None = None  # format of a source
 
 
 def verify_location(
-    location: Path,
+    location: Path,  # an existing file or folder
     options: CheckOptions,
     *,
-    format_name: str | None = None,
-    episodes: str | None = None,
+    format_name: str | None = None,  # format of raw episodes; None: detect artifacts, then formats
+    episodes: str | None = None,  # raw episodes to verify; None for all
 ) -> Verification:
-    """Starts the verification of an artifact or of a source.
-
-    Args:
-        location: An existing file or folder.
-        options: Options of the checks.
-        format_name: Format of raw episodes; None: detect artifacts, then formats.
-        episodes: Raw episodes to verify; None for all.
-
-    Raises:
-        DataError: The content is unknown.
-        UsageError: Several formats find episodes.
-    """
+    """Starts the verification of an artifact or of a source."""
     verification = _verification(location, options, format_name, episodes)
     every = chain(verification.findings, check_kinds_of_files(location))
     findings = _with_counts(every, verification.root, options)

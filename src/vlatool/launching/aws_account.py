@@ -27,11 +27,7 @@ class Account:
     """Services of an account in one region; a connection is opened with the first request."""
 
     def __init__(self, profile: str | None = None, region: str | None = None) -> None:
-        """Reads the AWS settings of this machine.
-
-        Raises:
-            EnvironmentProblem: The profile is not in the AWS configuration.
-        """
+        """Reads the AWS settings of this machine."""
         session: Any = importlib.import_module("boto3.session")
         exceptions: Any = importlib.import_module("botocore.exceptions")
         try:
@@ -47,13 +43,7 @@ class Account:
         self.region = str(self._session.region_name or DEFAULT_REGION)
 
     def call(self, service: str, operation: str, **request: Any) -> Mapping[str, Any]:
-        """Response of a request.
-
-        Raises:
-            EnvironmentProblem: There are no credentials, or they are rejected or lack a permission.
-            StorageError: The service cannot be reached.
-            UsageError: The service rejects the request.
-        """
+        """Response of a request."""
         label = f"{service}:{operation.title().replace('_', '')}"
         return _mapped(lambda: getattr(self._client(service), operation)(**request), label)
 

@@ -21,19 +21,14 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A training run of a job.
+    """A training run of a job."""
 
-    Attributes:
-        config: Its configuration. The run has a name, so that a job that is started again resumes.
-        start: What it would do in its folder now.
-    """
-
+    # Its configuration. The run has a name, so that a job that is started again resumes.
     config: TrainConfig
-    start: RunStart
+    start: RunStart  # what it would do in its folder now
 
     @property
     def name(self) -> str:
-        """Name of the run."""
         assert self.config.name is not None
         return self.config.name
 
@@ -44,17 +39,6 @@ def checked_run(
     """Checks a configuration like `train` with a number of processes; writes nothing.
 
     Memory and disks of this machine do not count.
-
-    Args:
-        config: The configuration as typed.
-        typed: Dotted keys that were set explicitly for this command.
-        world_size: Number of processes of the job.
-        reporter: Receives warnings.
-
-    Raises:
-        ConfigError: A value contradicts another one.
-        UsageError: Budget or batch sizes do not fit, or the folder holds another run.
-        DataError: Data or weights are missing or do not fit.
     """
     config.check_given()
     check_trackers(config.trackers)

@@ -29,17 +29,7 @@ _STDERR = 2
 
 
 def ensure_image(account: Account, reporter: Reporter) -> str:
-    """Address of the image of this version of vlatool; builds and pushes it if it is not there.
-
-    Args:
-        account: Account with the registry.
-        reporter: Receives notes.
-
-    Raises:
-        EnvironmentProblem: Docker is missing or fails; the hint has the commands for another
-            machine.
-        UsageError: The registry rejects a request.
-    """
+    """Address of the image of this version of vlatool; builds and pushes it if it is not there."""
     files = dict(_files())
     tag = _digest(files)
     number = account.call("sts", "get_caller_identity")["Account"]
@@ -88,11 +78,7 @@ def _files() -> Iterator[tuple[str, bytes]]:
 
 
 def _requirements() -> list[str]:
-    """Packages of vlatool and of the extras that training needs.
-
-    Raises:
-        EnvironmentProblem: vlatool is on the path, but not installed.
-    """
+    """Packages of vlatool and of the extras that training needs."""
     try:
         lines = requires("vlatool") or []
     except PackageNotFoundError:
@@ -170,11 +156,7 @@ def _sign_in(docker: str, account: Account, registries: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], content: bytes = b"") -> None:
-    """Runs Docker, whose output goes to stderr.
-
-    Raises:
-        EnvironmentProblem: It fails.
-    """
+    """Runs Docker, whose output goes to stderr."""
     ended = subprocess.run(command, input=content, stdout=_STDERR, check=False)  # noqa: S603 - Docker with arguments that are no shell text
     if ended.returncode:
         raise EnvironmentProblem(

@@ -37,12 +37,7 @@ class FollowingInterrupted(VlatoolError):
 
 
 def follow_job(account: Account, name: str, reporter: Reporter) -> str:
-    """Passes the log of a job to a reporter until the job ends; returns its last status.
-
-    Raises:
-        VlatoolError: The job failed, with the exit code of its command if that is known.
-        FollowingInterrupted: Ctrl-C.
-    """
+    """Passes the log of a job to a reporter until the job ends; returns its last status."""
     log, clock, before = _Log(account, name, reporter), ProcessClock(), ""
     try:
         while True:

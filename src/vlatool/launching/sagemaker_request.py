@@ -64,11 +64,7 @@ _ENVIRONMENT = {
 
 
 def instance_type(name: str) -> str:
-    """Full name of an instance type.
-
-    Raises:
-        UsageError: There is no such type, or torch does not run on it.
-    """
+    """Full name of an instance type."""
     full = _INSTANCE_TYPES.get(name, name if name.startswith("ml.") else f"ml.{name}")
     known = known_instance_types()
     if full not in known:
@@ -112,11 +108,6 @@ def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
     """Name of a job: prefix and user, the time, and a digest of what the job computes.
 
     The first part is cut if the name is too long, never the rest, which makes it unique.
-
-    Args:
-        config: Keys of the job.
-        content: Configuration of the run.
-        now: The time.
     """
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     end = f"{now:%Y-%m-%d-%H-%M-%S}-{digest}"
@@ -132,11 +123,7 @@ def num_processes(config: SageMakerConfig) -> int | None:
 
 
 def check_job(config: SageMakerConfig) -> None:
-    """Checks the keys of a job.
-
-    Raises:
-        UsageError: There is no user, or a variable of the job looks like a secret.
-    """
+    """Checks the keys of a job."""
     if not config.user:
         raise UsageError(
             "sagemaker.user is not set: it names and tags the job",
@@ -169,11 +156,6 @@ def training_job_request(config: SageMakerConfig, name: str, sync: str) -> dict[
 
     There is no CheckpointConfig: the run is copied to `sync` while it trains, and a job that
     SageMaker restarts continues from there.
-
-    Args:
-        config: Keys of the job.
-        name: Name of the job.
-        sync: Location of the runs, without a slash at its end.
     """
     folder = f"{sync}/{LAUNCH_FOLDER}"
     run_s = round(config.max_run * _DAY_S)

@@ -11,13 +11,9 @@ from vlatool.launching.aws_account import Account
 def load_secrets(names: str) -> dict[str, str]:
     """Environment variables with the values of secrets.
 
+    `names`: JSON object of environment variable to name of a secret.
+
     A secret that is a JSON object with an entry of the variable's name gives that entry.
-
-    Args:
-        names: JSON object of environment variable to name of a secret.
-
-    Raises:
-        EnvironmentProblem: A secret is missing or not text, or may not be read.
     """
     account = Account()
     return {

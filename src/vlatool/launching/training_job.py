@@ -25,12 +25,7 @@ _PATHS_THERE = {"name", "save_path", "resolve_configs_path", "data.dataset_cache
 
 
 def check_locations(config: TrainConfig) -> None:
-    """Raises an error for each local location: another machine cannot read it.
-
-    Raises:
-        UsageError: There are no data, or no location for the run.
-        ConfigError: A location is local; the error lists all such keys.
-    """
+    """Raises an error for each local location: another machine cannot read it."""
     config.check_model()
     data_key = f"data.{config.data_kind.folders_keys[0]}"
     if not getattr(config.data, config.data_kind.folders_keys[0]):
@@ -63,17 +58,8 @@ def check_locations(config: TrainConfig) -> None:
 def check_run(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
 ) -> None:
-    """Checks what can be checked of a run without its data.
-
-    Args:
-        config: Configuration of the run.
-        typed: Keys that were given for this run.
-        processes: Number of ranks; None if it is not known.
-        reporter: Receives warnings.
-
-    Raises:
-        ConfigError: A value contradicts another one.
-        UsageError: There is no budget, or the batch sizes do not fit the ranks.
+    """Checks what can be checked of a run without its data; `processes`: number of ranks; None if
+    it is not known.
     """
     check_rules(violations(config), typed, reporter)
     for key in ("fresh", "device_memory", "rate", "measure"):
@@ -96,14 +82,7 @@ def check_run(
 def check_run_with_data(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
 ) -> None:
-    """Checks a run with its data and initial weights, as `train` does before its first step.
-
-    Raises:
-        DataError: The data or the initial weights are missing or broken.
-        ConfigError: A value does not fit the data.
-        UsageError: The budget does not fill a step.
-        StorageError: A location cannot be read.
-    """
+    """Checks a run with its data and initial weights, as `train` does before its first step."""
     config, info, _ = resolved(config, None, reporter)
     plan = make_plan(config, info.datasets, processes or 1)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
@@ -128,13 +107,7 @@ def _is_local(key: str, text: str, *, is_location: bool) -> bool:
 
 
 def job_yaml(config: TrainConfig, save_path: str, name: str) -> str:
-    """Complete configuration of a run as YAML, which `vlatool train --config` takes.
-
-    Args:
-        config: The configuration as typed; sections of launchers in it are left out.
-        save_path: Folder of runs on the machine that trains.
-        name: Name of the run if the configuration has none.
-    """
+    """Complete configuration of a run as YAML, which `vlatool train --config` takes."""
     keys = [key for key in TrainConfig.model_fields if key not in execution_keys(TrainConfig)]
     values = {key: getattr(config, key) for key in keys}
     values |= {"name": config.name or name, "save_path": save_path}

@@ -40,25 +40,16 @@ _JOINTS = "joints"
 
 @dataclass(frozen=True)
 class Axis:
-    """Horizontal axis that several charts share.
+    """Horizontal axis that several charts share."""
 
-    Attributes:
-        low: Value at the left end of the chart.
-        high: Value at the right end.
-        unit: Unit of its values.
-        whole: True if its ticks are integers.
-        marks: Values with a dashed line.
-        anchor: Value with a solid line, from which the others are counted; None without one.
-        shaded: Shaded ranges, such as padding.
-    """
-
-    low: float
-    high: float
+    low: float  # value at the left end of the chart
+    high: float  # value at the right end
     unit: str = "s"
-    whole: bool = False
-    marks: tuple[float, ...] = ()
+    whole: bool = False  # True if its ticks are integers
+    marks: tuple[float, ...] = ()  # values with a dashed line
+    # Value with a solid line, from which the others are counted; None without one.
     anchor: float | None = None
-    shaded: tuple[tuple[float, float], ...] = ()
+    shaded: tuple[tuple[float, float], ...] = ()  # shaded ranges, such as padding
 
     def to_x(self, values: Array | float) -> Array:
         """Horizontal positions of values in the drawing."""
@@ -72,31 +63,19 @@ class Axis:
 
 @dataclass(frozen=True)
 class FieldValues:
-    """Values of a field to draw.
-
-    Attributes:
-        name: Name of the field.
-        values: Numbers [S, C]; a line has gaps where they are not finite.
-        names: C names of its dimensions.
-        unit: Unit of its values; empty if unknown.
-    """
+    """Values of a field to draw."""
 
     name: str
-    values: Array
-    names: Sequence[str]
-    unit: str = ""
+    values: Array  # numbers [S, C]; a line has gaps where they are not finite
+    names: Sequence[str]  # C names of its dimensions
+    unit: str = ""  # unit of its values; empty if unknown
 
 
 def field_charts(
     axis: Axis, positions: Array, fields: Iterable[FieldValues], *, dots: bool = False
 ) -> str:
-    """Charts of fields, one per group of dimensions, and a table of those that never change.
-
-    Args:
-        axis: Axis of the charts.
-        positions: Values of the axis [S].
-        fields: Values; empty for an empty result.
-        dots: Mark the positions.
+    """Charts of fields, one per group of dimensions, and a table of those that never change;
+    `positions`: values of the axis [S]; `fields`: values; empty for an empty result.
     """
     charts: list[str] = []
     constant: dict[Html, str] = {}
@@ -115,14 +94,8 @@ def field_charts(
 
 
 def dimension_groups(names: Sequence[str], indices: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Groups of at most `MAX_LINES` dimensions that belong together by their names.
-
-    Args:
-        names: Names of all dimensions.
-        indices: Dimensions to group.
-
-    Returns:
-        (label, dimensions) of each group; the label of a field with one group is empty.
+    """Groups of at most `MAX_LINES` dimensions that belong together by their names; returns (label,
+    dimensions) of each group; the label of a field with one group is empty.
     """
     groups: dict[str, list[int]] = {}
     for index in indices:
@@ -155,24 +128,15 @@ def step_cells(axis: Axis, positions: Array, rows: Mapping[str, Array]) -> str:
 
 
 def chart(
-    label: str,
-    axis: Axis,
-    drawing: str,
+    label: str,  # HTML
+    axis: Axis,  # horizontal axis
+    drawing: str,  # SVG elements
     left: Iterable[tuple[float, str]],
-    legend: str = "",
+    legend: str = "",  # HTML
     *,
-    size: str = "",
+    size: str = "",  # CSS class of the height
 ) -> str:
-    """Chart: its label above, ticks at the left and below, legend at the right.
-
-    Args:
-        label: HTML.
-        axis: Horizontal axis.
-        drawing: SVG elements.
-        left: Labels at the left: distance from the top as a share of the height, text.
-        legend: HTML.
-        size: CSS class of the height.
-    """
+    """Chart: its label above, ticks at the left and below, legend at the right."""
     ticks = axis.ticks
     below = zip((axis.to_x(np.array(ticks.values)) / WIDTH).tolist(), ticks.texts, strict=True)
     unit = axis.unit + f" + {ticks.base}" * bool(ticks.base)
@@ -207,7 +171,6 @@ def _grid(charts: str) -> str:
 
 
 def _group(name: str) -> str:
-    """Label of the group of a dimension."""
     group, _, number = name.rpartition(".")
     if group and number.isdecimal():
         return group
@@ -228,7 +191,6 @@ def _range_text(names: Sequence[str], part: Sequence[int]) -> str:
 
 
 def _constant_text(field: FieldValues, is_constant: Array) -> str:
-    """Names and values of constant dimensions."""
     numbers = _drawable(field.values)
     texts: list[str] = []
     for index in np.flatnonzero(is_constant).tolist():
@@ -247,7 +209,6 @@ def _field_chart(
     *,
     dots: bool,
 ) -> str:
-    """Chart of some dimensions of a field."""
     shown = _drawable(field.values[:, list(indices)])
     finite = shown[np.isfinite(shown)]
     low, high = float(finite.min()), float(finite.max())
@@ -324,7 +285,6 @@ def line(xs: Array, ys: Array, order: int, *, dots: bool = False) -> str:
 
 
 def _single_positions(count: int, runs: Sequence[tuple[int, int]]) -> Array:
-    """Flags [count] of runs of one."""
     flags = np.zeros(count, bool)
     flags[[start for start, stop in runs if stop - start == 1]] = True
     return flags

@@ -19,18 +19,12 @@ _MOST_DECADES = 5
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over steps.
+    """Values over steps."""
 
-    Attributes:
-        name: Text of the legend; empty for none.
-        steps: Steps in ascending order [S].
-        values: Numbers [S]; the line has gaps where they are not finite.
-        color: Number of its color, below `MAX_LINES`; None: its position in the chart.
-    """
-
-    name: str
-    steps: Array
-    values: Array
+    name: str  # text of the legend; empty for none
+    steps: Array  # steps in ascending order [S]
+    values: Array  # numbers [S]; the line has gaps where they are not finite
+    # Number of its color, below `MAX_LINES`; None: its position in the chart.
     color: int | None = None
 
     def finite(self) -> dict[int, float]:

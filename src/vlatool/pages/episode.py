@@ -25,35 +25,20 @@ _TRAIL_COLUMNS = 1.5
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """Contents of an episode to show.
+    """Contents of an episode to show."""
 
-    Attributes:
-        name: Id of the episode.
-        info: Map from name to value, shown as labels.
-        fps: Frames per second.
-        frames: Frame of each position, int [S].
-        shown: Positions in the strip, ascending.
-        cameras: Map from camera to one view per shown position.
-        actions: Action fields over the positions.
-        proprioception: Proprioception fields over the positions.
-        tracks: End effectors over the positions.
-        language: Map from kind of annotation to sentences.
-        problems: Messages about contents that cannot be shown.
-        is_brief: True if it has the first camera only.
-    """
-
-    name: str
-    info: Mapping[str, object]
-    fps: float
-    frames: Array
-    shown: Sequence[int]
-    cameras: Mapping[str, Sequence[FrameView]]
-    actions: Sequence[FieldValues]
-    proprioception: Sequence[FieldValues]
-    tracks: Sequence[EndEffectorTrack]
-    language: Mapping[str, Sequence[str]]
-    problems: Sequence[str] = ()
-    is_brief: bool = False
+    name: str  # id of the episode
+    info: Mapping[str, object]  # map from name to value, shown as labels
+    fps: float  # frames per second
+    frames: Array  # frame of each position, int [S]
+    shown: Sequence[int]  # positions in the strip, ascending
+    cameras: Mapping[str, Sequence[FrameView]]  # map from camera to one view per shown position
+    actions: Sequence[FieldValues]  # action fields over the positions
+    proprioception: Sequence[FieldValues]  # proprioception fields over the positions
+    tracks: Sequence[EndEffectorTrack]  # end effectors over the positions
+    language: Mapping[str, Sequence[str]]  # map from kind of annotation to sentences
+    problems: Sequence[str] = ()  # messages about contents that cannot be shown
+    is_brief: bool = False  # True if it has the first camera only
 
     @property
     def seconds(self) -> Array:
@@ -76,13 +61,7 @@ def episode_tile(view: EpisodeView, anchor: str) -> str:
 
 
 def brief_card(view: EpisodeView, anchor: str, hint: str) -> str:
-    """Small card of an episode: its strips in small images and the charts of its actions.
-
-    Args:
-        view: Contents.
-        anchor: Name of the card in links.
-        hint: Text on how to see more.
-    """
+    """Small card of an episode: its strips in small images and the charts of its actions."""
     axis = _time_axis(view)
     strips = (_strip(view, name, images, _BRIEF_SIZE) for name, images in view.cameras.items())
     return (

@@ -20,17 +20,11 @@ _SMALL_SIZE = 160
 
 @dataclass(frozen=True)
 class FrameView:
-    """Image of a camera at one position in time.
+    """Image of a camera at one position in time."""
 
-    Attributes:
-        image: Recorded image, RGB; None if it cannot be shown.
-        camera: Camera model; None without calibration.
-        problem: Reason for a missing image.
-    """
-
-    image: Image.Image | None
-    camera: CameraModel | None = None
-    problem: str = ""
+    image: Image.Image | None  # recorded image, RGB; None if it cannot be shown
+    camera: CameraModel | None = None  # camera model; None without calibration
+    problem: str = ""  # reason for a missing image
 
 
 def frame_view(
@@ -44,13 +38,8 @@ def frame_view(
 def thumbnail(
     image: Image.Image, description: str, drawing: str = "", largest: int = THUMBNAIL_SIZE
 ) -> str:
-    """HTML of an image.
-
-    Args:
-        image: RGB.
-        description: Alternative text.
-        drawing: SVG elements over the image, in its pixels, whose corner is (0, 0).
-        largest: Largest width and height in the file, in pixels.
+    """HTML of an image; `drawing`: SVG elements over the image, in its pixels, whose corner is (0,
+    0); `largest`: largest width and height in the file, in pixels.
     """
     width, height = image.size
     small = image
@@ -78,35 +67,20 @@ def figure(content: str, caption: str) -> str:
 
 
 def frame_figure(
-    view: FrameView,
-    description: str,
-    caption: str,
-    drawing: str = "",
-    largest: int = THUMBNAIL_SIZE,
+    view: FrameView,  # image
+    description: str,  # alternative text
+    caption: str,  # text below
+    drawing: str = "",  # SVG elements over the image
+    largest: int = THUMBNAIL_SIZE,  # largest width and height in the file, in pixels
 ) -> str:
-    """Image with a caption below, or the reason why it is missing.
-
-    Args:
-        view: Image.
-        description: Alternative text.
-        caption: Text below.
-        drawing: SVG elements over the image.
-        largest: Largest width and height in the file, in pixels.
-    """
+    """Image with a caption below, or the reason why it is missing."""
     if view.image is None:
         return figure(image_placeholder(view.problem), caption)
     return figure(thumbnail(view.image, description, drawing, largest), caption)
 
 
 def tile(view: FrameView, name: str, lines: Iterable[str], anchor: str) -> str:
-    """Link to a part of the page: an image over its name and lines of text.
-
-    Args:
-        view: Image.
-        name: Text of the link.
-        lines: Texts below it.
-        anchor: Name of the part.
-    """
+    """Link to a part of the page: an image over its name and lines of text."""
     image = image_placeholder(view.problem)
     if view.image is not None:
         image = thumbnail(view.image, name, largest=_SMALL_SIZE)
@@ -120,11 +94,8 @@ def gallery(tiles: Iterable[str]) -> str:
 
 
 def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]) -> str:
-    """SVG over an image that darkens what a crop leaves out.
-
-    Args:
-        size: (width, height) of the image in pixels.
-        inner: (left, top, right, bottom) of the crop.
+    """SVG over an image that darkens what a crop leaves out; `size`: (width, height) of the image
+    in pixels.
     """
     (width, height), (left, top, right, bottom) = size, inner
     outside = f"M0 0H{width}V{height}H0Z"
@@ -137,13 +108,7 @@ def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]
 
 
 def strip(label: str, figures: Iterable[str], *, size: str = "") -> str:
-    """Rows of figures.
-
-    Args:
-        label: HTML above them; may be empty.
-        figures: HTML of the figures.
-        size: `wide` for large figures; by default it depends on their number.
-    """
+    """Rows of figures; `label`: HTML above them; may be empty."""
     shown = list(figures)
     size = size or ("" if len(shown) <= _FEW else "many")
     head = f'<div class="label">{label}</div>' if label else ""

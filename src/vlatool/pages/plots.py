@@ -38,12 +38,8 @@ def sparkline(mean: Array, std: Array) -> str:
 
 
 def histogram(values: Sequence[float], unit: str, counted_name: str = "episode") -> str:
-    """Histogram of integer values, with bins of integer width.
-
-    Args:
-        values: Numbers; empty for an empty result.
-        unit: Text under the axis.
-        counted_name: Noun for what has a value.
+    """Histogram of integer values, with bins of integer width; `values`: numbers; empty for an
+    empty result.
     """
     numbers = np.asarray(values, np.int64)
     if not numbers.size:
@@ -55,15 +51,7 @@ def histogram(values: Sequence[float], unit: str, counted_name: str = "episode")
 
 
 def bars(counts: Array, low: int, step: int, unit: str, counted_name: str) -> str:
-    """Chart with a bar per range of integers.
-
-    Args:
-        counts: Height of each bar [B].
-        low: First integer of the first bar.
-        step: Number of integers of a bar.
-        unit: Text under the axis.
-        counted_name: Noun for what is counted.
-    """
+    """Chart with a bar per range of integers; `counts`: height of each bar [B]."""
     ticks = ticks_beside(0.0, float(counts.max()), whole=True)
     axis = Axis(low - 0.5, low + step * len(counts) - 0.5, unit, whole=True)
     bar = WIDTH / len(counts)

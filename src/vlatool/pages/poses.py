@@ -23,17 +23,11 @@ _MARGIN = 1.0
 
 @dataclass(frozen=True)
 class CameraModel:
-    """Projection into an image.
+    """Projection into an image."""
 
-    Attributes:
-        intrinsics: [3, 3] in pixels of the image.
-        extrinsics: base_T_camera [4, 4].
-        size: (width, height) of the image in pixels.
-    """
-
-    intrinsics: Array
-    extrinsics: Array
-    size: tuple[int, int]
+    intrinsics: Array  # [3, 3] in pixels of the image
+    extrinsics: Array  # base_T_camera [4, 4]
+    size: tuple[int, int]  # (width, height) of the image in pixels
 
     @classmethod
     def at(
@@ -53,19 +47,12 @@ class CameraModel:
 
 @dataclass(frozen=True)
 class EndEffectorTrack:
-    """Poses of one end effector over time.
-
-    Attributes:
-        arm: Name of the arm.
-        color: Number of its color.
-        xyz: Positions [S, 3] in the base frame.
-        rot6d: Rotations [S, 6]; None if unknown.
-    """
+    """Poses of one end effector over time."""
 
     arm: str
-    color: int
-    xyz: Array
-    rot6d: Array | None
+    color: int  # number of its color
+    xyz: Array  # positions [S, 3] in the base frame
+    rot6d: Array | None  # rotations [S, 6]; None if unknown
 
 
 def pose_legend(tracks: Sequence[EndEffectorTrack]) -> str:
@@ -88,14 +75,7 @@ def pose_legend(tracks: Sequence[EndEffectorTrack]) -> str:
 def draw_poses(
     tracks: Sequence[EndEffectorTrack], position: int, camera: CameraModel, reach: int
 ) -> str:
-    """SVG of end effectors over an image, in its pixels.
-
-    Args:
-        tracks: End effectors.
-        position: Position of the image in time.
-        camera: Camera model of the image.
-        reach: Number of positions before and after that a trail covers.
-    """
+    """SVG of end effectors over an image, in its pixels."""
     unit = camera.size[0] / 140
     return "".join(_draw(track, position, camera, reach, unit) for track in tracks)
 

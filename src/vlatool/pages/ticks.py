@@ -26,28 +26,15 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Ticks:
-    """Ticks of an axis.
+    """Ticks of an axis."""
 
-    Attributes:
-        values: Ascending multiples of 1, 2 or 5 times a power of ten.
-        texts: Label of each tick.
-        base: Number to add to the labels, as text; empty for 0.
-    """
-
-    values: tuple[float, ...]
-    texts: tuple[str, ...]
-    base: str = ""
+    values: tuple[float, ...]  # ascending multiples of 1, 2 or 5 times a power of ten
+    texts: tuple[str, ...]  # label of each tick
+    base: str = ""  # number to add to the labels, as text; empty for 0
 
 
 def ticks_below(low: float, high: float, *, whole: bool = False, signed: bool = False) -> Ticks:
-    """Ticks from `low` to `high` with labels under a plot.
-
-    Args:
-        low: Left end of the axis.
-        high: Right end, above `low`.
-        whole: Ticks are integers.
-        signed: Positive labels have a sign.
-    """
+    """Ticks from `low` to `high` with labels under a plot."""
     ticks = Ticks((), ())
     for step in _steps((high - low) / _MOST_BELOW, whole=whole):
         first, last = _ceil(low, step), _floor(high, step)

@@ -33,11 +33,7 @@ class SocketLog(logging.LoggerAdapter[logging.Logger]):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Socket of an address; it rejects connections until it listens.
-
-    Raises:
-        UsageError: The host is unknown, or the port is in use or not allowed.
-    """
+    """Socket of an address; it rejects connections until it listens."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -60,11 +56,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def listen(bound: socket.socket) -> None:
-    """Lets clients connect to a bound socket.
-
-    Raises:
-        UsageError: Another program has begun to listen at its address since it was bound.
-    """
+    """Lets clients connect to a bound socket."""
     try:
         bound.listen()
     except OSError as error:
@@ -94,11 +86,7 @@ def url_of(bound: socket.socket, *, has_tls: bool) -> str:
 
 
 def read_key(key_file: str | None, host: str) -> str | None:
-    """Key that clients must send; None if they need none.
-
-    Raises:
-        UsageError: The file cannot be read or has no key, or there is none for other machines.
-    """
+    """Key that clients must send; None if they need none."""
     if key_file is None:
         if _is_own_address(host):
             return None
@@ -126,11 +114,7 @@ def has_key(header: str | None, key: str) -> bool:
 
 
 def authorization(key: str) -> str:
-    """Header `Authorization` of a client with a key.
-
-    Raises:
-        UsageError: No server can have this key; the message does not show it.
-    """
+    """Header `Authorization` of a client with a key."""
     if not _is_usable(key):
         raise UsageError(
             "the key cannot be sent",
@@ -145,11 +129,7 @@ def _is_usable(key: str) -> bool:
 
 
 def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
-    """TLS of a server; None without a certificate.
-
-    Raises:
-        UsageError: A file cannot be read, or the key is not that of the certificate.
-    """
+    """TLS of a server; None without a certificate."""
     if certificate is None:
         if private_key is None:
             return None

@@ -10,12 +10,7 @@ _CODE = "code"
 
 
 class Histogram:
-    """Durations by bucket.
-
-    Args:
-        name: Name of the metric.
-        text: Description.
-    """
+    """Durations by bucket."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
@@ -51,11 +46,7 @@ class ServerMetrics:
         self.total = Histogram("vlatool_request_seconds", "Durations from request to reply.")
 
     def text(self, gauges: Mapping[str, tuple[int, str]]) -> str:
-        """Text format of Prometheus.
-
-        Args:
-            gauges: Name to present value and description.
-        """
+        """Text format of Prometheus."""
         return "\n".join([*self._lines(gauges), ""])
 
     def _lines(self, gauges: Mapping[str, tuple[int, str]]) -> Iterator[str]:

@@ -51,17 +51,8 @@ class _Connection(ServerConnection):
 
 
 class PolicyServer:
-    """Server of a policy.
-
-    Args:
-        service: Policy and limits.
-
-    Attributes:
-        metrics: Counts of requests, clients and errors.
-    """
-
     def __init__(self, service: Service) -> None:
-        self.metrics = ServerMetrics()
+        self.metrics = ServerMetrics()  # counts of requests, clients and errors
         self._service = service
         self._config = service.config
         self._metadata = pack(service.metadata)
@@ -83,14 +74,9 @@ class PolicyServer:
     async def run(self, bound: socket.socket, on_ready: Callable[[], None]) -> None:
         """Warms the policy up, then serves until `stop` is called.
 
+        `on_ready`: function that is called once clients can connect.
+
         Requests that are computed then still get their replies.
-
-        Args:
-            bound: Socket with an address; it does not listen yet.
-            on_ready: Function that is called once clients can connect.
-
-        Raises:
-            UsageError: Another program listens at the address meanwhile.
         """
         self._loop = asyncio.get_running_loop()
         if self._is_stopped:
@@ -209,11 +195,6 @@ class PolicyServer:
     async def _answer(
         self, connection: ServerConnection, session: Session, data: str | bytes
     ) -> dict[str, Any]:
-        """Reply to one request.
-
-        Raises:
-            VlatoolError: The request is invalid, the policy fails or takes too long.
-        """
         if isinstance(data, str):
             raise DataError("the request is text, not msgpack", code="data.bad_message")
         instruction = session.observe(unpack(data, self._service.max_objects))

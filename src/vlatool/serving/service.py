@@ -29,27 +29,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """Parts of a server besides its socket.
+    """Parts of a server besides its socket."""
 
-    Attributes:
-        policy: Policy that acts.
-        config: Limits of the server.
-        metadata: First message for each client.
-        new_session: Function that starts the session of a client.
-        max_bytes: Size of a request.
-        max_objects: Number of values in a request besides those of arrays.
-        key: Key that clients must send; None: no key.
-        tls: TLS; None: no TLS.
-    """
-
-    policy: Policy
-    config: ServeConfig
-    metadata: Mapping[str, Any]
-    new_session: Callable[[], Session]
-    max_bytes: int
-    max_objects: int
-    key: str | None = None
-    tls: ssl.SSLContext | None = None
+    policy: Policy  # policy that acts
+    config: ServeConfig  # limits of the server
+    metadata: Mapping[str, Any]  # first message for each client
+    new_session: Callable[[], Session]  # function that starts the session of a client
+    max_bytes: int  # size of a request
+    max_objects: int  # number of values in a request besides those of arrays
+    key: str | None = None  # key that clients must send; None: no key
+    tls: ssl.SSLContext | None = None  # TLS; None: no TLS
 
 
 def service_of(
@@ -59,13 +48,6 @@ def service_of(
     key: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Service:
-    """Service of a policy.
-
-    Raises:
-        ConfigError: The mapping of keys is invalid.
-        DataError: The policy takes future images or lacks a gripper, or a field is not mapped.
-        UsageError: Chunks of the policy are too short for the delay of the file.
-    """
     rollout, keys = RolloutConfig(), None
     if config.map is not None:
         rollout = load_config(RolloutConfig, presets=[config.map]).config

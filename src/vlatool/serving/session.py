@@ -28,23 +28,16 @@ MAPPED_ACTION = "actions"
 
 
 class Session:
-    """Episode of one client.
-
-    Args:
-        runner: Runner of the policy for this client.
-        keys: Mapping of the client's keys; None if it uses the names of the policy.
-        execute_steps: Steps that the client executes between two requests, unless it says.
-        delay_steps: Steps that it executes while it waits for a plan, unless it says.
-        config: Rules for the start of an episode.
-    """
+    """Episode of one client."""
 
     def __init__(
         self,
-        runner: PolicyRunner,
+        runner: PolicyRunner,  # runner of the policy for this client
+        # Mapping of the client's keys; None if it uses the names of the policy.
         keys: KeyMap | None,
-        execute_steps: int,
-        delay_steps: int,
-        config: ServeConfig,
+        execute_steps: int,  # steps that the client executes between two requests, unless it says
+        delay_steps: int,  # steps that it executes while it waits for a plan, unless it says
+        config: ServeConfig,  # rules for the start of an episode
     ) -> None:
         self._runner = runner
         self._keys = keys
@@ -59,14 +52,8 @@ class Session:
         return self._runner.episode
 
     def observe(self, request: Mapping[str, Any]) -> str | None:
-        """Adds the observation of a request, if it is more than `reset`.
-
-        Returns:
-            The instruction for the next chunk; None if the client asks for none.
-
-        Raises:
-            DataError: A value is missing, unknown, or has another type, shape or width.
-            UsageError: More steps were executed than the last chunk has.
+        """Adds the observation of a request, if it is more than `reset`; returns the instruction
+        for the next chunk; None if the client asks for none.
         """
         control = _control(request)
         observation = {name: value for name, value in request.items() if name != CONTROL}
@@ -102,7 +89,6 @@ class Session:
         return np.concatenate([chunk[name] for name in self._runner.actions], axis=-1)
 
     def _mapped(self, keys: KeyMap, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """The observation with the names of the policy."""
         state = keys.state(observation)
         mapped = {**state.images, **state.fields}
         if self._runner.has_instruction:

@@ -35,17 +35,8 @@ def download_annotations(
 ) -> AnnotationsResult:
     """Downloads the annotations of a table to a file, unless they are there already.
 
-    Args:
-        table: The table, which has their location and digest.
-        registry: Location that replaces the folder of their location; None: the one of the table.
-        target: The file.
-        dry_run: Write nothing.
-
-    Raises:
-        FileNotFoundError: There are none.
-        UsageError: The file is there with other content.
-        DataError: The content is not that of the table.
-        StorageError: The storage does not respond, or the file cannot be written.
+    `table`: the table, which has their location and digest; `registry`: location that replaces the
+    folder of their location; None: the one of the table.
     """
     address = table.annotations_location(registry)
     if target.is_dir():

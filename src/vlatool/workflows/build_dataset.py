@@ -262,11 +262,7 @@ class BuildDatasetJob:
         remove_file(self.spec.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes files of `lines_per_file` lines, if set, then the manifest.
-
-        Raises:
-            DataError: There is no sample, or episodes have windows of different shapes.
-        """
+        """Writes files of `lines_per_file` lines, if set, then the manifest."""
         output, limit = self.spec.output, self._config.lines_per_file
         for receipt in receipts:
             self._totals.add(receipt)
@@ -361,7 +357,6 @@ class BuildDatasetJob:
         return count
 
     def _log_inputs(self, reporter: Reporter, fast: Path) -> None:
-        """Logs codes and profile."""
         work = self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"

@@ -20,13 +20,6 @@ class CheckpointRollouts:
     """Rollouts with the options of the section `eval`; see `training.success.RollsOut`."""
 
     def __init__(self, options: RolloutOptions, reporter: Reporter) -> None:
-        """Registers the environments.
-
-        Raises:
-            UsageError: No environment is given.
-            ConfigError: The file of the suite is invalid.
-            EnvironmentProblem: A package is not installed.
-        """
         self._options = RolloutConfig(
             **{name: getattr(options, name) for name in RolloutOptions.model_fields}
         )
@@ -38,11 +31,6 @@ class CheckpointRollouts:
         """Checks the first observation of each environment, and the width of its actions.
 
         The policy computes nothing: its weights may be sharded, and are not trained yet.
-
-        Raises:
-            DataError: The policy cannot act in an environment.
-            UsageError: An environment does not exist, does not accept the options, or cannot be
-                reset.
         """
         from vlatool.evaluation.controllers import check_environment
 
@@ -53,11 +41,6 @@ class CheckpointRollouts:
         """Metrics of the rollouts of a checkpoint.
 
         There is one of each task of a suite, or of each instruction if there are several.
-
-        Raises:
-            DataError: The checkpoint is damaged.
-            PartialFailure: An error of the environment ended every episode.
-            StorageError: The report cannot be written.
         """
         update = {"checkpoint": str(checkpoint), "output": str(output)}
         try:

@@ -31,8 +31,6 @@ Start = tuple[str, int]
 
 @dataclass(frozen=True)
 class RolloutOutput:
-    """Output of rollouts."""
-
     location: str  # as it was given
     checkpoint: str  # name of the checkpoint
     weights: str  # `ema` or `raw`
@@ -110,11 +108,7 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
 
 
 def read_rollouts(location: str) -> RolloutOutput:
-    """Reads an output of `vlatool eval rollout`, or its report.
-
-    Raises:
-        DataError: There is no report of rollouts.
-    """
+    """Reads an output of `vlatool eval rollout`, or its report."""
     path = pinned(location)
     path = path if path.suffix == ".json" else path / _REPORT
     try:
@@ -142,11 +136,6 @@ def _row(row: Mapping[str, Any]) -> tuple[Start, Mapping[str, Any]]:
 
 
 def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any]]:
-    """Options that differ.
-
-    Raises:
-        DataError: The environments differ.
-    """
     pairs = iter([("env", a.env, b.env)] if a.env != b.env else [])
     if a.options and b.options:
         pairs = differing_keys(dict(a.options), dict(b.options))

@@ -124,12 +124,7 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
 
 
 def _sources(config: ComposeConfig) -> dict[str, Path]:
-    """Folders of the base models by name.
-
-    Raises:
-        UsageError: Neither both of them nor `tiny` are given.
-        DataError: One does not exist.
-    """
+    """Folders of the base models by name."""
     names = {"qwen": config.qwen, "dino": config.dino}
     missing = [name for name, value in names.items() if not value]
     if config.tiny and len(missing) < len(names):

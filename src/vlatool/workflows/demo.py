@@ -271,7 +271,6 @@ def _roll_out(
     plan: "RolloutPlan",
     reporter: Reporter,
 ) -> "list[Rollout]":
-    """Rollouts of all episodes of a plan."""
     from vlatool.evaluation.env_processes import LocalEnvironments
     from vlatool.evaluation.rollouts import RolloutProgress, Rollouts, run_rollouts
 

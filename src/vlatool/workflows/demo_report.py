@@ -28,15 +28,7 @@ _BAR = (
 def write_demo_report(
     path: Path, result: Mapping[str, Any], raw: Path, run: Path, sheets: Mapping[str, Path]
 ) -> None:
-    """Writes the page.
-
-    Args:
-        path: HTML file.
-        result: Document of the demo's result.
-        raw: Folder of the raw episodes.
-        run: Run folder.
-        sheets: Contact sheets `policy` and `wrong`.
-    """
+    """Writes the page."""
     sections = [
         Section("Success rate", _success_table(result)),
         Section("Rollouts", _image_file(sheets["policy"], "rollouts of the trained policy")),

@@ -47,8 +47,6 @@ class DoctorConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """Result of one check."""
-
     name: str
     status: Status  # `note`: optional; `warning`: may cause problems; `error`: the core is broken
     message: str  # state that was found

@@ -192,11 +192,6 @@ def download(
 
 
 def _check_keys(config: DownloadConfig) -> None:
-    """Checks that the keys go together.
-
-    Raises:
-        UsageError: They do not.
-    """
     sources = (config.source, config.task, config.all, config.annotations)
     if sum(map(bool, sources)) > 1:
         raise _conflict("a location, --task, --all and --annotations exclude each other")
@@ -227,7 +222,6 @@ def _conflict(message: str, hint: str = "give one of them") -> UsageError:
 
 
 def _download_annotations(config: DownloadConfig) -> AnnotationsResult:
-    """Downloads the annotations of all tasks to a file."""
     table, registry = task_table(config.task_table), _registry(config)
     target = local_path(config.output)
     try:
@@ -250,13 +244,6 @@ def _options(config: DownloadConfig, request: Mapping[str, Any]) -> TransferOpti
 
 
 def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
-    """Downloads tasks one after the other, each to its own output.
-
-    Raises:
-        UsageError: A task is unknown, or a location is given, too.
-        StorageError: Only the storage failed.
-        PartialFailure: Some tasks failed.
-    """
     table = task_table(config.task_table)
     part = "raw" if config.raw else "shards"
     names = config.task or [name for name, task in table.tasks.items() if part in task.has]
@@ -320,7 +307,6 @@ def _tasks_result(
     errors: Mapping[str, VlatoolError],
     annotations: str,
 ) -> TasksResult:
-    """Result of all tasks; raises one error for those that failed."""
     failures = [
         {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
         for name, error in errors.items()
@@ -366,14 +352,6 @@ def _download_task(
 def _download_raw(
     config: DownloadConfig, table: TaskTable, name: str, beside: tuple[str, Reporter]
 ) -> RawResult:
-    """Downloads and extracts the raw archive of a task.
-
-    Args:
-        config: The options.
-        table: The table of tasks.
-        name: The task.
-        beside: Path of the annotations, and the reporter.
-    """
     annotations, reporter = beside
     base = _registry(config) or table.raw
     source = _remote(f"{base.rstrip('/')}/{name}.tar")
@@ -419,12 +397,7 @@ def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
 def _selected(
     config: DownloadConfig, source: RemotePath, files: Sequence[RemoteFile]
 ) -> list[RemoteFile]:
-    """Files that the patterns select, without the records of outputs of vlatool.
-
-    Raises:
-        DataError: There are no files.
-        UsageError: The patterns select none.
-    """
+    """Files that the patterns select, without the records of outputs of vlatool."""
     files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:
         raise DataError.at(

@@ -36,19 +36,13 @@ _PLAN = "download 1"
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """Limits of a download.
+    """Limits of a download."""
 
-    Attributes:
-        workers: Number of requests at the same time.
-        bytes_per_s: Limit of the rate; None for no limit.
-        dry_run: Report what would be downloaded and write nothing.
-        request: Options of the command that select the files, for the record: they complete the
-            download. `output` is relative to the output of the files.
-    """
-
-    workers: int = 8
-    bytes_per_s: float | None = None
-    dry_run: bool = False
+    workers: int = 8  # number of requests at the same time
+    bytes_per_s: float | None = None  # limit of the rate; None for no limit
+    dry_run: bool = False  # report what would be downloaded and write nothing
+    # Options of the command that select the files, for the record: they complete the download.
+    # `output` is relative to the output of the files.
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -85,14 +79,7 @@ def download_files(
     options: TransferOptions,
     reporter: Reporter,
 ) -> DownloadResult:
-    """Downloads files to an output; what an earlier call finished stays.
-
-    Raises:
-        UsageError: The output belongs to something else.
-        DataError: All files fail, or a name cannot be used here.
-        StorageError: Only the storage failed.
-        PartialFailure: Some files are not in the output.
-    """
+    """Downloads files to an output; what an earlier call finished stays."""
     names: set[str] = set()
     for file in files:
         _check_name(file)
@@ -148,11 +135,7 @@ class DownloadJob:
         return item.name
 
     def begin(self) -> None:
-        """Checks the space on the disk and starts the progress bar.
-
-        Raises:
-            StorageError: The remaining files do not fit.
-        """
+        """Checks the space on the disk and starts the progress bar."""
         missing = sum(file.info.size - self._bytes_there(file) for file in self.items)
         check_space(self._output, missing, "; --include downloads a part")
         bar = self._reporter.progress("download", missing, "bytes")
@@ -221,11 +204,7 @@ def recorded_source(source: RemotePath) -> dict[str, Any]:
 
 
 def check_space(output: Path, missing: int, hint: str = "") -> None:
-    """Checks that the disk of an output has space for bytes that are not there yet.
-
-    Raises:
-        StorageError: It has not; `hint` is added to its hint.
-    """
+    """Checks that the disk of an output has space for bytes that are not there yet."""
     folder = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if missing > free:
@@ -245,11 +224,6 @@ def object_state(file: RemoteFile) -> InputState:
 
 
 def _check_name(file: RemoteFile) -> None:
-    """Checks that a name stays in the output.
-
-    Raises:
-        DataError: It does not, or it cannot be a file name here.
-    """
     if FOLDER in file.name.split("/") or not is_inside(file.name):
         raise DataError.at(
             file.path,

@@ -36,11 +36,8 @@ def next_command(output: str) -> str:
 
 
 def raw_task_command(output: str, annotations: str) -> str:
-    """Command for the next step after a raw task.
-
-    Args:
-        output: Folder of the task.
-        annotations: Language annotations; empty without them.
+    """Command for the next step after a raw task; `annotations`: language annotations; empty
+    without them.
     """
     command = next_command(output)
     if not command.startswith("vlatool preprocess spartan "):
@@ -51,12 +48,7 @@ def raw_task_command(output: str, annotations: str) -> str:
 
 
 def tasks_command(commands: Mapping[str, str], output: str) -> str:
-    """Command that continues with several tasks; one of them if their commands differ.
-
-    Args:
-        commands: Map from the folder of a task to its command.
-        output: Folder above all.
-    """
+    """Command that continues with several tasks; one of them if their commands differ."""
     first, *others = commands
     command = commands[first]
     if not others or not command:

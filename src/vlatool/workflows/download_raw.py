@@ -47,22 +47,14 @@ _ARCHIVE = "archive"  # the unfinished archive, if it is kept
 
 @dataclass(frozen=True)
 class RawTask:
-    """Raw archive of a task.
-
-    Attributes:
-        name: Name of the task.
-        source: Location of the archive.
-        info: Its size and version.
-        output: Folder of the output, which is the folder of the task in the archive.
-        keep_archive: Keep the archive in the output.
-        annotations: File with the language annotations, for the next command; empty for none.
-    """
+    """Raw archive of a task."""
 
     name: str
-    source: RemotePath
-    info: ObjectInfo
-    output: str
-    keep_archive: bool = False
+    source: RemotePath  # location of the archive
+    info: ObjectInfo  # its size and version
+    output: str  # folder of the output, which is the folder of the task in the archive
+    keep_archive: bool = False  # keep the archive in the output
+    # File with the language annotations, for the next command; empty for none.
     annotations: str = ""
 
 
@@ -96,13 +88,7 @@ class RawResult(OutputResult):
 
 
 def download_raw(task: RawTask, options: TransferOptions, reporter: Reporter) -> RawResult:
-    """Extracts the archive of a task while it is downloaded; resumes inside members.
-
-    Raises:
-        UsageError: The output belongs to something else.
-        DataError: The archive is damaged, or holds what must not be extracted.
-        StorageError: The storage does not respond, or the disk is full.
-    """
+    """Extracts the archive of a task while it is downloaded; resumes inside members."""
     with ExitStack() as stack:
         job = RawJob(task, options, (reporter, stack))
         executor = ThreadExecutor(1, job.pool.cancel)
@@ -159,11 +145,7 @@ class RawJob:
         return replace(state, digest=f"{state.digest} archive", sizes=f"{state.sizes} archive")
 
     def begin(self) -> None:
-        """Checks the space on the disk and starts the progress bar.
-
-        Raises:
-            StorageError: The remaining files do not fit.
-        """
+        """Checks the space on the disk and starts the progress bar."""
         self._extraction = extraction = self._opened(self._task.info)
         missing = extraction.missing_bytes
         if self._needs_archive(extraction):
@@ -220,7 +202,6 @@ class RawJob:
         )
 
     def _download_archive(self, extraction: Extraction, info: ObjectInfo) -> None:
-        """Downloads the archive as a file of the output."""
         file = self._file
         target = self._output / file.name
         done = transfer.download(file.address, info, target, self._partials / _ARCHIVE, self.pool)
@@ -252,7 +233,6 @@ class RawJob:
 
 
 def _receipt(extraction: Extraction) -> Receipt:
-    """Receipt of a complete extraction."""
     entries = extraction.entries()
     digests = extraction.chunk_digests
     archive = extraction.archive_entry

@@ -125,27 +125,16 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
 
 
 class _EncodeInputs(NamedTuple):
-    """Images and output of a run, found before a tokenizer is opened.
+    """Images and output of a run, found before a tokenizer is opened."""
 
-    Attributes:
-        source: Location of the images.
-        images: Their format and reader.
-        items: Episodes to encode.
-        output: Folder for the codes.
-    """
-
-    source: Path
-    images: DetectedSource
+    source: Path  # location of the images
+    images: DetectedSource  # their format and reader
     items: Sequence[EpisodeRef]
-    output: Path
+    output: Path  # folder for the codes
 
     @classmethod
     def of(cls, config: EncodeConfig) -> "_EncodeInputs":
-        """Finds images and tokenizer; opens no weights.
-
-        Raises:
-            DataError: One is not there, or no episode is left.
-        """
+        """Finds images and tokenizer; opens no weights."""
         require_input(config.data)
         require_weights(config.tokenizer)
         source = pinned(config.data)
@@ -155,11 +144,7 @@ class _EncodeInputs(NamedTuple):
         return cls(source, images, items, _output(config, images.format))
 
     def plan(self, config: EncodeConfig) -> EncodeResult:
-        """Result of a dry run that has no earlier output to compare with.
-
-        Raises:
-            DataError: There are no trained weights at the location of the tokenizer.
-        """
+        """Result of a dry run that has no earlier output to compare with."""
         published = published_at(pinned(config.tokenizer))
         if published is None:
             locate_weights(config.tokenizer)
@@ -221,7 +206,6 @@ class EncodeJob:
         )
 
     def name(self, item: EpisodeRef) -> str:
-        """Name of the episode."""
         return item.id
 
     def begin(self) -> None:

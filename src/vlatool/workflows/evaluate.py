@@ -162,11 +162,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
 
 
 def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int) -> RecordedPairs:
-    """Recorded observations and targets that a policy can be evaluated on.
-
-    Raises:
-        DataError: There are no data, they do not fit the policy, or they contain no actions.
-    """
+    """Recorded observations and targets that a policy can be evaluated on."""
     kind = data_kind_of(trained.config)
     if not isinstance(kind, HasPairs):
         raise DataError(
@@ -186,11 +182,7 @@ def _options(config: OpenLoopConfig, trained: Trained, data: Path) -> dict[str, 
 
 
 def results_folder(output: str | None, trained: Trained, name: str) -> Path:
-    """Folder for results: as given, or one in the run.
-
-    Raises:
-        UsageError: None is given, and the weights are remote or of no run.
-    """
+    """Folder for results: as given, or one in the run."""
     root = folder_of(trained)
     if not output and (trained.origin.run is None or is_remote(root)):
         raise UsageError(

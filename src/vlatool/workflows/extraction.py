@@ -41,19 +41,12 @@ ReadChunks = Callable[[Sequence[int], Consumer], None]
 
 @dataclass(frozen=True)
 class Archive:
-    """Version of an archive.
-
-    Attributes:
-        location: Its location.
-        etag: ETag or time of the last change; empty if the server sends neither.
-        size: Size in bytes.
-        prefix: Folder of the archive that is extracted; nothing else may be in it.
-    """
+    """Version of an archive."""
 
     location: str
-    etag: str
-    size: int
-    prefix: str
+    etag: str  # ETag or time of the last change; empty if the server sends neither
+    size: int  # size in bytes
+    prefix: str  # folder of the archive that is extracted; nothing else may be in it
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -70,7 +63,6 @@ class _File:
 
     @property
     def member(self) -> Member:
-        """The member of the archive."""
         return Member(self.entry.path, self.start, self.entry.bytes)
 
     def row(self) -> dict[str, Any]:
@@ -85,25 +77,18 @@ class _File:
 
 @dataclass
 class _State:
-    """State of an extraction, from its log.
-
-    Attributes:
-        files: Files by name.
-        folders: Names of folders that are members.
-        chunks: SHA-256 of each chunk by number.
-        unsynced: Names of the files that a power cut may have damaged.
-        reader: State of the reader; empty at the start.
-        opened: SHA-256 of the content so far of the member in which the position is.
-        archive: The archive itself, if it is part of the output.
-    """
+    """State of an extraction, from its log."""
 
     files: dict[str, _File] = field(default_factory=dict[str, _File])
-    folders: set[str] = field(default_factory=set[str])
+    folders: set[str] = field(default_factory=set[str])  # names of folders that are members
+    # SHA-256 of each chunk by number.
     chunks: dict[int, str] = field(default_factory=dict[int, str])
+    # Names of the files that a power cut may have damaged.
     unsynced: set[str] = field(default_factory=set[str])
+    # State of the reader; empty at the start.
     reader: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    opened: str = ""
-    archive: FileEntry | None = None
+    opened: str = ""  # SHA-256 of the content so far of the member in which the position is
+    archive: FileEntry | None = None  # the archive itself, if it is part of the output
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "_State":
@@ -115,11 +100,6 @@ class _State:
         return state
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Adds a row of the log.
-
-        Raises:
-            ValueError: Rows before it are missing.
-        """
         number = row.get("chunk")
         if number is not None and number > len(self.chunks):
             raise ValueError(f"no row of the chunk before {number}")
@@ -147,15 +127,7 @@ class _Open:
 
 
 class Extraction:
-    """Extraction of one archive to an output; used by one thread.
-
-    Args:
-        archive: The archive.
-        output: Folder for its files.
-        partials: Folder for unfinished files, on the same disk.
-        log: Path of the log.
-        chunk_bytes: Size of a chunk; an extraction that is continued has that of its start.
-    """
+    """Extraction of one archive to an output; used by one thread."""
 
     def __init__(
         self, archive: Archive, output: Path, partials: Path, log: Path, chunk_bytes: int
@@ -169,6 +141,7 @@ class Extraction:
         self._synced_at = time.monotonic()
         rows = list(read_log(log))
         before = rows[0] if rows else {}
+        # Size of a chunk; an extraction that is continued has that of its start.
         self.chunk_bytes = before.get("chunk_bytes", chunk_bytes)
         # Without a version, what is there may be of another archive of the same size.
         is_known = bool(archive.etag)
@@ -202,7 +175,6 @@ class Extraction:
         return len(self._reader.folders)
 
     def entries(self) -> list[FileEntry]:
-        """Entries of the extracted files."""
         return [file.entry for file in self._state.files.values()]
 
     @property
@@ -231,15 +203,7 @@ class Extraction:
             self._append({"archive": row_of(entry)})
 
     def run(self, read: ReadChunks) -> None:
-        """Extracts the missing files; after `begin`.
-
-        Args:
-            read: Reads chunks of the archive.
-
-        Raises:
-            DataError: The archive is damaged, or a member of it is not acceptable.
-            StorageError: The archive cannot be read, or a file cannot be written.
-        """
+        """Extracts the missing files; after `begin`."""
         with self._logging():
             try:
                 self._repair(read)
@@ -253,7 +217,6 @@ class Extraction:
 
     @contextmanager
     def _logging(self) -> Generator[None]:
-        """Opens the log."""
         with (
             as_storage_error(self._log_path, below=self._output),
             AppendLog(self._log_path, sync_s=math.inf) as self._log,
@@ -346,13 +309,11 @@ class Extraction:
         return range(self._reader.position // self.chunk_bytes, count)
 
     def _chunks_of(self, members: Iterable[Member]) -> list[int]:
-        """Numbers of the chunks with the content of members."""
         size = self.chunk_bytes
         numbers = (range(m.start // size, (m.stop - 1) // size + 1) for m in members)
         return sorted({number for span in numbers for number in span})
 
     def _consume(self, number: int, data: bytes | bytearray) -> None:
-        """Extracts a chunk and logs it."""
         digest = in_background(lambda: hashlib.sha256(data).hexdigest())
         skipped = self._reader.position - number * self.chunk_bytes
         for piece in self._reader.feed(memoryview(data)[skipped:]):

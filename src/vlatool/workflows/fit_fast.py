@@ -313,7 +313,6 @@ def _dimension(word: str, names: Sequence[str]) -> str:
 
 
 def _select_chunks(config: FitFastConfig, count: int) -> Array:
-    """Indices of the chunks to fit on, in order."""
     if config.limit is None or config.limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(config.seed).choice(count, config.limit, replace=False))

@@ -137,7 +137,6 @@ def _locations(config: RayPreprocessConfig) -> Iterator[tuple[str, str]]:
 
 
 def _job_yaml(config: RayPreprocessConfig) -> str:
-    """Configuration for `vlatool preprocess --config` on the head."""
     hidden = {"ray", *execution_keys(PreprocessConfig)}
     values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
     execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}

@@ -43,8 +43,6 @@ class TokenizerExportConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class ModelExportResult(Result):
-    """Result of an export."""
-
     checkpoint: str  # of a policy; location of a tokenizer, as given
     output: str  # folder that was written
     # Number of values in the weights file, with tensors of the published file that the model does
@@ -88,15 +86,9 @@ def export_model(
 ) -> ModelExportResult:
     """Writes trained weights in the published layout of their model type.
 
-    Of averaged and raw weights a layout with one file gets the averaged ones, if there are any.
-    The same weights give equal bytes. The written files are opened, and their outputs compared.
-    Of the `options`, `overwrite` and `dry_run` have a meaning.
-
-    Raises:
-        UsageError: The model has no published layout, or the output belongs to another command or
-            is the export of another checkpoint.
-        DataError: A file is damaged.
-        BugError: The written weights give other outputs; the output is left incomplete.
+    Of averaged and raw weights a layout with one file gets the averaged ones, if there are any. The
+    same weights give equal bytes. The written files are opened, and their outputs compared. Of the
+    `options`, `overwrite` and `dry_run` have a meaning.
     """
     source = named_best(pinned(checkpoint))
     trained = open_trained(str(source), device="cpu")
@@ -138,15 +130,7 @@ def _can_read(model_type: ModelType) -> bool:
 
 
 def check_equal(trained: Trained, path: Path) -> None:
-    """Checks that exported weights give the outputs of the weights that they are from.
-
-    Args:
-        trained: Opened weights of the run.
-        path: Exported file.
-
-    Raises:
-        BugError: The outputs differ.
-    """
+    """Checks that exported weights give the outputs of the weights that they are from."""
     written = open_trained(str(path), device="cpu", before=trained.config.model)
     kind = written.origin.weights
     is_other = kind in ("raw", "ema") and kind != trained.origin.weights

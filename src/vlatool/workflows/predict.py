@@ -244,17 +244,11 @@ def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _As
 
 @dataclass(frozen=True)
 class _Futures:
-    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first.
+    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first."""
 
-    Attributes:
-        predicted: Images of predicted codes.
-        lines: What is drawn, from top to bottom, by label.
-        scores: Errors; empty if nothing was recorded.
-    """
-
-    predicted: "Mapping[str, UInt8Array]"
-    lines: "Mapping[str, Mapping[str, UInt8Array]]"
-    scores: Mapping[str, Any]
+    predicted: "Mapping[str, UInt8Array]"  # images of predicted codes
+    lines: "Mapping[str, Mapping[str, UInt8Array]]"  # what is drawn, from top to bottom, by label
+    scores: Mapping[str, Any]  # errors; empty if nothing was recorded
 
 
 def _futures(

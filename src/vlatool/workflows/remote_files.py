@@ -28,17 +28,11 @@ _COMPANIONS = {STATS_NAME: True, CONFIG_NAME: True, METADATA_NAME: False, DIGEST
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """File of a remote location.
+    """File of a remote location."""
 
-    Attributes:
-        name: Path in the output.
-        address: The object.
-        info: Its size and version.
-    """
-
-    name: str
-    address: Address
-    info: ObjectInfo
+    name: str  # Path in the output
+    address: Address  # the object
+    info: ObjectInfo  # its size and version
 
     @property
     def path(self) -> str:
@@ -47,12 +41,7 @@ class RemoteFile:
 
 
 def remote_files(source: RemotePath) -> list[RemoteFile]:
-    """Files at a location, by their path below it.
-
-    Raises:
-        DataError: There is nothing at the location, or a manifest names a missing file.
-        StorageError: The storage does not respond.
-    """
+    """Files at a location, by their path below it."""
     address = source.address
     if not is_listable(address):
         return _named(source)
@@ -114,13 +103,9 @@ def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
 def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]]:
     """Files of a view (`shards` or `episodes`) of a published task.
 
+    Returns the files, with names below the folder of the task, and the names of those files.
+
     Files that training needs and the view lacks are taken from the other view.
-
-    Returns:
-        The files, with names below the folder of the task, and the names of those files.
-
-    Raises:
-        DataError: The task has no such view, or a file is missing.
     """
     folder = task / view
     try:

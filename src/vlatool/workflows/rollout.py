@@ -111,12 +111,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
 
 
 def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
-    """Config of each task of a suite; without one, the config with an empty name.
-
-    Raises:
-        ConfigError: The file of the suite is invalid.
-        UsageError: It has no tasks.
-    """
+    """Config of each task of a suite; without one, the config with an empty name."""
     if config.suite is None:
         return {"": config}
     suite = load_config(SuiteConfig, files=[config.suite]).config
@@ -142,11 +137,6 @@ def _suite_name(config: RolloutConfig) -> str:
 
 
 def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> Environments:
-    """Environments in this process or in others.
-
-    Raises:
-        UsageError: Other processes cannot make an environment, but were asked for.
-    """
     if config.env_processes is None:
         count = min(maker.default_processes() for maker in makers)
     else:

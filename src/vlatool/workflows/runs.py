@@ -157,12 +157,7 @@ def _write_pages(
     comparison: Comparison | None,
     reporter: Reporter,
 ) -> None:
-    """Writes the page of all runs, after a page of each in the folder beside it.
-
-    Raises:
-        UsageError: A file that is not such a page would be replaced.
-        StorageError: A page cannot be written.
-    """
+    """Writes the page of all runs, after a page of each in the folder beside it."""
     folder = target.parent / f"{target.stem}_files"
     files = {run.name: folder / f"{run.name}.html" for run in summaries}
     for file in files.values():
@@ -228,7 +223,7 @@ def compared(first: RunSummary, second: RunSummary) -> Comparison:
         if steps := points.keys() & others.keys():
             last = max(steps)
             metrics[name] = {"step": last, "values": [points[last], others[last]]}
-    return Comparison((first.name, second.name), (first, second), differences, metrics)
+    return Comparison([first.name, second.name], (first, second), differences, metrics)
 
 
 def _row(run: RunSummary) -> tuple[object, ...]:

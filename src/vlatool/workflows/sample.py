@@ -213,7 +213,6 @@ class SampleJob:
         return self._recorder.finish(self._noted(receipts), run)
 
     def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
-        """The receipts; their episodes are in the result."""
         for receipt in receipts:
             self._recorded.append(recorded_of(receipt))
             yield receipt
@@ -231,18 +230,14 @@ class SampleJob:
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Picklable function that records one episode.
+    """Picklable function that records one episode."""
 
-    Attributes:
-        write: Writes an episode; its second argument is the number of frames before it.
-        expert: Function from the number of an episode to the episode.
-    """
-
+    # Writes an episode; its second argument is the number of frames before it.
     write: Callable[[Any, int], Receipt]
+    # Function from the number of an episode to the episode.
     expert: Callable[[int], RecordableEpisode]
 
     def __call__(self, item: tuple[int, int]) -> Receipt:
-        """Writes the episode; returns its receipt."""
         index, first_row = item
         return self.write(self.expert(index), first_row)
 

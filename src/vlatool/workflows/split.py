@@ -149,7 +149,6 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
 
 
 def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
-    """Paths of both lists."""
     train, val = (
         location(output) if output else folder / name
         for output, name in ((config.train_output, TRAIN_LIST), (config.val_output, VAL_LIST))

@@ -145,13 +145,7 @@ def _has_changed(shards: Sequence[Shard], stats: Path, contents: str) -> bool:
 def _is_complete(
     target: Path, inputs: str, shards: Sequence[Shard], config: StatsComputeConfig
 ) -> bool:
-    """True if an earlier run has finished; False if one was interrupted or there is none.
-
-    Raises:
-        UsageError: The target was not written by this command, was changed since, or is of other
-            shards.
-        DataError: The record of the earlier run is damaged.
-    """
+    """True if an earlier run has finished; False if one was interrupted or there is none."""
     record = read_stats_record(target)
     changed = [target] if record is None else record.changed(target)
     existing = next((path for path in changed if path.exists()), None)

@@ -124,11 +124,7 @@ def _write(target: Path, statistics: Statistics, config: StatsMergeConfig) -> No
 
 
 def _check_target_free(target: Path, sources: Sequence[str]) -> None:
-    """Checks that the target does not exist or holds earlier merged statistics.
-
-    Raises:
-        UsageError: The target is an input, is in a folder of training data, or is another file.
-    """
+    """Checks that the target does not exist or holds earlier merged statistics."""
     if not target.exists() and not digests_path(target).exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}

@@ -195,17 +195,9 @@ def _train(
     typed: Collection[str],
     origins: Mapping[str, str],
     reporter: Reporter,
-    remote: "RemoteRun | None" = None,
+    remote: "RemoteRun | None" = None,  # held remote folder of the run, on rank 0
 ) -> TrainResult:
-    """Trains in the local folder.
-
-    Args:
-        config: As for `train`.
-        typed: As for `train`.
-        origins: As for `train`.
-        reporter: As for `train`.
-        remote: Held remote folder of the run, on rank 0.
-    """
+    """Trains in the local folder."""
     from vlatool.training.resolved import resolved
 
     before = None if config.name is None else RunDir(_output(config))

@@ -68,8 +68,6 @@ class UploadConfig(ConfigModel):
 
 @dataclass(frozen=True, kw_only=True)
 class UploadResult(Result):
-    """Result of an upload."""
-
     folder: str  # as it was given
     location: str  # repository
     url: str  # its web page
@@ -197,11 +195,6 @@ def _check_kind(folder: Path) -> None:
 def _files(
     config: UploadConfig, folder: Path, result: VerifyResult, reporter: Reporter
 ) -> list[UploadFile]:
-    """Files of the upload, with the card as the last one.
-
-    Raises:
-        DataError: There are none, or one holds a secret or an absolute path.
-    """
     unlisted = {
         str(finding.place.get("path")) for finding in result.findings if finding.code in _UNLISTED
     }

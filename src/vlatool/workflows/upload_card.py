@@ -26,12 +26,8 @@ def card_text(
 ) -> str:
     """Card of a folder; the same for equal records, files and arguments.
 
-    Args:
-        folder: Local folder.
-        report: Report of `inspect` on it.
-        location: Repository, `hf://KIND/OWNER/NAME`.
-        sizes: Sizes of the files in bytes.
-        license_key: License as the hub writes it, such as `mit`; None: the card names none.
+    `sizes`: sizes of the files in bytes; `license_key`: license as the hub writes it, such as
+    `mit`; None: the card names none.
     """
     record = contents_record(folder)
     _, _, kind, _, name = location.split("/")
@@ -82,7 +78,6 @@ def _origin(record: OutputRecord | None) -> list[str]:
 
 
 def _set_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with a value, those of sections included."""
     values = {
         key: _set_options(value) if isinstance(value, Mapping) else value
         for key, value in options.items()

@@ -58,15 +58,9 @@ class Problem(NamedTuple):
 def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[UploadFile]:
     """Files to upload, sorted by path; locations in configurations have only their last part.
 
+    `unlisted`: Paths of files that do not belong to it, relative to it; a license stays.
+
     Records (`.vlatool/`), hidden files, outputs inside this one and logs of trackers are left out.
-
-    Args:
-        folder: Local folder.
-        kind: Kind of its content.
-        unlisted: Paths of files that do not belong to it, relative to it; a license stays.
-
-    Raises:
-        DataError: A name is not UTF-8, or a file cannot be read.
     """
     files: list[UploadFile] = []
     for info in data_files(folder):
@@ -96,9 +90,6 @@ def check_texts(files: Sequence[UploadFile], folder: Path) -> None:
     """Raises an error if a text holds a secret, or a text file an absolute path of a machine.
 
     The content of shards, tables, images and weights is not read.
-
-    Raises:
-        DataError: There is one; the message names the file and the line, and no secret.
     """
     for code, pattern, advice in (
         ("data.secret", credentials_pattern(), "a secret (a token, a key, or a signed address)"),

@@ -85,7 +85,6 @@ class VerifyResult(Result):
         return ["\n\n".join([*map(self._group, groups), self._last_line()])]
 
     def _group(self, findings: Sequence[Finding]) -> str:
-        """Text of the findings of one code."""
         first, count = findings[0], self.codes[findings[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
         lines += [f"  {finding.message}" for finding in findings[:_MAX_SHOWN]]

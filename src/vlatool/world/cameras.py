@@ -25,23 +25,15 @@ LEFT_ARM_POSITION = np.array([-0.15, 0.75, 0.35])
 
 @dataclass(frozen=True)
 class Camera:
-    """Pose and focal length of a camera.
+    """Pose and focal length of a camera."""
 
-    Attributes:
-        name: Semantic name.
-        id: Hardware id, which names its arrays in raw Spartan episodes.
-        position: In the base frame, or relative to the fingertips for a camera on the hand [3].
-        looks_at: Point in the same frame as `position`.
-        focal: Focal length in image heights.
-        up: Direction that points up in the image.
-    """
-
-    name: str
-    id: str
+    name: str  # semantic name
+    id: str  # hardware id, which names its arrays in raw Spartan episodes
+    # In the base frame, or relative to the fingertips for a camera on the hand [3].
     position: tuple[float, float, float]
-    looks_at: tuple[float, float, float]
-    focal: float
-    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    looks_at: tuple[float, float, float]  # point in the same frame as `position`
+    focal: float  # focal length in image heights
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0)  # direction that points up in the image
 
     @property
     def on_hand(self) -> bool:

@@ -37,23 +37,15 @@ _KICK_SCALE = np.array([0.03, 0.03, 0.015])
 
 @dataclass(frozen=True)
 class WorldEpisode:
-    """Recorded episode of L frames.
+    """Recorded episode of L frames."""
 
-    Attributes:
-        index: Number of the episode, which determines the target.
-        target: Index of the block that the instruction names.
-        scenes: Scene at each frame.
-        actions: Target x, y, z, opening at each frame, limited to one step, float64 [L, 4].
-        desired: Target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`.
-        success: True if the named block is in the bin at the last frame.
-    """
-
-    index: int
-    target: int
-    scenes: tuple[Scene, ...]
+    index: int  # number of the episode, which determines the target
+    target: int  # index of the block that the instruction names
+    scenes: tuple[Scene, ...]  # scene at each frame
+    # Target x, y, z, opening at each frame, limited to one step, float64 [L, 4].
     actions: FloatArray
-    desired: FloatArray
-    success: bool
+    desired: FloatArray  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
+    success: bool  # True if the named block is in the bin at the last frame
 
     @property
     def instruction(self) -> str:
@@ -82,13 +74,9 @@ def expert_episode(
 ) -> WorldEpisode:
     """Episode number `index` of `seed`, independent of other episodes.
 
-    Args:
-        seed: Seed of the episodes.
-        index: Number of the episode; blocks take turns as its target.
-        frames: Number of frames: the episode is cut, or its last frame is repeated. None: up to
-            the first frame with the block in the bin.
-        shared_scenes: Number of shared start scenes, which take turns after each round of
-            targets. None: a random one.
+    `frames`: number of frames: the episode is cut, or its last frame is repeated. None: up to the
+    first frame with the block in the bin; `shared_scenes`: number of shared start scenes, which
+    take turns after each round of targets. None: a random one.
     """
     rng = np.random.default_rng([seed, index])
     target = index % len(COLORS)

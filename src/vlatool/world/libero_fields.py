@@ -17,22 +17,15 @@ _DOWNWARD = (np.pi, 0.0, 0.0)
 
 
 def libero_states(poses: FloatArray) -> NDArray[np.float32]:
-    """Position, axis-angle and two fingers [L, 8].
-
-    Args:
-        poses: x, y, z, opening of the hand [L, 4].
-    """
+    """Position, axis-angle and two fingers [L, 8]; `poses`: x, y, z, opening of the hand [L, 4]."""
     rotation = np.tile(_DOWNWARD, (len(poses), 1))
     finger = poses[:, 3:] / 2
     return np.hstack([poses[:, :3], rotation, finger, -finger]).astype(np.float32)
 
 
 def libero_actions(targets: FloatArray, poses: FloatArray) -> NDArray[np.float32]:
-    """Displacement, zero rotation, gripper (-1 open, 1 closed) [L, 7].
-
-    Args:
-        targets: Target x, y, z, opening of the hand [L, 4].
-        poses: x, y, z, opening of the hand before the action [L, 4].
+    """Displacement, zero rotation, gripper (-1 open, 1 closed) [L, 7]; `targets`: target x, y, z,
+    opening of the hand [L, 4]; `poses`: x, y, z, opening of the hand before the action [L, 4].
     """
     displacements = (targets[:, :3] - poses[:, :3]) / _METERS_PER_UNIT
     grip = np.where(targets[:, 3:] > OPEN / 2, -1.0, 1.0)
@@ -40,11 +33,8 @@ def libero_actions(targets: FloatArray, poses: FloatArray) -> NDArray[np.float32
 
 
 def world_target(action: FloatArray, pose: FloatArray) -> FloatArray:
-    """Target x, y, z, opening [4] of an action of LIBERO [7]; its rotation is left out.
-
-    Args:
-        action: One action.
-        pose: x, y, z, opening of the hand before the action [4].
+    """Target x, y, z, opening [4] of an action of LIBERO [7]; its rotation is left out; `pose`: x,
+    y, z, opening of the hand before the action [4].
     """
     opening = CLOSED if action[-1] > 0 else OPEN
     return np.array([*(pose[:3] + _METERS_PER_UNIT * action[:3]), opening])

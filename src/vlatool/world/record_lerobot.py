@@ -138,7 +138,6 @@ class LiberoWriter:
 
 
 def _columns(episode: WorldEpisode, first_row: int) -> dict[str, pa.Array]:
-    """Columns of all data sets."""
     length = len(episode)
     frames = np.arange(length)
     columns = (

@@ -96,7 +96,6 @@ class SpartanWriter:
 
 
 def episode_folder(output: Path, index: int) -> Path:
-    """Folder of an episode."""
     session = Path("tasks", TASK, _STATION, "sim/bc/teleop", _DATE_STAMP, "diffusion_spartan")
     return output / session / f"episode_{index}"
 
@@ -191,11 +190,8 @@ def _write_yaml(path: Path, document: dict[Any, Any]) -> None:
 
 
 def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArray]:
-    """Low-dimensional arrays of an episode by raw name, float64 [L, C].
-
-    Args:
-        states: x, y, z, opening of the right hand [L, 4].
-        desired: Commanded x, y, z, opening of the right hand [L, 4].
+    """Low-dimensional arrays of an episode by raw name, float64 [L, C]; `states`: x, y, z, opening
+    of the right hand [L, 4]; `desired`: commanded x, y, z, opening of the right hand [L, 4].
     """
     left = np.tile(LEFT_HAND, (len(states), 1))
     signals: dict[str, FloatArray] = {}

@@ -15,38 +15,24 @@ from vlatool.world.render import View
 
 @dataclass(frozen=True)
 class RecordingSetup:
-    """Location and content of recordings.
+    """Location and content of recordings."""
 
-    Attributes:
-        output: Folder of the recordings.
-        views: Cameras with their image sizes, in order.
-        depth: True to record depth and label maps.
-    """
-
-    output: Path
-    views: tuple[View, ...]
-    depth: bool = False
+    output: Path  # folder of the recordings
+    views: tuple[View, ...]  # cameras with their image sizes, in order
+    depth: bool = False  # True to record depth and label maps
 
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """Result of a worker for one episode.
+    """Result of a worker for one episode."""
 
-    Attributes:
-        index: Number of the episode.
-        frames: Number of frames.
-        instruction: Instruction of the episode.
-        success: True if the expert succeeded.
-        stats: Statistics for the meta files of the layout.
-        files: Files or the folder of the episode, relative to the output.
-    """
-
-    index: int
-    frames: int
+    index: int  # number of the episode
+    frames: int  # number of frames
     instruction: str
-    success: bool
+    success: bool  # True if the expert succeeded
+    # Statistics for the meta files of the layout.
     stats: dict[str, Any] = field(default_factory=dict[str, Any])
-    files: Sequence[str] = ()
+    files: Sequence[str] = ()  # files or the folder of the episode, relative to the output
 
 
 class RecordableEpisode(Protocol):
@@ -58,30 +44,21 @@ class RecordableEpisode(Protocol):
         ...
 
     @property
-    def instruction(self) -> str:
-        """Instruction of the episode."""
-        ...
+    def instruction(self) -> str: ...
 
     @property
     def success(self) -> bool:
         """True if the expert succeeded."""
         ...
 
-    def __len__(self) -> int:
-        """Number of frames."""
-        ...
+    def __len__(self) -> int: ...
 
 
 class LayoutWriter(Protocol):
-    """Writer of one raw layout; picklable, so that several processes can write episodes.
+    """Writer of one raw layout; picklable, so that several processes can write episodes."""
 
-    Attributes:
-        owned: Patterns of all files it writes.
-        closing: Files for the whole data set, written last.
-    """
-
-    owned: ClassVar[Sequence[str]]
-    closing: ClassVar[Sequence[str]]
+    owned: ClassVar[Sequence[str]]  # patterns of all files it writes
+    closing: ClassVar[Sequence[str]]  # files for the whole data set, written last
 
     @property
     def setup(self) -> RecordingSetup:
@@ -98,17 +75,12 @@ class LayoutWriter(Protocol):
 
 
 class Recorder(Protocol):
-    """Recorder of the episodes of a data set.
+    """Recorder of the episodes of a data set."""
 
-    Attributes:
-        owned: Patterns of all files it writes.
-        temporary: Those of them that are removed once the data set is complete.
-        write: Writes an episode, given the number of frames before it; picklable. `recorded_of`
-            gives the episode of the receipt.
-    """
-
-    owned: Sequence[str]
-    temporary: Sequence[str]
+    owned: Sequence[str]  # patterns of all files it writes
+    temporary: Sequence[str]  # those of them that are removed once the data set is complete
+    # Writes an episode, given the number of frames before it; picklable. `recorded_of` gives the
+    # episode of the receipt.
     write: Callable[[Any, int], Receipt]
 
     def begin(self) -> None:
@@ -184,6 +156,5 @@ _FIELDS = fields(RecordedEpisode)
 def recorded_episode(
     episode: RecordableEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
 ) -> RecordedEpisode:
-    """Result for one episode."""
     summary = (episode.index, len(episode), episode.instruction, episode.success)
     return RecordedEpisode(*summary, stats or {}, files)

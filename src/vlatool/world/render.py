@@ -23,28 +23,18 @@ _FAR = 20.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """Depth and label maps of an image.
+    """Depth and label maps of an image."""
 
-    Attributes:
-        depth: Distance along the optical axis in millimeters, uint16 [H, W].
-        labels: 0 table and floor, 1 to 3 blocks, 4 bin, 5 hand; int16 [H, W].
-    """
-
-    depth: NDArray[np.uint16]
-    labels: NDArray[np.int16]
+    depth: NDArray[np.uint16]  # distance along the optical axis in millimeters, uint16 [H, W]
+    labels: NDArray[np.int16]  # 0 table and floor, 1 to 3 blocks, 4 bin, 5 hand; int16 [H, W]
 
 
 @dataclass(frozen=True)
 class View:
-    """Camera with an image size; caches what does not depend on the scene.
-
-    Attributes:
-        camera: The camera.
-        size: (height, width) in pixels.
-    """
+    """Camera with an image size; caches what does not depend on the scene."""
 
     camera: Camera
-    size: Size
+    size: Size  # (height, width) in pixels
 
     def draw(self, scene: Scene) -> UInt8Array:
         """Image of a scene, uint8 [H, W, 3]; 64 x 64 takes about 1 ms."""
@@ -136,17 +126,12 @@ class View:
 
 
 class _Patch(NamedTuple):
-    """Position of a face in the image.
-
-    Attributes:
-        face: The face.
-        window: Rows and columns around it.
-        edges: (a, b, c) per side; a * column + b * row + c is the distance to the side in pixels
-            plus 0.5, positive inside [4, 3].
-    """
+    """Position of a face in the image."""
 
     face: Face
-    window: tuple[slice, slice]
+    window: tuple[slice, slice]  # rows and columns around it
+    # (a, b, c) per side; a * column + b * row + c is the distance to the side in pixels plus 0.5,
+    # positive inside [4, 3].
     edges: NDArray[np.float32]
 
     def coverage(self) -> NDArray[np.float32]:

@@ -37,19 +37,12 @@ _SHARED_RANGE = 0.02
 
 @dataclass(frozen=True)
 class Scene:
-    """State of the world at one frame.
+    """State of the world at one frame."""
 
-    Attributes:
-        gripper: x, y, z of the fingertips and the opening between them [4].
-        blocks: Center of each block [3, 3], in the order of `COLORS`.
-        bin: x, y of the center of the bin [2].
-        held: Index of the block in the hand, or None.
-    """
-
-    gripper: FloatArray
-    blocks: FloatArray
-    bin: FloatArray
-    held: int | None = None
+    gripper: FloatArray  # x, y, z of the fingertips and the opening between them [4]
+    blocks: FloatArray  # center of each block [3, 3], in the order of `COLORS`
+    bin: FloatArray  # x, y of the center of the bin [2]
+    held: int | None = None  # index of the block in the hand, or None
 
     def is_in_bin(self, block: int) -> bool:
         """True if a block is in the bin and released."""
@@ -108,12 +101,8 @@ def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
 
 
 def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None) -> Scene:
-    """Scene one frame later.
-
-    Args:
-        scene: Scene before the step.
-        action: Target x, y, z, opening [4], absolute.
-        disturbance: Random displacement of the hand [3].
+    """Scene one frame later; `action`: target x, y, z, opening [4], absolute; `disturbance`: random
+    displacement of the hand [3].
     """
     goal = next_pose(scene.gripper, action)
     shift = np.zeros(3) if disturbance is None else disturbance

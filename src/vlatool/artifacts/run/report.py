@@ -108,7 +108,6 @@ def _run(location: Path) -> Report:
 
 
 def _budget(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the budget that are set."""
     return {
         key: value
         for key, value in config.items()

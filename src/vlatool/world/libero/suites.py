@@ -26,11 +26,7 @@ def environment_ids() -> list[str]:
 
 
 def register_environments() -> None:
-    """Registers an environment for each suite; can be called repeatedly.
-
-    Raises:
-        EnvironmentProblem: LIBERO is not installed.
-    """
+    """Registers an environment for each suite; can be called repeatedly."""
     # Imported here, because they are no dependencies of the core.
     from gymnasium.envs.registration import register, registry
 

@@ -44,23 +44,14 @@ class StoredFrames:
 
 @dataclass(frozen=True)
 class SimulatedEpisode:
-    """Recorded episode of L frames.
+    """Recorded episode of L frames."""
 
-    Attributes:
-        index: Number of the episode.
-        task: Task of Meta-World.
-        images: Map from view to L images uint8 [H, W, 3].
-        states: `proprio` at each frame, float64 [L, 4].
-        actions: Actions of the expert, float64 [L, 4].
-        success: True if a frame counts as success.
-    """
-
-    index: int
-    task: str
-    images: dict[str, list[UInt8Array]]
-    states: FloatArray
-    actions: FloatArray
-    success: bool
+    index: int  # number of the episode
+    task: str  # task of Meta-World
+    images: dict[str, list[UInt8Array]]  # map from view to L images uint8 [H, W, 3]
+    states: FloatArray  # `proprio` at each frame, float64 [L, 4]
+    actions: FloatArray  # actions of the expert, float64 [L, 4]
+    success: bool  # True if a frame counts as success
 
     @property
     def instruction(self) -> str:

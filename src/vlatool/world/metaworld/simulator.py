@@ -25,15 +25,10 @@ PROPRIO_WIDTH = 4
 
 @dataclass(frozen=True)
 class ViewPoint:
-    """Position of a camera around the middle of the table.
+    """Position of a camera around the middle of the table."""
 
-    Attributes:
-        azimuth: Direction of view in the plane of the table, in degrees.
-        elevation: Direction of view against this plane, in degrees; negative: downwards.
-    """
-
-    azimuth: float
-    elevation: float
+    azimuth: float  # direction of view in the plane of the table, in degrees
+    elevation: float  # direction of view against this plane, in degrees; negative: downwards
 
 
 # Together they show all three coordinates of hand and objects. Meta-World's own cameras are upside
@@ -44,26 +39,15 @@ _MIDDLE, _DISTANCE = (0.0, 0.7, 0.12), 1.0
 
 @dataclass(frozen=True)
 class SimulatorStep:
-    """State after a step.
+    """State after a step."""
 
-    Attributes:
-        proprio: x, y, z of the hand in meters, and opening of the gripper from 0 to 1 [4].
-        reward: Reward of Meta-World.
-        success: True if Meta-World counts this state as success.
-    """
-
-    proprio: FloatArray
-    reward: float
-    success: bool
+    proprio: FloatArray  # x, y, z of the hand in meters, and opening of the gripper from 0 to 1 [4]
+    reward: float  # reward of Meta-World
+    success: bool  # True if Meta-World counts this state as success
 
 
 def load_simulator() -> None:
-    """Imports Meta-World, which then renders without a display.
-
-    Raises:
-        ModuleNotFoundError: It is not installed.
-        EnvironmentProblem: This machine has no OpenGL of the kind that MUJOCO_GL names.
-    """
+    """Imports Meta-World, which then renders without a display."""
     # MuJoCo reads it at import; its default needs a display.
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -91,12 +75,7 @@ def _no_rendering(error: Exception) -> EnvironmentProblem:
 
 
 class Simulator:
-    """One task of Meta-World.
-
-    Args:
-        task: Name of the task.
-        size: (height, width) of images in pixels.
-    """
+    """One task of Meta-World; `size`: (height, width) of images in pixels."""
 
     def __init__(self, task: str, size: tuple[int, int]) -> None:
         load_simulator()
@@ -136,11 +115,7 @@ class Simulator:
         return np.clip(np.asarray(action, np.float64), -1.0, 1.0)
 
     def images(self) -> dict[str, UInt8Array]:
-        """An image uint8 [H, W, 3] of each view.
-
-        Raises:
-            EnvironmentProblem: This machine cannot render.
-        """
+        """An image uint8 [H, W, 3] of each view."""
         if self._renderer is None:
             self._renderer = self._make_renderer()
         images: dict[str, UInt8Array] = {}

@@ -85,11 +85,7 @@ def environment_ids() -> list[str]:
 
 
 def register_environments() -> None:
-    """Registers an environment for each task; can be called repeatedly.
-
-    Raises:
-        ModuleNotFoundError: Meta-World is not installed.
-    """
+    """Registers an environment for each task; can be called repeatedly."""
     # Imported here, because they are no core dependencies.
     from gymnasium.envs.registration import register, registry
 
