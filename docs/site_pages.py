@@ -18,8 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from vlatool.cli import app
-from vlatool.cli.command import Command
-from vlatool.cli.commands import COMMANDS
+from vlatool.cli.commands import COMMANDS, Command
 
 ROOT = Path(__file__).parents[1]
 DOCS = "docs/"

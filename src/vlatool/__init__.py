@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.encode import encode as encode
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.export import export as export
-    from vlatool.workflows.finetune import finetune as finetune
+    from vlatool.workflows.export import tokenizer_export as tokenizer_export
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.launch_ray import launch_ray_preprocess as launch_ray_preprocess
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     )
     from vlatool.workflows.launch_sagemaker import launch_sagemaker_train as launch_sagemaker_train
     from vlatool.workflows.launch_slurm import launch_slurm_train as launch_slurm_train
-    from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.predict import predict as predict
     from vlatool.workflows.preprocess import preprocess as preprocess
-    from vlatool.workflows.presets_show import presets_show as presets_show
+    from vlatool.workflows.resolve_config import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.rollout import rollout as rollout
     from vlatool.workflows.runs import runs as runs
     from vlatool.workflows.sample import sample as sample
     from vlatool.workflows.serve import serve as serve
     from vlatool.workflows.split import split as split
-    from vlatool.workflows.stats_compute import stats_compute as stats_compute
-    from vlatool.workflows.stats_merge import stats_merge as stats_merge
+    from vlatool.workflows.stats import stats_compute as stats_compute
+    from vlatool.workflows.stats import stats_merge as stats_merge
     from vlatool.workflows.tokenizer_eval import tokenizer_eval as tokenizer_eval
+    from vlatool.workflows.train import finetune as finetune
     from vlatool.workflows.train import train as train
     from vlatool.workflows.upload import upload as upload
     from vlatool.workflows.verify import verify as verify
@@ -69,7 +69,7 @@ _PUBLIC = {
     "download": f"{_WORKFLOWS}.download:download",
     "encode": f"{_WORKFLOWS}.encode:encode",
     "export": f"{_WORKFLOWS}.export:export",
-    "finetune": f"{_WORKFLOWS}.finetune:finetune",
+    "finetune": f"{_WORKFLOWS}.train:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
     "launch_ray_preprocess": f"{_WORKFLOWS}.launch_ray:launch_ray_preprocess",
@@ -84,17 +84,17 @@ _PUBLIC = {
     "predict": f"{_WORKFLOWS}.predict:predict",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.catalog:presets",
-    "presets_show": f"{_WORKFLOWS}.presets_show:presets_show",
+    "presets_show": f"{_WORKFLOWS}.resolve_config:presets_show",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.rollout:rollout",
     "runs": f"{_WORKFLOWS}.runs:runs",
     "sample": f"{_WORKFLOWS}.sample:sample",
     "serve": f"{_WORKFLOWS}.serve:serve",
     "split": f"{_WORKFLOWS}.split:split",
-    "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",
-    "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",
+    "stats_compute": f"{_WORKFLOWS}.stats:stats_compute",
+    "stats_merge": f"{_WORKFLOWS}.stats:stats_merge",
     "tokenizer_eval": f"{_WORKFLOWS}.tokenizer_eval:tokenizer_eval",
-    "tokenizer_export": f"{_WORKFLOWS}.model_export:tokenizer_export",
+    "tokenizer_export": f"{_WORKFLOWS}.export:tokenizer_export",
     "train": f"{_WORKFLOWS}.train:train",
     "upload": f"{_WORKFLOWS}.upload:upload",
     "verify": f"{_WORKFLOWS}.verify:verify",

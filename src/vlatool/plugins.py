@@ -314,15 +314,15 @@ ENVIRONMENTS: dict[str, EnvironmentSource] = {
         "vlatool.world.registration:register_environments", "rollout-world-libero"
     ),
     "metaworld/": EnvironmentSource(
-        "vlatool.world.metaworld.tasks:register_environments",
+        "vlatool.world.metaworld.simulator:register_environments",
         "rollout-metaworld",
-        "vlatool.world.metaworld.tasks:environment_ids",
+        "vlatool.world.metaworld.simulator:environment_ids",
         "sim",
     ),
     "libero/": EnvironmentSource(
-        "vlatool.world.libero.suites:register_environments",
+        "vlatool.world.libero.env:register_environments",
         "rollout-libero",
-        "vlatool.world.libero.suites:environment_ids",
+        "vlatool.world.libero.env:environment_ids",
     ),
 }
 # Config classes of the commands that write runs.

@@ -17,8 +17,7 @@ from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.trained import WeightsOrigin
 from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
 from vlatool.serving.config import ServeConfig
-from vlatool.serving.server import PolicyServer
-from vlatool.serving.service import service_of
+from vlatool.serving.server import PolicyServer, service_of
 
 ORIGIN = WeightsOrigin("toy", Path("toy/model.safetensors"), weights="ema")
 BAD_NUMBER = 13.0

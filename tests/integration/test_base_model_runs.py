@@ -18,8 +18,7 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.finetune import finetune
-from vlatool.workflows.train import TrainResult, train
+from vlatool.workflows.train import TrainResult, finetune, train
 from vlatool.workflows.verify import VerifyConfig, verify
 
 BACKBONE = "model.vision_language_backbone"

@@ -20,7 +20,7 @@ from tests.builders.s3_server import S3Server
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.artifacts.check import CheckOptions
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
-from vlatool.inspection.verify import verify_location
+from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.storage import transfer
 from vlatool.storage.tree import files_below

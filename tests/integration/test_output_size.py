@@ -16,7 +16,7 @@ from vlatool.artifacts.stats.format import merge_stats, read_mergeable, read_sta
 from vlatool.errors import DataError, UsageError
 from vlatool.transforms.quantiles import Digest, to_state
 from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.stats import StatsMergeConfig, stats_merge
 from vlatool.workflows.verify import VerifyConfig, verify
 
 

@@ -33,13 +33,13 @@ from vlatool.evaluation.config import (
 )
 from vlatool.evaluation.control import ResizeLog, act_in_batches
 from vlatool.evaluation.controllers import PolicyController, check_environment
-from vlatool.evaluation.env_processes import LocalEnvironments
-from vlatool.evaluation.rollout_job import rollout_report
+from vlatool.evaluation.environments import LocalEnvironments
 from vlatool.evaluation.rollouts import (
     Rollout,
     RolloutPlan,
     RolloutProgress,
     Rollouts,
+    rollout_report,
     run_rollouts,
 )
 from vlatool.events import NullProgress, NullReporter

@@ -27,25 +27,23 @@ from vlatool.storage import partial_file, transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
-from vlatool.workflows import extraction
+from vlatool.workflows import download_raw
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.evaluate import open_loop
-from vlatool.workflows.export import ExportConfig, export
+from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
-from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute
-from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.stats import StatsComputeConfig, StatsMergeConfig, stats_compute, stats_merge
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -205,7 +203,7 @@ def _encode(workspace: Workspace, **options: Any) -> None:
 def _set_up_download() -> None:
     """Small chunks; each is synced, so that the steps do not depend on the time."""
     transfer.CHUNK = _CHUNK
-    partial_file._SYNC_S = extraction._SYNC_S = 0.0
+    partial_file._SYNC_S = download_raw._SYNC_S = 0.0
 
 
 def _download(workspace: Workspace) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from vlatool.errors import DataError
 from vlatool.findings import SEVERITIES, Collector, FindingCode, FindingCodes, finding_of_error
-from vlatool.inspection.verify import code_rows
+from vlatool.inspection import code_rows
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.spartan.findings import SPARTAN
 

@@ -5,7 +5,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from vlatool.cli.command import Command
+from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec
 from vlatool.cli.forms import Form, load, run_workflow
 from vlatool.cli.help import is_help

@@ -12,10 +12,15 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.chunks import grippers_of
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import ControlOptions, EpisodeControl, ResizeLog, begin_chunks
-from vlatool.evaluation.env_processes import (
+from vlatool.evaluation.control import (
+    ControlOptions,
+    EpisodeControl,
+    ResizeLog,
+    begin_chunks,
+    grippers_of,
+)
+from vlatool.evaluation.environments import (
     Call,
     EnvObservation,
     LocalEnvironments,

@@ -12,9 +12,17 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.events import counted
 from vlatool.pages.charts import Axis, FieldValues, field_charts
-from vlatool.pages.images import THUMBNAIL_SIZE, FrameView, frame_figure, strip, tile
+from vlatool.pages.images import (
+    THUMBNAIL_SIZE,
+    EndEffectorTrack,
+    FrameView,
+    draw_poses,
+    frame_figure,
+    pose_legend,
+    strip,
+    tile,
+)
 from vlatool.pages.layout import Section, escape, heading, note, sentences, tags
-from vlatool.pages.poses import EndEffectorTrack, draw_poses, pose_legend
 
 _STRIP_FRAMES = 8
 _BRIEF_FRAMES = 4

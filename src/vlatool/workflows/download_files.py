@@ -1,34 +1,258 @@
-"""Job that downloads files to an output."""
+"""Files of a remote location: their list, the job that downloads them, and the next command."""
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from vlatool.errors import DataError, StorageError
+from vlatool.artifacts.base import recognize
+from vlatool.artifacts.lerobot.format import INFO_FILE
+from vlatool.artifacts.shards.format import (
+    CONFIG_NAME,
+    EPISODES_NAME,
+    MANIFEST_NAME,
+    METADATA_NAME,
+    SHARDS_NAME,
+    ShardFolder,
+    read_manifest,
+)
+from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME
+from vlatool.errors import DataError, StorageError, VlatoolError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.command import JobConfig, OutputResult
+from vlatool.jobs.downloads import open_requests
 from vlatool.jobs.executor import ThreadExecutor
-from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
+from vlatool.jobs.files import FOLDER, NAME, FileEntry, read_file_list
 from vlatool.jobs.inputs import InputState, digest_of
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Journal, Receipt
-from vlatool.jobs.record import OutputRecord, partial_folder
+from vlatool.jobs.record import OutputRecord, partial_folder, read_record
 from vlatool.jobs.run import run_command
 from vlatool.jobs.versions import versions_of
 from vlatool.results import OPTIONAL
+from vlatool.sources.detection import detect_source
 from vlatool.storage.atomic import remove_tree
+from vlatool.storage.background import in_parallel
+from vlatool.storage.listing import tree
 from vlatool.storage.partial_file import partial_bytes
+from vlatool.storage.remote import Address, ObjectInfo, find_object, is_listable
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import TransferPool
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_inside, local_path
-from vlatool.workflows.download_next import next_command
-from vlatool.workflows.remote_files import RemoteFile, doubled_error
+
+_MAX_HEADS = 16
+# Files next to a manifest, and whether training needs them.
+_COMPANIONS = {STATS_NAME: True, CONFIG_NAME: True, METADATA_NAME: False, DIGESTS_NAME: False}
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """File of a remote location."""
+
+    name: str  # Path in the output
+    address: Address  # the object
+    info: ObjectInfo  # its size and version
+
+    @property
+    def path(self) -> str:
+        """Location, for messages."""
+        return str(self.address)
+
+
+def remote_files(source: RemotePath) -> list[RemoteFile]:
+    """Files at a location, by their path below it."""
+    address = source.address
+    if not is_listable(address):
+        return _named(source)
+    info = find_object(address) if address.key else ObjectInfo(is_dir=True)
+    if info is not None and not info.is_dir:
+        return [RemoteFile(source.name, address, info)]
+    return [
+        RemoteFile(name, address.joined(name), info)
+        for name, info in tree(address)
+        if not info.is_dir
+    ]
+
+
+def _named(source: RemotePath) -> list[RemoteFile]:
+    """Files of a web server: what a manifest names, or the file itself."""
+    if source.name == MANIFEST_NAME and source.is_file():
+        return _infos(source.parent, _manifest_names(source))
+    if not PurePosixPath(source.name).suffix:
+        if (entries := read_file_list(source)) is not None:
+            return list(_of_file_list(source, entries))
+        for folder in ("", SHARDS_NAME, EPISODES_NAME):
+            manifest = source / folder / MANIFEST_NAME
+            if manifest.is_file():
+                prefix = f"{folder}/" if folder else ""
+                names = [(f"{prefix}{name}", needed) for name, needed in _manifest_names(manifest)]
+                return _infos(source, names)
+        if (source / INFO_FILE).is_file():
+            from vlatool.sources.lerobot.dataset import named_files  # imports pyarrow
+
+            return _infos(source, named_files(source))
+    info = find_object(source.address)
+    if info is not None:
+        return [RemoteFile(source.name, source.address, info)]
+    raise DataError.at(
+        source,
+        f"no file, and no folder with {MANIFEST_NAME}, {INFO_FILE} or {NAME}",
+        hint="web servers cannot list folders: name a file or a manifest",
+        code="data.no_source",
+    )
+
+
+def _of_file_list(source: RemotePath, entries: Sequence[FileEntry]) -> Iterator[RemoteFile]:
+    """Files of an output of vlatool, with the digests in its file list."""
+    for entry in entries:
+        if entry.count is None:
+            info = ObjectInfo(entry.bytes, digest=f"sha256:{entry.sha256}")
+            yield RemoteFile(entry.path, source.address.joined(entry.path), info)
+
+
+def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
+    """Names next to a manifest, and whether they must exist."""
+    shards = [
+        (shard.path.relative_to(manifest.parent).as_posix(), True)
+        for shard in read_manifest(manifest)
+    ]
+    return [(MANIFEST_NAME, True), *shards, *((name, False) for name in _COMPANIONS)]
+
+
+def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]]:
+    """Files of a view (`shards` or `episodes`) of a published task.
+
+    Returns the files, with names below the folder of the task, and the names of those files.
+
+    Files that training needs and the view lacks are taken from the other view.
+    """
+    folder = task / view
+    try:
+        names = _manifest_names(folder / MANIFEST_NAME)
+    except DataError as error:
+        if error.code != "data.no_manifest":
+            raise
+        raise DataError.at(
+            folder,
+            "is not there",
+            hint="check --version and --registry; `vlatool download --list` shows the tasks",
+            code="data.no_task",
+        ) from None
+    files = {file.name: file for file in _infos(folder, names)}
+    other = task / (EPISODES_NAME if view == SHARDS_NAME else SHARDS_NAME)
+    missing = [(name, needed) for name, needed in _COMPANIONS.items() if name not in files]
+    borrowed = _infos(other, [(name, needed) for name, needed in missing if needed])
+    every = [*files.values(), *borrowed]
+    view_files = [RemoteFile(f"{view}/{file.name}", file.address, file.info) for file in every]
+    return view_files, [f"{view}/{file.name}" for file in borrowed]
+
+
+def doubled_error(where: object) -> DataError:
+    """Error for a file that occurs twice in a list."""
+    return DataError.at(
+        where, "is listed twice", hint="the list there is wrong", code="data.doubled_name"
+    )
+
+
+def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteFile]:
+    """Files with their sizes; raises DataError for a missing or doubled one."""
+    assert isinstance(folder, RemotePath)
+    addresses = [folder.address.joined(name) for name, _ in names]
+    infos = in_parallel(find_object, addresses, _MAX_HEADS)
+    files: dict[str, RemoteFile] = {}
+    for (name, is_needed), address, info in zip(names, addresses, infos, strict=True):
+        if name in files:
+            raise doubled_error(address)
+        if info is not None:
+            files[name] = RemoteFile(name, address, info)
+        elif is_needed:
+            raise DataError.at(
+                address,
+                "is listed in the manifest, and is missing",
+                hint="the data there is not complete",
+                code="data.missing_shard",
+            )
+    return list(files.values())
+
+
+# Formats that a download may hold, and the rest of the command that reads them.
+_FORMATS = {
+    "libero": "--preset future-vla --output {output}-windows",
+    "lerobot": "--output {output}-shards",
+    "spartan": "--output {output}-shards",
+}
+# Published shards name no action fields; this preset has those of the public tasks.
+_PUBLISHED_FIELDS = "--preset lbm-data-params"
+_RAW_TASK = "--preset lbm-1past-14future --output {name}-shards"
+
+
+def next_command(output: str) -> str:
+    """Command for the next step after a download to `output`: its own, if it is not complete."""
+    folder = local_path(output)
+    record = read_record(folder)
+    if record is not None and record.requests:
+        return open_requests(record, folder)[0]
+    with suppress(VlatoolError):  # files of any other kind
+        return _next_command(folder).format(output=shlex.quote(output.rstrip("/")))
+    return f"vlatool verify {shlex.quote(output)}"
+
+
+def raw_task_command(output: str, annotations: str) -> str:
+    """Command for the next step after a raw task; `annotations`: language annotations; empty
+    without them.
+    """
+    command = next_command(output)
+    if not command.startswith("vlatool preprocess spartan "):
+        return command
+    path = f" --language-annotations-path {shlex.quote(annotations)}" if annotations else ""
+    rest = _RAW_TASK.format(name=shlex.quote(local_path(output).name))
+    return f"vlatool preprocess spartan {shlex.quote(output)}{path} {rest}"
+
+
+def tasks_command(commands: Mapping[str, str], output: str) -> str:
+    """Command that continues with several tasks; one of them if their commands differ."""
+    first, *others = commands
+    command = commands[first]
+    if not others or not command:
+        return command
+    for option in ("--data ", ""):
+        start, separator, rest = command.partition(f" {option}{shlex.quote(first)} ")
+        if separator:
+            folders = " ".join(f"{option}{shlex.quote(folder)}" for folder in commands)
+            name = local_path(first).name
+            shards = local_path(output).name or "tasks"
+            rest = rest.replace(f"{name}-shards", f"{shards}-shards")
+            return f"{start} {folders} {rest}"
+    return command
+
+
+def _next_command(folder: Path) -> str:
+    artifact = recognize(folder)
+    if artifact is None:
+        return _preprocess(folder)
+    if artifact.kind != "output":
+        return "vlatool inspect {output}"
+    options = ShardFolder.open(folder).options()
+    fields = "" if options.get("action_fields") else f" {_PUBLISHED_FIELDS}"
+    return f"vlatool train --preset diffusion-policy-tiny{fields} --data {{output}} --num-epochs 20"
+
+
+def _preprocess(folder: Path) -> str:
+    """Command that reads raw episodes; raises VlatoolError if there are none."""
+    for name, rest in _FORMATS.items():
+        with suppress(VlatoolError):
+            findings = getattr(detect_source(folder, name).reader, "source_findings", ())
+            is_lost = any(finding.code == "lerobot.no_videos" for finding in findings)
+            chosen = " --camera-names '[]'" if is_lost else ""
+            return f"vlatool preprocess {name} {{output}} {rest}{chosen}"
+    return "vlatool verify {output}"
+
 
 # Part of the journal: raise it when the same object would give another file, not with a release.
 _PLAN = "download 1"

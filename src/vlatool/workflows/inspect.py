@@ -10,7 +10,7 @@ from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.inspection.inspect import check_target, inspect_location, write_page
+from vlatool.inspection import check_target, inspect_location, write_page
 from vlatool.pages.report import PageRequest, Report
 from vlatool.results import MERGED, OPTIONAL, Result
 from vlatool.storage.uri import location

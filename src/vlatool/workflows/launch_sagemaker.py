@@ -11,18 +11,18 @@ from vlatool.config.base import execution_field
 from vlatool.config.rules import explicit_keys
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.launching.aws_account import Account
-from vlatool.launching.image import ensure_image
-from vlatool.launching.job_log import follow_job
-from vlatool.launching.sagemaker_config import SageMakerConfig
-from vlatool.launching.sagemaker_request import (
+from vlatool.launching.sagemaker import (
     SAVE_PATH,
+    Account,
     check_job,
     config_location,
+    ensure_image,
+    follow_job,
     job_name,
     num_processes,
     training_job_request,
 )
+from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.training_job import (
     check_locations,
     check_run,
@@ -34,7 +34,7 @@ from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location as location_of
 from vlatool.training.config import TrainConfig
 from vlatool.training.locations import with_local_folder
-from vlatool.workflows.finetune import check_initial_weights
+from vlatool.workflows.train import check_initial_weights
 
 _WANDB_NAMES = ("WANDB_PROJECT", "WANDB_ENTITY")
 

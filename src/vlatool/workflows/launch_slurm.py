@@ -12,9 +12,8 @@ from vlatool.config.base import execution_field
 from vlatool.config.rules import explicit_keys
 from vlatool.errors import SINGLE_FILE, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.launching.checked_run import checked_run
 from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script, check_sbatch, submit
-from vlatool.launching.training_job import LAUNCH_FOLDER, job_yaml
+from vlatool.launching.training_job import LAUNCH_FOLDER, checked_run, job_yaml
 from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import is_remote, local_path, location

@@ -39,7 +39,7 @@ from vlatool.workflows.evaluate import (
 
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
-    from vlatool.evaluation.recorded import RecordedFrame
+    from vlatool.evaluation.offline import RecordedFrame
     from vlatool.models.policy import Policy
     from vlatool.models.tokenizer import OpenTokenizer
 
@@ -295,7 +295,7 @@ def _recorded_frame(
     """The chosen frame of raw episodes or of preprocessed data."""
     if config.format is None and recognize(source) is not None:
         return _preprocessed_frame(config, str(source), policy, trained)
-    from vlatool.evaluation.recorded import frame_of_episode
+    from vlatool.evaluation.offline import frame_of_episode
 
     detected = detect_source(source, config.format)
     refs = numbered(detected.refs)
@@ -309,7 +309,7 @@ def _recorded_frame(
 def _preprocessed_frame(
     config: PredictConfig, location: str, policy: "Policy", trained: Trained
 ) -> "RecordedFrame":
-    from vlatool.evaluation.recorded import RecordedFrame
+    from vlatool.evaluation.offline import RecordedFrame
 
     pairs = recorded_pairs(location, policy, trained, config.seed)
     if not isinstance(pairs, FindsFrames):

@@ -1,4 +1,4 @@
-"""Resolved configuration of a run with the origin of each value."""
+"""Resolved configuration of a run with the origin of each value, and the content of a preset."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -6,13 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlatool.config.explain import to_yaml, value_origins
+from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.explain import to_yaml, value_origins, values_to_yaml
+from vlatool.config.layers import STRICT, LayerReader
+from vlatool.config.presets import PresetInfo, display_path, preset_info
 from vlatool.config.resolve import Resolved, with_derived
 from vlatool.config.rules import violations
 from vlatool.config.schema import unset_required
+from vlatool.config.tree import plain
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.results import OPTIONAL, UNLISTED, Result
+from vlatool.results import MERGED, OPTIONAL, UNLISTED, Result
 from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.uri import local_path
@@ -132,3 +136,39 @@ def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
         hint="choose another --output, or remove it",
         code="usage.output_exists",
     )
+
+
+class PresetsShowConfig(ConfigModel):
+    """Options of `vlatool presets show`."""
+
+    name: str = required_field("", "Name of a preset, or the path of a YAML file.")
+
+
+@dataclass(frozen=True)
+class ShownPreset(Result):
+    """A preset with its values, included files merged, in the section that it fills."""
+
+    preset: PresetInfo = field(metadata=MERGED)
+    values: Mapping[str, Any]
+
+    def lines(self) -> list[str]:
+        """YAML for `--config`, after comments with the name and the description."""
+        head = f"# {display_path(self.preset.path)}"
+        text = f"{head}: {self.preset.description}" if self.preset.description else head
+        return [text, values_to_yaml(self.values)]
+
+
+def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> ShownPreset:
+    """Returns a preset.
+
+    Raises:
+        UsageError: The name is missing or unknown.
+        ConfigError: A file cannot be read.
+    """
+    del reporter
+    check_required(config, "vlatool presets show NAME; `vlatool presets` lists the names")
+    from vlatool.training.config import TrainConfig  # imports numpy
+
+    reader = LayerReader(TrainConfig.preset_sections, None, STRICT)
+    tree = reader.read([config.name], (), ()).trees[0]
+    return ShownPreset(preset_info(config.name), plain(tree))

@@ -3,13 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlatool.config.resolve import load_config
 from vlatool.errors import PartialFailure, UsageError
-from vlatool.evaluation.config import RolloutConfig, RolloutTask, SuiteConfig
-from vlatool.evaluation.env_processes import Environments, EnvProcesses, LocalEnvironments
-from vlatool.evaluation.environments import EnvironmentMaker, environment_maker, with_mapping
+from vlatool.evaluation.config import RolloutConfig, RolloutOptions, RolloutTask, SuiteConfig
+from vlatool.evaluation.environments import (
+    EnvironmentMaker,
+    Environments,
+    EnvProcesses,
+    LocalEnvironments,
+    environment_maker,
+    with_mapping,
+)
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
@@ -19,6 +25,9 @@ from vlatool.jobs.versions import versions_of
 from vlatool.models.trained import Trained
 from vlatool.results import MERGED, Result
 from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder, weights_text
+
+if TYPE_CHECKING:
+    from vlatool.models.policy import Policy
 
 __all__ = ["RolloutConfig", "rollout"]
 
@@ -70,8 +79,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     """
     from vlatool.evaluation.control import ResizeLog
     from vlatool.evaluation.policy_runner import open_policy
-    from vlatool.evaluation.rollout_job import RolloutJob, RolloutSetup
-    from vlatool.evaluation.rollouts import RolloutProgress
+    from vlatool.evaluation.rollouts import RolloutJob, RolloutProgress, RolloutSetup
 
     tasks = {name: with_mapping(task) for name, task in suite_tasks(config).items()}
     makers = {name: environment_maker(task) for name, task in tasks.items()}
@@ -190,3 +198,46 @@ def _rate(counts: Mapping[str, Any]) -> str:
 def _interval(counts: Mapping[str, Any]) -> str:
     low, high = counts["confidence_95"]
     return f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+
+
+_METRICS = ("success_rate", "episodes", "errors", "mean_steps")
+
+
+class CheckpointRollouts:
+    """Rollouts with the options of the section `eval`; see `training.success.RollsOut`."""
+
+    def __init__(self, options: RolloutOptions, reporter: Reporter) -> None:
+        self._options = RolloutConfig(
+            **{name: getattr(options, name) for name in RolloutOptions.model_fields}
+        )
+        self._reporter = reporter
+        self._tasks = [with_mapping(task) for task in suite_tasks(self._options).values()]
+        self._makers = [environment_maker(task) for task in self._tasks]
+
+    def check(self, policy: "Policy") -> None:
+        """Checks the first observation of each environment, and the width of its actions.
+
+        The policy computes nothing: its weights may be sharded, and are not trained yet.
+        """
+        from vlatool.evaluation.controllers import check_environment
+
+        for task, make_env in zip(self._tasks, self._makers, strict=True):
+            check_environment(policy, task, make_env)
+
+    def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
+        """Metrics of the rollouts of a checkpoint.
+
+        There is one of each task of a suite, or of each instruction if there are several.
+        """
+        update = {"checkpoint": str(checkpoint), "output": str(output)}
+        try:
+            result = rollout(self._options.model_copy(update=update), reporter=self._reporter)
+        except PartialFailure as error:
+            if not isinstance(error.result, RolloutResult):
+                raise
+            result = error.result
+        figures = result.figures
+        groups = figures.get("per_task") or figures["per_instruction"]
+        rates = {f"success_rate/{text}": counts["success_rate"] for text, counts in groups.items()}
+        metrics = {name: figures[name] for name in _METRICS} | (rates if len(rates) > 1 else {})
+        return {name: float(value) for name, value in metrics.items()}

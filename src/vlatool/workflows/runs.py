@@ -17,11 +17,11 @@ from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.config.scalars import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.inspection.inspect import check_target
+from vlatool.inspection import check_target
 from vlatool.jobs.differences import differing_keys
 from vlatool.jobs.downloads import require_input
-from vlatool.pages.curves import chart_grid, curve_charts
 from vlatool.pages.layout import Section, code, heading, page, table
+from vlatool.pages.plots import chart_grid, curve_charts
 from vlatool.pages.text import number_text, spark_text, text_table
 from vlatool.results import OPTIONAL, UNLISTED, Result
 from vlatool.storage.atomic import remove_partials_of, write_text

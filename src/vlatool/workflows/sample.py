@@ -20,19 +20,17 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.uri import local_path
-from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
-from vlatool.world.episodes import expert_episode
-from vlatool.world.metaworld.simulator import VIEWS, load_simulator
-from vlatool.world.metaworld.tasks import check_tasks
+from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.recording import (
     LayoutRecorder,
     RecordableEpisode,
     RecordedEpisode,
     Recorder,
     RecordingSetup,
+    expert_episode,
     recorded_of,
 )
-from vlatool.world.render import View
+from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
 Layout = Literal["spartan", "lerobot", "libero"]
 World = Literal["builtin", "metaworld"]

@@ -52,7 +52,7 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
         raise missing_package((error.name or "").partition(".")[0]) from error
     from vlatool.evaluation.policy_runner import open_policy
     from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
-    from vlatool.serving.service import service_of
+    from vlatool.serving.server import service_of
 
     key = read_key(config.key_file, config.host)
     tls = tls_context(config.certificate, config.private_key)

@@ -1,4 +1,4 @@
-"""Training of any registered model type on any data kind that it accepts."""
+"""Training of any registered model type on any data kind that it accepts, and finetuning."""
 
 import shlex
 import time
@@ -33,6 +33,14 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.locations import fixed_name, new_name, with_local_folder
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from vlatool.training.forecast import Forecast
+    from vlatool.training.remote_run import RemoteRun
+    from vlatool.training.run import RunSetup
+    from vlatool.training.runtime import Runtime
+    from vlatool.training.state import TrainState
+    from vlatool.training.success import RollsOut
 
 # Words for `TrainResult.start`.
 _STARTS = {
@@ -104,14 +112,6 @@ class TrainResult(Result):
     def next_command(self) -> str:
         return self.next
 
-
-if TYPE_CHECKING:
-    from vlatool.training.forecast import Forecast
-    from vlatool.training.remote_run import RemoteRun
-    from vlatool.training.run import RunSetup
-    from vlatool.training.runtime import Runtime
-    from vlatool.training.state import TrainState
-    from vlatool.training.success import RollsOut
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -234,7 +234,7 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "RollsOut | None":
     if config.eval is None:
         return None
     from vlatool.evaluation.config import RolloutOptions
-    from vlatool.workflows.checkpoint_rollouts import CheckpointRollouts
+    from vlatool.workflows.rollout import CheckpointRollouts
 
     assert isinstance(config.eval, RolloutOptions)
     return CheckpointRollouts(config.eval, reporter)
@@ -464,3 +464,46 @@ def _next_command(config: TrainConfig, output: str) -> str:
 def _has_policy(config: TrainConfig) -> bool:
     """True if the model type has policies."""
     return type(config.model_type).policy is not ModelType.policy
+
+
+def finetune(
+    config: TrainConfig,
+    *,
+    typed: Collection[str] | None = None,
+    origins: Mapping[str, str] | None = None,
+    reporter: Reporter = NULL,
+) -> TrainResult:
+    """Trains a new run, with its own schedule, from the weights of `init_from`.
+
+    Args:
+        config: Configuration of the run.
+        typed: As for `train`.
+        origins: As for `train`.
+        reporter: Receives progress and messages.
+
+    Raises:
+        UsageError: No checkpoint is given, or as for `train`.
+        DataError: The checkpoint is missing, broken or of another architecture, or as for `train`.
+    """
+    return train(check_initial_weights(config), typed=typed, origins=origins, reporter=reporter)
+
+
+def check_initial_weights(config: TrainConfig) -> TrainConfig:
+    """The configuration with its initial weights; raises UsageError without any."""
+    config.check_model()
+    config, _ = config.derive_static()
+    if not config.init_from:
+        raise UsageError(
+            "no checkpoint is given",
+            hint="give a run, one of its checkpoints or a published file with --from CKPT",
+            code="usage.missing_key",
+        )
+    if not config.init_weights_only:
+        raise UsageError(
+            "finetune begins a new schedule with the weights of a checkpoint, but "
+            "init_weights_only is false",
+            hint="to continue the training of that checkpoint use `vlatool train`; to take only "
+            "its weights set init_weights_only (model.resume_weights_only) to true",
+            code="usage.resume_weights_only",
+        )
+    return config

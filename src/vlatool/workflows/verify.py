@@ -13,7 +13,7 @@ from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
-from vlatool.inspection.verify import code_rows, verify_location
+from vlatool.inspection import code_rows, verify_location
 from vlatool.jobs.executor import default_workers
 from vlatool.results import OPTIONAL, Result, columns
 from vlatool.storage.tree import size_text

@@ -9,25 +9,22 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from vlatool.errors import UsageError
-from vlatool.world.cameras import CameraCount, SizeName, cameras_for
-from vlatool.world.libero_fields import (
-    ACTION_WIDTH,
-    IMAGE_COLUMNS,
-    STATE_WIDTH,
-    libero_states,
-    world_target,
-)
-from vlatool.world.render import View
+from vlatool.world.render import CameraCount, SizeName, View, cameras_for
 from vlatool.world.scene import (
+    ACTION_WIDTH,
     COLORS,
     FPS,
+    IMAGE_COLUMNS,
     MAX_STEPS,
     OPEN,
+    STATE_WIDTH,
     Scene,
     instruction_for,
+    libero_states,
     random_scene,
     shared_scene,
     step,
+    world_target,
 )
 
 Observation = dict[str, Any]

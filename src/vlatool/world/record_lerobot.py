@@ -31,17 +31,19 @@ from vlatool.artifacts.lerobot.format import (
 )
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
 from vlatool.storage.atomic import write_json
-from vlatool.world.episodes import WorldEpisode
-from vlatool.world.libero_fields import (
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
+from vlatool.world.render import View
+from vlatool.world.scene import (
     ACTION_WIDTH,
+    COLORS,
+    FPS,
     IMAGE_COLUMNS,
     STATE_WIDTH,
+    Scene,
+    instruction_for,
     libero_actions,
     libero_states,
 )
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
-from vlatool.world.render import View
-from vlatool.world.scene import COLORS, FPS, Scene, instruction_for
 
 PUBLISHED_SIZE = (256, 256)
 STATE, ACTION = "observation.state", "action"

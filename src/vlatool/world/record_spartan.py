@@ -17,10 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from vlatool.storage.atomic import atomic_folder
-from vlatool.world.cameras import LEFT_ARM_POSITION
-from vlatool.world.episodes import WorldEpisode
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
-from vlatool.world.render import View
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
+from vlatool.world.render import LEFT_ARM_POSITION, View
 from vlatool.world.scene import COLORS, FPS, OPEN, FloatArray
 
 TASK = "WorldPutBlockInBin"

@@ -16,7 +16,7 @@ from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir, is_run, read_metrics
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
-from vlatool.pages.curves import Curve
+from vlatool.pages.plots import Curve
 from vlatool.pages.report import Problems, branch
 
 # Levels of folders below the one that is searched.

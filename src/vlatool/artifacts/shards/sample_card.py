@@ -25,7 +25,17 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
-from vlatool.pages.images import FrameView, crop_drawing, frame_figure, step_text, strip
+from vlatool.pages.images import (
+    CameraModel,
+    EndEffectorTrack,
+    FrameView,
+    crop_drawing,
+    draw_poses,
+    frame_figure,
+    pose_legend,
+    step_text,
+    strip,
+)
 from vlatool.pages.layout import (
     Section,
     card,
@@ -38,7 +48,6 @@ from vlatool.pages.layout import (
     table,
     tags,
 )
-from vlatool.pages.poses import CameraModel, EndEffectorTrack, draw_poses, pose_legend
 from vlatool.pages.report import branch, listed
 from vlatool.transforms.geometry import make_geometry
 

@@ -7,9 +7,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vlatool.world.cameras import SQUARE_SIZES, SizeName
-from vlatool.world.metaworld.simulator import FPS, VIEWS, FloatArray, Simulator
-from vlatool.world.metaworld.tasks import INSTRUCTIONS, MAX_STEPS
+from vlatool.world.metaworld.simulator import (
+    FPS,
+    INSTRUCTIONS,
+    MAX_STEPS,
+    VIEWS,
+    FloatArray,
+    Simulator,
+)
+from vlatool.world.render import SQUARE_SIZES, SizeName
 
 Observation = dict[str, Any]
 

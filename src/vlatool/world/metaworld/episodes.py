@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
-from vlatool.world.metaworld.simulator import FPS, PROPRIO_WIDTH, VIEWS, FloatArray, Simulator
-from vlatool.world.metaworld.tasks import INSTRUCTIONS, MAX_STEPS
+from vlatool.world.metaworld.simulator import (
+    FPS,
+    INSTRUCTIONS,
+    MAX_STEPS,
+    PROPRIO_WIDTH,
+    VIEWS,
+    FloatArray,
+    Simulator,
+)
 from vlatool.world.record_lerobot import ACTION, STATE
 
 ROBOT_TYPE = "sawyer"
