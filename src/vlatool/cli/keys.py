@@ -160,7 +160,9 @@ class TypedConfig:
         for name, texts in self._alias_texts().items():
             option = "--" + name.replace("_", "-")
             for key, value in self.option_aliases[name](texts).items():
-                _claim(claimed, key, option)
+                if key in claimed:
+                    raise _given_twice_error(key, claimed[key], option)
+                claimed[key] = option
                 result.append(Override(key, value, f"command line, {option}"))
         return result + self._plain(claimed)
 
@@ -197,12 +199,6 @@ class TypedConfig:
 
     def _is_alias(self, typed: TypedValue) -> bool:
         return typed.is_flat and typed.key in self.option_aliases
-
-
-def _claim(claimed: dict[str, str], key: str, by: str) -> None:
-    if key in claimed:
-        raise _given_twice_error(key, claimed[key], by)
-    claimed[key] = by
 
 
 def _given_twice_error(key: str, first: str, second: str) -> UsageError:

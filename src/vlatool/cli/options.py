@@ -47,7 +47,7 @@ def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str
     """Moves the output options, at any position, from `args` into `options`; returns the other
     arguments, in order.
     """
-    options.json = options.json or "--json" in _before_dashes(args)
+    options.json = options.json or "--json" in (args[: args.index("--")] if "--" in args else args)
     rest: list[str] = []
     words = iter(args)
     for word in words:
@@ -56,27 +56,19 @@ def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
         if word in _FLAGS:
-            _set_flag(word, options)
+            if word == "--json":
+                options.json = True
+            elif word == "--debug":
+                options.debug = True
+            elif word in ("-q", "--quiet"):
+                options.quiet = True
+            else:
+                options.verbose += 2 if word == "-vv" else 1
         elif name in _VALUED:
             _set_value(name, value if equals else next(words, None), options)
         else:
             rest.append(word)
     return rest
-
-
-def _before_dashes(args: Sequence[str]) -> Sequence[str]:
-    return args[: args.index("--")] if "--" in args else args
-
-
-def _set_flag(word: str, options: OutputOptions) -> None:
-    if word == "--json":
-        options.json = True
-    elif word == "--debug":
-        options.debug = True
-    elif word in ("-q", "--quiet"):
-        options.quiet = True
-    else:
-        options.verbose += 2 if word == "-vv" else 1
 
 
 def _set_value(name: str, value: str | None, options: OutputOptions) -> None:

@@ -134,27 +134,24 @@ class LocalEnvironments:
         try:
             # Simulators print; the standard output is for the result of the command.
             with redirect_stdout(sys.stderr):
-                return self._reply(call)
+                env = self._env(call)
+                if call.start is not None:
+                    observation, info = env.reset(seed=call.start.seed, options=call.start.options)
+                    step = (0.0, False, False)
+                else:
+                    observation, reward, terminated, truncated, info = env.step(call.action)
+                    step = (float(reward), bool(terminated), bool(truncated))
+                frame = env.render() if call.is_rendered else None
+                return Reply(
+                    observation,
+                    {key: value for key, value in info.items() if _is_sent(value)},
+                    *step,
+                    frame=None if frame is None else _rgb(frame),
+                )
         except Exception as error:  # noqa: BLE001 - an environment may raise anything
             self._close(call.slot)
             text = f"{type(error).__name__}: {error}".partition("\n")[0]
             return Reply(error=text, traceback=traceback.format_exc())
-
-    def _reply(self, call: Call) -> Reply:
-        env = self._env(call)
-        if call.start is not None:
-            observation, info = env.reset(seed=call.start.seed, options=call.start.options)
-            step = (0.0, False, False)
-        else:
-            observation, reward, terminated, truncated, info = env.step(call.action)
-            step = (float(reward), bool(terminated), bool(truncated))
-        frame = env.render() if call.is_rendered else None
-        return Reply(
-            observation,
-            {key: value for key, value in info.items() if _is_sent(value)},
-            *step,
-            frame=None if frame is None else _rgb(frame),
-        )
 
     def _env(self, call: Call) -> Env:
         """Environment of a slot; a new one if an episode of another environment starts there."""

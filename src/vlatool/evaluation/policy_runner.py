@@ -97,7 +97,11 @@ class PolicyRunner:
         then calls again passes 4. From it the policy knows its past actions. Observations of the
         steps in between are taken to equal the newest one; pass them to `observe` if you have them.
         """
-        delay = _checked_delay(delay)
+        if not _is_int(delay) or delay < 0:
+            raise UsageError(
+                f"delay={delay!r}", hint="give a number of steps", code="usage.bad_value"
+            )
+        delay = int(delay)
         self.observe(observation, executed=executed)
         self.episode.delay = delay
         begin_chunks(self._policy, [self.episode], [self.instruction(observation)], batch_size=1)
@@ -162,12 +166,6 @@ class PolicyRunner:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _checked_delay(value: Any) -> int:
-    if not _is_int(value) or value < 0:
-        raise UsageError(f"delay={value!r}", hint="give a number of steps", code="usage.bad_value")
-    return int(value)
 
 
 def _seed(value: Any) -> int:

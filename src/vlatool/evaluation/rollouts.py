@@ -199,14 +199,26 @@ class _Lockstep:
             return True
         self._observations[rollout.seed] = reply.observation
         if reply.frame is not None:
-            self._add_frame(rollout, reply.frame)
+            number = self._plan.seeds.index(rollout.seed)
+            if number < self._plan.num_rendered:
+                rollout.frames.append(reply.frame)
+            if number < self._plan.num_videos:
+                if rollout.seed not in self._videos:
+                    self._videos[rollout.seed] = VideoEncoder(
+                        Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
+                        crf=_VIDEO_CRF,
+                        keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
+                    )
+                self._videos[rollout.seed].add(reply.frame)
         if call.start is not None:
             instruction = self._plan.choose_instruction(reply.observation, reply.info)
             rollout.instruction = instruction
             return False
         rollout.steps += 1
         rollout.info = {
-            key: _stored(value) for key, value in reply.info.items() if _is_plain(value)
+            key: _stored(value)
+            for key, value in reply.info.items()
+            if (value is None or isinstance(value, str | bool | int | float))
         }
         success = reply.info.get(self._plan.success_key, reply.terminated and reply.reward > 0)
         if _is_nan(success):
@@ -233,20 +245,6 @@ class _Lockstep:
         number = self._plan.seeds.index(seed)
         return number < max(self._plan.num_rendered, self._plan.num_videos)
 
-    def _add_frame(self, rollout: Rollout, frame: UInt8Array) -> None:
-        """Adds a rendered image to the frames and to the video of its episode."""
-        number = self._plan.seeds.index(rollout.seed)
-        if number < self._plan.num_rendered:
-            rollout.frames.append(frame)
-        if number < self._plan.num_videos:
-            if rollout.seed not in self._videos:
-                self._videos[rollout.seed] = VideoEncoder(
-                    Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
-                    crf=_VIDEO_CRF,
-                    keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
-                )
-            self._videos[rollout.seed].add(frame)
-
 
 def _is_nan(value: Any) -> bool:
     array = np.asarray(value)
@@ -256,10 +254,6 @@ def _is_nan(value: Any) -> bool:
 def _stored(value: Any) -> Any:
     """Value for JSON: None instead of a number that is not finite."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | bool | int | float)
 
 
 REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"

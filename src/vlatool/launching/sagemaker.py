@@ -200,7 +200,11 @@ def ensure_image(account: Account, reporter: Reporter) -> str:
             code="environment.docker",
             details={"image": image, "folder": str(folder), "commands": commands},
         )
-    _create_repository(account)
+    try:
+        account.call("ecr", "create_repository", repositoryName=REPOSITORY)
+    except UsageError as error:
+        if error.details.get("reason") != "RepositoryAlreadyExistsException":
+            raise
     reporter.note(f"building {image}")
     _sign_in(docker, account, registries)
     build = ["build", "--platform", "linux/amd64", "--build-arg", f"REGION={account.region}"]
@@ -272,14 +276,6 @@ def _is_there(account: Account, tag: str) -> bool:
         if error.details.get("reason") in _MISSING:
             return False
         raise
-
-
-def _create_repository(account: Account) -> None:
-    try:
-        account.call("ecr", "create_repository", repositoryName=REPOSITORY)
-    except UsageError as error:
-        if error.details.get("reason") != "RepositoryAlreadyExistsException":
-            raise
 
 
 def _commands(registries: Sequence[str], image: str, folder: Path, region: str) -> list[str]:

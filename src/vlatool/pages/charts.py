@@ -47,7 +47,7 @@ def ticks_below(low: float, high: float, *, whole: bool = False, signed: bool = 
     """Ticks from `low` to `high` with labels under a plot."""
     ticks = Ticks((), ())
     for step in _steps((high - low) / _MOST_BELOW, whole=whole):
-        first, last = _ceil(low, step), _floor(high, step)
+        first, last = -_floor(-low, step), _floor(high, step)
         if last - first >= _MOST_BELOW:
             continue
         ticks = _ticks(range(first, last + 1), step, MAX_BELOW, signed=signed)
@@ -96,10 +96,6 @@ def _steps(least: float, *, whole: bool) -> Iterator[_Step]:
 
 def _floor(value: float, step: _Step) -> int:
     return math.floor(value / step.size + _STEP_ROUNDING)
-
-
-def _ceil(value: float, step: _Step) -> int:
-    return -_floor(-value, step)
 
 
 def _ticks(indices: Sequence[int], step: _Step, longest: int, *, signed: bool = False) -> Ticks:
@@ -186,7 +182,13 @@ def field_charts(
     charts: list[str] = []
     constant: dict[Html, str] = {}
     for field in fields:
-        varies = _varies(field.values)
+        # Dimensions whose finite numbers change, bool [C].
+        numbers = _drawable(field.values)
+        is_finite = np.isfinite(numbers)
+        low = np.where(is_finite, numbers, np.inf).min(axis=0)
+        high = np.where(is_finite, numbers, -np.inf).max(axis=0)
+        largest = np.where(is_finite, np.abs(numbers), 0.0).max(axis=0)
+        varies = (high - low) > _ROUNDING * np.maximum(1.0, largest)
         for label, indices in dimension_groups(field.names, np.flatnonzero(varies).tolist()):
             charts.append(_field_chart(axis, positions, field, label, indices, dots=dots))
         if not varies.all():
@@ -346,16 +348,6 @@ def _drawable(values: Array) -> Array:
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.where(np.abs(numbers) < _MAX_VALUE, numbers, np.nan)
-
-
-def _varies(values: Array) -> Array:
-    """Dimensions whose finite numbers change, bool [C]."""
-    numbers = _drawable(values)
-    is_finite = np.isfinite(numbers)
-    low = np.where(is_finite, numbers, np.inf).min(axis=0)
-    high = np.where(is_finite, numbers, -np.inf).max(axis=0)
-    largest = np.where(is_finite, np.abs(numbers), 0.0).max(axis=0)
-    return (high - low) > _ROUNDING * np.maximum(1.0, largest)
 
 
 def background(axis: Axis, heights: Sequence[float]) -> str:

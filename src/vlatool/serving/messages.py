@@ -63,7 +63,12 @@ def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
 
     def unpacked_map(pairs: list[tuple[Any, Any]]) -> Any:
         count(2 * len(pairs))
-        return _unpacked_array(dict(pairs))
+        value = dict(pairs)
+        if _ARRAY in value:
+            return _array(value)
+        if _SCALAR in value:
+            return _scalar(value)
+        return value
 
     def unpacked_list(values: list[Any]) -> list[Any]:
         count(len(values))
@@ -113,14 +118,6 @@ def _packed_array(value: Any) -> Any:
             return {_ARRAY: True, _DATA: value.tobytes(), _DTYPE: dtype, _SHAPE: value.shape}
         return {_SCALAR: True, _DATA: value.item(), _DTYPE: dtype}
     raise TypeError(f"values of type {type(value).__name__}")
-
-
-def _unpacked_array(value: dict[Any, Any]) -> Any:
-    if _ARRAY in value:
-        return _array(value)
-    if _SCALAR in value:
-        return _scalar(value)
-    return value
 
 
 def _lengths(shape: Any) -> tuple[int, ...] | None:

@@ -254,7 +254,12 @@ class Session:
         if is_reset or (control.get("reset") and not observation):
             self._runner.reset(control.get("seed"))
             return None
-        is_first = self._is_first(observation)
+        limit, now = self._config.episode_idle_s, time.monotonic()
+        is_late = limit is not None and now - self._used_at > limit
+        self._used_at = now
+        key = self._config.episode_key
+        flag = observation.pop(key, False) if key is not None else False
+        is_first = is_late or bool(np.any(as_array(key or "", flag)))
         if self._keys is not None:
             observation = self._mapped(self._keys, observation)
         if control.get("reset") or is_first:
@@ -263,15 +268,6 @@ class Session:
         self._runner.observe(observation, executed=control.get("executed", default))
         self.episode.delay = max(0, control.get("delay", self._delay_steps))
         return None if control.get("observe") else self._runner.instruction(observation)
-
-    def _is_first(self, observation: dict[str, Any]) -> bool:
-        """True if a rule of the server starts a new episode; removes the key of the rule."""
-        limit, now = self._config.episode_idle_s, time.monotonic()
-        is_late = limit is not None and now - self._used_at > limit
-        self._used_at = now
-        key = self._config.episode_key
-        flag = observation.pop(key, False) if key is not None else False
-        return is_late or bool(np.any(as_array(key or "", flag)))
 
     def actions(self) -> Array:
         """Action chunk as the client gets it, float64 [T, sum of C]."""

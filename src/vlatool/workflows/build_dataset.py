@@ -273,7 +273,19 @@ class BuildDatasetJob:
         if limit:
             packed_files = files if run.failures else []
             files = list(write_shards(self._work, files, limit))
-        self._num_colliding = self._count_collisions(run.reporter)
+        # Number of samples with an instruction that may be mistaken for codes.
+        tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
+        colliding = instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
+        count = sum(self._totals.tasks[task] for task in colliding)
+        if colliding:
+            reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
+            suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
+            message = (
+                f"{len(colliding)} instructions of {counted(count, 'sample')} {reason}, such as "
+            )
+            message += f"{colliding[0]!r}{suggestion}"
+            run.reporter.warn("instruction_collides", message)
+        self._num_colliding = count
         names = copy_fast(self._work.fast, output / FAST_NAME, self._profile)
         copied = [file_entry(output, f"{FAST_NAME}/{name}") for name in names]
         write_manifest(output, self._manifest(files))
@@ -340,21 +352,6 @@ class BuildDatasetJob:
             "profile": {**self._profile.document(), "digest": self._profile.digest},
             "files": data_files(files),
         }
-
-    def _count_collisions(self, reporter: Reporter) -> int:
-        """Number of samples with an instruction that may be mistaken for codes."""
-        tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
-        colliding = instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
-        count = sum(self._totals.tasks[task] for task in colliding)
-        if colliding:
-            reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
-            suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
-            message = (
-                f"{len(colliding)} instructions of {counted(count, 'sample')} {reason}, such as "
-            )
-            message += f"{colliding[0]!r}{suggestion}"
-            reporter.warn("instruction_collides", message)
-        return count
 
     def _log_inputs(self, reporter: Reporter, fast: Path) -> None:
         work = self._work

@@ -40,7 +40,7 @@ from vlatool.world.scene import COLORS, instruction_for
 
 if TYPE_CHECKING:
     from vlatool.evaluation.controllers import Controller
-    from vlatool.evaluation.rollouts import Rollout, RolloutPlan
+    from vlatool.evaluation.rollouts import Rollout
 
 _FIRST_SEED = 500_000
 _NUM_RENDERED = 6
@@ -252,7 +252,15 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
         name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
     ) -> "list[Rollout]":
         task = without_cameras if plan is baseline_plan else settings
-        return _roll_out(name, task, make_controller, plan, reporter)
+        from vlatool.evaluation.environments import LocalEnvironments
+        from vlatool.evaluation.rollouts import RolloutProgress, Rollouts, run_rollouts
+
+        with (
+            reporter.progress(name, len(plan.seeds), "episodes") as bar,
+            LocalEnvironments() as environments,
+        ):
+            env, progress = environments.info(environment_maker(task)), RolloutProgress(bar)
+            return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
     def policy_controller(_: Any) -> "Controller":
         return PolicyController(policy, settings, log)
@@ -269,24 +277,6 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     save_contact_sheet(sheets["policy"], sheet_rows(policy_rollouts))
     save_contact_sheet(sheets["wrong"], sheet_rows(wrong_rollouts, _obeyed_label))
     return _Evaluation(policy_rollouts, random_rollouts, idle_rollouts, wrong_rollouts, sheets)
-
-
-def _roll_out(
-    name: str,
-    task: RolloutTask,
-    make_controller: Callable[[Any], "Controller"],
-    plan: "RolloutPlan",
-    reporter: Reporter,
-) -> "list[Rollout]":
-    from vlatool.evaluation.environments import LocalEnvironments
-    from vlatool.evaluation.rollouts import RolloutProgress, Rollouts, run_rollouts
-
-    with (
-        reporter.progress(name, len(plan.seeds), "episodes") as bar,
-        LocalEnvironments() as environments,
-    ):
-        env, progress = environments.info(environment_maker(task)), RolloutProgress(bar)
-        return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
 
 def _goal(seed: int) -> dict[str, Any]:

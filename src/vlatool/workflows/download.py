@@ -285,15 +285,13 @@ def _check_keys(config: DownloadConfig) -> None:
         raise _conflict("--raw needs --task or --all", "add --task NAME; --list shows the tasks")
     if config.keep_archive and not config.raw:
         raise _conflict("--keep-archive needs --raw", "add --raw, or omit --keep-archive")
-    if config.raw and (config.view != "shards" or config.version or _has_patterns(config)):
+    if config.raw and (
+        config.view != "shards" or config.version or config.include or config.leave_out
+    ):
         raise _conflict(
             "--raw downloads one archive as it is published: it has no views, versions or patterns",
             "omit --view, --version, --include and --leave-out",
         )
-
-
-def _has_patterns(config: DownloadConfig) -> bool:
-    return bool(config.include or config.leave_out)
 
 
 def _conflict(message: str, hint: str = "give one of them") -> UsageError:

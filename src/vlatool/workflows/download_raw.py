@@ -173,7 +173,13 @@ class Extraction:
         self._is_same = is_known and before == {**archive.identity, "chunk_bytes": self.chunk_bytes}
         self._before = _State.of(rows[1:])
         self._state = self._before if self._is_same else _State()
-        self._damaged = self._damaged_files()
+        state = self._state
+        damaged: list[_File] = []
+        for name, file in state.files.items():
+            # A power cut may have taken content, but not the time: then the digest is compared.
+            entry = replace(file.entry, modified_ns=None) if name in state.unsynced else file.entry
+            damaged += [] if is_intact(self._output, entry) else [file]
+        self._damaged = sorted(damaged, key=lambda file: file.start)
         self._reader = ArchiveReader(archive.location, archive.prefix, archive.size)
         self._restore_reader()
 
@@ -247,16 +253,6 @@ class Extraction:
             AppendLog(self._log_path, sync_s=math.inf) as self._log,
         ):
             yield
-
-    def _damaged_files(self) -> list[_File]:
-        """Files that are missing or changed, in the order of the archive."""
-        state = self._state
-        damaged: list[_File] = []
-        for name, file in state.files.items():
-            # A power cut may have taken content, but not the time: then the digest is compared.
-            entry = replace(file.entry, modified_ns=None) if name in state.unsynced else file.entry
-            damaged += [] if is_intact(self._output, entry) else [file]
-        return sorted(damaged, key=lambda file: file.start)
 
     def _restore_reader(self) -> None:
         """Moves the reader to the position of the log; to the start of a file that is damaged."""

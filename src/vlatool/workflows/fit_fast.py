@@ -167,11 +167,34 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if earlier is not None and earlier.complete:
-        return _earlier_result(config, target, chunk_sources)
+        report = read_report(target)
+        current = {
+            "output": config.output,
+            "status": "already complete",
+            "next": _next(config, chunk_sources),
+        }
+        return FitFastResult(**{**report, **current})
     normalized = normalization.normalize(chunks)
     indices = _select_chunks(config, len(chunks))
     plan = _plan(config, normalized, len(indices), normalization)
-    alphabet = _alphabet(config, plan, reporter)
+    span = plan.highest - plan.lowest + 1
+    published = config.alphabet == "published"
+    count = span if published else len(byte_characters())
+    if count > config.vocab_size:
+        raise UsageError(
+            f"--vocab-size {config.vocab_size} is too small for the {span} coefficients from "
+            f"{plan.lowest} to {plan.highest}",
+            hint="raise it, lower --scale, or use --alphabet bytes",
+            code="usage.vocab_size",
+        )
+    if config.vocab_size - count < _FEW_IDS:
+        reporter.warn(
+            "small_vocabulary",
+            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} remain "
+            "for runs of "
+            "coefficients: chunks will have many ids",
+        )
+    alphabet = [chr(code) for code in range(span)] if published else sorted(byte_characters())
     if config.dry_run:
         return plan
     tokenizer = fit_tokenizer(
@@ -241,7 +264,16 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
             assert outcome.value is not None
             if len(outcome.value):
                 parts.append(outcome.value)
-            _check_shape(outcome.item.path, parts)
+            if parts and parts[-1].shape[1:] != parts[0].shape[1:]:
+                last, first = (
+                    " x ".join(map(str, part.shape[1:])) for part in (parts[-1], parts[0])
+                )
+                raise DataError.at(
+                    outcome.item.path,
+                    f"has chunks of {last} values, the first file of {first}",
+                    hint="fit one tokenizer for each shape of chunks",
+                    code="data.chunk_shape",
+                )
             bar.advance(1)
     if not parts:
         raise DataError(
@@ -250,17 +282,6 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
             code="data.no_chunks",
         )
     return np.concatenate(parts)
-
-
-def _check_shape(path: Path, parts: Sequence[Array]) -> None:
-    if parts and parts[-1].shape[1:] != parts[0].shape[1:]:
-        last, first = (" x ".join(map(str, part.shape[1:])) for part in (parts[-1], parts[0]))
-        raise DataError.at(
-            path,
-            f"has chunks of {last} values, the first file of {first}",
-            hint="fit one tokenizer for each shape of chunks",
-            code="data.chunk_shape",
-        )
 
 
 def _profile(
@@ -337,27 +358,6 @@ def _plan(
     )
 
 
-def _alphabet(config: FitFastConfig, plan: FitFastResult, reporter: Reporter) -> list[str]:
-    span = plan.highest - plan.lowest + 1
-    published = config.alphabet == "published"
-    count = span if published else len(byte_characters())
-    if count > config.vocab_size:
-        raise UsageError(
-            f"--vocab-size {config.vocab_size} is too small for the {span} coefficients from "
-            f"{plan.lowest} to {plan.highest}",
-            hint="raise it, lower --scale, or use --alphabet bytes",
-            code="usage.vocab_size",
-        )
-    if config.vocab_size - count < _FEW_IDS:
-        reporter.warn(
-            "small_vocabulary",
-            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} remain "
-            "for runs of "
-            "coefficients: chunks will have many ids",
-        )
-    return [chr(code) for code in range(span)] if published else sorted(byte_characters())
-
-
 def _record(
     config: FitFastConfig,
     sources: Sequence[Path],
@@ -368,21 +368,16 @@ def _record(
     options = {
         **config.model_dump(mode="json", exclude=excluded),
         "sources": [source.name for source in sources],
-        "profile": _profile_label(config, normalization),
+        "profile": (
+            COMPUTE
+            if config.profile == COMPUTE
+            else f"{normalization.name} {normalization.digest[:16]}"
+        ),
     }
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
     # The published code of the reader may be copied into the folder.
     return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(CODE_NAME,))
-
-
-def _profile_label(config: FitFastConfig, normalization: NormalizationProfile) -> str:
-    """The profile for the record; a computed one is determined by the input."""
-    return (
-        COMPUTE
-        if config.profile == COMPUTE
-        else f"{normalization.name} {normalization.digest[:16]}"
-    )
 
 
 def _write(
@@ -400,19 +395,6 @@ def _write(
     profile.write_profile(target / profile.NAME, normalization)
     write_json(target / REPORT_NAME, report)
     write_fast(target, tokenizer)
-
-
-def _earlier_result(
-    config: FitFastConfig, target: Path, chunk_sources: Sequence[ChunkSource]
-) -> FitFastResult:
-    """Result of an earlier run with the same options and inputs."""
-    report = read_report(target)
-    current = {
-        "output": config.output,
-        "status": "already complete",
-        "next": _next(config, chunk_sources),
-    }
-    return FitFastResult(**{**report, **current})
 
 
 def _next(config: FitFastConfig, chunk_sources: Sequence[ChunkSource]) -> str:

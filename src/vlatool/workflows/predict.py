@@ -152,9 +152,10 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         DataError: Checkpoint or data are missing, broken or incompatible, or the data have no such
             episode or frame.
     """
-    from vlatool.evaluation.control import ResizeLog, chunk_seed
+    from vlatool.evaluation.control import ResizeLog, check_finite, chunk_seed
     from vlatool.evaluation.futures import save_futures, tokenizer_for
     from vlatool.evaluation.policy_runner import open_policy
+    from vlatool.models.policy import Decides
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
     require_input(config.source)
@@ -171,7 +172,20 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     tokenizer = tokenizer_for(policy, config.tokenizer)
     ResizeLog(policy.sees, reporter.note).add_observation(chosen.observation)
     seeds = [chunk_seed(config.seed, chosen.seed)]
-    asked = _ask(policy, chosen, seeds)
+    tokens = None
+    if isinstance(policy, Decides):
+        decision = policy.decide([chosen.observation], seeds=seeds)
+        chunk, tokens = decision.actions, decision.tokens[0]
+    else:
+        chunk = policy.act([chosen.observation], seeds=seeds)
+    check_finite(chunk)
+    # The first call also initializes the device. In the second one the lowest bit of all pixels is
+    # changed, so that no image is in a cache.
+    images = {camera: values ^ 1 for camera, values in chosen.observation.images.items()}
+    changed = replace(chosen.observation, images=images)
+    started = time.perf_counter()
+    policy.act([changed], seeds=seeds)
+    milliseconds = 1000 * (time.perf_counter() - started)
     futures = None if tokenizer is None else _futures(policy, tokenizer, chosen, seeds)
     names = [] if futures is None else [*map(future_name, futures.predicted), VIDEO]
     result = PredictResult(
@@ -179,12 +193,12 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         weights=trained.origin.weights,
         source=config.source,
         fps=policy.fps,
-        ms_per_decision=asked.milliseconds,
-        tokens_per_decision=asked.tokens,
+        ms_per_decision=milliseconds,
+        tokens_per_decision=tokens,
         futures=futures and {**futures.scores, "files": [str(output / name) for name in names]},
         picture=str(output / CURVES),
         report=str(output / REPORT),
-        **_shown(chosen, asked.actions),
+        **_shown(chosen, chunk),
     )
     with single_output(output, record, (CURVES, REPORT, *names)):
         _save_curves(output / CURVES, result)
@@ -209,37 +223,6 @@ def _shown(chosen: "RecordedFrame", actions: "Mapping[str, Array]") -> dict[str,
 def future_name(camera: str) -> str:
     """Name of the file with the predicted images of a camera."""
     return f"future-{id_part(camera)}.png"
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Chunks [1, T, C] by field, number of decoded tokens, and duration."""
-
-    actions: "Mapping[str, Array]"
-    tokens: int | None
-    milliseconds: float
-
-
-def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _Asked:
-    """Asks twice: the first call also initializes the device.
-
-    In the second one the lowest bit of all pixels is changed, so that no image is in a cache.
-    """
-    from vlatool.evaluation.control import check_finite
-    from vlatool.models.policy import Decides
-
-    tokens = None
-    if isinstance(policy, Decides):
-        decision = policy.decide([chosen.observation], seeds=seeds)
-        chunk, tokens = decision.actions, decision.tokens[0]
-    else:
-        chunk = policy.act([chosen.observation], seeds=seeds)
-    check_finite(chunk)
-    images = {camera: values ^ 1 for camera, values in chosen.observation.images.items()}
-    changed = replace(chosen.observation, images=images)
-    started = time.perf_counter()
-    policy.act([changed], seeds=seeds)
-    return _Asked(chunk, tokens, 1000 * (time.perf_counter() - started))
 
 
 @dataclass(frozen=True)

@@ -314,30 +314,28 @@ class PreprocessJob:
 
     def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
-            return self._planned_counts(run)
+            left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
+            good = [ref for ref in self.items if ref.id not in left_out]
+            frames = run.sums.get("frames", 0)
+            survey = replace(self._chosen.survey, episodes=len(good), frames=frames)
+            sink = self._make_sink(
+                self._config.sink, replace(self._setup, survey=survey, refs=good)
+            )
+            estimate = sink.estimate()
+            return {
+                "frames": frames,
+                "samples": estimate.samples or 0,
+                **_count_fields(estimate.counts),
+                "bytes": 0,
+                "dropped": {**run.dropped, **self._chosen.excluded},
+                "plan": {"estimated_from": f"{counted(len(good), 'episode')}"},
+            }
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
             **_count_fields(self._summary.counts),
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.excluded},
-        }
-
-    def _planned_counts(self, run: JobRun) -> dict[str, Any]:
-        """Estimate from the episodes that a dry run has found good."""
-        left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
-        good = [ref for ref in self.items if ref.id not in left_out]
-        frames = run.sums.get("frames", 0)
-        survey = replace(self._chosen.survey, episodes=len(good), frames=frames)
-        sink = self._make_sink(self._config.sink, replace(self._setup, survey=survey, refs=good))
-        estimate = sink.estimate()
-        return {
-            "frames": frames,
-            "samples": estimate.samples or 0,
-            **_count_fields(estimate.counts),
-            "bytes": 0,
-            "dropped": {**run.dropped, **self._chosen.excluded},
-            "plan": {"estimated_from": f"{counted(len(good), 'episode')}"},
         }
 
 

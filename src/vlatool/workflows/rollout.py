@@ -91,7 +91,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         header = {
             "checkpoint": str(checkpoint_of(trained)),
             "weights": trained.origin.weights,
-            "env": _suite_name(config) if config.suite else config.env,
+            "env": PurePosixPath(config.suite or "").stem if config.suite else config.env,
         }
         name = f"rollout-{header['env'].replace('/', '-')}"
         output = results_folder(config.output, trained, name)
@@ -138,10 +138,6 @@ def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
 
 def _given(task: RolloutTask) -> dict[str, Any]:
     return {name: getattr(task, name) for name in task.model_fields_set}
-
-
-def _suite_name(config: RolloutConfig) -> str:
-    return PurePosixPath(config.suite or "").stem
 
 
 def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> Environments:

@@ -136,7 +136,18 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
         StorageError: A file cannot be written.
     """
     _check_world(config)
-    _check_layout(config)
+    if config.layout == "libero" and config.cameras != 2:
+        raise UsageError(
+            f"--cameras {config.cameras}: the libero layout has two cameras",
+            hint="leave --cameras out, or use the layout spartan or lerobot",
+            code="usage.cameras",
+        )
+    if config.depth and config.layout != "spartan":
+        raise UsageError(
+            f"--depth: the {config.layout} layout has no depth",
+            hint="leave --depth out, or use the layout spartan",
+            code="usage.depth",
+        )
     job = SampleJob(config)
     # vlatool generates the episodes: a failure is never bad data.
     options = JobConfig(on_error="stop", dry_run=config.dry_run)
@@ -332,18 +343,3 @@ def _check_world(config: SampleConfig) -> None:
         load_simulator()
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "metaworld") from None
-
-
-def _check_layout(config: SampleConfig) -> None:
-    if config.layout == "libero" and config.cameras != 2:
-        raise UsageError(
-            f"--cameras {config.cameras}: the libero layout has two cameras",
-            hint="leave --cameras out, or use the layout spartan or lerobot",
-            code="usage.cameras",
-        )
-    if config.depth and config.layout != "spartan":
-        raise UsageError(
-            f"--depth: the {config.layout} layout has no depth",
-            hint="leave --depth out, or use the layout spartan",
-            code="usage.depth",
-        )

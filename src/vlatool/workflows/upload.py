@@ -372,7 +372,19 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         StorageError: The hub does not respond, or rejects the upload.
     """
     check_required(config, _USAGE)
-    _check_options(config)
+    location(config.location)
+    if not _REPOSITORY.fullmatch(config.location):
+        raise UsageError(
+            f"{config.location}: is no repository of the hub",
+            hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME",
+            code="usage.bad_repository",
+        )
+    if config.license is not None and not _LICENSE.fullmatch(config.license):
+        raise UsageError(
+            f"--license {config.license}: is no license key of the hub",
+            hint="write it as the hub does: mit, apache-2.0, cc-by-4.0, other",
+            code="usage.bad_license",
+        )
     writer = RepositoryWriter(config.location)
     folder = _folder(config)
     _check_kind(folder)
@@ -407,22 +419,6 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     if tag:
         writer.move_tag(tag)
     return outcome if missing or others else replace(outcome, status="already complete")
-
-
-def _check_options(config: UploadConfig) -> None:
-    location(config.location)
-    if not _REPOSITORY.fullmatch(config.location):
-        raise UsageError(
-            f"{config.location}: is no repository of the hub",
-            hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME",
-            code="usage.bad_repository",
-        )
-    if config.license is not None and not _LICENSE.fullmatch(config.license):
-        raise UsageError(
-            f"--license {config.license}: is no license key of the hub",
-            hint="write it as the hub does: mit, apache-2.0, cc-by-4.0, other",
-            code="usage.bad_license",
-        )
 
 
 def _folder(config: UploadConfig) -> Path:

@@ -68,7 +68,11 @@ def _run(location: Path) -> Report:
     )
     model_type = str(branch(config, "model").get("type") or "")
     data = _texts(branch(config, "data").get("dataset_manifest"))
-    budget = _budget(config)
+    budget = {
+        key: value
+        for key, value in config.items()
+        if str(key).startswith("total_train_") and value is not None
+    }
     weights = newest and findings.read(read_part_header, newest[1] / MODEL)
     first, last, validation, rollouts = _metrics(run)
     done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
@@ -105,14 +109,6 @@ def _run(location: Path) -> Report:
         ],
         findings=findings,
     )
-
-
-def _budget(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in config.items()
-        if str(key).startswith("total_train_") and value is not None
-    }
 
 
 def _checkpoint_files(path: Path) -> CheckpointFiles:

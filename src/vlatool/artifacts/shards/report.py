@@ -118,7 +118,20 @@ def inspect(location: Path) -> Report:
     options = findings.read(folder.options) or {}
     statistics: Statistics = findings.read(folder.statistics) or {}
     first = _first_sample(whole[0].path) if whole else None
-    origin = _provenance(folder, options, findings)
+    record = findings.read(folder.record)
+    metadata = findings.read(folder.metadata) or {}
+    result = (record.result or {}) if record else {}
+    origin = Provenance(
+        format=str(options.get("type") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
+        created_at=str(metadata.get("created_at") or ""),
+        is_complete=None if record is None else record.result is not None,
+        episodes=result.get("episodes"),
+        failures=len(result.get("failures") or ()),
+        dropped=dict(result.get("dropped") or {}),
+        options=options,
+    )
     facts = _facts(folder, shards, first, statistics, origin)
     status = "broken" if findings else "whole"
     status = "incomplete" if origin.is_complete is False else status
@@ -222,23 +235,6 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
     if not isinstance(counts, list) or not counts or not samples:
         return None
     return round(1 - sum(counts) / (len(counts) * samples), 6)
-
-
-def _provenance(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Provenance:
-    record = findings.read(folder.record)
-    metadata = findings.read(folder.metadata) or {}
-    result = (record.result or {}) if record else {}
-    return Provenance(
-        format=str(options.get("type") or ""),
-        sources=tuple(map(str, listed(options, "source_episodes"))),
-        version=str(branch(metadata, "environment").get("vlatool") or ""),
-        created_at=str(metadata.get("created_at") or ""),
-        is_complete=None if record is None else record.result is not None,
-        episodes=result.get("episodes"),
-        failures=len(result.get("failures") or ()),
-        dropped=dict(result.get("dropped") or {}),
-        options=options,
-    )
 
 
 def _provenance_text(provenance: Provenance) -> str:

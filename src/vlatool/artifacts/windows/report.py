@@ -171,7 +171,8 @@ def _episode_indices(episodes: int, windows: int) -> list[int]:
 
 def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
     """Card of the window at a position of an episode; `part`: position in the episode, 0 to 1."""
-    lines = _line_count(path)
+    index = read_index(lines_index_path(path))
+    lines = len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
     number = min(int(part * lines), lines - 1)
     window = _window_at(path, number)
     past, future = (_strips(facts, names) for names in (window.images, window.future))
@@ -247,11 +248,6 @@ def _window_at(path: Path, number: int) -> Window:
             code="data.broken_window",
             details={"path": str(path), "line": number + 1},
         ) from None
-
-
-def _line_count(path: Path) -> int:
-    index = read_index(lines_index_path(path))
-    return len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
 
 
 def _indexed(files: Sequence[Path]) -> int | None:

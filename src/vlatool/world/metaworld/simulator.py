@@ -212,7 +212,17 @@ class Simulator:
     def images(self) -> dict[str, UInt8Array]:
         """An image uint8 [H, W, 3] of each view."""
         if self._renderer is None:
-            self._renderer = self._make_renderer()
+            mujoco = _mujoco()
+            quality = self._env.model.vis.quality
+            # Shadows and samples per pixel take most of the time of a renderer without a GPU.
+            quality.shadowsize, quality.offsamples = 0, 0
+            try:
+                renderer = mujoco.Renderer(self._env.model, *self._size)
+            except Exception as error:  # drivers of OpenGL raise anything
+                raise _no_rendering(error) from error
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                renderer.scene.flags[flag] = 0
+            self._renderer = renderer
         images: dict[str, UInt8Array] = {}
         for name, view in VIEWS.items():
             camera = _mujoco().MjvCamera()
@@ -232,16 +242,3 @@ class Simulator:
 
     def _proprio(self) -> FloatArray:
         return np.array(self._seen[:PROPRIO_WIDTH], np.float64)
-
-    def _make_renderer(self) -> Any:
-        mujoco = _mujoco()
-        quality = self._env.model.vis.quality
-        # Shadows and samples per pixel take most of the time of a renderer without a GPU.
-        quality.shadowsize, quality.offsamples = 0, 0
-        try:
-            renderer = mujoco.Renderer(self._env.model, *self._size)
-        except Exception as error:  # drivers of OpenGL raise anything
-            raise _no_rendering(error) from error
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            renderer.scene.flags[flag] = 0
-        return renderer
