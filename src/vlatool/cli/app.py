@@ -36,7 +36,6 @@ class TableGroup(typer.core.TyperGroup):
         return list(self._names())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Command or group of a name; `resolve_config` is accepted for `resolve-config`."""
         words = self._names().get(cmd_name.replace("_", "-"), "")
         if words in GROUPS:
             return _group(words)
@@ -60,7 +59,6 @@ class TableGroup(typer.core.TyperGroup):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Command named by `args`; `presets show` is one beside `presets`."""
         words = " ".join(args[:2])
         if args[0] in COMMANDS and words in COMMANDS:
             from vlatool.cli.forms import typer_command
@@ -78,7 +76,6 @@ class TableGroup(typer.core.TyperGroup):
         )
 
     def get_help(self, ctx: Any) -> str:
-        """Help text; a JSON document with `--json`."""
         return help_text(super().get_help(ctx), ctx)
 
     def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
@@ -87,16 +84,13 @@ class TableGroup(typer.core.TyperGroup):
             yield name, GROUPS.get(words) or COMMANDS[words].summary
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Writes the usage line."""
         formatter.write_usage(ctx.command_path, "COMMAND [ARGUMENTS] [OPTIONS]")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the list of commands."""
         write_rows(formatter, "Commands", list(self.summaries(ctx)))
         formatter.write(f"\n`{ctx.command_path} COMMAND --help` shows what a command needs.\n")
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Completions: names of commands, then of options."""
         rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
         options = [option for param in self.params for option in param.opts]
         names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
@@ -133,7 +127,6 @@ class RootGroup(TableGroup):
     """All commands, with the output options before or after them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Removes the display options from any position, then parses the rest."""
         options = ctx.ensure_object(OutputOptions)
         # The shell completes the value of this option.
         if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:
@@ -144,7 +137,6 @@ class RootGroup(TableGroup):
         return super().parse_args(ctx, rest)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the commands, then the options that they share."""
         write_rows(formatter, "Commands", list(self.summaries(ctx)))
         write_rows(formatter, "Options of every command", [*SHARED_HELP, _OWN_HELP])
 

@@ -111,7 +111,6 @@ class VlatoolCommand(typer.core.TyperCommand):
         super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Normalizes option names; suggests the nearest names for unknown ones."""
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
@@ -129,7 +128,6 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        """Arguments left for Typer."""
         return split_argv(args, ArgvSpec(self.declared(ctx)), lenient=lenient).rest
 
     def declared(self, ctx: Any) -> dict[str, bool]:
@@ -153,15 +151,12 @@ class VlatoolCommand(typer.core.TyperCommand):
         return "" if hint.startswith("known:") else hint
 
     def get_help(self, ctx: Any) -> str:
-        """Help text; a JSON document with `--json`."""
         return help_text(super().get_help(ctx), ctx)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Writes the usage line."""
         formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the most used options, or all with `--help-all`."""
         declared = declared_rows(super().get_params(ctx), ctx)
         if HELP_ALL in ctx.meta.get(_ARGS, []):
             self.write_keys(ctx, formatter)
@@ -180,11 +175,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Writes all keys by group."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Writes the examples."""
         write_examples(formatter, self.examples)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Completions: names of options, or values."""
         line = unfinished_line(ctx.meta.get(_ARGS, []), incomplete)
         key = self.completion_key(ctx, line.typed)
         words = cached(key, lambda: self.completion_words(ctx, line.typed))
@@ -234,7 +227,6 @@ class ConfigCommand(VlatoolCommand):
         self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        """Arguments left for Typer; stores typed keys in the context for the command."""
         keys = self.keys(args)
         split = split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
@@ -288,7 +280,6 @@ class ConfigCommand(VlatoolCommand):
         return ArgvSpec(self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys)
 
     def spellings(self, ctx: Any) -> list[str]:
-        """Options, keys and, for a config with sections, its dotted keys."""
         args = ctx.meta.get(_ARGS, [])
         used = {name: key for name, key in self.keys(args).items() if self.spec.is_used(name)}
         options = self.argv_spec(ctx, used).spellings()
@@ -301,7 +292,6 @@ class ConfigCommand(VlatoolCommand):
         return [*options, *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
-        """Suggestion for an unknown name; first looks for a key with this name in all sections."""
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
@@ -318,7 +308,6 @@ class ConfigCommand(VlatoolCommand):
         return owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command, or prints the keys for `--keys`."""
         from vlatool.config.layers import ReadOptions
 
         options = _config_options(is_flat=self.spec.is_flat)
@@ -338,7 +327,6 @@ class ConfigCommand(VlatoolCommand):
         return write_result(table, ctx.ensure_object(OutputOptions))
 
     def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
-        """Writes the arguments; returns the rows of option aliases and of the other keys."""
         keys = self._all_keys(ctx)
         names = zip(self.spec.positionals, self.arguments.split(), strict=False)
         arguments = [argument_row(name, keys[key], self._values(key)) for key, name in names]
@@ -350,7 +338,6 @@ class ConfigCommand(VlatoolCommand):
         }
 
     def write_keys(self, ctx: Any, formatter: Any) -> None:
-        """Writes arguments, option aliases, and all keys by group."""
         rows = self.write_arguments(ctx, formatter)
         groups = {"Run": list(self._alias_rows().values())}
         for name, key in self._all_keys(ctx).items():
@@ -362,7 +349,6 @@ class ConfigCommand(VlatoolCommand):
             write_rows(formatter, title, group)
 
     def _all_keys(self, ctx: Any) -> "dict[str, Key]":
-        """Keys by option name, including those of the sections."""
         from vlatool.cli.keys import declared_keys
 
         keys = declared_keys(self.chosen_schema(ctx.meta.get(_ARGS, []), ctx))
@@ -384,18 +370,15 @@ class ConfigCommand(VlatoolCommand):
         return self.spec.values[name]() if name in self.spec.values else ()
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Writes the note, then the examples."""
         if note := self.spec.note():
             formatter.write_paragraph()
             formatter.write_text(note)
         super().format_epilog(ctx, formatter)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        """The command and the words that determine the config class."""
         return "\n".join([ctx.command_path, *self.spec.schema_words(typed)])
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """Options with presets, and keys with their values."""
         from vlatool.cli.keys import known_values, values_to_type
         from vlatool.config.presets import list_presets
 

@@ -90,7 +90,6 @@ class ProgressCounter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the start."""
         return max(time.monotonic() - self._meter.started, 1e-9)
 
     @property
@@ -109,7 +108,6 @@ class LineReporter:
     """Reporter that writes a plain line every ten seconds and at the end of each bar."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar."""
         return ProgressCounter(name, total, unit, self, LINE_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
@@ -123,7 +121,6 @@ class LineReporter:
         """Prints nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
-        """Writes the message."""
         write_stderr(message)
 
     def warn(self, code: str, message: str) -> None:
@@ -135,7 +132,6 @@ class JsonReporter:
     """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar."""
         return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
@@ -156,14 +152,12 @@ class JsonReporter:
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics."""
         self._event("metrics", step=step, values=values)
 
     def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
         """Writes nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
-        """Writes the message."""
         self._event("note", message=message)
 
     def warn(self, code: str, message: str) -> None:
@@ -178,7 +172,6 @@ class SilentReporter(NullReporter):
     """Reporter that writes only warnings, and only on rank 0."""
 
     def warn(self, code: str, message: str) -> None:
-        """Writes the message with its code."""
         if is_main_process():
             write_stderr(f"warning: {message} [{code}]")
 
@@ -195,7 +188,6 @@ class LoggedReporter:
         return self._reporter.progress(name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports and logs the metrics."""
         self._reporter.metrics(step, values)
         self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
 
@@ -203,7 +195,6 @@ class LoggedReporter:
         self._reporter.images(step, images)
 
     def note(self, message: str) -> None:
-        """Reports and logs the message."""
         self._reporter.note(message)
         self._log(logging.INFO, message)
 

@@ -55,7 +55,6 @@ class RichReporter:
         self._active = 0
 
     def progress(self, name: str, total: int | None, unit: str) -> "RichBar":
-        """Starts a bar."""
         return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -139,7 +138,6 @@ class _Bars(Progress):
     metrics: "_MetricsLine | None" = None  # the line; None outside of a training
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The table of bars, then the line."""
         yield self.make_tasks_table(self.tasks)
         if self.metrics is not None:
             text = self.metrics.text(self.console.width)

@@ -95,7 +95,6 @@ class Invocation:
             raise
 
     def finish(self, result: output.Result) -> None:
-        """Prints the result."""
         output.write_result(result, self.options)
 
 

@@ -126,7 +126,6 @@ class LocalEnvironments:
         return EnvInfo(make_env, env.action_space, float(fps) if fps else None)
 
     def call(self, calls: Sequence[Call]) -> dict[int, Reply]:
-        """Returns the replies by slot."""
         return {call.slot: self.reply(call) for call in calls}
 
     def reply(self, call: Call) -> Reply:
@@ -278,7 +277,6 @@ class _Worker:
         raise _WorkerEnded(f"did not reply within {timeout_s:g} s and was killed")
 
     def close(self) -> None:
-        """Closes the connection; the process then closes its environments and ends."""
         self._connection.close()
 
     def end(self) -> None:
@@ -456,7 +454,6 @@ def environment_maker(task: RolloutTask) -> EnvironmentMaker:
 
 
 def _register(name: str) -> None:
-    """Registers the environments of the source of an environment."""
     source = source_of(name)
     if source is None:
         return

@@ -123,7 +123,6 @@ class BestMedianWorst:
 
     @property
     def keys(self) -> set[str]:
-        """Names of all images."""
         return {row.key for row in (*self.best, *self.median, *self.worst)}
 
 

@@ -30,7 +30,6 @@ class KeyMap:
 
     @property
     def names(self) -> list[str]:
-        """Keys that an observation needs."""
         config = self._config
         cameras = [config.cameras.get(name, name) for name in self._sees.cameras]
         fields = [config.fields[name].key for name in self._sees.fields]

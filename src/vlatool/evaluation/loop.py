@@ -121,7 +121,6 @@ class ControlLoop:
         return commands
 
     def close(self) -> None:
-        """Waits for the plan that is being computed, and ends the thread."""
         if self._thread is not None:
             self._thread.shutdown()
 

@@ -260,7 +260,6 @@ class _Recorder:
         self._add_curve_points(targets, predicted)
 
     def report(self) -> OpenLoopReport:
-        """Report over all samples so far."""
         fields = {
             name: field_report(errors, self._fields[name]) for name, errors in self._errors.items()
         }

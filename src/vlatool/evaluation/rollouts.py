@@ -236,7 +236,6 @@ class _Lockstep:
         return is_over or self._plan.is_over(reply.info, rollout.instruction)
 
     def _bounded(self, action: Any) -> Any:
-        """Returns the action within the limits of the environment."""
         check_action_shape(self._env, np.shape(action))
         space = self._env.action_space
         return np.clip(action, space.low, space.high).astype(space.dtype)
@@ -352,7 +351,6 @@ class RolloutJob:
         return [(task, group) for task, rollouts in tasks for group in rollouts.groups]
 
     def name(self, item: Group) -> str:
-        """Index of the first episode, six digits, after the number of a task of a suite."""
         task, group = item
         number = f"{[*self._tasks].index(task):03d}-" if task else ""
         return f"{number}{group.start:06d}"
@@ -381,7 +379,6 @@ class RolloutJob:
         return entries
 
     def result(self, run: JobRun) -> RolloutRecord:
-        """The report."""
         del run
         return RolloutRecord(report=self.report())
 
@@ -413,7 +410,6 @@ class RolloutJob:
         return {name: round(value, 2) for name, value in figures.items()}
 
     def videos(self) -> list[str]:
-        """Paths of the videos."""
         return [str(self.spec.output / name) for name in self._videos]
 
     def _work(self, item: Group) -> Receipt:

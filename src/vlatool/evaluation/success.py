@@ -55,7 +55,6 @@ class PairCounts:
 
     @property
     def total(self) -> int:
-        """Number of starts."""
         return self.both + self.only_a + self.only_b + self.neither
 
     @property
@@ -88,7 +87,6 @@ class PairCounts:
         return (self.both + other) / self.total
 
     def _correlation(self) -> float:
-        """Correlation of the outcomes, corrected for continuity."""
         margins = (
             (self.both + self.only_a)
             * (self.only_b + self.neither)

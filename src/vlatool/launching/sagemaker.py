@@ -57,7 +57,6 @@ class Account:
     """Services of an account in one region; a connection is opened with the first request."""
 
     def __init__(self, profile: str | None = None, region: str | None = None) -> None:
-        """Reads the AWS settings of this machine."""
         session: Any = importlib.import_module("boto3.session")
         exceptions: Any = importlib.import_module("botocore.exceptions")
         try:
@@ -73,7 +72,6 @@ class Account:
         self.region = str(self._session.region_name or DEFAULT_REGION)
 
     def call(self, service: str, operation: str, **request: Any) -> Mapping[str, Any]:
-        """Response of a request."""
         label = f"{service}:{operation.title().replace('_', '')}"
         return _mapped(lambda: getattr(self._client(service), operation)(**request), label)
 
@@ -258,7 +256,6 @@ def _digest(files: dict[str, bytes]) -> str:
 
 
 def _written(files: dict[str, bytes], tag: str) -> Path:
-    """Folder with the files, in the user's cache."""
     folder = default_cache_folder() / "images" / tag
     if not folder.is_dir():
         with atomic_folder(folder) as partial:
@@ -302,7 +299,6 @@ def _sign_in(docker: str, account: Account, registries: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], content: bytes = b"") -> None:
-    """Runs Docker, whose output goes to stderr."""
     ended = subprocess.run(command, input=content, stdout=_STDERR, check=False)  # noqa: S603 - Docker with arguments that are no shell text
     if ended.returncode:
         raise EnvironmentProblem(

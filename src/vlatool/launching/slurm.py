@@ -84,7 +84,6 @@ class SlurmConfig(ConfigModel):
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
         return self.nodes * self.tasks
 
 
@@ -99,7 +98,6 @@ class SlurmJob:
 
     @property
     def script(self) -> Path:
-        """The batch script."""
         return self.folder / f"{self.name}.sbatch"
 
     @property

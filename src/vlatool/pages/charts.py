@@ -159,7 +159,6 @@ class Axis:
 
     @cached_property
     def ticks(self) -> Ticks:
-        """Round values with their labels."""
         return ticks_below(self.low, self.high, whole=self.whole, signed=self.anchor is not None)
 
 
@@ -408,7 +407,6 @@ def _downsampled(values: Array) -> Array:
 
 
 def _runs(flags: Array) -> list[tuple[int, int]]:
-    """Half-open ranges of consecutive true flags."""
     padded = np.concatenate([[False], flags, [False]]).astype(np.int8)
     edges = np.flatnonzero(np.diff(padded))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -55,7 +55,6 @@ class Report:
     page: Callable[[PageRequest], ReportPage] | None = field(default=None, compare=False)
 
     def document(self) -> dict[str, Any]:
-        """Report as JSON values."""
         findings = {} if self.findings is None else {"findings": list(self.findings)}
         return {**self.facts, **findings, "kind": self.kind}
 

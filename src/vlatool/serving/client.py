@@ -83,7 +83,6 @@ class RemotePolicy:
         self._request(observation, {"executed": _count(executed), "observe": True})
 
     def close(self) -> None:
-        """Closes the connection."""
         self._connection = None
         self._open.close()
 

@@ -55,7 +55,6 @@ class Planner:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue."""
         return self._queue.qsize()
 
     async def plan(

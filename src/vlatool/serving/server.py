@@ -64,7 +64,6 @@ class Histogram:
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts a duration."""
         self._counts[bisect_left(_LIMITS, seconds)] += 1
         self._seconds += seconds
 
@@ -91,7 +90,6 @@ class ServerMetrics:
         self.total = Histogram("vlatool_request_seconds", "Durations from request to reply.")
 
     def text(self, gauges: Mapping[str, tuple[int, str]]) -> str:
-        """Text format of Prometheus."""
         return "\n".join([*self._lines(gauges), ""])
 
     def _lines(self, gauges: Mapping[str, tuple[int, str]]) -> Iterator[str]:
@@ -241,7 +239,6 @@ class Session:
 
     @property
     def episode(self) -> EpisodeControl:
-        """History of the current episode."""
         return self._runner.episode
 
     def observe(self, request: Mapping[str, Any]) -> str | None:
@@ -498,7 +495,6 @@ class PolicyServer:
         return {"actions": session.actions(), "server_timing": {"infer_ms": 1000 * seconds}}
 
     async def _fail(self, connection: ServerConnection, error: Exception) -> None:
-        """Sends an error as text and closes the connection."""
         self._failed_at = time.monotonic()
         if not isinstance(error, VlatoolError):
             _log.error("a request fails: %r", error, exc_info=True)

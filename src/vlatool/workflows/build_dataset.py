@@ -254,11 +254,9 @@ class BuildDatasetJob:
         self._totals, self._num_colliding = DatasetTotals(), 0
 
     def name(self, item: WindowFile) -> str:
-        """Name of the episode."""
         return item.episode
 
     def begin(self) -> None:
-        """Removes the manifest."""
         remove_file(self.spec.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
@@ -292,7 +290,6 @@ class BuildDatasetJob:
         return [*files, *packed_files, *copied, file_entry(output, MANIFEST_NAME)]
 
     def result(self, run: JobRun) -> BuildDatasetResult:
-        """Result of the command."""
         return BuildDatasetResult(
             samples=run.sums.get("samples", 0),
             kinds={kind: run.sums.get(kind, 0) for kind in self._work.kinds},

@@ -184,7 +184,6 @@ def _figures(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
 
 
 def _cells(counts: Mapping[str, Any]) -> Iterator[str]:
-    """Cells of a row of the table, in percent."""
     low, high = counts["confidence_95"]
     yield str(counts["starts"])
     for name in ("successes_a", "successes_b"):

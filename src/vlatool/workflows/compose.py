@@ -124,7 +124,6 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
 
 
 def _sources(config: ComposeConfig) -> dict[str, Path]:
-    """Folders of the base models by name."""
     names = {"qwen": config.qwen, "dino": config.dino}
     missing = [name for name, value in names.items() if not value]
     if config.tiny and len(missing) < len(names):

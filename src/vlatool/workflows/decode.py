@@ -100,19 +100,16 @@ class DecodeJob:
         )
 
     def name(self, item: str) -> str:
-        """Name of the episode."""
         return item
 
     def begin(self) -> None:
         """Does nothing: no file marks the folder as complete."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Returns the files of the episodes; there is no common file."""
         del run
         return [entry for receipt in receipts for entry in receipt.files]
 
     def result(self, run: JobRun) -> DecodeResult:
-        """Result of the command."""
         return DecodeResult(
             tokenizer=self._tokenizer.name,
             pictures=run.sums.get("pictures", 0),

@@ -191,7 +191,6 @@ def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
 
 
 def _shards(paths: _Paths, reporter: Reporter) -> int:
-    """Writes the training data; returns the number of samples."""
     words = ("preprocess", "spartan", paths.raw, "--preset", "world-windows")
     _log_command(reporter, *words, "--output", paths.data)
     typed = {"format": "spartan", "sources": [str(paths.raw)], "output": str(paths.data)}
@@ -290,7 +289,6 @@ def _true_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -
 
 
 def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """Returns the instruction of another block than the target."""
     del observation
     return instruction_for(COLORS[(COLORS.index(info["target"]) + 1) % len(COLORS)])
 
@@ -449,7 +447,6 @@ def _strip(episode: Episode, camera: str) -> str:
 
 
 def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss on a logarithmic scale, as inline SVG."""
     points = [(float(row["step"]), math.log10(max(float(row["loss"]), 1e-9))) for row in rows]
     if len(points) < 2:
         return ""

@@ -61,7 +61,6 @@ class RemoteFile:
 
     @property
     def path(self) -> str:
-        """Location, for messages."""
         return str(self.address)
 
 
@@ -355,7 +354,6 @@ class DownloadJob:
         )
 
     def name(self, item: RemoteFile) -> str:
-        """Path in the output."""
         return item.name
 
     def begin(self) -> None:
@@ -366,7 +364,6 @@ class DownloadJob:
         self.pool.bar = self._stack.enter_context(bar)
 
     def _bytes_there(self, file: RemoteFile) -> int:
-        """Bytes of a file that need no more space."""
         try:
             return min((self._output / file.name).stat().st_size, file.info.size)
         except OSError:
@@ -412,7 +409,6 @@ class DownloadJob:
         yield from read_file_list(self._output) or ()
 
     def result(self, run: JobRun) -> DownloadResult:
-        """Result of the command."""
         is_planned = run.status == "planned"
         return DownloadResult(
             source=str(self._source),

@@ -91,7 +91,6 @@ class _File:
         return Member(self.entry.path, self.start, self.entry.bytes)
 
     def row(self) -> dict[str, Any]:
-        """JSON object for the log."""
         return {**row_of(self.entry), "start": self.start}
 
     @classmethod
@@ -325,7 +324,6 @@ class Extraction:
             self._append({})
 
     def _rest(self) -> range:
-        """Numbers of the chunks from the position on."""
         count = -(-self.archive.size // self.chunk_bytes)
         return range(self._reader.position // self.chunk_bytes, count)
 
@@ -399,7 +397,6 @@ class Extraction:
                 data = data[opened.file.write(data) :]
 
     def _name(self, opened: _Open) -> None:
-        """Gives a complete file its name."""
         member, target = opened.member, self._output / opened.member.name
         if target.is_dir():
             raise DataError.at(
@@ -421,7 +418,6 @@ class Extraction:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """Names of the folders above a file."""
     parts = name.split("/")
     return ("/".join(parts[:count]) for count in range(1, len(parts)))
 
@@ -533,7 +529,6 @@ class RawJob:
         )
 
     def name(self, item: RemoteFile) -> str:
-        """Name of the archive."""
         return item.name
 
     def _state(self, item: RemoteFile) -> InputState:
@@ -621,7 +616,6 @@ class RawJob:
         return entries
 
     def result(self, run: JobRun) -> RawResult:
-        """Result of the command."""
         return RawResult(
             source=str(self._task.source),
             bytes=self._task.info.size,
@@ -648,7 +642,6 @@ def _receipt(extraction: Extraction) -> Receipt:
 
 
 def _read_local(path: Path, chunk_bytes: int, numbers: Sequence[int], consume: Consumer) -> None:
-    """Hands chunks of a local archive to a consumer."""
     with path.open("rb") as file:
         for number in numbers:
             file.seek(number * chunk_bytes)

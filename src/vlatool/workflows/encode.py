@@ -134,7 +134,6 @@ class _EncodeInputs(NamedTuple):
 
     @classmethod
     def of(cls, config: EncodeConfig) -> "_EncodeInputs":
-        """Finds images and tokenizer; opens no weights."""
         require_input(config.data)
         require_weights(config.tokenizer)
         source = pinned(config.data)
@@ -209,7 +208,6 @@ class EncodeJob:
         return item.id
 
     def begin(self) -> None:
-        """Removes the manifest."""
         remove_file(self.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
@@ -243,7 +241,6 @@ class EncodeJob:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
 
     def result(self, run: JobRun) -> EncodeResult:
-        """Result of the command."""
         pipeline, tokenizer = self.pipeline, self._tokenizer
         return EncodeResult(
             layout=self._config.layout,

@@ -52,7 +52,6 @@ class OpenLoopResult(Result):
     futures: Mapping[str, Any] | None = None
 
     def lines(self) -> Iterator[str]:
-        """Mean absolute errors in the units of the fields."""
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
         yield f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
         for field, metrics in self.fields.items():

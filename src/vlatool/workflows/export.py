@@ -407,7 +407,6 @@ _Export = _CodesExport | _SamplesExport
 
 
 def _make_export(config: ExportConfig) -> _Export:
-    """Selects the export by the content of the source."""
     require_input(config.source)
     source, output = pinned(config.source), location(config.output)
     if is_inside(output, source):
@@ -476,11 +475,9 @@ class ExportJob:
         )
 
     def name(self, item: str) -> str:
-        """Name of the episode."""
         return item
 
     def begin(self) -> None:
-        """Removes the manifest."""
         remove_file(self.spec.output / self._work.manifest)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
@@ -493,7 +490,6 @@ class ExportJob:
         return files
 
     def result(self, run: JobRun) -> ExportResult:
-        """Result of the command."""
         return ExportResult(
             exported=self._work.exported,
             layout=self._work.layout,

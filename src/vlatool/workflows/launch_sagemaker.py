@@ -159,7 +159,6 @@ def _environment(config: LaunchSageMakerConfig, job: SageMakerConfig) -> Mapping
 
 
 def _notes(job: SageMakerConfig) -> Iterator[str]:
-    """Explanation of each null of a request."""
     if job.arn is None:
         yield "RoleArn is null: give the execution role with --sagemaker.arn ARN, or SAGEMAKER_ARN"
     if job.image is None:

@@ -105,7 +105,6 @@ def _folder(config: SlurmTrainConfig) -> Path:
 
 
 def _program(slurm: SlurmConfig) -> tuple[str, ...]:
-    """Words that run vlatool on the nodes."""
     if slurm.setup:
         return ("vlatool",)
     if SINGLE_FILE in os.environ:  # a module of it is importable only in its own processes

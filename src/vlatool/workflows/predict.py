@@ -111,7 +111,6 @@ class PredictResult(Result):
     report: str
 
     def lines(self) -> Iterator[str]:
-        """Some steps of each dimension, and its error."""
         horizon = len(next(iter(self.fields.values())).predicted)
         steps = sorted({0, horizon // 2, horizon - 1})
         columns = "".join(f"{f'step {step + 1} (recorded)':>22}" for step in steps)

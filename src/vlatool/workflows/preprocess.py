@@ -162,7 +162,6 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """Returns the subclass with the `source` section of the format and that of the sink."""
         sections: dict[str, Any] = {}
         name = tree.get("format")
         sections["source"] = _section(FORMATS, str(name), "format") if name else DeferredKeys
@@ -261,15 +260,12 @@ class PreprocessJob:
         self._summary: SinkSummary | None = None
 
     def name(self, item: EpisodeRef) -> str:
-        """Id of the episode."""
         return item.id
 
     def begin(self) -> None:
-        """Calls the method of the sink."""
         self._sink.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Calls the method of the sink."""
         self._summary = self._sink.finish(receipts, run)
         return self._summary.files
 
@@ -298,7 +294,6 @@ class PreprocessJob:
         return tuple(name for name, field in known.items() if field.width and name not in sources)
 
     def result(self, run: JobRun) -> PreprocessResult:
-        """Result of the command."""
         return PreprocessResult(
             left_out_fields=self._left_out,
             cameras=tuple(self._chosen.survey.cameras),

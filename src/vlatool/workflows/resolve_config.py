@@ -97,7 +97,6 @@ def resolve_config(
 
 
 def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
-    """The configuration with `resolve_configs` reset, and the requested folder."""
     folder = getattr(resolved.config, "resolve_configs_path", None)
     if not hasattr(resolved.config, "resolve_configs"):
         return resolved, ""

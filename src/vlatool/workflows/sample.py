@@ -99,7 +99,6 @@ class SampleResult(JobResult):
     world: World = "builtin"
 
     def document(self) -> dict[str, Any]:
-        """The fields, and two that follow from them."""
         is_complete = self.status == "already complete"
         return super().document() | {"already_complete": is_complete, "next": self.next_command}
 
@@ -210,15 +209,12 @@ class SampleJob:
         return self._config.frames or len(self._expert(index))
 
     def name(self, item: tuple[int, int]) -> str:
-        """Name of the episode."""
         return f"episode_{item[0]}"
 
     def begin(self) -> None:
-        """Removes the files that describe the whole data set."""
         self._recorder.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes the files that describe the whole data set."""
         return self._recorder.finish(self._noted(receipts), run)
 
     def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
@@ -227,7 +223,6 @@ class SampleJob:
             yield receipt
 
     def result(self, run: JobRun) -> SampleResult:
-        """Result of the command."""
         summary = _summary(self._config, self._recorded)
         if run.status != "planned":
             return summary

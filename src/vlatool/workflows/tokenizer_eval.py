@@ -200,7 +200,6 @@ def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptio
 
 
 def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
-    """Gathers the scores of the images of all ranks."""
     from vlatool.evaluation.image_metrics import ImageScore
 
     local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]

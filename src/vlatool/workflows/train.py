@@ -197,7 +197,6 @@ def _train(
     reporter: Reporter,
     remote: "RemoteRun | None" = None,  # held remote folder of the run, on rank 0
 ) -> TrainResult:
-    """Trains in the local folder."""
     from vlatool.training.resolved import resolved
 
     before = None if config.name is None else RunDir(_output(config))
@@ -389,7 +388,6 @@ def _ranks(config: TrainConfig, runtime: "Runtime", typed: Collection[str]) -> i
 
 
 def _output(config: TrainConfig) -> Path:
-    """The local run folder."""
     assert config.name is not None
     return local_path(config.save_path) / config.name
 

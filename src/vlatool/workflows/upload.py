@@ -259,7 +259,6 @@ def card_text(
 
 
 def _metadata(folder: Path, content: str, kind: str, license_key: str | None) -> str:
-    """Header of the card, which the hub reads."""
     is_lerobot = (folder / INFO_FILE).is_file()
     tags = ["vlatool", content, *(["LeRobot"] if is_lerobot else [])]
     values: dict[str, Any] = {} if license_key is None else {"license": license_key}

@@ -77,7 +77,6 @@ class VerifyResult(Result):
     findings: tuple[Finding, ...]  # the first 100 of each code, in order
 
     def lines(self) -> list[str]:
-        """Findings by code, most severe first."""
         groups = [
             [finding for finding in self.findings if finding.code == code] for code in self.codes
         ]

@@ -98,7 +98,6 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
 
     def _start_scene(self) -> Scene:
-        """A random scene, or one near a shared scene."""
         if self._scenes is None:
             return random_scene(self.np_random)
         return shared_scene(self.np_random, int(self.np_random.integers(self._scenes)))

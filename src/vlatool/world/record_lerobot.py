@@ -108,7 +108,6 @@ class LiberoWriter:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes the table of one episode."""
         images = {
             name: _image_column(episode, view)
             for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)

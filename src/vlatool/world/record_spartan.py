@@ -54,7 +54,6 @@ class SpartanWriter:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes the folder of one episode atomically."""
         del first_row  # episodes do not depend on each other
         with atomic_folder(episode_folder(self.setup.output, episode.index)) as folder:
             processed = folder / "processed"

@@ -274,7 +274,6 @@ class LayoutRecorder:
         self.write: Callable[[Any, int], Receipt] = _EpisodeFiles(writer)
 
     def begin(self) -> None:
-        """Removes the closing files."""
         for name in self._writer.closing:
             remove_file(self._writer.setup.output / name)
 

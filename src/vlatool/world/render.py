@@ -336,7 +336,6 @@ class View:
         return texture.reshape(-1, 3).take(y * texture.shape[0] + x, axis=0)
 
     def _patches(self, scene: Scene) -> "list[_Patch]":
-        """Faces in the image, farthest first."""
         center = self.camera.center(scene)
         faces = visible_faces(scene, center, with_palm=not self.camera.on_hand)
         corners = np.array([face.corners for face in faces]) - center
@@ -368,7 +367,6 @@ class _Patch(NamedTuple):
         return inside.min(axis=0).clip(0.0, 1.0)
 
     def paint(self, image: UInt8Array) -> None:
-        """Blends the face into the image, in place."""
         under = image[self.window].astype(np.float32)
         weight = (self.coverage() * np.float32(self.face.opacity))[..., None]
         color = np.array(self.face.color, np.float32)

@@ -156,7 +156,6 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self._seen[IMAGE_COLUMNS[0]] if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Closes the simulator."""
         if self._simulator is not None:
             self._simulator.close()
             self._simulator = None

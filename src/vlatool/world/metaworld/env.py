@@ -61,7 +61,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Random start."""
         super().reset(seed=seed)
         del options
         self._steps = 0
@@ -83,7 +82,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return np.hstack([*self._images.values()]) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Frees the renderer."""
         self._simulator.close()
 
     def _observation(self, proprio: FloatArray) -> Observation:

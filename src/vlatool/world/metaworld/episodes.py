@@ -62,7 +62,6 @@ class SimulatedEpisode:
 
     @property
     def instruction(self) -> str:
-        """Sentence of the task."""
         return INSTRUCTIONS[self.task]
 
     def __len__(self) -> int:

@@ -234,7 +234,6 @@ class Simulator:
         return images
 
     def close(self) -> None:
-        """Frees the renderer."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
