@@ -51,23 +51,6 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     return True
 
 
-def read_secrets() -> None:
-    """Reads the secrets of a job from their store into the environment of this process."""
-    from vlatool.training.ranks import SECRETS
-
-    if SECRETS in os.environ:
-        from vlatool.launching.sagemaker import load_secrets
-
-        os.environ.update(load_secrets(os.environ.pop(SECRETS)))
-
-
-def join_slurm() -> None:
-    """Makes this process a rank if srun started it as one of several tasks."""
-    from vlatool.training.ranks import slurm_variables
-
-    os.environ.update(slurm_variables(os.environ))
-
-
 @contextmanager
 def rank_errors(run: Invocation) -> Iterator[None]:
     """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""
@@ -139,13 +122,20 @@ def typer_command(words: str, row: Command) -> Any:
     def body(ctx: typer.Context, **values: Any) -> None:
         is_list = values.pop("jsonl", False)
         if row.has_ranks:
-            join_slurm()
+            from vlatool.training.ranks import slurm_variables
+
+            os.environ.update(slurm_variables(os.environ))
         with (
             command(ctx, jsonl=is_list) as run,
             rank_errors(run) if row.has_ranks else nullcontext(),
         ):
             if row.has_ranks:
-                read_secrets()
+                from vlatool.training.ranks import SECRETS
+
+                if SECRETS in os.environ:
+                    from vlatool.launching.sagemaker import load_secrets
+
+                    os.environ.update(load_secrets(os.environ.pop(SECRETS)))
             form.body(run, row, values)
 
     parameters = _parameters(row, form)

@@ -221,7 +221,8 @@ class _Lockstep:
             if (value is None or isinstance(value, str | bool | int | float))
         }
         success = reply.info.get(self._plan.success_key, reply.terminated and reply.reward > 0)
-        if _is_nan(success):
+        array = np.asarray(success)
+        if array.dtype.kind == "f" and bool(np.isnan(array).any()):
             rollout.error = f"{self._plan.success_key!r} of the environment is not a number"
             rollout.success = False
             return True
@@ -243,11 +244,6 @@ class _Lockstep:
     def _is_rendered(self, seed: int) -> bool:
         number = self._plan.seeds.index(seed)
         return number < max(self._plan.num_rendered, self._plan.num_videos)
-
-
-def _is_nan(value: Any) -> bool:
-    array = np.asarray(value)
-    return array.dtype.kind == "f" and bool(np.isnan(array).any())
 
 
 def _stored(value: Any) -> Any:

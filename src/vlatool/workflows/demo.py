@@ -362,30 +362,6 @@ def write_demo_report(
     path: Path, result: Mapping[str, Any], raw: Path, run: Path, sheets: Mapping[str, Path]
 ) -> None:
     """Writes the page."""
-    sections = [
-        Section("Success rate", _success_table(result)),
-        Section("Rollouts", _image_file(sheets["policy"], "rollouts of the trained policy")),
-        Section(
-            "Wrong instruction",
-            _wrong_section(result)
-            + _image_file(sheets["wrong"], "rollouts with a wrong instruction"),
-        ),
-        Section("Training data", _first_episode(raw)),
-        Section("Training", _loss_chart(read_metrics(RunDir(run).metrics)) + _run_facts(result)),
-    ]
-    write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
-
-
-def _headline(result: Mapping[str, Any]) -> str:
-    return (
-        f"A policy trained on {result['episodes']} episodes gets images, the pose of the hand and "
-        "an instruction. It puts the block of the instruction into the bin in "
-        f"{100 * result['success_rate']:.0f} % of {result['rollouts']} episodes with new initial "
-        f"states. The whole demo took {result['seconds']:.0f} seconds."
-    )
-
-
-def _success_table(result: Mapping[str, Any]) -> str:
     low, high = result["confidence_95"]
     rows = [
         ("Trained policy", result["success_rate"], f"95 % interval {low:.0%} to {high:.0%}"),
@@ -398,7 +374,34 @@ def _success_table(result: Mapping[str, Any]) -> str:
     ]
     note = f"Seed {result['seed']}; results of other seeds differ: "
     command = f"<code>{escape(result['command'])}</code>"
-    return _rate_table(rows) + f"<p class='quiet'>{note}{command}</p>"
+    reader = SpartanReader(SpartanConfig())
+    episode = reader.read(next(iter(reader.discover([raw]))))
+    sentence = escape(episode.language["original"][0])
+    strips = "".join(
+        f"<p class='quiet'>{escape(name)}</p>{_strip(episode, name)}" for name in episode.cameras
+    )
+    text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
+    sections = [
+        Section("Success rate", _rate_table(rows) + f"<p class='quiet'>{note}{command}</p>"),
+        Section("Rollouts", _image_file(sheets["policy"], "rollouts of the trained policy")),
+        Section(
+            "Wrong instruction",
+            _wrong_section(result)
+            + _image_file(sheets["wrong"], "rollouts with a wrong instruction"),
+        ),
+        Section("Training data", f"<p>First episode: {text}.</p>{strips}"),
+        Section("Training", _loss_chart(read_metrics(RunDir(run).metrics)) + _run_facts(result)),
+    ]
+    write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    return (
+        f"A policy trained on {result['episodes']} episodes gets images, the pose of the hand and "
+        "an instruction. It puts the block of the instruction into the bin in "
+        f"{100 * result['success_rate']:.0f} % of {result['rollouts']} episodes with new initial "
+        f"states. The whole demo took {result['seconds']:.0f} seconds."
+    )
 
 
 def _wrong_section(result: Mapping[str, Any]) -> str:
@@ -420,18 +423,6 @@ def _rate_table(rows: Sequence[tuple[str, float, str]]) -> str:
         for label, rate, note in rows
     ]
     return table((), cells, numbers=(1,))
-
-
-def _first_episode(raw: Path) -> str:
-    """Strips of images of the cameras of the first raw episode."""
-    reader = SpartanReader(SpartanConfig())
-    episode = reader.read(next(iter(reader.discover([raw]))))
-    sentence = escape(episode.language["original"][0])
-    strips = "".join(
-        f"<p class='quiet'>{escape(name)}</p>{_strip(episode, name)}" for name in episode.cameras
-    )
-    text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
-    return f"<p>First episode: {text}.</p>{strips}"
 
 
 def _strip(episode: Episode, camera: str) -> str:

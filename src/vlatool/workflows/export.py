@@ -117,11 +117,6 @@ def tokenizer_export(
     return export_model(config.checkpoint, output, reporter, JobConfig(overwrite=config.overwrite))
 
 
-def is_run_or_checkpoint(location: Path) -> bool:
-    """True if the location is a run or one of its checkpoints."""
-    return is_run(location) or is_checkpoint(location)
-
-
 def export_model(
     checkpoint: str, output: Path, reporter: Reporter, options: JobConfig
 ) -> ModelExportResult:
@@ -284,7 +279,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     """
     check_required(config, _USAGE)
     source = named_best(pinned(config.source))
-    if is_run_or_checkpoint(source):
+    if is_run(source) or is_checkpoint(source):
         return _model(config, source, reporter)
     job = ExportJob(config)
     return run_command(job, ExportResult, config, executor_of(config), reporter=reporter)

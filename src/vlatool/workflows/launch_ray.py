@@ -96,7 +96,11 @@ def launch_ray_preprocess(
         write_text(cluster, text)
     if left:
         raise placeholder_error(config.ray, left)
-    write_text(job, _job_yaml(config))
+    hidden = {"ray", *execution_keys(PreprocessConfig)}
+    values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
+    execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}
+    changed = {key: value for key, value in execution.items() if key in config.model_fields_set}
+    write_text(job, values_to_yaml({**values, **changed}))
     return result
 
 
@@ -134,14 +138,6 @@ def _locations(config: RayPreprocessConfig) -> Iterator[tuple[str, str]]:
     for key in sorted(config.source.location_keys):
         if text := getattr(config.source, key):
             yield f"source.{key}", text
-
-
-def _job_yaml(config: RayPreprocessConfig) -> str:
-    hidden = {"ray", *execution_keys(PreprocessConfig)}
-    values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
-    execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}
-    changed = {key: value for key, value in execution.items() if key in config.model_fields_set}
-    return values_to_yaml({**values, **changed})
 
 
 def _commands(cluster: Path, job: Path) -> tuple[str, ...]:

@@ -161,7 +161,9 @@ def tokenizer_eval(
     problem = CodesUsage(evaluation.num_images, equal_images=share).problem
     if problem and share > _COLLAPSED_ABOVE:
         reporter.warn(COLLAPSED, f"{tokenizer.path}: {problem}")
-    rows, drops = _all_rows(evaluation, runtime), _all_drops(evaluation, runtime)
+    rows = _all_rows(evaluation, runtime)
+    texts = runtime.gather([json.dumps(asdict(drop)) for drop in evaluation.drops])
+    drops = [json.loads(text) for text in texts]
     result = _result(config, tokenizer, evaluation, networks, output)
     result = replace(result, dropped_images=drops)
     if not runtime.is_main:
@@ -204,12 +206,6 @@ def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"
 
     local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
     return [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
-
-
-def _all_drops(evaluation: "EvalResult", runtime: "Runtime") -> list[Mapping[str, str]]:
-    """Gathers the dropped images of all ranks, as JSON values."""
-    texts = runtime.gather([json.dumps(asdict(drop)) for drop in evaluation.drops])
-    return [json.loads(text) for text in texts]
 
 
 def _result(
