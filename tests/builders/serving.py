@@ -24,12 +24,7 @@ BAD_NUMBER = 13.0
 
 
 class LookPolicy:
-    """Sees a camera at two steps, a pose and an instruction; fails for one number.
-
-    Attributes:
-        sizes: Number of observations of each call.
-        hold: Event that calls wait for.
-    """
+    """Sees a camera at two steps, a pose and an instruction; fails for one number."""
 
     sees = ObservationSpec(
         {"front": CameraView((-1, 0), (4, 6))}, {"pose": 2}, past=0, instruction=True
@@ -38,8 +33,8 @@ class LookPolicy:
     fps, horizon = 20.0, 5
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.hold = threading.Event()
+        self.sizes: list[int] = []  # number of observations of each call
+        self.hold = threading.Event()  # event that calls wait for
         self.hold.set()
         self.called = threading.Event()
 

@@ -56,17 +56,11 @@ _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Inputs and output of a command, the same in all cases because reports name them.
+    """Inputs and output of a command, the same in all cases because reports name them."""
 
-    Attributes:
-        inputs: Folder of `make_inputs`; never written to.
-        out: Output folder.
-        remote: Remote folder of a command that writes to `out` and there.
-    """
-
-    inputs: Path
-    out: Path
-    remote: str = ""
+    inputs: Path  # folder of `make_inputs`; never written to
+    out: Path  # output folder
+    remote: str = ""  # remote folder of a command that writes to `out` and there
 
     @property
     def raw(self) -> Path:
@@ -96,26 +90,17 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Command:
-    """Command to be killed.
+    """Command to be killed."""
 
-    Attributes:
-        name: Name, similar to the command line.
-        run: The run that is killed and repeated.
-        prepare: Creates the state before the run.
-        result: Returns the result that must be equal in the end.
-        is_remote: The command writes to S3.
-        has_journal: The journal stays in a complete output.
-        has_copy: The command also writes to `Workspace.remote`.
-        loses_machine: The output is removed before the command is repeated; its copy stays.
-    """
-
-    name: str
-    run: Callable[[Workspace], object]
+    name: str  # name, similar to the command line
+    run: Callable[[Workspace], object]  # the run that is killed and repeated
+    # Creates the state before the run.
     prepare: Callable[[Workspace], object] = lambda workspace: None
-    result: Callable[[Path], Result] = contents
-    is_remote: bool = False
-    has_journal: bool = False
-    has_copy: bool = False
+    result: Callable[[Path], Result] = contents  # returns the result that must be equal in the end
+    is_remote: bool = False  # the command writes to S3
+    has_journal: bool = False  # the journal stays in a complete output
+    has_copy: bool = False  # the command also writes to `Workspace.remote`
+    # The output is removed before the command is repeated; its copy stays.
     loses_machine: bool = False
 
 
