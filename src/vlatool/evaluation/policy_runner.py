@@ -113,22 +113,6 @@ class PolicyRunner:
 
     def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
         """Adds an observation without computing a chunk; arguments and errors as for `act`."""
-        state = self._robot_state(observation)
-        episode = self.episode
-        is_count = _is_int(executed) and executed >= 1
-        if not is_count or (episode.chunk and executed > episode.num_left):
-            raise UsageError(
-                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
-                f"{episode.num_executed} of them were executed before",
-                hint="give the number of steps executed since the last call of act or observe, as "
-                "an integer",
-                code="usage.executed_steps",
-            )
-        episode.observe(state, executed)
-        if episode.chunk:
-            episode.execute(executed)
-
-    def _robot_state(self, observation: Mapping[str, Any]) -> RobotState:
         # Callers are not type-checked: a control loop gets a clear error, not a traceback.
         if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DataError(
@@ -161,7 +145,20 @@ class PolicyRunner:
             )
         images = {name: channels_last(as_array(name, observation[name])) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
-        return RobotState(images, fields)
+        state = RobotState(images, fields)
+        episode = self.episode
+        is_count = _is_int(executed) and executed >= 1
+        if not is_count or (episode.chunk and executed > episode.num_left):
+            raise UsageError(
+                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
+                f"{episode.num_executed} of them were executed before",
+                hint="give the number of steps executed since the last call of act or observe, as "
+                "an integer",
+                code="usage.executed_steps",
+            )
+        episode.observe(state, executed)
+        if episode.chunk:
+            episode.execute(executed)
 
 
 def _is_int(value: object) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location
 
 if TYPE_CHECKING:
-    from vlatool.models.future_vla.compose import Composition
+    pass
 
 _USAGE = "vlatool compose --qwen DIR --dino DIR --output DIR"
 _TINY, _LIBERO = "future-vla-tiny", "future-vla-libero"
@@ -97,13 +97,19 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
         DataError: A base model is missing or broken, or does not fit.
         StorageError: The output cannot be written.
     """
+    from vlatool.models.future_vla.compose import compose as compose_models
+    from vlatool.models.future_vla.compose import compose_tiny
+
     check_required(config, _USAGE)
     sources = _sources(config)
     keys = {name: getattr(config, name) for name in _SECTION}
     target = location(config.output)
     record = _record(config, sources)
     earlier = resumable_record(target, record, lambda: record.inputs, overwrite=config.overwrite)
-    composition = _composition(config, sources, keys)
+    if config.tiny:
+        composition = compose_tiny(keys, config.seed)
+    else:
+        composition = compose_models(sources["qwen"], sources["dino"], keys, config.seed)
     is_complete = earlier is not None and earlier.complete
     status = "already complete" if is_complete else "planned" if config.dry_run else "written"
     if status == "written":
@@ -154,13 +160,3 @@ def _record(config: ComposeConfig, sources: Mapping[str, Path]) -> OutputRecord:
         list(sources.values()), lambda folder: folder.name, lambda folder: input_state([folder])
     )
     return OutputRecord(COMPOSE, options, inputs_of(states, "base model"))
-
-
-def _composition(
-    config: ComposeConfig, sources: Mapping[str, Path], keys: Mapping[str, Any]
-) -> "Composition":
-    from vlatool.models.future_vla.compose import compose, compose_tiny
-
-    if config.tiny:
-        return compose_tiny(keys, config.seed)
-    return compose(sources["qwen"], sources["dino"], keys, config.seed)

@@ -284,19 +284,16 @@ def _record_options(
     """Options for the record that determine the codes; the tokenizer is given by its digest."""
     excluded = {*config.no_effect_on_output, "exclude"}  # it changes no episode that is encoded
     options = config.model_dump(mode="json", exclude=excluded)
+    size, resize = tokenizer.rule.size, tokenizer.rule.resize
+    resizing = {} if resize is None else resize.model_dump(mode="json")
     options |= {
         "tokenizer digest": tokenizer.network.digest,
-        "preprocessing": _preprocessing(tokenizer),
+        "preprocessing": {"size": size, **resizing},
     }
     options["check_every"] = rule.check_every
     if config.precision != "fp32":  # fp32 codes do not depend on the batch size
         options["batch_size"] = config.batch_size
     return options
-
-
-def _preprocessing(tokenizer: OpenTokenizer) -> Mapping[str, Any]:
-    rule = tokenizer.rule
-    return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
 
 
 def _agreement(run: JobRun) -> float:

@@ -197,7 +197,10 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         futures=futures and {**futures.scores, "files": [str(output / name) for name in names]},
         picture=str(output / CURVES),
         report=str(output / REPORT),
-        **_shown(chosen, chunk),
+        episode=chosen.target.episode,
+        frame=chosen.target.frame,
+        instruction=chosen.observation.instruction,
+        fields={name: _field(chosen, name, values[0]) for name, values in chunk.items()},
     )
     with single_output(output, record, (CURVES, REPORT, *names)):
         _save_curves(output / CURVES, result)
@@ -207,16 +210,6 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         del document["ms_per_decision"]  # the same command writes the same bytes
         write_json(output / REPORT, document)
     return result
-
-
-def _shown(chosen: "RecordedFrame", actions: "Mapping[str, Array]") -> dict[str, Any]:
-    """The frame, and the chunks [1, T, C] beside what was recorded."""
-    return {
-        "episode": chosen.target.episode,
-        "frame": chosen.target.frame,
-        "instruction": chosen.observation.instruction,
-        "fields": {name: _field(chosen, name, values[0]) for name, values in actions.items()},
-    }
 
 
 def future_name(camera: str) -> str:

@@ -22,14 +22,12 @@ from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
 
 if TYPE_CHECKING:
-    from vlatool.evaluation.image_metrics import BestMedianWorst, ImageScore
+    from vlatool.evaluation.image_metrics import ImageScore
     from vlatool.evaluation.reconstruction import (
-        EvalOptions,
         EvalResult,
         MetricNetworks,
         ReconstructedImage,
     )
-    from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.tokenizer import OpenTokenizer
     from vlatool.training.runtime import Runtime
 
@@ -136,10 +134,12 @@ def tokenizer_eval(
     find_shards(str(data), config.split)  # before the imports below, which take seconds
     from vlatool.evaluation.image_metrics import extremes
     from vlatool.evaluation.reconstruction import (
+        EvalOptions,
         evaluate_reconstruction,
         load_metric_networks,
         reconstruct,
     )
+    from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.tokenizer import open_tokenizer
     from vlatool.training.config import TrainConfig
     from vlatool.training.runtime import Runtime
@@ -152,7 +152,20 @@ def tokenizer_eval(
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, changes)
     run = tokenizer.network.reconstructor()
     networks = load_metric_networks(config.perceptual_weights, runtime.device)
-    images, options = _data(config, str(data), tokenizer), _eval_options(config, runtime)
+    images = ImageDataConfig(
+        shards=[str(data)],
+        split=config.split,
+        preprocessing=tokenizer.preprocessing,
+        convert_colors=config.convert_colors,
+    )
+    options = EvalOptions(
+        batch_size=config.batch_size,
+        device=runtime.device,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        num_workers=config.num_workers,
+        reduce=runtime.sum,
+    )
     reporter.note(f"measuring {tokenizer.path}")
     evaluation = evaluate_reconstruction(
         tokenizer.network, run, images, options, networks, reporter
@@ -169,36 +182,14 @@ def tokenizer_eval(
     if not runtime.is_main:
         return result
     ranked = extremes(rows, "psnr", _SHOWN)
-    result = replace(result, extremes=_by_name(ranked))
+    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
+    shown = {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
+    result = replace(result, extremes=shown)
     with single_output(output, record, (REPORT, PAGE)):
         images_shown = reconstruct(run, images, options, ranked.keys)
         _write_page(result, images_shown)
         write_json(output / REPORT, result.document())
     return result
-
-
-def _data(config: TokenizerEvalConfig, data: str, tokenizer: "OpenTokenizer") -> "ImageDataConfig":
-    from vlatool.loading.images.config import ImageDataConfig
-
-    return ImageDataConfig(
-        shards=[data],
-        split=config.split,
-        preprocessing=tokenizer.preprocessing,
-        convert_colors=config.convert_colors,
-    )
-
-
-def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
-    from vlatool.evaluation.reconstruction import EvalOptions
-
-    return EvalOptions(
-        batch_size=config.batch_size,
-        device=runtime.device,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        num_workers=config.num_workers,
-        reduce=runtime.sum,
-    )
 
 
 def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
@@ -231,11 +222,6 @@ def _result(
         page=str(output / PAGE),
         report=str(output / REPORT),
     )
-
-
-def _by_name(ranked: "BestMedianWorst") -> dict[str, dict[str, float]]:
-    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
-    return {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
 
 
 def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ReconstructedImage]") -> None:

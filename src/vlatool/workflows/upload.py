@@ -386,7 +386,13 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         )
     writer = RepositoryWriter(config.location)
     folder = _folder(config)
-    _check_kind(folder)
+    artifact = recognize(folder)
+    if artifact is not None and artifact.kind == "checkpoint":
+        raise UsageError(
+            f"{folder}: is a checkpoint, a part of a run",
+            hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
+            code="usage.checkpoint",
+        )
     result = verify(VerifyConfig(location=str(folder)), reporter=reporter)
     assert not isinstance(result, CodesResult)
     files = _files(config, folder, result, reporter)
@@ -394,7 +400,9 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     if not config.dry_run:
         writer.create(is_private=not config.public)
     there = _files_there(writer, is_planned=config.dry_run)
-    missing, others = _differences(files, there)
+    missing = [file for file in files if not file.is_at(there.get(file.name))]
+    names = {file.name for file in files}
+    others = [name for name in there if name not in names]
     _check_others(config, there, missing, others)
     _warn_of_images(folder, result.kind, reporter)
     outcome = UploadResult(
@@ -436,17 +444,6 @@ def _folder(config: UploadConfig) -> Path:
             code="usage.output_in_use",
         )
     return folder
-
-
-def _check_kind(folder: Path) -> None:
-    """Raises UsageError for a checkpoint, which is a part of a run."""
-    artifact = recognize(folder)
-    if artifact is not None and artifact.kind == "checkpoint":
-        raise UsageError(
-            f"{folder}: is a checkpoint, a part of a run",
-            hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
-            code="usage.checkpoint",
-        )
 
 
 def _files(
@@ -506,15 +503,6 @@ def _files_there(writer: RepositoryWriter, *, is_planned: bool) -> Mapping[str, 
             raise
         return {}
     return {name: info for name, info in files.items() if name != _OF_THE_HUB}
-
-
-def _differences(
-    files: Sequence[UploadFile], there: Mapping[str, ObjectInfo]
-) -> tuple[list[UploadFile], list[str]]:
-    """Files that are not there with this content, and paths there that are none of them."""
-    missing = [file for file in files if not file.is_at(there.get(file.name))]
-    names = {file.name for file in files}
-    return missing, [name for name in there if name not in names]
 
 
 def _check_others(

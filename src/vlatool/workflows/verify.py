@@ -134,7 +134,32 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         raise UsageError(
             "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
         )
-    result = _verify(require_existing(config.location), config, reporter)
+    samples = None if config.full else config.samples
+    workers = config.workers or default_workers()
+    options = CheckOptions(samples, config.full, config.quick, workers, reporter=reporter)
+    verification = verify_location(
+        require_existing(config.location),
+        options,
+        format_name=config.format,
+        episodes=config.episodes,
+    )
+    counts, severities = Counter[str](), Counter[str]()
+    shown: list[Finding] = []
+    for finding in verification.findings:
+        counts[finding.code] += 1
+        severities[finding.severity] += 1
+        if counts[finding.code] <= _MAX_PER_CODE:
+            shown.append(_relative(finding, verification.root))
+    result = VerifyResult(
+        kind=verification.kind,
+        location=config.location,
+        format=verification.format,
+        whole=not severities["error"],
+        counts={severity: severities[severity] for severity in SEVERITIES},
+        codes=dict(counts),
+        checked=asdict(options.counts),
+        findings=tuple(shown),
+    )
     if result.whole:
         return result
     problem = DataError(
@@ -145,33 +170,6 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     )
     problem.result = result
     raise problem
-
-
-def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
-    """Counts findings and keeps the first ones of each code."""
-    samples = None if config.full else config.samples
-    workers = config.workers or default_workers()
-    options = CheckOptions(samples, config.full, config.quick, workers, reporter=reporter)
-    verification = verify_location(
-        location, options, format_name=config.format, episodes=config.episodes
-    )
-    counts, severities = Counter[str](), Counter[str]()
-    shown: list[Finding] = []
-    for finding in verification.findings:
-        counts[finding.code] += 1
-        severities[finding.severity] += 1
-        if counts[finding.code] <= _MAX_PER_CODE:
-            shown.append(_relative(finding, verification.root))
-    return VerifyResult(
-        kind=verification.kind,
-        location=config.location,
-        format=verification.format,
-        whole=not severities["error"],
-        counts={severity: severities[severity] for severity in SEVERITIES},
-        codes=dict(counts),
-        checked=asdict(options.counts),
-        findings=tuple(shown),
-    )
 
 
 def _relative(finding: Finding, root: Path) -> Finding:
