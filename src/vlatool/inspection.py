@@ -28,9 +28,7 @@ _HEAD_BYTES = 1000
 def inspect_location(
     location: Path, format_name: str | None, episodes: str | None, reporter: Reporter
 ) -> tuple[str, Report]:
-    """Name of the kind in the table of artifacts, or `source`, and the report; `format_name`:
-    format of raw episodes; None: detect it; `episodes`: raw episodes to read; None for all.
-    """
+    """Name of the kind in the table of artifacts, or `source`, and the report."""
     artifact = recognize(location) if format_name is None else None
     if artifact is None:
         source = detect_source(location, format_name)

@@ -284,10 +284,7 @@ def _fill_completion_cache() -> None:
 
 
 def _skip_shell_detection(argv: list[str]) -> None:
-    """Lets `--show-completion bash` work without a detected shell.
-
-    This is done with an environment variable of Typer.
-    """
+    """Lets `--show-completion bash` work without a detected shell, by a variable of Typer."""
     if argv[-1] in _SHELLS:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
@@ -309,10 +306,7 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
 
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
-    """Ends the command silently if the reader of stdout has closed it.
-
-    A break of any other pipe is an error.
-    """
+    """Ends silently if the reader of stdout has closed it; any other broken pipe is an error."""
     from vlatool.cli.output import is_stdout_closed, silence
 
     if not is_stdout_closed():

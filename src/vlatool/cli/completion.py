@@ -134,10 +134,7 @@ def _long_options(words: CompletionWords, text: str) -> list[str]:
 
 
 def _matching(names: Sequence[str], text: str) -> list[str]:
-    """Names that start with a text, else those with a part after a dot that does.
-
-    Dashes and underscores are equivalent.
-    """
+    """Names that start with a text, else those with such a part after a dot; `-` equals `_`."""
     typed = text.replace("-", "_")
     forms = {name: name.replace("-", "_") for name in names}
     if matches := [name for name, form in forms.items() if form.startswith(typed)]:

@@ -412,9 +412,7 @@ class ConfigCommand(VlatoolCommand):
 def config_command(
     spec: ConfigSpec, arguments: str = "", examples: Sequence[str] = (), listed: Sequence[str] = ()
 ) -> type[ConfigCommand]:
-    """Command class with a configuration; `listed`: names of the options that `--help` lists; empty
-    for all.
-    """
+    """Command class with a configuration; without `listed`, `--help` lists all options."""
     members = {"spec": spec, "arguments": arguments}
     members |= {"examples": tuple(examples), "listed": tuple(listed)}
     return type("Configured", (ConfigCommand,), members)

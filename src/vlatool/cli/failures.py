@@ -56,10 +56,7 @@ class TerminatedError(VlatoolError):
 
 
 def raise_on_signals() -> None:
-    """Raises `Terminated` in the main thread on SIGTERM, and `KeyboardInterrupt` on SIGINT.
-
-    A process that ignores SIGINT keeps ignoring it.
-    """
+    """Raises `Terminated` on SIGTERM, and `KeyboardInterrupt` on SIGINT if that is not ignored."""
 
     def terminate(signum: int, frame: Any) -> None:
         del signum, frame

@@ -29,12 +29,7 @@ from vlatool.results import Result
 
 
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
-    """Runs this command line on several ranks and prints the result of rank 0.
-
-    Returns False if this process does the work itself.
-
-    In a job on other machines, there is a rank for each GPU of this one.
-    """
+    """Runs this command line on ranks, one per GPU in a job; False: this process does the work."""
     from vlatool.training.ranks import Node
 
     node = Node.of_environment(os.environ)

@@ -88,9 +88,7 @@ def option_text(name: str, short: str, metavar: str) -> str:
 
 
 def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) -> HelpRow:
-    """Row of a key; `is_short`: A switch that is off by default has only the form that turns
-    it on.
-    """
+    """Row of a key; if `is_short`, a switch that is off has only the form that turns it on."""
     is_off = key.is_switch and key.default == "false" and is_short
     if key.is_switch:
         text = f"--{'' if is_off else '[no-]'}{key.name.replace('_', '-')}"

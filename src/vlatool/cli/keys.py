@@ -65,10 +65,7 @@ def _heading(schema: type[ConfigModel], section: str) -> str:
 
 
 def _typed_form(kind: str) -> str:
-    """Form in which a value of a type is typed.
-
-    `str,...` for `list[str]`, `int,int` for `tuple[int, int]`, `{str: int, ...}` for a dict.
-    """
+    """Form in which a type is typed: `str,...`, `int,int`, `{str: int, ...}`."""
     inner = kind.partition("[")[2].removesuffix("]")
     if kind.startswith(("list[", "set[")) and "[" not in inner:
         return f"{inner.replace(' | ', '|')},..."
@@ -85,9 +82,7 @@ def known_values(
     keys: Mapping[str, Key],  # its keys that are options by their name
     registered: Mapping[str, Callable[[], Sequence[str]]],
 ) -> dict[str, Sequence[str] | None]:
-    """Map from option name to its known values, empty if any value is allowed; None for a
-    switch.
-    """
+    """Option name to its known values; empty if any value is allowed, None for a switch."""
     known: dict[str, Sequence[str] | None] = {
         key: values for key, values in _choices(schema).items() if "." in key
     }
@@ -146,9 +141,7 @@ class TypedConfig:
     read_options: ReadOptions = STRICT  # options for reading presets and files
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """All typed values as overrides: arguments, option aliases, then keys in the
-        order typed.
-        """
+        """Typed values as overrides: arguments, option aliases, then keys as typed."""
         arguments = {
             name: value for name, value in positionals.items() if value not in (None, [], ())
         }

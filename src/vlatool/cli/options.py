@@ -44,9 +44,7 @@ _VALUED = {"--log-file", "--progress"}
 
 
 def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str]:
-    """Moves the output options, at any position, from `args` into `options`; returns the other
-    arguments, in order.
-    """
+    """Moves the output options from `args` into `options`; returns the other arguments."""
     options.json = options.json or "--json" in (args[: args.index("--")] if "--" in args else args)
     rest: list[str] = []
     words = iter(args)

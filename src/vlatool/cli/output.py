@@ -36,10 +36,7 @@ def is_main_process() -> bool:
 
 
 def open_streams() -> None:
-    """Opens `/dev/null` for standard streams that were closed when the process started.
-
-    Otherwise the next file that is opened would become stdout of child processes.
-    """
+    """Opens `/dev/null` for closed standard streams, else a file may become stdout of children."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -27,10 +27,7 @@ Commands = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Gripper:
-    """Gripper whose command has two values; it changes at a threshold each way.
-
-    Source: reference/policy 4.1.
-    """
+    """Gripper with two commands and a threshold each way. Source: reference/policy 4.1."""
 
     field: str  # action field
     dimension: int
@@ -125,9 +122,7 @@ class ChunkJoiner:
                 self._states[number] = gripper.is_open(values[gripper.dimension])
 
     def join(self, chunk: Commands, executed: int, delay: int) -> None:
-        """Replaces the commands by those of a chunk, from its observation on; `chunk`: commands of
-        the policy [T, C].
-        """
+        """Replaces the commands by those of a chunk [T, C], from its observation on."""
         self._start += executed
         blended = chunk if self._decay is None else self._ensemble(chunk, self._decay)
         carried = slice(executed, executed + delay)
@@ -185,9 +180,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def chunk_seed(seed: int, number: int) -> int:
-    """Seed of the random numbers of one chunk, from 0 to 2^63 - 1; `number`: number of the chunk in
-    the episode, or of the sample, from 0.
-    """
+    """Seed, 0 to 2^63 - 1, of chunk `number` of an episode, or of sample `number`."""
     return int(keyed_generator(seed, "chunk", number).integers(_SEEDS))
 
 

@@ -141,10 +141,7 @@ def control_options(config: RolloutConfig, policy: Policy) -> ControlOptions:
 
 
 def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
-    """Steps from one plan to the next; the last plan lasts `delay_steps` longer.
-
-    Source: reference/policy 4.1.
-    """
+    """Steps between plans; the last has `delay_steps` more. Source: reference/policy 4.1."""
     delay = config.delay_steps
     steps = min(config.execute_steps, horizon - delay)
     if config.compat:

@@ -179,10 +179,7 @@ class FrameIndex(NamedTuple):
 
 @dataclass
 class MovingPixels:
-    """Sums over the pixels that differ from the frame before in a channel by more than `MOVED`.
-
-    Frames are compared if a rank gets them one after the other.
-    """
+    """Sums over pixels that differ by more than `MOVED` from the frame that a rank got before."""
 
     # Sum of the squared errors of these pixels, means of their channels; float64 scalar.
     error: Tensor
@@ -233,10 +230,7 @@ def _follow(frames: Sequence[FrameIndex], device: torch.device) -> Tensor:
 
 @dataclass
 class CodebookUsage:
-    """Counts that can be summed over ranks, int64.
-
-    Neighboring frames are compared if a rank gets them one after the other.
-    """
+    """Counts int64 that are summed over ranks; of neighboring frames, those that one rank gets."""
 
     by_position: Tensor  # occurrences of each code at each position of an image [K, N]
     changes: Tensor  # changes of each of the K codes from one frame to the next [K]

@@ -47,8 +47,8 @@ class RecordedFrame:
 def frame_of_episode(
     episode: Episode, frame: int, policy: Policy, instruction: str | None = None
 ) -> RecordedFrame:
-    """Returns the input of a policy at a frame of a raw episode; `frame`: frame, from 0;
-    `instruction`: instruction for the policy; None: the one of the episode.
+    """Input of a policy at a frame of a raw episode; the instruction is that of the episode or
+    given.
     """
     check_frame(frame, range(episode.num_frames), episode.id)
     names = policy.actions
@@ -190,9 +190,7 @@ class OpenLoopReport:
 def evaluate_open_loop(
     policy: Policy, pairs: RecordedPairs, config: OpenLoopConfig, log: ResizeLog, bar: Progress
 ) -> OpenLoopReport:
-    """Predicts an action chunk for each observation and compares it with the recorded one;
-    `config`: number of samples, batch size and seed.
-    """
+    """Predicts an action chunk for each observation and compares it with the recorded one."""
     recorder = _Recorder(pairs.fields)
     count = num_chosen(pairs, config)
     chosen = [number * len(pairs) // count for number in range(count)]
@@ -353,10 +351,7 @@ class AbsoluteErrors:
 
 
 def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
-    """Errors of policy and baselines for one field; constant dimensions are left out of means.
-
-    Means of a field that is constant as a whole are None.
-    """
+    """Errors for one field; its means leave out constant dimensions, None if all are."""
     std, varying = field.std, ~field.is_constant
     report: dict[str, Any] = {
         "names": list(field.names),

@@ -37,7 +37,23 @@ _log = logging.getLogger(__name__)
 
 
 class PolicyRunner:
-    """Runs a trained policy for one robot and keeps the history of observations and actions."""
+    """Runs a trained policy for one robot and keeps the history of observations and actions.
+
+    Attributes:
+        cameras: Cameras that the policy takes.
+        fields: Measured fields that an observation needs, name to width: the inputs of the policy
+            and the poses that its actions are relative to.
+        actions: Action fields, name to width; all absolute, so no name ends in `_relative`.
+        fps: Steps per second.
+        horizon: Steps of an action chunk.
+        history: Number of steps before the current one that the policy sees; with 0 it needs no
+            `observe`.
+        checkpoint: Checkpoint or published file that the weights are from.
+        weights: `ema` or `raw`.
+        has_instruction: True if an observation needs an `instruction`.
+        names: Keys that an observation needs.
+        episode: History of the current episode; a server computes its chunks with others.
+    """
 
     def __init__(
         self,
@@ -48,35 +64,34 @@ class PolicyRunner:
         options: ControlOptions | None = None,
     ) -> None:
         sees = policy.sees
-        self.cameras = tuple(sees.cameras)  # cameras that the policy takes
-        # Measured fields that an observation needs, name to width: the inputs of the policy and the
-        # poses that its actions are relative to.
+        self.cameras = tuple(sees.cameras)
         self.fields = dict(sees.fields)
-        # Action fields, name to width; all absolute, so no name ends in `_relative`.
         self.actions = dict(policy.actions)
-        self.fps = policy.fps  # steps per second
-        self.horizon = policy.horizon  # steps of an action chunk
-        # Checkpoint or published file that the weights are from.
+        self.fps = policy.fps
+        self.horizon = policy.horizon
         self.checkpoint = origin.checkpoint or origin.file
-        self.weights = origin.weights  # `ema` or `raw`
+        self.weights = origin.weights
         self._policy = policy
         self._seed = seed
         self._options = options
         self._resizes = log or ResizeLog(sees, partial(_log.warning, "%s"))
-        self.has_instruction = sees.instruction  # True if an observation needs an `instruction`
+        self.has_instruction = sees.instruction
         words = [_INSTRUCTION] if sees.instruction else []
-        self.names = [*self.cameras, *self.fields, *words]  # keys that an observation needs
+        self.names = [*self.cameras, *self.fields, *words]
         self.reset()
-        # Number of steps before the current one that the policy sees; with 0 it needs no `observe`.
         self.history = self.episode.history
 
     def reset(self, seed: int | None = None) -> None:
         """Clears the history; call it before each episode.
 
-        `seed`: seed of the sampled noise; None: that of `load_policy`.
-
         The same observations then give the same action chunks. With the seed of an episode of
         `vlatool eval rollout` they have the noise of that episode.
+
+        Args:
+            seed: Seed of the sampled noise; None: that of `load_policy`.
+
+        Raises:
+            UsageError: The seed is not an integer of at least 0.
         """
         seed = self._seed if seed is None else _seed(seed)
         self.episode = EpisodeControl(self._policy, seed, self._resizes, self._options)
@@ -86,22 +101,29 @@ class PolicyRunner:
     ) -> dict[str, Array]:
         """Returns the action chunk for an observation.
 
-        `observation`: each of `cameras` to uint8 [H, W, 3], RGB, of any size, as recorded before
-        preprocessing; each of `fields` to its values [C]; `instruction` to a string; `executed`: at
-        least 1; ignored on the first call after `reset`; returns each of `actions` to float64 [T,
-        C], T = `horizon`, absolute, in the units of the data. The first row is the action for the
-        current step.
-
         A step lasts 1 / `fps` seconds. `executed` is the number of steps of the last chunk that
-        were executed since the last call of `act` or `observe`: a loop that executes four steps and
-        then calls again passes 4. From it the policy knows its past actions. Observations of the
-        steps in between are taken to equal the newest one; pass them to `observe` if you have them.
+        were executed since the last call of `act` or `observe`: a loop that executes four steps
+        and then calls again passes 4. From it the policy knows its past actions. Observations of
+        the steps in between are taken to equal the newest one; pass them to `observe` if you have
+        them.
+
+        Args:
+            observation: Each of `cameras` to uint8 [H, W, 3], RGB, of any size, as recorded before
+                preprocessing; each of `fields` to its values [C]; `instruction` to a string.
+            executed: At least 1; ignored on the first call after `reset`.
+            delay: Number of steps of the last chunk that the robot executes meanwhile. The first
+                `delay` rows of the result are these steps.
+
+        Returns:
+            Each of `actions` to float64 [T, C], T = `horizon`, absolute, in the units of the data.
+            The first row is the action for the current step.
+
+        Raises:
+            DataError: A value is missing, unknown, or has another type, shape or width.
+            UsageError: `executed` or `delay` is not an integer, or `executed` exceeds the steps
+                left in the last chunk.
         """
-        if not _is_int(delay) or delay < 0:
-            raise UsageError(
-                f"delay={delay!r}", hint="give a number of steps", code="usage.bad_value"
-            )
-        delay = int(delay)
+        delay = _checked_delay(delay)
         self.observe(observation, executed=executed)
         self.episode.delay = delay
         begin_chunks(self._policy, [self.episode], [self.instruction(observation)], batch_size=1)
@@ -113,6 +135,22 @@ class PolicyRunner:
 
     def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
         """Adds an observation without computing a chunk; arguments and errors as for `act`."""
+        state = self._robot_state(observation)
+        episode = self.episode
+        is_count = _is_int(executed) and executed >= 1
+        if not is_count or (episode.chunk and executed > episode.num_left):
+            raise UsageError(
+                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
+                f"{episode.num_executed} of them were executed before",
+                hint="give the number of steps executed since the last call of act or observe, as "
+                "an integer",
+                code="usage.executed_steps",
+            )
+        episode.observe(state, executed)
+        if episode.chunk:
+            episode.execute(executed)
+
+    def _robot_state(self, observation: Mapping[str, Any]) -> RobotState:
         # Callers are not type-checked: a control loop gets a clear error, not a traceback.
         if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DataError(
@@ -145,24 +183,17 @@ class PolicyRunner:
             )
         images = {name: channels_last(as_array(name, observation[name])) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
-        state = RobotState(images, fields)
-        episode = self.episode
-        is_count = _is_int(executed) and executed >= 1
-        if not is_count or (episode.chunk and executed > episode.num_left):
-            raise UsageError(
-                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
-                f"{episode.num_executed} of them were executed before",
-                hint="give the number of steps executed since the last call of act or observe, as "
-                "an integer",
-                code="usage.executed_steps",
-            )
-        episode.observe(state, executed)
-        if episode.chunk:
-            episode.execute(executed)
+        return RobotState(images, fields)
 
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _checked_delay(value: Any) -> int:
+    if not _is_int(value) or value < 0:
+        raise UsageError(f"delay={value!r}", hint="give a number of steps", code="usage.bad_value")
+    return int(value)
 
 
 def _seed(value: Any) -> int:
@@ -201,9 +232,7 @@ def _vector(name: str, values: Any, width: int) -> Array:
 def open_policy(
     location: str, weights: Weights, inference_steps: int, reporter: Reporter = NULL
 ) -> tuple[Policy, Trained]:
-    """Policy that evaluates its network `inference_steps` times per chunk, if at all; its
-    weights.
-    """
+    """Policy with `inference_steps` evaluations of its network per chunk, and its weights."""
     trained = open_trained(location, weights=weights, reporter=reporter)
     policy = trained.policy()
     if isinstance(policy, SamplesInSteps):

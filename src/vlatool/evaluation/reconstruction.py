@@ -335,10 +335,7 @@ def _stacked(samples: Sequence[Any]) -> Batch:
 
 
 def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
-    """Info of the shards of one rank: whole shards, so that neighboring frames stay together.
-
-    A rank may have none.
-    """
+    """Whole shards of one rank, so that neighboring frames stay together; may be none."""
     return replace(
         info,
         datasets=tuple(

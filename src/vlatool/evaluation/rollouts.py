@@ -81,10 +81,7 @@ class RolloutPlan:
 
 
 class Rollouts:
-    """Runner of the episodes of a plan, in groups that reuse the same environments.
-
-    Groups are independent: each has its own controller.
-    """
+    """Runner of the episodes of a plan, in independent groups that reuse the same environments."""
 
     def __init__(
         self,
@@ -448,10 +445,7 @@ def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
 
 
 def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Success rate with its confidence interval, overall and per instruction.
-
-    Episodes that an exception of the environment ended are counted apart, as `errors`.
-    """
+    """Success rate with its interval, overall and per instruction, and `errors` apart."""
     by_instruction: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
         by_instruction.setdefault(rollout.instruction, []).append(rollout)

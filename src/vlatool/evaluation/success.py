@@ -24,9 +24,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def success_report(outcomes: Sequence[bool | None]) -> dict[str, Any]:
-    """Success rate and its 95 % confidence interval, over the episodes without an error;
-    `outcomes`: True for a success, None for an episode that an error ended.
-    """
+    """Success rate and its 95 % interval over the outcomes but None, which an error ended."""
     valid = [outcome for outcome in outcomes if outcome is not None]
     low, high = wilson_interval(sum(valid), len(valid))
     return {
@@ -75,9 +73,8 @@ class PairCounts:
         return max(self.difference - below, -1.0), min(self.difference + above, 1.0)
 
     def p_value(self) -> float:
-        """Probability of a difference at least as large if both policies were equally good.
-
-        That is the exact test of McNemar, two-sided.
+        """Two-sided exact test of McNemar: the chance of such a difference of equally good
+        policies.
         """
         trials, fewer = self.only_a + self.only_b, min(self.only_a, self.only_b)
         tail = sum(math.comb(trials, number) for number in range(fewer + 1)) / 2**trials

@@ -139,11 +139,8 @@ def _rejected(label: str, reason: str, details: Mapping[str, Any]) -> UsageError
 
 
 def load_secrets(names: str) -> dict[str, str]:
-    """Environment variables with the values of secrets.
-
-    `names`: JSON object of environment variable to name of a secret.
-
-    A secret that is a JSON object with an entry of the variable's name gives that entry.
+    """Variables of a JSON object of names of secrets; of a secret in JSON, the entry of the
+    variable.
     """
     account = Account()
     return {
@@ -501,10 +498,7 @@ def known_instance_types() -> frozenset[str]:
 
 
 def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
-    """Name of a job: prefix and user, the time, and a digest of what the job computes.
-
-    The first part is cut if the name is too long, never the rest, which makes it unique.
-    """
+    """Prefix and user, cut if too long, time, and a digest of what the job computes."""
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     end = f"{now:%Y-%m-%d-%H-%M-%S}-{digest}"
     start = "-".join(filter(None, [config.name_prefix, config.user, "vlatool"]))

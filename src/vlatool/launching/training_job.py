@@ -63,9 +63,7 @@ def check_locations(config: TrainConfig) -> None:
 def check_run(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
 ) -> None:
-    """Checks what can be checked of a run without its data; `processes`: number of ranks; None if
-    it is not known.
-    """
+    """Checks a run without its data; `processes` is None if unknown."""
     check_rules(violations(config), typed, reporter)
     for key in ("fresh", "device_memory", "rate", "measure"):
         if getattr(config, key):
@@ -144,9 +142,8 @@ class CheckedRun:
 def checked_run(
     config: TrainConfig, typed: Collection[str], world_size: int, reporter: Reporter
 ) -> CheckedRun:
-    """Checks a configuration like `train` with a number of processes; writes nothing.
-
-    Memory and disks of this machine do not count.
+    """Checks a configuration as `train` does, but no memory or disk of this machine; writes
+    nothing.
     """
     config.check_given()
     check_trackers(config.trackers)

@@ -175,9 +175,7 @@ class FieldValues:
 def field_charts(
     axis: Axis, positions: Array, fields: Iterable[FieldValues], *, dots: bool = False
 ) -> str:
-    """Charts of fields, one per group of dimensions, and a table of those that never change;
-    `positions`: values of the axis [S]; `fields`: values; empty for an empty result.
-    """
+    """Charts of fields over positions [S], and a table of those that never change."""
     charts: list[str] = []
     constant: dict[Html, str] = {}
     for field in fields:
@@ -201,9 +199,7 @@ def field_charts(
 
 
 def dimension_groups(names: Sequence[str], indices: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Groups of at most `MAX_LINES` dimensions that belong together by their names; returns (label,
-    dimensions) of each group; the label of a field with one group is empty.
-    """
+    """(label, dimensions) of groups of at most `MAX_LINES` by name; one group has no label."""
     groups: dict[str, list[int]] = {}
     for index in indices:
         groups.setdefault(_group(names[index]), []).append(index)

@@ -190,9 +190,7 @@ def frame_view(
 def thumbnail(
     image: Image.Image, description: str, drawing: str = "", largest: int = THUMBNAIL_SIZE
 ) -> str:
-    """HTML of an image; `drawing`: SVG elements over the image, in its pixels, whose corner is (0,
-    0); `largest`: largest width and height in the file, in pixels.
-    """
+    """HTML of an image, at most `largest` px wide and high; `drawing` is SVG in its pixels."""
     width, height = image.size
     small = image
     if (scale := largest / max(width, height)) < 1:
@@ -246,9 +244,7 @@ def gallery(tiles: Iterable[str]) -> str:
 
 
 def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]) -> str:
-    """SVG over an image that darkens what a crop leaves out; `size`: (width, height) of the image
-    in pixels.
-    """
+    """SVG that darkens what a crop leaves out of an image of `size` (width, height) px."""
     (width, height), (left, top, right, bottom) = size, inner
     outside = f"M0 0H{width}V{height}H0Z"
     inside = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"

@@ -49,9 +49,7 @@ def escape(text: object) -> str:
 def page(
     title: str, subtitle: str, sections: Sequence[Section], *, generator: str = GENERATOR
 ) -> str:
-    """HTML document of a page without external resources; `sections`: sections in order; empty ones
-    are left out.
-    """
+    """HTML document without external resources; sections without a body are left out."""
     shown = [section for section in sections if section.body]
     links = "".join(
         f'<a href="#{_anchor(section, number)}" title="{escape(section.title)}"'

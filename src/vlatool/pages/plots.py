@@ -54,9 +54,7 @@ def sparkline(mean: Array, std: Array) -> str:
 
 
 def histogram(values: Sequence[float], unit: str, counted_name: str = "episode") -> str:
-    """Histogram of integer values, with bins of integer width; `values`: numbers; empty for an
-    empty result.
-    """
+    """Histogram of integers, with bins of integer width; empty without values."""
     numbers = np.asarray(values, np.int64)
     if not numbers.size:
         return ""

@@ -31,10 +31,20 @@ _CLOSE_S = 2.0
 class RemotePolicy:
     """Policy of a server, for one robot; a context manager. Methods are those of `load_policy`.
 
-    `cameras`: cameras that the policy takes; empty if the server maps keys; `fields`: measured
-    fields that an observation needs, name to width; empty as above; `fps`: steps per second.
-
     An error ends the connection. `reset` connects again and starts a new episode.
+
+    Attributes:
+        cameras: Cameras that the policy takes; empty if the server maps keys.
+        fields: Measured fields that an observation needs, name to width; empty as above.
+        names: Keys that an observation needs.
+        actions: Action fields, name to width; `actions` if the server maps keys.
+        fps: Steps per second.
+        horizon: Steps of an action chunk.
+        history: Number of steps before the current one that the policy sees.
+        checkpoint: Name of the checkpoint or file that the weights are from.
+        weights: `ema` or `raw`.
+        timing: Durations of the last request at the server: `infer_ms`, of the policy, and
+            `prev_total_ms`, of the whole request before.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], options: Mapping[str, Any]) -> None:
@@ -44,8 +54,6 @@ class RemotePolicy:
         self._control: dict[str, Any] = {}
         self._open = ExitStack()
         self._connection: ClientConnection | None = None
-        # Durations of the last request at the server: `infer_ms`, of the policy, and
-        # `prev_total_ms`, of the whole request before.
         self.timing: dict[str, float] = {}
         self._connect()
 
@@ -56,8 +64,13 @@ class RemotePolicy:
         self.close()
 
     def reset(self, seed: int | None = None) -> None:
-        """Starts a new episode, on a new connection if that of the last one is lost; `seed`: seed
-        of the sampled noise; None: that of the server.
+        """Starts a new episode, on a new connection if that of the last one is lost.
+
+        Args:
+            seed: Seed of the sampled noise; None: that of the server.
+
+        Raises:
+            EnvironmentProblem: The server cannot be reached.
         """
         if self._connection is None:
             self._connect()
@@ -66,8 +79,20 @@ class RemotePolicy:
     def act(
         self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
     ) -> dict[str, Array]:
-        """Returns the action chunk for an observation, as the method of `load_policy` does; returns
-        each of `actions` to float64 [T, C], T = `horizon`.
+        """Returns the action chunk for an observation, as the method of `load_policy` does.
+
+        Args:
+            observation: Each of `names` to its value.
+            executed: Steps executed since the last call of `act` or `observe`.
+            delay: Steps of the last chunk that are executed meanwhile.
+
+        Returns:
+            Each of `actions` to float64 [T, C], T = `horizon`.
+
+        Raises:
+            DataError: A value is missing, unknown, or has another type, shape or width.
+            UsageError: `executed` exceeds the steps left in the last chunk.
+            EnvironmentProblem: The connection is lost, or the server failed.
         """
         steps = {"executed": _count(executed), "delay": _count(delay)}
         reply = self._request(observation, steps)
@@ -83,6 +108,7 @@ class RemotePolicy:
         self._request(observation, {"executed": _count(executed), "observe": True})
 
     def close(self) -> None:
+        """Closes the connection."""
         self._connection = None
         self._open.close()
 
@@ -179,6 +205,7 @@ class RemotePolicy:
 
 
 def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are sent: text, or arrays."""
     # Callers are not type-checked: a control loop gets a clear error, not a traceback.
     if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(

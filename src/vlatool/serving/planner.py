@@ -30,10 +30,7 @@ class PlanRequest:
 
 
 class Planner:
-    """Asynchronous context manager that computes the chunks of all clients, one batch at a time.
-
-    A batch is always filled up to one size, so a chunk does not depend on who shares its batch.
-    """
+    """Computes chunks of all clients in batches of one size, so that none depends on another."""
 
     def __init__(self, policy: Policy, config: ServeConfig, num_clients: Callable[[], int]) -> None:
         self._policy = policy

@@ -242,8 +242,8 @@ class Session:
         return self._runner.episode
 
     def observe(self, request: Mapping[str, Any]) -> str | None:
-        """Adds the observation of a request, if it is more than `reset`; returns the instruction
-        for the next chunk; None if the client asks for none.
+        """Adds the observation of a request, unless it is only `reset`; returns its instruction or
+        None.
         """
         control = _control(request)
         observation = {name: value for name, value in request.items() if name != CONTROL}

@@ -203,9 +203,7 @@ def next_command(output: str) -> str:
 
 
 def raw_task_command(output: str, annotations: str) -> str:
-    """Command for the next step after a raw task; `annotations`: language annotations; empty
-    without them.
-    """
+    """Command for the next step after a raw task; `annotations` may be empty."""
     command = next_command(output)
     if not command.startswith("vlatool preprocess spartan "):
         return command

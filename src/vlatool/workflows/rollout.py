@@ -211,9 +211,8 @@ class CheckpointRollouts:
         self._makers = [environment_maker(task) for task in self._tasks]
 
     def check(self, policy: "Policy") -> None:
-        """Checks the first observation of each environment, and the width of its actions.
-
-        The policy computes nothing: its weights may be sharded, and are not trained yet.
+        """Checks first observations and widths of actions; computes nothing, as weights may be
+        sharded.
         """
         from vlatool.evaluation.controllers import check_environment
 
@@ -221,9 +220,8 @@ class CheckpointRollouts:
             check_environment(policy, task, make_env)
 
     def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
-        """Metrics of the rollouts of a checkpoint.
-
-        There is one of each task of a suite, or of each instruction if there are several.
+        """Metrics of the rollouts of a checkpoint, and of each task or instruction if there are
+        several.
         """
         update = {"checkpoint": str(checkpoint), "output": str(output)}
         try:

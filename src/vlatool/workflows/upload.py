@@ -108,10 +108,7 @@ def _check_name(name: str) -> None:
 
 
 def check_texts(files: Sequence[UploadFile], folder: Path) -> None:
-    """Raises an error if a text holds a secret, or a text file an absolute path of a machine.
-
-    The content of shards, tables, images and weights is not read.
-    """
+    """Raises DataError for a secret, or an absolute path of a machine, in a text (not in data)."""
     for code, pattern, advice in (
         ("data.secret", credentials_pattern(), "a secret (a token, a key, or a signed address)"),
         ("data.absolute_path", _path_pattern(), "an absolute path of a machine"),

@@ -173,10 +173,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 
 
 def _relative(finding: Finding, root: Path) -> Finding:
-    """The finding with paths in its place relative to the verified location.
-
-    Its message keeps paths that open from the current folder.
-    """
+    """The finding with paths in its place relative to `root`; its message keeps paths that open."""
     location = dict(finding.place)
     for key in ("path", "shard"):
         path = type(root)(str(location[key])) if key in location else None

@@ -187,9 +187,7 @@ def _write_yaml(path: Path, document: dict[Any, Any]) -> None:
 
 
 def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArray]:
-    """Low-dimensional arrays of an episode by raw name, float64 [L, C]; `states`: x, y, z, opening
-    of the right hand [L, 4]; `desired`: commanded x, y, z, opening of the right hand [L, 4].
-    """
+    """Arrays [L, C] float64 by raw name; measured and commanded x, y, z, opening [L, 4]."""
     left = np.tile(LEFT_HAND, (len(states), 1))
     signals: dict[str, FloatArray] = {}
     for kind, right in (("actual", states), ("desired", desired)):
@@ -200,10 +198,7 @@ def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArr
 
 
 def action_vectors(actions: FloatArray) -> FloatArray:
-    """Actions x, y, z, opening [L, 4] in the published order [L, 20].
-
-    Source: formats/spartan 3.
-    """
+    """Actions x, y, z, opening [L, 4] as published [L, 20]. Source: formats/spartan 3."""
     rotation = np.tile(DOWNWARD_ROT_6D, (len(actions), 1))
     left = np.tile(LEFT_HAND, (len(actions), 1))
     right_pose = [actions[:, :3], rotation]

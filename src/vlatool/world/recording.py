@@ -143,10 +143,7 @@ def _carry(scene: Scene) -> FloatArray:
 
 
 class Disturbance:
-    """Random pushes on the hand: a slow drift, and occasional kicks of a few steps.
-
-    They act on the world and not on the recorded action, so episodes show how to recover.
-    """
+    """Random pushes on the hand: a drift, and kicks; recorded actions do not have them."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng

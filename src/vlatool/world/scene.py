@@ -101,9 +101,7 @@ def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
 
 
 def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None) -> Scene:
-    """Scene one frame later; `action`: target x, y, z, opening [4], absolute; `disturbance`: random
-    displacement of the hand [3].
-    """
+    """Scene a frame later, for a target x, y, z, opening [4] and a displacement of the hand [3]."""
     goal = next_pose(scene.gripper, action)
     shift = np.zeros(3) if disturbance is None else disturbance
     hand = np.clip(goal[:3] + shift, _WORKSPACE_LOW, _WORKSPACE_HIGH)
@@ -164,17 +162,13 @@ def libero_states(poses: FloatArray) -> NDArray[np.float32]:
 
 
 def libero_actions(targets: FloatArray, poses: FloatArray) -> NDArray[np.float32]:
-    """Displacement, zero rotation, gripper (-1 open, 1 closed) [L, 7]; `targets`: target x, y, z,
-    opening of the hand [L, 4]; `poses`: x, y, z, opening of the hand before the action [L, 4].
-    """
+    """Displacement, zero rotation, gripper (-1 open) [L, 7] of targets and poses before [L, 4]."""
     displacements = (targets[:, :3] - poses[:, :3]) / _METERS_PER_UNIT
     grip = np.where(targets[:, 3:] > OPEN / 2, -1.0, 1.0)
     return np.hstack([displacements, np.zeros_like(displacements), grip]).astype(np.float32)
 
 
 def world_target(action: FloatArray, pose: FloatArray) -> FloatArray:
-    """Target x, y, z, opening [4] of an action of LIBERO [7]; its rotation is left out; `pose`: x,
-    y, z, opening of the hand before the action [4].
-    """
+    """Target x, y, z, opening [4] of an action of LIBERO [7], without rotation, at a pose [4]."""
     opening = CLOSED if action[-1] > 0 else OPEN
     return np.array([*(pose[:3] + _METERS_PER_UNIT * action[:3]), opening])

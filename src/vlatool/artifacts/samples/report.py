@@ -206,9 +206,7 @@ def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
 def _sample_card(
     folder: SamplesFolder, number: int, names: Sequence[str], decode: Decoder | None
 ) -> Section:
-    """Card of a sample, with its window if the folder of windows exists; `decode`: decoder of the
-    codes; None: show no reconstructions.
-    """
+    """Card of a sample, with its window if there is one; without `decode`, no reconstructions."""
     sample = folder.sample(number)
     root, talk = folder.images_root, sample.conversation
     images = [image.removeprefix(folder.prefix) for image in sample.images]

@@ -103,9 +103,8 @@ class ShardsFacts:
 
 
 def inspect(location: Path) -> Report:
-    """Reads the files beside the shards, checks that each shard exists, and opens the first sample.
-
-    Of one shard, reads the headers and the first sample.
+    """Reads the files beside the shards and the first sample; of one shard, headers and first
+    sample.
     """
     if is_shard(location):
         return inspect_shard(location)
