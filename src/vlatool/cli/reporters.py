@@ -104,8 +104,11 @@ class ProgressCounter:
         return max(self.total - self.done, 0) / rate if self.total is not None and rate else None
 
 
-class LineReporter:
-    """Reporter that writes a plain line every ten seconds and at the end of each bar."""
+class LineReporter(NullReporter):
+    """Reporter that writes a plain line every ten seconds and at the end of each bar.
+
+    The metrics are in the fields of the bar; metrics and images are files of the run.
+    """
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         return ProgressCounter(name, total, unit, self, LINE_EVERY_S)
@@ -113,12 +116,6 @@ class LineReporter:
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
         """Writes the state of a bar."""
         write_stderr(progress_line(count, is_end=is_end))
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
-
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Prints nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
         write_stderr(message)
@@ -128,7 +125,7 @@ class LineReporter:
         write_stderr(f"warning: {message} [{code}]")
 
 
-class JsonReporter:
+class JsonReporter(NullReporter):
     """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
@@ -153,9 +150,6 @@ class JsonReporter:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._event("metrics", step=step, values=values)
-
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Writes nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
         self._event("note", message=message)

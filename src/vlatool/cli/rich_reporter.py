@@ -22,10 +22,10 @@ from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr, printable
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
+from vlatool.events import NullReporter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 _MIN_CURVE_WIDTH, _MAX_CURVE_WIDTH = 8, 60
@@ -33,7 +33,7 @@ _MAX_POINTS = 128
 _METRIC_FIELDS = {"loss", "samples/s"}  # fields of a bar that the line of metrics shows
 
 
-class RichReporter:
+class RichReporter(NullReporter):
     """Live bars on stderr: count and time left, then rate and extra fields if they fit.
 
     Below the bars of a training is a line with its metrics and the curve of its loss.
@@ -63,9 +63,6 @@ class RichReporter:
         if "loss" in values:
             self._bars.metrics = self._bars.metrics or _MetricsLine()
             self._bars.metrics.update(values)
-
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Prints nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
         """Prints a message above the bars."""

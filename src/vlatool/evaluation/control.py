@@ -184,13 +184,6 @@ def chunk_seed(seed: int, number: int) -> int:
     return int(keyed_generator(seed, "chunk", number).integers(_SEEDS))
 
 
-def act_in_batches(
-    policy: Policy, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
-) -> dict[str, Array]:
-    """Returns chunks of commands by field [B, T, C], computed as `in_batches` does."""
-    return in_batches(policy.act, observations, seeds, batch_size)
-
-
 class ResizeLog:
     """Log of images of another size than the policy sees, once per camera and size."""
 
@@ -257,15 +250,15 @@ class EpisodeControl:
         self._seed = seed
         self._log = log
         self._lookahead = lookahead
-        first, last = _offsets(self._sees)
-        if last > lookahead:
+        offsets = [0, *(step for view in self._sees.cameras.values() for step in view.offsets)]
+        if (last := max(offsets)) > lookahead:
             raise DataError(
                 f"the policy takes images up to {counted(last, 'step')} after the current one",
                 hint="train a policy with data.image_indices of at most 0",
                 code="data.future_pictures",
             )
         # Number of steps before the current one that the policy sees.
-        self.history = max(-first, self._sees.past)
+        self.history = max(-min(offsets), self._sees.past)
         self._length = self.history + 1 + lookahead
         self._states: deque[RobotState] = deque(maxlen=self._length)
         self._commands: deque[Mapping[str, Array]] = deque(maxlen=self._sees.past)
@@ -290,8 +283,14 @@ class EpisodeControl:
         """Adds the newest state."""
         images = {name: _checked_image(name, image) for name, image in state.images.items()}
         known = self._states[-1].images if self._states else {}
-        if any(view.size is None for view in self._sees.cameras.values()):
-            _check_equal_sizes([*known.values(), *images.values()])
+        sizes = {image.shape[:2] for image in (*known.values(), *images.values())}
+        if len(sizes) > 1 and any(view.size is None for view in self._sees.cameras.values()):
+            raise DataError(
+                f"images of different sizes: {value_text(sorted(sizes))}; the run does not record "
+                "the size of its training data",
+                hint="resize all images to the size of the training data",
+                code="data.image_sizes_differ",
+            )
         for name, image in images.items():
             self._log.add(name, image.shape)
         # Copies: a camera may write every frame into the same buffer.
@@ -386,7 +385,7 @@ def begin_chunks(
         for episode, instruction in zip(episodes, instructions, strict=True)
     ]
     observations, seeds = [row[0] for row in inputs], [row[1] for row in inputs]
-    chunks = act_in_batches(policy, observations, seeds, batch_size)
+    chunks = in_batches(policy.act, observations, seeds, batch_size)
     check_finite(chunks)
     for row, episode in enumerate(episodes):
         episode.begin({name: np.asarray(chunks[name][row], np.float64) for name in policy.actions})
@@ -405,41 +404,21 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
         )
 
 
-def _offsets(sees: ObservationSpec) -> tuple[int, int]:
-    """Smallest and largest time offset of images, at most and at least 0."""
-    offsets = [0, *(step for view in sees.cameras.values() for step in view.offsets)]
-    return min(offsets), max(offsets)
-
-
 def _checked_image(camera: str, image: Array) -> UInt8Array:
     shape = image.shape
     if image.dtype != np.uint8 or len(shape) != _IMAGE_DIMENSIONS or shape[-1] != 3:
+        hint = "give one RGB image per camera, without batch, alpha or depth"
+        if image.dtype != np.uint8:
+            hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
         raise DataError(
             f"the image of {camera!r} is {image.dtype} {list(shape)}, not uint8 [H, W, 3]",
-            hint=_image_hint(image),
+            hint=hint,
             code="data.no_picture",
             details={"camera": camera},
         )
     if 0 in shape:
         raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.no_picture")
     return image
-
-
-def _image_hint(image: Array) -> str:
-    if image.dtype != np.uint8:
-        return "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
-    return "give one RGB image per camera, without batch, alpha or depth"
-
-
-def _check_equal_sizes(images: Sequence[UInt8Array]) -> None:
-    sizes = {image.shape[:2] for image in images}
-    if len(sizes) > 1:
-        raise DataError(
-            f"images of different sizes: {value_text(sorted(sizes))}; the run does not record the "
-            "size of its training data",
-            hint="resize all images to the size of the training data",
-            code="data.image_sizes_differ",
-        )
 
 
 def channels_last(image: Array, *, is_first: bool = False) -> Array:

@@ -104,24 +104,26 @@ class PolicyController:
             self._episodes[seed].observe(self._keys.state(observation))
             if is_new and self._config.compat and self._config.execute_steps > 1:
                 self._episodes[seed].hold(self._steps)
-        due = [seed for seed in observations if self._is_due(self._episodes[seed])]
+        episodes = {seed: self._episodes[seed] for seed in observations}
+        due = [
+            seed
+            for seed, episode in episodes.items()
+            if not episode.chunk or episode.num_executed >= self._steps
+        ]
         if due:
             # Sorted, so that a batch has few lengths of instructions; no chunk depends on it.
             due.sort(key=lambda seed: instructions[seed])
             start = time.perf_counter()
             begin_chunks(
                 self._policy,
-                [self._episodes[seed] for seed in due],
+                [episodes[seed] for seed in due],
                 [instructions[seed] for seed in due],
                 self._config.batch_size,
             )
             num_batches = -(-len(due) // self._config.batch_size)
             duration = 1000 * (time.perf_counter() - start) / num_batches
             self._milliseconds += [round(duration, 3)] * num_batches
-        return {seed: self._next_action(self._episodes[seed]) for seed in observations}
-
-    def _is_due(self, episode: EpisodeControl) -> bool:
-        return not episode.chunk or episode.num_executed >= self._steps
+        return {seed: self._next_action(episode) for seed, episode in episodes.items()}
 
     def _next_action(self, episode: EpisodeControl) -> Array:
         step = episode.num_executed

@@ -55,16 +55,15 @@ class FutureScores:
             if not steps:
                 continue
             at = [step - 1 for step in steps]
-            real = self._prepared(camera, recorded.images[camera][at])
-            present = self._prepared(camera, observation.images[camera][-1:])
-            shown = recorded.codes[camera][at] if recorded.codes else self._encoded(real)
-            predicted, now = values[at], self._encoded(present)
+            tokenizer = self._tokenizer
+            real = prepared_images(tokenizer, camera, recorded.images[camera][at])
+            present = prepared_images(tokenizer, camera, observation.images[camera][-1:])
+            shown = recorded.codes[camera][at] if recorded.codes else _codes_of(tokenizer, real)
+            predicted, now = values[at], _codes_of(tokenizer, present)
             errors = {
-                "psnr": _squared_errors(decoded_images(self._tokenizer, predicted), real),
+                "psnr": _squared_errors(decoded_images(tokenizer, predicted), real),
                 "copy_present_psnr": _squared_errors(present, real),
-                "reconstruction_psnr": _squared_errors(
-                    decoded_images(self._tokenizer, shown), real
-                ),
+                "reconstruction_psnr": _squared_errors(decoded_images(tokenizer, shown), real),
                 "code_accuracy": (predicted == shown).mean(axis=1),
                 "copy_present_code_accuracy": (now == shown).mean(axis=1),
             }
@@ -81,12 +80,6 @@ class FutureScores:
                 for step, sums in sorted(self._sums.items())
             },
         }
-
-    def _prepared(self, camera: str, images: UInt8Array) -> UInt8Array:
-        return prepared_images(self._tokenizer, camera, images)
-
-    def _encoded(self, images: UInt8Array) -> Array:
-        return _codes_of(self._tokenizer, images)
 
 
 def _codes_of(tokenizer: OpenTokenizer, images: UInt8Array) -> Array:

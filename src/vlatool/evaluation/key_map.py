@@ -65,7 +65,19 @@ class KeyMap:
         return rotate(image, turns) if image.ndim > 1 else image
 
     def _field(self, observation: Mapping[str, Any], name: str) -> Array:
-        values, width = self._values(observation, name), self._sees.fields[name]
+        source, width = self._config.fields[name], self._sees.fields[name]
+        if source.constant is not None:
+            values = np.asarray(source.constant, np.float64)
+        else:
+            key = _key(source, name)
+            values = np.ravel(as_array(key, observed_value(observation, key)))
+            if values.dtype.kind not in _NUMBERS:
+                raise DataError(
+                    f"{key!r} of the observation is {values.dtype}, not numbers",
+                    code="data.field_shape",
+                    details={"field": name},
+                )
+            values = values[source.start : source.stop].astype(np.float64) * source.scale
         if len(values) != width:
             raise DataError(
                 f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "
@@ -75,20 +87,6 @@ class KeyMap:
                 details={"field": name, "width": width},
             )
         return values
-
-    def _values(self, observation: Mapping[str, Any], name: str) -> Array:
-        source = self._config.fields[name]
-        if source.constant is not None:
-            return np.asarray(source.constant, np.float64)
-        key = _key(source, name)
-        values = np.ravel(as_array(key, observed_value(observation, key)))
-        if values.dtype.kind not in _NUMBERS:
-            raise DataError(
-                f"{key!r} of the observation is {values.dtype}, not numbers",
-                code="data.field_shape",
-                details={"field": name},
-            )
-        return values[source.start : source.stop].astype(np.float64) * source.scale
 
 
 def has_mapping(config: RolloutConfig) -> bool:

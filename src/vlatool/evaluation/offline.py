@@ -18,13 +18,12 @@ from vlatool.evaluation.control import (
     EpisodeControl,
     ResizeLog,
     RobotState,
-    act_in_batches,
     chunk_seed,
 )
 from vlatool.events import Progress
 from vlatool.loading.base import ActionField, RecordedFutures, RecordedPairs, Target
 from vlatool.loading.frames import check_frame
-from vlatool.models.policy import Policy
+from vlatool.models.policy import Policy, in_batches
 from vlatool.plugins import did_you_mean
 
 # Annotation that a policy reads unless its data say otherwise.
@@ -202,7 +201,7 @@ def evaluate_open_loop(
         # The seed of a sample does not depend on which other samples are evaluated.
         seeds = [chunk_seed(config.seed, index) for index in indices]
         observations = [observation for observation, _ in rows]
-        predicted = act_in_batches(policy, observations, seeds, config.batch_size)
+        predicted = in_batches(policy.act, observations, seeds, config.batch_size)
         recorder.add([target for _, target in rows], predicted)
         bar.advance(len(rows))
     return recorder.report()
