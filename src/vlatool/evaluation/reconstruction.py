@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vlatool.models.perceptual.networks import PerceptualDistance
 
 T = TypeVar("T")
+ImagePair = tuple[UInt8Array, UInt8Array]  # an image and its reconstruction, uint8 [S, S, 3]
 # Images uint8 [B, S, S, 3] to their reconstructions.
 Reconstruct = Callable[[Tensor], Reconstruction]
 
@@ -251,40 +252,28 @@ def evaluate_reconstruction(
     return _over_ranks(sums, drops, options.reduce, config)
 
 
-@dataclass(frozen=True)
-class ReconstructedImage:
-    """Image and its reconstruction: uint8 [S, S, 3]."""
-
-    original: UInt8Array
-    reconstruction: UInt8Array
-
-
 def reconstruct(
     run: Reconstruct, config: ImageDataConfig, options: EvalOptions, keys: Collection[str]
-) -> dict[str, ReconstructedImage]:
+) -> dict[str, ImagePair]:
     """Reconstructs the images named `keys`. Only one rank calls it; it reads until it has all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     info = load_info(config)
     single = replace(options, rank=0, world_size=1)
-    images: dict[str, ReconstructedImage] = {}
+    images: dict[str, ImagePair] = {}
     with torch.inference_mode(), closing(_batches(config, info, single)) as batches:
         for batch in batches:
             chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
             if chosen:
                 originals = batch.batch["images"][chosen].to(options.device)
-                reconstructions = to_uint8(run(originals.permute(0, 2, 3, 1)).pixels)
-                names = [batch.samples[index] for index in chosen]
-                images |= _pairs(names, originals, reconstructions)
+                pixels = to_uint8(run(originals.permute(0, 2, 3, 1)).pixels)
+                pairs = zip(
+                    *(side.permute(0, 2, 3, 1).cpu().numpy() for side in (originals, pixels)),
+                    strict=True,
+                )
+                images |= zip((batch.samples[index] for index in chosen), pairs, strict=True)
             if len(images) == len(keys):
                 break
     return images
-
-
-def _pairs(
-    names: Sequence[str], originals: Tensor, reconstructions: Tensor
-) -> dict[str, ReconstructedImage]:
-    sides = (images.permute(0, 2, 3, 1).cpu().numpy() for images in (originals, reconstructions))
-    return {name: ReconstructedImage(*pair) for name, *pair in zip(names, *sides, strict=True)}
 
 
 def _over_ranks(
@@ -363,8 +352,7 @@ def write_tokenizer_page(
     path: Path,  # HTML file
     report: ReconstructionReport,  # contents above the images
     groups: Mapping[str, Mapping[str, float]],  # best, median and worst images: name to PSNR in dB
-    # Original and reconstruction uint8 [S, S, 3] by name.
-    images: Mapping[str, tuple[UInt8Array, UInt8Array]],
+    images: Mapping[str, ImagePair],
 ) -> None:
     rows = [
         Section(name.capitalize(), _group(keys, images), is_under=True)
@@ -382,7 +370,7 @@ def write_tokenizer_page(
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))
 
 
-def _group(keys: Mapping[str, float], images: Mapping[str, tuple[UInt8Array, UInt8Array]]) -> str:
+def _group(keys: Mapping[str, float], images: Mapping[str, ImagePair]) -> str:
     """Columns of original, reconstruction and difference, with the PSNR below."""
     columns = "".join(_column(key, keys[key], *images[key]) for key in keys if key in images)
     return f'<div class="strip">{columns}</div>' * bool(columns)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vlatool.evaluation.image_metrics import ImageScore
     from vlatool.evaluation.reconstruction import (
         EvalResult,
+        ImagePair,
         MetricNetworks,
-        ReconstructedImage,
     )
     from vlatool.models.tokenizer import OpenTokenizer
     from vlatool.training.runtime import Runtime
@@ -224,7 +224,7 @@ def _result(
     )
 
 
-def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ReconstructedImage]") -> None:
+def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ImagePair]") -> None:
     from vlatool.evaluation.reconstruction import ReconstructionReport, write_tokenizer_page
 
     report = ReconstructionReport(
@@ -234,8 +234,7 @@ def _write_page(result: TokenizerEvalResult, images: "Mapping[str, Reconstructed
         notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
-    pairs = {key: (image.original, image.reconstruction) for key, image in images.items()}
-    write_tokenizer_page(location(result.page), report, result.extremes, pairs)
+    write_tokenizer_page(location(result.page), report, result.extremes, images)
 
 
 def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[str, Any]:
