@@ -29,7 +29,7 @@ class PlanRequest:
     done: "asyncio.Future[float]"  # result: seconds of the computation
 
 
-class Planner:
+class ChunkBatcher:
     """Computes chunks of all clients in batches of one size, so that none depends on another."""
 
     def __init__(self, policy: Policy, config: ServeConfig, num_clients: Callable[[], int]) -> None:

@@ -47,7 +47,7 @@ from vlatool.serving.messages import (
     pack,
     unpack,
 )
-from vlatool.serving.planner import Planner
+from vlatool.serving.planner import ChunkBatcher
 
 # Upper limits of the buckets, in seconds.
 _LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -337,7 +337,7 @@ class PolicyServer:
         self._metadata = pack(service.metadata)
         self._clients: set[ServerConnection] = set()
         self._busy: set[ServerConnection] = set()
-        self._planner = Planner(service.policy, service.config, lambda: len(self._clients))
+        self._planner = ChunkBatcher(service.policy, service.config, lambda: len(self._clients))
         self._stopping = asyncio.Event()
         self._opening = asyncio.Lock()
         self._failed_at = -_WARY_S

@@ -31,7 +31,7 @@ from vlatool.storage.tree import sha256_of, size_text
 from vlatool.storage.uri import local_path, location, pinned
 from vlatool.workflows.download_files import (
     DownloadResult,
-    RemoteFile,
+    RemoteObject,
     TransferOptions,
     download_files,
     remote_files,
@@ -472,8 +472,8 @@ def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
 
 
 def _selected(
-    config: DownloadConfig, source: RemotePath, files: Sequence[RemoteFile]
-) -> list[RemoteFile]:
+    config: DownloadConfig, source: RemotePath, files: Sequence[RemoteObject]
+) -> list[RemoteObject]:
     """Files that the patterns select, without the records of outputs of vlatool."""
     files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:

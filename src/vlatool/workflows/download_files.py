@@ -52,7 +52,7 @@ _COMPANIONS = {STATS_NAME: True, CONFIG_NAME: True, METADATA_NAME: False, DIGEST
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class RemoteObject:
     """File of a remote location."""
 
     name: str  # Path in the output
@@ -64,22 +64,22 @@ class RemoteFile:
         return str(self.address)
 
 
-def remote_files(source: RemotePath) -> list[RemoteFile]:
+def remote_files(source: RemotePath) -> list[RemoteObject]:
     """Files at a location, by their path below it."""
     address = source.address
     if not is_listable(address):
         return _named(source)
     info = find_object(address) if address.key else ObjectInfo(is_dir=True)
     if info is not None and not info.is_dir:
-        return [RemoteFile(source.name, address, info)]
+        return [RemoteObject(source.name, address, info)]
     return [
-        RemoteFile(name, address.joined(name), info)
+        RemoteObject(name, address.joined(name), info)
         for name, info in tree(address)
         if not info.is_dir
     ]
 
 
-def _named(source: RemotePath) -> list[RemoteFile]:
+def _named(source: RemotePath) -> list[RemoteObject]:
     """Files of a web server: what a manifest names, or the file itself."""
     if source.name == MANIFEST_NAME and source.is_file():
         return _infos(source.parent, _manifest_names(source))
@@ -98,7 +98,7 @@ def _named(source: RemotePath) -> list[RemoteFile]:
             return _infos(source, named_files(source))
     info = find_object(source.address)
     if info is not None:
-        return [RemoteFile(source.name, source.address, info)]
+        return [RemoteObject(source.name, source.address, info)]
     raise DataError.at(
         source,
         f"no file, and no folder with {MANIFEST_NAME}, {INFO_FILE} or {NAME}",
@@ -107,12 +107,12 @@ def _named(source: RemotePath) -> list[RemoteFile]:
     )
 
 
-def _of_file_list(source: RemotePath, entries: Sequence[FileEntry]) -> Iterator[RemoteFile]:
+def _of_file_list(source: RemotePath, entries: Sequence[FileEntry]) -> Iterator[RemoteObject]:
     """Files of an output of vlatool, with the digests in its file list."""
     for entry in entries:
         if entry.count is None:
             info = ObjectInfo(entry.bytes, digest=f"sha256:{entry.sha256}")
-            yield RemoteFile(entry.path, source.address.joined(entry.path), info)
+            yield RemoteObject(entry.path, source.address.joined(entry.path), info)
 
 
 def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
@@ -124,7 +124,7 @@ def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
     return [(MANIFEST_NAME, True), *shards, *((name, False) for name in _COMPANIONS)]
 
 
-def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]]:
+def task_files(task: RemotePath, view: str) -> tuple[list[RemoteObject], list[str]]:
     """Files of a view (`shards` or `episodes`) of a published task.
 
     Returns the files, with names below the folder of the task, and the names of those files.
@@ -148,7 +148,7 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]
     missing = [(name, needed) for name, needed in _COMPANIONS.items() if name not in files]
     borrowed = _infos(other, [(name, needed) for name, needed in missing if needed])
     every = [*files.values(), *borrowed]
-    view_files = [RemoteFile(f"{view}/{file.name}", file.address, file.info) for file in every]
+    view_files = [RemoteObject(f"{view}/{file.name}", file.address, file.info) for file in every]
     return view_files, [f"{view}/{file.name}" for file in borrowed]
 
 
@@ -159,17 +159,17 @@ def doubled_error(where: object) -> DataError:
     )
 
 
-def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteFile]:
+def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteObject]:
     """Files with their sizes; raises DataError for a missing or doubled one."""
     assert isinstance(folder, RemotePath)
     addresses = [folder.address.joined(name) for name, _ in names]
     infos = in_parallel(find_object, addresses, _MAX_HEADS)
-    files: dict[str, RemoteFile] = {}
+    files: dict[str, RemoteObject] = {}
     for (name, is_needed), address, info in zip(names, addresses, infos, strict=True):
         if name in files:
             raise doubled_error(address)
         if info is not None:
-            files[name] = RemoteFile(name, address, info)
+            files[name] = RemoteObject(name, address, info)
         elif is_needed:
             raise DataError.at(
                 address,
@@ -295,7 +295,7 @@ class DownloadResult(OutputResult):
 
 def download_files(
     source: RemotePath,
-    files: Sequence["RemoteFile"],
+    files: Sequence["RemoteObject"],
     output: str,
     options: TransferOptions,
     reporter: Reporter,
@@ -322,7 +322,7 @@ class DownloadJob:
     def __init__(
         self,
         source: RemotePath,
-        files: Sequence[RemoteFile],
+        files: Sequence[RemoteObject],
         output_text: str,
         options: TransferOptions,
         display: tuple[Reporter, ExitStack],
@@ -351,7 +351,7 @@ class DownloadJob:
             shown={"output": output_text},
         )
 
-    def name(self, item: RemoteFile) -> str:
+    def name(self, item: RemoteObject) -> str:
         return item.name
 
     def begin(self) -> None:
@@ -361,16 +361,16 @@ class DownloadJob:
         bar = self._reporter.progress("download", missing, "bytes")
         self.pool.bar = self._stack.enter_context(bar)
 
-    def _bytes_there(self, file: RemoteFile) -> int:
+    def _bytes_there(self, file: RemoteObject) -> int:
         try:
             return min((self._output / file.name).stat().st_size, file.info.size)
         except OSError:
             return min(partial_bytes(self._partial(file)), file.info.size)
 
-    def _partial(self, file: RemoteFile) -> Path:
+    def _partial(self, file: RemoteObject) -> Path:
         return self._partials / hashlib.sha256(file.name.encode()).hexdigest()[:24]
 
-    def _download(self, file: RemoteFile) -> Receipt:
+    def _download(self, file: RemoteObject) -> Receipt:
         target = self._output / file.name
         if target.is_dir():
             raise DataError.at(
@@ -434,14 +434,14 @@ def check_space(output: Path, missing: int, hint: str = "") -> None:
         )
 
 
-def object_state(file: RemoteFile) -> InputState:
+def object_state(file: RemoteObject) -> InputState:
     """State of a remote file; it does not depend on the version of vlatool."""
     info = file.info
     sizes = digest_of([info.etag or info.digest, info.size])
     return InputState(digest_of([file.path, sizes]), sizes, int(info.modified * 1e9))
 
 
-def _check_name(file: RemoteFile) -> None:
+def _check_name(file: RemoteObject) -> None:
     if FOLDER in file.name.split("/") or not is_inside(file.name):
         raise DataError.at(
             file.path,

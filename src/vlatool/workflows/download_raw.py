@@ -50,7 +50,7 @@ from vlatool.storage.transfer import TransferPool
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.workflows.download_files import (
-    RemoteFile,
+    RemoteObject,
     TransferOptions,
     check_space,
     object_state,
@@ -506,7 +506,7 @@ class RawJob:
         self._reporter, self._stack = display
         self._extraction: Extraction | None = None
         self._facts: Mapping[str, Any] = {}
-        self._file = RemoteFile(task.source.name, task.source.address, task.info)
+        self._file = RemoteObject(task.source.name, task.source.address, task.info)
         self.items = [self._file]
         self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
         self.spec = JobSpec(
@@ -528,10 +528,10 @@ class RawJob:
             shown={"output": task.output},
         )
 
-    def name(self, item: RemoteFile) -> str:
+    def name(self, item: RemoteObject) -> str:
         return item.name
 
-    def _state(self, item: RemoteFile) -> InputState:
+    def _state(self, item: RemoteObject) -> InputState:
         """State of the archive; another one if it becomes a file of the output."""
         state = object_state(item)
         if not (self._task.keep_archive or (self._output / item.name).is_file()):
@@ -562,7 +562,7 @@ class RawJob:
     def _needs_archive(self, extraction: Extraction) -> bool:
         return self._task.keep_archive and extraction.archive_entry is None
 
-    def _extract(self, file: RemoteFile) -> Receipt:
+    def _extract(self, file: RemoteObject) -> Receipt:
         """Extracts the archive, from the start again if it changes meanwhile."""
         info = file.info
         for attempt in range(_RESTARTS + 1):

@@ -176,7 +176,7 @@ class SampleJob:
             title=f"sample {config.layout} {config.output}",
             item_name="episode",
             plan=plan_digest(options),
-            work=EpisodeWriter(self._recorder.write, self._expert),
+            work=ExpertWriter(self._recorder.write, self._expert),
             state=_state,
             owned=self._recorder.owned,
             temporary=self._recorder.temporary,
@@ -233,7 +233,7 @@ class SampleJob:
 
 
 @dataclass(frozen=True)
-class EpisodeWriter:
+class ExpertWriter:
     """Picklable function that records one episode."""
 
     # Writes an episode; its second argument is the number of frames before it.

@@ -68,7 +68,7 @@ _SYSTEM_FOLDERS = {
 }
 
 
-class Problem(NamedTuple):
+class TextMatch(NamedTuple):
     """Place of a text that must not be uploaded."""
 
     path: str
@@ -142,7 +142,7 @@ def _is_text(file: UploadFile, code: str) -> bool:
     return suffix not in _BINARY_SUFFIXES if code == "data.secret" else suffix in _TEXT_SUFFIXES
 
 
-def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[Problem]:
+def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[TextMatch]:
     """Yields the lines of a text file that match, each once."""
     number, last = 1, 0
     for block in _text_blocks(file):
@@ -152,7 +152,7 @@ def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[Problem]:
             start = match.start()
             if number != last:
                 last = number
-                yield Problem(file.name, number, match[0].decode(errors="replace"))
+                yield TextMatch(file.name, number, match[0].decode(errors="replace"))
         number += block.count(b"\n", start)
 
 

@@ -24,7 +24,7 @@ from vlatool.storage.uri import can_list
 
 
 @dataclass(frozen=True)
-class CheckpointFiles:
+class CheckpointListing:
     """Names and total size of the files of a checkpoint folder."""
 
     name: str
@@ -111,12 +111,12 @@ def _run(location: Path) -> Report:
     )
 
 
-def _checkpoint_files(path: Path) -> CheckpointFiles:
+def _checkpoint_files(path: Path) -> CheckpointListing:
     if can_list(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
         files = files_named(path, [MANIFEST, *sorted(CheckpointManifest.read(path).files)])
-    return CheckpointFiles(
+    return CheckpointListing(
         name=path.name,
         step=checkpoint_step(path.name),
         bytes=sum(file.stat().st_size for file in files),
@@ -135,7 +135,7 @@ def _parameters(weights: WeightsInfo | None) -> str:
     return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
 
 
-def _checkpoint_table(checkpoints: Sequence[CheckpointFiles]) -> str:
+def _checkpoint_table(checkpoints: Sequence[CheckpointListing]) -> str:
     rows = [
         (
             files.name,
