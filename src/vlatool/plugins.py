@@ -320,9 +320,9 @@ ENVIRONMENTS: dict[str, EnvironmentSource] = {
         "sim",
     ),
     "libero/": EnvironmentSource(
-        "vlatool.world.libero.env:register_environments",
+        "vlatool.world.libero.suites:register_environments",
         "rollout-libero",
-        "vlatool.world.libero.env:environment_ids",
+        "vlatool.world.libero.suites:environment_ids",
     ),
 }
 # Config classes of the commands that write runs.

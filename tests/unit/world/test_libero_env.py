@@ -11,7 +11,8 @@ import pytest
 
 from tests.builders.libero_simulator import STATES, TASKS, calls_of, write_libero
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.world.libero.env import SUITES, axis_angle, environment_ids, register_environments
+from vlatool.world.libero.env import axis_angle
+from vlatool.world.libero.suites import SUITES, environment_ids, register_environments
 
 
 @pytest.fixture

@@ -99,8 +99,6 @@ def register_environments() -> None:
     # Imported here, because they are no core dependencies.
     from gymnasium.envs.registration import register, registry
 
-    from vlatool.world.metaworld.simulator import load_simulator
-
     load_simulator()
     for task in INSTRUCTIONS:
         if f"{PREFIX}{task}" not in registry:
