@@ -53,7 +53,7 @@ class EndEffectorTrack:
     """Poses of one end effector over time."""
 
     arm: str
-    color: int  # number of its color
+    color: int
     xyz: Array  # positions [S, 3] in the base frame
     rot6d: Array | None  # rotations [S, 6]; None if unknown
 

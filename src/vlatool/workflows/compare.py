@@ -32,7 +32,7 @@ Start = tuple[str, int]
 @dataclass(frozen=True)
 class RolloutOutput:
     location: str  # as it was given
-    checkpoint: str  # name of the checkpoint
+    checkpoint: str
     weights: str  # `ema` or `raw`
     # Id of the environment, or name of the suite.
     env: str = field(metadata=UNLISTED)

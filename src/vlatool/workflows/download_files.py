@@ -56,7 +56,7 @@ class RemoteObject:
     """File of a remote location."""
 
     name: str  # Path in the output
-    address: Address  # the object
+    address: Address
     info: ObjectInfo  # its size and version
 
     @property

@@ -113,8 +113,8 @@ class FitFastResult(Result):
     width: int  # D
     lowest: int  # coefficient with code point 0
     highest: int  # largest coefficient
-    profile: str  # its name
-    profile_digest: str  # of its numbers
+    profile: str
+    profile_digest: str
     # Size of the vocabulary, ids per chunk, share of chunks that are decoded exactly, share of
     # coefficients in range, error per dimension; empty for a dry run.
     quality: Mapping[str, Any]

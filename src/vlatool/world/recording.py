@@ -176,8 +176,8 @@ class RecordingSetup:
 class RecordedEpisode:
     """Result of a worker for one episode."""
 
-    index: int  # number of the episode
-    frames: int  # number of frames
+    index: int
+    frames: int
     instruction: str
     success: bool  # True if the expert succeeded
     # Statistics for the meta files of the layout.

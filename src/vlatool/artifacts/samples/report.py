@@ -68,7 +68,7 @@ class SamplesFacts:
     layout: str  # `jsonl` or `packed`
     samples: int
     episodes: int
-    kinds: Mapping[str, int]  # map from kind to number of samples
+    kinds: Mapping[str, int]
     # Numbers of past and future images, of actions and of their dimensions in a window.
     shape: Mapping[str, int]
     tasks: Mapping[str, int]  # map from instruction to number of samples

@@ -53,7 +53,7 @@ class StoredFrames:
 class SimulatedEpisode:
     """Recorded episode of L frames."""
 
-    index: int  # number of the episode
+    index: int
     task: str  # task of Meta-World
     images: dict[str, list[UInt8Array]]  # map from view to L images uint8 [H, W, 3]
     states: FloatArray  # `proprio` at each frame, float64 [L, 4]
