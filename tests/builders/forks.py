@@ -30,7 +30,7 @@ WARM = (
     "vlatool.artifacts.check",
     "vlatool.models.titok.objective",
     "vlatool.workflows.build_dataset",
-    "vlatool.workflows.decode",
+    "vlatool.workflows.encode",
     "vlatool.workflows.encode",
     "vlatool.workflows.evaluate",
     "vlatool.workflows.preprocess",

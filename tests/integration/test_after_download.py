@@ -28,11 +28,10 @@ from vlatool.loading.dataset import open_dataset
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, DownloadResult, download
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats import StatsComputeConfig, StatsMergeConfig, stats_compute, stats_merge
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 @pytest.fixture

@@ -32,10 +32,9 @@ from vlatool.models.future_vla.token_ids import tiny_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
 from vlatool.workflows.export import ExportConfig, ExportResult, export
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 EPISODES, FRAMES = 3, 4
 SAMPLES = EPISODES * FRAMES * 2

@@ -28,8 +28,8 @@ from vlatool.storage import transfer
 from vlatool.workflows import download_raw
 from vlatool.workflows.download import AnnotationsResult, DownloadConfig, TasksResult, download
 from vlatool.workflows.download_raw import RawResult
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import InspectConfig, inspect
 
 CHUNK = 4096
 TASK = "PutKiwiOnSaucer"

@@ -36,11 +36,9 @@ from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
-from vlatool.workflows.encode import EncodeConfig, EncodeJob
+from vlatool.workflows.encode import DecodeConfig, DecodeResult, EncodeConfig, EncodeJob, decode
 from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 IMAGES = EPISODES * FRAMES * 2
 CPU = torch.device("cpu")

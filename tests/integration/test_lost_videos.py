@@ -15,8 +15,8 @@ from tests.builders.verifying import verified
 from tests.builders.web_server import web_server
 from vlatool.errors import VlatoolError
 from vlatool.workflows.download import DownloadConfig, DownloadResult, download
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.verify import InspectConfig, inspect
 
 
 def _unlink(root: Path) -> None:

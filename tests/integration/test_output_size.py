@@ -15,9 +15,8 @@ from tests.builders.spartan import spartan_task
 from vlatool.artifacts.stats.format import merge_stats, read_mergeable, read_stats
 from vlatool.errors import DataError, UsageError
 from vlatool.transforms.quantiles import Digest, to_state
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.stats import StatsMergeConfig, stats_merge
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
 from vlatool.models.policy import RoboticsPolicy, in_batches
 from vlatool.sources.detection import detect_source
-from vlatool.workflows.evaluate import recorded_pairs
-from vlatool.workflows.predict import PredictConfig, PredictResult, predict
+from vlatool.workflows.evaluate import PredictConfig, PredictResult, predict, recorded_pairs
 from vlatool.workflows.train import train
 
 FRAMES = 12

@@ -25,9 +25,8 @@ from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 # Keys that records of the published program have. Source: reference/training 1.7.
 RECORDED = {

@@ -20,11 +20,10 @@ from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location, version_of
 from vlatool.workflows.evaluate import open_loop
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 SCHEMES_READ = ["s3", "http", "hf", "memory"]
 SPARTAN = {

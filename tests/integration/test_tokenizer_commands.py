@@ -34,13 +34,13 @@ from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.export import TokenizerExportConfig, tokenizer_export
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.tokenizer_eval import (
     TokenizerEvalConfig,
     TokenizerEvalResult,
     tokenizer_eval,
 )
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import InspectConfig, inspect
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,7 @@ from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer
 from vlatool.testing import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.decode import DecodeConfig, decode
-from vlatool.workflows.encode import EncodeConfig, encode
+from vlatool.workflows.encode import DecodeConfig, EncodeConfig, decode, encode
 from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
 from vlatool.workflows.train import finetune, train

@@ -20,7 +20,7 @@ from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.checksummed import write_checksummed
 from vlatool.storage.uri import location
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 STEPS = (2, 4)
 

@@ -20,7 +20,7 @@ from vlatool.artifacts.samples.lines import parse_sample, render_sample
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 Break = Callable[[Path], Any]
 FIRST = "episode_000000"

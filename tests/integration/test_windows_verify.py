@@ -11,7 +11,7 @@ from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
 from tests.builders.verifying import verified
 from vlatool.artifacts.windows.format import is_windows
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 LINES = "data/episode_000000.jsonl"
 IMAGE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"

@@ -30,14 +30,12 @@ from vlatool.training.config import TrainConfig
 from vlatool.workflows import download_raw
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
-from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.encode import DecodeConfig, decode
+from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
 from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout
@@ -46,6 +44,7 @@ from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats import StatsComputeConfig, StatsMergeConfig, stats_compute, stats_merge
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import InspectConfig, inspect
 from vlatool.world.registration import ENVIRONMENT
 
 Result = Mapping[str, Any]

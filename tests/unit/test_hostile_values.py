@@ -37,8 +37,7 @@ from vlatool.pages.text import number_text
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import walk
 from vlatool.workflows.build_dataset import BuildDatasetConfig
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 SEED = 22
 pytestmark = pytest.mark.timeout(60)

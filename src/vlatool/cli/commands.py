@@ -49,8 +49,8 @@ _SAGEMAKER_EXAMPLE = (
 LAUNCH: dict[str, Command] = {
     "launch sagemaker train": Command(
         "Train a model in a SageMaker job.",
-        "vlatool.workflows.launch_sagemaker:launch_sagemaker_train",
-        "vlatool.workflows.launch_sagemaker:LaunchSageMakerConfig",
+        "vlatool.workflows.launch_training:launch_sagemaker_train",
+        "vlatool.workflows.launch_training:LaunchSageMakerConfig",
         examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
         details=_SAGEMAKER_DETAILS,
         options=_SAGEMAKER_OPTIONS,
@@ -59,8 +59,8 @@ LAUNCH: dict[str, Command] = {
     ),
     "launch sagemaker finetune": Command(
         "Train a model in a SageMaker job, from the weights of a checkpoint.",
-        "vlatool.workflows.launch_sagemaker:launch_sagemaker_finetune",
-        "vlatool.workflows.launch_sagemaker:LaunchSageMakerConfig",
+        "vlatool.workflows.launch_training:launch_sagemaker_finetune",
+        "vlatool.workflows.launch_training:LaunchSageMakerConfig",
         examples=tuple(
             _SAGEMAKER_EXAMPLE.replace("train", f"finetune --from {weights}")
             for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
@@ -72,8 +72,8 @@ LAUNCH: dict[str, Command] = {
     ),
     "launch slurm train": Command(
         "Write the script of a training run for Slurm; with --submit, submit it.",
-        "vlatool.workflows.launch_slurm:launch_slurm_train",
-        "vlatool.workflows.launch_slurm:SlurmTrainConfig",
+        "vlatool.workflows.launch_training:launch_slurm_train",
+        "vlatool.workflows.launch_training:SlurmTrainConfig",
         examples=(
             (
                 "vlatool launch slurm train --preset diffusion-policy-tiny --data data "
@@ -257,7 +257,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "decode": Command(
         "Decode the codes of a visual tokenizer to images.",
-        "vlatool.workflows.decode:decode",
+        "vlatool.workflows.encode:decode",
         "vlatool.tokens.config:DecodeConfig",
         {"codes": "CODES"},
         (
@@ -405,8 +405,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "predict": Command(
         "Ask a policy for its actions at one frame of recorded data.",
-        "vlatool.workflows.predict:predict",
-        "vlatool.workflows.predict:PredictConfig",
+        "vlatool.workflows.evaluate:predict",
+        "vlatool.workflows.evaluate:PredictConfig",
         {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
         (
             "vlatool predict runs/bin raw --episode 3 --frame 20",
@@ -451,8 +451,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "inspect": Command(
         "Show the contents of a source, a data folder or a run.",
-        "vlatool.workflows.inspect:inspect",
-        "vlatool.workflows.inspect:InspectConfig",
+        "vlatool.workflows.verify:inspect",
+        "vlatool.workflows.verify:InspectConfig",
         {"location": "LOCATION"},
         ("vlatool inspect raw --html raw.html", "vlatool inspect runs/bin --json | jq .kind"),
     ),

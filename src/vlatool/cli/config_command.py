@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
-from vlatool.cli.argv import ArgvSpec, SplitArgv, UnknownOptionError, split_argv
 from vlatool.cli.commands import COMMANDS
 from vlatool.cli.completion import CompletionWords, cached, completions, unfinished_line
 from vlatool.cli.help import (
@@ -35,13 +34,17 @@ from vlatool.cli.options import (
     OUTPUT_HELP,
     OUTPUT_OPTIONS,
     OUTPUT_WORDS,
+    ArgvSpec,
     CompatOpt,
     ConfigOpt,
     KeysOpt,
     OutputOptions,
     PresetOpt,
     SetOpt,
+    SplitArgv,
+    UnknownOptionError,
     command_app,
+    split_argv,
 )
 from vlatool.errors import VlatoolError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from vlatool.cli.argv import TypedValue
+from vlatool.cli.options import TypedValue
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.layers import STRICT, ReadOptions

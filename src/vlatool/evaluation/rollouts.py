@@ -15,7 +15,12 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.control import ResizeLog
-from vlatool.evaluation.controllers import Controller, PolicyController, check_action_shape
+from vlatool.evaluation.controllers import (
+    Controller,
+    PolicyController,
+    check_action_shape,
+    observed_value,
+)
 from vlatool.evaluation.environments import (
     Call,
     EnvInfo,
@@ -24,7 +29,6 @@ from vlatool.evaluation.environments import (
     Reply,
     Start,
 )
-from vlatool.evaluation.key_map import observed_value
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.evaluation.success import success_report
 from vlatool.events import Progress, counted

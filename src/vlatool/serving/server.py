@@ -30,8 +30,7 @@ from vlatool.episode import Array, ObservationSpec
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import EpisodeControl, ResizeLog, as_array
-from vlatool.evaluation.controllers import control_options, steps_per_chunk
-from vlatool.evaluation.key_map import KeyMap, has_mapping
+from vlatool.evaluation.controllers import KeyMap, control_options, has_mapping, steps_per_chunk
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.policy import Policy
 from vlatool.models.trained import WeightsOrigin

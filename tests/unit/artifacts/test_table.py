@@ -15,8 +15,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.jobs.record import OutputRecord, single_output
 from vlatool.plugins import ARTIFACTS
 from vlatool.storage.crash_points import VARIABLE
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 @pytest.fixture

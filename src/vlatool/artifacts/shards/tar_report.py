@@ -26,8 +26,7 @@ from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.pages.episode import EpisodeView, episode_section, shown_positions
-from vlatool.pages.images import FrameView
+from vlatool.pages.images import EpisodeView, FrameView, episode_section, shown_positions
 from vlatool.pages.layout import Section, code, details, evenly_spaced, group, note, table, tiles
 from vlatool.pages.report import PageRequest, Problems, Report, ReportPage, listed, status_text
 from vlatool.pages.text import pixels_text, text_table
