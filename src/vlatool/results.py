@@ -38,8 +38,8 @@ class Result:
 
     @property
     def next_command(self) -> str:
-        """Command for the next step, which a dry run does not show; empty without one."""
-        return ""
+        """Command for the next step: the field `next`, if any. A dry run does not show it."""
+        return getattr(self, "next", "")
 
     @property
     def is_planned(self) -> bool:

@@ -119,23 +119,19 @@ class OutputResult(Result):
         values = super().document()
         return values | {name: values.pop(name) for name in _LISTED_LAST if name in values}
 
-    @property
-    def num_resumed(self) -> int:
-        """Number of items that an earlier run finished."""
-        return 0
-
     def lines(self) -> list[str]:
         """Summary and details, then the failed items."""
         done, failing, verb = "", "", "failed"
+        resumed: int = getattr(self, "resumed", 0)
         if self.is_planned:
-            done = f", {self.num_resumed} are done" if self.num_resumed else ""
+            done = f", {resumed} are done" if resumed else ""
             failing = f", {len(self.failures)} would fail" if self.failures else ""
             verb = "would fail"
         plan = f"{self.summary()}{done}{failing}"
         lines = [outcome(self.output, self.status, self.summary(), plan), *self.details()]
-        if self.num_resumed and self.status not in ("planned", "already complete"):
+        if resumed and self.status not in ("planned", "already complete"):
             name = self.item_name
-            earlier = counted(self.num_resumed, f"{name} was", f"{name}s were")
+            earlier = counted(resumed, f"{name} was", f"{name}s were")
             lines.append(f"{earlier} written by an earlier run")
         shown = self.failures[:_SHOWN_FAILURES]
         lines += [f"{verb} {row[self.item_name]}: {row['message']}" for row in shown]
@@ -171,10 +167,6 @@ class JobResult(OutputResult):
 
     episodes: int = 0  # in the output
     resumed: int = 0  # of them finished by an earlier run
-
-    @property
-    def num_resumed(self) -> int:
-        return self.resumed
 
     def summary(self) -> str:
         verb = "would write " if self.is_planned else ""

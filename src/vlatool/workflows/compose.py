@@ -81,10 +81,6 @@ class ComposeResult(Result):
         )
         return [outcome(self.output, self.status, content, f"would write {content}")]
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
 
 def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResult:
     """Writes weights to start from; equal options and inputs give equal bytes.

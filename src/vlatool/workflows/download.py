@@ -229,10 +229,6 @@ class TasksResult(Result):
         if len(self.tasks) > 1:
             yield f"{len(self.tasks)} tasks, {size_text(self.bytes)}"
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
 
 def download(
     config: DownloadConfig, *, reporter: Reporter = NULL

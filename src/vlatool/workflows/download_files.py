@@ -280,17 +280,9 @@ class DownloadResult(OutputResult):
     next: str = field(default="", metadata=OPTIONAL)  # empty after a dry run
     resumed: int = 0  # files that an earlier call downloaded
 
-    @property
-    def num_resumed(self) -> int:
-        return self.resumed
-
     def summary(self) -> str:
         verb = "would download " if self.is_planned else ""
         return f"{verb}{counted(self.files, 'file')}, {size_text(self.bytes)}"
-
-    @property
-    def next_command(self) -> str:
-        return self.next
 
 
 def download_files(

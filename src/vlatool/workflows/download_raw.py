@@ -477,10 +477,6 @@ class RawResult(OutputResult):
             return f"would extract {name}, {size_text(self.bytes)}"
         return f"{counted(self.files, 'file')} of {name}, {size_text(self.extracted_bytes)}"
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
 
 def download_raw(task: RawTask, options: TransferOptions, reporter: Reporter) -> RawResult:
     """Extracts the archive of a task while it is downloaded; resumes inside members."""

@@ -144,10 +144,6 @@ class FitFastResult(Result):
         for name, row in measured["error"].items():
             yield f"   {name:12} {row['rms']:.3g}, {row['largest']:.3g}"
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
 
 def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResult:
     """Fits a tokenizer and measures it on all chunks; equal inputs give equal bytes.

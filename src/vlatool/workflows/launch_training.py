@@ -132,16 +132,10 @@ def launch_sagemaker_finetune(
     typed: Collection[str] | None = None,
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
-    """Starts a SageMaker job that trains a new run from the weights of a checkpoint.
-
-    Args:
-        config: As for `launch_sagemaker_train`, with `init_from`.
-        typed: As for `launch_sagemaker_train`.
-        reporter: As for `launch_sagemaker_train`.
+    """As `launch_sagemaker_train`, for a new run from the weights of `init_from`.
 
     Raises:
         UsageError: No checkpoint is given.
-        VlatoolError: As for `launch_sagemaker_train`.
     """
     check_initial_weights(config)
     return launch_sagemaker_train(config, typed=typed, reporter=reporter)

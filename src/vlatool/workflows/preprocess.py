@@ -68,10 +68,6 @@ class PreprocessResult(JobResult):
     amounts: Mapping[str, int] = field(default_factory=dict[str, int], metadata=OPTIONAL)
     left_out_fields: tuple[str, ...] = ()  # of the source, which the sink does not store
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
     def summary(self) -> str:
         shards = f" in {counted(self.shards, 'shard')}" if self.shards else ""
         samples = f"{counted(self.samples, 'sample')}{shards}"

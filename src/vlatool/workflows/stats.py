@@ -91,10 +91,6 @@ class StatsComputeResult(Result):
         names = few_text([f"{name} ({width})" for name, width in self.fields.items()])
         return [*lines, f"fields: {names}"]
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
 
 def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> StatsComputeResult:
     """Computes the statistics of every numeric field; any number of workers gives the same bytes.

@@ -108,10 +108,6 @@ class TrainResult(Result):
         if self.remote:
             yield f"copy of the run: {self.remote}"
 
-    @property
-    def next_command(self) -> str:
-        return self.next
-
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -471,13 +467,7 @@ def finetune(
     origins: Mapping[str, str] | None = None,
     reporter: Reporter = NULL,
 ) -> TrainResult:
-    """Trains a new run, with its own schedule, from the weights of `init_from`.
-
-    Args:
-        config: Configuration of the run.
-        typed: As for `train`.
-        origins: As for `train`.
-        reporter: Receives progress and messages.
+    """Trains a new run, with its own schedule, from the weights of `init_from`; else as `train`.
 
     Raises:
         UsageError: No checkpoint is given, or as for `train`.
