@@ -79,7 +79,6 @@ class TableGroup(typer.core.TyperGroup):
         return help_text(super().get_help(ctx), ctx)
 
     def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
-        """Name and summary of each command."""
         for name, words in self._names().items():
             yield name, GROUPS.get(words) or COMMANDS[words].summary
 
@@ -170,7 +169,6 @@ def root(
 
 
 def main() -> None:
-    """The `vlatool` command."""
     from vlatool.cli.failures import InterruptedByUserError
     from vlatool.cli.output import Stderr, flush_stdout, open_streams
 

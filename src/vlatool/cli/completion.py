@@ -86,7 +86,6 @@ def _ends_with_equals() -> bool:
 
 
 def completions(words: CompletionWords, line: Line) -> list[Completion]:
-    """Completions of the text of a line."""
     if line.name:
         start = "" if line.is_split else f"{line.name}="
         values = [f"{start}{value}" for value in _values_of(words, line.name, line.text)]

@@ -187,12 +187,10 @@ class VlatoolCommand(typer.core.TyperCommand):
         return completions(words, line)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        """Cache key of the completion words."""
         del typed
         return ctx.command_path
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """Completion words of this command line."""
         del typed
         declared = {
             name: [] if has_value else None for name, has_value in self.declared(ctx).items()
@@ -270,7 +268,6 @@ class ConfigCommand(VlatoolCommand):
         return {name: key for name, key in keys.items() if "." not in name and name not in aliases}
 
     def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
-        """Options and keys of this command line."""
         option_aliases = self.spec.option_aliases
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}

@@ -68,7 +68,6 @@ def raise_on_signals() -> None:
 
 
 def as_vlatool_error(error: BaseException) -> VlatoolError:
-    """Error to show for any exception."""
     if isinstance(error, VlatoolError):
         return error
     code = error.code if isinstance(error, SystemExit) else None

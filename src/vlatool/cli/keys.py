@@ -160,7 +160,6 @@ class TypedConfig:
         return result + self._plain(claimed)
 
     def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
-        """Config class that validates these layers."""
         return chosen_schema(
             schema,
             presets=self.presets,

@@ -45,7 +45,6 @@ class ArgvSpec:
     has_bare_keys: bool = False
 
     def spellings(self) -> list[str]:
-        """Every long option that can be typed."""
         names = [name for name in self.options if name.startswith("--")]
         return [*names, *(f"--{key.replace('_', '-')}" for key in self.keys)]
 

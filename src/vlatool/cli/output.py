@@ -110,7 +110,6 @@ class Stderr:
 
 
 def write_stderr(text: str) -> None:
-    """Writes one or more lines for people."""
     _write(cast(TextIO, Stderr()), without_credentials(text))
 
 
@@ -160,7 +159,6 @@ def write_error(error: VlatoolError, options: OutputOptions) -> None:
 
 
 def error_document(error: VlatoolError) -> dict[str, Any]:
-    """JSON document of an error."""
     return {
         "kind": error.kind,
         "code": error.code,

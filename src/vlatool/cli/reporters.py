@@ -114,14 +114,12 @@ class LineReporter(NullReporter):
         return ProgressCounter(name, total, unit, self, LINE_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
-        """Writes the state of a bar."""
         write_stderr(progress_line(count, is_end=is_end))
 
     def note(self, message: str) -> None:
         write_stderr(message)
 
     def warn(self, code: str, message: str) -> None:
-        """Writes the message with its code."""
         write_stderr(f"warning: {message} [{code}]")
 
 
@@ -132,7 +130,6 @@ class JsonReporter(NullReporter):
         return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
-        """Writes the state of a bar."""
         self._event(
             "progress",
             name=count.name,
@@ -155,7 +152,6 @@ class JsonReporter(NullReporter):
         self._event("note", message=message)
 
     def warn(self, code: str, message: str) -> None:
-        """Writes the message with its code."""
         self._event("warning", code=code, message=message)
 
     def _event(self, kind: str, **info: Any) -> None:
@@ -178,7 +174,6 @@ class LoggedReporter:
         self._log_file = log_file
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar of the other reporter."""
         return self._reporter.progress(name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

@@ -58,7 +58,6 @@ class RichReporter(NullReporter):
         return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the metrics of a training below the bars; they are in metrics.jsonl too."""
         del step
         if "loss" in values:
             self._bars.metrics = self._bars.metrics or _MetricsLine()
@@ -69,7 +68,6 @@ class RichReporter(NullReporter):
         self._console.print(printable(message), markup=False, soft_wrap=True)
 
     def warn(self, code: str, message: str) -> None:
-        """Prints a warning above the bars."""
         text = printable(f"warning: {message} [{code}]")
         self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 
@@ -179,7 +177,6 @@ class LossCurve:
         self._reports = 1
 
     def add(self, loss: float) -> None:
-        """Adds the loss of a report."""
         if not isfinite(loss):
             return
         self._rest.append(loss)

@@ -78,7 +78,6 @@ class Invocation:
             raise UsageError("no model is configured", hint=hint, code="usage.no_model")
 
     def schema(self, schema: type[Schema]) -> type[Schema]:
-        """Config class that validates this command line."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         return cast(type[Schema], typed.chosen_schema(schema))
 

@@ -197,7 +197,6 @@ RUN = OptionAlias(expand_run, "RUN", "Folder of the run.", short="-o")
 
 
 def model_types() -> Sequence[str]:
-    """Names of the registered model types."""
     from vlatool.plugins import MODELS
 
     return MODELS.names()

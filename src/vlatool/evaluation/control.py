@@ -280,7 +280,6 @@ class EpisodeControl:
         return len(next(iter(self.chunk.values()), ())) - self.num_executed
 
     def observe(self, state: RobotState, steps: int = 1) -> None:
-        """Adds the newest state."""
         images = {name: _checked_image(name, image) for name, image in state.images.items()}
         known = self._states[-1].images if self._states else {}
         sizes = {image.shape[:2] for image in (*known.values(), *images.values())}
@@ -379,7 +378,6 @@ def begin_chunks(
     instructions: Sequence[str],
     batch_size: int,
 ) -> None:
-    """Samples the next chunk of each episode."""
     inputs = [
         episode.observation(instruction)
         for episode, instruction in zip(episodes, instructions, strict=True)

@@ -59,7 +59,6 @@ class KeyMap:
         return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
 
     def state(self, observation: Mapping[str, Any]) -> RobotState:
-        """Images and fields of the policy."""
         return RobotState(
             images={name: self._image(observation, name) for name in self._sees.cameras},
             fields={name: self._field(observation, name) for name in self._sees.fields},
@@ -188,7 +187,6 @@ class RandomController:
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """Returns a random action for each environment."""
         del instructions
         return {seed: self._space.sample() for seed in observations}
 
@@ -269,7 +267,6 @@ class PolicyController:
 
 
 def control_options(config: RolloutConfig, policy: Policy) -> ControlOptions:
-    """Options of the control loop."""
     return ControlOptions(
         config.delay_steps,
         config.ensemble_decay,

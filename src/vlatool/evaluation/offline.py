@@ -208,7 +208,6 @@ def evaluate_open_loop(
 
 
 def num_chosen(pairs: RecordedPairs, config: OpenLoopConfig) -> int:
-    """Number of samples to evaluate."""
     return min(len(pairs), config.max_samples)
 
 

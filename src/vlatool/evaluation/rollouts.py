@@ -108,7 +108,6 @@ class Rollouts:
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def run(self, group: range) -> list[Rollout]:
-        """Runs the episodes of one group."""
         slots = {self._plan.seeds[index]: index - group.start for index in group}
         done: dict[int, Rollout] = {}
         # An episode starts again when another one has ended the process of its environment.
@@ -141,7 +140,6 @@ class RolloutProgress:
 
 
 def run_rollouts(rollouts: Rollouts) -> list[Rollout]:
-    """Runs all episodes of a plan."""
     return [rollout for group in rollouts.groups for rollout in rollouts.run(group)]
 
 

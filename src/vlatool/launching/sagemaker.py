@@ -457,7 +457,6 @@ _ENVIRONMENT = {
 
 
 def instance_type(name: str) -> str:
-    """Full name of an instance type."""
     full = _INSTANCE_TYPES.get(name, name if name.startswith("ml.") else f"ml.{name}")
     known = known_instance_types()
     if full not in known:
@@ -513,7 +512,6 @@ def num_processes(config: SageMakerConfig) -> int | None:
 
 
 def check_job(config: SageMakerConfig) -> None:
-    """Checks the keys of a job."""
     if not config.user:
         raise UsageError(
             "sagemaker.user is not set: it names and tags the job",

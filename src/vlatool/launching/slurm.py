@@ -102,7 +102,6 @@ class SlurmJob:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration of the run."""
         return self.folder / f"{self.name}.yaml"
 
 

@@ -210,12 +210,10 @@ def thumbnail(
 
 
 def image_placeholder(reason: str) -> str:
-    """Text in place of a missing image."""
     return f'<span class="image missing">{escape(reason)}</span>'
 
 
 def figure(content: str, caption: str) -> str:
-    """Image with a caption below."""
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -242,7 +240,6 @@ def tile(view: FrameView, name: str, lines: Iterable[str], anchor: str) -> str:
 
 
 def gallery(tiles: Iterable[str]) -> str:
-    """Grid of tiles."""
     return f'<div class="gallery">{"".join(tiles)}</div>'
 
 

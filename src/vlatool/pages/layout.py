@@ -171,7 +171,6 @@ def text_block(text: str) -> str:
 
 
 def code(text: object) -> Html:
-    """Text in a monospace font."""
     return Html(f"<code>{escape(text)}</code>")
 
 

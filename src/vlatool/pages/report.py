@@ -89,7 +89,6 @@ def status_text(status: str) -> str:
 
 
 def finding_notes(findings: Findings) -> str:
-    """HTML of findings."""
     return "".join(note(finding["message"]) for finding in findings)
 
 

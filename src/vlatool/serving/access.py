@@ -56,7 +56,6 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def listen(bound: socket.socket) -> None:
-    """Lets clients connect to a bound socket."""
     try:
         bound.listen()
     except OSError as error:
@@ -79,7 +78,6 @@ def _address_error(host: str, port: int, error: OSError) -> UsageError:
 
 
 def url_of(bound: socket.socket, *, has_tls: bool) -> str:
-    """Address of a socket for clients."""
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'wss' if has_tls else 'ws'}://{shown}:{port}"

@@ -67,7 +67,6 @@ class Histogram:
         self._seconds += seconds
 
     def lines(self) -> Iterator[str]:
-        """Lines of the text format."""
         yield from _head(self._name, "histogram", self._text)
         total = 0
         for limit, count in zip((*_LIMITS, "+Inf"), self._counts, strict=True):

@@ -67,5 +67,4 @@ class VersionInfo(Result):
 
 
 def version() -> VersionInfo:
-    """Versions of vlatool, Python and the system."""
     return VersionInfo(__version__, platform.python_version(), platform.platform())

@@ -361,7 +361,6 @@ _BAR = (
 def write_demo_report(
     path: Path, result: Mapping[str, Any], raw: Path, run: Path, sheets: Mapping[str, Path]
 ) -> None:
-    """Writes the page."""
     low, high = result["confidence_95"]
     rows = [
         ("Trained policy", result["success_rate"], f"95 % interval {low:.0%} to {high:.0%}"),

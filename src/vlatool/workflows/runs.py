@@ -72,7 +72,6 @@ class Comparison:
         return Section("Comparison", body + heading("curves", chart_grid("".join(charts))))
 
     def blocks(self) -> list[str]:
-        """The comparison as blocks of text."""
         options = [
             (row["key"], *(value_text(value)[:_VALUE_SHOWN] for value in row["values"]))
             for row in self.differences
@@ -210,7 +209,6 @@ def _comparison(config: RunsConfig, summaries: Sequence[RunSummary]) -> Comparis
 
 
 def compared(first: RunSummary, second: RunSummary) -> Comparison:
-    """Comparison of two runs."""
     differences = [
         {"key": key, "values": [old, new]}
         for key, old, new in differing_keys(first.config, second.config)

@@ -123,7 +123,6 @@ class LiberoWriter:
         return recorded_episode(episode, [path], table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Writes the files in `meta/`."""
         merged = {
             name: merge_stats([episode.stats[name] for episode in episodes])
             for name in episodes[0].stats

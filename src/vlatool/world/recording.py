@@ -55,7 +55,6 @@ class WorldEpisode:
 
     @property
     def instruction(self) -> str:
-        """Sentence that names the target block."""
         return instruction_for(COLORS[self.target])
 
     @property
@@ -275,7 +274,6 @@ class LayoutRecorder:
             remove_file(self._writer.setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes the closing files."""
         del run
         files: list[FileEntry] = []
         recorded: list[RecordedEpisode] = []

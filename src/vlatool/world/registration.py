@@ -8,7 +8,6 @@ _CLASSES = {ENVIRONMENT: "PickPlaceEnv", LIBERO_ENVIRONMENT: "LiberoPickPlaceEnv
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments of the world."""
     return [*_CLASSES]
 
 

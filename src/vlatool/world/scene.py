@@ -56,7 +56,6 @@ class Scene:
 
 
 def instruction_for(color: str) -> str:
-    """Instruction for a target block."""
     return f"put the {color} block in the bin"
 
 

@@ -21,7 +21,6 @@ SUITES: Mapping[str, int] = {
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments of LIBERO."""
     return [f"{PREFIX}{suite}" for suite in SUITES]
 
 

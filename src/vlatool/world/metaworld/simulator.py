@@ -90,7 +90,6 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments of Meta-World."""
     return [f"{PREFIX}{task}" for task in INSTRUCTIONS]
 
 
