@@ -72,10 +72,6 @@ class DoctorResult(Result):
 def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> DoctorResult:
     """Checks Python, packages, devices, presets, plugins, the machine and the network.
 
-    Args:
-        config: Locations to reach besides the hub and S3.
-        reporter: Receives warnings.
-
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
     """

@@ -71,10 +71,6 @@ def launch_ray_preprocess(
 
     A file that exists stays; only its placeholders are filled in.
 
-    Args:
-        config: As for `preprocess`, and the identities of the nodes.
-        reporter: Receives progress and messages.
-
     Raises:
         ConfigError: Nodes of a new cluster could not see a location.
         UsageError: A placeholder is left in the file, which is written; or as for `preprocess`.

@@ -82,15 +82,10 @@ class SageMakerResult(Result):
 def launch_sagemaker_train(
     config: LaunchSageMakerConfig,
     *,
-    typed: Collection[str] | None = None,
+    typed: Collection[str] | None = None,  # keys that were given for this job; None: all given ones
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
     """Starts a SageMaker job that trains; the same job, if it runs already, is not started again.
-
-    Args:
-        config: Configuration of the run and of the job.
-        typed: Keys that were given for this job, by default all given ones.
-        reporter: Receives messages, and the log of the job.
 
     Raises:
         ConfigError: A value is invalid, or a location is local.
@@ -230,14 +225,12 @@ class SlurmResult(Result):
 
 
 def launch_slurm_train(
-    config: SlurmTrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
+    config: SlurmTrainConfig,
+    *,
+    typed: Collection[str] | None = None,  # keys that were given for this run; None: all given ones
+    reporter: Reporter = NULL,
 ) -> SlurmResult:
     """Writes the batch script of a training run, and submits it if `submit` is set.
-
-    Args:
-        config: The run and its job.
-        typed: Keys that were given for this run, by default all given ones.
-        reporter: Receives warnings.
 
     Raises:
         ConfigError: A value is invalid or contradicts another one.
