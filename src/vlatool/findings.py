@@ -23,21 +23,14 @@ PLACE_KEYS = ("path", "episode", "camera", "field", "frame", "row", "line", "sha
 
 @dataclass(frozen=True)
 class Finding:
-    """Defect or anomaly.
+    """Defect or anomaly."""
 
-    Attributes:
-        code: Stable dotted identifier such as `spartan.length_mismatch`.
-        severity: `error`, `warning` or `info`.
-        message: Description of the defect, in a sentence.
-        place: Position of the defect, with the keys `PLACE_KEYS`; JSON-serializable.
-        action: Action that solves the problem; may be empty.
-    """
-
-    code: str
-    severity: Severity
-    message: str
+    code: str  # stable dotted identifier such as `spartan.length_mismatch`
+    severity: Severity  # `error`, `warning` or `info`
+    message: str  # description of the defect, in a sentence
+    # Position of the defect, with the keys `PLACE_KEYS`; JSON-serializable.
     place: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    action: str = ""
+    action: str = ""  # action that solves the problem; may be empty
 
     def document(self) -> dict[str, Any]:
         """JSON form of the finding."""
@@ -64,26 +57,17 @@ error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIE
 
 @dataclass(frozen=True)
 class FindingCodes:
-    """Table of the codes that start with `name`.
+    """Table of the codes that start with `name`."""
 
-    Attributes:
-        name: Part of the codes before the dot.
-        codes: Part behind the dot to severity, meaning and action.
-        error_codes: Code of a `DataError` without `data.` to the code of this table with the same
-            meaning; errors with a code of the same name need no entry.
-    """
-
-    name: str
-    codes: Mapping[str, FindingCode]
+    name: str  # part of the codes before the dot
+    codes: Mapping[str, FindingCode]  # part behind the dot to severity, meaning and action
+    # Code of a `DataError` without `data.` to the code of this table with the same meaning; errors
+    # with a code of the same name need no entry.
     error_codes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, code: str, message: str, **place: Any) -> Finding:
-        """Returns a finding with a code of this table.
-
-        Args:
-            code: Part of the code behind the dot.
-            message: Description of the defect.
-            **place: Position of the defect; values that are None are left out.
+        """Returns a finding with a code of this table; `place`: position of the defect; values that
+        are None are left out.
         """
         entry = self.codes[code]
         known = {key: value for key, value in place.items() if value is not None}
@@ -92,27 +76,15 @@ class FindingCodes:
     def at(
         self, code: str, path: PurePath | str, reason: object, *, line: int = 0, **place: Any
     ) -> Finding:
-        """Returns the finding `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its place.
-
-        Args:
-            code: Part of the code behind the dot.
-            path: File or folder with the defect.
-            reason: Description of the defect, or the exception with one.
-            line: Line of the file, from 1; 0 if unknown.
-            **place: As in a call of the table.
+        """Returns the finding `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its place;
+        `line`: line of the file, from 1; 0 if unknown.
         """
         position = {"path": str(path)} | ({"line": line} if line else {})
         message = f"{path}:{line}: {reason}" if line else f"{path}: {reason}"
         return self(code, message, **position, **place)
 
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
-        """Converts the error of a reader to a finding, with a code of this table if it has one.
-
-        Args:
-            error: Error of the reader.
-            code: Part of the code behind the dot; by default from the code of the error.
-            **place: Position of the defect, in addition to the details of the error.
-        """
+        """Converts the error of a reader to a finding, with a code of this table if it has one."""
         finding = finding_of_error(error, **place)
         name = error.code.removeprefix("data.")
         name = code or self.error_codes.get(name, name)
@@ -140,16 +112,12 @@ class Collector:
 
     Reading is strict: the first error is raised. Checking keeps every error as a finding and
     continues.
-
-    Attributes:
-        strict: Raise errors instead of collecting them.
-        findings: Findings so far, in order.
     """
 
     def __init__(self, codes: FindingCodes, *, strict: bool, **place: Any) -> None:
         """Starts without findings; `place` is added to the place of each finding."""
-        self.strict = strict
-        self.findings: list[Finding] = []
+        self.strict = strict  # raise errors instead of collecting them
+        self.findings: list[Finding] = []  # findings so far, in order
         self._codes = codes
         self._place = place
 
@@ -174,11 +142,7 @@ class Collector:
         self.findings.append(self._codes.from_error(error, code, **self._place, **place))
 
     def attempt(self, step: Callable[[], T], code: str = "", **place: Any) -> T | None:
-        """Result of `step`; None if it raises a `DataError`, which is added as a finding.
-
-        Raises:
-            DataError: `step` raised it, and the collector is strict.
-        """
+        """Result of `step`; None if it raises a `DataError`, which is added as a finding."""
         try:
             return step()
         except DataError as error:

@@ -18,21 +18,13 @@ _MAX_KNOWN = 8
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """Entry of a registry.
+    """Entry of a registry."""
 
-    Attributes:
-        name: Name on the command line and in configurations.
-        target: Object as `module:object`.
-        origin: `vlatool`, or the name of the distribution of the plugin.
-        error: Reason why the entry cannot be used; empty if it can.
-        about: What it is; empty for plugins.
-    """
-
-    name: str
-    target: str
-    origin: str
-    error: str = ""
-    about: str = ""
+    name: str  # name on the command line and in configurations
+    target: str  # object as `module:object`
+    origin: str  # `vlatool`, or the name of the distribution of the plugin
+    error: str = ""  # reason why the entry cannot be used; empty if it can
+    about: str = ""  # what it is; empty for plugins
 
 
 class Registry(Generic[T]):
@@ -41,23 +33,17 @@ class Registry(Generic[T]):
     Built-in objects are given as `module:object` or as they are. A plugin cannot replace them. The
     entry points of the group are only read for names that are not built in, and for lists. Without
     a group there are no plugins.
-
-    Args:
-        group: Entry-point group; may be empty.
-        label: Name of the type of objects in messages.
-        builtins: Map from name to built-in object.
-        about: Map from name of a built-in object to what it is, for lists.
     """
 
     def __init__(
         self,
         group: str,
         label: str,
-        builtins: Mapping[str, str | T],
+        builtins: Mapping[str, str | T],  # map from name to built-in object
         about: Mapping[str, str] | None = None,
     ) -> None:
-        self.group = group
-        self.label = label
+        self.group = group  # entry-point group; may be empty
+        self.label = label  # name of the type of objects in messages
         self._builtins = dict(builtins)
         self._about = dict(about or {})
 
@@ -67,12 +53,7 @@ class Registry(Generic[T]):
         return [*self._builtins, *(name for name in third_party if name not in self._builtins)]
 
     def get(self, name: str) -> T:
-        """Object with a name.
-
-        Raises:
-            UsageError: The name is unknown; the hint has similar names.
-            EnvironmentProblem: The plugin cannot be imported.
-        """
+        """Object with a name."""
         if name in self._builtins:
             target = self._builtins[name]
             return cast(T, _load(target)) if isinstance(target, str) else target
@@ -140,11 +121,7 @@ class Registry(Generic[T]):
 
 
 def load_data_kind(target: str) -> Any:
-    """Class of a data kind of a plugin, given as `module:Kind`.
-
-    Raises:
-        EnvironmentProblem: It cannot be imported.
-    """
+    """Class of a data kind of a plugin, given as `module:Kind`."""
     try:
         return _load(target)
     except (ImportError, AttributeError) as error:
@@ -284,19 +261,13 @@ ARTIFACTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class EnvironmentSource:
-    """Gymnasium environments with one prefix.
+    """Gymnasium environments with one prefix."""
 
-    Attributes:
-        register: Function `module:function` that registers them; it may be called repeatedly.
-        preset: Rollout preset with the mapping of their observations and actions.
-        ids: Function `module:function` that returns their ids, for lists; empty: none are listed.
-        extra: Extra that they need; empty if no extra has it.
-    """
-
-    register: str
-    preset: str
+    register: str  # function `module:function` that registers them; it may be called repeatedly
+    preset: str  # rollout preset with the mapping of their observations and actions
+    # Function `module:function` that returns their ids, for lists; empty: none are listed.
     ids: str = ""
-    extra: str = ""
+    extra: str = ""  # extra that they need; empty if no extra has it
 
     def load(self, name: Literal["register", "ids"]) -> Any:
         """One of the functions; raises ModuleNotFoundError if a package is missing."""
