@@ -22,8 +22,7 @@ from vlatool.models.base import Policy
 from vlatool.models.published import WeightsOrigin
 from vlatool.serving.access import bound_socket, url_of
 from vlatool.serving.config import ServeConfig
-from vlatool.serving.server import PolicyServer
-from vlatool.serving.service import service_of
+from vlatool.serving.server import PolicyServer, service_of
 
 
 class SleepingPolicy(Policy):

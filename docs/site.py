@@ -25,8 +25,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from vlatool.cli import app
-from vlatool.cli.command import Command
-from vlatool.cli.commands import COMMANDS
+from vlatool.cli.commands import COMMANDS, Command
 
 ROOT = Path(__file__).parents[1]
 DOCS = "docs/"

@@ -17,37 +17,37 @@ if TYPE_CHECKING:
     from vlatool.workflows.catalog import presets as presets
     from vlatool.workflows.compare import compare as compare
     from vlatool.workflows.compose import compose as compose
-    from vlatool.workflows.decode import decode as decode
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
     from vlatool.workflows.download import download as download
+    from vlatool.workflows.encode import decode as decode
     from vlatool.workflows.encode import encode as encode
     from vlatool.workflows.evaluate import open_loop as open_loop
+    from vlatool.workflows.evaluate import predict as predict
     from vlatool.workflows.export import export as export
-    from vlatool.workflows.finetune import finetune as finetune
+    from vlatool.workflows.export import tokenizer_export as tokenizer_export
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
-    from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.launch_ray import launch_ray_preprocess as launch_ray_preprocess
-    from vlatool.workflows.launch_sagemaker import (
+    from vlatool.workflows.launch_training import (
         launch_sagemaker_finetune as launch_sagemaker_finetune,
     )
-    from vlatool.workflows.launch_sagemaker import launch_sagemaker_train as launch_sagemaker_train
-    from vlatool.workflows.launch_slurm import launch_slurm_train as launch_slurm_train
-    from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
-    from vlatool.workflows.predict import predict as predict
+    from vlatool.workflows.launch_training import launch_sagemaker_train as launch_sagemaker_train
+    from vlatool.workflows.launch_training import launch_slurm_train as launch_slurm_train
     from vlatool.workflows.preprocess import preprocess as preprocess
-    from vlatool.workflows.presets_show import presets_show as presets_show
+    from vlatool.workflows.resolve_config import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.rollout import rollout as rollout
     from vlatool.workflows.runs import runs as runs
     from vlatool.workflows.sample import sample as sample
     from vlatool.workflows.serve import serve as serve
     from vlatool.workflows.split import split as split
-    from vlatool.workflows.stats_compute import stats_compute as stats_compute
-    from vlatool.workflows.stats_merge import stats_merge as stats_merge
+    from vlatool.workflows.stats import stats_compute as stats_compute
+    from vlatool.workflows.stats import stats_merge as stats_merge
     from vlatool.workflows.tokenizer_eval import tokenizer_eval as tokenizer_eval
+    from vlatool.workflows.train import finetune as finetune
     from vlatool.workflows.train import train as train
     from vlatool.workflows.upload import upload as upload
+    from vlatool.workflows.verify import inspect as inspect
     from vlatool.workflows.verify import verify as verify
 
 __version__ = "0.2.0"
@@ -63,38 +63,38 @@ _PUBLIC = {
     "compare": f"{_WORKFLOWS}.compare:compare",
     "compose": f"{_WORKFLOWS}.compose:compose",
     "connect": "vlatool.serving.client:connect",
-    "decode": f"{_WORKFLOWS}.decode:decode",
+    "decode": f"{_WORKFLOWS}.encode:decode",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
     "download": f"{_WORKFLOWS}.download:download",
     "encode": f"{_WORKFLOWS}.encode:encode",
     "export": f"{_WORKFLOWS}.export:export",
-    "finetune": f"{_WORKFLOWS}.finetune:finetune",
+    "finetune": f"{_WORKFLOWS}.train:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
-    "inspect": f"{_WORKFLOWS}.inspect:inspect",
+    "inspect": f"{_WORKFLOWS}.verify:inspect",
     "launch_ray_preprocess": f"{_WORKFLOWS}.launch_ray:launch_ray_preprocess",
-    "launch_sagemaker_finetune": f"{_WORKFLOWS}.launch_sagemaker:launch_sagemaker_finetune",
-    "launch_sagemaker_train": f"{_WORKFLOWS}.launch_sagemaker:launch_sagemaker_train",
-    "launch_slurm_train": f"{_WORKFLOWS}.launch_slurm:launch_slurm_train",
+    "launch_sagemaker_finetune": f"{_WORKFLOWS}.launch_training:launch_sagemaker_finetune",
+    "launch_sagemaker_train": f"{_WORKFLOWS}.launch_training:launch_sagemaker_train",
+    "launch_slurm_train": f"{_WORKFLOWS}.launch_training:launch_slurm_train",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",
     "load_policy": "vlatool.evaluation.policy_runner:load_policy",
     "open_dataset": "vlatool.loading.dataset:open_dataset",
     "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
-    "predict": f"{_WORKFLOWS}.predict:predict",
+    "predict": f"{_WORKFLOWS}.evaluate:predict",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.catalog:presets",
-    "presets_show": f"{_WORKFLOWS}.presets_show:presets_show",
+    "presets_show": f"{_WORKFLOWS}.resolve_config:presets_show",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.rollout:rollout",
     "runs": f"{_WORKFLOWS}.runs:runs",
     "sample": f"{_WORKFLOWS}.sample:sample",
     "serve": f"{_WORKFLOWS}.serve:serve",
     "split": f"{_WORKFLOWS}.split:split",
-    "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",
-    "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",
+    "stats_compute": f"{_WORKFLOWS}.stats:stats_compute",
+    "stats_merge": f"{_WORKFLOWS}.stats:stats_merge",
     "tokenizer_eval": f"{_WORKFLOWS}.tokenizer_eval:tokenizer_eval",
-    "tokenizer_export": f"{_WORKFLOWS}.model_export:tokenizer_export",
+    "tokenizer_export": f"{_WORKFLOWS}.export:tokenizer_export",
     "train": f"{_WORKFLOWS}.train:train",
     "upload": f"{_WORKFLOWS}.upload:upload",
     "verify": f"{_WORKFLOWS}.verify:verify",

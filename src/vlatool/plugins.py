@@ -285,9 +285,9 @@ ENVIRONMENTS: dict[str, EnvironmentSource] = {
         "vlatool.world.registration:register_environments", "rollout-world-libero"
     ),
     "metaworld/": EnvironmentSource(
-        "vlatool.world.metaworld.tasks:register_environments",
+        "vlatool.world.metaworld.simulator:register_environments",
         "rollout-metaworld",
-        "vlatool.world.metaworld.tasks:environment_ids",
+        "vlatool.world.metaworld.simulator:environment_ids",
         "sim",
     ),
     "libero/": EnvironmentSource(

@@ -74,7 +74,6 @@ def write_tree_codes(
 
 
 def tokenizer_digest(name: str) -> str:
-    """Digest of a tokenizer of this name."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ WARM = (
     "vlatool.artifacts.check",
     "vlatool.models.titok.objective",
     "vlatool.workflows.build_dataset",
-    "vlatool.workflows.decode",
+    "vlatool.workflows.encode",
     "vlatool.workflows.encode",
     "vlatool.workflows.evaluate",
     "vlatool.workflows.preprocess",
@@ -48,19 +48,12 @@ LEFT_S = 20.0  # time for the processes of a finished command to end, on a busy 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a command.
+    """Result of a command."""
 
-    Attributes:
-        code: Exit status; negative for a signal, None after a timeout.
-        stdout: Standard output.
-        stderr: Standard error.
-        left: Number of its processes that did not end with it.
-    """
-
-    code: int | None
-    stdout: str
-    stderr: str
-    left: int
+    code: int | None  # exit status; negative for a signal, None after a timeout
+    stdout: str  # standard output
+    stderr: str  # standard error
+    left: int  # number of its processes that did not end with it
 
     @property
     def document(self) -> dict[str, Any]:
@@ -76,20 +69,14 @@ class Forks:
 
     def run(
         self,
-        words: Sequence[str | Path],
+        words: Sequence[str | Path],  # words of the command line
         *,
-        seconds: float = 30,
-        environment: Mapping[str, str] | None = None,
+        seconds: float = 30,  # time after which the command is killed
+        environment: Mapping[str, str] | None = None,  # variables that are set in addition
+        # Current folder of the command; None for the root of the repository.
         folder: Path | None = None,
     ) -> Outcome:
-        """Runs `vlatool WORDS` in a new session.
-
-        Args:
-            words: Words of the command line.
-            seconds: Time after which the command is killed.
-            environment: Variables that are set in addition.
-            folder: Current folder of the command; None for the root of the repository.
-        """
+        """Runs `vlatool WORDS` in a new session."""
         return self.start(words, environment=environment, folder=folder).finish(seconds)
 
     def start(
@@ -118,15 +105,10 @@ class Forks:
 
 @dataclass(frozen=True)
 class Started:
-    """A started command.
+    """A started command."""
 
-    Attributes:
-        pid: Process id; the process leads its session and process group.
-        forks: Runner of the command.
-    """
-
-    pid: int
-    forks: Forks
+    pid: int  # process id; the process leads its session and process group
+    forks: Forks  # runner of the command
 
     def is_running(self) -> bool:
         """False if the command has ended."""
@@ -141,12 +123,7 @@ class Started:
 def forks(
     modules: Sequence[str] = WARM, environment: Mapping[str, str] | None = None
 ) -> Iterator[Forks]:
-    """Starts the process, which imports the modules; it ends with the block.
-
-    Args:
-        modules: Names of the modules.
-        environment: Variables of the process that are set in addition.
-    """
+    """Starts the process, which imports the modules; it ends with the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.builders.forks", *modules],
         cwd=Path(__file__).parents[2],
@@ -206,7 +183,6 @@ def _serve() -> None:
 
 
 def _run_command(words: list[str], out: int, err: int) -> None:
-    """Runs the command and exits with its status."""
     code = 99
     try:
         os.setsid()

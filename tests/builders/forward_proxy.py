@@ -22,18 +22,12 @@ _DAYS = datetime.timedelta(days=2)
 
 @dataclass
 class ForwardProxy:
-    """Running proxy.
+    """Running proxy."""
 
-    Attributes:
-        url: Its URL, without credentials.
-        login: `user:password` that it asks for; empty for none.
-        status: Status of its answers, instead of a connection; 0 for connections.
-        requests: First line of each request that it forwarded or refused.
-    """
-
-    url: str = ""
-    login: str = ""
-    status: int = 0
+    url: str = ""  # its URL, without credentials
+    login: str = ""  # `user:password` that it asks for; empty for none
+    status: int = 0  # status of its answers, instead of a connection; 0 for connections
+    # First line of each request that it forwarded or refused.
     requests: list[str] = field(default_factory=list)
 
     def answer(self, headers: dict[str, str]) -> int:

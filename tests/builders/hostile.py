@@ -165,12 +165,7 @@ def _tensor(size: tuple[int, ...], stride: tuple[int, ...], offset: int, numel: 
 
 
 def pickles(seed: int, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of hostile files of weights.
-
-    Args:
-        seed: Seed.
-        names: Names of tensors, some of which the content has.
-    """
+    """Name and content of hostile files of weights."""
     rng = random.Random(seed)
     sizes = (0, 1, 4, 16, 17, 2**20, 2**31, 2**62, -1)
     for number in range(16):
@@ -258,12 +253,7 @@ def _header(
 
 
 def tars(seed: int, members: list[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of hostile tars.
-
-    Args:
-        seed: Seed.
-        members: Members of an honest tar, with headers and padding; some stand before the value.
-    """
+    """Name and content of hostile tars."""
     rng = random.Random(seed)
     end = bytes(1024)
     sizes = (b"0", b"7", b"-1", b"-1000", b"777777777777", b"99", b"", b" ", b"xyz", b"1" * 12)

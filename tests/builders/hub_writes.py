@@ -15,23 +15,15 @@ OID = "0" * 40
 
 @dataclass
 class WrittenHub:
-    """State of the repositories that were created.
+    """State of the repositories that were created."""
 
-    Attributes:
-        is_private: Whether each is private.
-        commits: Title and paths of each commit.
-        tags: Tag to commit.
-        objects: Digest to content of large files.
-        sent: Number of large files that were sent.
-        cut_after: Commits fail once there are N; None: never.
-    """
-
-    is_private: dict[str, bool] = field(default_factory=dict)
+    is_private: dict[str, bool] = field(default_factory=dict)  # whether each is private
+    # Title and paths of each commit.
     commits: list[tuple[str, list[str]]] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    sent: int = 0
-    cut_after: int | None = None
+    tags: dict[str, str] = field(default_factory=dict)  # tag to commit
+    objects: dict[str, bytes] = field(default_factory=dict)  # digest to content of large files
+    sent: int = 0  # number of large files that were sent
+    cut_after: int | None = None  # commits fail once there are N; None: never
 
     @property
     def commit(self) -> str:
@@ -47,14 +39,7 @@ def is_large(name: str, size: int) -> bool:
 def answer(
     hub: WrittenHub, folder: Path, endpoint: str, request: tuple[str, str, bytes]
 ) -> tuple[int, Any]:
-    """Status and document for a request.
-
-    Args:
-        hub: State, which the request changes.
-        folder: Folder with the repositories, OWNER/NAME.
-        endpoint: URL of the server.
-        request: Method, path and body.
-    """
+    """Status and document for a request."""
     method, path, body = request
     if path.startswith("/lfs/"):
         content = hashlib.sha256(body).hexdigest()

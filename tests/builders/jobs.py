@@ -31,21 +31,14 @@ class Killed(BaseException):
 
 @dataclass(frozen=True)
 class Write:
-    """Work of a toy job: a file with the word, or a folder with a file per letter.
+    """Work of a toy job: a file with the word, or a folder with a file per letter."""
 
-    Attributes:
-        output: The output folder.
-        is_folder: An item becomes a folder.
-        has_arrays: Receipts have the letters as an array.
-        bad: Word to the exception that is raised for it.
-        fatal: Word that kills the process.
-    """
-
-    output: Path
-    is_folder: bool = False
-    has_arrays: bool = False
+    output: Path  # the output folder
+    is_folder: bool = False  # an item becomes a folder
+    has_arrays: bool = False  # receipts have the letters as an array
+    # Word to the exception that is raised for it.
     bad: Mapping[str, Exception] = field(default_factory=dict[str, Exception])
-    fatal: str = ""
+    fatal: str = ""  # word that kills the process
 
     def __call__(self, word: str) -> Receipt:
         if word == self.fatal:
@@ -74,20 +67,13 @@ def no_input(word: str) -> InputState:
 
 
 class ToyJob:
-    """Job that writes words; see `jobs.job.Job`.
-
-    Args:
-        output: The output folder.
-        words: The items, separated by spaces.
-        work: Work on an item; `Write` by default.
-        spec: Other fields of the `JobSpec`.
-    """
+    """Job that writes words; see `jobs.job.Job`."""
 
     def __init__(
         self, output: Path, words: str, work: Callable[[str], Receipt] | None = None, **spec: Any
     ) -> None:
         self.items: Sequence[str] = words.split()
-        self.spec = JobSpec(
+        self.spec = JobSpec(  # other fields of the `JobSpec`
             output=output,
             record=OutputRecord("toy", {"case": "lower"}),
             title="toy",
@@ -175,14 +161,10 @@ class KillingExecutor(SerialExecutor):
 
 
 class BatchExecutor:
-    """Executor that takes items in batches, like a device.
-
-    Attributes:
-        batches: The batches that it got.
-    """
+    """Executor that takes items in batches, like a device."""
 
     def __init__(self, size: int, dies_after: int = -1) -> None:
-        self.batches: list[tuple[Any, ...]] = []
+        self.batches: list[tuple[Any, ...]] = []  # the batches that it got
         self._size, self._dies_after = size, dies_after
 
     def __enter__(self) -> Self:

@@ -34,7 +34,6 @@ class Lines:
     every: int
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes the lines of an episode; returns the receipt."""
         name, frames = f"episodes/{ref.id}.jsonl", range(0, episode.num_frames, self.every)
         with open_atomic(self.output / name) as file:
             for frame in frames:

@@ -58,26 +58,16 @@ def encoded_image(frame: int, kind: str = "PNG") -> bytes:
 
 
 def lerobot_dataset(
-    root: Path,
-    lengths: Sequence[int] = (6, 4),
+    root: Path,  # folder of the data set
+    lengths: Sequence[int] = (6, 4),  # number of frames of each episode
     *,
     cameras: Mapping[str, str] | None = None,
-    version: str = "v2.1",
-    info: Mapping[str, Any] | None = None,
+    version: str = "v2.1",  # `v2.0`, `v2.1` or `v3.0`
+    info: Mapping[str, Any] | None = None,  # keys of info.json to replace; null values remove them
     change: Callable[[int, Columns], None] = lambda _number, _columns: None,
-    per_file: int = 2,
+    per_file: int = 2,  # number of episodes per file in v3.0
 ) -> Path:
-    """Writes a data set and returns its folder.
-
-    Args:
-        root: Folder of the data set.
-        lengths: Number of frames of each episode.
-        cameras: Feature name to `video` or `image`; default one video camera.
-        version: `v2.0`, `v2.1` or `v3.0`.
-        info: Keys of info.json to replace; null values remove them.
-        change: Called with the number and the columns of each episode before it is written.
-        per_file: Number of episodes per file in v3.0.
-    """
+    """Writes a data set and returns its folder."""
     cameras = {"observation.images.front": "video"} if cameras is None else cameras
     _write_meta(root, lengths, cameras, version, info or {})
     parts = root / ".parts" if version == "v3.0" else root

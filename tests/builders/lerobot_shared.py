@@ -71,7 +71,6 @@ def write_shared(
 
 
 def _groups(tables: Sequence[pa.Table], per_file: int) -> list[list[int]]:
-    """Numbers of the episodes of each file."""
     groups: list[list[int]] = []
     for number, table in enumerate(tables):
         is_like = groups and table.schema.equals(tables[groups[-1][0]].schema)

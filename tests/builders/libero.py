@@ -38,24 +38,15 @@ def actions(length: int) -> np.ndarray:
 
 
 def libero_dataset(
-    root: Path,
-    lengths: Sequence[int] = (3, 4),
+    root: Path,  # folder of the data set
+    lengths: Sequence[int] = (3, 4),  # number of frames of each episode
     *,
     change: Callable[[int, Columns], None] = lambda _number, _columns: None,
-    tasks: Sequence[str] = (TASK,),
-    size: int = SIZE,
-    cameras: Sequence[str] = CAMERAS,
+    tasks: Sequence[str] = (TASK,),  # listed tasks of each episode
+    size: int = SIZE,  # size of the images, in pixels
+    cameras: Sequence[str] = CAMERAS,  # cameras in info.json
 ) -> Path:
-    """Writes a data set and returns its folder.
-
-    Args:
-        root: Folder of the data set.
-        lengths: Number of frames of each episode.
-        change: Called with the number and the columns of each episode before it is written.
-        tasks: Listed tasks of each episode.
-        size: Size of the images, in pixels.
-        cameras: Cameras in info.json.
-    """
+    """Writes a data set and returns its folder."""
     _write_meta(root, lengths, tasks, size, cameras)
     for number, length in enumerate(lengths):
         rows = np.arange(length)
@@ -119,6 +110,5 @@ def convert_error(source: Path, output: Path, /, **options: Any) -> VlatoolError
 
 
 def windows(output: Path, episode: int = 0) -> list[Window]:
-    """Windows of an episode."""
     path = output / f"data/episode_{episode:06d}.jsonl"
     return [parse_window(line) for line in path.read_bytes().splitlines()]

@@ -31,7 +31,6 @@ def names_and_instructions(samples: Sequence[DecodedSample]) -> dict[str, Any]:
 
 
 def dummy_batch() -> dict[str, Any]:
-    """A dummy batch."""
     return {"keys": [], "instructions": []}
 
 
@@ -92,22 +91,16 @@ class Named(str):
 
     @property
     def key(self) -> str:
-        """The name."""
         return str(self)
 
 
 class RefsReader(SampleReader):
-    """A reader without files, whose samples are named after their references.
-
-    Args:
-        broken: Drop every N-th sample; 0: none.
-
-    Attributes:
-        requested: All references that were read.
+    """A reader without files, whose samples are named after their references; `broken`: drop every
+    N-th sample; 0: none.
     """
 
     def __init__(self, broken: int = 0) -> None:
-        self.requested: list[SampleRef] = []
+        self.requested: list[SampleRef] = []  # all references that were read
         self._broken = broken
 
     def read(

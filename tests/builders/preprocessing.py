@@ -75,7 +75,6 @@ def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def metadata(sample: dict[str, Any]) -> dict[str, Any]:
-    """Metadata of a sample."""
     return json.loads(sample["metadata.json"])
 
 

@@ -164,18 +164,12 @@ def groups_of(root: Path) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Split:
-    """A split of the global batch.
+    """A split of the global batch."""
 
-    Attributes:
-        ranks: Number of processes.
-        size: Samples per process and micro-batch.
-    """
-
-    ranks: int
-    size: int
+    ranks: int  # number of processes
+    size: int  # samples per process and micro-batch
 
     def file(self, root: Path, preset: str) -> Path:
-        """File with the results of a preset."""
         return root / f"{preset}-{self.ranks}-{self.size}.safetensors"
 
 
@@ -231,7 +225,6 @@ def _outputs(config: TrainConfig, trainer: Trainer, setup: TrainSetup) -> dict[s
 
 
 def _whole(value: Tensor) -> Tensor:
-    """A tensor, gathered if it is sharded."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value.clone()

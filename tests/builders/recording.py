@@ -4,16 +4,11 @@ from vlatool.events import NullProgress, NullReporter, Progress
 
 
 class RecordedBar(NullProgress):
-    """Progress bar that adds up its units.
-
-    Attributes:
-        done: Sum of all units.
-        fields: Fields of the last call.
-    """
+    """Progress bar that adds up its units."""
 
     def __init__(self) -> None:
-        self.done = 0
-        self.fields: dict[str, float | int | str] = {}
+        self.done = 0  # sum of all units
+        self.fields: dict[str, float | int | str] = {}  # fields of the last call
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         """Adds units."""
@@ -31,16 +26,13 @@ class Recorder(NullReporter):
         self.notes: list[str] = []
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Records name and total."""
         del unit
         self.bars.append((name, total))
         self.last_bar = RecordedBar()
         return self.last_bar
 
     def warn(self, code: str, message: str) -> None:
-        """Records a warning."""
         self.warnings.append((code, message))
 
     def note(self, message: str) -> None:
-        """Records a note."""
         self.notes.append(message)

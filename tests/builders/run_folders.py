@@ -18,20 +18,14 @@ CONFIG: dict[str, Any] = {
 
 def run_folder(
     root: Path,
-    losses: list[float | None],
+    losses: list[float | None],  # loss at steps 10, 20,
     *,
-    complete: bool = True,
-    stopped: bool = False,
-    hparams: dict[str, Any] | None = None,
+    complete: bool = True,  # the run has ended
+    stopped: bool = False,  # its checkpoint is that of a requested stop
+    hparams: dict[str, Any] | None = None,  # keys over `CONFIG`
 ) -> Path:
-    """Writes a run with a loss every ten steps, a validation at the last, and a checkpoint there.
-
-    Args:
-        root: The run folder.
-        losses: Loss at steps 10, 20, ...
-        complete: The run has ended.
-        stopped: Its checkpoint is that of a requested stop.
-        hparams: Keys over `CONFIG`.
+    """Writes a run with a loss every ten steps, a validation at the last, and a checkpoint
+    there.
     """
     run = RunDir(root)
     root.mkdir(parents=True)

@@ -123,33 +123,19 @@ class Request:
 
 @dataclass
 class Faults:
-    """Faults that the proxy injects; `clear` ends them.
+    """Faults that the proxy injects; `clear` ends them."""
 
-    Attributes:
-        fail_every: Every N-th request gets `status` instead of being forwarded.
-        status: 500; 503 or 429 for a busy server; 403 for denied access.
-        retry_after_s: Seconds in the Retry-After header of these responses.
-        fail_next: The next N requests get `status`.
-        delay_s: Seconds before each request.
-        cut_after: Bodies and connections end after N bytes.
-        cuts: Number of bodies that are cut; -1 for all.
-        down_until: Connections are closed without a response until this `time.monotonic`.
-        down_after: Connections are closed without a response after N requests.
-        lose_answers: The next N requests are forwarded, but their responses are not.
-        only: Methods with faults; empty for all.
-    """
-
-    fail_every: int = 0
-    fail_next: int = 0
-    status: int = 500
-    retry_after_s: int = 0
-    delay_s: float = 0.0
-    cut_after: int = 0
-    cuts: int = -1
-    down_until: float = 0.0
-    down_after: int = 0
-    lose_answers: int = 0
-    only: tuple[str, ...] = ()
+    fail_every: int = 0  # every N-th request gets `status` instead of being forwarded
+    fail_next: int = 0  # the next N requests get `status`
+    status: int = 500  # 500; 503 or 429 for a busy server; 403 for denied access
+    retry_after_s: int = 0  # seconds in the Retry-After header of these responses
+    delay_s: float = 0.0  # seconds before each request
+    cut_after: int = 0  # bodies and connections end after N bytes
+    cuts: int = -1  # number of bodies that are cut; -1 for all
+    down_until: float = 0.0  # connections are closed without a response until this `time.monotonic`
+    down_after: int = 0  # connections are closed without a response after N requests
+    lose_answers: int = 0  # the next N requests are forwarded, but their responses are not
+    only: tuple[str, ...] = ()  # methods with faults; empty for all
     requests: list[Request] = field(default_factory=list)
     _count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)

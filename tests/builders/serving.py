@@ -18,20 +18,14 @@ from vlatool.models.base import Policy
 from vlatool.models.published import WeightsOrigin
 from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
 from vlatool.serving.config import ServeConfig
-from vlatool.serving.server import PolicyServer
-from vlatool.serving.service import service_of
+from vlatool.serving.server import PolicyServer, service_of
 
 ORIGIN = WeightsOrigin("toy", Path("toy/model.safetensors"), weights="ema")
 BAD_NUMBER = 13.0
 
 
 class LookPolicy(Policy):
-    """Sees a camera at two steps, a pose and an instruction; fails for one number.
-
-    Attributes:
-        sizes: Number of observations of each call.
-        hold: Event that calls wait for.
-    """
+    """Sees a camera at two steps, a pose and an instruction; fails for one number."""
 
     sees = ObservationSpec(
         {"front": CameraView((-1, 0), (4, 6))}, {"pose": 2}, past=0, instruction=True
@@ -40,8 +34,8 @@ class LookPolicy(Policy):
     fps, horizon = 20.0, 5
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.hold = threading.Event()
+        self.sizes: list[int] = []  # number of observations of each call
+        self.hold = threading.Event()  # event that calls wait for
         self.hold.set()
         self.called = threading.Event()
 

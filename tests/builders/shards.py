@@ -88,18 +88,11 @@ def key_of(number: int) -> str:
 def shard_output(
     folder: Path,
     *,
-    samples: int = 6,
+    samples: int = 6,  # number of samples
     change: Change = lambda _key, _members: None,
     stats: Callable[[dict[str, Any]], None] = lambda _stats: None,
 ) -> Path:
-    """Writes an output with three samples per shard and two per episode; returns `folder`.
-
-    Args:
-        folder: The output.
-        samples: Number of samples.
-        change: Called with key and members of each sample before it is written.
-        stats: Called with the statistics before they are written.
-    """
+    """Writes an output with three samples per shard and two per episode; returns `folder`."""
     contents: dict[str, Members] = {}
     for number in range(samples):
         contents[key_of(number)] = members(number)

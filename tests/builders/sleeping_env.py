@@ -7,12 +7,7 @@ HOUR_S = 3600.0
 
 
 class SleepingEnv:
-    """Counter of steps that sleeps for an hour in one of them.
-
-    Args:
-        at: The step; 0 is the reset.
-        seed: Seed of the episodes that it hangs in.
-    """
+    """Counter of steps that sleeps for an hour in one of them; `at`: the step; 0 is the reset."""
 
     action_space: Any = None
 

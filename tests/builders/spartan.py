@@ -59,24 +59,15 @@ def action_vectors(frames: int) -> NDArray[np.float64]:
 
 def spartan_episode(
     folder: Path,
-    frames: int = 6,
-    size: tuple[int, int] = (24, 32),
+    frames: int = 6,  # number of frames
+    size: tuple[int, int] = (24, 32),  # (height, width) of the images
     *,
-    cameras: Mapping[str, str] = CAMERAS,
+    cameras: Mapping[str, str] = CAMERAS,  # hardware id to semantic name
+    # Text of `language_instruction`; None: no such array.
     instruction: str | None = "put the cup on the saucer",
     change: Change | None = None,
 ) -> Path:
-    """Writes `folder/processed/...` and returns `folder`.
-
-    Args:
-        folder: Folder of the episode, such as `episode_0`.
-        frames: Number of frames.
-        size: (height, width) of the images.
-        cameras: Hardware id to semantic name.
-        instruction: Text of `language_instruction`; None: no such array.
-        change: Called with every document (`metadata`, and npz name to arrays) before they are
-            written; removed ones are not written.
-    """
+    """Writes `folder/processed/...` and returns `folder`."""
     observations: dict[str, Any] = {}
     for number, camera in enumerate(cameras):
         images = [image(frame, number, size) for frame in range(frames)]
@@ -116,26 +107,16 @@ def _write(folder: Path, documents: Documents) -> None:
 
 
 def spartan_task(
-    root: Path,
-    episodes: int = 3,
-    frames: int = 6,
+    root: Path,  # parent of the folder `tasks`
+    episodes: int = 3,  # number of episodes
+    frames: int = 6,  # number of frames of each
     *,
     task: str = TASK,
-    stamp: str = STAMP,
+    stamp: str = STAMP,  # name of the recording session
     changes: Mapping[int, Change] | None = None,
-    **options: Any,
+    **options: Any,  # further arguments of `spartan_episode`
 ) -> Path:
-    """Writes tasks/<Task>/<station>/sim/bc/teleop/<stamp>/diffusion_spartan; returns `root`.
-
-    Args:
-        root: Parent of the folder `tasks`.
-        episodes: Number of episodes.
-        frames: Number of frames of each.
-        task: Name of the task.
-        stamp: Name of the recording session.
-        changes: Episode number to the `change` of `spartan_episode`.
-        **options: Further arguments of `spartan_episode`.
-    """
+    """Writes tasks/<Task>/<station>/sim/bc/teleop/<stamp>/diffusion_spartan; returns `root`."""
     session = session_folder(root, task, stamp)
     for number in range(episodes):
         change = (changes or {}).get(number)

@@ -24,17 +24,12 @@ def image(number: int, size: tuple[int, int] = (12, 8), mode: str = "RGB") -> by
 
 
 def write_image_shards(
-    folder: Path,
-    sizes: Sequence[int] = (5, 3, 4),
+    folder: Path,  # output folder
+    sizes: Sequence[int] = (5, 3, 4),  # samples per shard
+    # Tar members in place of the image, by index of the sample over all shards.
     change: Mapping[int, dict[str, bytes]] | None = None,
 ) -> Path:
-    """Writes shards `train-episode_*.tar`; keys start with 0 in each, as in published shards.
-
-    Args:
-        folder: Output folder.
-        sizes: Samples per shard.
-        change: Tar members in place of the image, by index of the sample over all shards.
-    """
+    """Writes shards `train-episode_*.tar`; keys start with 0 in each, as in published shards."""
     first = 0
     for index, size in enumerate(sizes):
         contents = {

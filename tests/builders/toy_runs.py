@@ -89,7 +89,6 @@ def half_of(root: Path, whole: str, run: str) -> None:
 
 
 def resumed(root: Path, model: str, run: str, **changes: Any) -> TrainResult:
-    """Resumes a run."""
     return train(toy_config(root, model, run, **changes))
 
 

@@ -70,12 +70,8 @@ def damage_image(shard: Path) -> None:
 
 
 def tiny_overrides(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
-    """Dotted keys of a tiny run, to be set over the preset `diffusion-policy-tiny`.
-
-    Args:
-        data: Folder returned by `world_shards`.
-        run: The run folder.
-        **changes: Further keys, with `__` in place of dots.
+    """Dotted keys of a tiny run, to be set over the preset `diffusion-policy-tiny`; `changes`:
+    further keys, with `__` in place of dots.
     """
     return {
         **TINY,

@@ -22,59 +22,33 @@ TOKEN = "hf_of_a_test"
 
 @dataclass
 class WebFaults:
-    """Faults of the server.
+    """Faults of the server."""
 
-    Attributes:
-        fail_next: The next N requests get `status`.
-        status: Status of these responses.
-        retry_after_s: Seconds in the Retry-After header of these responses.
-        retry_date_in_s: The same, as a date from now; 0 for none.
-        redirect_to: Start of the location to which requests of files are redirected.
-        endless: Bodies have no length and no end.
-        cut_after: Bodies and connections end after N bytes.
-        longer_by: Number of bytes by which Content-Length and Content-Range are too large.
-        delay_s: Seconds before each response.
-        stall_next: The next N requests get no response.
-        no_ranges: Ranges are ignored.
-        no_head: HEAD is not allowed.
-        no_length: Responses have no Content-Length.
-        no_length_of_get: The same for GET only.
-        no_versions: Responses have neither ETag nor Last-Modified.
-        status_of_get: Status of each GET of a file; HEAD answers as ever; 0 for none.
-        page: Every response is a web page.
-        version: Part of every ETag; it changes with the content.
-        fail_from: Ranges from this byte on get `status`; 0 for none.
-        changes_every: Files get another version every N requests.
-        scheme: Scheme of the locations that uploads are sent to.
-        commit: Commit of the branch `main` of the hub.
-        requests: Method, path and range of each request.
-        tokens: Header Authorization of each request.
-    """
-
-    fail_next: int = 0
-    status: int = 500
-    retry_after_s: int = 0
-    retry_date_in_s: int = 0
-    redirect_to: str = ""
-    endless: bool = False
-    cut_after: int = 0
-    longer_by: int = 0
-    delay_s: float = 0.0
-    stall_next: int = 0
-    no_ranges: bool = False
-    no_head: bool = False
-    no_length: bool = False
-    no_length_of_get: bool = False
-    no_versions: bool = False
-    status_of_get: int = 0
-    page: bool = False
-    version: int = 1
-    fail_from: int = 0
-    changes_every: int = 0
-    scheme: str = "http"
-    commit: str = COMMIT
+    fail_next: int = 0  # the next N requests get `status`
+    status: int = 500  # status of these responses
+    retry_after_s: int = 0  # seconds in the Retry-After header of these responses
+    retry_date_in_s: int = 0  # the same, as a date from now; 0 for none
+    redirect_to: str = ""  # start of the location to which requests of files are redirected
+    endless: bool = False  # bodies have no length and no end
+    cut_after: int = 0  # bodies and connections end after N bytes
+    longer_by: int = 0  # number of bytes by which Content-Length and Content-Range are too large
+    delay_s: float = 0.0  # seconds before each response
+    stall_next: int = 0  # the next N requests get no response
+    no_ranges: bool = False  # ranges are ignored
+    no_head: bool = False  # HEAD is not allowed
+    no_length: bool = False  # responses have no Content-Length
+    no_length_of_get: bool = False  # the same for GET only
+    no_versions: bool = False  # responses have neither ETag nor Last-Modified
+    status_of_get: int = 0  # status of each GET of a file; HEAD answers as ever; 0 for none
+    page: bool = False  # every response is a web page
+    version: int = 1  # part of every ETag; it changes with the content
+    fail_from: int = 0  # ranges from this byte on get `status`; 0 for none
+    changes_every: int = 0  # files get another version every N requests
+    scheme: str = "http"  # scheme of the locations that uploads are sent to
+    commit: str = COMMIT  # commit of the branch `main` of the hub
+    # Method, path and range of each request.
     requests: list[tuple[str, str, str]] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)  # header Authorization of each request
 
 
 @dataclass(frozen=True)
@@ -89,12 +63,7 @@ class WebServer:
 
 @contextmanager
 def web_server(folder: Path, *, needs_token: bool = False) -> Iterator[WebServer]:
-    """Serves a folder; below `datasets/OWNER/NAME` it is also a repository of a hub.
-
-    Args:
-        folder: Folder that is served; for the hub it contains folders OWNER/NAME.
-        needs_token: Make repositories private.
-    """
+    """Serves a folder; below `datasets/OWNER/NAME` it is also a repository of a hub."""
     faults, written = WebFaults(), WrittenHub()
 
     class Handler(_Handler):

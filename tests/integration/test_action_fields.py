@@ -70,7 +70,7 @@ def test_requested_action_fields_are_those_of_windows(raw: Path, tmp_path: Path)
     assert manifest is not None
     assert (manifest.action_fields, manifest.action_width) == ((GRIPPER, POSITION), 4)
     assert manifest.relative_dimensions == ()
-    assert verified(tmp_path / "A").is_whole
+    assert verified(tmp_path / "A").whole
 
 
 def test_requested_action_fields_are_those_of_shards(raw: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_other_action_fields_are_another_output(raw: Path, intact: Path, tmp_pat
 
 
 def test_windows_of_relative_poses_are_valid(intact: Path) -> None:
-    assert verified(intact).counts == {}
+    assert verified(intact).codes == {}
 
 
 @pytest.mark.parametrize(("step", "value"), [(0, 9), (STEPS - 1, 0), (STEPS - 1, 9)])
@@ -116,7 +116,7 @@ def test_a_changed_action_of_relative_poses_is_reported(
         row["actions"][step][value] += 0.5
         rows[number] = json.dumps(row)
     lines(folder).write_text("".join(f"{row}\n" for row in rows))
-    assert "windows.wrong_line" in verified(folder).counts
+    assert "windows.wrong_line" in verified(folder).codes
 
 
 def test_action_tokenizers_take_the_fields_that_data_were_made_with(

@@ -22,19 +22,17 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure
 from vlatool.evaluation.policy_runner import load_policy
-from vlatool.inspection.verify import verify_location
+from vlatool.inspection import verify_location
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.dataset import open_dataset
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.download_files import DownloadResult
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.split import SplitConfig, split
-from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute
-from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.stats import StatsComputeConfig, StatsMergeConfig, stats_compute, stats_merge
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.finetune import finetune
-from vlatool.workflows.train import TrainResult, train
+from vlatool.workflows.train import TrainResult, finetune, train
 from vlatool.workflows.verify import VerifyConfig, verify
 
 BACKBONE = "model.vision_language_backbone"

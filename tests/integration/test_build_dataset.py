@@ -32,10 +32,9 @@ from vlatool.models.future_vla.token_ids import tiny_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
 from vlatool.workflows.export import ExportConfig, ExportResult, export
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 EPISODES, FRAMES = 3, 4
 SAMPLES = EPISODES * FRAMES * 2
@@ -174,7 +173,7 @@ def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path, s
     codes = folder.sample(0).conversation.codes
     assert (codes.shape[1], folder.sizes[:2]) == (sizes[0], sizes)
     result = verify(VerifyConfig(location=str(tmp_path / "out")))
-    assert set(result.counts) == {"samples.not_compared"}  # these codes are not beside the images
+    assert set(result.codes) == {"samples.not_compared"}  # these codes are not beside the images
     assert contents(tmp_path / "exported") == contents(tmp_path / "out")
 
 

@@ -15,7 +15,7 @@ from vlatool.config.resolve import load_config, parse_override
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import check_samples
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 CODE = "data.collapsed_codes"
 

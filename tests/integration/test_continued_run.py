@@ -19,8 +19,7 @@ from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.finetune import finetune
-from vlatool.workflows.train import train
+from vlatool.workflows.train import finetune, train
 
 FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
 # Tables that nothing trains, in the order of the published network.

@@ -16,11 +16,10 @@ from tests.builders.training import ARM, CAMERAS, HAND, ROT, XYZ, XYZ_COMMAND, t
 from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError, VlatoolError
-from vlatool.evaluation.chunks import ChunkJoiner, Gripper
 from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
-from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState
+from vlatool.evaluation.control import ChunkJoiner, EpisodeControl, Gripper, ResizeLog, RobotState
 from vlatool.evaluation.controllers import PolicyController, control_options
-from vlatool.evaluation.recorded import replay
+from vlatool.evaluation.offline import replay
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.models.base import Policy
 from vlatool.models.diffusion_policy.batch import PolicyBatcher

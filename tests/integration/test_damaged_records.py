@@ -14,8 +14,7 @@ from vlatool.artifacts.shards.format import read_processing_metadata
 from vlatool.cli import app
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 RECORDS = {
     ".vlatool/run.json": "broken_record",

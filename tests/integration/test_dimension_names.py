@@ -22,9 +22,8 @@ from vlatool.events import NullProgress
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import recorded_pairs
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 JOINTS = ["shoulder", "elbow"]
 

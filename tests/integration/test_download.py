@@ -20,7 +20,7 @@ from tests.builders.s3_server import S3Server
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.artifacts.check import CheckOptions
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
-from vlatool.inspection.verify import verify_location
+from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.storage import transfer
 from vlatool.storage.tree import files_below
@@ -82,7 +82,7 @@ def test_hub_is_downloaded_with_digests_and_commit(server: WebServer, tmp_path: 
     result = get_set(tmp_path / "out")
 
     assert content(tmp_path / "out") == expected(server)
-    assert (result.episodes, result.bytes) == (22, sum(map(len, expected(server).values())))
+    assert (result.files, result.bytes) == (22, sum(map(len, expected(server).values())))
     assert result.source.endswith(COMMIT)
     assert len(read_file_list(tmp_path / "out") or ()) == 22
     assert not (tmp_path / "out/.vlatool/partial").exists()
@@ -188,7 +188,7 @@ def test_verify_compares_a_download_with_its_record(server: WebServer, tmp_path:
 def test_dry_run_writes_nothing(server: WebServer, tmp_path: Path) -> None:
     result = get_set(tmp_path / "out", dry_run=True)
 
-    assert (result.status, result.episodes) == ("planned", 22)
+    assert (result.status, result.files) == ("planned", 22)
     assert not (tmp_path / "out").exists()
 
 

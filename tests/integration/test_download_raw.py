@@ -20,17 +20,16 @@ from tests.builders.web_server import WebServer, web_server
 from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
-from vlatool.inspection.verify import verify_location
+from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record
 from vlatool.storage import transfer
-from vlatool.workflows import extraction
-from vlatool.workflows.annotations import AnnotationsResult
-from vlatool.workflows.download import DownloadConfig, TasksResult, download
+from vlatool.workflows import download_raw
+from vlatool.workflows.download import AnnotationsResult, DownloadConfig, TasksResult, download
 from vlatool.workflows.download_raw import RawResult
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import InspectConfig, inspect
 
 CHUNK = 4096
 TASK = "PutKiwiOnSaucer"
@@ -62,7 +61,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServe
     digest = hashlib.sha256(ANNOTATIONS).hexdigest()
     (tmp_path / "table.yaml").write_text(f"annotations_sha256: {digest}")
     monkeypatch.setattr(transfer, "CHUNK", CHUNK)
-    monkeypatch.setattr(extraction, "_SYNC_S", 0.0)
+    monkeypatch.setattr(download_raw, "_SYNC_S", 0.0)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
     monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
     with web_server(site) as running:
@@ -232,7 +231,7 @@ def test_damage_to_an_unfinished_file_is_noticed(
 def test_content_that_a_power_cut_took_is_fetched_again(
     server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "_SYNC_S", 1e9)
+    monkeypatch.setattr(download_raw, "_SYNC_S", 1e9)
     interrupted(server, out, monkeypatch, 17 * CHUNK)
     large = out / "cabot/large.npz"
     status = large.stat()

@@ -37,11 +37,9 @@ from vlatool.models.images import to_float
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.decode import DecodeResult, decode
-from vlatool.workflows.encode import EncodeJob
+from vlatool.workflows.encode import DecodeResult, EncodeJob, decode
 from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 IMAGES = EPISODES * FRAMES * 2
 CPU = torch.device("cpu")
@@ -367,7 +365,7 @@ def test_verify_finds_damaged_images_of_decode(
     damage: str, whole: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     _decoded(whole, tokenizer, tmp_path / "out")
-    assert not verified(tmp_path / "out").counts
+    assert not verified(tmp_path / "out").codes
     first, second = sorted((tmp_path / "out" / "episode_000001").iterdir())[:2]
     content = second.read_bytes()
     second.write_bytes(first.read_bytes())
@@ -375,7 +373,7 @@ def test_verify_finds_damaged_images_of_decode(
     if damage == "missing":
         first.unlink()
 
-    counts = verified(tmp_path / "out").counts
+    counts = verified(tmp_path / "out").codes
 
     assert list(counts) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
 

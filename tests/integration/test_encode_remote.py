@@ -10,7 +10,7 @@ from tests.builders.web_server import web_server
 from vlatool.artifacts.codes.format import CodesLayout
 from vlatool.storage.remote_path import RemotePath
 from vlatool.tokens.config import DecodeConfig
-from vlatool.workflows.decode import decode
+from vlatool.workflows.encode import decode
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.builders.sleeping_env import SleepingEnv
 from vlatool.errors import EnvironmentProblem
-from vlatool.evaluation.env_processes import Call, EnvProcesses, Start
+from vlatool.evaluation.environments import Call, EnvProcesses, Start
 
 TIMEOUT_S = 1.0
 SLEEPY, AWAKE = 1, 2

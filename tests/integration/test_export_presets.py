@@ -19,8 +19,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import BugError
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.model_export import check_equal, example_outputs
+from vlatool.workflows.export import ExportConfig, check_equal, example_outputs, export
 
 # `test_future_vla_export.py` exports the language model.
 OTHER_DATA = {"future-vla-libero", "future-vla-tiny"}

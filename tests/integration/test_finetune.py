@@ -21,8 +21,7 @@ from tests.builders.training import (
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
-from vlatool.workflows.finetune import finetune
-from vlatool.workflows.train import train
+from vlatool.workflows.train import finetune, train
 
 STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0, "hparams__wd": 0}
 

@@ -14,9 +14,9 @@ import pytest
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from vlatool.errors import DataError, UsageError
-from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
 
 def inspected(location: Path, **options: Any) -> InspectResult:
@@ -381,7 +381,7 @@ def test_the_columns_of_a_table_are_aligned(lerobot: Path) -> None:
 @pytest.mark.parametrize("part", ["", "shards/shard_000000.tar"])
 def test_inspect_loads_no_heavy_package(preprocessed: Path, part: str) -> None:
     code = (
-        "import sys; from vlatool.workflows.inspect import InspectConfig, inspect; "
+        "import sys; from vlatool.workflows.verify import InspectConfig, inspect; "
         "inspect(InspectConfig(location=sys.argv[1])).text(); "
         "print([n for n in ('torch', 'transformers', 'webdataset', 'rich') if n in sys.modules])"
     )

@@ -22,8 +22,8 @@ from tests.builders.spartan import spartan_task
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.artifacts.tar_sample import write_arrays
 from vlatool.errors import StorageError, UsageError
-from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
 HOSTILE = "<script>alert('x')</script> & \"friends\""
 # Elements without an end tag.

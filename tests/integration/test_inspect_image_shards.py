@@ -14,7 +14,7 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.image_shards.check import check
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.errors import DataError
-from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
+from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
 FIRST = "train-episode_000000.tar"
 

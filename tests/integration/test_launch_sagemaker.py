@@ -14,9 +14,7 @@ from tests.builders.s3_server import S3Server, without_credentials
 from tests.builders.training import tiny_arguments, world_shards
 from tests.surface.invoke import run_vlatool
 from vlatool.config.resolve import load_config
-from vlatool.launching.job_log import job_error
-from vlatool.launching.sagemaker_request import instance_type, num_gpus
-from vlatool.launching.secrets import load_secrets
+from vlatool.launching.sagemaker import instance_type, job_error, load_secrets, num_gpus
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
 

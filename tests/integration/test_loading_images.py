@@ -299,7 +299,7 @@ def test_run_on_images_is_verified_with_its_assets(site: Path) -> None:
     write_image_shards(site / "shards")
     train(image_run(site, "whole", total_train_steps=2, num_checkpoints=1))
     config = VerifyConfig(location=str(site / "whole"))
-    assert not verify(config).counts
+    assert not verify(config).codes
     RunDir(site / "whole").options.unlink()
     with pytest.raises(DataError) as caught:
         verify(config)

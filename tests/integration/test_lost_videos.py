@@ -16,8 +16,8 @@ from tests.builders.web_server import web_server
 from vlatool.errors import VlatoolError
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.download_files import DownloadResult
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.verify import InspectConfig, inspect
 
 
 def _unlink(root: Path) -> None:
@@ -68,11 +68,11 @@ def test_inspect_shows_all_but_the_images(lost: Path) -> None:
 def test_verify_says_it_once(lost: Path) -> None:
     result = verified(lost)
 
-    assert {code for code in result.counts if "video" in code or "lfs" in code} == {
+    assert {code for code in result.codes if "video" in code or "lfs" in code} == {
         "lerobot.no_videos"
     }
-    assert result.counts["lerobot.no_videos"] == 1
-    assert not result.is_whole
+    assert result.codes["lerobot.no_videos"] == 1
+    assert not result.whole
 
 
 def test_data_without_images_are_read(lost: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout
 from vlatool.workflows.sample import SampleConfig, sample
-from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.stats import StatsMergeConfig, stats_merge
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 

@@ -15,9 +15,8 @@ from tests.builders.spartan import spartan_task
 from vlatool.artifacts.stats.format import merge_stats, read_mergeable, read_stats
 from vlatool.errors import DataError, UsageError
 from vlatool.transforms.statistics import Digest, to_state
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.stats import StatsMergeConfig, stats_merge
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_episodes_are_kept_until_the_broken_ones_are_repaired(
     with broken_episode(source):
         assert refusal(source, output, keep_episodes=False).exit_code == 4
         assert len(list(output.glob("episodes/*.tar"))) == 1
-        assert verify(VerifyConfig(location=str(output))).counts.keys() == {"output.partial"}
+        assert verify(VerifyConfig(location=str(output))).codes.keys() == {"output.partial"}
 
     result = run(source, output, keep_episodes=False)
 

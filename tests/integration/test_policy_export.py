@@ -18,8 +18,7 @@ from vlatool.models.trained import open_trained
 from vlatool.models.weights import read_pickled_weights
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.finetune import finetune
-from vlatool.workflows.train import train
+from vlatool.workflows.train import finetune, train
 
 # Keys of the section of a CLIP backbone. Source: formats/published-runs 2.1.
 CLIP_KEYS = {

@@ -10,12 +10,11 @@ import pytest
 import vlatool
 from tests.builders.training import HAND_COMMAND, XYZ_COMMAND, tiny_config, world_shards
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.control import act_in_batches, chunk_seed
+from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
-from vlatool.models.policy import RoboticsPolicy
+from vlatool.models.policy import RoboticsPolicy, in_batches
 from vlatool.sources.detection import detect_source
-from vlatool.workflows.evaluate import recorded_pairs
-from vlatool.workflows.predict import PredictConfig, PredictResult, predict
+from vlatool.workflows.evaluate import PredictConfig, PredictResult, predict, recorded_pairs
 from vlatool.workflows.train import train
 
 FRAMES = 12
@@ -88,7 +87,7 @@ def test_frame_of_preprocessed_data_gives_the_chunk_of_the_open_loop_evaluation(
     pairs = recorded_pairs(str(data), policy, trained, 0)
     rows = pairs.read(range(len(pairs)))
     index = [(target.episode, target.frame) for _, target in rows].index((result.episode, 7))
-    chunk = act_in_batches(policy, [rows[index][0]], [chunk_seed(0, index)], 1)
+    chunk = in_batches(policy.act, [rows[index][0]], [chunk_seed(0, index)], 1)
     assert result.episode.endswith("episode_1")
     np.testing.assert_array_equal(result.fields[RELATIVE].predicted, chunk[RELATIVE][0])
     assert by_id.fields == result.fields

@@ -24,9 +24,8 @@ from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 # Keys that records of the published program have. Source: reference/training 1.7.
 RECORDED = {
@@ -294,7 +293,7 @@ def finding_codes(location: Path, kind: str = "experiment") -> set[str]:
         result = error.result
     assert isinstance(result, VerifyResult)
     assert (result.kind, result.checked["files"] > 0) == (kind, True)
-    return set(result.counts)
+    return set(result.codes)
 
 
 def test_verify_of_a_file_of_weights_compares_its_checksums(published: Path) -> None:

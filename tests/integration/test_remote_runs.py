@@ -196,12 +196,12 @@ def test_stolen_lock_is_noticed_before_the_next_file(prefix: RemotePath, tmp_pat
 
 def test_changed_letter_of_the_origins_is_found(root: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(root / "whole", tmp_path / "run"))
-    assert "run.broken_kept" not in verified(run).counts
+    assert "run.broken_kept" not in verified(run).codes
     origins = bytearray((run / "origins.json").read_bytes())
     origins[0] ^= 1
     (run / "origins.json").write_bytes(origins)
 
-    assert verified(run).counts["run.broken_kept"] == 1
+    assert verified(run).codes["run.broken_kept"] == 1
 
 
 def test_file_in_the_place_of_a_folder_is_found_before_an_overwrite(

@@ -20,11 +20,10 @@ from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location, version_of
 from vlatool.workflows.evaluate import open_loop
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 SCHEMES_READ = ["s3", "http", "hf", "memory"]
 SPARTAN = {
@@ -119,7 +118,7 @@ def test_minimal_scheme_is_source_and_output_of_preprocess(
     outputs = {key: data for key, (data, _) in MemoryRemote.stores[memory].items()}
     for name, data in contents(world / "data").items():
         assert outputs[f"out/{name}"] == data, name
-    assert verified(f"{memory}/out").severities["error"] == 0
+    assert verified(f"{memory}/out").counts["error"] == 0
 
 
 def test_files_of_several_episodes_are_read_from_every_scheme(
@@ -183,9 +182,9 @@ def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
     for name, kind in kinds.items():
         assert inspect(InspectConfig(location=f"{remote}/{name}")).report.kind == kind
         result = verified(f"{remote}/{name}")
-        assert result.severities["error"] == 0, name
-        resting = result.counts.get("lerobot.constant_dimensions", 0)  # in a few frames
-        assert result.severities["warning"] == resting, name
+        assert result.counts["error"] == 0, name
+        resting = result.codes.get("lerobot.constant_dimensions", 0)  # in a few frames
+        assert result.counts["warning"] == resting, name
         assert result.checked["files"] > 0, name
 
 

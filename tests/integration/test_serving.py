@@ -45,8 +45,7 @@ from vlatool.evaluation.control import channels_last
 from vlatool.serving.access import bound_socket, listen
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.messages import CONTROL, pack, unpack
-from vlatool.serving.server import PolicyServer
-from vlatool.serving.service import service_of
+from vlatool.serving.server import PolicyServer, service_of
 
 RESTART, INTERNAL, TOO_BIG = 1001, 1011, 1009
 MISSING = "environment.missing_dependency"

@@ -20,7 +20,7 @@ from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.sinks.lbm.sink import LbmSink
 from vlatool.workflows.evaluate import open_loop
-from vlatool.workflows.stats_compute import StatsComputeConfig, StatsComputeResult, stats_compute
+from vlatool.workflows.stats import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import VerifyConfig, verify
 

@@ -32,14 +32,14 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
+from vlatool.workflows.export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.tokenizer_eval import (
     TokenizerEvalConfig,
     TokenizerEvalResult,
     tokenizer_eval,
 )
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import InspectConfig, inspect
 
 
 @pytest.fixture(scope="module")

@@ -31,18 +31,19 @@ from vlatool.evaluation.config import (
     OpenLoopConfig,
     RolloutConfig,
 )
-from vlatool.evaluation.control import ResizeLog, act_in_batches
+from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.controllers import PolicyController, check_environment
-from vlatool.evaluation.env_processes import LocalEnvironments
-from vlatool.evaluation.rollout_job import rollout_report
+from vlatool.evaluation.environments import LocalEnvironments
 from vlatool.evaluation.rollouts import (
     Rollout,
     RolloutPlan,
     RolloutProgress,
     Rollouts,
+    rollout_report,
     run_rollouts,
 )
 from vlatool.events import NullProgress, NullReporter
+from vlatool.models.policy import in_batches
 from vlatool.testing.models import check_policy
 from vlatool.workflows.compare import compare
 from vlatool.workflows.evaluate import open_loop
@@ -178,7 +179,7 @@ class CountingPolicy(PushPolicy):
 def test_batches_are_filled_up(count: int) -> None:
     policy = CountingPolicy()
     observations = [Observation(fields={"x": np.full((2, 1), float(n))}) for n in range(count)]
-    chunks = act_in_batches(policy, observations, range(count), 4)
+    chunks = in_batches(policy.act, observations, range(count), 4)
     assert policy.sizes == [4] * -(-count // 4)
     assert chunks["push"].shape == (count, 3, 1)
 

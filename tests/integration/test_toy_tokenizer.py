@@ -23,13 +23,10 @@ from vlatool.testing.models import check_model_type
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.decode import decode
-from vlatool.workflows.encode import encode
-from vlatool.workflows.export import ExportConfig, export
-from vlatool.workflows.finetune import finetune
-from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
+from vlatool.workflows.encode import decode, encode
+from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
-from vlatool.workflows.train import train
+from vlatool.workflows.train import finetune, train
 from vlatool.workflows.verify import VerifyConfig, verify
 
 SIDE = 8

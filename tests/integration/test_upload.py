@@ -23,8 +23,7 @@ from vlatool.storage import hub as hub_storage
 from vlatool.workflows import upload as upload_command
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, download
-from vlatool.workflows.upload import UploadConfig, UploadResult, upload
-from vlatool.workflows.upload_files import chosen_files
+from vlatool.workflows.upload import UploadConfig, UploadResult, chosen_files, upload
 
 TARGET = "hf://datasets/lab/pick"
 

@@ -113,7 +113,7 @@ def repeat_from_first_shard(keys: list[str], contents: dict[str, Members]) -> No
 
 def test_an_unchanged_output_is_valid(intact: Path) -> None:
     result = verified(intact)
-    assert (result.is_whole, result.findings) == (True, ())
+    assert (result.whole, result.findings) == (True, ())
     assert result.checked["samples"] == 6
     assert result.checked["pictures"] == 24
 
@@ -154,13 +154,13 @@ def test_the_index_of_a_shard_is_not_an_unlisted_file(output: Path) -> None:
 def test_an_index_of_another_shard_is_an_error(changes: dict[str, Any], output: Path) -> None:
     write_index(shard(output), **changes)
     result = verified(output)
-    assert result.counts == {"shards.index_mismatch": 1}
+    assert result.codes == {"shards.index_mismatch": 1}
     assert result.findings[0].place["path"] == "shards/shard_000001.index.npz"
 
 
 def test_an_index_that_cannot_be_read_is_an_error(output: Path) -> None:
     index_path(shard(output)).write_bytes(b"PK")
-    assert verified(output).counts == {"shards.index_mismatch": 1}
+    assert verified(output).codes == {"shards.index_mismatch": 1}
 
 
 def test_an_output_within_the_folder_is_not_checked(output: Path) -> None:
@@ -178,9 +178,9 @@ def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     edit(output / ".vlatool/files.jsonl", lambda text: text + json.dumps(entry) + "\n")
     assert verified(output).findings == ()
     (folder / "b").write_text("x")
-    assert verified(output).counts == {"output.digest_mismatch": 1}
+    assert verified(output).codes == {"output.digest_mismatch": 1}
     (folder / "c").write_text("c")
-    assert verified(output).counts == {"output.size_mismatch": 1}
+    assert verified(output).codes == {"output.size_mismatch": 1}
 
 
 def test_few_samples_are_evenly_spaced_over_the_shards(intact: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_defect_of_a_sample_has_its_code_and_place(
 ) -> None:
     result = verified(shard_output(tmp_path / "out", change=change))
     matches = [finding for finding in result.findings if finding.code == code]
-    assert matches, result.counts
+    assert matches, result.codes
     assert matches[0].place["sample"] == built.key_of(3)
     assert matches[0].place["shard"].startswith("shards/shard_")
     assert matches[0].place.get("field") == field
@@ -422,7 +422,7 @@ def test_allowed_nan_is_a_warning(tmp_path: Path) -> None:
     edit(options, lambda text: text + "fail_on_nan: false\n")
     built.write_list(output)
     result = verified(output)
-    assert (result.counts, result.is_whole) == ({"shards.nan_kept": 1}, True)
+    assert (result.codes, result.whole) == ({"shards.nan_kept": 1}, True)
 
 
 def lower_bound(stats: dict[str, Any]) -> None:
@@ -460,7 +460,7 @@ def test_statistics_are_recomputed_only_with_full(tmp_path: Path) -> None:
 
 def test_quick_compares_sizes_but_no_digests(output: Path) -> None:
     flip_image_byte(output)
-    assert not any("digest" in code for code in verified(output, quick=True).counts)
+    assert not any("digest" in code for code in verified(output, quick=True).codes)
 
 
 @pytest.mark.parametrize(
@@ -473,14 +473,14 @@ def test_an_incomplete_run_is_reported(
     record = OutputRecord("preprocess", {}, {}, result, complete=False)
     record.save(output)
     matches = verified(output)
-    assert (matches.counts, matches.is_whole) == ({code: 1}, is_whole)
+    assert (matches.codes, matches.whole) == ({code: 1}, is_whole)
 
 
 def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "pick")
     (source / "data/chunk-000/episode_000001.parquet").unlink()
     result = verified(source)
-    assert (result.kind, result.format, result.is_whole) == ("source", "lerobot", False)
+    assert (result.kind, result.format, result.whole) == ("source", "lerobot", False)
     matches = result.findings[0]
     assert matches.code == "lerobot.missing_file"
     assert matches.place["path"] == "data/chunk-000/episode_000001.parquet"
@@ -489,7 +489,7 @@ def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
 
 def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "pick", info={"fps": 0})
-    assert verified(source).counts == {"data.bad_metadata": 1}
+    assert verified(source).codes == {"data.bad_metadata": 1}
 
 
 def test_an_unchanged_source_is_valid(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_many_findings_of_a_code_are_counted_and_the_first_kept(tmp_path: Path) 
         members["language_instructions.json"] = b"[]"
 
     result = verified(shard_output(tmp_path / "out", samples=120, change=change))
-    assert result.counts["shards.bad_language"] == 120
+    assert result.codes["shards.bad_language"] == 120
     assert len(result.findings) == 100
     assert "and 117 more" in result.text()
 
@@ -561,6 +561,6 @@ def test_several_processes_have_the_same_findings_in_the_same_order(tmp_path: Pa
     edit_list(root, "length", 3, 4)
     edit_list(root, "length", 12, 4)
     results = [verified(root, workers=workers) for workers in (1, 2)]
-    assert results[0].counts["lerobot.length_mismatch"] == 2
+    assert results[0].codes["lerobot.length_mismatch"] == 2
     assert results[0].checked["episodes"] == 16
     assert results[0] == results[1]

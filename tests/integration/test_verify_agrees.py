@@ -14,9 +14,8 @@ from tests.builders.broken_sources import (
 )
 from tests.builders.preprocessing import has_message_and_hint, options_for
 from vlatool.errors import DataError, VlatoolError
-from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 def cases(lerobot: dict[str, Make], spartan: dict[str, Make]) -> list[object]:

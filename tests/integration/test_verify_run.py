@@ -20,7 +20,7 @@ from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.documents import write_checksummed
 from vlatool.storage.uri import location
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 STEPS = (2, 4)
 
@@ -69,7 +69,7 @@ def test_a_single_checkpoint_is_verified(run: RunDir, tmp_path: Path) -> None:
     checkpoint = Path(shutil.move(run.checkpoint(4), tmp_path / "step_00000004"))
     assert (verified(checkpoint).kind, verified(checkpoint).findings) == ("checkpoint", ())
     (checkpoint / "trainer.pt").write_bytes(b"countess")
-    assert verified(checkpoint).counts == {"run.digest_mismatch": 1}
+    assert verified(checkpoint).codes == {"run.digest_mismatch": 1}
 
 
 def test_a_run_in_s3_is_verified_there(run: RunDir, s3_bucket: str) -> None:

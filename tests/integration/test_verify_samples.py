@@ -19,7 +19,7 @@ from vlatool.artifacts.samples.episode import EpisodeSamples, parse_sample, rend
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 Break = Callable[[Path], Any]
 FIRST = "episode_000000"
@@ -126,12 +126,12 @@ def test_damaged_packed_samples_are_reported(workspace: Path) -> None:
 def test_each_missing_image_of_packed_samples_is_reported_once(workspace: Path) -> None:
     next((workspace / f"A/images/{FIRST}").iterdir()).unlink()
     result = verified(workspace / "packed")
-    assert result.counts == {"samples.missing_picture": 1}
+    assert result.codes == {"samples.missing_picture": 1}
 
 
 def test_an_interrupted_build_is_incomplete(tmp_path: Path) -> None:
     OutputRecord("build-dataset", {}).save(tmp_path)
-    assert verified(tmp_path).counts == {"output.incomplete": 1}
+    assert verified(tmp_path).codes == {"output.incomplete": 1}
 
 
 def test_quick_reads_no_line(workspace: Path) -> None:
@@ -267,21 +267,21 @@ def test_samples_without_their_inputs_are_not_compared(workspace: Path) -> None:
     for path in (workspace / "A/data", workspace / "A/tokens", workspace / "A/TiToken"):
         shutil.rmtree(path)
     result = verified(workspace / "lines")
-    assert result.is_whole
-    assert "samples.not_compared" in result.counts
+    assert result.whole
+    assert "samples.not_compared" in result.codes
 
 
 def test_every_broken_file_of_codes_is_reported(workspace: Path) -> None:
     for path in (workspace / f"A/TiToken/{FIRST}").iterdir():
         path.write_text("[]")
-    assert verified(workspace / "A/TiToken").counts["codes.broken"] == 6
+    assert verified(workspace / "A/TiToken").codes["codes.broken"] == 6
 
 
 def test_published_codes_without_manifest_are_valid(workspace: Path) -> None:
     (workspace / "A/TiToken/manifest.json").unlink()
     result = verified(workspace / "A/TiToken")
-    assert result.is_whole
-    assert "codes.no_manifest" in result.counts
+    assert result.whole
+    assert "codes.no_manifest" in result.codes
 
 
 def test_samples_are_inspected_by_their_manifest(outputs: Path) -> None:

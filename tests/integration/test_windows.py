@@ -293,7 +293,7 @@ def test_bucket_gets_the_same_bytes(raw: Path, output_folder: Path, s3_bucket: s
     assert contents_in_bucket == contents(output_folder)
     seen = verify(VerifyConfig(location=str(output)))
     assert isinstance(seen, VerifyResult)
-    assert (seen.kind, seen.severities["error"]) == ("windows", 0)
+    assert (seen.kind, seen.counts["error"]) == ("windows", 0)
     assert convert(raw, output, name="LIBERO").status == "already complete"
 
 

@@ -11,7 +11,7 @@ from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
 from tests.builders.verifying import verified
 from vlatool.artifacts.windows.format import is_windows
-from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import InspectConfig, inspect
 
 LINES = "data/episode_000000.jsonl"
 IMAGE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
@@ -109,7 +109,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_damage_is_reported(folder: Path, case: str) -> None:
     damage, code = DAMAGES[case]
     damage(folder)
-    assert code in verified(folder).counts
+    assert code in verified(folder).codes
 
 
 @pytest.mark.parametrize("options", [{}, {"full": True}, {"quick": True}])
@@ -119,7 +119,7 @@ def test_intact_folder_has_no_findings(intact: Path, options: dict[str, bool]) -
 
 
 def test_published_folder_is_checked_against_the_published_rules(folder: Path) -> None:
-    assert set(verified(published(folder)).counts) == {
+    assert set(verified(published(folder)).codes) == {
         "output.no_file_list",
         "windows.no_manifest",
     }
@@ -127,12 +127,12 @@ def test_published_folder_is_checked_against_the_published_rules(folder: Path) -
 
 def test_damage_of_a_published_folder_is_reported(folder: Path) -> None:
     text("frame_000002.png", "frame_000001.png")(published(folder))
-    assert "windows.wrong_line" in verified(folder).counts
+    assert "windows.wrong_line" in verified(folder).codes
 
 
 def test_pixels_are_decoded_with_full(folder: Path) -> None:
     (folder / IMAGE).write_bytes(png(1, size=64))
-    assert "windows.broken_picture" in verified(folder, full=True).counts
+    assert "windows.broken_picture" in verified(folder, full=True).codes
 
 
 def test_missing_episode_is_reported(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_missing_episode_is_reported(tmp_path: Path) -> None:
             columns.pop("image")
 
     convert_error(libero_dataset(tmp_path / "raw", (1, 1), change=lose), tmp_path / "A")
-    assert set(verified(tmp_path / "A").counts) == {"output.partial"}
+    assert set(verified(tmp_path / "A").codes) == {"output.partial"}
 
 
 @pytest.mark.parametrize("name", ["data", "images", ".vlatool"])

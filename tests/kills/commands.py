@@ -27,27 +27,24 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.tokens.config import DecodeConfig
 from vlatool.training.config import TrainConfig
-from vlatool.workflows import extraction
+from vlatool.workflows import download_raw
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
-from vlatool.workflows.decode import decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
-from vlatool.workflows.evaluate import open_loop
-from vlatool.workflows.export import ExportConfig, export
+from vlatool.workflows.encode import decode
+from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
+from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
-from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
-from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute
-from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.stats import StatsComputeConfig, StatsMergeConfig, stats_compute, stats_merge
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import InspectConfig, inspect
 from vlatool.world.registration import ENVIRONMENT
 
 Result = Mapping[str, Any]
@@ -58,17 +55,11 @@ _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Inputs and output of a command, the same in all cases because reports name them.
+    """Inputs and output of a command, the same in all cases because reports name them."""
 
-    Attributes:
-        inputs: Folder of `make_inputs`; never written to.
-        out: Output folder.
-        remote: Remote folder of a command that writes to `out` and there.
-    """
-
-    inputs: Path
-    out: Path
-    remote: str = ""
+    inputs: Path  # folder of `make_inputs`; never written to
+    out: Path  # output folder
+    remote: str = ""  # remote folder of a command that writes to `out` and there
 
     @property
     def raw(self) -> Path:
@@ -98,26 +89,17 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Command:
-    """Command to be killed.
+    """Command to be killed."""
 
-    Attributes:
-        name: Name, similar to the command line.
-        run: The run that is killed and repeated.
-        prepare: Creates the state before the run.
-        result: Returns the result that must be equal in the end.
-        is_remote: The command writes to S3.
-        has_journal: The journal stays in a complete output.
-        has_copy: The command also writes to `Workspace.remote`.
-        loses_machine: The output is removed before the command is repeated; its copy stays.
-    """
-
-    name: str
-    run: Callable[[Workspace], object]
+    name: str  # name, similar to the command line
+    run: Callable[[Workspace], object]  # the run that is killed and repeated
+    # Creates the state before the run.
     prepare: Callable[[Workspace], object] = lambda workspace: None
-    result: Callable[[Path], Result] = contents
-    is_remote: bool = False
-    has_journal: bool = False
-    has_copy: bool = False
+    result: Callable[[Path], Result] = contents  # returns the result that must be equal in the end
+    is_remote: bool = False  # the command writes to S3
+    has_journal: bool = False  # the journal stays in a complete output
+    has_copy: bool = False  # the command also writes to `Workspace.remote`
+    # The output is removed before the command is repeated; its copy stays.
     loses_machine: bool = False
 
 
@@ -205,7 +187,7 @@ def _encode(workspace: Workspace, **options: Any) -> None:
 def _set_up_download() -> None:
     """Small chunks; each is synced, so that the steps do not depend on the time."""
     transfer.CHUNK = _CHUNK
-    transfer._SYNC_S = extraction._SYNC_S = 0.0
+    transfer._SYNC_S = download_raw._SYNC_S = 0.0
 
 
 def _download(workspace: Workspace) -> None:

@@ -27,27 +27,17 @@ _JOURNAL = ".vlatool/journal"
 
 @dataclass
 class Trial:
-    """Result of the cases of one command.
-
-    Attributes:
-        command: The command.
-        cases: Number and line of each step at which it was killed.
-        steps: Number of steps of an uninterrupted run.
-        problems: Description of each failure.
-    """
+    """Result of the cases of one command."""
 
     command: Command
-    cases: Sequence[Case] = ()
-    steps: int = 0
-    problems: list[str] = field(default_factory=list[str])
+    cases: Sequence[Case] = ()  # number and line of each step at which it was killed
+    steps: int = 0  # number of steps of an uninterrupted run
+    problems: list[str] = field(default_factory=list[str])  # description of each failure
 
 
 class TrialRunner:
-    """Runner of the cases of commands.
-
-    Args:
-        root: An empty folder.
-        bucket: An empty bucket, for commands that write to S3.
+    """Runner of the cases of commands; `root`: an empty folder; `bucket`: an empty bucket, for
+    commands that write to S3.
     """
 
     def __init__(self, root: Path, bucket: str = "") -> None:
@@ -124,12 +114,6 @@ class TrialRunner:
                 import_module(name)
 
     def _forked(self, work: Callable[[], object], steps: str | None = None) -> int:
-        """Exit code of a fork that does the work.
-
-        Args:
-            work: The work.
-            steps: File for the list of steps, or the number of the step to be killed at.
-        """
         child = os.fork()
         if child == 0:
             self._run_in_fork(work, steps)

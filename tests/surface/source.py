@@ -10,7 +10,7 @@ from pathlib import Path
 import vlatool
 from vlatool.cli.commands import COMMANDS
 from vlatool.config.schema import dotted_keys
-from vlatool.inspection.verify import code_rows
+from vlatool.inspection import code_rows
 from vlatool.training.config import TrainConfig
 
 SOURCE = Path(vlatool.__file__).parent

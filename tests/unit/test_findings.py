@@ -7,7 +7,7 @@ import pytest
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.errors import DataError
 from vlatool.findings import SEVERITIES, Collector, FindingCode, FindingCodes, finding_of_error
-from vlatool.inspection.verify import code_rows
+from vlatool.inspection import code_rows
 from vlatool.sources.spartan.rules import SPARTAN
 
 CODES = FindingCodes(

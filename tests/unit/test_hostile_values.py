@@ -37,8 +37,7 @@ from vlatool.pages.text import number_text
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import walk
 from vlatool.workflows.build_dataset import BuildDatasetConfig
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 SEED = 22
 pytestmark = pytest.mark.timeout(60)
@@ -219,7 +218,7 @@ def test_pipe_beside_windows_is_found(name: str, tmp_path: Path) -> None:
 
     result = verified(folder)
 
-    assert (result.kind, result.counts.get("output.not_a_file")) == ("windows", 1)
+    assert (result.kind, result.codes.get("output.not_a_file")) == ("windows", 1)
 
 
 @pytest.mark.parametrize("size", [2**27, 2**28, 2**30 - 2**20, 2**34])
@@ -237,7 +236,7 @@ def test_member_of_zeros_takes_no_memory(
         file.write(last.tobuf())
         file.truncate(last.offset_data + size + 10 * 2**10)
 
-    assert set(verified(path).counts) & {
+    assert set(verified(path).codes) & {
         "shards.huge_sample",
         "shards.bad_language",
         "shards.broken_picture",
@@ -259,7 +258,7 @@ def test_lines_that_do_not_match_their_index_are_found(damage: str, tmp_path: Pa
     else:
         path.unlink()
 
-    assert "windows.index_mismatch" in verified(folder).counts
+    assert "windows.index_mismatch" in verified(folder).codes
 
 
 def test_link_to_a_folder_above_is_not_entered(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.pages.charts import FieldValues
-from vlatool.pages.poses import EndEffectorTrack
+from vlatool.pages.images import EndEffectorTrack
 from vlatool.pages.text import indices_text, range_text, text_table
 from vlatool.transforms.normalize import constant_dimensions
 

@@ -36,7 +36,6 @@ class TableGroup(typer.core.TyperGroup):
         return list(self._names())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Command or group of a name; `resolve_config` is accepted for `resolve-config`."""
         words = self._names().get(cmd_name.replace("_", "-"), "")
         if words in GROUPS:
             return _group(words)
@@ -47,7 +46,6 @@ class TableGroup(typer.core.TyperGroup):
         return typer_command(words, COMMANDS[words])
 
     def _names(self) -> dict[str, str]:
-        """Names of commands and groups to their words."""
         start = f"{self.prefix} ".lstrip()
         names = (words[len(start) :].split()[0] for words in COMMANDS if words.startswith(start))
         return {name: f"{start}{name}" for name in names}
@@ -61,7 +59,6 @@ class TableGroup(typer.core.TyperGroup):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Command named by `args`; `presets show` is one beside `presets`."""
         words = " ".join(args[:2])
         if args[0] in COMMANDS and words in COMMANDS:
             from vlatool.cli.forms import typer_command
@@ -79,25 +76,20 @@ class TableGroup(typer.core.TyperGroup):
         )
 
     def get_help(self, ctx: Any) -> str:
-        """Help text; a JSON document with `--json`."""
         return help_text(super().get_help(ctx), ctx)
 
     def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
-        """Name and summary of each command."""
         for name, words in self._names().items():
             yield name, GROUPS.get(words) or COMMANDS[words].summary
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Writes the usage line."""
         formatter.write_usage(ctx.command_path, "COMMAND [ARGUMENTS] [OPTIONS]")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the list of commands."""
         write_rows(formatter, "Commands", list(self.summaries(ctx)))
         formatter.write(f"\n`{ctx.command_path} COMMAND --help` shows what a command needs.\n")
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Completions: names of commands, then of options."""
         rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
         options = [option for param in self.params for option in param.opts]
         names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
@@ -134,7 +126,6 @@ class RootGroup(TableGroup):
     """All commands, with the output options before or after them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Removes the display options from any position, then parses the rest."""
         options = ctx.ensure_object(OutputOptions)
         # The shell completes the value of this option.
         if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:
@@ -145,7 +136,6 @@ class RootGroup(TableGroup):
         return super().parse_args(ctx, rest)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the commands, then the options that they share."""
         write_rows(formatter, "Commands", list(self.summaries(ctx)))
         write_rows(formatter, "Options of every command", [*SHARED_HELP, _OWN_HELP])
 
@@ -179,7 +169,6 @@ def root(
 
 
 def main() -> None:
-    """The `vlatool` command."""
     from vlatool.cli.failures import InterruptedByUserError
     from vlatool.cli.output import Stderr, flush_stdout, open_streams
 
@@ -293,10 +282,7 @@ def _fill_completion_cache() -> None:
 
 
 def _skip_shell_detection(argv: list[str]) -> None:
-    """Lets `--show-completion bash` work without a detected shell.
-
-    This is done with an environment variable of Typer.
-    """
+    """Lets `--show-completion bash` work without a detected shell, by a variable of Typer."""
     if argv[-1] in _SHELLS:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
@@ -318,10 +304,7 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
 
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
-    """Ends the command silently if the reader of stdout has closed it.
-
-    A break of any other pipe is an error.
-    """
+    """Ends silently if the reader of stdout has closed it; any other broken pipe is an error."""
     from vlatool.cli.output import is_stdout_closed, silence
 
     if not is_stdout_closed():

@@ -1,7 +1,120 @@
 """Table of all commands. It imports nothing of them, so that `vlatool --help` is fast."""
 
-from vlatool.cli.command import TRAINING_PRESETS, Command
-from vlatool.cli.launch_commands import LAUNCH
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Folders of presets for the commands with a training configuration.
+TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams", "rollouts")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its configuration, its workflow, and what its help says."""
+
+    summary: str  # one sentence for the help
+    # `module:function` of `(config, *, reporter)`, which returns the result. Without a schema, the
+    # function takes no arguments.
+    workflow: str
+    schema: str = ""  # `module:Class` of the configuration; empty for a command without one
+    # Keys that are arguments, with their names in the usage line; a name that ends with `...`
+    # stands for several values.
+    arguments: Mapping[str, str] = field(default_factory=dict[str, str])
+    examples: tuple[str, ...] = ()  # command lines for the help
+    details: str = ""  # second paragraph of the help
+    # `module:function` that returns the `Form` of a command that differs from the others.
+    form: str = ""
+    has_ranks: bool = False  # the command has `--nproc`
+    has_rows: bool = False  # the result is a list, and the command has `--jsonl`
+    presets: tuple[str, ...] = ()  # folders of presets for this command
+    # Options that `--help` lists, in this order, with underscores; those that a format or a sink
+    # does not have are left out. Empty: all.
+    options: tuple[str, ...] = ()
+    # Keys to `module:function` of known values among others, for completion.
+    suggestions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+_SAGEMAKER_OPTIONS = (
+    *("data", "remote_sync", "preset", "config", "sagemaker.user", "sagemaker.instance_type"),
+    *("sagemaker.instance_count", "sagemaker.image", "sagemaker.arn", "sagemaker.spot", "dry_run"),
+)
+_SAGEMAKER_DETAILS = (
+    "Takes the options of `vlatool train`, and --sagemaker.KEY VALUE. Data, weights and the copy "
+    "of the run are in buckets."
+)
+_SAGEMAKER_EXAMPLE = (
+    "vlatool launch sagemaker train -p diffusion-policy-bellpepper --data s3://lab/data "
+    "--remote-sync s3://lab/runs --sagemaker.user ada.l --sagemaker.instance_type p5"
+)
+
+LAUNCH: dict[str, Command] = {
+    "launch sagemaker train": Command(
+        "Train a model in a SageMaker job.",
+        "vlatool.workflows.launch_training:launch_sagemaker_train",
+        "vlatool.workflows.launch_training:LaunchSageMakerConfig",
+        examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
+        details=_SAGEMAKER_DETAILS,
+        options=_SAGEMAKER_OPTIONS,
+        form="vlatool.cli.training_options:launch_train_form",
+        presets=TRAINING_PRESETS,
+    ),
+    "launch sagemaker finetune": Command(
+        "Train a model in a SageMaker job, from the weights of a checkpoint.",
+        "vlatool.workflows.launch_training:launch_sagemaker_finetune",
+        "vlatool.workflows.launch_training:LaunchSageMakerConfig",
+        examples=tuple(
+            _SAGEMAKER_EXAMPLE.replace("train", f"finetune --from {weights}")
+            for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
+        ),
+        details=_SAGEMAKER_DETAILS,
+        options=("from", *(name for name in _SAGEMAKER_OPTIONS if name != "sagemaker.spot")),
+        form="vlatool.cli.training_options:launch_finetune_form",
+        presets=TRAINING_PRESETS,
+    ),
+    "launch slurm train": Command(
+        "Write the script of a training run for Slurm; with --submit, submit it.",
+        "vlatool.workflows.launch_training:launch_slurm_train",
+        "vlatool.workflows.launch_training:SlurmTrainConfig",
+        examples=(
+            (
+                "vlatool launch slurm train --preset diffusion-policy-tiny --data data "
+                "-o runs/first --slurm.gpus-per-node 1"
+            ),
+            (
+                "vlatool launch slurm train -p diffusion-policy-bellpepper --data s3://lab/data "
+                "-o runs/pepper --slurm.nodes 2 --slurm.gpus-per-node 8 --submit"
+            ),
+        ),
+        details="Takes the options of `vlatool train`. The files go to the folder `launch` beside "
+        "the run.",
+        options=(
+            *("data", "output", "preset", "config", "slurm.nodes", "slurm.gpus_per_node"),
+            *("slurm.cpus_per_task", "slurm.partition", "slurm.time", "slurm.setup"),
+            *("slurm.options", "submit", "overwrite", "dry_run"),
+        ),
+        form="vlatool.cli.training_options:launch_train_form",
+        presets=TRAINING_PRESETS,
+    ),
+    "launch ray preprocess": Command(
+        "Preprocess on a Ray cluster, or write the file of a new one.",
+        "vlatool.workflows.launch_ray:launch_ray_preprocess",
+        "vlatool.workflows.launch_ray:RayPreprocessConfig",
+        {"format": "[FORMAT]", "sources": "SOURCE..."},
+        (
+            "vlatool launch ray preprocess spartan s3://lab/raw -o s3://lab/data",
+            "vlatool launch ray preprocess spartan raw -o data --ray-address auto",
+        ),
+        details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the file "
+        "for `ray up` and prints the commands that run on the new cluster.",
+        form="vlatool.cli.preprocess:preprocess_form",
+        presets=("preprocess",),
+        options=(
+            *("output", "preset", "config", "sink", "ray_address", "ray.cluster", "ray.image"),
+            *("ray.key_pair", "ray.subnet", "ray.security_group", "ray.account"),
+            *("ray.head_profile", "ray.worker_profile", "on_error", "overwrite", "dry_run"),
+        ),
+    ),
+}
+
 
 _TRAINING_OPTIONS = (
     *("data", "output", "preset", "config", "total_train_steps", "num_epochs", "hparams.lr"),
@@ -106,8 +219,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "tokenizer export": Command(
         "Write a trained visual tokenizer as the published pair of files.",
-        "vlatool.workflows.model_export:tokenizer_export",
-        "vlatool.workflows.model_export:TokenizerExportConfig",
+        "vlatool.workflows.export:tokenizer_export",
+        "vlatool.workflows.export:TokenizerExportConfig",
         {"checkpoint": "CHECKPOINT"},
         (
             "vlatool tokenizer export runs/stage2 --output tokenizer",
@@ -144,7 +257,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "decode": Command(
         "Decode the codes of a visual tokenizer to images.",
-        "vlatool.workflows.decode:decode",
+        "vlatool.workflows.encode:decode",
         "vlatool.tokens.config:DecodeConfig",
         {"codes": "CODES"},
         (
@@ -212,7 +325,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "Train a model that starts from the weights of a checkpoint.",
-        "vlatool.workflows.finetune:finetune",
+        "vlatool.workflows.train:finetune",
         "vlatool.training.config:TrainConfig",
         examples=(
             (
@@ -292,8 +405,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "predict": Command(
         "Ask a policy for its actions at one frame of recorded data.",
-        "vlatool.workflows.predict:predict",
-        "vlatool.workflows.predict:PredictConfig",
+        "vlatool.workflows.evaluate:predict",
+        "vlatool.workflows.evaluate:PredictConfig",
         {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
         (
             "vlatool predict runs/bin raw --episode 3 --frame 20",
@@ -318,8 +431,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "stats merge": Command(
         "Merge the statistics of several data sets.",
-        "vlatool.workflows.stats_merge:stats_merge",
-        "vlatool.workflows.stats_merge:StatsMergeConfig",
+        "vlatool.workflows.stats:stats_merge",
+        "vlatool.workflows.stats:StatsMergeConfig",
         {"sources": "DATA..."},
         (
             "vlatool stats merge data-a data-b --output merged.json",
@@ -328,8 +441,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "stats compute": Command(
         "Compute the statistics of shards without statistics.",
-        "vlatool.workflows.stats_compute:stats_compute",
-        "vlatool.workflows.stats_compute:StatsComputeConfig",
+        "vlatool.workflows.stats:stats_compute",
+        "vlatool.workflows.stats:StatsComputeConfig",
         {"data": "DATA"},
         (
             "vlatool stats compute published/shards",
@@ -338,8 +451,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "inspect": Command(
         "Show the contents of a source, a data folder or a run.",
-        "vlatool.workflows.inspect:inspect",
-        "vlatool.workflows.inspect:InspectConfig",
+        "vlatool.workflows.verify:inspect",
+        "vlatool.workflows.verify:InspectConfig",
         {"location": "LOCATION"},
         ("vlatool inspect raw --html raw.html", "vlatool inspect runs/bin --json | jq .kind"),
     ),
@@ -383,8 +496,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "presets show": Command(
         "Print a preset as a file for --config.",
-        "vlatool.workflows.presets_show:presets_show",
-        "vlatool.workflows.presets_show:PresetsShowConfig",
+        "vlatool.workflows.resolve_config:presets_show",
+        "vlatool.workflows.resolve_config:PresetsShowConfig",
         {"name": "NAME"},
         suggestions={"name": "vlatool.config.presets:preset_names"},
         examples=(

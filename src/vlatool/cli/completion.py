@@ -37,36 +37,24 @@ class Completion:
 
 @dataclass(frozen=True)
 class CompletionWords:
-    """Completion words of one command.
+    """Completion words of one command."""
 
-    Attributes:
-        options: Option to its known values, empty if any value is allowed; None for a switch.
-        arguments: Known values of each argument.
-        keys: Dotted key of the configuration to values for it, for `--set KEY=VALUE`.
-        has_bare_keys: `KEY=VALUE` is also accepted without `--set`.
-    """
-
+    # Option to its known values, empty if any value is allowed; None for a switch.
     options: Mapping[str, Sequence[str] | None]
-    arguments: Sequence[Sequence[str]] = ()
+    arguments: Sequence[Sequence[str]] = ()  # known values of each argument
+    # Dotted key of the configuration to values for it, for `--set KEY=VALUE`.
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
-    has_bare_keys: bool = False
+    has_bare_keys: bool = False  # `KEY=VALUE` is also accepted without `--set`
 
 
 @dataclass(frozen=True)
 class Line:
-    """Unfinished command line.
+    """Unfinished command line."""
 
-    Attributes:
-        typed: Complete words; `KEY=VALUE` is one word.
-        text: Part of the word, or of the value after `=`, that is completed.
-        name: Option or key before `=`; empty without one.
-        is_split: The shell splits words at `=`: a completion is the value alone.
-    """
-
-    typed: Sequence[str]
-    text: str
-    name: str = ""
-    is_split: bool = False
+    typed: Sequence[str]  # complete words; `KEY=VALUE` is one word
+    text: str  # part of the word, or of the value after `=`, that is completed
+    name: str = ""  # option or key before `=`; empty without one
+    is_split: bool = False  # the shell splits words at `=`: a completion is the value alone
 
 
 def unfinished_line(words: Sequence[str], text: str) -> Line:
@@ -98,7 +86,6 @@ def _ends_with_equals() -> bool:
 
 
 def completions(words: CompletionWords, line: Line) -> list[Completion]:
-    """Completions of the text of a line."""
     if line.name:
         start = "" if line.is_split else f"{line.name}="
         values = [f"{start}{value}" for value in _values_of(words, line.name, line.text)]
@@ -125,7 +112,6 @@ def _values_of(words: CompletionWords, name: str, text: str) -> list[str]:
 
 
 def _assignments(words: CompletionWords, text: str) -> list[str]:
-    """Keys with `=`; a single one with its values."""
     matches = _matching(list(words.keys), text)
     names = _spelled(matches, text)
     if len(matches) != 1:
@@ -147,10 +133,7 @@ def _long_options(words: CompletionWords, text: str) -> list[str]:
 
 
 def _matching(names: Sequence[str], text: str) -> list[str]:
-    """Names that start with a text, else those with a part after a dot that does.
-
-    Dashes and underscores are equivalent.
-    """
+    """Names that start with a text, else those with such a part after a dot; `-` equals `_`."""
     typed = text.replace("-", "_")
     forms = {name: name.replace("-", "_") for name in names}
     if matches := [name for name, form in forms.items() if form.startswith(typed)]:
@@ -160,7 +143,6 @@ def _matching(names: Sequence[str], text: str) -> list[str]:
 
 
 def _spelled(names: Sequence[str], text: str) -> list[str]:
-    """Names with the dashes or underscores of a text."""
     body = text.lstrip("-")
     old, new = ("-", "_") if "_" in body else ("_", "-") if "-" in body else ("", "")
     if not old:
@@ -192,12 +174,7 @@ def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str] | Non
 
 
 def cached(command: str, make: Callable[[], CompletionWords]) -> CompletionWords:
-    """Completion words of a command, from the cache if possible.
-
-    Args:
-        command: Cache key: the command and the words that determine its options.
-        make: Returns the words if they are not cached.
-    """
+    """Completion words of a command, from the cache if possible."""
     file = _cache() / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
     state = _installed_state()
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
-from vlatool.cli.argv import ArgvSpec, SplitArgv, UnknownOptionError, split_argv
 from vlatool.cli.commands import COMMANDS
 from vlatool.cli.completion import CompletionWords, cached, completions, unfinished_line
 from vlatool.cli.help import (
@@ -35,13 +34,17 @@ from vlatool.cli.options import (
     OUTPUT_HELP,
     OUTPUT_OPTIONS,
     OUTPUT_WORDS,
+    ArgvSpec,
     CompatOpt,
     ConfigOpt,
     KeysOpt,
     OutputOptions,
     PresetOpt,
     SetOpt,
+    SplitArgv,
+    UnknownOptionError,
     command_app,
+    split_argv,
 )
 from vlatool.errors import VlatoolError
 
@@ -55,52 +58,38 @@ _ARGS = "vlatool.args"
 
 @dataclass(frozen=True)
 class OptionAlias:
-    """Option that sets one or more keys of the configuration.
+    """Option that sets one or more keys of the configuration."""
 
-    Attributes:
-        expand: Typed values → keys and their values.
-        metavar: Placeholder for the value in the help.
-        help: Description in the help.
-        short: Short form, if any.
-        is_switch: The option needs no value.
-    """
-
-    expand: Callable[[list[str]], Mapping[str, Any]]
-    metavar: str
-    help: str
-    short: str = ""
-    is_switch: bool = False
+    expand: Callable[[list[str]], Mapping[str, Any]]  # typed values → keys and their values
+    metavar: str  # placeholder for the value in the help
+    help: str  # description in the help
+    short: str = ""  # short form, if any
+    is_switch: bool = False  # the option needs no value
 
 
 @dataclass(frozen=True)
 class ConfigSpec:
-    """Command-line form of the configuration of a command.
+    """Command-line form of the configuration of a command."""
 
-    Attributes:
-        schema: Arguments → config class; imports it only when called.
-        is_flat: Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
-        aliases: Published option names → keys or options, all with underscores.
-        option_aliases: Options of a config with sections, by name.
-        positionals: Keys that are arguments; the list of options in the help leaves them out.
-        note: Returns the last paragraph of the help.
-        values: Dotted keys with a name of a registry as value → these names.
-        suggestions: Keys with known values among others → these, for completion.
-        presets: Folders of presets for this command.
-        schema_words: Arguments → those of them that determine the config class.
-        unused_keys: Keys and sections without a meaning here; help, `--keys` and completion
-            leave them out.
-    """
-
+    # Arguments → config class; imports it only when called.
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
+    # Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
     is_flat: bool = True
+    # Published option names → keys or options, all with underscores.
     aliases: Mapping[str, str] = field(default_factory=dict)
+    # Options of a config with sections, by name.
     option_aliases: Mapping[str, OptionAlias] = field(default_factory=dict)
+    # Keys that are arguments; the list of options in the help leaves them out.
     positionals: tuple[str, ...] = ()
-    note: Callable[[], str] = str
+    note: Callable[[], str] = str  # returns the last paragraph of the help
+    # Dotted keys with a name of a registry as value → these names.
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
+    # Keys with known values among others → these, for completion.
     suggestions: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
-    presets: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()  # folders of presets for this command
+    # Arguments → those of them that determine the config class.
     schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
+    # Keys and sections without a meaning here; help, `--keys` and completion leave them out.
     unused_keys: tuple[str, ...] = ()
 
     def is_used(self, name: str) -> bool:
@@ -125,7 +114,6 @@ class VlatoolCommand(typer.core.TyperCommand):
         super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Normalizes option names; suggests the nearest names for unknown ones."""
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
@@ -143,7 +131,6 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        """Arguments left for Typer."""
         return split_argv(args, ArgvSpec(self.declared(ctx)), lenient=lenient).rest
 
     def declared(self, ctx: Any) -> dict[str, bool]:
@@ -167,15 +154,12 @@ class VlatoolCommand(typer.core.TyperCommand):
         return "" if hint.startswith("known:") else hint
 
     def get_help(self, ctx: Any) -> str:
-        """Help text; a JSON document with `--json`."""
         return help_text(super().get_help(ctx), ctx)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Writes the usage line."""
         formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the most used options, or all with `--help-all`."""
         declared = declared_rows(super().get_params(ctx), ctx)
         if HELP_ALL in ctx.meta.get(_ARGS, []):
             self.write_keys(ctx, formatter)
@@ -194,23 +178,19 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Writes all keys by group."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Writes the examples."""
         write_examples(formatter, self.examples)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Completions: names of options, or values."""
         line = unfinished_line(ctx.meta.get(_ARGS, []), incomplete)
         key = self.completion_key(ctx, line.typed)
         words = cached(key, lambda: self.completion_words(ctx, line.typed))
         return completions(words, line)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        """Cache key of the completion words."""
         del typed
         return ctx.command_path
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """Completion words of this command line."""
         del typed
         declared = {
             name: [] if has_value else None for name, has_value in self.declared(ctx).items()
@@ -248,7 +228,6 @@ class ConfigCommand(VlatoolCommand):
         self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        """Arguments left for Typer; stores typed keys in the context for the command."""
         keys = self.keys(args)
         split = split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
@@ -289,7 +268,6 @@ class ConfigCommand(VlatoolCommand):
         return {name: key for name, key in keys.items() if "." not in name and name not in aliases}
 
     def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
-        """Options and keys of this command line."""
         option_aliases = self.spec.option_aliases
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}
@@ -302,7 +280,6 @@ class ConfigCommand(VlatoolCommand):
         return ArgvSpec(self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys)
 
     def spellings(self, ctx: Any) -> list[str]:
-        """Options, keys and, for a config with sections, its dotted keys."""
         args = ctx.meta.get(_ARGS, [])
         used = {name: key for name, key in self.keys(args).items() if self.spec.is_used(name)}
         options = self.argv_spec(ctx, used).spellings()
@@ -315,7 +292,6 @@ class ConfigCommand(VlatoolCommand):
         return [*options, *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
-        """Suggestion for an unknown name; first looks for a key with this name in all sections."""
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
@@ -332,7 +308,6 @@ class ConfigCommand(VlatoolCommand):
         return owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command, or prints the keys for `--keys`."""
         from vlatool.config.resolve import ReadOptions
 
         options = _config_options(is_flat=self.spec.is_flat)
@@ -348,10 +323,10 @@ class ConfigCommand(VlatoolCommand):
         schema = self.spec.schema(ctx.meta[_ARGS])
         if not self.spec.is_flat:
             schema = typed.chosen_schema(schema)
-        return write_result(KeyTable(schema, self.spec.is_used), ctx.ensure_object(OutputOptions))
+        table = KeyTable.of(schema, self.spec.is_used)
+        return write_result(table, ctx.ensure_object(OutputOptions))
 
     def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
-        """Writes the arguments; returns the rows of option aliases and of the other keys."""
         keys = self._all_keys(ctx)
         names = zip(self.spec.positionals, self.arguments.split(), strict=False)
         arguments = [argument_row(name, keys[key], self._values(key)) for key, name in names]
@@ -363,7 +338,6 @@ class ConfigCommand(VlatoolCommand):
         }
 
     def write_keys(self, ctx: Any, formatter: Any) -> None:
-        """Writes arguments, option aliases, and all keys by group."""
         rows = self.write_arguments(ctx, formatter)
         groups = {"Run": list(self._alias_rows().values())}
         for name, key in self._all_keys(ctx).items():
@@ -375,7 +349,6 @@ class ConfigCommand(VlatoolCommand):
             write_rows(formatter, title, group)
 
     def _all_keys(self, ctx: Any) -> "dict[str, Key]":
-        """Keys by option name, including those of the sections."""
         from vlatool.cli.keys import declared_keys
 
         keys = declared_keys(self.chosen_schema(ctx.meta.get(_ARGS, []), ctx))
@@ -397,18 +370,15 @@ class ConfigCommand(VlatoolCommand):
         return self.spec.values[name]() if name in self.spec.values else ()
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Writes the note, then the examples."""
         if note := self.spec.note():
             formatter.write_paragraph()
             formatter.write_text(note)
         super().format_epilog(ctx, formatter)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        """The command and the words that determine the config class."""
         return "\n".join([ctx.command_path, *self.spec.schema_words(typed)])
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """Options with presets, and keys with their values."""
         from vlatool.cli.keys import known_values, values_to_type
         from vlatool.config.presets import list_presets
 
@@ -442,14 +412,7 @@ class ConfigCommand(VlatoolCommand):
 def config_command(
     spec: ConfigSpec, arguments: str = "", examples: Sequence[str] = (), listed: Sequence[str] = ()
 ) -> type[ConfigCommand]:
-    """Command class with a configuration.
-
-    Args:
-        spec: Form of the configuration.
-        arguments: Names of the arguments for the usage line.
-        examples: Command lines for the help.
-        listed: Names of the options that `--help` lists; empty for all.
-    """
+    """Command class with a configuration; without `listed`, `--help` lists all options."""
     members = {"spec": spec, "arguments": arguments}
     members |= {"examples": tuple(examples), "listed": tuple(listed)}
     return type("Configured", (ConfigCommand,), members)

@@ -56,10 +56,7 @@ class TerminatedError(VlatoolError):
 
 
 def raise_on_signals() -> None:
-    """Raises `Terminated` in the main thread on SIGTERM, and `KeyboardInterrupt` on SIGINT.
-
-    A process that ignores SIGINT keeps ignoring it.
-    """
+    """Raises `Terminated` on SIGTERM, and `KeyboardInterrupt` on SIGINT if that is not ignored."""
 
     def terminate(signum: int, frame: Any) -> None:
         del signum, frame
@@ -71,7 +68,6 @@ def raise_on_signals() -> None:
 
 
 def as_vlatool_error(error: BaseException) -> VlatoolError:
-    """Error to show for any exception."""
     if isinstance(error, VlatoolError):
         return error
     code = error.code if isinstance(error, SystemExit) else None
@@ -138,7 +134,6 @@ def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
 
 
 def _usage_error(error: Any) -> UsageError:
-    """Usage error of Typer as a `UsageError`."""
     ctx = getattr(error, "ctx", None)
     option = getattr(error, "option_name", "")
     path = ctx.command_path if ctx is not None else "vlatool"
@@ -169,12 +164,7 @@ _UNREACHED = {"storage.unreachable", "environment.offline"}
 
 
 def name_key(error: VlatoolError, config: Mapping[str, Any]) -> None:
-    """Adds the key of a location that cannot be reached to the hint of its error.
-
-    Args:
-        error: Any error; those with other codes are left alone.
-        config: Configuration of the command as nested data, without its positional arguments.
-    """
+    """Adds the key of a location that cannot be reached to the hint of its error."""
     if error.code not in _UNREACHED:
         return
     path = str(error.details.get("path", ""))

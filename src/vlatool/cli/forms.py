@@ -1,32 +1,92 @@
-"""Commands of Typer from the rows of the table."""
+"""Commands of Typer from the rows of the table, and their start on several ranks."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from vlatool.cli.command import Command
+from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
+from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
-from vlatool.cli.ranks import join_slurm, rank_errors, read_secrets, run_on_ranks
+from vlatool.cli.output import error_document, to_json, write_stderr, write_stdout
 from vlatool.cli.session import Invocation, command
+from vlatool.errors import VlatoolError
+from vlatool.results import Result
+
+
+def run_on_ranks(run: Invocation, processes: int | None) -> bool:
+    """Runs this command line on ranks, one per GPU in a job; False: this process does the work."""
+    from vlatool.training.ranks import Node
+
+    node = Node.of_environment(os.environ)
+    if processes is None and node is None:
+        return False
+    from vlatool.training import start
+
+    count = (start.gpus_here() or 1) if processes is None else processes
+    if count == 1 and (node is None or node.count == 1):
+        start.check_processes(count, gpus=0)
+        return False
+    nodes = {} if node is None else {"node": node}
+    write_stdout(start.start(sys.argv[1:], count, **nodes, reporter=run.reporter))
+    return True
+
+
+@contextmanager
+def rank_errors(run: Invocation) -> Iterator[None]:
+    """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""
+    from vlatool.training.ranks import Launch
+
+    launch = Launch.of_this_process()
+    if launch is None:
+        yield
+        return
+    try:
+        launch.join()
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the starting process may send it again
+            signal.signal(number, signal.SIG_IGN)
+        shown = as_vlatool_error(error)
+        write_error_file(shown, Path(os.environ["TORCHELASTIC_ERROR_FILE"]))
+        logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
+        if run.options.debug:
+            write_stderr("".join(traceback.format_exception(error)).rstrip())
+        # Without cleanup: closing a loader while other ranks end would print many errors.
+        os._exit(shown.exit_code)
+
+
+def write_error_file(error: VlatoolError, file: Path) -> None:
+    """Writes the error of a rank; torchrun reads `message` and `timestamp`, in seconds."""
+    from vlatool.storage.atomic import write_json
+
+    document = {**error_document(error), "timestamp": int(time.time())}
+    if isinstance(result := error.result, Result):
+        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
+    write_json(file, json.loads(to_json(document)))
+
 
 Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
 
 
 def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    """Calls the workflow of a command with its configuration and prints the result.
-
-    Args:
-        run: The invocation.
-        row: The command.
-        values: Values of the arguments and of the options that Typer parses, by name.
-    """
+    """Calls the workflow of a command with its configuration and prints the result."""
     workflow = load(row.workflow)
     if not row.schema:
         run.finish(workflow())
@@ -42,16 +102,11 @@ def no_options() -> None:
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a command on the command line.
+    """Form of a command on the command line."""
 
-    Attributes:
-        spec: Options of the configuration; None for a command without one.
-        body: Function of (invocation, command, values) that runs the command.
-        declare: Function with further options for Typer as parameters.
-    """
-
-    spec: ConfigSpec | None
-    body: Body = run_workflow
+    spec: ConfigSpec | None  # options of the configuration; None for a command without one
+    body: Body = run_workflow  # function of (invocation, command, values) that runs the command
+    # Function with further options for Typer as parameters.
     declare: Callable[..., None] = no_options
 
 
@@ -62,13 +117,20 @@ def typer_command(words: str, row: Command) -> Any:
     def body(ctx: typer.Context, **values: Any) -> None:
         is_list = values.pop("jsonl", False)
         if row.has_ranks:
-            join_slurm()
+            from vlatool.training.ranks import slurm_variables
+
+            os.environ.update(slurm_variables(os.environ))
         with (
             command(ctx, jsonl=is_list) as run,
             rank_errors(run) if row.has_ranks else nullcontext(),
         ):
             if row.has_ranks:
-                read_secrets()
+                from vlatool.training.ranks import SECRETS
+
+                if SECRETS in os.environ:
+                    from vlatool.launching.sagemaker import load_secrets
+
+                    os.environ.update(load_secrets(os.environ.pop(SECRETS)))
             form.body(run, row, values)
 
     parameters = _parameters(row, form)

@@ -37,13 +37,7 @@ def is_help(args: Iterable[str]) -> bool:
 def listed_rows(
     names: Sequence[str], keys: Mapping[str, HelpRow], declared: Mapping[str, HelpRow]
 ) -> list[HelpRow]:
-    """Rows of `--help`: the named options in their order, or all that only this command has.
-
-    Args:
-        names: Names of options with underscores; those without a row are left out.
-        keys: Name of a key to its row.
-        declared: Name of an option that Typer parses to its row.
-    """
+    """Rows of `--help`: the named options in their order, or all that only this command has."""
     rows = {**keys, **declared}
     chosen = names or [name for name in rows if name not in _SHARED]
     return [*(rows[name] for name in chosen if name in rows), _REST]
@@ -94,14 +88,7 @@ def option_text(name: str, short: str, metavar: str) -> str:
 
 
 def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) -> HelpRow:
-    """Row of a key.
-
-    Args:
-        key: The key.
-        short: Its short form, if any.
-        values: Names of a registry that are its values.
-        is_short: A switch that is off by default has only the form that turns it on.
-    """
+    """Row of a key; if `is_short`, a switch that is off has only the form that turns it on."""
     is_off = key.is_switch and key.default == "false" and is_short
     if key.is_switch:
         text = f"--{'' if is_off else '[no-]'}{key.name.replace('_', '-')}"

@@ -3,14 +3,15 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from vlatool.cli.argv import TypedValue
+from vlatool.cli.options import TypedValue
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
+from vlatool.results import Result
 
 # The `|` between two types, not one inside brackets.
 _ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
@@ -20,25 +21,15 @@ Expand = Callable[[list[str]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Key:
-    """Configuration key that can be typed as an option.
+    """Configuration key that can be typed as an option."""
 
-    Attributes:
-        name: Option name with underscores: `samples_per_shard`.
-        path: Dotted key in the config: `source.observation_keys`.
-        is_switch: The option needs no value.
-        type_text: Type in the help: `int`, `a|b`.
-        default: Default in the help; empty if there is none.
-        description: Description in the help.
-        group: Heading in `--help`.
-    """
-
-    name: str
-    path: str
-    is_switch: bool = False
-    type_text: str = "str"
-    default: str = ""
-    description: str = ""
-    group: str = "Keys"
+    name: str  # option name with underscores: `samples_per_shard`
+    path: str  # dotted key in the config: `source.observation_keys`
+    is_switch: bool = False  # the option needs no value
+    type_text: str = "str"  # type in the help: `int`, `a|b`
+    default: str = ""  # default in the help; empty if there is none
+    description: str = ""  # description in the help
+    group: str = "Keys"  # heading in `--help`
 
 
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
@@ -72,10 +63,7 @@ def _heading(schema: type[ConfigModel], section: str) -> str:
 
 
 def _typed_form(kind: str) -> str:
-    """Form in which a value of a type is typed.
-
-    `str,...` for `list[str]`, `int,int` for `tuple[int, int]`, `{str: int, ...}` for a dict.
-    """
+    """Form in which a type is typed: `str,...`, `int,int`, `{str: int, ...}`."""
     inner = kind.partition("[")[2].removesuffix("]")
     if kind.startswith(("list[", "set[")) and "[" not in inner:
         return f"{inner.replace(' | ', '|')},..."
@@ -88,17 +76,11 @@ def _typed_form(kind: str) -> str:
 
 
 def known_values(
-    schema: type[ConfigModel],
-    keys: Mapping[str, Key],
+    schema: type[ConfigModel],  # the config class
+    keys: Mapping[str, Key],  # its keys that are options by their name
     registered: Mapping[str, Callable[[], Sequence[str]]],
 ) -> dict[str, Sequence[str] | None]:
-    """Map from option name to its known values, empty if any value is allowed; None for a switch.
-
-    Args:
-        schema: The config class.
-        keys: Its keys that are options by their name.
-        registered: Keys with names of a registry or the like as values → these names.
-    """
+    """Option name to its known values; empty if any value is allowed, None for a switch."""
     known: dict[str, Sequence[str] | None] = {
         key: values for key, values in _choices(schema).items() if "." in key
     }
@@ -146,30 +128,18 @@ def default_text(value: Any) -> str:
 
 @dataclass
 class TypedConfig:
-    """Configuration part of a command line.
+    """Configuration part of a command line."""
 
-    Attributes:
-        typed: Values in the order typed.
-        keys: Flat keys by option name.
-        option_aliases: Options that set other keys, by name.
-        presets: Names of presets.
-        files: YAML files, applied after the presets.
-        read_options: Options for reading presets and files.
-    """
-
-    typed: Sequence[TypedValue]
-    keys: Mapping[str, Key] = field(default_factory=dict)
+    typed: Sequence[TypedValue]  # values in the order typed
+    keys: Mapping[str, Key] = field(default_factory=dict)  # flat keys by option name
+    # Options that set other keys, by name.
     option_aliases: Mapping[str, Expand] = field(default_factory=dict)
     presets: Sequence[str] = ()
-    files: Sequence[str] = ()
-    read_options: ReadOptions = STRICT
+    files: Sequence[str] = ()  # YAML files, applied after the presets
+    read_options: ReadOptions = STRICT  # options for reading presets and files
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """All typed values as overrides: arguments, option aliases, then keys in the order typed.
-
-        Raises:
-            UsageError: A key is set by an argument or an option alias and once more.
-        """
+        """Typed values as overrides: arguments, option aliases, then keys as typed."""
         arguments = {
             name: value for name, value in positionals.items() if value not in (None, [], ())
         }
@@ -181,12 +151,13 @@ class TypedConfig:
         for name, texts in self._alias_texts().items():
             option = "--" + name.replace("_", "-")
             for key, value in self.option_aliases[name](texts).items():
-                _claim(claimed, key, option)
+                if key in claimed:
+                    raise _given_twice_error(key, claimed[key], option)
+                claimed[key] = option
                 result.append(Override(key, value, f"command line, {option}"))
         return result + self._plain(claimed)
 
     def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
-        """Config class that validates these layers."""
         return chosen_schema(
             schema,
             presets=self.presets,
@@ -220,12 +191,6 @@ class TypedConfig:
         return typed.is_flat and typed.key in self.option_aliases
 
 
-def _claim(claimed: dict[str, str], key: str, by: str) -> None:
-    if key in claimed:
-        raise _given_twice_error(key, claimed[key], by)
-    claimed[key] = by
-
-
 def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     return UsageError(
         f"the key {key!r} is given twice: by {first} and by {second}",
@@ -235,36 +200,32 @@ def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     )
 
 
-class KeyTable:
-    """Result of `--keys`: keys with type, default and description.
+@dataclass(frozen=True)
+class KeyTable(Result):
+    """Result of `--keys`: keys with type, default and description."""
 
-    Args:
-        schema: The config class.
-        is_used: Dotted key to False if it is left out.
-    """
+    rows_key: ClassVar[str] = "keys"
 
-    def __init__(self, schema: type[ConfigModel], is_used: Callable[[str], bool]) -> None:
-        self._schema, self._is_used = schema, is_used
+    keys: list[Mapping[str, Any]]
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per key."""
-        for info in filter(lambda info: self._is_used(info.key), dotted_keys(self._schema)):
-            yield {
-                "key": info.key,
-                "type": info.type_text,
-                "default": info.default,
-                "description": info.description,
-            }
+    @classmethod
+    def of(cls, schema: type[ConfigModel], is_used: Callable[[str], bool]) -> "KeyTable":
+        """Keys of a config class, without those that `is_used` leaves out."""
+        return cls(
+            [
+                {
+                    "key": info.key,
+                    "type": info.type_text,
+                    "default": info.default,
+                    "description": info.description,
+                }
+                for info in dotted_keys(schema)
+                if is_used(info.key)
+            ]
+        )
 
-    def document(self) -> dict[str, Any]:
-        """All keys."""
-        return {"keys": list(self.rows())}
-
-    def text(self) -> str:
-        """One key per line, its description below."""
-        lines: list[str] = []
-        for row in self.rows():
-            lines.append(f"{row['key']}: {row['type']} = {to_json(row['default'], indent=None)}")
+    def lines(self) -> Iterator[str]:
+        for row in self.keys:
+            yield f"{row['key']}: {row['type']} = {to_json(row['default'], indent=None)}"
             if row["description"]:
-                lines.append(f"    {row['description']}")
-        return "\n".join(lines)
+                yield f"    {row['description']}"

@@ -6,52 +6,28 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Protocol, TextIO, cast, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, TextIO, cast
 
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
+from vlatool.results import MERGED, Result
 
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160))}
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
-class Result(Protocol):
-    """Result of a workflow."""
-
-    def document(self) -> dict[str, Any]:
-        """JSON document for programs."""
-        ...
-
-    def text(self) -> str:
-        """Short text for people."""
-        ...
-
-
-@runtime_checkable
-class RowsResult(Result, Protocol):
-    """Result that is a list."""
-
-    def rows(self) -> Iterable[Mapping[str, Any]]:
-        """One JSON object per row."""
-        ...
-
-
-class JsonResult:
+@dataclass(frozen=True)
+class JsonResult(Result):
     """Result that is printed as JSON in any case, such as a schema."""
 
-    def __init__(self, value: dict[str, Any]) -> None:
-        self._value = value
+    value: Mapping[str, Any] = field(metadata=MERGED)
 
-    def document(self) -> dict[str, Any]:
-        """The value."""
-        return self._value
-
-    def text(self) -> str:
-        """The value as JSON."""
-        return to_json(self._value)
+    def lines(self) -> list[str]:
+        return [to_json(self.value)]
 
 
 def is_main_process() -> bool:
@@ -60,10 +36,7 @@ def is_main_process() -> bool:
 
 
 def open_streams() -> None:
-    """Opens `/dev/null` for standard streams that were closed when the process started.
-
-    Otherwise the next file that is opened would become stdout of child processes.
-    """
+    """Opens `/dev/null` for closed standard streams, else a file may become stdout of children."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -74,11 +47,7 @@ def open_streams() -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Writes one or more lines. A reader that has closed the pipe is not an error.
-
-    Raises:
-        StorageError: stdout cannot be written.
-    """
+    """Writes one or more lines. A reader that has closed the pipe is not an error."""
     if not is_main_process():
         return
     try:
@@ -137,12 +106,10 @@ class Stderr:
             silence(sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
-        """All other attributes are those of stderr."""
         return getattr(sys.stderr, name)
 
 
 def write_stderr(text: str) -> None:
-    """Writes one or more lines for people."""
     _write(cast(TextIO, Stderr()), without_credentials(text))
 
 
@@ -162,7 +129,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 def write_result(result: Result, options: OutputOptions) -> None:
     """Writes the result to stdout: text, JSON, or JSON lines."""
-    if options.jsonl and isinstance(result, RowsResult):
+    if options.jsonl and result.rows_key:
         lines = [to_json(row, indent=None) for row in result.rows()]
         if lines:
             write_stdout("\n".join(lines))
@@ -172,12 +139,12 @@ def write_result(result: Result, options: OutputOptions) -> None:
 
 def write_error(error: VlatoolError, options: OutputOptions) -> None:
     """Writes error and hint to stderr; with `--json` also a document with the partial result."""
-    result: Result | None = getattr(error, "result", None)
+    result = error.result if isinstance(error.result, Result) else None
     body = {"error": error_document(error)}
     if options.json:
         write_stdout(to_json({**(result.document() if result else {}), **body}))
     elif options.jsonl:
-        rows = result.rows() if isinstance(result, RowsResult) else ()
+        rows = () if result is None else result.rows()
         write_stdout("\n".join(to_json(row, indent=None) for row in (*rows, body)))
     elif result is not None:
         write_stdout(result.text())
@@ -192,7 +159,6 @@ def write_error(error: VlatoolError, options: OutputOptions) -> None:
 
 
 def error_document(error: VlatoolError) -> dict[str, Any]:
-    """JSON document of an error."""
     return {
         "kind": error.kind,
         "code": error.code,

@@ -5,7 +5,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from vlatool.cli.command import Command
+from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec
 from vlatool.cli.forms import Form, load, run_workflow
 from vlatool.cli.help import is_help
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def preprocess_form(row: Command) -> Form:
-    """Form of the command."""
     spec = ConfigSpec(
         partial(_schema, row.schema),
         positionals=tuple(row.arguments),

@@ -90,7 +90,6 @@ class ProgressCounter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the start."""
         return max(time.monotonic() - self._meter.started, 1e-9)
 
     @property
@@ -105,41 +104,32 @@ class ProgressCounter:
         return max(self.total - self.done, 0) / rate if self.total is not None and rate else None
 
 
-class LineReporter:
-    """Reporter that writes a plain line every ten seconds and at the end of each bar."""
+class LineReporter(NullReporter):
+    """Reporter that writes a plain line every ten seconds and at the end of each bar.
+
+    The metrics are in the fields of the bar; metrics and images are files of the run.
+    """
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar."""
         return ProgressCounter(name, total, unit, self, LINE_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
-        """Writes the state of a bar."""
         write_stderr(progress_line(count, is_end=is_end))
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
-
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Prints nothing: the images are files of the run."""
-
     def note(self, message: str) -> None:
-        """Writes the message."""
         write_stderr(message)
 
     def warn(self, code: str, message: str) -> None:
-        """Writes the message with its code."""
         write_stderr(f"warning: {message} [{code}]")
 
 
-class JsonReporter:
+class JsonReporter(NullReporter):
     """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar."""
         return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
-        """Writes the state of a bar."""
         self._event(
             "progress",
             name=count.name,
@@ -156,18 +146,12 @@ class JsonReporter:
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics."""
         self._event("metrics", step=step, values=values)
 
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Writes nothing: the images are files of the run."""
-
     def note(self, message: str) -> None:
-        """Writes the message."""
         self._event("note", message=message)
 
     def warn(self, code: str, message: str) -> None:
-        """Writes the message with its code."""
         self._event("warning", code=code, message=message)
 
     def _event(self, kind: str, **info: Any) -> None:
@@ -178,7 +162,6 @@ class SilentReporter(NullReporter):
     """Reporter that writes only warnings, and only on rank 0."""
 
     def warn(self, code: str, message: str) -> None:
-        """Writes the message with its code."""
         if is_main_process():
             write_stderr(f"warning: {message} [{code}]")
 
@@ -191,20 +174,16 @@ class LoggedReporter:
         self._log_file = log_file
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar of the other reporter."""
         return self._reporter.progress(name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports and logs the metrics."""
         self._reporter.metrics(step, values)
         self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
 
     def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Reports the images."""
         self._reporter.images(step, images)
 
     def note(self, message: str) -> None:
-        """Reports and logs the message."""
         self._reporter.note(message)
         self._log(logging.INFO, message)
 

@@ -22,10 +22,10 @@ from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr, printable
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
+from vlatool.events import NullReporter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 _MIN_CURVE_WIDTH, _MAX_CURVE_WIDTH = 8, 60
@@ -33,7 +33,7 @@ _MAX_POINTS = 128
 _METRIC_FIELDS = {"loss", "samples/s"}  # fields of a bar that the line of metrics shows
 
 
-class RichReporter:
+class RichReporter(NullReporter):
     """Live bars on stderr: count and time left, then rate and extra fields if they fit.
 
     Below the bars of a training is a line with its metrics and the curve of its loss.
@@ -55,25 +55,19 @@ class RichReporter:
         self._active = 0
 
     def progress(self, name: str, total: int | None, unit: str) -> "RichBar":
-        """Starts a bar."""
         return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the metrics of a training below the bars; they are in metrics.jsonl too."""
         del step
         if "loss" in values:
             self._bars.metrics = self._bars.metrics or _MetricsLine()
             self._bars.metrics.update(values)
-
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        """Prints nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
         """Prints a message above the bars."""
         self._console.print(printable(message), markup=False, soft_wrap=True)
 
     def warn(self, code: str, message: str) -> None:
-        """Prints a warning above the bars."""
         text = printable(f"warning: {message} [{code}]")
         self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 
@@ -134,16 +128,11 @@ class RichBar:
 
 
 class _Bars(Progress):
-    """Bars with a line of metrics below them.
+    """Bars with a line of metrics below them."""
 
-    Attributes:
-        metrics: The line; None outside of a training.
-    """
-
-    metrics: "_MetricsLine | None" = None
+    metrics: "_MetricsLine | None" = None  # the line; None outside of a training
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The table of bars, then the line."""
         yield self.make_tasks_table(self.tasks)
         if self.metrics is not None:
             text = self.metrics.text(self.console.width)
@@ -188,7 +177,6 @@ class LossCurve:
         self._reports = 1
 
     def add(self, loss: float) -> None:
-        """Adds the loss of a report."""
         if not isfinite(loss):
             return
         self._rest.append(loss)

@@ -32,16 +32,11 @@ Schema = TypeVar("Schema", bound="ConfigModel")
 
 
 class Invocation:
-    """One invocation of a command, as its body sees it.
-
-    Attributes:
-        options: Output options.
-        reporter: Receives progress, notes and warnings of the workflow.
-    """
+    """One invocation of a command, as its body sees it."""
 
     def __init__(self, ctx: typer.Context, options: OutputOptions, reporter: Reporter) -> None:
         self.options = options
-        self.reporter = reporter
+        self.reporter = reporter  # receives progress, notes and warnings of the workflow
         self._ctx = ctx
         self._config: ConfigModel | None = None
         self._arguments: frozenset[str] = frozenset()
@@ -83,7 +78,6 @@ class Invocation:
             raise UsageError("no model is configured", hint=hint, code="usage.no_model")
 
     def schema(self, schema: type[Schema]) -> type[Schema]:
-        """Config class that validates this command line."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         return cast(type[Schema], typed.chosen_schema(schema))
 
@@ -100,7 +94,6 @@ class Invocation:
             raise
 
     def finish(self, result: output.Result) -> None:
-        """Prints the result."""
         output.write_result(result, self.options)
 
 
@@ -140,7 +133,6 @@ def _check_folder() -> None:
 
 
 def _reporter(options: OutputOptions) -> Reporter:
-    """Reporter for the options and the terminal."""
     from vlatool.cli import reporters
 
     mode = options.progress
@@ -193,13 +185,11 @@ class _RetryHandler(logging.Handler):
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Reports the warning."""
         self._reporter.warn("storage_retry", record.getMessage())
 
 
 @contextmanager
 def _retries_reported(reporter: Reporter) -> Iterator[None]:
-    """Sends warnings of retries to the reporter."""
     handler = _RetryHandler(reporter)
     logging.getLogger(_RETRIES).addHandler(handler)
     try:
@@ -212,7 +202,6 @@ class _Formatter(logging.Formatter):
     """Formatter that leaves credentials out and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Text of a record and its traceback."""
         return output.printable(without_credentials(super().format(record)))
 
 

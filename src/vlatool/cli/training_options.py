@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlatool.cli.command import Command
-from vlatool.cli.commands import COMMANDS
+from vlatool.cli.commands import COMMANDS, Command
 from vlatool.cli.completion import CompletionWords, cached
 from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
-from vlatool.cli.forms import Form, load
+from vlatool.cli.forms import Form, load, run_on_ranks
 from vlatool.cli.output import JsonResult
-from vlatool.cli.ranks import run_on_ranks
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError, VlatoolError
 
@@ -40,7 +38,6 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 
 def train_form(row: Command) -> Form:
-    """Form of `train`."""
     return Form(training_spec(row, {"data": DATA, "output": RUN}), _train)
 
 
@@ -51,7 +48,6 @@ def tokenizer_form(row: Command) -> Form:
 
 
 def finetune_form(row: Command) -> Form:
-    """Form of `finetune`."""
     return Form(training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
 
 
@@ -63,7 +59,6 @@ def resolve_form(row: Command) -> Form:
 
 
 def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
-    """Options of a command with a training configuration."""
     return ConfigSpec(
         schema_at(row.schema),
         is_flat=False,
@@ -202,7 +197,6 @@ RUN = OptionAlias(expand_run, "RUN", "Folder of the run.", short="-o")
 
 
 def model_types() -> Sequence[str]:
-    """Names of the registered model types."""
     from vlatool.plugins import MODELS
 
     return MODELS.names()
@@ -212,3 +206,28 @@ def _data_kinds() -> Sequence[str]:
     from vlatool.plugins import DATA_KINDS
 
     return DATA_KINDS.names()
+
+
+def launch_train_form(row: Command) -> Form:
+    return Form(training_spec(row, {"data": DATA, "output": RUN}), _launch)
+
+
+def launch_finetune_form(row: Command) -> Form:
+    return Form(
+        training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _launch_finetune
+    )
+
+
+def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    del values
+    resolved = run.resolved(load(row.schema))
+    sagemaker = getattr(resolved.config, "sagemaker", None)
+    if sagemaker is not None and sagemaker.profile is not None:  # for the storage too
+        os.environ["AWS_PROFILE"] = sagemaker.profile
+    workflow = load(row.workflow)
+    run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
+
+
+def _launch_finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    run.check_model_given(NO_MODEL_HINT)
+    _launch(run, row, values)

@@ -14,12 +14,166 @@ import numpy as np
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
-from vlatool.evaluation.chunks import ChunkJoiner, Gripper
+from vlatool.evaluation.config import GripperConfig
 from vlatool.events import counted
 from vlatool.loading.order import keyed_generator
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
+from vlatool.plugins import did_you_mean
 from vlatool.transforms.relative import actual_field
+
+# Commands by field [T, C].
+Commands = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """Gripper with two commands and a threshold each way. Source: reference/policy 4.1."""
+
+    field: str  # action field
+    dimension: int
+    closed: float  # command that closes the gripper
+    opened: float  # command that opens it
+    # An open gripper closes below this share of the way from `closed` to `opened`.
+    close_below: float
+    open_above: float  # A closed one opens above this share
+
+    def is_open(self, value: float) -> bool:
+        """True if a value is nearer to the open state than to the closed one."""
+        return self._share(value) > (self.close_below + self.open_above) / 2
+
+    def commands(self, values: Array, *, is_open: bool) -> Array:
+        """Commands [T] for the values [T] of a policy."""
+        result = np.empty(len(values))
+        for step, value in enumerate(values):
+            share = self._share(value)
+            is_open = share >= self.close_below if is_open else share > self.open_above
+            result[step] = self.opened if is_open else self.closed
+        return result
+
+    def _share(self, value: float) -> float:
+        return (value - self.closed) / (self.opened - self.closed)
+
+
+def grippers_of(configs: Sequence[GripperConfig], policy: Policy) -> tuple[Gripper, ...]:
+    """Grippers of a policy; missing commands are the range of its training data."""
+    return tuple(_gripper(config, policy) for config in configs)
+
+
+def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
+    name, dimension = config.field, config.dimension
+    if dimension >= policy.actions.get(name, 0):
+        known = ", ".join(f"{field} ({width} wide)" for field, width in policy.actions.items())
+        raise DataError(
+            f"grippers: the policy has no dimension {dimension} of an action field {name!r}",
+            hint=did_you_mean(name, list(policy.actions)) or f"it has {known}",
+            code="data.unknown_field",
+            details={"field": name, "dimension": dimension},
+        )
+    closed, opened = config.closed, config.opened
+    if closed is None or opened is None:
+        known = policy.action_range(name)
+        if known is None:
+            raise DataError(
+                f"grippers: the range of {name!r} in the training data is unknown",
+                hint="give the commands of the gripper with `closed` and `opened`",
+                code="data.unknown_range",
+                details={"field": name},
+            )
+        low, high = known
+        closed = float(low[dimension]) if closed is None else closed
+        opened = float(high[dimension]) if opened is None else opened
+    if closed == opened:
+        raise DataError(
+            f"grippers: {name!r} is {closed:g} both open and closed",
+            hint="give different commands with `closed` and `opened`",
+            code="data.constant_gripper",
+            details={"field": name},
+        )
+    return Gripper(name, dimension, closed, opened, config.close_below, config.open_above)
+
+
+class ChunkJoiner:
+    """Commands of one episode, from the chunks that its policy plans.
+
+    `ensemble_decay`: decay of the weights; None: no ensemble.
+
+    A chunk takes effect some steps after its observation. With an ensemble the command of a step is
+    the mean of those of all chunks that reach it, weighted exp(-decay * i), i = 0 for the oldest
+    (Zhao et al. 2023, algorithm 2). Grippers come last.
+    """
+
+    def __init__(
+        self, grippers: Sequence[Gripper] = (), ensemble_decay: float | None = None
+    ) -> None:
+        self._grippers = grippers
+        self._decay = ensemble_decay
+        self._chunks: list[tuple[int, Commands]] = []
+        self._start = 0
+        # State of each gripper before the first command; None: unknown.
+        self._states: list[bool | None] = [None] * len(grippers)
+        # Commands [T, C] from the newest observation on, before `grippers`.
+        self.planned: Commands = {}
+        self.commands: Commands = {}  # commands to execute [T, C]; empty before the first chunk
+
+    def start(self, measured: Commands) -> None:
+        """Sets the states of the grippers that are measured; `measured` has fields [C]."""
+        for number, gripper in enumerate(self._grippers):
+            values = measured.get(actual_field(gripper.field) or gripper.field, ())
+            if gripper.dimension < len(values):
+                self._states[number] = gripper.is_open(values[gripper.dimension])
+
+    def join(self, chunk: Commands, executed: int, delay: int) -> None:
+        """Replaces the commands by those of a chunk [T, C], from its observation on."""
+        self._start += executed
+        blended = chunk if self._decay is None else self._ensemble(chunk, self._decay)
+        carried = slice(executed, executed + delay)
+        before, self.planned = self.commands, _joined(self.planned, blended, carried)
+        self.commands = _joined(before, self.planned, carried)
+        for number, gripper in enumerate(self._grippers):
+            if executed:
+                last = before[gripper.field][executed - 1, gripper.dimension]
+                self._states[number] = bool(last == gripper.opened)
+            self._move(gripper, delay, is_open=self._states[number])
+
+    def _move(self, gripper: Gripper, delay: int, *, is_open: bool | None) -> None:
+        """Gives a gripper its two values from step `delay` on; the steps before have them."""
+        field, dimension = gripper.field, gripper.dimension
+        commands = self.commands[field].copy()
+        if delay:
+            is_open = bool(commands[delay - 1, dimension] == gripper.opened)
+        elif is_open is None:
+            is_open = gripper.is_open(commands[0, dimension])
+        values = commands[delay:, dimension]
+        commands[delay:, dimension] = gripper.commands(values, is_open=is_open)
+        self.commands = {**self.commands, field: commands}
+
+    def _ensemble(self, chunk: Commands, decay: float) -> Commands:
+        """Weighted means [T, C] of a chunk and those before that reach its steps."""
+        self._chunks.append((self._start, chunk))
+        steps = len(next(iter(chunk.values())))
+        sums = {name: np.zeros_like(values) for name, values in chunk.items()}
+        weights, rank = np.zeros((steps, 1)), np.zeros((steps, 1))
+        reaching = [row for row in self._chunks if row[0] + steps > self._start]
+        for start, older in reaching:
+            count = start + steps - self._start
+            weight = np.exp(-decay * rank[:count])
+            for name, values in older.items():
+                sums[name][:count] += weight * values[-count:]
+            weights[:count] += weight
+            rank[:count] += 1
+        self._chunks = reaching
+        return {name: values / weights for name, values in sums.items()}
+
+
+def _joined(before: Commands, chunk: Commands, carried: slice) -> Commands:
+    if carried.start == carried.stop:
+        return chunk
+    return {
+        name: np.concatenate([before[name][carried], values[carried.stop - carried.start :]])
+        for name, values in chunk.items()
+    }
+
 
 _IMAGE_DIMENSIONS = 3
 _SEEDS = 2**63
@@ -28,29 +182,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def chunk_seed(seed: int, number: int) -> int:
-    """Seed of the random numbers of one chunk, from 0 to 2^63 - 1.
-
-    Args:
-        seed: Seed of the episode, or of an open-loop evaluation.
-        number: Number of the chunk in the episode, or of the sample, from 0.
-    """
+    """Seed, 0 to 2^63 - 1, of chunk `number` of an episode, or of sample `number`."""
     return int(keyed_generator(seed, "chunk", number).integers(_SEEDS))
 
 
-def act_in_batches(
-    policy: Policy, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
-) -> dict[str, Array]:
-    """Returns chunks of commands by field [B, T, C], computed as `in_batches` does."""
-    return in_batches(policy.act, observations, seeds, batch_size)
-
-
 class ResizeLog:
-    """Log of images of another size than the policy sees, once per camera and size.
-
-    Args:
-        sees: Input of the policy.
-        log: Function that gets one sentence.
-    """
+    """Log of images of another size than the policy sees, once per camera and size."""
 
     def __init__(self, sees: ObservationSpec, log: Callable[[str], None]) -> None:
         self._sees = sees
@@ -76,31 +213,21 @@ class ResizeLog:
 
 @dataclass(frozen=True)
 class RobotState:
-    """Images and measured fields at one step.
+    """Images and measured fields at one step."""
 
-    Attributes:
-        images: Map from camera to uint8 [H, W, 3], RGB, of any size, as recorded.
-        fields: Map from field name to values [C].
-    """
-
-    images: Mapping[str, Array]
-    fields: Mapping[str, Array]
+    images: Mapping[str, Array]  # map from camera to uint8 [H, W, 3], RGB, of any size, as recorded
+    fields: Mapping[str, Array]  # map from field name to values [C]
 
 
 @dataclass(frozen=True)
 class ControlOptions:
-    """Execution of the chunks of a policy.
+    """Execution of the chunks of a policy."""
 
-    Attributes:
-        delay_steps: Number of steps of a chunk that are executed while the next is computed.
-        ensemble_decay: Decay of the weights of overlapping chunks; None: only the newest counts.
-        grippers: Grippers.
-        remembers_planned: The policy sees its past commands as they were before `grippers`.
-    """
-
-    delay_steps: int = 0
+    delay_steps: int = 0  # number of steps of a chunk that are executed while the next is computed
+    # Decay of the weights of overlapping chunks; None: only the newest counts.
     ensemble_decay: float | None = None
     grippers: Sequence[Gripper] = ()
+    # The policy sees its past commands as they were before `grippers`.
     remembers_planned: bool = False
 
 
@@ -109,30 +236,14 @@ class EpisodeControl:
 
     A step without an observation gets that of the next step that has one. So the steps before an
     episode equal its first.
-
-    Args:
-        policy: Policy that acts.
-        seed: Seed of the random numbers of the policy in this episode.
-        log: Log of resized images.
-        options: Options of the execution.
-        lookahead: Number of states known after the current step, for policies that take future
-            images; a control loop knows none.
-
-    Attributes:
-        delay: Number of steps of the last chunk that are executed until the next takes effect.
-        num_executed: Number of steps of the chunk that were executed.
-        history: Number of steps before the current one that the policy sees.
-
-    Raises:
-        DataError: The policy takes images further ahead than is known.
     """
 
     def __init__(
         self,
-        policy: Policy,
-        seed: int,
-        log: ResizeLog,
-        options: ControlOptions | None = None,
+        policy: Policy,  # policy that acts
+        seed: int,  # seed of the random numbers of the policy in this episode
+        log: ResizeLog,  # log of resized images
+        options: ControlOptions | None = None,  # options of the execution
         lookahead: int = 0,
     ) -> None:
         options = ControlOptions() if options is None else options
@@ -141,22 +252,24 @@ class EpisodeControl:
         self._seed = seed
         self._log = log
         self._lookahead = lookahead
-        first, last = _offsets(self._sees)
-        if last > lookahead:
+        offsets = [0, *(step for view in self._sees.cameras.values() for step in view.offsets)]
+        if (last := max(offsets)) > lookahead:
             raise DataError(
                 f"the policy takes images up to {counted(last, 'step')} after the current one",
                 hint="train a policy with data.image_indices of at most 0",
                 code="data.future_pictures",
             )
-        self.history = max(-first, self._sees.past)
+        # Number of steps before the current one that the policy sees.
+        self.history = max(-min(offsets), self._sees.past)
         self._length = self.history + 1 + lookahead
         self._states: deque[RobotState] = deque(maxlen=self._length)
         self._commands: deque[Mapping[str, Array]] = deque(maxlen=self._sees.past)
         self._chunks = ChunkJoiner(options.grippers, options.ensemble_decay)
         self._remembers_planned = options.remembers_planned
         self._num_chunks = 0
+        # Number of steps of the last chunk that are executed until the next takes effect.
         self.delay = options.delay_steps
-        self.num_executed = 0
+        self.num_executed = 0  # number of steps of the chunk that were executed
 
     @property
     def chunk(self) -> Mapping[str, Array]:
@@ -169,20 +282,16 @@ class EpisodeControl:
         return len(next(iter(self.chunk.values()), ())) - self.num_executed
 
     def observe(self, state: RobotState, steps: int = 1) -> None:
-        """Adds the newest state.
-
-        Args:
-            state: Images and fields.
-            steps: Steps since the state before; ignored for the first of an episode.
-
-        Raises:
-            DataError: An image is invalid, or images have different sizes and the policy does not
-                know the size of its training data. The history is unchanged then.
-        """
         images = {name: _checked_image(name, image) for name, image in state.images.items()}
         known = self._states[-1].images if self._states else {}
-        if any(view.size is None for view in self._sees.cameras.values()):
-            _check_equal_sizes([*known.values(), *images.values()])
+        sizes = {image.shape[:2] for image in (*known.values(), *images.values())}
+        if len(sizes) > 1 and any(view.size is None for view in self._sees.cameras.values()):
+            raise DataError(
+                f"images of different sizes: {value_text(sorted(sizes))}; the run does not record "
+                "the size of its training data",
+                hint="resize all images to the size of the training data",
+                code="data.image_sizes_differ",
+            )
         for name, image in images.items():
             self._log.add(name, image.shape)
         # Copies: a camera may write every frame into the same buffer.
@@ -221,11 +330,7 @@ class EpisodeControl:
         self._num_chunks += 1
 
     def hold(self, steps: int) -> None:
-        """Starts an episode with a chunk of `steps` equal commands: the measured state.
-
-        Raises:
-            DataError: The policy does not see the measured values of an action.
-        """
+        """Starts an episode with a chunk of `steps` equal commands: the measured state."""
         measured = self._states[-1].fields
         chunk: dict[str, Array] = {}
         for name in self._actions:
@@ -275,17 +380,12 @@ def begin_chunks(
     instructions: Sequence[str],
     batch_size: int,
 ) -> None:
-    """Samples the next chunk of each episode.
-
-    Raises:
-        DataError: A chunk is not finite; all episodes are as before then.
-    """
     inputs = [
         episode.observation(instruction)
         for episode, instruction in zip(episodes, instructions, strict=True)
     ]
     observations, seeds = [row[0] for row in inputs], [row[1] for row in inputs]
-    chunks = act_in_batches(policy, observations, seeds, batch_size)
+    chunks = in_batches(policy.act, observations, seeds, batch_size)
     check_finite(chunks)
     for row, episode in enumerate(episodes):
         episode.begin({name: np.asarray(chunks[name][row], np.float64) for name in policy.actions})
@@ -304,41 +404,21 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
         )
 
 
-def _offsets(sees: ObservationSpec) -> tuple[int, int]:
-    """Smallest and largest time offset of images, at most and at least 0."""
-    offsets = [0, *(step for view in sees.cameras.values() for step in view.offsets)]
-    return min(offsets), max(offsets)
-
-
 def _checked_image(camera: str, image: Array) -> UInt8Array:
     shape = image.shape
     if image.dtype != np.uint8 or len(shape) != _IMAGE_DIMENSIONS or shape[-1] != 3:
+        hint = "give one RGB image per camera, without batch, alpha or depth"
+        if image.dtype != np.uint8:
+            hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
         raise DataError(
             f"the image of {camera!r} is {image.dtype} {list(shape)}, not uint8 [H, W, 3]",
-            hint=_image_hint(image),
+            hint=hint,
             code="data.no_picture",
             details={"camera": camera},
         )
     if 0 in shape:
         raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.no_picture")
     return image
-
-
-def _image_hint(image: Array) -> str:
-    if image.dtype != np.uint8:
-        return "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
-    return "give one RGB image per camera, without batch, alpha or depth"
-
-
-def _check_equal_sizes(images: Sequence[UInt8Array]) -> None:
-    sizes = {image.shape[:2] for image in images}
-    if len(sizes) > 1:
-        raise DataError(
-            f"images of different sizes: {value_text(sorted(sizes))}; the run does not record the "
-            "size of its training data",
-            hint="resize all images to the size of the training data",
-            code="data.image_sizes_differ",
-        )
 
 
 def channels_last(image: Array, *, is_first: bool = False) -> Array:

@@ -1,11 +1,23 @@
 """Gymnasium environments by id: where they are registered, how they are made, their mapping."""
 
-from collections.abc import Mapping
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+from PIL import Image
 
 from vlatool.config.resolve import load_config
+from vlatool.episode import UInt8Array
 from vlatool.errors import (
     EnvironmentProblem,
     UsageError,
@@ -14,10 +26,332 @@ from vlatool.errors import (
     missing_package,
 )
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
-from vlatool.jobs.executor import default_workers
+from vlatool.jobs.executor import default_workers, end_with_driver, signals_blocked
 from vlatool.plugins import ENVIRONMENTS, EnvironmentSource, did_you_mean
 
 Env = Any
+EnvObservation = Mapping[str, Any]
+MakeEnv = Callable[[], Env]
+
+_JOIN_TIMEOUT_S = 5.0
+_IMAGE_DIMENSIONS = 3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EnvInfo:
+    """Description of an environment, the same for all its episodes."""
+
+    make_env: MakeEnv  # function that creates one; picklable for other processes
+    action_space: Any  # gymnasium space of the actions
+    fps: float | None  # frames per second of its renderings; None if it does not say
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start of an episode."""
+
+    make_env: MakeEnv  # function that creates the environment
+    seed: int  # seed of the initial state
+    options: dict[str, Any] | None = None  # options of the environment's reset
+
+
+@dataclass(frozen=True)
+class Call:
+    """Call of one environment."""
+
+    slot: int  # number of the environment
+    start: Start | None = None  # start of an episode; None for a step
+    action: Any = None  # action of a step
+    is_rendered: bool = False  # the reply has a rendered image
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Reply to a call."""
+
+    observation: EnvObservation = field(default_factory=dict[str, Any])
+    # Values of the info that are plain or of numpy.
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reward: float = 0.0  # reward of a step
+    terminated: bool = False  # True if the episode has reached an end
+    # True if the environment ends it for another reason, such as its limit of steps.
+    truncated: bool = False
+    frame: UInt8Array | None = None  # rendered image after the call, uint8 [H, W, 3]
+    # Exception of the environment, or the end of its process; None without one.
+    error: str | None = None
+    traceback: str = ""  # traceback of the exception
+
+
+class Environments(Protocol):
+    """Environments by slot; a context manager that closes them."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def info(self, make_env: MakeEnv) -> EnvInfo:
+        """Creates an environment, closes it and returns its description."""
+        ...
+
+    def call(self, calls: Sequence[Call]) -> dict[int, Reply]:
+        """Returns the replies by slot.
+
+        A slot without a reply has lost its environment, because another one ended their process:
+        its episode has to be started again.
+        """
+        ...
+
+
+class LocalEnvironments:
+    """Environments in this process. Those that raised an exception are replaced."""
+
+    def __init__(self) -> None:
+        self._envs: dict[int, tuple[MakeEnv, Env]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for slot in [*self._envs]:
+            self._close(slot)
+
+    def info(self, make_env: MakeEnv) -> EnvInfo:
+        """Creates and closes an environment; returns its description."""
+        with redirect_stdout(sys.stderr):
+            env = make_env()
+            fps = getattr(env, "metadata", {}).get("render_fps")
+            _close(env)
+        return EnvInfo(make_env, env.action_space, float(fps) if fps else None)
+
+    def call(self, calls: Sequence[Call]) -> dict[int, Reply]:
+        return {call.slot: self.reply(call) for call in calls}
+
+    def reply(self, call: Call) -> Reply:
+        """Reply to one call; an exception of the environment is its error."""
+        try:
+            # Simulators print; the standard output is for the result of the command.
+            with redirect_stdout(sys.stderr):
+                env = self._env(call)
+                if call.start is not None:
+                    observation, info = env.reset(seed=call.start.seed, options=call.start.options)
+                    step = (0.0, False, False)
+                else:
+                    observation, reward, terminated, truncated, info = env.step(call.action)
+                    step = (float(reward), bool(terminated), bool(truncated))
+                frame = env.render() if call.is_rendered else None
+                return Reply(
+                    observation,
+                    {key: value for key, value in info.items() if _is_sent(value)},
+                    *step,
+                    frame=None if frame is None else _rgb(frame),
+                )
+        except Exception as error:  # noqa: BLE001 - an environment may raise anything
+            self._close(call.slot)
+            text = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return Reply(error=text, traceback=traceback.format_exc())
+
+    def _env(self, call: Call) -> Env:
+        """Environment of a slot; a new one if an episode of another environment starts there."""
+        if call.start is not None:
+            make_env = call.start.make_env
+            if call.slot in self._envs and self._envs[call.slot][0] != make_env:
+                self._close(call.slot)
+            if call.slot not in self._envs:
+                self._envs[call.slot] = (make_env, make_env())
+        return self._envs[call.slot][1]
+
+    def _close(self, slot: int) -> None:
+        if slot in self._envs:
+            _close(self._envs.pop(slot)[1])
+
+
+class EnvProcesses:
+    """Environments in other processes: slot i is in process i modulo their number.
+
+    A process that ends takes its environments with it. The one that it was busy with gets an error,
+    and the process is replaced. One that does not reply in time is killed.
+    """
+
+    def __init__(self, num_processes: int, timeout_s: float) -> None:
+        self._num_processes = num_processes
+        self._timeout_s = timeout_s
+        self._workers: dict[int, _Worker] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        for worker in self._workers.values():
+            worker.end()
+        self._workers.clear()
+
+    def info(self, make_env: MakeEnv) -> EnvInfo:
+        """Creates and closes an environment in the first process; returns its description."""
+        worker = self._worker(0)
+        try:
+            worker.send(make_env)
+            answer = worker.receive(self._timeout_s)
+        except _WorkerEnded as ended:
+            del self._workers[0]
+            raise EnvironmentProblem(
+                f"the process that creates the environment {ended}",
+                hint='a script needs `if __name__ == "__main__":`; to see its messages, try '
+                "--env-processes 1",
+                code="environment.env_process_ended",
+            ) from None
+        if isinstance(answer, VlatoolError):
+            raise answer
+        return answer
+
+    def call(self, calls: Sequence[Call]) -> dict[int, Reply]:
+        """Returns the replies by slot. The processes work at the same time."""
+        shares: dict[int, list[Call]] = {}
+        for call in calls:
+            shares.setdefault(call.slot % self._num_processes, []).append(call)
+        for number, share in shares.items():
+            with suppress(_WorkerEnded):  # noticed below
+                self._worker(number).send(share)
+        replies: dict[int, Reply] = {}
+        for number, share in shares.items():
+            replies |= self._replies(number, share)
+        return replies
+
+    def _replies(self, number: int, share: Sequence[Call]) -> dict[int, Reply]:
+        """Replies of one process; if it has ended, only the error of the call that was running.
+
+        The other environments of the process are lost, also those that have replied.
+        """
+        replies: dict[int, Reply] = {}
+        for call in share:
+            try:
+                replies[call.slot] = self._workers[number].receive(self._timeout_s)
+            except _WorkerEnded as ended:
+                del self._workers[number]
+                return {call.slot: Reply(error=f"the process of the environment {ended}")}
+        return replies
+
+    def _worker(self, number: int) -> "_Worker":
+        if number not in self._workers:
+            self._workers[number] = _Worker()
+        return self._workers[number]
+
+
+class _WorkerEnded(Exception):
+    """A process of environments has ended; the text is such as `ended with SIGKILL`."""
+
+
+class _Worker:
+    """A process of environments and the connection to it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,))
+        with signals_blocked(signal.SIGINT):
+            self._process.start()
+        theirs.close()
+        self._is_started = False
+
+    def send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise self._ended() from None
+
+    def receive(self, timeout_s: float) -> Any:
+        """Next answer; the time until the process has started does not count."""
+        try:
+            if not self._is_started:
+                self._connection.recv()
+                self._is_started = True
+            if self._connection.poll(timeout_s):
+                return self._connection.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+        self._process.kill()
+        self.end()
+        raise _WorkerEnded(f"did not reply within {timeout_s:g} s and was killed")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def end(self) -> None:
+        """Closes the connection; ends the process if it does not end by itself."""
+        self.close()
+        self._process.join(_JOIN_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _ended(self) -> _WorkerEnded:
+        self.end()
+        code = self._process.exitcode or 0
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return _WorkerEnded(f"ended with {name}")
+
+
+def _serve(connection: Connection) -> None:
+    """Replies to the calls of the driver until it closes the connection or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    end_with_driver()
+    # Simulators print from C too; the standard output is for the result of the command.
+    os.dup2(2, 1)
+    with LocalEnvironments() as environments, suppress(EOFError, OSError):
+        connection.send("started")
+        while True:
+            message = connection.recv()
+            for answer in _answers(environments, message):
+                _send(connection, answer)
+
+
+def _answers(environments: LocalEnvironments, message: Any) -> Iterator[Any]:
+    """Answers to a message: calls, or a function that creates an environment."""
+    if isinstance(message, list):
+        yield from map(environments.reply, message)
+        return
+    try:
+        yield environments.info(message)
+    except VlatoolError as error:
+        yield error
+
+
+def _send(connection: Connection, answer: Any) -> None:
+    try:
+        connection.send(answer)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - objects of others raise anything when pickled
+        text = f"its observation cannot be sent to another process: {error}".partition("\n")[0]
+        connection.send(Reply(error=text))
+
+
+def _rgb(frame: Any) -> UInt8Array:
+    """Copy of a rendered image as uint8 [H, W, 3]; raises TypeError if it is none."""
+    image = np.array(frame, np.uint8)
+    if image.ndim == _IMAGE_DIMENSIONS and image.shape[-1] == 3:
+        return image
+    return np.asarray(Image.fromarray(image).convert("RGB"))
+
+
+def _is_sent(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_sent, cast(Sequence[object], value)))
+    return value is None or isinstance(value, str | bool | int | float | np.generic | np.ndarray)
+
+
+def _close(env: Env) -> None:
+    """Closes an environment, which may raise anything after an exception."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001 - its episodes have ended
+        _log.warning("an environment cannot be closed: %r", error)
+
+
 _BUILT_IN = "vlatool/"
 _MAPPING = (
     *("cameras", "flipped_cameras", "camera_rotations", "channels_first_cameras"),
@@ -26,7 +360,6 @@ _MAPPING = (
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments that are listed in `ENVIRONMENTS`."""
     return [name for source in ENVIRONMENTS.values() if source.ids for name in source.load("ids")()]
 
 
@@ -48,26 +381,15 @@ def with_mapping(config: RolloutConfig) -> RolloutConfig:
 
 @dataclass(frozen=True)
 class EnvironmentMaker:
-    """Function without arguments that creates an environment, in any process.
+    """Function without arguments that creates an environment, in any process."""
 
-    Attributes:
-        name: Id.
-        options: Arguments of the environment.
-        spec: Registration of an environment that the caller registered in this process; None for
-            others.
-    """
-
-    name: str
+    name: str  # id
+    # Arguments of the environment.
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # Registration of an environment that the caller registered in this process; None for others.
     spec: Any = None
 
     def __call__(self) -> Env:
-        """A new environment.
-
-        Raises:
-            UsageError: There is no such environment, or it does not accept the options.
-            EnvironmentProblem: A package is missing.
-        """
         import gymnasium
 
         _register(self.name)
@@ -114,12 +436,7 @@ class EnvironmentMaker:
 
 
 def environment_maker(task: RolloutTask) -> EnvironmentMaker:
-    """Function that creates the environment of a task.
-
-    Raises:
-        UsageError: No environment is given.
-        EnvironmentProblem: A package is missing.
-    """
+    """Function that creates the environment of a task."""
     name = task.env
     if not name:
         raise UsageError(
@@ -137,11 +454,6 @@ def environment_maker(task: RolloutTask) -> EnvironmentMaker:
 
 
 def _register(name: str) -> None:
-    """Registers the environments of the source of an environment.
-
-    Raises:
-        EnvironmentProblem: A package is missing.
-    """
     source = source_of(name)
     if source is None:
         return

@@ -35,11 +35,7 @@ _GAP_PX = 4
 
 
 class FutureScores:
-    """Accumulator of the errors of predicted images, per step.
-
-    Args:
-        tokenizer: Visual tokenizer of the codes.
-    """
+    """Accumulator of the errors of predicted images, per step."""
 
     def __init__(self, tokenizer: OpenTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -48,17 +44,10 @@ class FutureScores:
 
     def add(
         self,
-        codes: Mapping[str, Array],
-        recorded: RecordedFutures,
-        observation: Observation,
+        codes: Mapping[str, Array],  # predicted codes [F, K] by camera
+        recorded: RecordedFutures,  # what followed
+        observation: Observation,  # the observation; its newest images are the present ones
     ) -> None:
-        """Adds one observation.
-
-        Args:
-            codes: Predicted codes [F, K] by camera.
-            recorded: What followed.
-            observation: The observation; its newest images are the present ones.
-        """
         self._samples += 1
         for camera, values in codes.items():
             steps = [
@@ -67,16 +56,15 @@ class FutureScores:
             if not steps:
                 continue
             at = [step - 1 for step in steps]
-            real = self._prepared(camera, recorded.images[camera][at])
-            present = self._prepared(camera, observation.images[camera][-1:])
-            shown = recorded.codes[camera][at] if recorded.codes else self._encoded(real)
-            predicted, now = values[at], self._encoded(present)
+            tokenizer = self._tokenizer
+            real = prepared_images(tokenizer, camera, recorded.images[camera][at])
+            present = prepared_images(tokenizer, camera, observation.images[camera][-1:])
+            shown = recorded.codes[camera][at] if recorded.codes else _codes_of(tokenizer, real)
+            predicted, now = values[at], _codes_of(tokenizer, present)
             errors = {
-                "psnr": _squared_errors(decoded_images(self._tokenizer, predicted), real),
+                "psnr": _squared_errors(decoded_images(tokenizer, predicted), real),
                 "copy_present_psnr": _squared_errors(present, real),
-                "reconstruction_psnr": _squared_errors(
-                    decoded_images(self._tokenizer, shown), real
-                ),
+                "reconstruction_psnr": _squared_errors(decoded_images(tokenizer, shown), real),
                 "code_accuracy": (predicted == shown).mean(axis=1),
                 "copy_present_code_accuracy": (now == shown).mean(axis=1),
             }
@@ -93,13 +81,6 @@ class FutureScores:
                 for step, sums in sorted(self._sums.items())
             },
         }
-
-    def _prepared(self, camera: str, images: UInt8Array) -> UInt8Array:
-        """Images in the size of the tokenizer."""
-        return prepared_images(self._tokenizer, camera, images)
-
-    def _encoded(self, images: UInt8Array) -> Array:
-        return _codes_of(self._tokenizer, images)
 
 
 def _codes_of(tokenizer: OpenTokenizer, images: UInt8Array) -> Array:
@@ -145,12 +126,7 @@ def evaluate_futures(
     config: OpenLoopConfig,
     bar: Progress,
 ) -> dict[str, Any]:
-    """Predicts the images after some observations and compares them with the recorded ones.
-
-    Raises:
-        DataError: The policy predicts no images, its codes are of another tokenizer, or the data
-            have no images of later steps.
-    """
+    """Predicts the images after some observations and compares them with the recorded ones."""
     predicts = checked_policy(policy, tokenizer)
     if not pairs.has_futures:
         raise DataError(
@@ -174,11 +150,7 @@ def evaluate_futures(
 
 
 def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
-    """Opens the visual tokenizer of the codes that a policy predicts; None without a location.
-
-    Raises:
-        DataError: There is none, or the policy predicts none of its codes.
-    """
+    """Opens the visual tokenizer of the codes that a policy predicts; None without a location."""
     if location is None:
         return None
     tokenizer = open_tokenizer(location, rank_device())
@@ -187,11 +159,7 @@ def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
 
 
 def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> Policy:
-    """Returns the policy with the tokenizer of its codes.
-
-    Raises:
-        DataError: It predicts no images, or its codes are of another tokenizer.
-    """
+    """Returns the policy with the tokenizer of its codes."""
     if not policy.predicts_images:
         raise DataError(
             "the policy predicts no images",
@@ -203,19 +171,13 @@ def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> Policy:
 
 
 def save_futures(
-    folder: Path,
+    folder: Path,  # folder of the files
+    # By the label of each line, images [F, S, S, 3] by camera; all of the same shape.
     lines: Mapping[str, Mapping[str, UInt8Array]],
-    name_of: Callable[[str], str],
+    name_of: Callable[[str], str],  # name of the file of a camera
     video: str,
 ) -> None:
-    """Saves a sheet per camera, and a video of all cameras: one line of images below the other.
-
-    Args:
-        folder: Folder of the files.
-        lines: By the label of each line, images [F, S, S, 3] by camera; all of the same shape.
-        name_of: Name of the file of a camera.
-        video: Name of the video.
-    """
+    """Saves a sheet per camera, and a video of all cameras: one line of images below the other."""
     cameras = list(next(iter(lines.values())))
     for camera in cameras:
         count = len(next(iter(lines.values()))[camera])

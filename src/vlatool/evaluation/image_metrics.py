@@ -41,9 +41,6 @@ def ssim(original: Tensor, other: Tensor) -> Tensor:
 
     Uses the Gaussian windows of 11 x 11 with sigma 1.5 that are inside the image. Source: Wang et
     al. 2004, equation 13.
-
-    Raises:
-        DataError: The images are smaller than a window.
     """
     if min(original.shape[2:]) < _WINDOW:
         raise DataError(
@@ -88,17 +85,11 @@ class ImageScore:
 
 @dataclass
 class ImageScores:
-    """Metrics of images, and their sums, which are added over ranks.
+    """Metrics of images, and their sums, which are added over ranks."""
 
-    Attributes:
-        names: Names of the metrics, the same on all ranks.
-        device: Device of the sums over ranks; None: the CPU.
-        rows: Images of this rank.
-    """
-
-    names: Sequence[str]
-    device: torch.device | None = None
-    rows: list[ImageScore] = field(default_factory=list[ImageScore])
+    names: Sequence[str]  # names of the metrics, the same on all ranks
+    device: torch.device | None = None  # device of the sums over ranks; None: the CPU
+    rows: list[ImageScore] = field(default_factory=list[ImageScore])  # images of this rank
 
     def add(self, keys: Sequence[str], metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics [B] of images."""
@@ -132,7 +123,6 @@ class BestMedianWorst:
 
     @property
     def keys(self) -> set[str]:
-        """Names of all images."""
         return {row.key for row in (*self.best, *self.median, *self.worst)}
 
 
@@ -152,17 +142,11 @@ def extremes(rows: Sequence[ImageScore], metric: str, count: int) -> BestMedianW
 
 @dataclass
 class MeanImageBaseline:
-    """Baseline that reconstructs every image as the mean of all, computed from sums.
+    """Baseline that reconstructs every image as the mean of all, computed from sums."""
 
-    Attributes:
-        total: Sum of the images, float64 [3, H, W].
-        squares: Sum of all squares, float64 scalar.
-        count: Number of images, float64 scalar.
-    """
-
-    total: Tensor
-    squares: Tensor
-    count: Tensor
+    total: Tensor  # sum of the images, float64 [3, H, W]
+    squares: Tensor  # sum of all squares, float64 scalar
+    count: Tensor  # number of images, float64 scalar
 
     @classmethod
     def of_size(cls, height: int, width: int, device: torch.device) -> "MeanImageBaseline":
@@ -187,30 +171,19 @@ class MeanImageBaseline:
 
 
 class FrameIndex(NamedTuple):
-    """Position of an image in a sequence of frames.
+    """Position of an image in a sequence of frames."""
 
-    Attributes:
-        sequence: Name of episode and camera; frames of different sequences are not neighbors.
-        number: Frame in the sequence.
-    """
-
-    sequence: str
-    number: int
+    sequence: str  # name of episode and camera; frames of different sequences are not neighbors
+    number: int  # frame in the sequence
 
 
 @dataclass
 class MovingPixels:
-    """Sums over the pixels that differ from the frame before in a channel by more than `MOVED`.
+    """Sums over pixels that differ by more than `MOVED` from the frame that a rank got before."""
 
-    Frames are compared if a rank gets them one after the other.
-
-    Attributes:
-        error: Sum of the squared errors of these pixels, means of their channels; float64 scalar.
-        count: Number of these pixels, float64 scalar.
-    """
-
+    # Sum of the squared errors of these pixels, means of their channels; float64 scalar.
     error: Tensor
-    count: Tensor
+    count: Tensor  # number of these pixels, float64 scalar
 
     def __post_init__(self) -> None:
         self._last: tuple[FrameIndex, Tensor] | None = None
@@ -257,19 +230,11 @@ def _follow(frames: Sequence[FrameIndex], device: torch.device) -> Tensor:
 
 @dataclass
 class CodebookUsage:
-    """Counts that can be summed over ranks, int64.
+    """Counts int64 that are summed over ranks; of neighboring frames, those that one rank gets."""
 
-    Neighboring frames are compared if a rank gets them one after the other.
-
-    Attributes:
-        by_position: Occurrences of each code at each position of an image [K, N].
-        changes: Changes of each of the K codes from one frame to the next [K].
-        pairs: Number of pairs of neighboring frames, scalar.
-    """
-
-    by_position: Tensor
-    changes: Tensor
-    pairs: Tensor
+    by_position: Tensor  # occurrences of each code at each position of an image [K, N]
+    changes: Tensor  # changes of each of the K codes from one frame to the next [K]
+    pairs: Tensor  # number of pairs of neighboring frames, scalar
 
     def __post_init__(self) -> None:
         self._last: tuple[FrameIndex, Tensor] | None = None
@@ -284,11 +249,7 @@ class CodebookUsage:
         return cls(*(torch.zeros(shape, **options) for shape in shapes))
 
     def add(self, codes: Tensor, frames: Sequence[FrameIndex] | None = None) -> None:
-        """Adds codes int [B, K] of images, and the frame of each if it is known.
-
-        Raises:
-            DataError: A code is out of range.
-        """
+        """Adds codes int [B, K] of images, and the frame of each if it is known."""
         number, size = self.by_position.shape
         check_codes(codes, size)
         flat = codes.long() + size * torch.arange(number, device=codes.device)
@@ -309,12 +270,11 @@ class CodebookUsage:
     def metrics(self) -> dict[str, float]:
         """Metrics of the codes; those of neighboring frames only if there are any.
 
-        Returns:
-            codebook_usage, the share of codes that occurred; codebook_entropy in bits, at most
-            log2 N; changed_codes, the mean number of the K codes that differ from one frame to the
-            next; constant_places, the number of the K codes that never changed; frequent_codes, the
-            share of codes that are the most frequent of their position, 1 if all images have the
-            same codes.
+        Returns codebook_usage, the share of codes that occurred; codebook_entropy in bits, at most
+        log2 N; changed_codes, the mean number of the K codes that differ from one frame to the
+        next; constant_places, the number of the K codes that never changed; frequent_codes, the
+        share of codes that are the most frequent of their position, 1 if all images have the same
+        codes.
         """
         counts = self.by_position.sum(0)
         total = float(counts.sum())
@@ -332,17 +292,11 @@ class CodebookUsage:
 
 @dataclass
 class FeatureMoments:
-    """Count, sum and products of the features of a set, in float64.
+    """Count, sum and products of the features of a set, in float64."""
 
-    Attributes:
-        count: Number of images, scalar.
-        total: Sum of features [F].
-        products: Sum of outer products [F, F].
-    """
-
-    count: Tensor
-    total: Tensor
-    products: Tensor
+    count: Tensor  # number of images, scalar
+    total: Tensor  # sum of features [F]
+    products: Tensor  # sum of outer products [F, F]
 
     @classmethod
     def of_width(cls, width: int, device: torch.device | None = None) -> "FeatureMoments":
@@ -366,11 +320,7 @@ class FeatureMoments:
         return FeatureMoments(*map(reduce, (self.count, self.total, self.products)))
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Mean [F] and unbiased covariance [F, F].
-
-        Raises:
-            DataError: There are fewer than two images.
-        """
+        """Mean [F] and unbiased covariance [F, F]."""
         if float(self.count) < 2:
             raise DataError(
                 f"{int(self.count)} images: a Frechet distance needs at least two",

@@ -14,7 +14,7 @@ from vlatool.errors import UsageError
 from vlatool.events import counted
 
 
-class Planner(Protocol):
+class PolicyClient(Protocol):
     """Policy that `load_policy` or `connect` returned."""
 
     horizon: int
@@ -59,7 +59,9 @@ class ControlLoop:
         UsageError: The chunks of the policy are too short for these numbers.
     """
 
-    def __init__(self, policy: Planner, *, execute_steps: int = 4, delay_steps: int = 0) -> None:
+    def __init__(
+        self, policy: PolicyClient, *, execute_steps: int = 4, delay_steps: int = 0
+    ) -> None:
         is_valid = 0 <= delay_steps <= execute_steps <= policy.horizon - delay_steps
         if execute_steps < 1 or not is_valid:
             raise UsageError(
@@ -121,7 +123,6 @@ class ControlLoop:
         return commands
 
     def close(self) -> None:
-        """Waits for the plan that is being computed, and ends the thread."""
         if self._thread is not None:
             self._thread.shutdown()
 

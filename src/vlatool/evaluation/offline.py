@@ -3,63 +3,194 @@
 Legend of shapes: B samples, T action steps from the current one on, D dimensions of a field.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.field_summary import dimension_label
-from vlatool.episode import Array
+from vlatool.artifacts.field_summary import dimension_label, dimension_names
+from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.control import ResizeLog, act_in_batches, chunk_seed
+from vlatool.evaluation.control import (
+    EpisodeControl,
+    ResizeLog,
+    RobotState,
+    chunk_seed,
+)
 from vlatool.events import Progress
-from vlatool.loading.base import ActionField, RecordedPairs, Target
+from vlatool.loading.base import ActionField, RecordedFutures, RecordedPairs, Target
+from vlatool.loading.shard_reader import check_frame
 from vlatool.models.base import Policy
+from vlatool.models.policy import in_batches
+from vlatool.plugins import did_you_mean
+
+# Annotation that a policy reads unless its data say otherwise.
+_ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class RecordedFrame:
+    """One frame of recorded data."""
+
+    observation: Observation  # input of the policy
+    target: Target  # recorded actions from the frame on; without any field if none are recorded
+    names: Mapping[str, Sequence[str]]  # map from action field to the names of its dimensions
+    seed: int = 0  # number of the chunk for `chunk_seed`
+    # Function that returns the images of the next steps, given their number; None: they are not
+    # recorded.
+    futures: Callable[[int], RecordedFutures] | None = None
+
+
+def frame_of_episode(
+    episode: Episode, frame: int, policy: Policy, instruction: str | None = None
+) -> RecordedFrame:
+    """Input of a policy at a frame of a raw episode; the instruction is that of the episode or
+    given.
+    """
+    check_frame(frame, range(episode.num_frames), episode.id)
+    names = policy.actions
+    recorded = _recorded_actions(episode, names)
+    control = replay(episode, frame, policy)
+    observation, _ = control.observation(
+        _instruction(episode) if instruction is None else instruction
+    )
+    steps = _clipped(episode, frame, frame + policy.horizon)
+    target = Target(
+        actions={name: values[steps] for name, values in recorded.items()},
+        mask=np.arange(frame, frame + policy.horizon) < episode.num_frames,
+        last={name: values[frame - 1] for name, values in recorded.items()} if frame else {},
+        episode=episode.id,
+        frame=frame,
+    )
+    widths = {name: dimension_names(name, n, episode.dimension_names) for name, n in names.items()}
+    futures = partial(_futures, episode, frame, list(policy.sees.cameras))
+    return RecordedFrame(observation, target, widths, futures=futures)
+
+
+def replay(episode: Episode, frame: int, policy: Policy) -> EpisodeControl:
+    """Returns the control loop of a policy that has seen an episode up to a frame.
+
+    Its commands are the recorded ones. Frames before the first equal it, and those after the last
+    equal that.
+    """
+    offsets = [step for view in policy.sees.cameras.values() for step in view.offsets]
+    lookahead = max(0, *offsets) if offsets else 0
+    log = ResizeLog(policy.sees, lambda _: None)
+    control = EpisodeControl(policy, 0, log, lookahead=lookahead)
+    recorded = _recorded_actions(episode, policy.actions)
+    first = max(0, frame - control.history)
+    steps = _clipped(episode, first, frame + lookahead + 1)
+    states = _states(episode, policy.sees, steps)
+    for step, state in zip(range(first, frame + lookahead + 1), states, strict=True):
+        if first < step <= frame and len(recorded) == len(policy.actions):
+            control.remember({name: values[step - 1] for name, values in recorded.items()})
+        control.observe(state)
+    return control
+
+
+def _states(episode: Episode, sees: ObservationSpec, frames: Array) -> Iterator[RobotState]:
+    """Yields images and fields of frames."""
+    images = {name: _images(episode, name, frames.tolist()) for name in sees.cameras}
+    fields = {name: _field(episode, name, width) for name, width in sees.fields.items()}
+    for row, frame in enumerate(frames):
+        yield RobotState(
+            {name: values[row] for name, values in images.items()},
+            {name: values[frame] for name, values in fields.items()},
+        )
+
+
+def _futures(episode: Episode, frame: int, cameras: Sequence[str], steps: int) -> RecordedFutures:
+    """Images of the frames after one, and no codes."""
+    after = frame + 1 + np.arange(steps)
+    images = {camera: _images(episode, camera, after.tolist()) for camera in cameras}
+    return RecordedFutures(images, {}, after < episode.num_frames)
+
+
+def _recorded_actions(episode: Episode, widths: Mapping[str, int]) -> dict[str, Array]:
+    """Fields [F, C] of the episode that have the names and widths of actions."""
+    shapes = {name: (episode.num_frames, width) for name, width in widths.items()}
+    return {
+        name: values
+        for name, values in episode.lowdim.items()
+        if values.shape == shapes.get(name) and values.dtype.kind in "fiu"
+    }
+
+
+def _clipped(episode: Episode, start: int, stop: int) -> Array:
+    """Frames [stop - start], those outside the episode replaced by its first or last."""
+    return np.clip(np.arange(start, stop), 0, episode.num_frames - 1)
+
+
+def _images(episode: Episode, camera: str, frames: Sequence[int]) -> Array:
+    """Images of a camera, uint8 [K, H, W, 3]; each frame is decoded once."""
+    if camera in episode.missing_cameras:
+        raise episode.missing_cameras[camera]
+    if camera not in episode.cameras:
+        raise _lacks(episode, "camera", camera, list(episode.cameras))
+    inside = [min(max(frame, 0), episode.num_frames - 1) for frame in frames]
+    distinct = sorted(set(inside))
+    images = episode.cameras[camera].read(distinct)
+    return images[[distinct.index(frame) for frame in inside]]
+
+
+def _field(episode: Episode, name: str, width: int) -> Array:
+    """Values of a measured field [F, C]."""
+    values = episode.lowdim.get(name)
+    if values is None or values.dtype.kind not in "fiu":
+        raise _lacks(episode, "field", name, list(episode.lowdim))
+    if values.shape != (episode.num_frames, width):
+        raise DataError(
+            f"{episode.id}: {name!r} is {list(values.shape[1:])} wide, the policy expects {width}",
+            hint="give episodes of the robot that the policy was trained on",
+            code="data.field_shape",
+            details={"field": name, "width": width},
+        )
+    return values.astype(np.float64)
+
+
+def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataError:
+    return DataError(
+        f"{episode.id}: has no {kind} {name!r}, which the policy sees",
+        hint=did_you_mean(name, known) or f"the episode has no {kind}s",
+        code=f"data.unknown_{kind}",
+        details={kind: name, "known": known},
+    )
+
+
+def _instruction(episode: Episode) -> str:
+    """The original annotation, or the first one of any kind; empty if there is none."""
+    sentences = episode.language.get(_ORIGINAL) or next(iter(episode.language.values()), ())
+    return next(iter(sentences), "")
+
 
 _CURVES = 6
 
 
 @dataclass(frozen=True)
 class OpenLoopReport:
-    """Errors of an open-loop evaluation.
+    """Errors of an open-loop evaluation."""
 
-    Attributes:
-        fields: Map from field name to errors of policy and baselines.
-        overall: Mean error over all dimensions that are not constant, in standard deviations;
-            None if all are.
-        overall_by_step: The same for each step of a chunk, from the current one on [T]; None for
-            a step that no sample has, [None] if all dimensions are constant.
-        samples: Number of chunks compared.
-        invalid: Number of these with values that are not finite, for which no command exists.
-        curves: Map from dimension to (recorded [F], predicted [F]) of the first episode.
-        frames: Frame of each point of a curve, ascending, int [F].
-        episode: Id of the first episode.
-    """
-
-    fields: Mapping[str, Mapping[str, Any]]
+    fields: Mapping[str, Mapping[str, Any]]  # map from field name to errors of policy and baselines
+    # Mean error over all dimensions that are not constant, in standard deviations; None if all are.
     overall: Mapping[str, float | None]
+    # The same for each step of a chunk, from the current one on [T]; None for a step that no sample
+    # has, [None] if all dimensions are constant.
     overall_by_step: Mapping[str, Sequence[float | None]]
-    samples: int
-    invalid: int
+    samples: int  # number of chunks compared
+    invalid: int  # number of these with values that are not finite, for which no command exists
+    # Map from dimension to (recorded [F], predicted [F]) of the first episode.
     curves: Mapping[str, tuple[Array, Array]]
-    frames: Array
-    episode: str
+    frames: Array  # frame of each point of a curve, ascending, int [F]
+    episode: str  # id of the first episode
 
 
 def evaluate_open_loop(
     policy: Policy, pairs: RecordedPairs, config: OpenLoopConfig, log: ResizeLog, bar: Progress
 ) -> OpenLoopReport:
-    """Predicts an action chunk for each observation and compares it with the recorded one.
-
-    Args:
-        policy: Policy to evaluate.
-        pairs: Recorded observations and targets.
-        config: Number of samples, batch size and seed.
-        log: Log of resized images.
-        bar: Progress over samples; there are `num_chosen`.
-    """
+    """Predicts an action chunk for each observation and compares it with the recorded one."""
     recorder = _Recorder(pairs.fields)
     count = num_chosen(pairs, config)
     chosen = [number * len(pairs) // count for number in range(count)]
@@ -71,14 +202,13 @@ def evaluate_open_loop(
         # The seed of a sample does not depend on which other samples are evaluated.
         seeds = [chunk_seed(config.seed, index) for index in indices]
         observations = [observation for observation, _ in rows]
-        predicted = act_in_batches(policy, observations, seeds, config.batch_size)
+        predicted = in_batches(policy.act, observations, seeds, config.batch_size)
         recorder.add([target for _, target in rows], predicted)
         bar.advance(len(rows))
     return recorder.report()
 
 
 def num_chosen(pairs: RecordedPairs, config: OpenLoopConfig) -> int:
-    """Number of samples to evaluate."""
     return min(len(pairs), config.max_samples)
 
 
@@ -94,11 +224,7 @@ class _Recorder:
         self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
 
     def add(self, targets: Sequence[Target], predicted: Mapping[str, Array]) -> None:
-        """Adds a batch with its predicted chunks [B, T, D] by field.
-
-        Raises:
-            DataError: The policy predicts no chunk for a recorded field.
-        """
+        """Adds a batch with its predicted chunks [B, T, D] by field."""
         for name in self._fields:
             if name not in predicted:
                 raise DataError(
@@ -131,7 +257,6 @@ class _Recorder:
         self._add_curve_points(targets, predicted)
 
     def report(self) -> OpenLoopReport:
-        """Report over all samples so far."""
         fields = {
             name: field_report(errors, self._fields[name]) for name, errors in self._errors.items()
         }
@@ -197,15 +322,10 @@ def _mean_over(
 
 @dataclass
 class AbsoluteErrors:
-    """Mean absolute errors per step of a chunk and dimension, accumulated over batches.
+    """Mean absolute errors per step of a chunk and dimension, accumulated over batches."""
 
-    Attributes:
-        total: Sums of absolute errors [T, D].
-        count: Number of chunks that have a step [T].
-    """
-
-    total: Array
-    count: Array
+    total: Array  # sums of absolute errors [T, D]
+    count: Array  # number of chunks that have a step [T]
 
     @classmethod
     def of_chunks(cls, steps: int, width: int) -> "AbsoluteErrors":
@@ -230,14 +350,7 @@ class AbsoluteErrors:
 
 
 def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
-    """Errors of policy and baselines for one field; constant dimensions are left out of means.
-
-    Means of a field that is constant as a whole are None.
-
-    Args:
-        errors: Errors of `policy` and of each baseline.
-        field: The field, with its statistics over the training data.
-    """
+    """Errors for one field; its means leave out constant dimensions, None if all are."""
     std, varying = field.std, ~field.is_constant
     report: dict[str, Any] = {
         "names": list(field.names),

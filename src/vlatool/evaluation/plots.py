@@ -23,11 +23,8 @@ def save_curves(
 ) -> None:
     """Saves one panel per dimension: recorded values in gray, predicted ones in blue.
 
-    Args:
-        path: PNG file.
-        title: Title above the panels.
-        curves: Map from name of a dimension to (recorded [F], predicted [F]).
-        seconds: Time of each point in the episode, ascending [F].
+    `curves`: map from name of a dimension to (recorded [F], predicted [F]); `seconds`: time of each
+    point in the episode, ascending [F].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

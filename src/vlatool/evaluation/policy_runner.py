@@ -232,18 +232,7 @@ def _vector(name: str, values: Any, width: int) -> Array:
 def open_policy(
     location: str, weights: Weights, inference_steps: int, reporter: Reporter = NULL
 ) -> tuple[Policy, Trained]:
-    """Policy that evaluates its network `inference_steps` times per chunk, if at all; its weights.
-
-    Args:
-        location: Location of the weights.
-        weights: As for `open_trained`.
-        inference_steps: Evaluations of the network per action chunk.
-        reporter: Receives notes on what is not used of published weights.
-
-    Raises:
-        UsageError: The location is empty, or there are no averaged weights but `ema` was requested.
-        DataError: There is no checkpoint, it is broken, or its model is not a policy.
-    """
+    """Policy with `inference_steps` evaluations of its network per chunk, and its weights."""
     trained = open_trained(location, weights=weights, reporter=reporter)
     return trained.policy().with_steps(inference_steps), trained
 

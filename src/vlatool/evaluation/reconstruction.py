@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vlatool.models.perceptual import PerceptualDistance
 
 T = TypeVar("T")
+ImagePair = tuple[UInt8Array, UInt8Array]  # an image and its reconstruction, uint8 [S, S, 3]
 # Images uint8 [B, S, S, 3] to their reconstructions.
 Reconstruct = Callable[[Tensor], Reconstruction]
 
@@ -73,29 +74,18 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class MetricNetworks:
-    """Networks of metrics on the device of the images; None without weights.
-
-    Attributes:
-        lpips: Network of LPIPS.
-        inception: Network of rFID.
-        digests: File name of weights to SHA-256.
-        missing: Metric that cannot be computed to the reason.
-    """
+    """Networks of metrics on the device of the images; None without weights."""
 
     lpips: "PerceptualDistance | None" = None
-    inception: FeatureNetwork | None = None
+    inception: FeatureNetwork | None = None  # network of rFID
+    # File name of weights to SHA-256.
     digests: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Metric that cannot be computed to the reason.
     missing: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class ReconstructionSums:
-    """Sums of the metrics over the images of one rank.
-
-    Args:
-        tokenizer: Tokenizer of the reconstructions.
-        device: Device of the images.
-        networks: Networks of further metrics.
-    """
+    """Sums of the metrics over the images of one rank."""
 
     def __init__(
         self, tokenizer: VisualTokenizer, device: torch.device, networks: MetricNetworks
@@ -113,11 +103,7 @@ class ReconstructionSums:
         ]
 
     def add(self, keys: Sequence[str], original: Tensor, reconstruction: Reconstruction) -> None:
-        """Adds images uint8 [B, 3, S, S] and their reconstructions.
-
-        Raises:
-            DataError: A code is out of range, or the images are too small for a metric.
-        """
+        """Adds images uint8 [B, 3, S, S] and their reconstructions."""
         images = to_uint8(reconstruction.pixels)
         error = squared_error(original, images)
         metrics = {
@@ -142,10 +128,9 @@ class ReconstructionSums:
     def metrics(self, reduce: Reduce) -> dict[str, float]:
         """Metrics over all images of all ranks; every rank calls it. Empty without an image.
 
-        Returns:
-            psnr, ssim and lpips as means over images; psnr_of_mean_error, to compare with the
-            baselines mean_picture_psnr (the mean of all images) and block_psnr (blocks of 16 x 16
-            pixels in their mean color); psnr_of_moving_pixels; metrics of the codes; rfid.
+        Returns psnr, ssim and lpips as means over images; psnr_of_mean_error, to compare with the
+        baselines mean_picture_psnr (the mean of all images) and block_psnr (blocks of 16 x 16
+        pixels in their mean color); psnr_of_moving_pixels; metrics of the codes; rfid.
         """
         means = self.scores.means(reduce)
         mean_image = self._mean.psnr(reduce)
@@ -173,11 +158,7 @@ def frame_index_of(key: str) -> FrameIndex:
 
 
 def load_metric_networks(weights: str | None, device: torch.device) -> MetricNetworks:
-    """Loads the networks with published files in a folder.
-
-    Raises:
-        DataError: The folder has none of the files, or a file differs from the published one.
-    """
+    """Loads the networks with published files in a folder."""
     if weights is None:
         reason = "no --perceptual-weights"
         return MetricNetworks(missing={"lpips": reason, "rfid": reason})
@@ -216,66 +197,38 @@ def _tried(load: Callable[[], T], name: str, missing: dict[str, str]) -> T | Non
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Options of an evaluation.
+    """Options of an evaluation."""
 
-    Attributes:
-        batch_size: Images of a batch.
-        device: Device of the tokenizer.
-        rank: Rank of this process.
-        world_size: Number of ranks.
-        num_workers: Loader workers of this process.
-        reduce: Sum of a tensor over all ranks.
-    """
-
-    batch_size: int = 64
+    batch_size: int = 64  # images of a batch
+    # Device of the tokenizer.
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rank: int = 0
-    world_size: int = 1
-    num_workers: int = 0
-    reduce: Reduce = lambda tensor: tensor
+    rank: int = 0  # rank of this process
+    world_size: int = 1  # number of ranks
+    num_workers: int = 0  # loader workers of this process
+    reduce: Reduce = lambda tensor: tensor  # sum of a tensor over all ranks
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Result of an evaluation.
+    """Result of an evaluation."""
 
-    Attributes:
-        metrics: Metrics over the images of all ranks; see `ReconstructionSums.metrics`.
-        num_images: Number of images of all ranks.
-        dropped: Map from drop reason to number of images of all ranks.
-        rows: Metrics of each image of this rank.
-        drops: Dropped images of this rank.
-    """
-
+    # Metrics over the images of all ranks; see `ReconstructionSums.metrics`.
     metrics: Mapping[str, float]
-    num_images: int
-    dropped: Mapping[str, int]
-    rows: Sequence[ImageScore]
-    drops: Sequence[DroppedSample] = ()
+    num_images: int  # number of images of all ranks
+    dropped: Mapping[str, int]  # map from drop reason to number of images of all ranks
+    rows: Sequence[ImageScore]  # metrics of each image of this rank
+    drops: Sequence[DroppedSample] = ()  # dropped images of this rank
 
 
 def evaluate_reconstruction(
     tokenizer: VisualTokenizer,
-    run: Reconstruct,
+    run: Reconstruct,  # its function that reconstructs images
     config: ImageDataConfig,
-    options: EvalOptions,
-    networks: MetricNetworks,
-    reporter: Reporter = NULL,
+    options: EvalOptions,  # batch size, device, ranks and workers
+    networks: MetricNetworks,  # networks of the metrics that need one
+    reporter: Reporter = NULL,  # gets the progress of indexing shards
 ) -> EvalResult:
-    """Reconstructs every image and compares. Every rank calls it; each reads whole shards.
-
-    Args:
-        tokenizer: Tokenizer to evaluate.
-        run: Its function that reconstructs images.
-        config: Image shards, with the preprocessing of the tokenizer; its random part is disabled.
-        options: Batch size, device, ranks and workers.
-        networks: Networks of the metrics that need one.
-        reporter: Gets the progress of indexing shards.
-
-    Raises:
-        DataError: The data are missing or broken, their preprocessing is for another size than the
-            tokenizer's, or no image could be used.
-    """
+    """Reconstructs every image and compares. Every rank calls it; each reads whole shards."""
     if config.preprocessing.crop_size != tokenizer.image_size:
         raise DataError(
             f"preprocessing.crop_size is {config.preprocessing.crop_size}, the tokenizer takes "
@@ -299,40 +252,28 @@ def evaluate_reconstruction(
     return _over_ranks(sums, drops, options.reduce, config)
 
 
-@dataclass(frozen=True)
-class ReconstructedImage:
-    """Image and its reconstruction: uint8 [S, S, 3]."""
-
-    original: UInt8Array
-    reconstruction: UInt8Array
-
-
 def reconstruct(
     run: Reconstruct, config: ImageDataConfig, options: EvalOptions, keys: Collection[str]
-) -> dict[str, ReconstructedImage]:
+) -> dict[str, ImagePair]:
     """Reconstructs the images named `keys`. Only one rank calls it; it reads until it has all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     info = load_info(config)
     single = replace(options, rank=0, world_size=1)
-    images: dict[str, ReconstructedImage] = {}
+    images: dict[str, ImagePair] = {}
     with torch.inference_mode(), closing(_batches(config, info, single)) as batches:
         for batch in batches:
             chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
             if chosen:
                 originals = batch.batch["images"][chosen].to(options.device)
-                reconstructions = to_uint8(run(originals.permute(0, 2, 3, 1)).pixels)
-                names = [batch.samples[index] for index in chosen]
-                images |= _pairs(names, originals, reconstructions)
+                pixels = to_uint8(run(originals.permute(0, 2, 3, 1)).pixels)
+                pairs = zip(
+                    *(side.permute(0, 2, 3, 1).cpu().numpy() for side in (originals, pixels)),
+                    strict=True,
+                )
+                images |= zip((batch.samples[index] for index in chosen), pairs, strict=True)
             if len(images) == len(keys):
                 break
     return images
-
-
-def _pairs(
-    names: Sequence[str], originals: Tensor, reconstructions: Tensor
-) -> dict[str, ReconstructedImage]:
-    sides = (images.permute(0, 2, 3, 1).cpu().numpy() for images in (originals, reconstructions))
-    return {name: ReconstructedImage(*pair) for name, *pair in zip(names, *sides, strict=True)}
 
 
 def _over_ranks(
@@ -383,10 +324,7 @@ def _stacked(samples: Sequence[Any]) -> Batch:
 
 
 def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
-    """Info of the shards of one rank: whole shards, so that neighboring frames stay together.
-
-    A rank may have none.
-    """
+    """Whole shards of one rank, so that neighboring frames stay together; may be none."""
     return replace(
         info,
         datasets=tuple(
@@ -402,35 +340,20 @@ _GAIN = 2  # factor of differences
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """Contents of the page above the images.
+    """Contents of the page above the images."""
 
-    Attributes:
-        title: Title of the page.
-        num_images: Number of evaluated images.
-        metrics: Names and values, in order.
-        notes: Notes below the metrics.
-    """
-
-    title: str
-    num_images: int
-    metrics: Sequence[tuple[str, str]]
-    notes: Sequence[str] = ()
+    title: str  # title of the page
+    num_images: int  # number of evaluated images
+    metrics: Sequence[tuple[str, str]]  # names and values, in order
+    notes: Sequence[str] = ()  # notes below the metrics
 
 
 def write_tokenizer_page(
-    path: Path,
-    report: ReconstructionReport,
-    groups: Mapping[str, Mapping[str, float]],
-    images: Mapping[str, tuple[UInt8Array, UInt8Array]],
+    path: Path,  # HTML file
+    report: ReconstructionReport,  # contents above the images
+    groups: Mapping[str, Mapping[str, float]],  # best, median and worst images: name to PSNR in dB
+    images: Mapping[str, ImagePair],
 ) -> None:
-    """Writes the page.
-
-    Args:
-        path: HTML file.
-        report: Contents above the images.
-        groups: Best, median and worst images: name to PSNR in dB.
-        images: Original and reconstruction uint8 [S, S, 3] by name.
-    """
     rows = [
         Section(name.capitalize(), _group(keys, images), is_under=True)
         for name, keys in groups.items()
@@ -447,7 +370,7 @@ def write_tokenizer_page(
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))
 
 
-def _group(keys: Mapping[str, float], images: Mapping[str, tuple[UInt8Array, UInt8Array]]) -> str:
+def _group(keys: Mapping[str, float], images: Mapping[str, ImagePair]) -> str:
     """Columns of original, reconstruction and difference, with the PSNR below."""
     columns = "".join(_column(key, keys[key], *images[key]) for key in keys if key in images)
     return f'<div class="strip">{columns}</div>' * bool(columns)

@@ -2,16 +2,26 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlatool.artifacts.clips import VideoEncoder
 from vlatool.episode import UInt8Array
-from vlatool.evaluation.controllers import Controller, check_action_shape
-from vlatool.evaluation.env_processes import (
+from vlatool.errors import DataError
+from vlatool.evaluation.config import RolloutConfig, RolloutTask
+from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.controllers import (
+    Controller,
+    PolicyController,
+    check_action_shape,
+    observed_value,
+)
+from vlatool.evaluation.environments import (
     Call,
     EnvInfo,
     Environments,
@@ -19,7 +29,16 @@ from vlatool.evaluation.env_processes import (
     Reply,
     Start,
 )
-from vlatool.events import Progress
+from vlatool.evaluation.plots import SheetRow, save_contact_sheet
+from vlatool.evaluation.success import success_report
+from vlatool.events import Progress, counted
+from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
+from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord
+from vlatool.models.base import Policy
+from vlatool.results import MERGED, Result
+from vlatool.storage.atomic import write_bytes, write_json
 
 _VIDEO_CRF, _VIDEO_KEYFRAME_INTERVAL = 23, 20
 _DEFAULT_FPS = 10.0
@@ -29,78 +48,51 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Rollout:
-    """Rollout of one episode.
+    """Rollout of one episode."""
 
-    Attributes:
-        seed: Seed of the initial state.
-        instruction: Instruction that the controller got.
-        success: True if the environment reported success.
-        steps: Number of executed actions.
-        info: Last info of the environment, JSON values only.
-        frames: Rendered images uint8 [H, W, 3] for a contact sheet; empty if it is in none.
-        error: Exception of the environment that ended the episode; None if it raised none.
-        video: The mp4 file of the episode; empty without one.
-    """
-
-    seed: int
-    instruction: str = ""
-    success: bool = False
-    steps: int = 0
+    seed: int  # seed of the initial state
+    instruction: str = ""  # instruction that the controller got
+    success: bool = False  # True if the environment reported success
+    steps: int = 0  # number of executed actions
+    # Last info of the environment, JSON values only.
     info: dict[str, Any] = field(default_factory=dict[str, Any])
+    # Rendered images uint8 [H, W, 3] for a contact sheet; empty if it is in none.
     frames: list[UInt8Array] = field(default_factory=list[UInt8Array])
+    # Exception of the environment that ended the episode; None if it raised none.
     error: str | None = None
-    video: bytes = b""
+    video: bytes = b""  # the mp4 file of the episode; empty without one
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Episodes to run, and when they end and count as success.
+    """Episodes to run, and when they end and count as success."""
 
-    Attributes:
-        seeds: Seed of each episode; all different.
-        choose_instruction: Function of (observation, info) that returns the instruction for the
-            controller.
-        success_key: Info key of success; if absent, termination with a reward counts as success.
-        max_steps: Maximum number of steps per episode; None: the environment's limit.
-        num_rendered: Number of episodes of the contact sheet, counted from the first.
-        num_videos: Number of episodes with a video, counted from the first.
-        parallel: Number of environments that step together.
-        options: Function of the seed that returns the options of the environment's reset.
-        is_over: Function of (info, instruction) that returns True to end an episode before the
-            environment does.
-    """
-
-    seeds: Sequence[int]
+    seeds: Sequence[int]  # seed of each episode; all different
+    # Function of (observation, info) that returns the instruction for the controller.
     choose_instruction: Callable[[EnvObservation, Mapping[str, Any]], str]
-    success_key: str
+    success_key: str  # info key of success; if absent, termination with a reward counts as success
+    # Maximum number of steps per episode; None: the environment's limit.
     max_steps: int | None = None
-    num_rendered: int = 0
-    num_videos: int = 0
-    parallel: int = 25
+    num_rendered: int = 0  # number of episodes of the contact sheet, counted from the first
+    num_videos: int = 0  # number of episodes with a video, counted from the first
+    parallel: int = 25  # number of environments that step together
+    # Function of the seed that returns the options of the environment's reset.
     options: Callable[[int], dict[str, Any] | None] = lambda seed: None
+    # Function of (info, instruction) that returns True to end an episode before the environment
+    # does.
     is_over: Callable[[Mapping[str, Any], str], bool] = lambda info, instruction: False
 
 
 class Rollouts:
-    """Runner of the episodes of a plan, in groups that reuse the same environments.
-
-    Groups are independent: each has its own controller.
-
-    Args:
-        environments: Environments of this process or of others.
-        env: Description of the environment.
-        make_controller: Function of the action space that returns a controller.
-        plan: The episodes.
-        progress: Progress over episodes.
-    """
+    """Runner of the episodes of a plan, in independent groups that reuse the same environments."""
 
     def __init__(
         self,
-        environments: Environments,
-        env: EnvInfo,
+        environments: Environments,  # environments of this process or of others
+        env: EnvInfo,  # description of the environment
         make_controller: Callable[[Any], Controller],
-        plan: RolloutPlan,
-        progress: "RolloutProgress",
+        plan: RolloutPlan,  # the episodes
+        progress: "RolloutProgress",  # progress over episodes
     ) -> None:
         self._environments = environments
         self._env = env
@@ -115,7 +107,6 @@ class Rollouts:
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def run(self, group: range) -> list[Rollout]:
-        """Runs the episodes of one group."""
         slots = {self._plan.seeds[index]: index - group.start for index in group}
         done: dict[int, Rollout] = {}
         # An episode starts again when another one has ended the process of its environment.
@@ -148,18 +139,11 @@ class RolloutProgress:
 
 
 def run_rollouts(rollouts: Rollouts) -> list[Rollout]:
-    """Runs all episodes of a plan."""
     return [rollout for group in rollouts.groups for rollout in rollouts.run(group)]
 
 
 class _Lockstep:
-    """Episodes that step together, so that a policy runs on one batch of observations.
-
-    Args:
-        environments: The environments.
-        env: Description of them.
-        plan: Plan of all episodes.
-    """
+    """Episodes that step together, so that a policy runs on one batch of observations."""
 
     def __init__(self, environments: Environments, env: EnvInfo, plan: RolloutPlan) -> None:
         self._environments = environments
@@ -170,11 +154,8 @@ class _Lockstep:
         self._videos: dict[int, VideoEncoder] = {}
 
     def run(self, slots: Mapping[int, int], controller: Controller) -> Iterator[Rollout]:
-        """Yields the episodes as they end, all but those that have lost their environment.
-
-        Args:
-            slots: Map from seed to the slot of its environment.
-            controller: Controller without a history.
+        """Yields the episodes as they end, all but those that have lost their environment; `slots`:
+        map from seed to the slot of its environment.
         """
         self._running = {seed: Rollout(seed) for seed in slots}
         starts = {
@@ -216,17 +197,30 @@ class _Lockstep:
             return True
         self._observations[rollout.seed] = reply.observation
         if reply.frame is not None:
-            self._add_frame(rollout, reply.frame)
+            number = self._plan.seeds.index(rollout.seed)
+            if number < self._plan.num_rendered:
+                rollout.frames.append(reply.frame)
+            if number < self._plan.num_videos:
+                if rollout.seed not in self._videos:
+                    self._videos[rollout.seed] = VideoEncoder(
+                        Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
+                        crf=_VIDEO_CRF,
+                        keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
+                    )
+                self._videos[rollout.seed].add(reply.frame)
         if call.start is not None:
             instruction = self._plan.choose_instruction(reply.observation, reply.info)
             rollout.instruction = instruction
             return False
         rollout.steps += 1
         rollout.info = {
-            key: _stored(value) for key, value in reply.info.items() if _is_plain(value)
+            key: _stored(value)
+            for key, value in reply.info.items()
+            if (value is None or isinstance(value, str | bool | int | float))
         }
         success = reply.info.get(self._plan.success_key, reply.terminated and reply.reward > 0)
-        if _is_nan(success):
+        array = np.asarray(success)
+        if array.dtype.kind == "f" and bool(np.isnan(array).any()):
             rollout.error = f"{self._plan.success_key!r} of the environment is not a number"
             rollout.success = False
             return True
@@ -241,7 +235,6 @@ class _Lockstep:
         return is_over or self._plan.is_over(reply.info, rollout.instruction)
 
     def _bounded(self, action: Any) -> Any:
-        """Returns the action within the limits of the environment."""
         check_action_shape(self._env, np.shape(action))
         space = self._env.action_space
         return np.clip(action, space.low, space.high).astype(space.dtype)
@@ -250,30 +243,256 @@ class _Lockstep:
         number = self._plan.seeds.index(seed)
         return number < max(self._plan.num_rendered, self._plan.num_videos)
 
-    def _add_frame(self, rollout: Rollout, frame: UInt8Array) -> None:
-        """Adds a rendered image to the frames and to the video of its episode."""
-        number = self._plan.seeds.index(rollout.seed)
-        if number < self._plan.num_rendered:
-            rollout.frames.append(frame)
-        if number < self._plan.num_videos:
-            if rollout.seed not in self._videos:
-                self._videos[rollout.seed] = VideoEncoder(
-                    Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
-                    crf=_VIDEO_CRF,
-                    keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
-                )
-            self._videos[rollout.seed].add(frame)
-
-
-def _is_nan(value: Any) -> bool:
-    array = np.asarray(value)
-    return array.dtype.kind == "f" and bool(np.isnan(array).any())
-
 
 def _stored(value: Any) -> Any:
     """Value for JSON: None instead of a number that is not finite."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | bool | int | float)
+REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"
+_VIDEOS = "videos"
+_SHEET_FRAMES = 7
+_PERCENTILES = (50, 90, 99, 100)
+
+# Task, empty without a suite; indices of the episodes.
+Group = tuple[str, range]
+
+
+@dataclass(frozen=True)
+class RolloutRecord(Result):
+    """The report of rollouts, for the record."""
+
+    report: Mapping[str, Any] = field(metadata=MERGED)
+
+
+@dataclass(frozen=True)
+class RolloutSetup:
+    """Parts that the rollouts of all tasks share."""
+
+    environments: Environments
+    policy: Policy
+    progress: RolloutProgress  # progress over the episodes of all tasks
+    log: ResizeLog  # log of resized images
+    # Duration of each batch of plans.
+    milliseconds: list[float] = field(default_factory=list[float])
+
+    def rollouts(self, task: RolloutConfig, env: EnvInfo) -> Rollouts:
+        plan = RolloutPlan(
+            seeds=range(task.seed, task.seed + task.episodes),
+            choose_instruction=lambda observation, info: _instruction(task, observation, info),
+            success_key=task.success_key,
+            max_steps=task.max_steps,
+            num_rendered=task.contact_sheet_episodes,
+            num_videos=task.videos,
+        )
+
+        def make_controller(space: Any) -> PolicyController:
+            del space
+            return PolicyController(self.policy, task, self.log, self.milliseconds)
+
+        return Rollouts(self.environments, env, make_controller, plan, self.progress)
+
+
+def _instruction(task: RolloutTask, observation: EnvObservation, info: Mapping[str, Any]) -> str:
+    if task.instruction is not None:
+        return task.instruction
+    values = {**info, **observation} if isinstance(observation, Mapping) else info
+    with suppress(DataError):
+        return str(observed_value(values, task.instruction_key))
+    return ""
+
+
+class RolloutJob:
+    """Job with the groups of the rollouts as items; an interrupted run resumes at a group."""
+
+    def __init__(
+        self,
+        output: Path,  # folder for the report, the contact sheet and the videos
+        record: OutputRecord,  # command and options
+        # Map from task to its rollouts; one with an empty name without a suite.
+        tasks: Mapping[str, Rollouts],
+        setup: RolloutSetup,  # what they share
+        header: Mapping[str, str],
+    ) -> None:
+        self._tasks = tasks
+        self._setup = setup
+        self._header = header
+        self._finished: dict[str, list[Rollout]] = {task: [] for task in tasks}
+        self._milliseconds: list[float] = []
+        self._videos: list[str] = []
+        checkpoint = Path(header["checkpoint"])
+        self.spec: JobSpec[Group] = JobSpec(
+            output=output,
+            record=record,
+            title="eval rollout",
+            item_name="group",
+            plan=plan_digest(record.options),
+            work=self._work,
+            # Other weights give other rollouts, even with the same options.
+            state=lambda group: input_state((checkpoint,), [group[1].start, group[1].stop]),
+            owned=(REPORT, SHEET, TIMING, f"{_VIDEOS}/*.mp4"),
+            volatile=(TIMING,),
+            locations=(output, checkpoint.parent.parent),
+            progress_count="successes",
+            has_arrays=True,
+            can_overwrite=False,
+            is_replaced_last=True,
+        )
+
+    @property
+    def items(self) -> Sequence[Group]:
+        tasks = self._tasks.items()
+        return [(task, group) for task, rollouts in tasks for group in rollouts.groups]
+
+    def name(self, item: Group) -> str:
+        task, group = item
+        number = f"{[*self._tasks].index(task):03d}-" if task else ""
+        return f"{number}{group.start:06d}"
+
+    def begin(self) -> None:
+        """Does nothing: the previous report stays until `finish` replaces it."""
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
+        """Writes the report, the durations and the contact sheet."""
+        del run
+        output = self.spec.output
+        entries: list[FileEntry] = []
+        for receipt in receipts:
+            self._finished[receipt.facts.get("task", "")] += _rollouts_of(receipt)
+            self._milliseconds += receipt.facts.get("plan_ms", [])
+            entries += receipt.files
+        self._videos = [entry.path for entry in entries]
+        self._setup.progress.advance_resumed(sum(map(len, self._finished.values())))
+        rows = [row for rollouts in self._finished.values() for row in sheet_rows(rollouts)]
+        save_contact_sheet(output / SHEET, rows)
+        write_json(output / REPORT, self.report())
+        write_json(output / TIMING, {"plan_ms": self.plan_ms()})
+        names = [REPORT, SHEET] if rows else [REPORT]
+        entries += [file_entry(output, name) for name in names]
+        remove_stale_files(output, self.spec.owned, self.spec.volatile, entries)
+        return entries
+
+    def result(self, run: JobRun) -> RolloutRecord:
+        del run
+        return RolloutRecord(report=self.report())
+
+    def report(self) -> dict[str, Any]:
+        """Metrics, and the checkpoint and environment they belong to."""
+        rollouts = [rollout for group in self._finished.values() for rollout in group]
+        has_sheet = any(rollout.frames for rollout in rollouts)
+        report = {
+            **self._header,
+            "picture": str(self.spec.output / SHEET) if has_sheet else None,
+            "report": str(self.spec.output / REPORT),
+            **rollout_report(rollouts),
+        }
+        if "" in self._finished:
+            return report
+        tasks = [task for task, group in self._finished.items() for _ in group]
+        rows = zip(tasks, report["rollouts"], strict=True)
+        return report | {
+            "per_task": {task: _task_report(group) for task, group in self._finished.items()},
+            "rollouts": [{"task": task, **row} for task, row in rows],
+        }
+
+    def plan_ms(self) -> dict[str, float]:
+        """Percentiles of the duration of a batch of plans, in milliseconds."""
+        values = self._milliseconds
+        figures: dict[str, float] = {"batches": len(values)}
+        if values:
+            figures |= {f"p{point}": float(np.percentile(values, point)) for point in _PERCENTILES}
+        return {name: round(value, 2) for name, value in figures.items()}
+
+    def videos(self) -> list[str]:
+        return [str(self.spec.output / name) for name in self._videos]
+
+    def _work(self, item: Group) -> Receipt:
+        task, group = item
+        milliseconds = self._setup.milliseconds
+        num_before = len(milliseconds)
+        rollouts = self._tasks[task].run(group)
+        frames = {
+            f"{index}.{number}": frame
+            for index, rollout in enumerate(rollouts)
+            for number, frame in enumerate(rollout.frames)
+        }
+        rows = [_report_row(rollout) for rollout in rollouts]
+        facts = {"rollouts": rows, "plan_ms": milliseconds[num_before:]}
+        return Receipt(
+            "",
+            counts={"successes": sum(map(_succeeds, rollouts)), "rollouts": len(rollouts)},
+            files=tuple(self._save_video(task, rollout) for rollout in rollouts if rollout.video),
+            facts=facts | ({"task": task} if task else {}),
+            arrays=frames,
+        )
+
+    def _save_video(self, task: str, rollout: Rollout) -> FileEntry:
+        words = [*filter(None, [task]), str(rollout.seed), _outcome(rollout)]
+        name = f"{_VIDEOS}/{'-'.join(words)}.mp4"
+        write_bytes(self.spec.output / name, rollout.video)
+        return file_entry(self.spec.output, name)
+
+
+def _report_row(rollout: Rollout) -> dict[str, Any]:
+    """Facts of a rollout in a receipt, without images."""
+    values = {name: value for name, value in vars(rollout).items() if name != "video"}
+    return {**values, "frames": len(rollout.frames)}
+
+
+def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
+    for index, stored in enumerate(receipt.facts["rollouts"]):
+        frames = [receipt.arrays[f"{index}.{number}"] for number in range(stored["frames"])]
+        yield Rollout(**{**stored, "frames": frames})
+
+
+def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Success rate with its interval, overall and per instruction, and `errors` apart."""
+    by_instruction: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_instruction.setdefault(rollout.instruction, []).append(rollout)
+    keys = ("seed", "instruction", "success", "steps", "info", "error")
+    return {
+        **_task_report(rollouts),
+        "per_instruction": {
+            instruction: success_report(_outcomes(group))
+            for instruction, group in sorted(by_instruction.items())
+        },
+        "rollouts": [{key: getattr(rollout, key) for key in keys} for rollout in rollouts],
+    }
+
+
+def _task_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    steps = [rollout.steps for rollout in rollouts if rollout.error is None]
+    mean_steps = float(np.mean(steps)) if steps else 0.0
+    return {**success_report(_outcomes(rollouts)), "mean_steps": mean_steps}
+
+
+def _outcomes(rollouts: Sequence[Rollout]) -> list[bool | None]:
+    return [None if rollout.error is not None else rollout.success for rollout in rollouts]
+
+
+def sheet_rows(
+    rollouts: Sequence[Rollout], verdict: Callable[[Rollout], tuple[str, bool]] | None = None
+) -> list[SheetRow]:
+    """Rows of a contact sheet: evenly spaced frames of each rendered episode."""
+    rows: list[SheetRow] = []
+    for rollout in rollouts:
+        if rollout.frames:
+            last = len(rollout.frames) - 1
+            chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
+            default = (_outcome(rollout), rollout.success)
+            text, is_good = verdict(rollout) if verdict else default
+            frames = [rollout.frames[i] for i in chosen]
+            label = f"{rollout.instruction}  ({counted(rollout.steps, 'step')})"
+            rows.append(SheetRow(label, text, is_good, frames))
+    return rows
+
+
+def _outcome(rollout: Rollout) -> str:
+    if rollout.error is not None:
+        return "error"
+    return "success" if rollout.success else "failure"
+
+
+def _succeeds(rollout: Rollout) -> bool:
+    return rollout.success

@@ -24,11 +24,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def success_report(outcomes: Sequence[bool | None]) -> dict[str, Any]:
-    """Success rate and its 95 % confidence interval, over the episodes without an error.
-
-    Args:
-        outcomes: True for a success, None for an episode that an error ended.
-    """
+    """Success rate and its 95 % interval over the outcomes but None, which an error ended."""
     valid = [outcome for outcome in outcomes if outcome is not None]
     low, high = wilson_interval(sum(valid), len(valid))
     return {
@@ -42,19 +38,12 @@ def success_report(outcomes: Sequence[bool | None]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Numbers of starts by the outcomes of two policies, a and b.
+    """Numbers of starts by the outcomes of two policies, a and b."""
 
-    Attributes:
-        both: Starts on which both succeed.
-        only_a: Starts on which a succeeds and b does not.
-        only_b: Starts on which b succeeds and a does not.
-        neither: Starts on which both fail.
-    """
-
-    both: int
-    only_a: int
-    only_b: int
-    neither: int
+    both: int  # starts on which both succeed
+    only_a: int  # starts on which a succeeds and b does not
+    only_b: int  # starts on which b succeeds and a does not
+    neither: int  # starts on which both fail
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[bool, bool]]) -> "PairCounts":
@@ -64,7 +53,6 @@ class PairCounts:
 
     @property
     def total(self) -> int:
-        """Number of starts."""
         return self.both + self.only_a + self.only_b + self.neither
 
     @property
@@ -85,9 +73,8 @@ class PairCounts:
         return max(self.difference - below, -1.0), min(self.difference + above, 1.0)
 
     def p_value(self) -> float:
-        """Probability of a difference at least as large if both policies were equally good.
-
-        That is the exact test of McNemar, two-sided.
+        """Two-sided exact test of McNemar: the chance of such a difference of equally good
+        policies.
         """
         trials, fewer = self.only_a + self.only_b, min(self.only_a, self.only_b)
         tail = sum(math.comb(trials, number) for number in range(fewer + 1)) / 2**trials
@@ -97,7 +84,6 @@ class PairCounts:
         return (self.both + other) / self.total
 
     def _correlation(self) -> float:
-        """Correlation of the outcomes, corrected for continuity."""
         margins = (
             (self.both + self.only_a)
             * (self.only_b + self.neither)

@@ -1,19 +1,20 @@
 """Configuration and result of a command that runs a job: the part that all of them share."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from vlatool.config.base import ConfigModel, execution_field
 from vlatool.events import counted
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor, default_workers
+from vlatool.results import Result, outcome
 
 Engine = Literal["local", "ray"]
 
 JOB_KEYS = ("on_error", "max_failures", "overwrite", "dry_run")
 ENGINE_KEYS = ("engine", "workers", "ray_address", "ray_num_cpus")
 DRY_RUN_HELP = "Report what would be done and write nothing."
-_SHOWN_FAILURES = 5
+_SHOWN_FAILURES = 10
 _LISTED_LAST = ("failures", "resumed", "seconds", "status")
 
 
@@ -61,8 +62,11 @@ class EngineConfig(JobConfig):
 
 
 def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
-    """Executor that a config asks for; `preload`: modules that local processes import when they
-    start.
+    """Executor that a config asks for.
+
+    Args:
+        config: The config.
+        preload: Modules that local processes import when they start.
     """
     if config.dry_run:
         return SerialExecutor()
@@ -73,14 +77,20 @@ def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
 
 
 def make_executor(
-    # number of processes; None for one per processor (with Ray: of the cluster)
     workers: int | None,
     *,
-    engine: Engine = "local",  # `local` or `ray`
-    ray_address: str | None = None,  # cluster to join; None starts a private one on this machine
-    preload: Sequence[str] = (),  # modules that local workers import when they start
+    engine: Engine = "local",
+    ray_address: str | None = None,
+    preload: Sequence[str] = (),
 ) -> Executor:
-    """Creates an executor; one local worker needs no process pool."""
+    """Creates an executor; one local worker needs no process pool.
+
+    Args:
+        workers: Number of processes; None for one per processor (with Ray: of the cluster).
+        engine: `local` or `ray`.
+        ray_address: Cluster to join; None starts a private one on this machine.
+        preload: Modules that local workers import when they start.
+    """
     if engine == "ray":
         from vlatool.jobs.ray_executor import RayExecutor
 
@@ -90,71 +100,74 @@ def make_executor(
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobResult:
-    """Result of a command that runs a job; a subclass adds what the output contains.
+class OutputResult(Result):
+    """Result of a command that writes an output by a job; a subclass adds its contents.
 
     The loop sets the values below, except `output`, which is in `JobSpec.shown`.
     """
 
+    item_name: ClassVar[str] = "episode"  # key of the name of a failed item
+
     output: str = ""  # location as it was given
-    episodes: int = 0  # number of items in the output
-    # items that are not in the output, with code, message and hint
-    failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0  # number of items that an earlier run finished
+    failures: tuple[Mapping[str, Any], ...] = ()  # items that are not in the output
     seconds: float = 0.0  # duration
-    # `written`, `already complete`, `planned`, or `shared` for ranks other than 0
+    # `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        values = asdict(self)
-        return values | {name: values.pop(name) for name in _LISTED_LAST}
+        """The fields; those of the loop are the last."""
+        values = super().document()
+        return values | {name: values.pop(name) for name in _LISTED_LAST if name in values}
 
-    def text(self) -> str:
-        lines = [f"{self.output}: {self.summary()}", *self.details()]
-        if self.status == "planned":
-            done = f", {self.resumed} are done" if self.resumed else ""
+    def lines(self) -> list[str]:
+        """Summary and details, then the failed items."""
+        done, failing, verb = "", "", "failed"
+        resumed: int = getattr(self, "resumed", 0)
+        if self.is_planned:
+            done = f", {resumed} are done" if resumed else ""
             failing = f", {len(self.failures)} would fail" if self.failures else ""
-            lines[0] += f"{done}{failing}; nothing was written"
-            return "\n".join([*lines, *self._failing()])
-        if self.status == "already complete":
-            lines[0] += "; already complete, nothing to do"
-        elif self.resumed:
-            lines.append(
-                f"{counted(self.resumed, 'episode was', 'episodes were')} written by an earlier run"
-            )
-        lines += [f"failed {failure['episode']}: {failure['message']}" for failure in self.failures]
-        return "\n".join([*lines, *([f"next: {self.next_command}"] if self.next_command else [])])
-
-    def _failing(self) -> list[str]:
-        """First items that would fail."""
-        lines = [
-            f"would fail {failure['episode']}: {failure['message']}"
-            for failure in self.failures[:_SHOWN_FAILURES]
-        ]
-        hidden = len(self.failures) - len(lines)
+            verb = "would fail"
+        plan = f"{self.summary()}{done}{failing}"
+        lines = [outcome(self.output, self.status, self.summary(), plan), *self.details()]
+        if resumed and self.status not in ("planned", "already complete"):
+            name = self.item_name
+            earlier = counted(resumed, f"{name} was", f"{name}s were")
+            lines.append(f"{earlier} written by an earlier run")
+        shown = self.failures[:_SHOWN_FAILURES]
+        lines += [f"{verb} {row[self.item_name]}: {row['message']}" for row in shown]
+        hidden = len(self.failures) - len(shown)
         return [*lines, f"... and {hidden} more; --json lists all"] if hidden else lines
-
-    @property
-    def next_command(self) -> str:
-        """Command for the next step; empty without one."""
-        return ""
 
     def summary(self) -> str:
         """Amount and size of the content in one line; `would ...` for a dry run."""
-        verb = "would write " if self.status == "planned" else ""
-        return f"{verb}{counted(self.episodes, 'episode')}"
+        return ""
 
-    def details(self) -> Sequence[str]:
+    def details(self) -> Iterable[str]:
         """More lines about the content."""
         return ()
 
     @classmethod
     def of_record(cls, recorded: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> Self:
-        """Result of a complete run, from its record."""
+        """Result of a complete run from its record, whose unknown keys are ignored.
+
+        `shown` replaces values of the record.
+        """
         names = {field.name for field in fields(cls)}
-        items = ((name, value) for name, value in (recorded or {}).items() if name in names)
         values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in items
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in (recorded or {}).items()
+            if name in names
         }
         return replace(cls(**values), **shown, status="already complete")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult(OutputResult):
+    """Result of a command whose items are episodes."""
+
+    episodes: int = 0  # in the output
+    resumed: int = 0  # of them finished by an earlier run
+
+    def summary(self) -> str:
+        verb = "would write " if self.is_planned else ""
+        return f"{verb}{counted(self.episodes, 'episode')}"

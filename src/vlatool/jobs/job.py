@@ -16,11 +16,11 @@ from pydantic import BaseModel
 
 from vlatool.errors import StorageError
 from vlatool.events import Reporter, per_second
-from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import Executor, Outcome, attempt
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.jobs.record import OutputRecord
+from vlatool.results import Result
 from vlatool.storage.background import in_parallel
 from vlatool.storage.tree import files_below_each
 from vlatool.storage.uri import is_remote
@@ -155,7 +155,7 @@ class JobRun:
     # folders that contain the inputs and the output, longest first
     parent_folders: Sequence[str] = ()
     is_fresh: bool = False  # True if the run started from scratch
-    result: JobResult | None = None  # result for the record, once the job is finished
+    result: Result | None = None  # result for the record, once the job is finished
 
     def add_receipt(self, receipt: Receipt) -> None:
         """Adds the counts of a receipt; warns of the first finding of each code."""
@@ -290,7 +290,7 @@ class Job(Protocol[Item]):
         """
         ...
 
-    def result(self, run: "JobRun") -> JobResult:
+    def result(self, run: "JobRun") -> Result:
         """Content of the output; the loop sets what all results have. Also for a dry run."""
         ...
 

@@ -8,13 +8,13 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import JobConfig, JobResult
+from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import (
     changed_files,
@@ -27,6 +27,7 @@ from vlatool.jobs.job import Items, Job, JobRun, JobSpec, Ranks, current_states,
 from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
 from vlatool.jobs.ownership import claim_output, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock, parent_of, read_record, record_file
+from vlatool.results import Result
 from vlatool.storage.append_log import AppendLog
 from vlatool.storage.atomic import remove_empty
 from vlatool.storage.lock import Lock
@@ -119,19 +120,19 @@ def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | Non
     )
 
 
-Result = TypeVar("Result", bound=JobResult)
+R = TypeVar("R", bound=OutputResult)
 
 
 def run_command(
     job: Job[Any],
-    result_type: type[Result],  # class of its result
+    result_type: type[R],  # class of its result
     config: JobConfig,  # execution options
     executor: Executor,  # runs the work on items
     *,
     reporter: Reporter = NULL,  # receives progress and warnings
     # the ranks that share the job; None for one process. Only rank 0 raises for items
     ranks: Ranks | None = None,
-) -> Result:
+) -> R:
     """Runs the job of a command, as `run_job` does; returns its result.
 
     The result of an output that is already complete comes from its record.
@@ -141,7 +142,7 @@ def run_command(
         return result_type.of_record(run.record.result, job.spec.shown)
     result = run.result or _completed_result(job, run)
     assert isinstance(result, result_type)
-    problem = failure_of(run, job.spec, result.episodes)
+    problem = failure_of(run, job.spec, _num_done(job, run))
     if problem is not None and run.status not in ("shared", "planned"):
         problem.result = result
         raise problem
@@ -444,16 +445,24 @@ class _Loop:
             raise too_many_error(failures, item_name, error)
 
 
-def _completed_result(job: Job[Any], run: JobRun) -> JobResult:
-    return replace(
-        job.result(run),
+def _num_done(job: Job[Any], run: JobRun) -> int:
+    return len(job.items) - len(run.failures) - len(run.empty)
+
+
+def _completed_result(job: Job[Any], run: JobRun) -> Result:
+    """Result of a job, with the values of the loop that its class has."""
+    result = job.result(run)
+    values = {
         **job.spec.shown,
-        episodes=len(job.items) - len(run.failures) - len(run.empty),
-        failures=tuple(run.failures),
-        resumed=run.resumed,
-        seconds=run.seconds,
-        status=run.status,
-    )
+        "episodes": _num_done(job, run),
+        f"{job.spec.item_name}s": _num_done(job, run),
+        "failures": tuple(run.failures),
+        "resumed": run.resumed,
+        "seconds": run.seconds,
+        "status": run.status,
+    }
+    names = {field.name for field in fields(result)}
+    return replace(result, **{name: value for name, value in values.items() if name in names})
 
 
 def _parent_folders(locations: Sequence[Path]) -> list[str]:

@@ -57,15 +57,7 @@ def template() -> str:
 
 
 def filled(text: str, config: RayClusterConfig) -> str:
-    """A cluster file with the values of the configuration in place of its placeholders.
-
-    Args:
-        text: The template, or a file with some placeholders replaced.
-        config: The values; those of null stay placeholders.
-
-    Raises:
-        UsageError: The file has another value than the configuration.
-    """
+    """A cluster file with the values of the configuration in place of its placeholders."""
     for placeholder, key in config.placeholders().items():
         value = getattr(config, key)
         if value is None:

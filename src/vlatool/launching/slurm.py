@@ -84,34 +84,24 @@ class SlurmConfig(ConfigModel):
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
         return self.nodes * self.tasks
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """Files and command of a job.
+    """Files and command of a job."""
 
-    Attributes:
-        name: Name of the job and of the run.
-        folder: Absolute folder of script, configuration and log.
-        work_dir: Absolute folder in which the job runs.
-        program: Words that run vlatool.
-    """
-
-    name: str
-    folder: Path
-    work_dir: Path
-    program: tuple[str, ...]
+    name: str  # name of the job and of the run
+    folder: Path  # absolute folder of script, configuration and log
+    work_dir: Path  # absolute folder in which the job runs
+    program: tuple[str, ...]  # words that run vlatool
 
     @property
     def script(self) -> Path:
-        """The batch script."""
         return self.folder / f"{self.name}.sbatch"
 
     @property
     def config(self) -> Path:
-        """The resolved configuration of the run."""
         return self.folder / f"{self.name}.yaml"
 
 
@@ -158,7 +148,6 @@ _AFTER = (
 
 
 def _options(slurm: SlurmConfig, job: SlurmJob) -> list[str]:
-    """Options of sbatch."""
     values = {
         "job-name": job.name,
         "nodes": slurm.nodes,
@@ -195,9 +184,6 @@ def submit(script: Path, environ: Mapping[str, str], reporter: Reporter) -> str:
 
     The job gets the environment of this process without variables that may hold secrets, because
     Slurm stores it.
-
-    Raises:
-        EnvironmentProblem: There is no sbatch here, or it rejects the script.
     """
     check_sbatch(script)
     hidden = sorted(name for name, value in environ.items() if is_credential(name, value))

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.base import ConfigModel
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.resolve import values_to_yaml
@@ -12,10 +14,11 @@ from vlatool.config.rules import check_rules, sections, violations
 from vlatool.config.schema import execution_keys
 from vlatool.errors import UsageError
 from vlatool.events import Reporter
-from vlatool.storage.uri import is_remote, location
+from vlatool.storage.uri import is_remote, local_path, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import budget_samples, make_plan, micro_batch, schedule_violations
-from vlatool.training.resume import resolved
+from vlatool.training.resume import RunStart, new_name, resolved, with_local_folder
+from vlatool.training.trackers import check_trackers
 
 # Folder beside the runs, below remote_sync, with the configurations of launched jobs.
 LAUNCH_FOLDER = "launch"
@@ -25,12 +28,7 @@ _PATHS_THERE = {"name", "save_path", "resolve_configs_path", "data.dataset_cache
 
 
 def check_locations(config: TrainConfig) -> None:
-    """Raises an error for each local location: another machine cannot read it.
-
-    Raises:
-        UsageError: There are no data, or no location for the run.
-        ConfigError: A location is local; the error lists all such keys.
-    """
+    """Raises an error for each local location: another machine cannot read it."""
     config.check_model()
     data_key = f"data.{config.data_kind.folders_keys[0]}"
     if not getattr(config.data, config.data_kind.folders_keys[0]):
@@ -63,18 +61,7 @@ def check_locations(config: TrainConfig) -> None:
 def check_run(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
 ) -> None:
-    """Checks what can be checked of a run without its data.
-
-    Args:
-        config: Configuration of the run.
-        typed: Keys that were given for this run.
-        processes: Number of ranks; None if it is not known.
-        reporter: Receives warnings.
-
-    Raises:
-        ConfigError: A value contradicts another one.
-        UsageError: There is no budget, or the batch sizes do not fit the ranks.
-    """
+    """Checks a run without its data; `processes` is None if unknown."""
     check_rules(violations(config), typed, reporter)
     for key in ("fresh", "device_memory", "rate", "measure"):
         if getattr(config, key):
@@ -96,14 +83,7 @@ def check_run(
 def check_run_with_data(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
 ) -> None:
-    """Checks a run with its data and initial weights, as `train` does before its first step.
-
-    Raises:
-        DataError: The data or the initial weights are missing or broken.
-        ConfigError: A value does not fit the data.
-        UsageError: The budget does not fill a step.
-        StorageError: A location cannot be read.
-    """
+    """Checks a run with its data and initial weights, as `train` does before its first step."""
     config, info, _ = resolved(config, None, reporter)
     plan = make_plan(config, info.datasets, processes or 1)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
@@ -128,13 +108,7 @@ def _is_local(key: str, text: str, *, is_location: bool) -> bool:
 
 
 def job_yaml(config: TrainConfig, save_path: str, name: str) -> str:
-    """Complete configuration of a run as YAML, which `vlatool train --config` takes.
-
-    Args:
-        config: The configuration as typed; sections of launchers in it are left out.
-        save_path: Folder of runs on the machine that trains.
-        name: Name of the run if the configuration has none.
-    """
+    """Complete configuration of a run as YAML, which `vlatool train --config` takes."""
     keys = [key for key in TrainConfig.model_fields if key not in execution_keys(TrainConfig)]
     values = {key: getattr(config, key) for key in keys}
     values |= {"name": config.name or name, "save_path": save_path}
@@ -142,3 +116,60 @@ def job_yaml(config: TrainConfig, save_path: str, name: str) -> str:
     if config.overwrite:
         values["overwrite"] = True
     return values_to_yaml(values)
+
+
+# Keys of a dry run, which a job has not.
+_HERE = ("dry_run", "device_memory", "rate", "measure")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A training run of a job."""
+
+    # Its configuration. The run has a name, so that a job that is started again resumes.
+    config: TrainConfig
+    start: RunStart  # what it would do in its folder now
+
+    @property
+    def name(self) -> str:
+        assert self.config.name is not None
+        return self.config.name
+
+
+def checked_run(
+    config: TrainConfig, typed: Collection[str], world_size: int, reporter: Reporter
+) -> CheckedRun:
+    """Checks a configuration as `train` does, but no memory or disk of this machine; writes
+    nothing.
+    """
+    config.check_given()
+    check_trackers(config.trackers)
+    check_rules(violations(config), typed, reporter)
+    if config.fresh:
+        raise UsageError(
+            "--fresh starts a new run each time that the job is started",
+            hint="give the new run another name with --output",
+            code="usage.fresh",
+        )
+    values = config.model_dump(mode="json", include={*TrainConfig.model_fields})
+    values["name"] = config.name or new_name(config)
+    values |= {key: TrainConfig.model_fields[key].default for key in _HERE}
+    config = TrainConfig.specialize(values).model_validate(values)
+    _check_name(config)
+    local = with_local_folder(config)
+    run = RunDir(local_path(local.save_path) / values["name"])
+    from vlatool.training.resume import start_in
+
+    return CheckedRun(config, start_in(local, run, world_size=world_size))
+
+
+def _check_name(config: TrainConfig) -> None:
+    """Raises UsageError for a name that cannot be that of a job and of its files."""
+    if config.name is None or not _NAME.fullmatch(config.name):
+        raise UsageError(
+            f"{config.name!r} cannot be the name of a job",
+            hint="use letters, digits, dots, dashes and underscores in the name of the run",
+            code="usage.job_name",
+            details={"name": config.name},
+        )

@@ -1,21 +1,123 @@
-"""Small charts of fields as inline SVG, one per group of dimensions.
+"""Small charts of fields as inline SVG, one per group of dimensions, with round ticks.
 
 A drawing stretches to the width of its plot; labels are HTML, whose size does not change with it.
-Legend of shapes: S positions along the axis (frames of an episode, steps of a window), C dimensions
-of a field.
+Sizes are CSS pixels; `page.html` repeats those of a chart. Legend of shapes: S positions along the
+axis (frames of an episode, steps of a window), C dimensions of a field.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from vlatool.episode import Array
 from vlatool.pages.layout import Html, details, escape, label_with_unit, table
 from vlatool.pages.text import number_text
-from vlatool.pages.ticks import Ticks, ticks_below, ticks_beside
+
+# Plot of a chart: its width on a page 420 px wide, its smallest height.
+PLOT_WIDTH = 170
+PLOT_HEIGHT = 96
+# Widest character and height of a label.
+CHAR_WIDTH = 7
+LABEL_HEIGHT = 14
+# Longest labels at the left of a plot and under it, in characters.
+MAX_LEFT = 8
+MAX_BELOW = 6
+
+_MOST_BELOW = 6
+_GAP = 5
+# Share of a step that rounding errors stay below.
+_STEP_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Ticks of an axis."""
+
+    values: tuple[float, ...]  # ascending multiples of 1, 2 or 5 times a power of ten
+    texts: tuple[str, ...]  # label of each tick
+    base: str = ""  # number to add to the labels, as text; empty for 0
+
+
+def ticks_below(low: float, high: float, *, whole: bool = False, signed: bool = False) -> Ticks:
+    """Ticks from `low` to `high` with labels under a plot."""
+    ticks = Ticks((), ())
+    for step in _steps((high - low) / _MOST_BELOW, whole=whole):
+        first, last = -_floor(-low, step), _floor(high, step)
+        if last - first >= _MOST_BELOW:
+            continue
+        ticks = _ticks(range(first, last + 1), step, MAX_BELOW, signed=signed)
+        width = max(map(len, ticks.texts), default=0) * CHAR_WIDTH + _GAP
+        if len(ticks.texts) < 2 or step.size / (high - low) * PLOT_WIDTH >= width:
+            break
+    return ticks
+
+
+def ticks_beside(low: float, high: float, *, whole: bool = False) -> Ticks:
+    """Ticks that enclose `low` and `high`, which is above, with labels at the left of a plot."""
+    most = PLOT_HEIGHT // (LABEL_HEIGHT + _GAP)
+    step = next(
+        step
+        for step in _steps((high - low) / most, whole=whole)
+        if -_floor(-high, step) - _floor(low, step) <= most
+    )
+    return _ticks(range(_floor(low, step), -_floor(-high, step) + 1), step, MAX_LEFT)
+
+
+class _Step(NamedTuple):
+    """Distance of ticks: `factor` times ten to the power of `exponent`."""
+
+    factor: int
+    exponent: int
+
+    @property
+    def size(self) -> float:
+        return self.times(1)
+
+    def times(self, index: int) -> float:
+        """Multiple of the step, rounded once."""
+        number = index * self.factor
+        power = 10 ** abs(self.exponent)
+        return float(number * power) if self.exponent >= 0 else number / power
+
+
+def _steps(least: float, *, whole: bool) -> Iterator[_Step]:
+    """Yields steps in ascending order, from the last below `least` on."""
+    exponent = math.floor(math.log10(least))
+    exponent = max(exponent, 0) if whole else exponent
+    while True:
+        yield from (_Step(factor, exponent) for factor in (1, 2, 5))
+        exponent += 1
+
+
+def _floor(value: float, step: _Step) -> int:
+    return math.floor(value / step.size + _STEP_ROUNDING)
+
+
+def _ticks(indices: Sequence[int], step: _Step, longest: int, *, signed: bool = False) -> Ticks:
+    """Multiples of a step with labels of at most `longest` characters."""
+    values = tuple(map(step.times, indices))
+    texts = _texts(values, step, longest, signed=signed)
+    if texts:
+        return Ticks(values, texts)
+    base = indices[0] - indices[0] % (10 // step.factor) if values else 0
+    differences = [step.times(index - base) for index in indices]
+    texts = _texts(differences, step, longest, signed=signed)
+    return Ticks(values if texts else (), texts, f"{step.times(base):.12g}" if base else "")
+
+
+def _texts(values: Sequence[float], step: _Step, longest: int, *, signed: bool) -> tuple[str, ...]:
+    """Different labels of at most `longest` characters; empty if there are none."""
+    for form in (f".{max(0, -step.exponent)}f", ".3g"):
+        texts = tuple(f"{value:{'+' if signed and value > 0 else ''}{form}}" for value in values)
+        if max(map(len, texts), default=0) <= longest and len({*texts}) == len(texts):
+            return texts
+    return ()
+
 
 # Lines of a chart; page.html has as many colors.
 MAX_LINES = 8
@@ -40,25 +142,16 @@ _JOINTS = "joints"
 
 @dataclass(frozen=True)
 class Axis:
-    """Horizontal axis that several charts share.
+    """Horizontal axis that several charts share."""
 
-    Attributes:
-        low: Value at the left end of the chart.
-        high: Value at the right end.
-        unit: Unit of its values.
-        whole: True if its ticks are integers.
-        marks: Values with a dashed line.
-        anchor: Value with a solid line, from which the others are counted; None without one.
-        shaded: Shaded ranges, such as padding.
-    """
-
-    low: float
-    high: float
+    low: float  # value at the left end of the chart
+    high: float  # value at the right end
     unit: str = "s"
-    whole: bool = False
-    marks: tuple[float, ...] = ()
+    whole: bool = False  # True if its ticks are integers
+    marks: tuple[float, ...] = ()  # values with a dashed line
+    # Value with a solid line, from which the others are counted; None without one.
     anchor: float | None = None
-    shaded: tuple[tuple[float, float], ...] = ()
+    shaded: tuple[tuple[float, float], ...] = ()  # shaded ranges, such as padding
 
     def to_x(self, values: Array | float) -> Array:
         """Horizontal positions of values in the drawing."""
@@ -66,42 +159,33 @@ class Axis:
 
     @cached_property
     def ticks(self) -> Ticks:
-        """Round values with their labels."""
         return ticks_below(self.low, self.high, whole=self.whole, signed=self.anchor is not None)
 
 
 @dataclass(frozen=True)
 class FieldValues:
-    """Values of a field to draw.
-
-    Attributes:
-        name: Name of the field.
-        values: Numbers [S, C]; a line has gaps where they are not finite.
-        names: C names of its dimensions.
-        unit: Unit of its values; empty if unknown.
-    """
+    """Values of a field to draw."""
 
     name: str
-    values: Array
-    names: Sequence[str]
-    unit: str = ""
+    values: Array  # numbers [S, C]; a line has gaps where they are not finite
+    names: Sequence[str]  # C names of its dimensions
+    unit: str = ""  # unit of its values; empty if unknown
 
 
 def field_charts(
     axis: Axis, positions: Array, fields: Iterable[FieldValues], *, dots: bool = False
 ) -> str:
-    """Charts of fields, one per group of dimensions, and a table of those that never change.
-
-    Args:
-        axis: Axis of the charts.
-        positions: Values of the axis [S].
-        fields: Values; empty for an empty result.
-        dots: Mark the positions.
-    """
+    """Charts of fields over positions [S], and a table of those that never change."""
     charts: list[str] = []
     constant: dict[Html, str] = {}
     for field in fields:
-        varies = _varies(field.values)
+        # Dimensions whose finite numbers change, bool [C].
+        numbers = _drawable(field.values)
+        is_finite = np.isfinite(numbers)
+        low = np.where(is_finite, numbers, np.inf).min(axis=0)
+        high = np.where(is_finite, numbers, -np.inf).max(axis=0)
+        largest = np.where(is_finite, np.abs(numbers), 0.0).max(axis=0)
+        varies = (high - low) > _ROUNDING * np.maximum(1.0, largest)
         for label, indices in dimension_groups(field.names, np.flatnonzero(varies).tolist()):
             charts.append(_field_chart(axis, positions, field, label, indices, dots=dots))
         if not varies.all():
@@ -115,15 +199,7 @@ def field_charts(
 
 
 def dimension_groups(names: Sequence[str], indices: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Groups of at most `MAX_LINES` dimensions that belong together by their names.
-
-    Args:
-        names: Names of all dimensions.
-        indices: Dimensions to group.
-
-    Returns:
-        (label, dimensions) of each group; the label of a field with one group is empty.
-    """
+    """(label, dimensions) of groups of at most `MAX_LINES` by name; one group has no label."""
     groups: dict[str, list[int]] = {}
     for index in indices:
         groups.setdefault(_group(names[index]), []).append(index)
@@ -155,24 +231,15 @@ def step_cells(axis: Axis, positions: Array, rows: Mapping[str, Array]) -> str:
 
 
 def chart(
-    label: str,
-    axis: Axis,
-    drawing: str,
+    label: str,  # HTML
+    axis: Axis,  # horizontal axis
+    drawing: str,  # SVG elements
     left: Iterable[tuple[float, str]],
-    legend: str = "",
+    legend: str = "",  # HTML
     *,
-    size: str = "",
+    size: str = "",  # CSS class of the height
 ) -> str:
-    """Chart: its label above, ticks at the left and below, legend at the right.
-
-    Args:
-        label: HTML.
-        axis: Horizontal axis.
-        drawing: SVG elements.
-        left: Labels at the left: distance from the top as a share of the height, text.
-        legend: HTML.
-        size: CSS class of the height.
-    """
+    """Chart: its label above, ticks at the left and below, legend at the right."""
     ticks = axis.ticks
     below = zip((axis.to_x(np.array(ticks.values)) / WIDTH).tolist(), ticks.texts, strict=True)
     unit = axis.unit + f" + {ticks.base}" * bool(ticks.base)
@@ -207,7 +274,6 @@ def _grid(charts: str) -> str:
 
 
 def _group(name: str) -> str:
-    """Label of the group of a dimension."""
     group, _, number = name.rpartition(".")
     if group and number.isdecimal():
         return group
@@ -228,7 +294,6 @@ def _range_text(names: Sequence[str], part: Sequence[int]) -> str:
 
 
 def _constant_text(field: FieldValues, is_constant: Array) -> str:
-    """Names and values of constant dimensions."""
     numbers = _drawable(field.values)
     texts: list[str] = []
     for index in np.flatnonzero(is_constant).tolist():
@@ -247,7 +312,6 @@ def _field_chart(
     *,
     dots: bool,
 ) -> str:
-    """Chart of some dimensions of a field."""
     shown = _drawable(field.values[:, list(indices)])
     finite = shown[np.isfinite(shown)]
     low, high = float(finite.min()), float(finite.max())
@@ -279,16 +343,6 @@ def _drawable(values: Array) -> Array:
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.where(np.abs(numbers) < _MAX_VALUE, numbers, np.nan)
-
-
-def _varies(values: Array) -> Array:
-    """Dimensions whose finite numbers change, bool [C]."""
-    numbers = _drawable(values)
-    is_finite = np.isfinite(numbers)
-    low = np.where(is_finite, numbers, np.inf).min(axis=0)
-    high = np.where(is_finite, numbers, -np.inf).max(axis=0)
-    largest = np.where(is_finite, np.abs(numbers), 0.0).max(axis=0)
-    return (high - low) > _ROUNDING * np.maximum(1.0, largest)
 
 
 def background(axis: Axis, heights: Sequence[float]) -> str:
@@ -324,7 +378,6 @@ def line(xs: Array, ys: Array, order: int, *, dots: bool = False) -> str:
 
 
 def _single_positions(count: int, runs: Sequence[tuple[int, int]]) -> Array:
-    """Flags [count] of runs of one."""
     flags = np.zeros(count, bool)
     flags[[start for start, stop in runs if stop - start == 1]] = True
     return flags
@@ -350,7 +403,6 @@ def _downsampled(values: Array) -> Array:
 
 
 def _runs(flags: Array) -> list[tuple[int, int]]:
-    """Half-open ranges of consecutive true flags."""
     padded = np.concatenate([[False], flags, [False]]).astype(np.int8)
     edges = np.flatnonzero(np.diff(padded))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -25,21 +25,13 @@ GENERATOR = "vlatool inspect"
 
 @dataclass(frozen=True)
 class Section:
-    """Section of a page.
+    """Section of a page."""
 
-    Attributes:
-        title: Text of its heading and of its link in the table of contents.
-        body: HTML.
-        is_under: True if it belongs to the last section before it without this flag.
-        is_card: True if it has a frame; else it is a heading of the sections under it.
-        anchor: Name of the section in links; made up if empty.
-    """
-
-    title: str
-    body: str
-    is_under: bool = False
-    is_card: bool = True
-    anchor: str = ""
+    title: str  # text of its heading and of its link in the table of contents
+    body: str  # HTML
+    is_under: bool = False  # True if it belongs to the last section before it without this flag
+    is_card: bool = True  # True if it has a frame; else it is a heading of the sections under it
+    anchor: str = ""  # name of the section in links; made up if empty
 
 
 class Html(str):
@@ -57,14 +49,7 @@ def escape(text: object) -> str:
 def page(
     title: str, subtitle: str, sections: Sequence[Section], *, generator: str = GENERATOR
 ) -> str:
-    """HTML document of a page without external resources.
-
-    Args:
-        title: Text of the main heading.
-        subtitle: Text under it.
-        sections: Sections in order; empty ones are left out.
-        generator: Command that writes the page.
-    """
+    """HTML document without external resources; sections without a body are left out."""
     shown = [section for section in sections if section.body]
     links = "".join(
         f'<a href="#{_anchor(section, number)}" title="{escape(section.title)}"'
@@ -186,7 +171,6 @@ def text_block(text: str) -> str:
 
 
 def code(text: object) -> Html:
-    """Text in a monospace font."""
     return Html(f"<code>{escape(text)}</code>")
 
 

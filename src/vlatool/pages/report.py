@@ -22,17 +22,12 @@ _STATUS_TEXTS = {"whole": "complete"}
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Options of an HTML page.
+    """Options of an HTML page."""
 
-    Attributes:
-        episodes: Number of raw episodes to show.
-        samples: Number of training samples to show.
-        open_decoder: (folder, its entry `codes`) -> Decoder of its codes; None: show no
-            reconstructions. Raises DataError if the codes are of another tokenizer.
-    """
-
-    episodes: int = 0
-    samples: int = 0
+    episodes: int = 0  # number of raw episodes to show
+    samples: int = 0  # number of training samples to show
+    # (folder, its entry `codes`) -> Decoder of its codes; None: show no reconstructions. Raises
+    # DataError if the codes are of another tokenizer.
     open_decoder: Callable[[Path, Mapping[str, Any]], Decoder] | None = None
 
 
@@ -46,29 +41,20 @@ class ReportPage:
 
 @dataclass(frozen=True)
 class Report:
-    """Facts of an artifact or a source.
+    """Facts of an artifact or a source."""
 
-    Attributes:
-        kind: `source`, `shards`, `shard`, `run`, ...; determines the keys of the document.
-        headline: Summary in one line.
-        facts: All facts as JSON values.
-        summary: Map from name to value of the first block of text.
-        tables: Further blocks of text; empty ones are left out.
-        findings: Broken or missing files, with `code` and `message`; None for a kind that has
-            none, or lists them in its facts.
-        page: Makes the HTML page; None if there is none.
-    """
-
-    kind: str
-    headline: str
-    facts: Mapping[str, Any]
-    summary: Mapping[str, object]
-    tables: Sequence[str] = ()
+    kind: str  # `source`, `shards`, `shard`, `run`, ...; determines the keys of the document
+    headline: str  # summary in one line
+    facts: Mapping[str, Any]  # all facts as JSON values
+    summary: Mapping[str, object]  # map from name to value of the first block of text
+    tables: Sequence[str] = ()  # further blocks of text; empty ones are left out
+    # Broken or missing files, with `code` and `message`; None for a kind that has none, or lists
+    # them in its facts.
     findings: Findings | None = None
+    # Makes the HTML page; None if there is none.
     page: Callable[[PageRequest], ReportPage] | None = field(default=None, compare=False)
 
     def document(self) -> dict[str, Any]:
-        """Report as JSON values."""
         findings = {} if self.findings is None else {"findings": list(self.findings)}
         return {**self.facts, **findings, "kind": self.kind}
 
@@ -103,7 +89,6 @@ def status_text(status: str) -> str:
 
 
 def finding_notes(findings: Findings) -> str:
-    """HTML of findings."""
     return "".join(note(finding["message"]) for finding in findings)
 
 

@@ -54,12 +54,7 @@ def number_text(value: Any) -> str:
 
 
 def spark_text(values: Sequence[float], width: int = 16) -> str:
-    """Line of block characters for the course of some numbers; empty without finite numbers.
-
-    Args:
-        values: Numbers in order; those that are not finite, or above 1e300, are left out.
-        width: Largest number of characters; each stands for the mean of an equal part.
-    """
+    """Block characters for the course of the numbers that are finite and below 1e300; or empty."""
     finite = [value for value in values if abs(value) < MAX_DRAWN]
     if not finite:
         return ""

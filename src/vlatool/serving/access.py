@@ -33,11 +33,7 @@ class SocketLog(logging.LoggerAdapter[logging.Logger]):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Socket of an address; it rejects connections until it listens.
-
-    Raises:
-        UsageError: The host is unknown, or the port is in use or not allowed.
-    """
+    """Socket of an address; it rejects connections until it listens."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -60,11 +56,6 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def listen(bound: socket.socket) -> None:
-    """Lets clients connect to a bound socket.
-
-    Raises:
-        UsageError: Another program has begun to listen at its address since it was bound.
-    """
     try:
         bound.listen()
     except OSError as error:
@@ -87,18 +78,13 @@ def _address_error(host: str, port: int, error: OSError) -> UsageError:
 
 
 def url_of(bound: socket.socket, *, has_tls: bool) -> str:
-    """Address of a socket for clients."""
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'wss' if has_tls else 'ws'}://{shown}:{port}"
 
 
 def read_key(key_file: str | None, host: str) -> str | None:
-    """Key that clients must send; None if they need none.
-
-    Raises:
-        UsageError: The file cannot be read or has no key, or there is none for other machines.
-    """
+    """Key that clients must send; None if they need none."""
     if key_file is None:
         if _is_own_address(host):
             return None
@@ -126,11 +112,7 @@ def has_key(header: str | None, key: str) -> bool:
 
 
 def authorization(key: str) -> str:
-    """Header `Authorization` of a client with a key.
-
-    Raises:
-        UsageError: No server can have this key; the message does not show it.
-    """
+    """Header `Authorization` of a client with a key."""
     if not _is_usable(key):
         raise UsageError(
             "the key cannot be sent",
@@ -145,11 +127,7 @@ def _is_usable(key: str) -> bool:
 
 
 def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
-    """TLS of a server; None without a certificate.
-
-    Raises:
-        UsageError: A file cannot be read, or the key is not that of the certificate.
-    """
+    """TLS of a server; None without a certificate."""
     if certificate is None:
         if private_key is None:
             return None

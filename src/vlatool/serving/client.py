@@ -108,7 +108,6 @@ class RemotePolicy:
         self._request(observation, {"executed": _count(executed), "observe": True})
 
     def close(self) -> None:
-        """Closes the connection."""
         self._connection = None
         self._open.close()
 
@@ -205,7 +204,6 @@ class RemotePolicy:
 
 
 def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they are sent: text, or arrays."""
     # Callers are not type-checked: a control loop gets a clear error, not a traceback.
     if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(

@@ -39,11 +39,6 @@ _HINT, _CODE = "\nhint: ", "\ncode: "
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Bytes of a message.
-
-    Raises:
-        DataError: A value cannot be sent.
-    """
     try:
         packed = msgpack.packb(message, default=_packed_array)
     except (TypeError, ValueError, OverflowError) as error:
@@ -57,11 +52,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
-    """Message of its bytes; its arrays are read-only.
-
-    Raises:
-        DataError: The bytes are not a msgpack map, have too many values, or an array is invalid.
-    """
+    """Message of its bytes; its arrays are read-only."""
     left = max_objects
 
     def count(number: int) -> None:
@@ -72,7 +63,12 @@ def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
 
     def unpacked_map(pairs: list[tuple[Any, Any]]) -> Any:
         count(2 * len(pairs))
-        return _unpacked_array(dict(pairs))
+        value = dict(pairs)
+        if _ARRAY in value:
+            return _array(value)
+        if _SCALAR in value:
+            return _scalar(value)
+        return value
 
     def unpacked_list(values: list[Any]) -> list[Any]:
         count(len(values))
@@ -92,7 +88,6 @@ def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """Number of lists and maps in each other."""
     values = value.values() if isinstance(value, dict) else value
     is_nested = isinstance(value, dict | list)
     return 1 + max(map(_depth, values), default=0) if is_nested else 0
@@ -123,14 +118,6 @@ def _packed_array(value: Any) -> Any:
             return {_ARRAY: True, _DATA: value.tobytes(), _DTYPE: dtype, _SHAPE: value.shape}
         return {_SCALAR: True, _DATA: value.item(), _DTYPE: dtype}
     raise TypeError(f"values of type {type(value).__name__}")
-
-
-def _unpacked_array(value: dict[Any, Any]) -> Any:
-    if _ARRAY in value:
-        return _array(value)
-    if _SCALAR in value:
-        return _scalar(value)
-    return value
 
 
 def _lengths(shape: Any) -> tuple[int, ...] | None:

@@ -21,32 +21,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """Request for the next chunk of an episode.
+    """Request for the next chunk of an episode."""
 
-    Attributes:
-        episode: Episode that gets the chunk.
-        instruction: Instruction for the policy.
-        is_open: Function that returns False if nobody waits for the chunk any more.
-        done: Result: seconds of the computation.
-    """
-
-    episode: EpisodeControl
-    instruction: str
+    episode: EpisodeControl  # episode that gets the chunk
+    instruction: str  # instruction for the policy
+    # Function that returns False if nobody waits for the chunk any more.
     is_open: Callable[[], bool]
-    done: "asyncio.Future[float]"
+    done: "asyncio.Future[float]"  # result: seconds of the computation
 
 
-class Planner:
-    """Asynchronous context manager that computes the chunks of all clients, one batch at a time.
-
-    A batch is always filled up to one size, so a chunk does not depend on who shares its batch.
-
-    Args:
-        policy: Policy that acts.
-        config: Size of a batch, and the longest wait of a request for others of its batch.
-        num_clients: Function that returns the number of connected clients; nobody waits for more
-            requests than there are clients.
-    """
+class ChunkBatcher:
+    """Computes chunks of all clients in batches of one size, so that none depends on another."""
 
     def __init__(self, policy: Policy, config: ServeConfig, num_clients: Callable[[], int]) -> None:
         self._policy = policy
@@ -68,17 +53,12 @@ class Planner:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue."""
         return self._queue.qsize()
 
     async def plan(
         self, episode: EpisodeControl, instruction: str, is_open: Callable[[], bool]
     ) -> float:
-        """Begins the next chunk of an episode; returns the seconds of the computation.
-
-        Raises:
-            VlatoolError: The policy fails for this request. Other requests are not affected.
-        """
+        """Begins the next chunk of an episode; returns the seconds of the computation."""
         done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(PlanRequest(episode, instruction, is_open, done))
         return await done

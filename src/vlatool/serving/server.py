@@ -7,24 +7,301 @@ import asyncio
 import gc
 import logging
 import socket
+import ssl
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
+import vlatool
+from vlatool.config.resolve import load_config
+from vlatool.episode import Array, ObservationSpec
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
+from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.control import EpisodeControl, ResizeLog, as_array
+from vlatool.evaluation.controllers import KeyMap, control_options, has_mapping, steps_per_chunk
+from vlatool.evaluation.policy_runner import PolicyRunner
+from vlatool.models.base import Policy
+from vlatool.models.published import WeightsOrigin
+from vlatool.plugins import did_you_mean
 from vlatool.serving.access import SocketLog, has_key, listen
-from vlatool.serving.messages import SERVER_FAILED, error_text, pack, unpack
-from vlatool.serving.metrics import ServerMetrics
-from vlatool.serving.planner import Planner
-from vlatool.serving.service import Service
-from vlatool.serving.session import Session
+from vlatool.serving.config import ServeConfig
+from vlatool.serving.messages import (
+    CONTROL,
+    MAX_OBJECTS,
+    PROTOCOL,
+    SERVER_FAILED,
+    error_text,
+    pack,
+    unpack,
+)
+from vlatool.serving.planner import ChunkBatcher
+
+# Upper limits of the buckets, in seconds.
+_LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_CODE = "code"
+
+
+class Histogram:
+    """Durations by bucket."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name = name
+        self._text = text
+        self._counts = [0] * (len(_LIMITS) + 1)
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(_LIMITS, seconds)] += 1
+        self._seconds += seconds
+
+    def lines(self) -> Iterator[str]:
+        yield from _head(self._name, "histogram", self._text)
+        total = 0
+        for limit, count in zip((*_LIMITS, "+Inf"), self._counts, strict=True):
+            total += count
+            yield f'{self._name}_bucket{{le="{limit}"}} {total}'
+        yield f"{self._name}_sum {self._seconds:.6f}"
+        yield f"{self._name}_count {total}"
+
+
+class ServerMetrics:
+    """Counts and durations since the start of a server."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.clients = 0
+        self.errors: Counter[str] = Counter()
+        self.rejections: Counter[str] = Counter()
+        self.inference = Histogram("vlatool_inference_seconds", "Durations of the policy.")
+        self.total = Histogram("vlatool_request_seconds", "Durations from request to reply.")
+
+    def text(self, gauges: Mapping[str, tuple[int, str]]) -> str:
+        return "\n".join([*self._lines(gauges), ""])
+
+    def _lines(self, gauges: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+        for name, (value, text) in gauges.items():
+            yield from [*_head(name, "gauge", text), f"{name} {value}"]
+        counts = {
+            "vlatool_clients_total": (self.clients, "Clients that connected."),
+            "vlatool_requests_total": (self.requests, "Requests that were answered."),
+        }
+        for name, (value, text) in counts.items():
+            yield from [*_head(name, "counter", text), f"{name} {value}"]
+        yield from _by_code("vlatool_errors_total", "Requests that failed.", self.errors)
+        yield from _by_code("vlatool_rejections_total", "Rejected connections.", self.rejections)
+        yield from self.inference.lines()
+        yield from self.total.lines()
+
+
+def _by_code(name: str, text: str, counts: Mapping[str, int]) -> Iterator[str]:
+    yield from _head(name, "counter", text)
+    for code, count in sorted(counts.items()):
+        yield f'{name}{{{_CODE}="{code}"}} {count}'
+
+
+def _head(name: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+
+
+_MB = 1_000_000
+# Images of a policy that takes any size; bytes of a request besides its arrays.
+_LARGEST_IMAGE, _ROOM = (1080, 1920), 64_000
+
+
+@dataclass(frozen=True)
+class Service:
+    """Parts of a server besides its socket."""
+
+    policy: Policy  # policy that acts
+    config: ServeConfig  # limits of the server
+    metadata: Mapping[str, Any]  # first message for each client
+    new_session: "Callable[[], Session]"  # function that starts the session of a client
+    max_bytes: int  # size of a request
+    max_objects: int  # number of values in a request besides those of arrays
+    key: str | None = None  # key that clients must send; None: no key
+    tls: ssl.SSLContext | None = None  # TLS; None: no TLS
+
+
+def service_of(
+    config: ServeConfig,
+    policy: Policy,
+    origin: WeightsOrigin,
+    key: str | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Service:
+    rollout, keys = RolloutConfig(), None
+    if config.map is not None:
+        rollout = load_config(RolloutConfig, presets=[config.map]).config
+        keys = KeyMap(policy, rollout) if has_mapping(rollout) else None
+    if config.execute_steps is not None:
+        rollout = rollout.model_copy(update={"execute_steps": config.execute_steps})
+    steps_per_chunk(rollout, policy.horizon)
+    options = control_options(rollout, policy)
+    log = ResizeLog(policy.sees, partial(_log.warning, "%s"))
+
+    def new_runner() -> PolicyRunner:
+        return PolicyRunner(policy, origin, config.seed, log, options)
+
+    max_bytes = _max_bytes(policy.sees)
+    if config.max_request_mb is not None:
+        max_bytes = int(config.max_request_mb * _MB)
+    metadata = _metadata(new_runner(), keys) | {
+        "execute_steps": rollout.execute_steps,
+        "max_request_bytes": max_bytes,
+        "new_episode": {
+            "request": {"reset": True},
+            "idle_s": config.episode_idle_s,
+            "key": config.episode_key,
+        },
+    }
+    return Service(
+        policy,
+        config,
+        metadata,
+        lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps, config),
+        max_bytes,
+        MAX_OBJECTS + 4 * sum(policy.sees.fields.values()),
+        key,
+        tls,
+    )
+
+
+def _max_bytes(sees: ObservationSpec) -> int:
+    """Size of a request: 1.5 times the arrays of one step, with room for names and text."""
+    sizes = [view.size or _LARGEST_IMAGE for view in sees.cameras.values()]
+    arrays = sum(3 * height * width for height, width in sizes) + 8 * sum(sees.fields.values())
+    return int(1.5 * arrays) + _ROOM
+
+
+def _metadata(runner: PolicyRunner, keys: KeyMap | None) -> dict[str, Any]:
+    """Description of the policy; `cameras` and `fields` only without a mapping."""
+    names = {"cameras": list(runner.cameras), "fields": runner.fields}
+    return {
+        "server": "vlatool",
+        "protocol": PROTOCOL,
+        "version": vlatool.__version__,
+        "observation": runner.names if keys is None else keys.names,
+        **(names if keys is None else {}),
+        "actions": runner.actions if keys is None else {MAPPED_ACTION: keys.action_width},
+        "fps": runner.fps,
+        "horizon": runner.horizon,
+        "history": runner.history,
+        "checkpoint": runner.checkpoint.name,
+        "weights": runner.weights,
+    }
+
+
+_CONTROLS: Mapping[str, type] = {
+    "reset": bool,
+    "observe": bool,
+    "seed": int,
+    "executed": int,
+    "delay": int,
+}
+_INSTRUCTION = "instruction"
+# Name of the action of a client whose keys are mapped.
+MAPPED_ACTION = "actions"
+
+
+class Session:
+    """Episode of one client."""
+
+    def __init__(
+        self,
+        runner: PolicyRunner,  # runner of the policy for this client
+        # Mapping of the client's keys; None if it uses the names of the policy.
+        keys: KeyMap | None,
+        execute_steps: int,  # steps that the client executes between two requests, unless it says
+        delay_steps: int,  # steps that it executes while it waits for a plan, unless it says
+        config: ServeConfig,  # rules for the start of an episode
+    ) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._execute_steps = execute_steps
+        self._delay_steps = delay_steps
+        self._config = config
+        self._used_at = time.monotonic()
+
+    @property
+    def episode(self) -> EpisodeControl:
+        return self._runner.episode
+
+    def observe(self, request: Mapping[str, Any]) -> str | None:
+        """Adds the observation of a request, unless it is only `reset`; returns its instruction or
+        None.
+        """
+        control = _control(request)
+        observation = {name: value for name, value in request.items() if name != CONTROL}
+        is_reset = list(observation) == ["reset"] and observation["reset"] is True
+        if is_reset or (control.get("reset") and not observation):
+            self._runner.reset(control.get("seed"))
+            return None
+        limit, now = self._config.episode_idle_s, time.monotonic()
+        is_late = limit is not None and now - self._used_at > limit
+        self._used_at = now
+        key = self._config.episode_key
+        flag = observation.pop(key, False) if key is not None else False
+        is_first = is_late or bool(np.any(as_array(key or "", flag)))
+        if self._keys is not None:
+            observation = self._mapped(self._keys, observation)
+        if control.get("reset") or is_first:
+            self._runner.reset(control.get("seed"))
+        default = max(1, min(self._execute_steps, self.episode.num_left))
+        self._runner.observe(observation, executed=control.get("executed", default))
+        self.episode.delay = max(0, control.get("delay", self._delay_steps))
+        return None if control.get("observe") else self._runner.instruction(observation)
+
+    def actions(self) -> Array:
+        """Action chunk as the client gets it, float64 [T, sum of C]."""
+        self._used_at = time.monotonic()
+        chunk = self.episode.chunk
+        if self._keys is not None:
+            return self._keys.action(chunk)
+        return np.concatenate([chunk[name] for name in self._runner.actions], axis=-1)
+
+    def _mapped(self, keys: KeyMap, observation: Mapping[str, Any]) -> dict[str, Any]:
+        state = keys.state(observation)
+        mapped = {**state.images, **state.fields}
+        if self._runner.has_instruction:
+            mapped[_INSTRUCTION] = keys.instruction(observation)
+        return mapped
+
+
+def _control(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Checked control of the episode; empty for clients that know nothing of it."""
+    control = request.get(CONTROL, {})
+    if not isinstance(control, Mapping):
+        raise _bad_control(f"{CONTROL!r} is a {type(control).__name__}, not a map")
+    for name, value in control.items():
+        if name not in _CONTROLS:
+            raise _bad_control(
+                f"{CONTROL!r} has no key {name!r}", did_you_mean(str(name), list(_CONTROLS))
+            )
+        if type(value) is not _CONTROLS[name]:
+            raise _bad_control(f"{CONTROL}.{name} is {value!r}, not {_CONTROLS[name].__name__}")
+    return control
+
+
+def _bad_control(reason: str, hint: str = "") -> DataError:
+    return DataError(
+        reason,
+        hint=hint or "docs/serving.md describes the requests; is the client of another version?",
+        code="data.bad_message",
+    )
+
 
 # A client that holds a connection without a request, or does not answer pings, is disconnected.
 _OPEN_S, _PING_S, _CLOSE_S = 10, 20, 2
@@ -51,23 +328,14 @@ class _Connection(ServerConnection):
 
 
 class PolicyServer:
-    """Server of a policy.
-
-    Args:
-        service: Policy and limits.
-
-    Attributes:
-        metrics: Counts of requests, clients and errors.
-    """
-
     def __init__(self, service: Service) -> None:
-        self.metrics = ServerMetrics()
+        self.metrics = ServerMetrics()  # counts of requests, clients and errors
         self._service = service
         self._config = service.config
         self._metadata = pack(service.metadata)
         self._clients: set[ServerConnection] = set()
         self._busy: set[ServerConnection] = set()
-        self._planner = Planner(service.policy, service.config, lambda: len(self._clients))
+        self._planner = ChunkBatcher(service.policy, service.config, lambda: len(self._clients))
         self._stopping = asyncio.Event()
         self._opening = asyncio.Lock()
         self._failed_at = -_WARY_S
@@ -83,14 +351,9 @@ class PolicyServer:
     async def run(self, bound: socket.socket, on_ready: Callable[[], None]) -> None:
         """Warms the policy up, then serves until `stop` is called.
 
+        `on_ready`: function that is called once clients can connect.
+
         Requests that are computed then still get their replies.
-
-        Args:
-            bound: Socket with an address; it does not listen yet.
-            on_ready: Function that is called once clients can connect.
-
-        Raises:
-            UsageError: Another program listens at the address meanwhile.
         """
         self._loop = asyncio.get_running_loop()
         if self._is_stopped:
@@ -209,11 +472,6 @@ class PolicyServer:
     async def _answer(
         self, connection: ServerConnection, session: Session, data: str | bytes
     ) -> dict[str, Any]:
-        """Reply to one request.
-
-        Raises:
-            VlatoolError: The request is invalid, the policy fails or takes too long.
-        """
         if isinstance(data, str):
             raise DataError("the request is text, not msgpack", code="data.bad_message")
         instruction = session.observe(unpack(data, self._service.max_objects))
@@ -235,7 +493,6 @@ class PolicyServer:
         return {"actions": session.actions(), "server_timing": {"infer_ms": 1000 * seconds}}
 
     async def _fail(self, connection: ServerConnection, error: Exception) -> None:
-        """Sends an error as text and closes the connection."""
         self._failed_at = time.monotonic()
         if not isinstance(error, VlatoolError):
             _log.error("a request fails: %r", error, exc_info=True)

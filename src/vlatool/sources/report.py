@@ -26,19 +26,17 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
 from vlatool.jobs.ownership import data_files
-from vlatool.pages.episode import (
+from vlatool.pages.images import (
     EpisodeView,
+    FrameView,
     brief_card,
+    crop_drawing,
     episode_section,
     episode_tile,
-    shown_positions,
-)
-from vlatool.pages.images import (
-    FrameView,
-    crop_drawing,
     frame_figure,
     frame_view,
     gallery,
+    shown_positions,
     strip,
     tile,
 )

@@ -11,13 +11,13 @@ import numpy as np
 
 from vlatool.episode import Observation, ObservationSpec
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.control import ResizeLog, act_in_batches
+from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
 from vlatool.models.base import Policy
-from vlatool.models.policy import example_observation
+from vlatool.models.policy import example_observation, in_batches
 from vlatool.models.published import WeightsOrigin
 
 _NUM_OBSERVATIONS = 3
@@ -81,7 +81,7 @@ def _check_chunks(
     again = policy.act(observations, seeds=seeds)
     size = len(observations)
     separate = [
-        act_in_batches(policy, [observation], [seed], size)
+        in_batches(policy.act, [observation], [seed], size)
         for observation, seed in zip(observations, seeds, strict=True)
     ]
     for name in widths:

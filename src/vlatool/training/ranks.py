@@ -11,11 +11,12 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
+from vlatool.results import MERGED, UNLISTED, Result
 
 LAUNCH = "VLATOOL_LAUNCH"
 # File with the machines of a job; `launch sagemaker` sets it.
@@ -33,6 +34,9 @@ def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables of torchrun for a task that srun started.
 
     Empty for any other process, for a step with one task, and where a launcher has set RANK.
+
+    Raises:
+        EnvironmentProblem: A variable of Slurm is missing or no number.
     """
     tasks = environ.get(_SLURM_TASKS, "1")
     if "RANK" in environ or tasks == "1":
@@ -66,17 +70,26 @@ def _local_rank(environ: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Node:
-    """This machine among those of a job."""
+    """This machine among those of a job.
+
+    Attributes:
+        index: Its index.
+        count: Number of machines.
+        first_host: Name of the machine with rank 0.
+    """
 
     index: int
-    count: int  # number of machines
-    first_host: str  # name of the machine with rank 0
+    count: int
+    first_host: str
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> Self | None:
         """The machine that the file in HOSTS describes; None without one, and in a rank.
 
         The file is the one that SageMaker writes for each container: `hosts` and `current_host`.
+
+        Raises:
+            EnvironmentProblem: The file cannot be used.
         """
         if HOSTS not in environ or "WORLD_SIZE" in environ:
             return None
@@ -116,11 +129,17 @@ def first_host(nodes: str) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """Data that a process passes to the processes that it starts: the launcher, then the ranks."""
+    """Data that a process passes to the processes that it starts: the launcher, then the ranks.
 
-    parent: int  # process id of the process that passes the data
-    folder: str  # folder of the launch, into which a rank writes its process id
-    owns_threads: bool  # the starting process set the number of threads, not the user
+    Attributes:
+        parent: Process id of the process that passes the data.
+        folder: Folder of the launch, into which a rank writes its process id.
+        owns_threads: The starting process set the number of threads, not the user.
+    """
+
+    parent: int
+    folder: str
+    owns_threads: bool
 
     @classmethod
     def of_this_process(cls) -> Self | None:
@@ -165,28 +184,31 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class PartialResult:
+class PartialResult(Result):
     """The result of a rank that failed, to be printed by the starting process."""
 
-    json_document: Mapping[str, Any]
-    plain_text: str
+    json_document: Mapping[str, Any] = field(metadata=MERGED)
+    plain_text: str = field(metadata=UNLISTED)
 
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return dict(self.json_document)
-
-    def text(self) -> str:
-        return self.plain_text
+    def lines(self) -> list[str]:
+        return [self.plain_text]
 
 
 @dataclass(frozen=True)
 class RankExit:
-    """The end of a rank."""
+    """The end of a rank.
 
-    rank: int  # index of the rank
-    exit_code: int  # its exit code; negative for a signal
-    time_s: int  # time of the error, or at which the end was noticed, in whole seconds
-    error: Mapping[str, Any] | None = None  # content of the error file of the rank, if it wrote one
+    Attributes:
+        rank: Index of the rank.
+        exit_code: Its exit code; negative for a signal.
+        time_s: Time of the error, or at which the end was noticed, in whole seconds.
+        error: Content of the error file of the rank, if it wrote one.
+    """
+
+    rank: int
+    exit_code: int
+    time_s: int
+    error: Mapping[str, Any] | None = None
 
     @property
     def code(self) -> int:

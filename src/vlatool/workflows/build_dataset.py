@@ -163,17 +163,13 @@ class BuildDatasetResult(JobResult):
     warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Number of samples and episodes, and size."""
-        if self.status == "planned":
+        if self.is_planned:
             return f"would build {counted(self.episodes, 'episode')}"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        samples = (
-            f"{counted(self.samples, 'sample')} ({kinds}) from {counted(self.episodes, 'episode')}"
-        )
-        return f"{samples}, {self.bytes / 1e6:.1f} MB"
+        samples = f"{counted(self.samples, 'sample')} ({kinds})"
+        return f"{samples} from {counted(self.episodes, 'episode')}, {self.bytes / 1e6:.1f} MB"
 
     def details(self) -> list[str]:
-        """Number of action ids per sample, and episodes without samples."""
         lines: list[str] = []
         if self.action_ids:
             low, mean, high = (self.action_ids[key] for key in ("min", "mean", "max"))
@@ -182,7 +178,6 @@ class BuildDatasetResult(JobResult):
 
     @property
     def next_command(self) -> str:
-        """Command that checks the samples."""
         return f"vlatool verify {self.output}"
 
 
@@ -254,19 +249,13 @@ class BuildDatasetJob:
         self._totals, self._num_colliding = DatasetTotals(), 0
 
     def name(self, item: WindowFile) -> str:
-        """Name of the episode."""
         return item.episode
 
     def begin(self) -> None:
-        """Removes the manifest."""
         remove_file(self.spec.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes files of `lines_per_file` lines, if set, then the manifest.
-
-        Raises:
-            DataError: There is no sample, or episodes have windows of different shapes.
-        """
+        """Writes files of `lines_per_file` lines, if set, then the manifest."""
         output, limit = self.spec.output, self._config.lines_per_file
         for receipt in receipts:
             self._totals.add(receipt)
@@ -277,14 +266,25 @@ class BuildDatasetJob:
         if limit:
             packed_files = files if run.failures else []
             files = list(write_shards(self._work, files, limit))
-        self._num_colliding = self._count_collisions(run.reporter)
+        # Number of samples with an instruction that may be mistaken for codes.
+        tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
+        colliding = instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
+        count = sum(self._totals.tasks[task] for task in colliding)
+        if colliding:
+            reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
+            suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
+            message = (
+                f"{len(colliding)} instructions of {counted(count, 'sample')} {reason}, such as "
+            )
+            message += f"{colliding[0]!r}{suggestion}"
+            run.reporter.warn("instruction_collides", message)
+        self._num_colliding = count
         names = copy_fast(self._work.fast, output / FAST_NAME, self._profile)
         copied = [file_entry(output, f"{FAST_NAME}/{name}") for name in names]
         write_manifest(output, self._manifest(files))
         return [*files, *packed_files, *copied, file_entry(output, MANIFEST_NAME)]
 
     def result(self, run: JobRun) -> BuildDatasetResult:
-        """Result of the command."""
         return BuildDatasetResult(
             samples=run.sums.get("samples", 0),
             kinds={kind: run.sums.get(kind, 0) for kind in self._work.kinds},
@@ -345,23 +345,7 @@ class BuildDatasetJob:
             "files": data_files(files),
         }
 
-    def _count_collisions(self, reporter: Reporter) -> int:
-        """Number of samples with an instruction that may be mistaken for codes."""
-        tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
-        colliding = instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
-        count = sum(self._totals.tasks[task] for task in colliding)
-        if colliding:
-            reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
-            suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
-            message = (
-                f"{len(colliding)} instructions of {counted(count, 'sample')} {reason}, such as "
-            )
-            message += f"{colliding[0]!r}{suggestion}"
-            reporter.warn("instruction_collides", message)
-        return count
-
     def _log_inputs(self, reporter: Reporter, fast: Path) -> None:
-        """Logs codes and profile."""
         work = self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"

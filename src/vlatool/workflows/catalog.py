@@ -1,57 +1,41 @@
 """Listings of presets, plugin registries and versions."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vlatool import __version__
 from vlatool.config.presets import PresetInfo, list_presets
-from vlatool.plugins import DATA_KINDS, FORMATS, MODELS, SINKS, PluginInfo
+from vlatool.plugins import DATA_KINDS, FORMATS, MODELS, SINKS
+from vlatool.results import Result, columns
 
 
 @dataclass(frozen=True)
-class PresetList:
+class PresetList(Result):
     """The presets that `--preset` accepts."""
+
+    rows_key: ClassVar[str] = "presets"
 
     presets: Sequence[PresetInfo]
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per preset."""
-        return ({**asdict(preset), "path": str(preset.path)} for preset in self.presets)
-
-    def document(self) -> dict[str, Any]:
-        """All presets."""
-        return {"presets": list(self.rows())}
-
-    def text(self) -> str:
-        """One line per preset, by kind."""
-        rows = sorted(self.rows(), key=lambda row: (row["kind"], row["name"]))
-        return table([(row["name"], row["kind"], row["description"]) for row in rows])
+    def lines(self) -> list[str]:
+        ordered = sorted(self.presets, key=lambda preset: (preset.kind, preset.name))
+        return [columns((preset.name, preset.kind, preset.description) for preset in ordered)]
 
 
 @dataclass(frozen=True)
-class PluginList:
+class PluginList(Result):
     """All entries of the registries with the name of their registry, such as `model type`."""
 
-    plugins: Sequence[tuple[str, PluginInfo]]
+    rows_key: ClassVar[str] = "plugins"
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per entry."""
-        return ({"registry": registry, **asdict(info)} for registry, info in self.plugins)
+    plugins: Sequence[Mapping[str, Any]]
 
-    def document(self) -> dict[str, Any]:
-        """All entries."""
-        return {"plugins": list(self.rows())}
-
-    def text(self) -> str:
-        """One line per entry."""
-        return table(
-            [
-                (registry, info.name, info.origin, info.error or "ok", info.about)
-                for registry, info in self.plugins
-            ]
-        )
+    def lines(self) -> list[str]:
+        keys = ("registry", "name", "origin", "error", "about")
+        rows = ({**row, "error": row["error"] or "ok"} for row in self.plugins)
+        return [columns([row[key] for key in keys] for row in rows)]
 
 
 def presets() -> PresetList:
@@ -61,39 +45,26 @@ def presets() -> PresetList:
 
 def plugins() -> PluginList:
     """Returns the entries of all registries with their origins and import errors."""
-    registries = (FORMATS, SINKS, DATA_KINDS, MODELS)
     return PluginList(
-        [(registry.label, info) for registry in registries for info in registry.entries()]
+        [
+            {"registry": registry.label, **asdict(info)}
+            for registry in (FORMATS, SINKS, DATA_KINDS, MODELS)
+            for info in registry.entries()
+        ]
     )
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Formats rows as left-aligned columns; the last column is not padded."""
-    if not rows:
-        return "none"
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-class VersionInfo:
+@dataclass(frozen=True)
+class VersionInfo(Result):
     """Versions for a bug report."""
 
-    def document(self) -> dict[str, Any]:
-        """Versions by name."""
-        return {
-            "version": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        }
+    version: str
+    python: str
+    platform: str
 
-    def text(self) -> str:
-        """One line of text."""
-        return f"vlatool {__version__} (Python {platform.python_version()})"
+    def lines(self) -> list[str]:
+        return [f"vlatool {self.version} (Python {self.python})"]
 
 
 def version() -> VersionInfo:
-    """Versions of vlatool, Python and the system."""
-    return VersionInfo()
+    return VersionInfo(__version__, platform.python_version(), platform.platform())

@@ -1,7 +1,7 @@
 """Comparison of the success rates of two policies over the same starts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import differing_keys
 from vlatool.jobs.record import read_record
 from vlatool.pages.text import text_table
+from vlatool.results import MERGED, UNLISTED, Result
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.uri import pinned
 
@@ -30,83 +31,47 @@ Start = tuple[str, int]
 
 @dataclass(frozen=True)
 class RolloutOutput:
-    """Output of rollouts.
-
-    Attributes:
-        location: Location as it was given.
-        checkpoint: Name of the checkpoint.
-        weights: `ema` or `raw`.
-        env: Id of the environment, or name of the suite.
-        options: Recorded options; empty without a record.
-        rows: Map from start to the row of the report.
-    """
-
-    location: str
+    location: str  # as it was given
     checkpoint: str
-    weights: str
-    env: str
-    options: Mapping[str, Any]
-    rows: Mapping[Start, Mapping[str, Any]]
-
-    def document(self) -> dict[str, Any]:
-        """Location and weights, as JSON values."""
-        names = ("location", "checkpoint", "weights")
-        return {name: getattr(self, name) for name in names}
+    weights: str  # `ema` or `raw`
+    # Id of the environment, or name of the suite.
+    env: str = field(metadata=UNLISTED)
+    # Recorded options; empty without a record.
+    options: Mapping[str, Any] = field(metadata=UNLISTED)
+    # Map from start to the row of the report.
+    rows: Mapping[Start, Mapping[str, Any]] = field(metadata=UNLISTED)
 
 
 @dataclass(frozen=True)
-class CompareResult:
-    """Comparison of two policies, a and b, over the same starts.
+class CompareResult(Result):
+    """Comparison of two policies, a and b, over the same starts."""
 
-    Attributes:
-        a: First rollouts.
-        b: Second rollouts.
-        differences: Options that differ, besides the checkpoint: (key, value of a, of b).
-        overall: Outcomes over all common starts.
-        per_task: Outcomes by task of a suite, or by instruction; empty for a single one.
-        errors: Number of common starts that an error of the environment ended, in a or b.
-        unpaired: Number of starts that only one of them has.
-    """
-
+    env: str
     a: RolloutOutput
     b: RolloutOutput
-    differences: Sequence[tuple[str, Any, Any]]
-    overall: PairCounts
-    per_task: Mapping[str, PairCounts]
-    errors: int
-    unpaired: int
+    # Options that differ, besides the checkpoint: `key`, and the values of `a` and `b`.
+    differences: Sequence[Mapping[str, Any]]
+    overall: Mapping[str, Any] = field(metadata=MERGED)  # outcomes over all common starts
+    errors: int  # common starts that an error of the environment ended, in a or b
+    unpaired: int  # starts that only one of them has
+    # Outcomes by task of a suite, or by instruction; empty for a single one.
+    per_task: Mapping[str, Mapping[str, Any]]
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "env": self.a.env,
-            "a": self.a.document(),
-            "b": self.b.document(),
-            "differences": [{"key": key, "a": a, "b": b} for key, a, b in self.differences],
-            **_figures(self.overall),
-            "errors": self.errors,
-            "unpaired": self.unpaired,
-            "per_task": {name: _figures(counts) for name, counts in self.per_task.items()},
-        }
-
-    def text(self) -> str:
-        """The result as text: a row per task."""
+    def lines(self) -> Iterator[str]:
         rows = [(name, *_cells(counts)) for name, counts in self.per_task.items()]
-        title = f"{self.a.env}: success of A and B over the same starts"
+        title = f"{self.env}: success of A and B over the same starts"
         header = ("task", "starts", "A", "B", "B - A", "95 % interval", "p-value")
-        lines = [
-            f"A: {self.a.location} ({self.a.checkpoint})",
-            f"B: {self.b.location} ({self.b.checkpoint})",
-            text_table(title, header, [("all", *_cells(self.overall)), *rows]),
-        ]
-        for key, a, b in self.differences:
-            lines.append(f"differs: {key} {value_text(a)} in A, {value_text(b)} in B")
+        yield f"A: {self.a.location} ({self.a.checkpoint})"
+        yield f"B: {self.b.location} ({self.b.checkpoint})"
+        yield text_table(title, header, [("all", *_cells(self.overall)), *rows])
+        for row in self.differences:
+            a, b = value_text(row["a"]), value_text(row["b"])
+            yield f"differs: {row['key']} {a} in A, {b} in B"
         if self.errors:
             starts = counted(self.errors, "start")
-            lines.append(f"left out: {starts} that an error of the environment ended in A or B")
+            yield f"left out: {starts} that an error of the environment ended in A or B"
         if self.unpaired:
-            lines.append(f"left out: {counted(self.unpaired, 'start')} that only A or only B has")
-        return "\n".join(lines)
+            yield f"left out: {counted(self.unpaired, 'start')} that only A or only B has"
 
 
 def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResult:
@@ -131,22 +96,19 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
     valid = [start for start in starts if _is_valid(a.rows[start]) and _is_valid(b.rows[start])]
     pairs = {start: (a.rows[start]["success"], b.rows[start]["success"]) for start in valid}
     return CompareResult(
-        a,
-        b,
-        differences,
-        PairCounts.of([*pairs.values()]),
-        _per_task(a, pairs),
+        env=a.env,
+        a=a,
+        b=b,
+        differences=[{"key": key, "a": old, "b": new} for key, old, new in differences],
+        overall=_figures([*pairs.values()]),
         errors=len(starts) - len(valid),
         unpaired=len(a.rows) + len(b.rows) - 2 * len(starts),
+        per_task=_per_task(a, pairs),
     )
 
 
 def read_rollouts(location: str) -> RolloutOutput:
-    """Reads an output of `vlatool eval rollout`, or its report.
-
-    Raises:
-        DataError: There is no report of rollouts.
-    """
+    """Reads an output of `vlatool eval rollout`, or its report."""
     path = pinned(location)
     path = path if path.suffix == ".json" else path / _REPORT
     try:
@@ -174,11 +136,6 @@ def _row(row: Mapping[str, Any]) -> tuple[Start, Mapping[str, Any]]:
 
 
 def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any]]:
-    """Options that differ.
-
-    Raises:
-        DataError: The environments differ.
-    """
     pairs = iter([("env", a.env, b.env)] if a.env != b.env else [])
     if a.options and b.options:
         pairs = differing_keys(dict(a.options), dict(b.options))
@@ -201,17 +158,18 @@ def _is_valid(row: Mapping[str, Any]) -> bool:
 
 def _per_task(
     a: RolloutOutput, pairs: Mapping[Start, tuple[bool, bool]]
-) -> Mapping[str, PairCounts]:
+) -> Mapping[str, Mapping[str, Any]]:
     """Outcomes by task or, without tasks, by instruction of a; empty for a single one."""
     groups: dict[str, list[tuple[bool, bool]]] = {}
     for start, pair in pairs.items():
         name = start[0] or str(a.rows[start].get("instruction", ""))
         groups.setdefault(name, []).append(pair)
     is_single = len(groups) < 2 and not any(task for task, _ in pairs)
-    return {} if is_single else {name: PairCounts.of(groups[name]) for name in sorted(groups)}
+    return {} if is_single else {name: _figures(groups[name]) for name in sorted(groups)}
 
 
-def _figures(counts: PairCounts) -> dict[str, Any]:
+def _figures(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+    counts = PairCounts.of(pairs)
     low, high = counts.confidence_95()
     return {
         "starts": counts.total,
@@ -225,13 +183,11 @@ def _figures(counts: PairCounts) -> dict[str, Any]:
     }
 
 
-def _cells(counts: PairCounts) -> Iterator[str]:
-    """Cells of a row of the table, in percent."""
-    low, high = counts.confidence_95()
-    total = max(counts.total, 1)
-    yield str(counts.total)
-    for successes in (counts.both + counts.only_a, counts.both + counts.only_b):
-        yield f"{100 * successes / total:.0f} %"
-    yield f"{100 * counts.difference:+.0f}"
+def _cells(counts: Mapping[str, Any]) -> Iterator[str]:
+    low, high = counts["confidence_95"]
+    yield str(counts["starts"])
+    for name in ("successes_a", "successes_b"):
+        yield f"{100 * counts[name] / max(counts['starts'], 1):.0f} %"
+    yield f"{100 * counts['difference']:+.0f}"
     yield f"{100 * low:+.0f} to {100 * high:+.0f}"
-    yield f"{counts.p_value():.3f}"
+    yield f"{counts['p_value']:.3f}"

@@ -1,9 +1,9 @@
 """Weights to start a future_vla model from: Qwen3-VL and DINOv3, or tiny random ones."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -17,11 +17,12 @@ from vlatool.jobs.ownership import plan_output, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid
 from vlatool.models.pretrained import base_model
+from vlatool.results import Result, outcome
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location
 
 if TYPE_CHECKING:
-    from vlatool.models.future_vla.compose import Composition
+    pass
 
 _USAGE = "vlatool compose --qwen DIR --dino DIR --output DIR"
 _TINY, _LIBERO = "future-vla-tiny", "future-vla-libero"
@@ -63,39 +64,22 @@ class ComposeConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class ComposeResult:
-    """Composed weights.
-
-    Attributes:
-        output: The folder.
-        parameters: Number of values.
-        tensors: Number of tensors.
-        bytes: Size of the files of weights.
-        status: `written`, `already complete` or `planned`.
-        next: The next command, for SAMPLES of `vlatool build-dataset`.
-    """
+class ComposeResult(Result):
+    """Composed weights."""
 
     output: str
-    parameters: int
+    parameters: int  # number of values
     tensors: int
-    bytes: int
-    status: str = "written"
-    next: str = ""
+    bytes: int  # of the files of weights
+    status: str = "written"  # or `already complete`, `planned`
+    next: str = ""  # command for SAMPLES of `vlatool build-dataset`
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         content = (
             f"{self.parameters / 1e6:,.2f} M parameters in {self.tensors} tensors, "
             f"{size_text(self.bytes)}"
         )
-        if self.status == "planned":
-            return f"{self.output}: would write {content}; nothing was written"
-        lines = [f"{self.output}: {content}; {self.status}"]
-        return "\n".join([*lines, f"next: {self.next}"])
+        return [outcome(self.output, self.status, content, f"would write {content}")]
 
 
 def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResult:
@@ -109,13 +93,19 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
         DataError: A base model is missing or broken, or does not fit.
         StorageError: The output cannot be written.
     """
+    from vlatool.models.future_vla.compose import compose as compose_models
+    from vlatool.models.future_vla.compose import compose_tiny
+
     check_required(config, _USAGE)
     sources = _sources(config)
     keys = {name: getattr(config, name) for name in _SECTION}
     target = location(config.output)
     record = _record(config, sources)
     earlier = plan_output(target, record, lambda: record.inputs, overwrite=config.overwrite)
-    composition = _composition(config, sources, keys)
+    if config.tiny:
+        composition = compose_tiny(keys, config.seed)
+    else:
+        composition = compose_models(sources["qwen"], sources["dino"], keys, config.seed)
     is_complete = earlier is not None and earlier.complete
     status = "already complete" if is_complete else "planned" if config.dry_run else "written"
     if status == "written":
@@ -136,12 +126,6 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
 
 
 def _sources(config: ComposeConfig) -> dict[str, Path]:
-    """Folders of the base models by name.
-
-    Raises:
-        UsageError: Neither both of them nor `tiny` are given.
-        DataError: One does not exist.
-    """
     names = {"qwen": config.qwen, "dino": config.dino}
     missing = [name for name, value in names.items() if not value]
     if config.tiny and len(missing) < len(names):
@@ -172,13 +156,3 @@ def _record(config: ComposeConfig, sources: Mapping[str, Path]) -> OutputRecord:
         list(sources.values()), lambda folder: folder.name, lambda folder: input_state([folder])
     )
     return OutputRecord(COMPOSE, options, inputs_of(states, "base model"))
-
-
-def _composition(
-    config: ComposeConfig, sources: Mapping[str, Path], keys: Mapping[str, Any]
-) -> "Composition":
-    from vlatool.models.future_vla.compose import compose, compose_tiny
-
-    if config.tiny:
-        return compose_tiny(keys, config.seed)
-    return compose(sources["qwen"], sources["dino"], keys, config.seed)

@@ -1,28 +1,37 @@
 """Complete pipeline on built-in data: sample, preprocess, train, evaluate, report."""
 
+import base64
+import io
+import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from pydantic import Field
 
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import Override, load_config
+from vlatool.episode import Episode
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
-from vlatool.storage.atomic import write_json
+from vlatool.pages.layout import Html, Section, escape, page, table
+from vlatool.results import Result
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.sources.spartan.reader import SpartanReader
+from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.demo_report import write_demo_report
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import TrainResult, train
@@ -31,7 +40,7 @@ from vlatool.world.scene import COLORS, instruction_for
 
 if TYPE_CHECKING:
     from vlatool.evaluation.controllers import Controller
-    from vlatool.evaluation.rollouts import Rollout, RolloutPlan
+    from vlatool.evaluation.rollouts import Rollout
 
 _FIRST_SEED = 500_000
 _NUM_RENDERED = 6
@@ -55,57 +64,32 @@ class DemoConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """Measured results of the demo.
+class DemoResult(Result):
+    """Measured results of the demo."""
 
-    Attributes:
-        success_rate: Success rate of the trained policy.
-        confidence_95: 95 % confidence interval of that rate.
-        baselines: Success rates of random actions and of doing nothing, from the same starts.
-        wrong_instruction_success_rate: Success rate at the true goal if the policy is given the
-            instruction of another goal.
-        obeyed_wrong_instruction_rate: Share of these rollouts that reach the goal of the wrong
-            instruction.
-        per_instruction: Map from instruction to its successes and episodes.
-        episodes: Number of recorded episodes.
-        rollouts: Number of rollouts of each evaluation.
-        samples: Number of training samples.
-        parameters: Number of parameters of the policy.
-        loss: Last training loss.
-        steps: Number of optimizer steps.
-        stages: Map from stage to its duration in seconds.
-        seconds: Duration of all stages.
-        report: Path of the HTML page.
-        seed: Seed of episodes and weights.
-        command: Command that gives the same results on equal hardware and software.
-    """
-
-    success_rate: float
-    confidence_95: Sequence[float]
+    success_rate: float  # of the trained policy
+    confidence_95: Sequence[float]  # interval of that rate
+    # Success rates of random actions and of doing nothing, from the same starts.
     baselines: Mapping[str, float]
+    # Success rate at the true goal if the policy is given the instruction of another goal.
     wrong_instruction_success_rate: float
+    # Share of these rollouts that reach the goal of the wrong instruction.
     obeyed_wrong_instruction_rate: float
-    per_instruction: Mapping[str, Any]
-    episodes: int
-    rollouts: int
-    samples: int
-    parameters: int
-    loss: float | None
-    steps: int
-    stages: Mapping[str, float]
-    seconds: float
-    report: str
-    seed: int
-    command: str
+    per_instruction: Mapping[str, Any]  # map from instruction to its successes and episodes
+    episodes: int  # recorded
+    rollouts: int  # of each evaluation
+    samples: int  # of the training data
+    parameters: int  # of the policy
+    loss: float | None  # the last one of the training
+    steps: int  # of the optimizer
+    stages: Mapping[str, float]  # map from stage to its duration in seconds
+    seconds: float  # of all stages
+    report: str  # path of the HTML page
+    seed: int  # of episodes and weights
+    command: str  # gives the same results on equal hardware and software
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        low, high = self.confidence_95
-        obeyed = self.obeyed_wrong_instruction_rate
+    def lines(self) -> list[str]:
+        (low, high), steps = self.confidence_95, counted(self.steps, "step")
         rows = [
             ("trained policy", _percent(self.success_rate)),
             ("   95 % interval", f"{100 * low:.0f} to {100 * high:.0f} %"),
@@ -116,16 +100,15 @@ class DemoResult:
             ("random actions", _percent(self.baselines["random"])),
             ("doing nothing", _percent(self.baselines["do_nothing"])),
             ("wrong instruction: true goal", _percent(self.wrong_instruction_success_rate)),
-            ("wrong instruction: its goal", _percent(obeyed)),
+            ("wrong instruction: its goal", _percent(self.obeyed_wrong_instruction_rate)),
         ]
-        table = "\n".join(f"{name:<34}{value:>14}" for name, value in rows)
-        return (
-            f"success over {self.rollouts} unseen starts\n{table}\n"
-            f"{counted(self.steps, 'step')}, {counted(self.samples, 'sample')}, "
-            f"{self.seconds:.0f} s\n"
-            f"seed {self.seed}: {self.command}\n"
-            f"report: {self.report}"
-        )
+        return [
+            f"success over {self.rollouts} unseen starts",
+            *(f"{name:<34}{value:>14}" for name, value in rows),
+            f"{steps}, {counted(self.samples, 'sample')}, {self.seconds:.0f} s",
+            f"seed {self.seed}: {self.command}",
+            f"report: {self.report}",
+        ]
 
 
 def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
@@ -208,7 +191,6 @@ def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
 
 
 def _shards(paths: _Paths, reporter: Reporter) -> int:
-    """Writes the training data; returns the number of samples."""
     words = ("preprocess", "spartan", paths.raw, "--preset", "world-windows")
     _log_command(reporter, *words, "--output", paths.data)
     typed = {"format": "spartan", "sources": [str(paths.raw)], "output": str(paths.data)}
@@ -242,8 +224,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
     from vlatool.evaluation.plots import save_contact_sheet
     from vlatool.evaluation.policy_runner import open_policy
-    from vlatool.evaluation.rollout_job import sheet_rows
-    from vlatool.evaluation.rollouts import RolloutPlan
+    from vlatool.evaluation.rollouts import RolloutPlan, sheet_rows
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _log_command(reporter, *words, "--seed", _FIRST_SEED)
@@ -270,7 +251,15 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
         name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
     ) -> "list[Rollout]":
         task = without_cameras if plan is baseline_plan else settings
-        return _roll_out(name, task, make_controller, plan, reporter)
+        from vlatool.evaluation.environments import LocalEnvironments
+        from vlatool.evaluation.rollouts import RolloutProgress, Rollouts, run_rollouts
+
+        with (
+            reporter.progress(name, len(plan.seeds), "episodes") as bar,
+            LocalEnvironments() as environments,
+        ):
+            env, progress = environments.info(environment_maker(task)), RolloutProgress(bar)
+            return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
     def policy_controller(_: Any) -> "Controller":
         return PolicyController(policy, settings, log)
@@ -289,25 +278,6 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     return _Evaluation(policy_rollouts, random_rollouts, idle_rollouts, wrong_rollouts, sheets)
 
 
-def _roll_out(
-    name: str,
-    task: RolloutTask,
-    make_controller: Callable[[Any], "Controller"],
-    plan: "RolloutPlan",
-    reporter: Reporter,
-) -> "list[Rollout]":
-    """Rollouts of all episodes of a plan."""
-    from vlatool.evaluation.env_processes import LocalEnvironments
-    from vlatool.evaluation.rollouts import RolloutProgress, Rollouts, run_rollouts
-
-    with (
-        reporter.progress(name, len(plan.seeds), "episodes") as bar,
-        LocalEnvironments() as environments,
-    ):
-        env, progress = environments.info(environment_maker(task)), RolloutProgress(bar)
-        return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
-
-
 def _goal(seed: int) -> dict[str, Any]:
     """Options of a rollout: goals alternate, so that each occurs equally often."""
     return {"target": COLORS[seed % len(COLORS)]}
@@ -319,7 +289,6 @@ def _true_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -
 
 
 def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """Returns the instruction of another block than the target."""
     del observation
     return instruction_for(COLORS[(COLORS.index(info["target"]) + 1) % len(COLORS)])
 
@@ -342,7 +311,7 @@ def _result(
     evaluation: _Evaluation,
     stopwatch: _Stopwatch,
 ) -> DemoResult:
-    from vlatool.evaluation.rollout_job import rollout_report
+    from vlatool.evaluation.rollouts import rollout_report
 
     metrics = rollout_report(evaluation.policy)
     obeyed = [_obeyed(rollout.info, rollout.instruction) for rollout in evaluation.wrong]
@@ -378,3 +347,131 @@ def _command(config: DemoConfig) -> str:
 
 def _percent(rate: float) -> str:
     return f"{100 * rate:.0f} %"
+
+
+_STRIP_FRAMES = 8
+_STRIP_PX = 112
+_CHART = (640, 200)
+_BAR = (
+    '<div style="background:var(--line);width:14rem;height:.7rem;border-radius:.35rem">'
+    '<div style="background:var(--c2);height:100%;border-radius:.35rem;width:{:.0f}%"></div></div>'
+)
+
+
+def write_demo_report(
+    path: Path, result: Mapping[str, Any], raw: Path, run: Path, sheets: Mapping[str, Path]
+) -> None:
+    low, high = result["confidence_95"]
+    rows = [
+        ("Trained policy", result["success_rate"], f"95 % interval {low:.0%} to {high:.0%}"),
+        *(
+            (f"\N{EM SPACE}{instruction}", report["success_rate"], f"{report['episodes']} episodes")
+            for instruction, report in result["per_instruction"].items()
+        ),
+        ("Random actions", result["baselines"]["random"], "same initial states"),
+        ("No motion", result["baselines"]["do_nothing"], "same initial states"),
+    ]
+    note = f"Seed {result['seed']}; results of other seeds differ: "
+    command = f"<code>{escape(result['command'])}</code>"
+    reader = SpartanReader(SpartanConfig())
+    episode = reader.read(next(iter(reader.discover([raw]))))
+    sentence = escape(episode.language["original"][0])
+    strips = "".join(
+        f"<p class='quiet'>{escape(name)}</p>{_strip(episode, name)}" for name in episode.cameras
+    )
+    text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
+    sections = [
+        Section("Success rate", _rate_table(rows) + f"<p class='quiet'>{note}{command}</p>"),
+        Section("Rollouts", _image_file(sheets["policy"], "rollouts of the trained policy")),
+        Section(
+            "Wrong instruction",
+            _wrong_section(result)
+            + _image_file(sheets["wrong"], "rollouts with a wrong instruction"),
+        ),
+        Section("Training data", f"<p>First episode: {text}.</p>{strips}"),
+        Section("Training", _loss_chart(read_metrics(RunDir(run).metrics)) + _run_facts(result)),
+    ]
+    write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    return (
+        f"A policy trained on {result['episodes']} episodes gets images, the pose of the hand and "
+        "an instruction. It puts the block of the instruction into the bin in "
+        f"{100 * result['success_rate']:.0f} % of {result['rollouts']} episodes with new initial "
+        f"states. The whole demo took {result['seconds']:.0f} seconds."
+    )
+
+
+def _wrong_section(result: Mapping[str, Any]) -> str:
+    text = (
+        "<p>The initial states are the same, but the instruction names another block than the "
+        "goal of the environment. A policy that follows its instruction puts the block of the "
+        "instruction into the bin and so fails the goal.</p>"
+    )
+    rows = [
+        ("Block of the instruction", result["obeyed_wrong_instruction_rate"], "ends the episode"),
+        ("Block of the goal", result["wrong_instruction_success_rate"], "at any time"),
+    ]
+    return text + _rate_table(rows)
+
+
+def _rate_table(rows: Sequence[tuple[str, float, str]]) -> str:
+    cells = [
+        (label, f"{100 * rate:.0f} %", Html(_BAR.format(100 * rate)), note)
+        for label, rate, note in rows
+    ]
+    return table((), cells, numbers=(1,))
+
+
+def _strip(episode: Episode, camera: str) -> str:
+    last = episode.num_frames - 1
+    frames = [round(i * last / (_STRIP_FRAMES - 1)) for i in range(_STRIP_FRAMES)]
+    strip = Image.new("RGB", (_STRIP_FRAMES * (_STRIP_PX + 4) - 4, _STRIP_PX), "white")
+    for position, image in enumerate(episode.cameras[camera].read(frames)):
+        tile = Image.fromarray(image).resize((_STRIP_PX, _STRIP_PX), Image.Resampling.BICUBIC)
+        strip.paste(tile, (position * (_STRIP_PX + 4), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "PNG", optimize=True)
+    return _image(buffer.getvalue(), f"images of {camera}")
+
+
+def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
+    points = [(float(row["step"]), math.log10(max(float(row["loss"]), 1e-9))) for row in rows]
+    if len(points) < 2:
+        return ""
+    width, height = _CHART
+    top = max(y for _, y in points)
+    bottom = min(y for _, y in points)
+    span = max(top - bottom, 1e-6)
+    last = points[-1][0]
+    path = " ".join(
+        f"{50 + (width - 70) * x / last:.1f},{15 + (height - 50) * (top - y) / span:.1f}"
+        for x, y in points
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="loss">'
+        f'<polyline fill="none" stroke="#1565c0" stroke-width="1.5" points="{path}"/>'
+        f'<g font-size="12" fill="#666"><text x="8" y="20">{10**top:.2g}</text>'
+        f'<text x="8" y="{height - 32}">{10**bottom:.2g}</text>'
+        f'<text x="50" y="{height - 10}">loss over {last:.0f} steps (logarithmic)</text></g></svg>'
+    )
+
+
+def _run_facts(result: Mapping[str, Any]) -> str:
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["stages"].items())
+    return (
+        f"<p>{result['parameters'] / 1e6:.2f} million parameters, {result['steps']} steps over "
+        f"{result['samples']} samples. Time: {escape(stages)}.</p>"
+        "<p class='quiet'>Each stage is a command; <code>vlatool demo</code> prints them.</p>"
+    )
+
+
+def _image_file(path: Path, description: str) -> str:
+    return _image(path.read_bytes(), description)
+
+
+def _image(data: bytes, description: str) -> str:
+    encoded = base64.b64encode(data).decode()
+    source = f"data:image/png;base64,{encoded}"
+    return f'<img style="max-width:100%" alt="{escape(description)}" src="{source}">'

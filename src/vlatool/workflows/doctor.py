@@ -8,10 +8,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.executor import default_workers
+from vlatool.results import Result
 from vlatool.storage.background import in_background
 from vlatool.storage.hub import Repository
 from vlatool.storage.routes import route_settings
@@ -46,71 +47,30 @@ class DoctorConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """Result of one check.
-
-    Attributes:
-        name: Name of the check.
-        status: `note`: optional; `warning`: may cause problems; `error`: the core does not work.
-        message: State that was found.
-        hint: Remedy; may be empty.
-    """
-
     name: str
-    status: Status
-    message: str
-    hint: str = ""
+    status: Status  # `note`: optional; `warning`: may cause problems; `error`: the core is broken
+    message: str  # state that was found
+    hint: str = ""  # remedy
 
 
 @dataclass(frozen=True)
-class DoctorResult:
+class DoctorResult(Result):
     """All checks in their order."""
 
+    version: str
+    healthy: bool  # the core works
     checks: Sequence[DoctorCheck]
 
-    @property
-    def is_healthy(self) -> bool:
-        """True if the core works."""
-        return not any(check.status == "error" for check in self.checks)
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "version": __version__,
-            "healthy": self.is_healthy,
-            "checks": [asdict(check) for check in self.checks],
-        }
-
-    def text(self) -> str:
-        """One line per check, followed by its hint."""
+    def lines(self) -> Iterator[str]:
         width = max(len(check.name) for check in self.checks)
-        lines: list[str] = []
         for check in self.checks:
-            lines.append(f"{check.status:<8} {check.name:<{width}}  {check.message}")
+            yield f"{check.status:<8} {check.name:<{width}}  {check.message}"
             if check.hint:
-                lines.append(f"{'':<8} {'':<{width}}  {check.hint}")
-        return "\n".join(lines)
-
-
-class DoctorProblem(EnvironmentProblem):
-    """Error of a core that does not work; `result` holds all checks."""
-
-    def __init__(self, result: DoctorResult) -> None:
-        broken = [check.name for check in result.checks if check.status == "error"]
-        super().__init__(
-            f"the core does not work, failed checks: {', '.join(broken)}",
-            hint=next(check.hint for check in result.checks if check.status == "error"),
-            code="environment.broken_core",
-            details={"broken": broken},
-        )
-        self.result = result
+                yield f"{'':<8} {'':<{width}}  {check.hint}"
 
 
 def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> DoctorResult:
     """Checks Python, packages, devices, presets, plugins, the machine and the network.
-
-    Args:
-        config: Locations to reach besides the hub and S3.
-        reporter: Receives warnings.
 
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
@@ -120,10 +80,20 @@ def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> 
         _python, _packages, _devices, _presets, _registries, _machine,
     )  # fmt: skip
     checks = [check for maker in makers for check in maker()]
-    result = DoctorResult((*checks, *_network(() if config is None else config.locations)))
-    if not result.is_healthy:
-        raise DoctorProblem(result)
-    return result
+    checks += _network(() if config is None else config.locations)
+    broken = [check for check in checks if check.status == "error"]
+    result = DoctorResult(__version__, not broken, checks)
+    if not broken:
+        return result
+    names = [check.name for check in broken]
+    problem = EnvironmentProblem(
+        f"the core does not work, failed checks: {', '.join(names)}",
+        hint=broken[0].hint,
+        code="environment.broken_core",
+        details={"broken": names},
+    )
+    problem.result = result
+    raise problem
 
 
 def _python() -> Iterator[DoctorCheck]:
@@ -187,12 +157,13 @@ def _presets() -> Iterator[DoctorCheck]:
 def _registries() -> Iterator[DoctorCheck]:
     from vlatool.workflows.catalog import plugins
 
-    rows = [row for _, row in plugins().plugins]
+    rows = plugins().plugins
     for row in rows:
-        if row.error:
-            hint = f"reinstall or remove the distribution {row.origin!r}"
-            yield DoctorCheck(f"plugin {row.name}", "warning", row.error, hint)
-    yield DoctorCheck("registries", "ok", ", ".join(row.name for row in rows if not row.error))
+        if row["error"]:
+            hint = f"reinstall or remove the distribution {row['origin']!r}"
+            yield DoctorCheck(f"plugin {row['name']}", "warning", row["error"], hint)
+    names = ", ".join(row["name"] for row in rows if not row["error"])
+    yield DoctorCheck("registries", "ok", names)
 
 
 def _machine() -> Iterator[DoctorCheck]:

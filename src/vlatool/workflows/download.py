@@ -1,10 +1,12 @@
 """Download of remote files, and of the public tasks of the LBM data."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -20,16 +22,94 @@ from vlatool.config.base import (
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
+from vlatool.results import OPTIONAL, Result, columns, outcome
+from vlatool.storage.atomic import remove_partials_of, write_bytes
 from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import is_outage, not_requested_error
-from vlatool.storage.tree import size_text
-from vlatool.storage.uri import local_path, pinned
-from vlatool.workflows.annotations import AnnotationsResult, download_annotations
-from vlatool.workflows.download_files import DownloadResult, TransferOptions, download_files
-from vlatool.workflows.download_next import tasks_command
+from vlatool.storage.tree import sha256_of, size_text
+from vlatool.storage.uri import local_path, location, pinned
+from vlatool.workflows.download_files import (
+    DownloadResult,
+    RemoteObject,
+    TransferOptions,
+    download_files,
+    remote_files,
+    task_files,
+    tasks_command,
+)
 from vlatool.workflows.download_raw import RawResult, RawTask, download_raw
-from vlatool.workflows.remote_files import RemoteFile, remote_files, task_files
+
+_MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class AnnotationsResult(Result):
+    """Result of the download of the annotations."""
+
+    output: str  # the file
+    source: str  # its location
+    bytes: int
+    status: str  # `written`, `already complete` or `planned`
+
+    def lines(self) -> list[str]:
+        size = size_text(self.bytes)
+        return [outcome(self.output, self.status, size, f"would download {size}")]
+
+
+def download_annotations(
+    table: TaskTable, registry: str | None, target: Path, *, dry_run: bool = False
+) -> AnnotationsResult:
+    """Downloads the annotations of a table to a file, unless they are there already.
+
+    `table`: the table, which has their location and digest; `registry`: location that replaces the
+    folder of their location; None: the one of the table.
+    """
+    address = table.annotations_location(registry)
+    if target.is_dir():
+        raise UsageError(
+            f"{target}: is a folder",
+            hint=f"name the file: --output {target / Path(address).name}",
+            code="usage.output_exists",
+        )
+    digest = table.annotations_sha256
+    here = sha256_of(target) if target.exists() else ""
+    if here and here == digest:
+        return AnnotationsResult(str(target), address, target.stat().st_size, "already complete")
+    data = _content(address, digest)
+    if here and here != hashlib.sha256(data).hexdigest():
+        raise UsageError(
+            f"{target}: exists with other content than {address}",
+            hint="remove it, or choose another --output",
+            code="usage.output_exists",
+        )
+    if not (here or dry_run):
+        remove_partials_of(target)
+        write_bytes(target, data)
+    status = "already complete" if here else "planned" if dry_run else "written"
+    return AnnotationsResult(str(target), address, len(data), status)
+
+
+def _content(address: str, sha256: str) -> bytes:
+    """Content of the annotations; compared with the digest of the table if it has one."""
+    source = location(address)
+    size = 0
+    if isinstance(source, RemotePath):
+        info = find_object(source.address)
+        if info is None or info.is_dir:
+            raise FileNotFoundError(address)
+        size = info.size
+    if size <= _MAX_BYTES:
+        data = source.read_bytes()
+        if sha256 in ("", hashlib.sha256(data).hexdigest()):
+            return data
+    raise DataError.at(
+        address,
+        "is not the file that the table of tasks names: its SHA-256 differs",
+        hint="check --registry; another table can name another file and digest: --task-table",
+        code="data.wrong_digest",
+    )
+
 
 REGISTRY_VARIABLE = "VLATOOL_REGISTRY"
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMG]?)B?(?:/s)?")
@@ -111,71 +191,43 @@ def _bytes_per_s(text: str | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class TaskList:
+class TaskList(Result):
     """Public tasks, and what of them can be downloaded."""
 
-    table: TaskTable
+    rows_key: ClassVar[str] = "tasks"
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per task."""
-        return ({"task": name, **asdict(task)} for name, task in sorted(self.table.tasks.items()))
+    version: str
+    tasks: Sequence[Mapping[str, Any]]
 
-    def document(self) -> dict[str, Any]:
-        """All tasks, with their version."""
-        return {"version": self.table.version, "tasks": list(self.rows())}
-
-    def text(self) -> str:
-        """One line per task."""
-        return "\n".join(
-            f"{row['task']:<50} {row['station']:<9} {'+'.join(row['has']):<11}"
-            f" {'' if row['raw_gb'] is None else row['raw_gb']}".rstrip()
-            for row in self.rows()
-        )
+    def lines(self) -> list[str]:
+        return [
+            columns(
+                (row["task"], row["station"], "+".join(row["has"]), row["raw_gb"] or "")
+                for row in self.tasks
+            )
+        ]
 
 
 @dataclass(frozen=True)
-class TasksResult:
-    """Results of several tasks.
+class TasksResult(Result):
+    """Results of several tasks."""
 
-    Attributes:
-        output: Location as it was given.
-        tasks: Result of each task.
-        failures: Tasks that failed, with code, message and hint.
-        annotations: Language annotations of raw tasks; empty without them.
-    """
-
-    output: str
+    output: str  # location as it was given
     tasks: Mapping[str, DownloadResult | RawResult]
-    failures: Sequence[Mapping[str, Any]]
-    annotations: str = ""
+    bytes: int
+    failures: Sequence[Mapping[str, Any]]  # tasks that failed, with code, message and hint
+    # Language annotations of raw tasks; empty without them.
+    annotations: str = field(default="", metadata=OPTIONAL)
+    # Command with all tasks; empty after a dry run or a failure.
+    next: str = field(default="", metadata=OPTIONAL)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "output": self.output,
-            "tasks": {name: result.document() for name, result in self.tasks.items()},
-            "bytes": sum(result.bytes for result in self.tasks.values()),
-            "failures": [dict(failure) for failure in self.failures],
-            **({"annotations": self.annotations} if self.annotations else {}),
-            **({"next": self.next} if self.next else {}),
-        }
-
-    def text(self) -> str:
-        """The result as text."""
-        total = sum(result.bytes for result in self.tasks.values())
-        lines = [replace(result, next="").text() for result in self.tasks.values()]
-        lines += [f"failed {row['task']}: {row['message']}" for row in self.failures]
+    def lines(self) -> Iterator[str]:
+        for result in self.tasks.values():
+            yield from result.lines()
+        for row in self.failures:
+            yield f"failed {row['task']}: {row['message']}"
         if len(self.tasks) > 1:
-            lines.append(f"{len(self.tasks)} tasks, {size_text(total)}")
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
-
-    @property
-    def next(self) -> str:
-        """Command for the next step, with all tasks; empty after a dry run or a failure."""
-        results = list(self.tasks.values())
-        if self.failures or not results:
-            return ""
-        return tasks_command({result.output: result.next for result in results}, self.output)
+            yield f"{len(self.tasks)} tasks, {size_text(self.bytes)}"
 
 
 def download(
@@ -193,7 +245,9 @@ def download(
         PartialFailure: Some files are not in the output.
     """
     if config.list:
-        return TaskList(task_table(config.task_table))
+        table = task_table(config.task_table)
+        tasks = sorted(table.tasks.items())
+        return TaskList(table.version, [{"task": name, **asdict(task)} for name, task in tasks])
     _check_keys(config)
     check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
     if config.annotations:
@@ -213,11 +267,6 @@ def download(
 
 
 def _check_keys(config: DownloadConfig) -> None:
-    """Checks that the keys go together.
-
-    Raises:
-        UsageError: They do not.
-    """
     sources = (config.source, config.task, config.all, config.annotations)
     if sum(map(bool, sources)) > 1:
         raise _conflict("a location, --task, --all and --annotations exclude each other")
@@ -232,15 +281,13 @@ def _check_keys(config: DownloadConfig) -> None:
         raise _conflict("--raw needs --task or --all", "add --task NAME; --list shows the tasks")
     if config.keep_archive and not config.raw:
         raise _conflict("--keep-archive needs --raw", "add --raw, or omit --keep-archive")
-    if config.raw and (config.view != "shards" or config.version or _has_patterns(config)):
+    if config.raw and (
+        config.view != "shards" or config.version or config.include or config.leave_out
+    ):
         raise _conflict(
             "--raw downloads one archive as it is published: it has no views, versions or patterns",
             "omit --view, --version, --include and --leave-out",
         )
-
-
-def _has_patterns(config: DownloadConfig) -> bool:
-    return bool(config.include or config.leave_out)
 
 
 def _conflict(message: str, hint: str = "give one of them") -> UsageError:
@@ -248,7 +295,6 @@ def _conflict(message: str, hint: str = "give one of them") -> UsageError:
 
 
 def _download_annotations(config: DownloadConfig) -> AnnotationsResult:
-    """Downloads the annotations of all tasks to a file."""
     table, registry = task_table(config.task_table), _registry(config)
     target = local_path(config.output)
     try:
@@ -271,13 +317,6 @@ def _options(config: DownloadConfig, request: Mapping[str, Any]) -> TransferOpti
 
 
 def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
-    """Downloads tasks one after the other, each to its own output.
-
-    Raises:
-        UsageError: A task is unknown, or a location is given, too.
-        StorageError: Only the storage failed.
-        PartialFailure: Some tasks failed.
-    """
     table = task_table(config.task_table)
     part = "raw" if config.raw else "shards"
     names = config.task or [name for name, task in table.tasks.items() if part in task.has]
@@ -307,7 +346,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
             reporter.warn("task_failed", f"{name}: {error.message}")
             errors[name] = error
             is_dead = is_outage(error)
-    return _tasks_result(TasksResult(config.output, results, [], annotations), errors)
+    return _tasks_result(config.output, results, errors, annotations)
 
 
 def _registry(config: DownloadConfig) -> str | None:
@@ -335,18 +374,30 @@ def _annotations_beside(
     return str(target)
 
 
-def _tasks_result(result: TasksResult, errors: Mapping[str, VlatoolError]) -> TasksResult:
-    """Result of all tasks; raises one error for those that failed."""
+def _tasks_result(
+    output: str,
+    tasks: Mapping[str, DownloadResult | RawResult],
+    errors: Mapping[str, VlatoolError],
+    annotations: str,
+) -> TasksResult:
     failures = [
         {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
         for name, error in errors.items()
     ]
-    result = replace(result, failures=failures)
+    commands = {} if errors else {result.output: result.next for result in tasks.values()}
+    result = TasksResult(
+        output,
+        tasks,
+        sum(result.bytes for result in tasks.values()),
+        failures,
+        annotations,
+        tasks_command(commands, output) if commands else "",
+    )
     if not errors:
         return result
     is_storage = all(isinstance(error, StorageError) for error in errors.values())
     problem = (StorageError if is_storage else PartialFailure)(
-        f"{len(errors)} of {len(errors) + len(result.tasks)} tasks failed: {', '.join(errors)}",
+        f"{len(errors)} of {len(errors) + len(tasks)} tasks failed: {', '.join(errors)}",
         hint="run the same command again for the rest",
         code=f"{'storage' if is_storage else 'partial'}.tasks_failed",
         details={"failures": failures},
@@ -374,14 +425,6 @@ def _download_task(
 def _download_raw(
     config: DownloadConfig, table: TaskTable, name: str, beside: tuple[str, Reporter]
 ) -> RawResult:
-    """Downloads and extracts the raw archive of a task.
-
-    Args:
-        config: The options.
-        table: The table of tasks.
-        name: The task.
-        beside: Path of the annotations, and the reporter.
-    """
     annotations, reporter = beside
     base = _registry(config) or table.raw
     source = _remote(f"{base.rstrip('/')}/{name}.tar")
@@ -425,14 +468,9 @@ def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
 
 
 def _selected(
-    config: DownloadConfig, source: RemotePath, files: Sequence[RemoteFile]
-) -> list[RemoteFile]:
-    """Files that the patterns select, without the records of outputs of vlatool.
-
-    Raises:
-        DataError: There are no files.
-        UsageError: The patterns select none.
-    """
+    config: DownloadConfig, source: RemotePath, files: Sequence[RemoteObject]
+) -> list[RemoteObject]:
+    """Files that the patterns select, without the records of outputs of vlatool."""
     files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:
         raise DataError.at(

@@ -1,121 +1,295 @@
-"""Job that downloads files to an output."""
+"""Files of a remote location: their list, the job that downloads them, and the next command."""
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Self
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
-from vlatool.errors import DataError, StorageError
-from vlatool.events import Reporter
-from vlatool.jobs.command import JobConfig, JobResult
+from vlatool.artifacts.base import recognize
+from vlatool.artifacts.lerobot.format import INFO_FILE
+from vlatool.artifacts.shards.format import (
+    CONFIG_NAME,
+    EPISODES_NAME,
+    MANIFEST_NAME,
+    METADATA_NAME,
+    SHARDS_NAME,
+    ShardFolder,
+    read_manifest,
+)
+from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME
+from vlatool.errors import DataError, StorageError, VlatoolError
+from vlatool.events import Reporter, counted
+from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
-from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
+from vlatool.jobs.files import FOLDER, NAME, FileEntry, read_file_list
 from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of
 from vlatool.jobs.journal import Journal, Receipt
-from vlatool.jobs.ownership import versions_of
-from vlatool.jobs.record import OutputRecord, partial_folder
+from vlatool.jobs.ownership import open_requests, versions_of
+from vlatool.jobs.record import OutputRecord, partial_folder, read_record
 from vlatool.jobs.run import run_command
+from vlatool.results import OPTIONAL
+from vlatool.sources.detection import detect_source
 from vlatool.storage.atomic import remove_tree
+from vlatool.storage.background import in_parallel
+from vlatool.storage.listing import tree
+from vlatool.storage.remote import Address, ObjectInfo, find_object, is_listable
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import TransferPool, partial_bytes
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_inside, local_path
-from vlatool.workflows.download_next import next_command
-from vlatool.workflows.remote_files import RemoteFile, doubled_error
 
-_SHOWN = 10
+_MAX_HEADS = 16
+# Files next to a manifest, and whether training needs them.
+_COMPANIONS = {STATS_NAME: True, CONFIG_NAME: True, METADATA_NAME: False, DIGESTS_NAME: False}
+
+
+@dataclass(frozen=True)
+class RemoteObject:
+    """File of a remote location."""
+
+    name: str  # Path in the output
+    address: Address
+    info: ObjectInfo  # its size and version
+
+    @property
+    def path(self) -> str:
+        return str(self.address)
+
+
+def remote_files(source: RemotePath) -> list[RemoteObject]:
+    """Files at a location, by their path below it."""
+    address = source.address
+    if not is_listable(address):
+        return _named(source)
+    info = find_object(address) if address.key else ObjectInfo(is_dir=True)
+    if info is not None and not info.is_dir:
+        return [RemoteObject(source.name, address, info)]
+    return [
+        RemoteObject(name, address.joined(name), info)
+        for name, info in tree(address)
+        if not info.is_dir
+    ]
+
+
+def _named(source: RemotePath) -> list[RemoteObject]:
+    """Files of a web server: what a manifest names, or the file itself."""
+    if source.name == MANIFEST_NAME and source.is_file():
+        return _infos(source.parent, _manifest_names(source))
+    if not PurePosixPath(source.name).suffix:
+        if (entries := read_file_list(source)) is not None:
+            return list(_of_file_list(source, entries))
+        for folder in ("", SHARDS_NAME, EPISODES_NAME):
+            manifest = source / folder / MANIFEST_NAME
+            if manifest.is_file():
+                prefix = f"{folder}/" if folder else ""
+                names = [(f"{prefix}{name}", needed) for name, needed in _manifest_names(manifest)]
+                return _infos(source, names)
+        if (source / INFO_FILE).is_file():
+            from vlatool.artifacts.lerobot.dataset import named_files
+
+            return _infos(source, named_files(source))
+    info = find_object(source.address)
+    if info is not None:
+        return [RemoteObject(source.name, source.address, info)]
+    raise DataError.at(
+        source,
+        f"no file, and no folder with {MANIFEST_NAME}, {INFO_FILE} or {NAME}",
+        hint="web servers cannot list folders: name a file or a manifest",
+        code="data.no_source",
+    )
+
+
+def _of_file_list(source: RemotePath, entries: Sequence[FileEntry]) -> Iterator[RemoteObject]:
+    """Files of an output of vlatool, with the digests in its file list."""
+    for entry in entries:
+        if entry.count is None:
+            info = ObjectInfo(entry.bytes, digest=f"sha256:{entry.sha256}")
+            yield RemoteObject(entry.path, source.address.joined(entry.path), info)
+
+
+def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
+    """Names next to a manifest, and whether they must exist."""
+    shards = [
+        (shard.path.relative_to(manifest.parent).as_posix(), True)
+        for shard in read_manifest(manifest)
+    ]
+    return [(MANIFEST_NAME, True), *shards, *((name, False) for name in _COMPANIONS)]
+
+
+def task_files(task: RemotePath, view: str) -> tuple[list[RemoteObject], list[str]]:
+    """Files of a view (`shards` or `episodes`) of a published task.
+
+    Returns the files, with names below the folder of the task, and the names of those files.
+
+    Files that training needs and the view lacks are taken from the other view.
+    """
+    folder = task / view
+    try:
+        names = _manifest_names(folder / MANIFEST_NAME)
+    except DataError as error:
+        if error.code != "data.no_manifest":
+            raise
+        raise DataError.at(
+            folder,
+            "is not there",
+            hint="check --version and --registry; `vlatool download --list` shows the tasks",
+            code="data.no_task",
+        ) from None
+    files = {file.name: file for file in _infos(folder, names)}
+    other = task / (EPISODES_NAME if view == SHARDS_NAME else SHARDS_NAME)
+    missing = [(name, needed) for name, needed in _COMPANIONS.items() if name not in files]
+    borrowed = _infos(other, [(name, needed) for name, needed in missing if needed])
+    every = [*files.values(), *borrowed]
+    view_files = [RemoteObject(f"{view}/{file.name}", file.address, file.info) for file in every]
+    return view_files, [f"{view}/{file.name}" for file in borrowed]
+
+
+def doubled_error(where: object) -> DataError:
+    """Error for a file that occurs twice in a list."""
+    return DataError.at(
+        where, "is listed twice", hint="the list there is wrong", code="data.doubled_name"
+    )
+
+
+def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteObject]:
+    """Files with their sizes; raises DataError for a missing or doubled one."""
+    assert isinstance(folder, RemotePath)
+    addresses = [folder.address.joined(name) for name, _ in names]
+    infos = in_parallel(find_object, addresses, _MAX_HEADS)
+    files: dict[str, RemoteObject] = {}
+    for (name, is_needed), address, info in zip(names, addresses, infos, strict=True):
+        if name in files:
+            raise doubled_error(address)
+        if info is not None:
+            files[name] = RemoteObject(name, address, info)
+        elif is_needed:
+            raise DataError.at(
+                address,
+                "is listed in the manifest, and is missing",
+                hint="the data there is not complete",
+                code="data.missing_shard",
+            )
+    return list(files.values())
+
+
+# Formats that a download may hold, and the rest of the command that reads them.
+_FORMATS = {
+    "libero": "--preset future-vla --output {output}-windows",
+    "lerobot": "--output {output}-shards",
+    "spartan": "--output {output}-shards",
+}
+# Published shards name no action fields; this preset has those of the public tasks.
+_PUBLISHED_FIELDS = "--preset lbm-data-params"
+_RAW_TASK = "--preset lbm-1past-14future --output {name}-shards"
+
+
+def next_command(output: str) -> str:
+    """Command for the next step after a download to `output`: its own, if it is not complete."""
+    folder = local_path(output)
+    record = read_record(folder)
+    if record is not None and record.requests:
+        return open_requests(record, folder)[0]
+    with suppress(VlatoolError):  # files of any other kind
+        return _next_command(folder).format(output=shlex.quote(output.rstrip("/")))
+    return f"vlatool verify {shlex.quote(output)}"
+
+
+def raw_task_command(output: str, annotations: str) -> str:
+    """Command for the next step after a raw task; `annotations` may be empty."""
+    command = next_command(output)
+    if not command.startswith("vlatool preprocess spartan "):
+        return command
+    path = f" --language-annotations-path {shlex.quote(annotations)}" if annotations else ""
+    rest = _RAW_TASK.format(name=shlex.quote(local_path(output).name))
+    return f"vlatool preprocess spartan {shlex.quote(output)}{path} {rest}"
+
+
+def tasks_command(commands: Mapping[str, str], output: str) -> str:
+    """Command that continues with several tasks; one of them if their commands differ."""
+    first, *others = commands
+    command = commands[first]
+    if not others or not command:
+        return command
+    for option in ("--data ", ""):
+        start, separator, rest = command.partition(f" {option}{shlex.quote(first)} ")
+        if separator:
+            folders = " ".join(f"{option}{shlex.quote(folder)}" for folder in commands)
+            name = local_path(first).name
+            shards = local_path(output).name or "tasks"
+            rest = rest.replace(f"{name}-shards", f"{shards}-shards")
+            return f"{start} {folders} {rest}"
+    return command
+
+
+def _next_command(folder: Path) -> str:
+    artifact = recognize(folder)
+    if artifact is None:
+        return _preprocess(folder)
+    if artifact.kind != "output":
+        return "vlatool inspect {output}"
+    options = ShardFolder.open(folder).options()
+    fields = "" if options.get("action_fields") else f" {_PUBLISHED_FIELDS}"
+    return f"vlatool train --preset diffusion-policy-tiny{fields} --data {{output}} --num-epochs 20"
+
+
+def _preprocess(folder: Path) -> str:
+    """Command that reads raw episodes; raises VlatoolError if there are none."""
+    for name, rest in _FORMATS.items():
+        with suppress(VlatoolError):
+            findings = detect_source(folder, name).reader.source_findings
+            is_lost = any(finding.code == "lerobot.no_videos" for finding in findings)
+            chosen = " --camera-names '[]'" if is_lost else ""
+            return f"vlatool preprocess {name} {{output}} {rest}{chosen}"
+    return "vlatool verify {output}"
+
+
 # Part of the journal: raise it when the same object would give another file, not with a release.
 _PLAN = "download 1"
 
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """Limits of a download.
+    """Limits of a download."""
 
-    Attributes:
-        workers: Number of requests at the same time.
-        bytes_per_s: Limit of the rate; None for no limit.
-        dry_run: Report what would be downloaded and write nothing.
-        request: Options of the command that select the files, for the record: they complete the
-            download. `output` is relative to the output of the files.
-    """
-
-    workers: int = 8
-    bytes_per_s: float | None = None
-    dry_run: bool = False
+    workers: int = 8  # number of requests at the same time
+    bytes_per_s: float | None = None  # limit of the rate; None for no limit
+    dry_run: bool = False  # report what would be downloaded and write nothing
+    # Options of the command that select the files, for the record: they complete the download.
+    # `output` is relative to the output of the files.
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadResult(JobResult):
-    """Result of a download; `failures` lists the files that are not in the output.
+class DownloadResult(OutputResult):
+    """Result of a download; `failures` lists the files that are not in the output."""
 
-    Attributes:
-        source: Location with its version, if its storage has versions.
-        bytes: Size of the files.
-        downloaded_bytes: Size of the files that this call downloaded.
-        next: Command for the next step; empty after a dry run.
-    """
+    item_name: ClassVar[str] = "file"
 
-    source: str
-    bytes: int
-    downloaded_bytes: int
-    next: str = ""
+    files: int = 0  # in the output
+    source: str  # location with its version, if its storage has versions
+    bytes: int  # of the files
+    downloaded_bytes: int  # of the files that this call downloaded
+    next: str = field(default="", metadata=OPTIONAL)  # empty after a dry run
+    resumed: int = 0  # files that an earlier call downloaded
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        values = super().document()
-        if not self.next:
-            del values["next"]
-        return {"output": self.output, "files": values.pop("episodes"), **values}
-
-    @classmethod
-    def of_record(cls, recorded: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> Self:
-        """Result of a complete run, from its record."""
-        values = dict(recorded or {})
-        return super().of_record({"episodes": values.pop("files", 0), **values}, shown)
-
-    def text(self) -> str:
-        """The result as text."""
-        size = size_text(self.bytes)
-        lines = [f"{self.output}: {_files(self.episodes)}, {size}"]
-        if self.status == "planned":
-            rest = f", {self.resumed} are there" if self.resumed else ""
-            lines = [f"{self.output}: would download {_files(self.episodes)}, {size}{rest}"]
-            lines[0] += "; nothing was written"
-        elif self.status == "already complete":
-            lines[0] += "; already complete, nothing to do"
-        elif self.resumed:
-            lines.append(f"{_files(self.resumed)} from an earlier run")
-        failed = [f"failed {row['file']}: {row['message']}" for row in self.failures[:_SHOWN]]
-        rest = len(self.failures) - len(failed)
-        lines += [*failed, *([f"and {rest} more failed"] if rest else [])]
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
+    def summary(self) -> str:
+        verb = "would download " if self.is_planned else ""
+        return f"{verb}{counted(self.files, 'file')}, {size_text(self.bytes)}"
 
 
 def download_files(
     source: RemotePath,
-    files: Sequence["RemoteFile"],
+    files: Sequence["RemoteObject"],
     output: str,
     options: TransferOptions,
     reporter: Reporter,
 ) -> DownloadResult:
-    """Downloads files to an output; what an earlier call finished stays.
-
-    Raises:
-        UsageError: The output belongs to something else.
-        DataError: All files fail, or a name cannot be used here.
-        StorageError: Only the storage failed.
-        PartialFailure: Some files are not in the output.
-    """
+    """Downloads files to an output; what an earlier call finished stays."""
     names: set[str] = set()
     for file in files:
         _check_name(file)
@@ -137,7 +311,7 @@ class DownloadJob:
     def __init__(
         self,
         source: RemotePath,
-        files: Sequence[RemoteFile],
+        files: Sequence[RemoteObject],
         output_text: str,
         options: TransferOptions,
         display: tuple[Reporter, ExitStack],
@@ -166,32 +340,26 @@ class DownloadJob:
             shown={"output": output_text},
         )
 
-    def name(self, item: RemoteFile) -> str:
-        """Path in the output."""
+    def name(self, item: RemoteObject) -> str:
         return item.name
 
     def begin(self) -> None:
-        """Checks the space on the disk and starts the progress bar.
-
-        Raises:
-            StorageError: The remaining files do not fit.
-        """
+        """Checks the space on the disk and starts the progress bar."""
         missing = sum(file.info.size - self._bytes_there(file) for file in self.items)
         check_space(self._output, missing, "; --include downloads a part")
         bar = self._reporter.progress("download", missing, "bytes")
         self.pool.bar = self._stack.enter_context(bar)
 
-    def _bytes_there(self, file: RemoteFile) -> int:
-        """Bytes of a file that need no more space."""
+    def _bytes_there(self, file: RemoteObject) -> int:
         try:
             return min((self._output / file.name).stat().st_size, file.info.size)
         except OSError:
             return min(partial_bytes(self._partial(file)), file.info.size)
 
-    def _partial(self, file: RemoteFile) -> Path:
+    def _partial(self, file: RemoteObject) -> Path:
         return self._partials / hashlib.sha256(file.name.encode()).hexdigest()[:24]
 
-    def _download(self, file: RemoteFile) -> Receipt:
+    def _download(self, file: RemoteObject) -> Receipt:
         target = self._output / file.name
         if target.is_dir():
             raise DataError.at(
@@ -228,7 +396,6 @@ class DownloadJob:
         yield from read_file_list(self._output) or ()
 
     def result(self, run: JobRun) -> DownloadResult:
-        """Result of the command."""
         is_planned = run.status == "planned"
         return DownloadResult(
             source=str(self._source),
@@ -244,11 +411,7 @@ def recorded_source(source: RemotePath) -> dict[str, Any]:
 
 
 def check_space(output: Path, missing: int, hint: str = "") -> None:
-    """Checks that the disk of an output has space for bytes that are not there yet.
-
-    Raises:
-        StorageError: It has not; `hint` is added to its hint.
-    """
+    """Checks that the disk of an output has space for bytes that are not there yet."""
     folder = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if missing > free:
@@ -260,19 +423,14 @@ def check_space(output: Path, missing: int, hint: str = "") -> None:
         )
 
 
-def object_state(file: RemoteFile) -> InputState:
+def object_state(file: RemoteObject) -> InputState:
     """State of a remote file; it does not depend on the version of vlatool."""
     info = file.info
     sizes = digest_of([info.etag or info.digest, info.size])
     return InputState(digest_of([file.path, sizes]), sizes, int(info.modified * 1e9))
 
 
-def _check_name(file: RemoteFile) -> None:
-    """Checks that a name stays in the output.
-
-    Raises:
-        DataError: It does not, or it cannot be a file name here.
-    """
+def _check_name(file: RemoteObject) -> None:
     if FOLDER in file.name.split("/") or not is_inside(file.name):
         raise DataError.at(
             file.path,

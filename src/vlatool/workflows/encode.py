@@ -1,4 +1,4 @@
-"""Codes of images by a visual tokenizer, on all devices."""
+"""Codes of images by a visual tokenizer, on all devices, and images of codes."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
 from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
@@ -36,13 +37,13 @@ from vlatool.sources.detection import DetectedSource, detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
-from vlatool.tokens.config import EncodeConfig
+from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.tokens.images import EpisodeOpener
 
 if TYPE_CHECKING:
     from vlatool.tokens.encode import EncodeRule
 
-__all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
+__all__ = ["DecodeConfig", "EncodeConfig", "decode", "encode"]
 
 _IMAGES, _SHARDS = "images", "image-shards"
 _NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
@@ -50,66 +51,50 @@ _NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult(JobResult):
-    """Result of a run; `failures` lists the episodes that are not in the output.
-
-    Attributes:
-        tokenizer: Name of the visual tokenizer.
-        agreement: Share of codes that equal those of fp32, on some of the images.
-        resized: Number of images that were resized as in the training of the tokenizer.
-        rate: Images per second that this run encoded.
-        bound: The slowest stage, for which the others waited.
-        stages: Map from stage to seconds that the others waited for it, on the first device.
-        usage: Use of the codebook in at most 8 episodes (`CodesUsage.facts`).
-    """
+    """Result of a run; `failures` lists the episodes that are not in the output."""
 
     layout: str
-    tokenizer: str
+    tokenizer: str  # name of the visual tokenizer
     precision: str
     pictures: int
     bytes: int
-    agreement: float = 1.0
-    resized: int = 0
-    rate: float = 0.0
-    bound: str = ""
+    agreement: float = 1.0  # share of codes that equal those of fp32, on some of the images
+    resized: int = 0  # images that were resized as in the training of the tokenizer
+    rate: float = 0.0  # images per second that this run encoded
+    bound: str = ""  # the slowest stage, for which the others waited
+    # Map from stage to seconds that the others waited for it, on the first device.
     stages: Mapping[str, float] = field(default_factory=dict[str, float])
     device: str = ""
     processes: int = 1
+    # Use of the codebook in at most 8 episodes (`CodesUsage.facts`).
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def summary(self) -> str:
-        """Number of images and episodes, and size."""
         episodes = f"{counted(self.episodes, 'episode')} as {self.layout}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write codes of {episodes}"
-        return (
-            f"codes of {counted(self.pictures, 'image')} from {episodes}, {self.bytes / 1e6:.1f} MB"
-        )
+        images = counted(self.pictures, "image")
+        return f"codes of {images} from {episodes}, {self.bytes / 1e6:.1f} MB"
 
-    def details(self) -> list[str]:
-        """Speed, agreement with fp32, and number of images that were resized."""
-        lines: list[str] = []
-        if self.status == "planned":
-            return lines
+    def details(self) -> Iterator[str]:
+        if self.is_planned:
+            return
         if self.bound and self.status != "already complete":
             devices = f"{self.processes} x {self.device}, {self.precision}"
-            lines.append(f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}")
+            yield f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}"
         if self.precision != "fp32":
-            lines.append(f"{self.agreement:.2%} of the compared codes equal those of fp32")
+            yield f"{self.agreement:.2%} of the compared codes equal those of fp32"
         if self.usage:
-            lines.append(
+            yield (
                 f"{self.usage['codes_in_use']} codes in use, entropy "
                 f"{self.usage['code_entropy']:.2f} bits, {self.usage['equal_images']:.1%} of the "
                 f"images with the same codes (of {self.usage['images_read']} read)"
             )
         if self.resized:
-            lines.append(
-                f"{counted(self.resized, 'image')} of another size were resized as in training"
-            )
-        return lines
+            yield f"{counted(self.resized, 'image')} of another size were resized as in training"
 
     @property
     def next_command(self) -> str:
-        """Command that checks the codes."""
         return f"vlatool verify {self.output}"
 
 
@@ -140,27 +125,15 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
 
 
 class _EncodeInputs(NamedTuple):
-    """Images and output of a run, found before a tokenizer is opened.
+    """Images and output of a run, found before a tokenizer is opened."""
 
-    Attributes:
-        source: Location of the images.
-        images: Their format and reader.
-        items: Episodes to encode.
-        output: Folder for the codes.
-    """
-
-    source: Path
-    images: DetectedSource
+    source: Path  # location of the images
+    images: DetectedSource  # their format and reader
     items: Sequence[EpisodeRef]
-    output: Path
+    output: Path  # folder for the codes
 
     @classmethod
     def of(cls, config: EncodeConfig) -> "_EncodeInputs":
-        """Finds images and tokenizer; opens no weights.
-
-        Raises:
-            DataError: One is not there, or no episode is left.
-        """
         require_input(config.data)
         require_weights(config.tokenizer)
         source = pinned(config.data)
@@ -170,11 +143,7 @@ class _EncodeInputs(NamedTuple):
         return cls(source, images, items, _output(config, images.format))
 
     def plan(self, config: EncodeConfig) -> EncodeResult:
-        """Result of a dry run that has no earlier output to compare with.
-
-        Raises:
-            DataError: There are no trained weights at the location of the tokenizer.
-        """
+        """Result of a dry run that has no earlier output to compare with."""
         published = published_at(pinned(config.tokenizer))
         if published is None:
             locate_weights(config.tokenizer)
@@ -236,11 +205,9 @@ class EncodeJob:
         )
 
     def name(self, item: EpisodeRef) -> str:
-        """Name of the episode."""
         return item.id
 
     def begin(self) -> None:
-        """Removes the manifest."""
         remove_file(self.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
@@ -274,7 +241,6 @@ class EncodeJob:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
 
     def result(self, run: JobRun) -> EncodeResult:
-        """Result of the command."""
         pipeline, tokenizer = self.pipeline, self._tokenizer
         return EncodeResult(
             layout=self._config.layout,
@@ -318,9 +284,11 @@ def _record_options(
     """Options for the record that determine the codes; the tokenizer is given by its digest."""
     excluded = {*config.no_effect_on_output, "exclude"}  # it changes no episode that is encoded
     options = config.model_dump(mode="json", exclude=excluded)
+    size, resize = tokenizer.rule.size, tokenizer.rule.resize
+    resizing = {} if resize is None else resize.model_dump(mode="json")
     options |= {
         "tokenizer digest": tokenizer.network.digest,
-        "preprocessing": _preprocessing(tokenizer),
+        "preprocessing": {"size": size, **resizing},
     }
     options["check_every"] = rule.check_every
     if config.precision != "fp32":  # fp32 codes do not depend on the batch size
@@ -328,12 +296,101 @@ def _record_options(
     return options
 
 
-def _preprocessing(tokenizer: OpenTokenizer) -> Mapping[str, Any]:
-    rule = tokenizer.rule
-    return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
-
-
 def _agreement(run: JobRun) -> float:
     """Share of codes that equal those of fp32; 1 if none were compared."""
     compared = run.sums.get("compared", 0)
     return run.sums.get("agreeing", 0) / compared if compared else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeResult(JobResult):
+    """Result of a run; `failures` lists the episodes that are not in the output."""
+
+    tokenizer: str
+    pictures: int
+    bytes: int
+
+    def summary(self) -> str:
+        episodes = counted(self.episodes, "episode")
+        if self.is_planned:
+            return f"would decode {episodes}"
+        return f"{counted(self.pictures, 'image')} of {episodes}, {self.bytes / 1e6:.1f} MB"
+
+
+def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
+    """Writes a PNG for every image that has codes, one folder per episode.
+
+    An interrupted run is resumed by the same call.
+
+    Raises:
+        UsageError: A required key is missing, or the output belongs to another run.
+        DataError: There are no codes, or they come from another tokenizer.
+        StorageError: A file cannot be read or written; finished episodes stay.
+        PartialFailure: The images are written without the episodes that failed.
+    """
+    job = DecodeJob(config)
+    return run_command(job, DecodeResult, config, SerialExecutor(), reporter=reporter)
+
+
+class DecodeJob:
+    """Job that decodes the episodes of a folder of codes; see `jobs.job.Job`."""
+
+    def __init__(self, config: DecodeConfig) -> None:
+        check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
+        self._config = config
+        require_input(config.codes)
+        require_weights(config.tokenizer)
+        from vlatool.tokens.decode import EpisodeDecoder, select_codes_of  # imports torch
+
+        source, output = pinned(config.codes), location(config.output)
+        self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
+        tokenizer.check_codebook()
+        tokenizer.check_decoder()
+        selection = select_codes_of(tokenizer, source)
+        self.items: Sequence[str] = selection.episodes
+        work = EpisodeDecoder(tokenizer, selection, output, config.batch_size)
+        options = {
+            **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
+            "codes": source.name,
+            "pictures": list(selection.stems or ()),
+            "tokenizer digest": tokenizer.network.decoder_digest,
+        }
+        digest = selection.folder.manifest.digest if source.is_dir() else ""
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord(
+                "decode",
+                {**options, "codes digest": digest, **versions_of([source])},
+                words={
+                    "codes digest": "codes",
+                    "pictures": "images",
+                    "tokenizer digest": "tokenizer",
+                },
+            ),
+            title=f"decode {config.codes}",
+            item_name="episode",
+            plan=plan_digest(options),
+            work=work,
+            state=work.state,
+            owned=("*/*.png",),
+            locations=(source, output),
+            progress_count="pictures",
+            shown={"output": config.output},
+        )
+
+    def name(self, item: str) -> str:
+        return item
+
+    def begin(self) -> None:
+        """Does nothing: no file marks the folder as complete."""
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
+        del run
+        return [entry for receipt in receipts for entry in receipt.files]
+
+    def result(self, run: JobRun) -> DecodeResult:
+        return DecodeResult(
+            tokenizer=self._tokenizer.name,
+            pictures=run.sums.get("pictures", 0),
+            bytes=run.bytes_on_disk,
+        )

@@ -1,27 +1,41 @@
-"""Open-loop evaluation of a trained policy on recorded data."""
+"""Evaluation of a trained policy on recorded data: open-loop, or at one frame.
 
+Legend of shapes: T action steps, C dimensions of a field.
+"""
+
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.config.base import check_required
+from pydantic import Field
+
+from vlatool.artifacts.base import recognize
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.ownership import check_owner, single_output, versions_of
+from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.loading.base import PairOptions, RecordedPairs
+from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs
+from vlatool.loading.shard_reader import episode_named
 from vlatool.models.published import Trained
-from vlatool.models.trained import data_kind_of
+from vlatool.models.trained import Weights, data_kind_of
+from vlatool.results import Result
+from vlatool.sources.base import id_part, numbered
+from vlatool.sources.detection import detect_source
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 
 if TYPE_CHECKING:
+    from vlatool.episode import Array, UInt8Array
+    from vlatool.evaluation.offline import RecordedFrame
     from vlatool.models.base import Policy
+    from vlatool.models.tokenizer import OpenTokenizer
 
-__all__ = ["OpenLoopConfig", "open_loop"]
+__all__ = ["OpenLoopConfig", "open_loop", "predict"]
 
 CURVES, REPORT = "curves.png", "report.json"
 _NUM_WORST = 3
@@ -36,7 +50,7 @@ _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
 
 
 @dataclass(frozen=True)
-class OpenLoopResult:
+class OpenLoopResult(Result):
     """Errors of predicted action chunks compared with recorded ones."""
 
     checkpoint: str
@@ -51,33 +65,24 @@ class OpenLoopResult:
     invalid: int = 0
     futures: Mapping[str, Any] | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text: mean absolute errors in the units of the fields."""
+    def lines(self) -> Iterator[str]:
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
-        header = f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
-        rows = [header]
+        yield f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
         for field, metrics in self.fields.items():
-            rows.append(f"{field[-51:]:<52}{_field_text(metrics, names)}")
-            rows += [f"   {text}" for text in _details(metrics)]
+            yield f"{field[-51:]:<52}{_field_text(metrics, names)}"
+            yield from (f"   {text}" for text in _details(metrics))
         overall = "".join(_figure(self.overall[name]) for name in names)
-        rows.append(f"{'overall, in standard deviations':<52}{overall}")
+        yield f"{'overall, in standard deviations':<52}{overall}"
         steps = len(self.overall_by_step["policy"])
         for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
             errors = "".join(_figure(self.overall_by_step[name][step]) for name in names)
-            rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
-        rows.append(
-            f"{counted(self.samples, 'chunk')}, {weights_text(self.weights)}; "
-            f"curves: {self.picture}"
-        )
+            yield f"{f'   step {step + 1} of {steps}':<52}{errors}"
+        chunks = counted(self.samples, "chunk")
+        yield f"{chunks}, {weights_text(self.weights)}; curves: {self.picture}"
         if self.invalid:
-            rows.append(f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite")
+            yield f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite"
         if self.futures is not None:
-            rows += futures_text(self.futures)
-        return "\n".join(rows)
+            yield from futures_text(self.futures)
 
 
 def futures_text(futures: Mapping[str, Any]) -> Iterator[str]:
@@ -136,7 +141,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     )
     data = pinned(config.data)
     output = results_folder(config.output, trained, f"open-loop-{data.name}")
-    record = OutputRecord("eval open-loop", _options(config, trained, data))
+    record = OutputRecord("eval open-loop", _recorded_options(config, trained, data=data))
     check_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed)
     tokenizer = tokenizer_for(policy, config.tokenizer)
@@ -170,11 +175,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
 
 
 def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int) -> RecordedPairs:
-    """Recorded observations and targets that a policy can be evaluated on.
-
-    Raises:
-        DataError: There are no data, they do not fit the policy, or they contain no actions.
-    """
+    """Recorded observations and targets that a policy can be evaluated on."""
     kind = data_kind_of(trained.config)
     options = PairOptions(policy.sees, policy.horizon, seed)
     pairs = kind.pairs(trained.config.data, trained.assets, location, options)
@@ -187,19 +188,16 @@ def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int)
     return pairs
 
 
-def _options(config: OpenLoopConfig, trained: Trained, data: Path) -> dict[str, Any]:
+def _recorded_options(config: ConfigModel, trained: Trained, **inputs: Path) -> dict[str, Any]:
     """Options for the record, with names instead of paths of the inputs."""
     options = config.model_dump(mode="json", exclude={"output"})
-    inputs = {"checkpoint": checkpoint_of(trained).name, "data": data.name}
-    return options | inputs | versions_of([folder_of(trained), data])
+    options |= {"checkpoint": checkpoint_of(trained).name}
+    options |= {key: path.name for key, path in inputs.items()}
+    return options | versions_of([folder_of(trained), *inputs.values()])
 
 
 def results_folder(output: str | None, trained: Trained, name: str) -> Path:
-    """Folder for results: as given, or one in the run.
-
-    Raises:
-        UsageError: None is given, and the weights are remote or of no run.
-    """
+    """Folder for results: as given, or one in the run."""
     root = folder_of(trained)
     if not output and (trained.origin.run is None or is_remote(root)):
         raise UsageError(
@@ -224,3 +222,296 @@ def folder_of(trained: Trained) -> Path:
 def weights_text(weights: str) -> str:
     """Averaged or raw weights; a published file does not say which."""
     return f"{weights} weights" if weights else "published weights"
+
+
+ACTIONS, VIDEO = "actions.png", "futures.mp4"
+_MAX_CURVES = 24
+
+
+class PredictConfig(ConfigModel):
+    """Options of `vlatool predict`."""
+
+    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    source: str = required_field(
+        "", "Raw episodes of any format, or the data that `eval open-loop` takes."
+    )
+    episode: str = Field(default="0", description="Number of the episode, or its id.")
+    frame: int = Field(default=0, ge=0, description="Frame at which the policy acts.")
+    output: str | None = Field(
+        default=None, description="Folder for the results; null: in the run, if that is local."
+    )
+    instruction: str | None = Field(
+        default=None, description="Instruction for the policy; null: that of the episode."
+    )
+    weights: Weights = Field(
+        default="auto", description="Averaged or raw weights; auto: averaged if any."
+    )
+    inference_steps: int = Field(
+        default=8, ge=1, description="Evaluations of the network per sampled chunk."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
+    tokenizer: str | None = Field(
+        default=None,
+        description="Visual tokenizer of the codes of a policy that predicts images, to draw them; "
+        "null: predict no images.",
+    )
+    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
+
+
+@dataclass(frozen=True)
+class FieldPrediction:
+    """Predicted and recorded steps of one action field."""
+
+    names: Sequence[str]  # of the C dimensions
+    predicted: Sequence[Sequence[float]]  # actions of the policy [T, C]
+    # Recorded actions; shorter than T at the end of an episode, empty if unknown.
+    recorded: Sequence[Sequence[float]]
+    mae_per_dimension: Sequence[float]  # over the recorded steps [C]; empty without any
+    # Error of repeating the action of the frame before; empty at the first frame.
+    copy_last_per_dimension: Sequence[float]
+
+
+@dataclass(frozen=True)
+class PredictResult(Result):
+    """A predicted action chunk."""
+
+    checkpoint: str
+    weights: str
+    source: str
+    episode: str
+    frame: int
+    instruction: str
+    fps: float
+    fields: Mapping[str, FieldPrediction]
+    # Duration of a call of the policy with images that it has not seen, after a first call.
+    ms_per_decision: float
+    tokens_per_decision: int | None  # that were decoded; None if the policy decodes none
+    # Errors of predicted images by step, and `files` with drawings; None without them.
+    futures: Mapping[str, Any] | None
+    picture: str
+    report: str
+
+    def lines(self) -> Iterator[str]:
+        horizon = len(next(iter(self.fields.values())).predicted)
+        steps = sorted({0, horizon // 2, horizon - 1})
+        columns = "".join(f"{f'step {step + 1} (recorded)':>22}" for step in steps)
+        yield f"{self.episode}, frame {self.frame}: {self.instruction or '(no instruction)'}"
+        yield f"{'':<20}{columns}{'error':>10}{'copy last':>11}"
+        for name, field in self.fields.items():
+            yield from _field_lines(name, field, steps)
+        count = self.tokens_per_decision
+        tokens = "" if count is None else f" and {counted(count, 'token')}"
+        yield (
+            f"{counted(horizon, 'step')} at {self.fps:g} per second, "
+            f"{self.ms_per_decision:.1f} ms{tokens} per decision, "
+            f"{weights_text(self.weights)}; curves: {self.picture}"
+        )
+        if self.futures is not None:
+            yield from futures_text(self.futures)
+            yield f"images: {', '.join(self.futures['files'])}"
+
+
+def _field_lines(name: str, field: FieldPrediction, steps: Sequence[int]) -> Iterator[str]:
+    yield name
+    for index, label in enumerate(field.names):
+        text = f"   {label[:17]:<17}"
+        for step in steps:
+            is_known = step < len(field.recorded)
+            recorded = f"{field.recorded[step][index]:.4f}" if is_known else "-"
+            text += f"{field.predicted[step][index]:>11.4f}{f'({recorded})':>11}"
+        for errors, width in ((field.mae_per_dimension, 10), (field.copy_last_per_dimension, 11)):
+            text += f"{errors[index]:>{width}.4f}" if errors else f"{'-':>{width}}"
+        yield text
+
+
+def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResult:
+    """Asks a policy for one action chunk, at a frame of recorded data.
+
+    Raises:
+        UsageError: A required key is missing, or the output has different content.
+        DataError: Checkpoint or data are missing, broken or incompatible, or the data have no such
+            episode or frame.
+    """
+    from vlatool.evaluation.control import ResizeLog, check_finite, chunk_seed
+    from vlatool.evaluation.futures import save_futures, tokenizer_for
+    from vlatool.evaluation.policy_runner import open_policy
+
+    check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
+    require_input(config.source)
+    policy, trained = open_policy(
+        config.checkpoint, config.weights, config.inference_steps, reporter
+    )
+    source = pinned(config.source)
+    output = results_folder(
+        config.output, trained, f"predict-{source.name}-{config.episode}-{config.frame}"
+    )
+    record = OutputRecord("predict", _recorded_options(config, trained, source=source))
+    check_owner(output, record)
+    chosen = _recorded_frame(config, source, policy, trained)
+    tokenizer = tokenizer_for(policy, config.tokenizer)
+    ResizeLog(policy.sees, reporter.note).add_observation(chosen.observation)
+    seeds = [chunk_seed(config.seed, chosen.seed)]
+    decision = policy.decide([chosen.observation], seeds=seeds)
+    chunk, tokens = decision.actions, decision.tokens[0] if decision.tokens else None
+    check_finite(chunk)
+    # The first call also initializes the device. In the second one the lowest bit of all pixels is
+    # changed, so that no image is in a cache.
+    images = {camera: values ^ 1 for camera, values in chosen.observation.images.items()}
+    changed = replace(chosen.observation, images=images)
+    started = time.perf_counter()
+    policy.act([changed], seeds=seeds)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    futures = None if tokenizer is None else _futures(policy, tokenizer, chosen, seeds)
+    names = [] if futures is None else [*map(future_name, futures.predicted), VIDEO]
+    result = PredictResult(
+        checkpoint=str(checkpoint_of(trained)),
+        weights=trained.origin.weights,
+        source=config.source,
+        fps=policy.fps,
+        ms_per_decision=milliseconds,
+        tokens_per_decision=tokens,
+        futures=futures and {**futures.scores, "files": [str(output / name) for name in names]},
+        picture=str(output / ACTIONS),
+        report=str(output / REPORT),
+        episode=chosen.target.episode,
+        frame=chosen.target.frame,
+        instruction=chosen.observation.instruction,
+        fields={name: _field(chosen, name, values[0]) for name, values in chunk.items()},
+    )
+    with single_output(output, record, (ACTIONS, REPORT, *names)):
+        _save_curves(output / ACTIONS, result)
+        if futures is not None:
+            save_futures(output, futures.lines, future_name, VIDEO)
+        document = result.document()
+        del document["ms_per_decision"]  # the same command writes the same bytes
+        write_json(output / REPORT, document)
+    return result
+
+
+def future_name(camera: str) -> str:
+    """Name of the file with the predicted images of a camera."""
+    return f"future-{id_part(camera)}.png"
+
+
+@dataclass(frozen=True)
+class _Futures:
+    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first."""
+
+    predicted: "Mapping[str, UInt8Array]"  # images of predicted codes
+    lines: "Mapping[str, Mapping[str, UInt8Array]]"  # what is drawn, from top to bottom, by label
+    scores: Mapping[str, Any]  # errors; empty if nothing was recorded
+
+
+def _futures(
+    policy: "Policy", tokenizer: "OpenTokenizer", chosen: "RecordedFrame", seeds: Sequence[int]
+) -> _Futures:
+    from vlatool.evaluation.futures import (
+        FutureScores,
+        checked_policy,
+        decoded_images,
+        prepared_images,
+        reconstructed_images,
+    )
+
+    predicts = checked_policy(policy, tokenizer)
+    answer = predicts.future_codes([chosen.observation], seeds=seeds)
+    codes = {camera: values[0] for camera, values in answer.items()}
+    predicted = {camera: decoded_images(tokenizer, values) for camera, values in codes.items()}
+    if chosen.futures is None:
+        return _Futures(predicted, {"predicted": predicted}, {})
+    recorded = chosen.futures(len(next(iter(predicted.values()))))
+    scores = FutureScores(tokenizer)
+    scores.add(codes, recorded, chosen.observation)
+    resized = {
+        camera: prepared_images(tokenizer, camera, values)
+        for camera, values in recorded.images.items()
+    }
+    reconstructed = {
+        camera: reconstructed_images(tokenizer, values) for camera, values in resized.items()
+    }
+    lines = {"recorded": resized, "recorded, as codes": reconstructed, "predicted": predicted}
+    return _Futures(predicted, lines, {"steps": scores.report()["steps"]})
+
+
+def _recorded_frame(
+    config: PredictConfig, source: Path, policy: "Policy", trained: Trained
+) -> "RecordedFrame":
+    """The chosen frame of raw episodes or of preprocessed data."""
+    if config.format is None and recognize(source) is not None:
+        return _preprocessed_frame(config, str(source), policy, trained)
+    from vlatool.evaluation.offline import frame_of_episode
+
+    detected = detect_source(source, config.format)
+    refs = numbered(detected.refs)
+    ids = {number: ref.id for number, ref in refs.items()}
+    name = episode_named(ids, config.episode)
+    ref = next(ref for ref in detected.refs if ref.id == name)
+    episode = detected.reader.read(ref)
+    return frame_of_episode(episode, config.frame, policy, config.instruction)
+
+
+def _preprocessed_frame(
+    config: PredictConfig, location: str, policy: "Policy", trained: Trained
+) -> "RecordedFrame":
+    from vlatool.evaluation.offline import RecordedFrame
+
+    pairs = recorded_pairs(location, policy, trained, config.seed)
+    index = pairs.find(config.episode, config.frame)
+    if index is None:
+        raise DataError(
+            f"{location}: episodes and frames of this kind of data cannot be looked up",
+            hint="give the raw episodes",
+            code="data.no_lookup",
+        )
+    observation, target = pairs.read([index])[0]
+    if config.instruction is not None:
+        observation = replace(observation, instruction=config.instruction)
+    names = {name: field.names for name, field in pairs.fields.items()}
+    futures = partial(_pair_futures, pairs, index) if pairs.has_futures else None
+    return RecordedFrame(observation, target, names, index, futures)
+
+
+def _pair_futures(pairs: RecordedPairs, index: int, steps: int) -> RecordedFutures:
+    del steps  # that of the data, on which the policy was trained
+    return pairs.futures(index)
+
+
+def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPrediction:
+    """Prediction [T, C] beside what was recorded."""
+    import numpy as np
+
+    target = chosen.target
+    recorded = target.actions.get(name, predicted[:0])[target.mask[: len(predicted)]]
+    errors: dict[str, list[float]] = {"policy": [], "last": []}
+    if len(recorded):
+        errors["policy"] = np.abs(predicted[: len(recorded)] - recorded).mean(axis=0).tolist()
+        if name in target.last:
+            errors["last"] = np.abs(target.last[name] - recorded).mean(axis=0).tolist()
+    return FieldPrediction(
+        names=list(chosen.names.get(name, map(str, range(predicted.shape[1])))),
+        predicted=predicted.tolist(),
+        recorded=recorded.tolist(),
+        mae_per_dimension=errors["policy"],
+        copy_last_per_dimension=errors["last"],
+    )
+
+
+def _save_curves(path: Path, result: PredictResult) -> None:
+    """Saves the chunk and the recorded actions, a panel per dimension."""
+    import numpy as np
+
+    from vlatool.artifacts.field_summary import dimension_label
+    from vlatool.evaluation.plots import save_curves
+
+    curves: dict[str, tuple[Array, Array]] = {}
+    for name, field in result.fields.items():
+        predicted = np.asarray(field.predicted, np.float64)
+        recorded = np.full_like(predicted, np.nan)
+        recorded[: len(field.recorded)] = np.asarray(field.recorded).reshape(-1, len(field.names))
+        for index in range(len(field.names)):
+            label = dimension_label(name, index, len(field.names), {name: field.names})
+            curves[label] = (recorded[:, index], predicted[:, index])
+    shown = dict(list(curves.items())[:_MAX_CURVES])
+    steps = np.arange(len(next(iter(result.fields.values())).predicted))
+    seconds = (result.frame + steps) / result.fps
+    save_curves(path, f"{result.episode}, frame {result.frame}: actions", shown, seconds)

@@ -1,10 +1,11 @@
 """Export of codes, samples and trained models into another layout with the same values."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from vlatool.artifacts.codes.format import (
@@ -18,7 +19,9 @@ from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
 from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.run.locations import named_best
+from vlatool.artifacts.run.checkpoint import is_checkpoint
+from vlatool.artifacts.run.format import is_run
+from vlatool.artifacts.run.locations import named_best, require_weights
 from vlatool.artifacts.samples.format import (
     EXPORTED,
     FAST_NAME,
@@ -33,24 +36,181 @@ from vlatool.artifacts.samples.format import (
 from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
 from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
-from vlatool.config.base import check_required, required_field
-from vlatool.errors import DataError, UsageError
+from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.resolve import load_config
+from vlatool.episode import Array
+from vlatool.errors import BugError, DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
+from vlatool.jobs.command import (
+    ENGINE_KEYS,
+    JOB_KEYS,
+    EngineConfig,
+    JobConfig,
+    JobResult,
+    executor_of,
+)
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.ownership import require_input, versions_of
+from vlatool.jobs.ownership import plan_output, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.models.base import ModelType
+from vlatool.models.published import Trained
+from vlatool.models.titok.published import CONFIG, WEIGHTS
+from vlatool.models.trained import open_trained, with_weights
+from vlatool.results import MERGED, UNLISTED, Result, outcome
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import data_files
-from vlatool.workflows.model_export import (
-    ModelExportResult,
-    export_model,
-    is_run_or_checkpoint,
-)
+from vlatool.training.config import TrainConfig
+
+_SEED = 0
+_NUM_EXAMPLES = 2
+# Same weights and operations on one device, so only the alignment of memory may change a sum.
+_TOLERANCE = 1e-4
+
+
+class TokenizerExportConfig(ConfigModel):
+    """Options of `vlatool tokenizer export`."""
+
+    checkpoint: str = required_field("", "Run folder or checkpoint of a tokenizer, of any scheme.")
+    output: str = required_field("", f"Folder for {CONFIG} and {WEIGHTS}.")
+    overwrite: bool = execution_field(
+        default=False, description="Replace the export of another checkpoint."
+    )
+
+
+@dataclass(frozen=True)
+class ModelExportResult(Result):
+    checkpoint: str  # of a policy; location of a tokenizer, as given
+    output: str  # folder that was written
+    # Number of values in the weights file, with tensors of the published file that the model does
+    # not use.
+    parameters: int
+    bytes: int  # of the weights files
+    summary: str = field(metadata=UNLISTED)  # text on the written files
+    # Further values that the model type reports.
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any], metadata=MERGED)
+    status: str = "written"  # or `planned`
+
+    def lines(self) -> list[str]:
+        content = f"{self.summary}, {self.parameters / 1e6:.2f} M parameters"
+        written = f"{content}, {self.bytes / 1e6:.1f} MB"
+        return [outcome(self.output, self.status, written, f"would write {content}")]
+
+
+def tokenizer_export(
+    config: TokenizerExportConfig, *, reporter: Reporter = NULL
+) -> ModelExportResult:
+    """As `export` of a run; takes published folders and files too.
+
+    Raises:
+        UsageError: A key is missing, the model has no published layout, or the output has
+            different content.
+        DataError: The checkpoint is damaged.
+    """
+    check_required(config, "vlatool tokenizer export RUN --output DIR")
+    require_weights(config.checkpoint)
+    output = location(config.output)
+    return export_model(config.checkpoint, output, reporter, JobConfig(overwrite=config.overwrite))
+
+
+def export_model(
+    checkpoint: str, output: Path, reporter: Reporter, options: JobConfig
+) -> ModelExportResult:
+    """Writes trained weights in the published layout of their model type.
+
+    Of averaged and raw weights a layout with one file gets the averaged ones, if there are any. The
+    same weights give equal bytes. The written files are opened, and their outputs compared. Of the
+    `options`, `overwrite` and `dry_run` have a meaning.
+    """
+    source = named_best(pinned(checkpoint))
+    trained = open_trained(str(source), device="cpu")
+    layout = trained.model_type.layout
+    if problem := layout.problem(trained.config.model):
+        raise UsageError(
+            f"{checkpoint}: cannot be exported: {problem}",
+            hint="use the run itself; vlatool reads it wherever it reads an export",
+            code="usage.not_exportable",
+        )
+    exported = layout.write(trained, _tree(trained), reporter)
+    name = str(trained.origin.checkpoint)
+    record = OutputRecord("export", {"checkpoint": Path(name).name, **versions_of([source])})
+    if type(trained.model_type).tokenizer is not ModelType.tokenizer:
+        name = checkpoint
+        recorded = {"checkpoint": source.name, **versions_of([source])}
+        record = OutputRecord("tokenizer export", recorded)
+    plan_output(output, record, overwrite=options.overwrite)
+    if options.dry_run:
+        return ModelExportResult(
+            name, str(output), exported.parameters, 0, exported.summary, status="planned"
+        )
+    with single_output(output, record, exported.files):
+        facts = exported.write(output)
+        size = sum((output / name).stat().st_size for name in exported.weights)
+        if not layout.can_read:
+            reporter.note(f"{output}: not compared, because its model type reads no export")
+        names = exported.weights if exported.compared is None else exported.compared
+        for name in names if layout.can_read else ():
+            check_equal(trained, output / name)
+    return ModelExportResult(
+        name, str(output), exported.parameters, size, exported.summary, dict(facts)
+    )
+
+
+def check_equal(trained: Trained, path: Path) -> None:
+    """Checks that exported weights give the outputs of the weights that they are from."""
+    written = open_trained(str(path), device="cpu", before=trained.config.model)
+    kind = written.origin.weights
+    is_other = kind in ("raw", "ema") and kind != trained.origin.weights
+    source = with_weights(trained, "raw" if kind == "raw" else "ema") if is_other else trained
+    expected, outputs = example_outputs(source), example_outputs(written)
+    for name, values in expected.items():
+        limit = _TOLERANCE * float(np.abs(values).max(initial=0))
+        is_equal = name in outputs and outputs[name].shape == values.shape
+        if not (is_equal and np.allclose(outputs[name], values, rtol=0, atol=limit)):
+            raise BugError(
+                f"{path}: the exported model gives other {name} than {trained.origin.text}",
+                hint="do not use the export; report this with the configuration of the run",
+                code="bug.export_differs",
+                details={"path": str(path), "output": name},
+            )
+
+
+def example_outputs(trained: Trained) -> dict[str, Array]:
+    """Outputs of a model on made-up inputs, by name: codes and pixels, or action fields."""
+    import torch
+
+    tokenizer = trained.model_type.tokenizer(trained.config.model, trained.parts, trained.assets)
+    generator = np.random.default_rng(_SEED)
+    if tokenizer is None:
+        return _chunks(trained, generator)
+    shape = (_NUM_EXAMPLES, tokenizer.image_size, tokenizer.image_size, 3)
+    images = torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8))
+    outputs: dict[str, Array] = {}
+    if tokenizer.codebook_size:
+        outputs["codes"] = tokenizer.encode(images).values.numpy()
+    if tokenizer.has_decoder:
+        outputs["pixels"] = tokenizer.reconstructor()(images).pixels.numpy()
+    return outputs
+
+
+def _chunks(trained: Trained, generator: np.random.Generator) -> dict[str, Array]:
+    from vlatool.models.policy import example_observation
+
+    policy = trained.policy().with_steps(1)
+    observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
+    return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
+
+
+def _tree(trained: Trained) -> Mapping[str, Any]:
+    """Whole configuration of a run as plain data; empty for published files."""
+    if trained.origin.run is None or trained.folder is None:
+        return {}
+    files = [str(trained.folder / trained.origin.run.config.name)]
+    return load_config(TrainConfig, files=files).config.model_dump(mode="json")
+
 
 _USAGE = "vlatool export SOURCE --output DIR"
 
@@ -77,29 +237,22 @@ class ExportConfig(EngineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult(JobResult):
-    """Result of a run; `failures` lists the episodes that are not in the output.
+    """Result of a run; `failures` lists the episodes that are not in the output."""
 
-    Attributes:
-        exported: `codes` or `samples`.
-        amount: Number of images with codes, or number of samples.
-    """
-
-    exported: str
+    exported: str  # `codes` or `samples`
     layout: str
-    amount: int
+    amount: int  # images with codes, or samples
     bytes: int
 
     def summary(self) -> str:
-        """Number of episodes and of images or samples, and size."""
         content = f"{self.exported} of {counted(self.episodes, 'episode')} as {self.layout}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write {content}"
         unit = "images" if self.exported == "codes" else "samples"
         return f"{content}, {self.amount} {unit}, {self.bytes / 1e6:.1f} MB"
 
     @property
     def next_command(self) -> str:
-        """Command that checks the output."""
         return f"vlatool verify {self.output}"
 
 
@@ -118,7 +271,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     """
     check_required(config, _USAGE)
     source = named_best(pinned(config.source))
-    if is_run_or_checkpoint(source):
+    if is_run(source) or is_checkpoint(source):
         return _model(config, source, reporter)
     job = ExportJob(config)
     return run_command(job, ExportResult, config, executor_of(config), reporter=reporter)
@@ -241,7 +394,6 @@ _Export = _CodesExport | _SamplesExport
 
 
 def _make_export(config: ExportConfig) -> _Export:
-    """Selects the export by the content of the source."""
     require_input(config.source)
     source, output = pinned(config.source), location(config.output)
     if is_inside(output, source):
@@ -310,11 +462,9 @@ class ExportJob:
         )
 
     def name(self, item: str) -> str:
-        """Name of the episode."""
         return item
 
     def begin(self) -> None:
-        """Removes the manifest."""
         remove_file(self.spec.output / self._work.manifest)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
@@ -327,7 +477,6 @@ class ExportJob:
         return files
 
     def result(self, run: JobRun) -> ExportResult:
-        """Result of the command."""
         return ExportResult(
             exported=self._work.exported,
             layout=self._work.layout,

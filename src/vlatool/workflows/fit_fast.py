@@ -3,8 +3,8 @@
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -40,6 +40,7 @@ from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.ownership import plan_output, require_input, single_output
 from vlatool.jobs.record import OutputRecord
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import (
@@ -104,68 +105,46 @@ class FitFastConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class FitFastResult:
-    """Fitted tokenizer and its quality on the chunks.
-
-    Attributes:
-        output: The folder.
-        chunks: Number of chunks that were read.
-        fitted_on: Number of chunks that the vocabulary was fitted on.
-        steps: H.
-        width: D.
-        lowest: Coefficient with code point 0.
-        highest: Largest coefficient.
-        profile: Name of the profile.
-        profile_digest: Digest of the numbers of the profile.
-        quality: Size of the vocabulary, ids per chunk, share of chunks that are decoded exactly,
-            share of coefficients in range, error per dimension; empty for a dry run.
-        digest: Digest of the tokenizer; empty for a dry run.
-        status: `written`, `already complete` or `planned`.
-        next: The next command; may be empty.
-    """
+class FitFastResult(Result):
+    """Fitted tokenizer and its quality on the chunks."""
 
     output: str
-    chunks: int
-    fitted_on: int
-    steps: int
-    width: int
-    lowest: int
-    highest: int
+    chunks: int  # that were read
+    fitted_on: int  # chunks that the vocabulary was fitted on
+    steps: int  # H
+    width: int  # D
+    lowest: int  # coefficient with code point 0
+    highest: int  # largest coefficient
     profile: str
     profile_digest: str
+    # Size of the vocabulary, ids per chunk, share of chunks that are decoded exactly, share of
+    # coefficients in range, error per dimension; empty for a dry run.
     quality: Mapping[str, Any]
-    digest: str = ""
-    status: str = "written"
-    next: str = ""
+    digest: str = ""  # of the tokenizer; empty for a dry run
+    status: str = "written"  # or `already complete`, `planned`
+    next: str = ""  # command for the next step
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> Iterator[str]:
         shape = f"{counted(self.chunks, 'chunk')} of {self.steps} x {self.width}"
         span = f"coefficients from {self.lowest} to {self.highest}, profile {self.profile}"
-        if self.status == "planned":
-            planned = f"would be fitted on {self.fitted_on:,} of {shape}; nothing was written"
-            return f"{self.output}: {planned}\n{span}"
         measured = self.quality
-        fitted = f"{measured['ids']} ids, fitted on {self.fitted_on:,} of {shape}"
+        yield outcome(
+            self.output,
+            self.status,
+            f"{measured.get('ids')} ids, fitted on {self.fitted_on:,} of {shape}",
+            f"would be fitted on {self.fitted_on:,} of {shape}",
+        )
+        if self.is_planned:
+            yield span
+            return
+        yield f"{span}; {measured['in_range']:.2%} of them are in range"
         counts = f"{measured['fewest_ids']} to {measured['most_ids']}"
-        exact = f"{measured['exact']:.2%} of the chunks are decoded exactly to the rounding step"
-        lines = [
-            f"{self.output}: {fitted}; {self.status}",
-            f"{span}; {measured['in_range']:.2%} of them are in range",
-            f"ids per chunk: {measured['ids_per_chunk']:.1f} ({counts})",
-            f"values per id: {measured['values_per_id']:.1f}",
-            exact,
-            "error in units of the action (RMS, maximum):",
-        ]
-        lines += [
-            f"   {name:12} {row['rms']:.3g}, {row['largest']:.3g}"
-            for name, row in measured["error"].items()
-        ]
-        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
+        yield f"ids per chunk: {measured['ids_per_chunk']:.1f} ({counts})"
+        yield f"values per id: {measured['values_per_id']:.1f}"
+        yield f"{measured['exact']:.2%} of the chunks are decoded exactly to the rounding step"
+        yield "error in units of the action (RMS, maximum):"
+        for name, row in measured["error"].items():
+            yield f"   {name:12} {row['rms']:.3g}, {row['largest']:.3g}"
 
 
 def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResult:
@@ -186,11 +165,34 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if earlier is not None and earlier.complete:
-        return _earlier_result(config, target, chunk_sources)
+        report = read_report(target)
+        current = {
+            "output": config.output,
+            "status": "already complete",
+            "next": _next(config, chunk_sources),
+        }
+        return FitFastResult(**{**report, **current})
     normalized = normalization.normalize(chunks)
     indices = _select_chunks(config, len(chunks))
     plan = _plan(config, normalized, len(indices), normalization)
-    alphabet = _alphabet(config, plan, reporter)
+    span = plan.highest - plan.lowest + 1
+    published = config.alphabet == "published"
+    count = span if published else len(byte_characters())
+    if count > config.vocab_size:
+        raise UsageError(
+            f"--vocab-size {config.vocab_size} is too small for the {span} coefficients from "
+            f"{plan.lowest} to {plan.highest}",
+            hint="raise it, lower --scale, or use --alphabet bytes",
+            code="usage.vocab_size",
+        )
+    if config.vocab_size - count < _FEW_IDS:
+        reporter.warn(
+            "small_vocabulary",
+            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} remain "
+            "for runs of "
+            "coefficients: chunks will have many ids",
+        )
+    alphabet = [chr(code) for code in range(span)] if published else sorted(byte_characters())
     if config.dry_run:
         return plan
     tokenizer = fit_tokenizer(
@@ -260,7 +262,16 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
             assert outcome.value is not None
             if len(outcome.value):
                 parts.append(outcome.value)
-            _check_shape(outcome.item.path, parts)
+            if parts and parts[-1].shape[1:] != parts[0].shape[1:]:
+                last, first = (
+                    " x ".join(map(str, part.shape[1:])) for part in (parts[-1], parts[0])
+                )
+                raise DataError.at(
+                    outcome.item.path,
+                    f"has chunks of {last} values, the first file of {first}",
+                    hint="fit one tokenizer for each shape of chunks",
+                    code="data.chunk_shape",
+                )
             bar.advance(1)
     if not parts:
         raise DataError(
@@ -269,17 +280,6 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
             code="data.no_chunks",
         )
     return np.concatenate(parts)
-
-
-def _check_shape(path: Path, parts: Sequence[Array]) -> None:
-    if parts and parts[-1].shape[1:] != parts[0].shape[1:]:
-        last, first = (" x ".join(map(str, part.shape[1:])) for part in (parts[-1], parts[0]))
-        raise DataError.at(
-            path,
-            f"has chunks of {last} values, the first file of {first}",
-            hint="fit one tokenizer for each shape of chunks",
-            code="data.chunk_shape",
-        )
 
 
 def _profile(
@@ -332,7 +332,6 @@ def _dimension(word: str, names: Sequence[str]) -> str:
 
 
 def _select_chunks(config: FitFastConfig, count: int) -> Array:
-    """Indices of the chunks to fit on, in order."""
     if config.limit is None or config.limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(config.seed).choice(count, config.limit, replace=False))
@@ -357,27 +356,6 @@ def _plan(
     )
 
 
-def _alphabet(config: FitFastConfig, plan: FitFastResult, reporter: Reporter) -> list[str]:
-    span = plan.highest - plan.lowest + 1
-    published = config.alphabet == "published"
-    count = span if published else len(byte_characters())
-    if count > config.vocab_size:
-        raise UsageError(
-            f"--vocab-size {config.vocab_size} is too small for the {span} coefficients from "
-            f"{plan.lowest} to {plan.highest}",
-            hint="raise it, lower --scale, or use --alphabet bytes",
-            code="usage.vocab_size",
-        )
-    if config.vocab_size - count < _FEW_IDS:
-        reporter.warn(
-            "small_vocabulary",
-            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} remain "
-            "for runs of "
-            "coefficients: chunks will have many ids",
-        )
-    return [chr(code) for code in range(span)] if published else sorted(byte_characters())
-
-
 def _record(
     config: FitFastConfig,
     sources: Sequence[Path],
@@ -388,21 +366,16 @@ def _record(
     options = {
         **config.model_dump(mode="json", exclude=excluded),
         "sources": [source.name for source in sources],
-        "profile": _profile_label(config, normalization),
+        "profile": (
+            COMPUTE
+            if config.profile == COMPUTE
+            else f"{normalization.name} {normalization.digest[:16]}"
+        ),
     }
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
     # The published code of the reader may be copied into the folder.
     return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(CODE_NAME,))
-
-
-def _profile_label(config: FitFastConfig, normalization: NormalizationProfile) -> str:
-    """The profile for the record; a computed one is determined by the input."""
-    return (
-        COMPUTE
-        if config.profile == COMPUTE
-        else f"{normalization.name} {normalization.digest[:16]}"
-    )
 
 
 def _write(
@@ -420,19 +393,6 @@ def _write(
     profile.write_profile(target / profile.NAME, normalization)
     write_json(target / REPORT_NAME, report)
     write_fast(target, tokenizer)
-
-
-def _earlier_result(
-    config: FitFastConfig, target: Path, chunk_sources: Sequence[ChunkSource]
-) -> FitFastResult:
-    """Result of an earlier run with the same options and inputs."""
-    report = read_report(target)
-    current = {
-        "output": config.output,
-        "status": "already complete",
-        "next": _next(config, chunk_sources),
-    }
-    return FitFastResult(**{**report, **current})
 
 
 def _next(config: FitFastConfig, chunk_sources: Sequence[ChunkSource]) -> str:

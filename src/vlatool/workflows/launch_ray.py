@@ -2,9 +2,9 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from vlatool.launching.ray_file import (
     placeholder_error,
     template,
 )
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_document
 from vlatool.storage.uri import is_remote, local_path, location
@@ -45,36 +46,22 @@ class RayPreprocessConfig(PreprocessConfig):
 
 
 @dataclass(frozen=True)
-class RayClusterResult:
-    """File of a Ray cluster, and the commands to use it.
+class RayClusterResult(Result):
+    """File of a Ray cluster, and the commands to use it."""
 
-    Attributes:
-        status: `planned`, `written`, or `unchanged` for a file that was there.
-        cluster: The file.
-        cluster_text: Its text.
-        config: File with the configuration of the command, for the head of the cluster.
-        placeholders: Placeholders in the text by line; empty but for a dry run.
-        commands: Shell commands to start the cluster, to run on it, and to stop it.
-    """
-
-    status: str
-    cluster: str
+    status: str  # `planned`, `written`, or `unchanged` for a file that was there
+    cluster: str  # the file
     cluster_text: str
-    config: str
-    placeholders: Mapping[int, list[str]]
-    commands: tuple[str, ...]
+    config: str  # file with the configuration of the command, for the head of the cluster
+    placeholders: Mapping[int, list[str]]  # by line; empty but for a dry run
+    commands: tuple[str, ...]  # of the shell: start the cluster, run on it, stop it
 
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The commands; the file too if it was not written."""
-        if self.status != "planned":
-            return "\n".join([f"{self.cluster}: {self.status}; run:", *self.commands])
+    def lines(self) -> list[str]:
+        if not self.is_planned:
+            return [f"{self.cluster}: {self.status}; run:", *self.commands]
         left = sum(map(len, self.placeholders.values()))
-        end = f"{self.cluster}: would be written, with {left} placeholders; nothing was written"
-        return f"{self.cluster_text}\n{end}"
+        plan = f"would be written, with {left} placeholders"
+        return [self.cluster_text, outcome(self.cluster, self.status, "", plan)]
 
 
 def launch_ray_preprocess(
@@ -83,10 +70,6 @@ def launch_ray_preprocess(
     """Preprocesses on the cluster at `ray_address`; without one, writes the file of a new cluster.
 
     A file that exists stays; only its placeholders are filled in.
-
-    Args:
-        config: As for `preprocess`, and the identities of the nodes.
-        reporter: Receives progress and messages.
 
     Raises:
         ConfigError: Nodes of a new cluster could not see a location.
@@ -109,7 +92,11 @@ def launch_ray_preprocess(
         write_text(cluster, text)
     if left:
         raise placeholder_error(config.ray, left)
-    write_text(job, _job_yaml(config))
+    hidden = {"ray", *execution_keys(PreprocessConfig)}
+    values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
+    execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}
+    changed = {key: value for key, value in execution.items() if key in config.model_fields_set}
+    write_text(job, values_to_yaml({**values, **changed}))
     return result
 
 
@@ -147,15 +134,6 @@ def _locations(config: RayPreprocessConfig) -> Iterator[tuple[str, str]]:
     for key in sorted(config.source.location_keys):
         if text := getattr(config.source, key):
             yield f"source.{key}", text
-
-
-def _job_yaml(config: RayPreprocessConfig) -> str:
-    """Configuration for `vlatool preprocess --config` on the head."""
-    hidden = {"ray", *execution_keys(PreprocessConfig)}
-    values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
-    execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}
-    changed = {key: value for key, value in execution.items() if key in config.model_fields_set}
-    return values_to_yaml({**values, **changed})
 
 
 def _commands(cluster: Path, job: Path) -> tuple[str, ...]:

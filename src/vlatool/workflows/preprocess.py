@@ -27,6 +27,7 @@ from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
 from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
+from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.sources.detection import DeferredKeys, detect_source
@@ -44,14 +45,7 @@ from vlatool.transforms.relative import stored_from
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessResult(JobResult):
-    """Result of a run.
-
-    Attributes:
-        empty_episodes: Episodes without samples.
-        plan: Source of the numbers of a dry run.
-        amounts: Counts besides those of samples and shards.
-        left_out_fields: Fields of the source that the sink does not store.
-    """
+    """Result of a run."""
 
     frames: int
     samples: int
@@ -62,47 +56,37 @@ class PreprocessResult(JobResult):
     proprioception_fields: tuple[str, ...]
     dropped: Mapping[str, int]
     bytes_on_disk: int = 0
-    empty_episodes: tuple[str, ...] = ()
+    empty_episodes: tuple[str, ...] = ()  # without samples
     warnings: tuple[str, ...] = ()
-    next: str = ""
+    next: str = field(default="", metadata=UNLISTED)
+    # Source of the numbers of a dry run.
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
-    left_out_fields: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        left_out = {"next"} if self.amounts else {"next", "amounts"}
-        return {key: value for key, value in super().document().items() if key not in left_out}
-
-    @property
-    def next_command(self) -> str:
-        """Command for the next step."""
-        return self.next
+    # Counts besides those of samples and shards.
+    amounts: Mapping[str, int] = field(default_factory=dict[str, int], metadata=OPTIONAL)
+    left_out_fields: tuple[str, ...] = ()  # of the source, which the sink does not store
 
     def summary(self) -> str:
-        """Number of samples and episodes, and size."""
         shards = f" in {counted(self.shards, 'shard')}" if self.shards else ""
         samples = f"{counted(self.samples, 'sample')}{shards}"
         content = f"{samples} from {counted(self.episodes, 'episode')}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write about {content}"
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.bytes_on_disk and not self.amounts:
             size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in total"
         return f"{content} ({size})"
 
-    def details(self) -> list[str]:
-        """Cameras, fields, and what was dropped."""
-        lines = [f"cameras: {', '.join(self.cameras) or 'none'}"]
+    def details(self) -> Iterator[str]:
+        yield f"cameras: {', '.join(self.cameras) or 'none'}"
         if self.action_fields:
-            lines.append(f"actions: {', '.join(self.action_fields)}")
+            yield f"actions: {', '.join(self.action_fields)}"
         if self.proprioception_fields:
-            lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
+            yield f"proprioception: {', '.join(self.proprioception_fields)}"
         if self.left_out_fields:
-            lines.append(f"left out: {few_text(self.left_out_fields)}")
-        lines += [f"{name}: {count}" for name, count in self.amounts.items()]
-        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
-        return [*lines, *(f"no samples from {name}" for name in self.empty_episodes)]
+            yield f"left out: {few_text(self.left_out_fields)}"
+        yield from (f"{name}: {count}" for name, count in self.amounts.items())
+        yield from (f"dropped {count}: {reason}" for reason, count in self.dropped.items())
+        yield from (f"no samples from {name}" for name in self.empty_episodes)
 
 
 _SHARDS = "shards"
@@ -171,7 +155,6 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """Returns the subclass with the `source` section of the format and that of the sink."""
         sections: dict[str, Any] = {}
         name = tree.get("format")
         sections["source"] = _section(FORMATS, str(name), "format") if name else DeferredKeys
@@ -270,15 +253,12 @@ class PreprocessJob:
         self._summary: SinkSummary | None = None
 
     def name(self, item: EpisodeRef) -> str:
-        """Id of the episode."""
         return item.id
 
     def begin(self) -> None:
-        """Calls the method of the sink."""
         self._sink.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Calls the method of the sink."""
         self._summary = self._sink.finish(receipts, run)
         return self._summary.files
 
@@ -307,7 +287,6 @@ class PreprocessJob:
         return tuple(name for name, field in known.items() if field.width and name not in sources)
 
     def result(self, run: JobRun) -> PreprocessResult:
-        """Result of the command."""
         return PreprocessResult(
             left_out_fields=self._left_out,
             cameras=tuple(self._chosen.survey.cameras),
@@ -323,30 +302,28 @@ class PreprocessJob:
 
     def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
-            return self._planned_counts(run)
+            left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
+            good = [ref for ref in self.items if ref.id not in left_out]
+            frames = run.sums.get("frames", 0)
+            survey = replace(self._chosen.survey, episodes=len(good), frames=frames)
+            sink = self._make_sink(
+                self._config.sink, replace(self._setup, survey=survey, refs=good)
+            )
+            estimate = sink.estimate()
+            return {
+                "frames": frames,
+                "samples": estimate.samples or 0,
+                **_count_fields(estimate.counts),
+                "bytes": 0,
+                "dropped": {**run.dropped, **self._chosen.excluded},
+                "plan": {"estimated_from": f"{counted(len(good), 'episode')}"},
+            }
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
             **_count_fields(self._summary.counts),
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.excluded},
-        }
-
-    def _planned_counts(self, run: JobRun) -> dict[str, Any]:
-        """Estimate from the episodes that a dry run has found good."""
-        left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
-        good = [ref for ref in self.items if ref.id not in left_out]
-        frames = run.sums.get("frames", 0)
-        survey = replace(self._chosen.survey, episodes=len(good), frames=frames)
-        sink = self._make_sink(self._config.sink, replace(self._setup, survey=survey, refs=good))
-        estimate = sink.estimate()
-        return {
-            "frames": frames,
-            "samples": estimate.samples or 0,
-            **_count_fields(estimate.counts),
-            "bytes": 0,
-            "dropped": {**run.dropped, **self._chosen.excluded},
-            "plan": {"estimated_from": f"{counted(len(good), 'episode')}"},
         }
 
 

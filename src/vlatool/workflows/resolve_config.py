@@ -1,16 +1,28 @@
-"""Resolved configuration of a run with the origin of each value."""
+"""Resolved configuration of a run with the origin of each value, and the content of a preset."""
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlatool.config.resolve import Resolved, to_yaml, value_origins, with_derived
+from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.coerce import plain
+from vlatool.config.presets import PresetInfo, display_path, preset_info
+from vlatool.config.resolve import (
+    STRICT,
+    LayerReader,
+    Resolved,
+    to_yaml,
+    value_origins,
+    values_to_yaml,
+    with_derived,
+)
 from vlatool.config.rules import violations
 from vlatool.config.schema import unset_required
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.results import MERGED, OPTIONAL, UNLISTED, Result
 from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.uri import local_path
@@ -29,46 +41,20 @@ class DerivesFromData(Protocol):
 
 
 @dataclass(frozen=True)
-class ResolveResult:
-    """A resolved configuration, ready to print.
+class ResolveResult(Result):
+    """A resolved configuration, ready to print."""
 
-    Attributes:
-        resolved: The configuration with origins.
-        unset: Required keys without a value.
-        output: The file that was written, if any.
-        explain: True to show origins.
-    """
+    config: Mapping[str, Any]
+    unset: list[str]  # required keys without a value
+    origins: Mapping[str, str] | None = field(metadata=OPTIONAL)  # of each value, if requested
+    output: Path | None = field(metadata=OPTIONAL)  # file that was written
+    yaml: str = field(metadata=UNLISTED)
 
-    resolved: Resolved[Any]
-    unset: list[str]
-    output: Path | None = None
-    explain: bool = False
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        document: dict[str, Any] = {
-            "config": self.resolved.config.model_dump(mode="json"),
-            "unset": self.unset,
-        }
-        if self.explain:
-            document["origins"] = value_origins(self.resolved)
-        if self.output is not None:
-            document["output"] = str(self.output)
-        return document
-
-    def text(self) -> str:
-        """The YAML, or which file was written."""
+    def lines(self) -> list[str]:
         if self.output is None:
-            return self.yaml()
+            return [self.yaml]
         unset = f"; required, but not set: {', '.join(self.unset)}" if self.unset else ""
-        return f"{self.output}: written{unset}"
-
-    def yaml(self) -> str:
-        """The configuration; a comment at its end names required keys without a value."""
-        text = to_yaml(self.resolved, explain=self.explain)
-        if self.unset:
-            text += f"# required, but not set: {', '.join(self.unset)}\n"
-        return text
+        return [f"{self.output}: written{unset}"]
 
 
 def resolve_config(
@@ -106,15 +92,17 @@ def resolve_config(
     for violation in violations(resolved.config):
         reporter.warn("broken_rule", violation.message)
     unset = unset_required(resolved.config)
-    result = ResolveResult(resolved, unset, target, explain)
+    text = to_yaml(resolved, explain=explain)
+    if unset:
+        text += f"# required, but not set: {', '.join(unset)}\n"
     if target is not None:
         remove_partials_of(target)
-        write_text(target, result.yaml())
-    return result
+        write_text(target, text)
+    origins = value_origins(resolved) if explain else None
+    return ResolveResult(resolved.config.model_dump(mode="json"), unset, origins, target, text)
 
 
 def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
-    """The configuration with `resolve_configs` reset, and the requested folder."""
     folder = getattr(resolved.config, "resolve_configs_path", None)
     if not hasattr(resolved.config, "resolve_configs"):
         return resolved, ""
@@ -153,3 +141,39 @@ def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
         hint="choose another --output, or remove it",
         code="usage.output_exists",
     )
+
+
+class PresetsShowConfig(ConfigModel):
+    """Options of `vlatool presets show`."""
+
+    name: str = required_field("", "Name of a preset, or the path of a YAML file.")
+
+
+@dataclass(frozen=True)
+class ShownPreset(Result):
+    """A preset with its values, included files merged, in the section that it fills."""
+
+    preset: PresetInfo = field(metadata=MERGED)
+    values: Mapping[str, Any]
+
+    def lines(self) -> list[str]:
+        """YAML for `--config`, after comments with the name and the description."""
+        head = f"# {display_path(self.preset.path)}"
+        text = f"{head}: {self.preset.description}" if self.preset.description else head
+        return [text, values_to_yaml(self.values)]
+
+
+def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> ShownPreset:
+    """Returns a preset.
+
+    Raises:
+        UsageError: The name is missing or unknown.
+        ConfigError: A file cannot be read.
+    """
+    del reporter
+    check_required(config, "vlatool presets show NAME; `vlatool presets` lists the names")
+    from vlatool.training.config import TrainConfig  # imports numpy
+
+    reader = LayerReader(TrainConfig.preset_sections, None, STRICT)
+    tree = reader.read([config.name], (), ()).trees[0]
+    return ShownPreset(preset_info(config.name), plain(tree))

@@ -1,15 +1,21 @@
 """Closed-loop evaluation of a trained policy in Gymnasium environments."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlatool.config.resolve import load_config
 from vlatool.errors import PartialFailure, UsageError
-from vlatool.evaluation.config import RolloutConfig, RolloutTask, SuiteConfig
-from vlatool.evaluation.env_processes import Environments, EnvProcesses, LocalEnvironments
-from vlatool.evaluation.environments import EnvironmentMaker, environment_maker, with_mapping
+from vlatool.evaluation.config import RolloutConfig, RolloutOptions, RolloutTask, SuiteConfig
+from vlatool.evaluation.environments import (
+    EnvironmentMaker,
+    Environments,
+    EnvProcesses,
+    LocalEnvironments,
+    environment_maker,
+    with_mapping,
+)
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
@@ -17,47 +23,45 @@ from vlatool.jobs.ownership import versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
 from vlatool.models.published import Trained
+from vlatool.results import MERGED, Result
 from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder, weights_text
+
+if TYPE_CHECKING:
+    from vlatool.models.base import Policy
 
 __all__ = ["RolloutConfig", "rollout"]
 
 
 @dataclass(frozen=True)
-class RolloutResult:
+class RolloutResult(Result):
     """Success rates of a policy in an environment, or in those of a suite."""
 
     checkpoint: str
     weights: str
     env: str
-    figures: Mapping[str, Any]
     picture: str | None
     report: str
+    figures: Mapping[str, Any] = field(metadata=MERGED)
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        info = {key: value for key, value in asdict(self).items() if key != "figures"}
-        return {**info, **self.figures}
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> Iterator[str]:
         figures = self.figures
         weights = weights_text(self.weights)
-        lines = [f"{self.env}: {_rate(figures)} success ({_interval(figures)}), {weights}"]
+        yield f"{self.env}: {_rate(figures)} success ({_interval(figures)}), {weights}"
         for task, counts in figures.get("per_task", {}).items():
-            lines.append(f"   {_rate(counts)}  {task} ({_interval(counts)})")
+            yield f"   {_rate(counts)}  {task} ({_interval(counts)})"
         for instruction, counts in figures["per_instruction"].items():
-            lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
+            yield f"   {_rate(counts)}  {instruction or '(no instruction)'}"
         errors = [row["error"] for row in figures["rollouts"] if row["error"] is not None]
         if errors:
-            lines.append(f"episodes ended by an error of the environment: {len(errors)}")
-            lines += [f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors)]
-        if figures["plan_ms"]["batches"]:
-            lines.append(_latency_text(figures["plan_ms"]))
+            yield f"episodes ended by an error of the environment: {len(errors)}"
+            yield from (f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors))
+        if (times := figures["plan_ms"])["batches"]:
+            points = ", ".join(f"{times[f'p{share}']:.1f} ms (p{share})" for share in (50, 90, 99))
+            yield f"planning takes {points} per batch"
         if self.picture:
-            lines.append(f"episodes: {self.picture}")
+            yield f"episodes: {self.picture}"
         if figures["videos"]:
-            lines.append(f"videos: {Path(figures['videos'][0]).parent}")
-        return "\n".join(lines)
+            yield f"videos: {Path(figures['videos'][0]).parent}"
 
 
 def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
@@ -75,8 +79,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     """
     from vlatool.evaluation.control import ResizeLog
     from vlatool.evaluation.policy_runner import open_policy
-    from vlatool.evaluation.rollout_job import RolloutJob, RolloutSetup
-    from vlatool.evaluation.rollouts import RolloutProgress
+    from vlatool.evaluation.rollouts import RolloutJob, RolloutProgress, RolloutSetup
 
     tasks = {name: with_mapping(task) for name, task in suite_tasks(config).items()}
     makers = {name: environment_maker(task) for name, task in tasks.items()}
@@ -88,7 +91,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         header = {
             "checkpoint": str(checkpoint_of(trained)),
             "weights": trained.origin.weights,
-            "env": _suite_name(config) if config.suite else config.env,
+            "env": PurePosixPath(config.suite or "").stem if config.suite else config.env,
         }
         name = f"rollout-{header['env'].replace('/', '-')}"
         output = results_folder(config.output, trained, name)
@@ -116,12 +119,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
 
 
 def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
-    """Config of each task of a suite; without one, the config with an empty name.
-
-    Raises:
-        ConfigError: The file of the suite is invalid.
-        UsageError: It has no tasks.
-    """
+    """Config of each task of a suite; without one, the config with an empty name."""
     if config.suite is None:
         return {"": config}
     suite = load_config(SuiteConfig, files=[config.suite]).config
@@ -142,16 +140,7 @@ def _given(task: RolloutTask) -> dict[str, Any]:
     return {name: getattr(task, name) for name in task.model_fields_set}
 
 
-def _suite_name(config: RolloutConfig) -> str:
-    return PurePosixPath(config.suite or "").stem
-
-
 def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> Environments:
-    """Environments in this process or in others.
-
-    Raises:
-        UsageError: Other processes cannot make an environment, but were asked for.
-    """
     if config.env_processes is None:
         count = min(maker.default_processes() for maker in makers)
     else:
@@ -207,6 +196,42 @@ def _interval(counts: Mapping[str, Any]) -> str:
     return f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
 
 
-def _latency_text(figures: Mapping[str, float]) -> str:
-    points = ", ".join(f"{figures[f'p{point}']:.1f} ms (p{point})" for point in (50, 90, 99))
-    return f"planning takes {points} per batch"
+_METRICS = ("success_rate", "episodes", "errors", "mean_steps")
+
+
+class CheckpointRollouts:
+    """Rollouts with the options of the section `eval`; see `training.success.RollsOut`."""
+
+    def __init__(self, options: RolloutOptions, reporter: Reporter) -> None:
+        self._options = RolloutConfig(
+            **{name: getattr(options, name) for name in RolloutOptions.model_fields}
+        )
+        self._reporter = reporter
+        self._tasks = [with_mapping(task) for task in suite_tasks(self._options).values()]
+        self._makers = [environment_maker(task) for task in self._tasks]
+
+    def check(self, policy: "Policy") -> None:
+        """Checks first observations and widths of actions; computes nothing, as weights may be
+        sharded.
+        """
+        from vlatool.evaluation.controllers import check_environment
+
+        for task, make_env in zip(self._tasks, self._makers, strict=True):
+            check_environment(policy, task, make_env)
+
+    def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
+        """Metrics of the rollouts of a checkpoint, and of each task or instruction if there are
+        several.
+        """
+        update = {"checkpoint": str(checkpoint), "output": str(output)}
+        try:
+            result = rollout(self._options.model_copy(update=update), reporter=self._reporter)
+        except PartialFailure as error:
+            if not isinstance(error.result, RolloutResult):
+                raise
+            result = error.result
+        figures = result.figures
+        groups = figures.get("per_task") or figures["per_instruction"]
+        rates = {f"success_rate/{text}": counts["success_rate"] for text, counts in groups.items()}
+        metrics = {name: figures[name] for name in _METRICS} | (rates if len(rates) > 1 else {})
+        return {name: float(value) for name, value in metrics.items()}

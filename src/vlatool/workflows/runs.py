@@ -1,11 +1,11 @@
 """List of training runs, and the comparison of two of them."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from pydantic import Field
@@ -17,11 +17,12 @@ from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.inspection.inspect import check_target
+from vlatool.inspection import check_target
 from vlatool.jobs.ownership import differing_keys, require_input
-from vlatool.pages.curves import chart_grid, curve_charts
 from vlatool.pages.layout import Section, code, heading, page, table
+from vlatool.pages.plots import chart_grid, curve_charts
 from vlatool.pages.text import number_text, spark_text, text_table
+from vlatool.results import OPTIONAL, UNLISTED, Result
 from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.storage.uri import location
 
@@ -47,64 +48,45 @@ class RunsConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between two runs.
+    """Differences between two runs."""
 
-    Attributes:
-        runs: The two runs.
-        differences: Dotted key of the configuration, and the value in each run.
-        metrics: Metric to the last step that both have, and the value of each run there.
-    """
-
-    runs: tuple[RunSummary, RunSummary]
-    differences: Sequence[tuple[str, Any, Any]]
-    metrics: dict[str, tuple[int, float, float]]
-
-    def document(self) -> dict[str, Any]:
-        """The comparison as JSON values."""
-        names = [run.name for run in self.runs]
-        return {
-            "runs": names,
-            "differences": [
-                {"key": key, "values": [first, second]} for key, first, second in self.differences
-            ],
-            "metrics": {
-                name: {"step": step, "values": [first, second]}
-                for name, (step, first, second) in self.metrics.items()
-            },
-        }
+    runs: Sequence[str]  # their names
+    summaries: tuple[RunSummary, RunSummary] = field(metadata=UNLISTED)
+    # `key` of the configuration, and the `values` in each run.
+    differences: Sequence[Mapping[str, Any]]
+    # Metric to the last `step` that both have, and the `values` of each run there.
+    metrics: Mapping[str, Mapping[str, Any]]
 
     def section(self) -> Section:
         """The comparison as a section of a page, with the curves of both runs."""
-        header = ("key", *(run.name for run in self.runs))
         rows = [
-            (code(key), *(code(value_text(value)) for value in values))
-            for key, *values in self.differences
+            (code(row["key"]), *(code(value_text(value)) for value in row["values"]))
+            for row in self.differences
         ]
         charts = [
-            curve_charts(name, [run.curves[name] for run in self.runs]) for name in self.metrics
+            curve_charts(name, [run.curves[name] for run in self.summaries])
+            for name in self.metrics
         ]
-        body = table(header, rows) or "<p>The configurations are equal.</p>"
+        body = table(("key", *self.runs), rows) or "<p>The configurations are equal.</p>"
         return Section("Comparison", body + heading("curves", chart_grid("".join(charts))))
 
     def blocks(self) -> list[str]:
-        """The comparison as blocks of text."""
-        first, second = self.runs
         options = [
-            (key, *(value_text(value)[:_VALUE_SHOWN] for value in values))
-            for key, *values in self.differences
+            (row["key"], *(value_text(value)[:_VALUE_SHOWN] for value in row["values"]))
+            for row in self.differences
         ]
         rows = [
             (
                 name,
-                step,
-                *map(number_text, values),
-                *(spark_text(run.curves[name].values.tolist()) for run in self.runs),
+                row["step"],
+                *map(number_text, row["values"]),
+                *(spark_text(run.curves[name].values.tolist()) for run in self.summaries),
             )
-            for name, (step, *values) in self.metrics.items()
+            for name, row in self.metrics.items()
         ]
-        header = ("metric", "step", first.name, second.name, "", "")
+        header = ("metric", "step", *self.runs, "", "")
         return [
-            text_table("Configuration", ("key", first.name, second.name), options)
+            text_table("Configuration", ("key", *self.runs), options)
             or "The configurations are equal.",
             text_table("Metrics at the last step of both", header, rows)
             or "No metric has a step in both runs.",
@@ -112,41 +94,26 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class RunList:
-    """Runs in a folder, and the comparison of two of them if it was requested.
+class RunList(Result):
+    """Runs in a folder, and the comparison of two of them if it was requested."""
 
-    Attributes:
-        html: Page that was written; None if it was not requested.
-    """
+    rows_key: ClassVar[str] = "runs"
 
     location: str
     runs: Sequence[RunSummary]
-    comparison: Comparison | None = None
-    html: str | None = None
+    comparison: Comparison | None = field(default=None, metadata=OPTIONAL)
+    html: str | None = field(default=None, metadata=OPTIONAL)  # page that was written
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per run."""
-        return (run.document() for run in self.runs)
-
-    def document(self) -> dict[str, Any]:
-        """All runs, and the comparison."""
-        compared = {} if self.comparison is None else {"comparison": self.comparison.document()}
-        page = {} if self.html is None else {"html": self.html}
-        return {"location": self.location, "runs": list(self.rows()), **compared, **page}
-
-    def text(self) -> str:
-        """The list, or the comparison."""
+    def lines(self) -> list[str]:
         page = [] if self.html is None else [f"page: {self.html}"]
         if self.comparison is not None:
-            return "\n\n".join([*self.comparison.blocks(), *page])
+            return ["\n\n".join([*self.comparison.blocks(), *page])]
         header = ("name", "state", "step", "loss", "validation", "", "model", "changed")
-        table = text_table(
-            f"{self.location}: {counted(len(self.runs), 'run')}", header, map(_row, self.runs)
-        )
+        title = f"{self.location}: {counted(len(self.runs), 'run')}"
         findings = [
             f"{run.name}: {finding['message']}" for run in self.runs for finding in run.findings
         ]
-        return "\n".join([table, *findings, *page])
+        return [text_table(title, header, map(_row, self.runs)), *findings, *page]
 
 
 def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
@@ -188,12 +155,7 @@ def _write_pages(
     comparison: Comparison | None,
     reporter: Reporter,
 ) -> None:
-    """Writes the page of all runs, after a page of each in the folder beside it.
-
-    Raises:
-        UsageError: A file that is not such a page would be replaced.
-        StorageError: A page cannot be written.
-    """
+    """Writes the page of all runs, after a page of each in the folder beside it."""
     folder = target.parent / f"{target.stem}_files"
     files = {run.name: folder / f"{run.name}.html" for run in summaries}
     for file in files.values():
@@ -246,16 +208,19 @@ def _comparison(config: RunsConfig, summaries: Sequence[RunSummary]) -> Comparis
 
 
 def compared(first: RunSummary, second: RunSummary) -> Comparison:
-    """Comparison of two runs."""
-    differences = [*differing_keys(first.config, second.config)]
-    metrics: dict[str, tuple[int, float, float]] = {}
+    differences = [
+        {"key": key, "values": [old, new]}
+        for key, old, new in differing_keys(first.config, second.config)
+    ]
+    metrics: dict[str, Mapping[str, Any]] = {}
     for name, curve in first.curves.items():
         if (other := second.curves.get(name)) is None:
             continue
         points, others = curve.finite(), other.finite()
         if steps := points.keys() & others.keys():
-            metrics[name] = (max(steps), points[max(steps)], others[max(steps)])
-    return Comparison((first, second), differences, metrics)
+            last = max(steps)
+            metrics[name] = {"step": last, "values": [points[last], others[last]]}
+    return Comparison([first.name, second.name], (first, second), differences, metrics)
 
 
 def _row(run: RunSummary) -> tuple[object, ...]:

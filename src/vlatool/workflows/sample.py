@@ -19,19 +19,17 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.uri import local_path
-from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
-from vlatool.world.episodes import expert_episode
-from vlatool.world.metaworld.simulator import VIEWS, load_simulator
-from vlatool.world.metaworld.tasks import check_tasks
+from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.recording import (
     LayoutRecorder,
     RecordableEpisode,
     RecordedEpisode,
     Recorder,
     RecordingSetup,
+    expert_episode,
     recorded_of,
 )
-from vlatool.world.render import View
+from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
 Layout = Literal["spartan", "lerobot", "libero"]
 World = Literal["builtin", "metaworld"]
@@ -90,45 +88,32 @@ class SampleConfig(ConfigModel):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult(JobResult):
-    """Content of the output.
-
-    Attributes:
-        layout: Raw layout.
-        frames: Number of frames of all episodes; None: not known before they are recorded.
-        successes: Number of episodes in which the expert succeeded.
-        instructions: Map from instruction to number of episodes.
-        cameras: Names of the cameras in the layout.
-    """
+    """Content of the output."""
 
     layout: Layout
-    frames: int | None
-    successes: int
-    instructions: dict[str, int]
-    cameras: tuple[str, ...]
+    frames: int | None  # of all episodes; None: not known before they are recorded
+    successes: int  # episodes in which the expert succeeded
+    instructions: dict[str, int]  # map from instruction to number of episodes
+    cameras: tuple[str, ...]  # names in the layout
     world: World = "builtin"
 
     def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
         is_complete = self.status == "already complete"
-        extra = {"already_complete": is_complete, "next": self.next_command}
-        return super().document() | extra
+        return super().document() | {"already_complete": is_complete, "next": self.next_command}
 
     def summary(self) -> str:
-        """Number of episodes and frames."""
         episodes = counted(self.episodes, f"{self.layout} episode")
         counts = episodes if self.frames is None else f"{episodes}, {counted(self.frames, 'frame')}"
-        if self.status == "planned":
+        if self.is_planned:
             return f"would write {counts}"
         return f"{counts}, {self.successes} successful"
 
     def details(self) -> list[str]:
-        """Cameras and instructions."""
         instructions = (f"{count:5d} x {text!r}" for text, count in self.instructions.items())
         return [f"cameras: {', '.join(self.cameras)}", *instructions]
 
     @property
     def next_command(self) -> str:
-        """Command that writes training data from this output."""
         command = f"vlatool preprocess {self.layout} {self.output}"
         if self.layout == "libero":
             return f"{command} --preset future-vla --output {self.output}-windows"
@@ -149,7 +134,18 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
         StorageError: A file cannot be written.
     """
     _check_world(config)
-    _check_layout(config)
+    if config.layout == "libero" and config.cameras != 2:
+        raise UsageError(
+            f"--cameras {config.cameras}: the libero layout has two cameras",
+            hint="leave --cameras out, or use the layout spartan or lerobot",
+            code="usage.cameras",
+        )
+    if config.depth and config.layout != "spartan":
+        raise UsageError(
+            f"--depth: the {config.layout} layout has no depth",
+            hint="leave --depth out, or use the layout spartan",
+            code="usage.depth",
+        )
     job = SampleJob(config)
     # vlatool generates the episodes: a failure is never bad data.
     options = JobConfig(on_error="stop", dry_run=config.dry_run)
@@ -179,7 +175,7 @@ class SampleJob:
             title=f"sample {config.layout} {config.output}",
             item_name="episode",
             plan=plan_digest(options),
-            work=EpisodeWriter(self._recorder.write, self._expert),
+            work=ExpertWriter(self._recorder.write, self._expert),
             state=_state,
             owned=self._recorder.owned,
             temporary=self._recorder.temporary,
@@ -212,25 +208,20 @@ class SampleJob:
         return self._config.frames or len(self._expert(index))
 
     def name(self, item: tuple[int, int]) -> str:
-        """Name of the episode."""
         return f"episode_{item[0]}"
 
     def begin(self) -> None:
-        """Removes the files that describe the whole data set."""
         self._recorder.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes the files that describe the whole data set."""
         return self._recorder.finish(self._noted(receipts), run)
 
     def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
-        """The receipts; their episodes are in the result."""
         for receipt in receipts:
             self._recorded.append(recorded_of(receipt))
             yield receipt
 
     def result(self, run: JobRun) -> SampleResult:
-        """Result of the command."""
         summary = _summary(self._config, self._recorded)
         if run.status != "planned":
             return summary
@@ -241,19 +232,15 @@ class SampleJob:
 
 
 @dataclass(frozen=True)
-class EpisodeWriter:
-    """Picklable function that records one episode.
+class ExpertWriter:
+    """Picklable function that records one episode."""
 
-    Attributes:
-        write: Writes an episode; its second argument is the number of frames before it.
-        expert: Function from the number of an episode to the episode.
-    """
-
+    # Writes an episode; its second argument is the number of frames before it.
     write: Callable[[Any, int], Receipt]
+    # Function from the number of an episode to the episode.
     expert: Callable[[int], RecordableEpisode]
 
     def __call__(self, item: tuple[int, int]) -> Receipt:
-        """Writes the episode; returns its receipt."""
         index, first_row = item
         return self.write(self.expert(index), first_row)
 
@@ -350,18 +337,3 @@ def _check_world(config: SampleConfig) -> None:
         load_simulator()
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "metaworld") from None
-
-
-def _check_layout(config: SampleConfig) -> None:
-    if config.layout == "libero" and config.cameras != 2:
-        raise UsageError(
-            f"--cameras {config.cameras}: the libero layout has two cameras",
-            hint="leave --cameras out, or use the layout spartan or lerobot",
-            code="usage.cameras",
-        )
-    if config.depth and config.layout != "spartan":
-        raise UsageError(
-            f"--depth: the {config.layout} layout has no depth",
-            hint="leave --depth out, or use the layout spartan",
-            code="usage.depth",
-        )

@@ -73,9 +73,7 @@ class SinkRecorder:
         self.write: Callable[[Any, int], Receipt] = _EpisodeWriter(self._sink.work, convert)
 
     def begin(self) -> None:
-        """Removes the meta files."""
         self._sink.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Joins the episodes."""
         return self._sink.finish(receipts, run).files

@@ -5,13 +5,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlatool.config.base import check_required
 from vlatool.errors import missing_package
 from vlatool.events import NULL, Reporter, counted
+from vlatool.results import Result
 from vlatool.serving.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["ServeConfig", "serve"]
 
 
 @dataclass(frozen=True)
-class ServeResult:
+class ServeResult(Result):
     """Counts of a server that was stopped."""
 
     checkpoint: str
@@ -31,16 +32,9 @@ class ServeResult:
     requests: int
     errors: int
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        return (
-            f"{counted(self.requests, 'request')} of {counted(self.clients, 'client')} answered, "
-            f"{counted(self.errors, 'error')}"
-        )
+    def lines(self) -> list[str]:
+        requests, clients = counted(self.requests, "request"), counted(self.clients, "client")
+        return [f"{requests} of {clients} answered, {counted(self.errors, 'error')}"]
 
 
 def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
@@ -58,7 +52,7 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
         raise missing_package((error.name or "").partition(".")[0]) from error
     from vlatool.evaluation.policy_runner import open_policy
     from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
-    from vlatool.serving.service import service_of
+    from vlatool.serving.server import service_of
 
     key = read_key(config.key_file, config.host)
     tls = tls_context(config.certificate, config.private_key)

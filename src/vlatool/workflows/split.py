@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -24,6 +24,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record
+from vlatool.results import Result
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list, location
@@ -70,29 +71,23 @@ class SplitConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class SplitResult:
-    """The lists and their numbers of shards; `status` is `written` or `planned`."""
+class SplitResult(Result):
+    """The lists and their numbers of shards."""
 
     shards: str
     train_output: str
     val_output: str
     train: int
     val: int
-    status: str = "written"
+    status: str = "written"  # or `planned`
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        lists = (
-            (self.train_output, f"{counted(self.train, 'shard')} for training"),
-            (self.val_output, f"{counted(self.val, 'shard')} for validation"),
-        )
-        is_planned = self.status == "planned"
-        lines = [f"{name}: {'would list ' if is_planned else ''}{text}" for name, text in lists]
-        return "\n".join([*lines, *(["nothing was written"] if is_planned else [])])
+    def lines(self) -> list[str]:
+        verb = "would list " if self.is_planned else ""
+        return [
+            f"{self.train_output}: {verb}{counted(self.train, 'shard')} for training",
+            f"{self.val_output}: {verb}{counted(self.val, 'shard')} for validation",
+            *(["nothing was written"] if verb else []),
+        ]
 
 
 def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
@@ -154,7 +149,6 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
 
 
 def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
-    """Paths of both lists."""
     train, val = (
         location(output) if output else folder / name
         for output, name in ((config.train_output, TRAIN_LIST), (config.val_output, VAL_LIST))

@@ -1,7 +1,7 @@
 """Reconstruction quality of a visual tokenizer: metrics, simple baselines, and an HTML page."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,18 +17,17 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
+from vlatool.results import Result
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
 
 if TYPE_CHECKING:
-    from vlatool.evaluation.image_metrics import BestMedianWorst, ImageScore
+    from vlatool.evaluation.image_metrics import ImageScore
     from vlatool.evaluation.reconstruction import (
-        EvalOptions,
         EvalResult,
+        ImagePair,
         MetricNetworks,
-        ReconstructedImage,
     )
-    from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.tokenizer import OpenTokenizer
     from vlatool.training.runtime import Runtime
 
@@ -85,56 +84,39 @@ class TokenizerEvalConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class TokenizerEvalResult:
-    """Measured quality of a visual tokenizer.
+class TokenizerEvalResult(Result):
+    """Measured quality of a visual tokenizer."""
 
-    Attributes:
-        checkpoint: The weights file.
-        data: Location of the data, as given.
-        pictures: Number of measured images.
-        dropped: Map from reason to number of images that could not be used.
-        dropped_images: These images: reason, name and message of each.
-        figures: Map from metric to value; `psnr_of_mean_error` is comparable with the baselines.
-        not_measured: Metrics that were not measured, with the reason.
-        networks: SHA-256 of the weights files of the metric networks.
-        extremes: Best, median and worst images: name to PSNR.
-        page: HTML page with these images.
-        report: JSON file with this result.
-    """
-
-    checkpoint: str
-    data: str
-    pictures: int
-    dropped: Mapping[str, int]
-    dropped_images: Sequence[Mapping[str, str]]
+    checkpoint: str  # the weights file
+    data: str  # location, as given
+    pictures: int  # that were measured
+    dropped: Mapping[str, int]  # map from reason to number of images that could not be used
+    dropped_images: Sequence[Mapping[str, str]]  # reason, name and message of each
+    # Map from metric to value; `psnr_of_mean_error` is comparable with the baselines.
     figures: Mapping[str, float]
-    not_measured: Mapping[str, str]
-    networks: Mapping[str, str]
-    extremes: Mapping[str, Mapping[str, float]]
-    page: str
-    report: str
+    not_measured: Mapping[str, str]  # metrics with the reason
+    networks: Mapping[str, str]  # SHA-256 of the weights files of the metric networks
+    extremes: Mapping[str, Mapping[str, float]]  # best, median and worst images: name to PSNR
+    page: str  # HTML page with these images
+    report: str  # JSON file with this result
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The metrics as text: label and value."""
+    def table(self) -> list[tuple[str, str]]:
+        """Label and value of each metric, as text."""
         shown = [(*_METRICS[name], self.figures[name]) for name in _METRICS if name in self.figures]
         return [
             (label, f"{value:.{digits}f} {unit}".strip()) for label, unit, digits, value in shown
         ]
 
-    def text(self) -> str:
-        """The result as text."""
-        lines = [f"{self.data}: {counted(self.pictures, 'image')}"]
-        lines += [f"   dropped: {count} {reason}" for reason, count in self.dropped.items()]
-        lines += [f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN]]
+    def lines(self) -> Iterator[str]:
+        yield f"{self.data}: {counted(self.pictures, 'image')}"
+        yield from (f"   dropped: {count} {reason}" for reason, count in self.dropped.items())
+        yield from (f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN])
         if len(self.dropped_images) > _SHOWN:
-            lines.append(f"      and more; {REPORT} lists all")
-        lines += [f"{label:<38}{value:>14}" for label, value in self.rows()]
-        lines += [f"not measured: {name} ({reason})" for name, reason in self.not_measured.items()]
-        return "\n".join([*lines, f"images: {self.page}"])
+            yield f"      and more; {REPORT} lists all"
+        yield from (f"{label:<38}{value:>14}" for label, value in self.table())
+        for name, reason in self.not_measured.items():
+            yield f"not measured: {name} ({reason})"
+        yield f"images: {self.page}"
 
 
 def tokenizer_eval(
@@ -152,10 +134,12 @@ def tokenizer_eval(
     find_shards(str(data), config.split)  # before the imports below, which take seconds
     from vlatool.evaluation.image_metrics import extremes
     from vlatool.evaluation.reconstruction import (
+        EvalOptions,
         evaluate_reconstruction,
         load_metric_networks,
         reconstruct,
     )
+    from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.tokenizer import open_tokenizer
     from vlatool.training.config import TrainConfig
     from vlatool.training.runtime import Runtime
@@ -168,7 +152,20 @@ def tokenizer_eval(
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, changes)
     run = tokenizer.network.reconstructor()
     networks = load_metric_networks(config.perceptual_weights, runtime.device)
-    images, options = _data(config, str(data), tokenizer), _eval_options(config, runtime)
+    images = ImageDataConfig(
+        shards=[str(data)],
+        split=config.split,
+        preprocessing=tokenizer.preprocessing,
+        convert_colors=config.convert_colors,
+    )
+    options = EvalOptions(
+        batch_size=config.batch_size,
+        device=runtime.device,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        num_workers=config.num_workers,
+        reduce=runtime.sum,
+    )
     reporter.note(f"measuring {tokenizer.path}")
     evaluation = evaluate_reconstruction(
         tokenizer.network, run, images, options, networks, reporter
@@ -177,13 +174,17 @@ def tokenizer_eval(
     problem = CodesUsage(evaluation.num_images, equal_images=share).problem
     if problem and share > _COLLAPSED_ABOVE:
         reporter.warn(COLLAPSED, f"{tokenizer.path}: {problem}")
-    rows, drops = _all_rows(evaluation, runtime), _all_drops(evaluation, runtime)
+    rows = _all_rows(evaluation, runtime)
+    texts = runtime.gather([json.dumps(asdict(drop)) for drop in evaluation.drops])
+    drops = [json.loads(text) for text in texts]
     result = _result(config, tokenizer, evaluation, networks, output)
     result = replace(result, dropped_images=drops)
     if not runtime.is_main:
         return result
     ranked = extremes(rows, "psnr", _SHOWN)
-    result = replace(result, extremes=_by_name(ranked))
+    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
+    shown = {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
+    result = replace(result, extremes=shown)
     with single_output(output, record, (REPORT, PAGE)):
         images_shown = reconstruct(run, images, options, ranked.keys)
         _write_page(result, images_shown)
@@ -191,42 +192,11 @@ def tokenizer_eval(
     return result
 
 
-def _data(config: TokenizerEvalConfig, data: str, tokenizer: "OpenTokenizer") -> "ImageDataConfig":
-    from vlatool.loading.images.config import ImageDataConfig
-
-    return ImageDataConfig(
-        shards=[data],
-        split=config.split,
-        preprocessing=tokenizer.preprocessing,
-        convert_colors=config.convert_colors,
-    )
-
-
-def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
-    from vlatool.evaluation.reconstruction import EvalOptions
-
-    return EvalOptions(
-        batch_size=config.batch_size,
-        device=runtime.device,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        num_workers=config.num_workers,
-        reduce=runtime.sum,
-    )
-
-
 def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
-    """Gathers the scores of the images of all ranks."""
     from vlatool.evaluation.image_metrics import ImageScore
 
     local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
     return [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
-
-
-def _all_drops(evaluation: "EvalResult", runtime: "Runtime") -> list[Mapping[str, str]]:
-    """Gathers the dropped images of all ranks, as JSON values."""
-    texts = runtime.gather([json.dumps(asdict(drop)) for drop in evaluation.drops])
-    return [json.loads(text) for text in texts]
 
 
 def _result(
@@ -254,23 +224,17 @@ def _result(
     )
 
 
-def _by_name(ranked: "BestMedianWorst") -> dict[str, dict[str, float]]:
-    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
-    return {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
-
-
-def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ReconstructedImage]") -> None:
+def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ImagePair]") -> None:
     from vlatool.evaluation.reconstruction import ReconstructionReport, write_tokenizer_page
 
     report = ReconstructionReport(
         title=result.data,
         num_images=result.pictures,
-        metrics=result.rows(),
+        metrics=result.table(),
         notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
-    pairs = {key: (image.original, image.reconstruction) for key, image in images.items()}
-    write_tokenizer_page(location(result.page), report, result.extremes, pairs)
+    write_tokenizer_page(location(result.page), report, result.extremes, images)
 
 
 def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[str, Any]:

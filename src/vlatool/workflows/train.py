@@ -1,13 +1,13 @@
-"""Training of any registered model type on any data kind that it accepts."""
+"""Training of any registered model type on any data kind that it accepts, and finetuning."""
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
@@ -25,6 +25,7 @@ from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
+from vlatool.results import Result, outcome
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
@@ -43,6 +44,14 @@ from vlatool.training.resume import (
 )
 from vlatool.training.trackers import check_trackers
 
+if TYPE_CHECKING:
+    from vlatool.training.forecast import Forecast
+    from vlatool.training.remote_run import RemoteRun
+    from vlatool.training.run import RunSetup
+    from vlatool.training.runtime import Runtime
+    from vlatool.training.state import TrainState
+    from vlatool.training.validation import RollsOut
+
 # Words for `TrainResult.start`.
 _STARTS = {
     "": "",
@@ -55,18 +64,8 @@ _STARTS = {
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """Result of a run.
-
-    Attributes:
-        export_problem: Reason why `export` rejects it, or empty.
-        next: Command that measures the model; empty after a dry run, or if there is none.
-        start: For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget
-            of the run there) or `replace` (with `overwrite`).
-        forecast: For a dry run, the memory, disk and time that the run will take.
-        remote: Location of the copy of the run; None without `remote_sync`.
-        best: The best checkpoint, by success or validation loss; None if neither was measured.
-    """
+class TrainResult(Result):
+    """Result of a run."""
 
     output: str
     status: str
@@ -82,54 +81,43 @@ class TrainResult:
     dropped: Mapping[str, int]
     acts: bool
     seconds: float
-    export_problem: str = ""
-    next: str = ""
+    export_problem: str = ""  # reason why `export` rejects it
+    next: str = ""  # command that measures the model; empty after a dry run, or if there is none
+    # For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget of the
+    # run there) or `replace` (with `overwrite`).
     start: str = ""
+    # For a dry run, the memory, disk and time that the run will take.
     forecast: "Forecast | None" = None
-    remote: str | None = None
+    remote: str | None = None  # location of the copy of the run; None without `remote_sync`
+    # By success or validation loss; None if neither was measured.
     best: BestCheckpoint | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> Iterator[str]:
         size = f"{self.parameters / 1e6:.2f} M parameters"
-        if self.status == "planned":
-            text = (
-                f"{self.output}: would train {size} for {counted(self.steps, 'step')} on "
+        if self.is_planned:
+            plan = (
+                f"would train {size} for {counted(self.steps, 'step')} on "
                 f"{counted(self.dataset_samples, 'sample')}, about {self.blocks_in_use} open "
                 f"shards; checkpoints at {', '.join(map(str, self.checkpoint_steps))}"
-                f"{_STARTS[self.start].format(remote=self.remote)}; nothing was written"
+                f"{_STARTS[self.start].format(remote=self.remote)}"
             )
-            lines = [text, *([] if self.forecast is None else self.forecast.lines())]
+            yield outcome(self.output, self.status, "", plan)
+            yield from () if self.forecast is None else self.forecast.lines()
             if self.export_problem:
-                lines.append(f"the run cannot be exported: {self.export_problem}")
-            return "\n".join(lines)
+                yield f"the run cannot be exported: {self.export_problem}"
+            return
         loss = "" if self.loss is None else f", loss {number_text(self.loss)}"
-        lines = [f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"]
+        yield f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"
         if self.unused_samples:
-            lines.append(f"{counted(self.unused_samples, 'sample')} left over, less than a step")
+            yield f"{counted(self.unused_samples, 'sample')} left over, less than a step"
         for reason, count in self.dropped.items():
-            lines.append(f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}")
-        lines.append(f"checkpoint: {self.checkpoint}")
+            yield f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}"
+        yield f"checkpoint: {self.checkpoint}"
         if self.best is not None:
-            lines.append(f"best checkpoint: {self.best.text()} ({self.output}/{BEST_NAME})")
+            yield f"best checkpoint: {self.best.text()} ({self.output}/{BEST_NAME})"
         if self.remote:
-            lines.append(f"copy of the run: {self.remote}")
-        if self.next:
-            lines.append(f"next: {self.next}")
-        return "\n".join(lines)
+            yield f"copy of the run: {self.remote}"
 
-
-if TYPE_CHECKING:
-    from vlatool.training.forecast import Forecast
-    from vlatool.training.remote_run import RemoteRun
-    from vlatool.training.run import RunSetup
-    from vlatool.training.runtime import Runtime
-    from vlatool.training.state import TrainState
-    from vlatool.training.validation import RollsOut
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -261,7 +249,7 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "RollsOut | None":
     if config.eval is None:
         return None
     from vlatool.evaluation.config import RolloutOptions
-    from vlatool.workflows.checkpoint_rollouts import CheckpointRollouts
+    from vlatool.workflows.rollout import CheckpointRollouts
 
     assert isinstance(config.eval, RolloutOptions)
     return CheckpointRollouts(config.eval, reporter)
@@ -386,7 +374,6 @@ def _ranks(config: TrainConfig, runtime: "Runtime", typed: Collection[str]) -> i
 
 
 def _output(config: TrainConfig) -> Path:
-    """The local run folder."""
     assert config.name is not None
     return local_path(config.save_path) / config.name
 
@@ -463,3 +450,40 @@ def _next_command(config: TrainConfig, output: str) -> str:
 def _has_policy(config: TrainConfig) -> bool:
     """True if the model type has policies."""
     return type(config.model_type).policy is not ModelType.policy
+
+
+def finetune(
+    config: TrainConfig,
+    *,
+    typed: Collection[str] | None = None,
+    origins: Mapping[str, str] | None = None,
+    reporter: Reporter = NULL,
+) -> TrainResult:
+    """Trains a new run, with its own schedule, from the weights of `init_from`; else as `train`.
+
+    Raises:
+        UsageError: No checkpoint is given, or as for `train`.
+        DataError: The checkpoint is missing, broken or of another architecture, or as for `train`.
+    """
+    return train(check_initial_weights(config), typed=typed, origins=origins, reporter=reporter)
+
+
+def check_initial_weights(config: TrainConfig) -> TrainConfig:
+    """The configuration with its initial weights; raises UsageError without any."""
+    config.check_model()
+    config, _ = config.derive_static()
+    if not config.init_from:
+        raise UsageError(
+            "no checkpoint is given",
+            hint="give a run, one of its checkpoints or a published file with --from CKPT",
+            code="usage.missing_key",
+        )
+    if not config.init_weights_only:
+        raise UsageError(
+            "finetune begins a new schedule with the weights of a checkpoint, but "
+            "init_weights_only is false",
+            hint="to continue the training of that checkpoint use `vlatool train`; to take only "
+            "its weights set init_weights_only (model.resume_weights_only) to true",
+            code="usage.resume_weights_only",
+        )
+    return config

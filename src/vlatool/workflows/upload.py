@@ -1,35 +1,294 @@
-"""Upload of a folder to a repository of a model hub."""
+"""Upload of a folder to a repository of a model hub: its files, and a card from the records."""
 
+import codecs
+import json
+import os
 import re
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, NamedTuple
 
+import yaml
 from pydantic import Field
 
-from vlatool.artifacts.base import recognize
+from vlatool.artifacts.base import contents_text, recognize
 from vlatool.artifacts.lerobot.format import INFO_FILE
+from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.samples.format import SamplesFolder
+from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
-from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
+from vlatool.credentials import credentials_pattern, without_credentials
+from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
 from vlatool.events import NULL, Reporter, counted
-from vlatool.inspection.inspect import inspect_location
+from vlatool.inspection import inspect_location
 from vlatool.jobs.command import DRY_RUN_HELP
-from vlatool.jobs.ownership import require_input
-from vlatool.jobs.record import is_being_written
+from vlatool.jobs.ownership import contents_record, data_files, require_input
+from vlatool.jobs.record import OutputRecord, is_being_written
+from vlatool.pages.report import Report
 from vlatool.pages.text import few_text
+from vlatool.results import Result, outcome
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
 from vlatool.storage.hub import RepositoryWriter, UploadFile
 from vlatool.storage.remote import ObjectInfo
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_remote, local_path, location
-from vlatool.workflows.upload_card import card_text
-from vlatool.workflows.upload_files import CARD, check_texts, chosen_files
 from vlatool.workflows.verify import CodesResult, VerifyConfig, VerifyResult, verify
+
+CARD = "README.md"
+_LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+# Files that hold locations, are read as documents, and have no digest in others: by kind.
+_WITH_LOCATIONS: Mapping[str, Sequence[str]] = {
+    "run": (CONFIG, ORIGINS, OPTIONS_NAME),
+    "export": ("*.json", "*.yaml"),
+    "experiment": ("*.json", "*.yaml"),
+}
+_TEXT_SUFFIXES = frozenset(
+    {"", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".csv", ".toml", ".ini", ".cfg"}
+    | {".xml", ".html", ".log", ".py", ".sh"}
+)
+# Files whose content has no text: all others are searched for credentials.
+_BINARY_SUFFIXES = frozenset(
+    {".arrow", ".bin", ".gz", ".jpeg", ".jpg", ".mp4", ".npy", ".npz", ".parquet", ".png", ".pt"}
+    | {".safetensors", ".tar", ".webp", ".zip", ".zst"}
+)
+_BLOCK_BYTES = 4 * 2**20
+_MAX_SHOWN = 5
+# First folders of absolute paths: those with data of users, besides those of this machine.
+_USER_FOLDERS = {"Users", "Volumes", "data", "home", "media", "mnt", "root", "scratch", "workspace"}
+# Folders of the system say nothing on a user; robots have topics such as /sys or /dev/video0.
+_SYSTEM_FOLDERS = {
+    *("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin"),
+    *("sys", "usr"),
+}
+
+
+class TextMatch(NamedTuple):
+    """Place of a text that must not be uploaded."""
+
+    path: str
+    line: int
+    text: str
+
+
+def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[UploadFile]:
+    """Files to upload, sorted by path; locations in configurations have only their last part.
+
+    `unlisted`: Paths of files that do not belong to it, relative to it; a license stays.
+
+    Records (`.vlatool/`), hidden files, outputs inside this one and logs of trackers are left out.
+    """
+    files: list[UploadFile] = []
+    for info in data_files(folder):
+        parts = PurePosixPath(info.name).parts
+        is_log = kind == "run" and parts[0] in TRACKERS
+        is_foreign = info.name in unlisted and info.name not in (CARD, *_LICENSES)
+        if is_log or is_foreign:
+            continue
+        _check_name(info.name)
+        path = folder / info.name
+        if any(fnmatch(info.name, pattern) for pattern in _WITH_LOCATIONS.get(kind, ())):
+            content = _without_locations(path)
+            files.append(UploadFile(info.name, content, len(content)))
+        else:
+            files.append(UploadFile(info.name, path, info.bytes))
+    return sorted(files, key=lambda file: file.name)
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise name_error(error) from None
+
+
+def check_texts(files: Sequence[UploadFile], folder: Path) -> None:
+    """Raises DataError for a secret, or an absolute path of a machine, in a text (not in data)."""
+    for code, pattern, advice in (
+        ("data.secret", credentials_pattern(), "a secret (a token, a key, or a signed address)"),
+        ("data.absolute_path", _path_pattern(), "an absolute path of a machine"),
+    ):
+        texts = [file for file in files if _is_text(file, code)]
+        problems = [problem for file in texts for problem in _matches(file, pattern)]
+        if not problems:
+            continue
+        first = problems[0]
+        shown = "" if code == "data.secret" else f": {first.text}"
+        more = f"; {len(problems) - 1} more lines hold one" if len(problems) > 1 else ""
+        raise DataError.at(
+            folder / first.path,
+            f"holds {advice}{shown}{more}",
+            line=first.line,
+            hint=_HINTS[code],
+            code=code,
+            places=[{"path": place.path, "line": place.line} for place in problems[:_MAX_SHOWN]],
+        )
+
+
+_HINTS = {
+    "data.secret": "remove it from the file, and make it invalid where it was issued",
+    "data.absolute_path": "write the folder again with relative locations (samples without "
+    "--absolute), or change the file",
+}
+
+
+def _is_text(file: UploadFile, code: str) -> bool:
+    suffix = PurePosixPath(file.name).suffix.lower()
+    return suffix not in _BINARY_SUFFIXES if code == "data.secret" else suffix in _TEXT_SUFFIXES
+
+
+def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[TextMatch]:
+    """Yields the lines of a text file that match, each once."""
+    number, last = 1, 0
+    for block in _text_blocks(file):
+        start = 0
+        for match in pattern.finditer(block):
+            number += block.count(b"\n", start, match.start())
+            start = match.start()
+            if number != last:
+                last = number
+                yield TextMatch(file.name, number, match[0].decode(errors="replace"))
+        number += block.count(b"\n", start)
+
+
+def _text_blocks(file: UploadFile) -> Iterator[bytes]:
+    """Yields the content in blocks that end with a line; nothing for a file that is no text."""
+    if isinstance(file.content, bytes):
+        yield file.content
+        return
+    with file.content.open("rb") as opened:
+        start, rest = opened.read(2), b""
+        is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start
+        opened.seek(0)
+        while block := opened.read(_BLOCK_BYTES):
+            if is_utf16:  # what a pattern can match is ASCII
+                block = block.replace(b"\0", b"")
+            if b"\0" in block:
+                return
+            head, end, tail = (rest + block).rpartition(b"\n")
+            rest = tail
+            if end:
+                yield head + end
+        yield rest
+
+
+@cache
+def _path_pattern() -> re.Pattern[bytes]:
+    """Absolute path with a first folder of this machine, or of users of others."""
+    own = {entry.name for entry in os.scandir("/") if entry.is_dir()} - _SYSTEM_FOLDERS
+    names = "|".join(re.escape(name) for name in sorted(own | _USER_FOLDERS))
+    unix = rf"(?<![\w.@~+%/-])(?:file://)?/(?:{names})/[^\s\"'<>,;:)\]}}]+"
+    return re.compile(rf"{unix}|\b[A-Z]:\\+Users\\+[^\s\"']+".encode())
+
+
+def without_locations(text: str) -> str:
+    """Text in which absolute paths have only their last part."""
+    return _path_pattern().sub(_last_part, text.encode()).decode()
+
+
+def _last_part(match: re.Match[bytes]) -> bytes:
+    return re.split(rb"[/\\]", match[0].rstrip(rb"/\\"))[-1]
+
+
+def _without_locations(path: Path) -> bytes:
+    """Content of a YAML or JSON file in which absolute paths have only their last part."""
+    content = path.read_bytes()
+    if not _path_pattern().search(content):
+        return content
+    load: Callable[[bytes], Any] = json.loads if path.suffix == ".json" else yaml.safe_load
+    try:
+        tree = _shortened(load(content))
+    except (ValueError, yaml.YAMLError):  # `verify` has read it
+        return without_locations(content.decode(errors="replace")).encode()
+    if path.suffix == ".json":
+        return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode()
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_shortened(key): _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    match = _path_pattern().match(value.encode())
+    is_location = match is not None and "\n" not in value
+    return PurePosixPath(value).name if is_location else without_locations(value)
+
+
+# Options of training are in config.yaml; those of a download say nothing on the files.
+_WITHOUT_OPTIONS = frozenset({"train", "finetune", "tokenizer train"})
+_LEROBOT_TABLES = "data/*/*.parquet"
+
+
+def card_text(
+    folder: Path, report: Report, location: str, sizes: Sequence[int], license_key: str | None
+) -> str:
+    """Card of a folder; the same for equal records, files and arguments.
+
+    `sizes`: sizes of the files in bytes; `license_key`: license as the hub writes it, such as
+    `mit`; None: the card names none.
+    """
+    record = contents_record(folder)
+    _, _, kind, _, name = location.split("/")
+    content = contents_text(report.kind) or report.kind
+    blocks = [
+        _metadata(folder, str(report.facts.get("format") or report.kind), kind, license_key),
+        f"# {name}",
+        f"{content[0].upper()}{content[1:]}: {report.headline}.",
+        "## Contents",
+        *(f"```text\n{block.rstrip()}\n```" for block in report.blocks() if block.strip()),
+        f"{counted(len(sizes), 'file')}, {size_text(sum(sizes))}.",
+        *_origin(record),
+        "## Use",
+        f"```bash\nvlatool download {location} --output {name}\nvlatool verify {name}\n```",
+    ]
+    text = "\n\n".join(blocks) + "\n"
+    # A report may name the folder itself, or locations that it was made from.
+    text = without_credentials(text)
+    return without_locations(text.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", ""))
+
+
+def _metadata(folder: Path, content: str, kind: str, license_key: str | None) -> str:
+    is_lerobot = (folder / INFO_FILE).is_file()
+    tags = ["vlatool", content, *(["LeRobot"] if is_lerobot else [])]
+    values: dict[str, Any] = {} if license_key is None else {"license": license_key}
+    if kind == "models":
+        values |= {"library_name": "vlatool", "pipeline_tag": "robotics"}
+    else:
+        values |= {"task_categories": ["robotics"]}
+    values["tags"] = tags
+    if is_lerobot:
+        values["configs"] = [{"config_name": "default", "data_files": _LEROBOT_TABLES}]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
+
+
+def _origin(record: OutputRecord | None) -> list[str]:
+    """Blocks on the command that made the files; none without a record."""
+    if record is None:
+        return []
+    made_by = f"Made by `vlatool {record.command}` of vlatool {record.version}"
+    if record.command in _WITHOUT_OPTIONS:
+        return ["## Origin", f"{made_by}; its options are in `config.yaml`."]
+    options = _set_options(record.options)
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else ""
+    block = [f"```yaml\n{text.rstrip()}\n```"] if text else []
+    return ["## Origin", f"{made_by}{', with the options' if text else ''}", *block]
+
+
+def _set_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    values = {
+        key: _set_options(value) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
+    return {key: value for key, value in values.items() if value not in (None, {}, [])}
+
 
 _USAGE = "vlatool upload FOLDER hf://datasets/OWNER/NAME"
 _REPOSITORY = re.compile(r"hf://(datasets|models)/([^/@]+)/([^/@]+)")
@@ -66,51 +325,33 @@ class UploadConfig(ConfigModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UploadResult:
-    """Result of an upload.
+class UploadResult(Result):
+    folder: str  # as it was given
+    location: str  # repository
+    url: str  # its web page
+    kind: str  # of the content, as in `inspect`
+    files: int  # of the folder that are there, or would be; the card is one
+    bytes: int  # their size
+    sent_files: int  # that this call sent, or would send
+    sent_bytes: int  # their size
+    removed_files: int = 0  # that this call removed there, or would remove
+    tag: str = ""  # of the newest commit, which LeRobot needs; empty for other data
+    status: str = "written"  # or `already complete`, `planned`
 
-    Attributes:
-        folder: Folder as it was given.
-        location: Repository.
-        url: Its web page.
-        kind: Kind of the content, as in `inspect`.
-        files: Number of files of the folder that are there, or would be; the card is one.
-        bytes: Their size.
-        sent_files: Number of files that this call sent, or would send.
-        sent_bytes: Their size.
-        removed_files: Number of files that this call removed there, or would remove.
-        tag: Tag of the newest commit, which LeRobot needs; empty for other data.
-        status: `written`, `already complete` or `planned`.
-    """
-
-    folder: str
-    location: str
-    url: str
-    kind: str
-    files: int
-    bytes: int
-    sent_files: int
-    sent_bytes: int
-    removed_files: int = 0
-    tag: str = ""
-    status: str = "written"
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         total = f"{counted(self.files, 'file')}, {size_text(self.bytes)}"
-        if self.status == "already complete":
-            return f"{self.url}: {total}; already complete, nothing to do"
         sent = f"{counted(self.sent_files, 'file')}, {size_text(self.sent_bytes)}"
         removed = f", remove {counted(self.removed_files, 'file')}" if self.removed_files else ""
-        if self.status == "planned":
-            return f"{self.url}: would send {sent} of {total}{removed}; nothing was written"
+        by_this = f", of these {sent} sent by this call" if self.status == "written" else ""
+        plan = f"would send {sent} of {total}{removed}"
+        return [outcome(self.url, self.status, f"{total}{by_this}", plan)]
+
+    @property
+    def next_command(self) -> str:
+        if self.status == "already complete":
+            return ""
         name = self.location.rpartition("/")[2]
-        command = f"vlatool download {self.location} --output {shlex.quote(name)}"
-        return f"{self.url}: {total}, of these {sent} sent by this call\nnext: {command}"
+        return f"vlatool download {self.location} --output {shlex.quote(name)}"
 
 
 def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
@@ -127,10 +368,28 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         StorageError: The hub does not respond, or rejects the upload.
     """
     check_required(config, _USAGE)
-    _check_options(config)
+    location(config.location)
+    if not _REPOSITORY.fullmatch(config.location):
+        raise UsageError(
+            f"{config.location}: is no repository of the hub",
+            hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME",
+            code="usage.bad_repository",
+        )
+    if config.license is not None and not _LICENSE.fullmatch(config.license):
+        raise UsageError(
+            f"--license {config.license}: is no license key of the hub",
+            hint="write it as the hub does: mit, apache-2.0, cc-by-4.0, other",
+            code="usage.bad_license",
+        )
     writer = RepositoryWriter(config.location)
     folder = _folder(config)
-    _check_kind(folder)
+    artifact = recognize(folder)
+    if artifact is not None and artifact.kind == "checkpoint":
+        raise UsageError(
+            f"{folder}: is a checkpoint, a part of a run",
+            hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
+            code="usage.checkpoint",
+        )
     result = verify(VerifyConfig(location=str(folder)), reporter=reporter)
     assert not isinstance(result, CodesResult)
     files = _files(config, folder, result, reporter)
@@ -138,7 +397,9 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     if not config.dry_run:
         writer.create(is_private=not config.public)
     there = _files_there(writer, is_planned=config.dry_run)
-    missing, others = _differences(files, there)
+    missing = [file for file in files if not file.is_at(there.get(file.name))]
+    names = {file.name for file in files}
+    others = [name for name in there if name not in names]
     _check_others(config, there, missing, others)
     _warn_of_images(folder, result.kind, reporter)
     outcome = UploadResult(
@@ -164,22 +425,6 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     return outcome if missing or others else replace(outcome, status="already complete")
 
 
-def _check_options(config: UploadConfig) -> None:
-    location(config.location)
-    if not _REPOSITORY.fullmatch(config.location):
-        raise UsageError(
-            f"{config.location}: is no repository of the hub",
-            hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME",
-            code="usage.bad_repository",
-        )
-    if config.license is not None and not _LICENSE.fullmatch(config.license):
-        raise UsageError(
-            f"--license {config.license}: is no license key of the hub",
-            hint="write it as the hub does: mit, apache-2.0, cc-by-4.0, other",
-            code="usage.bad_license",
-        )
-
-
 def _folder(config: UploadConfig) -> Path:
     folder = local_path(config.folder)
     require_input(str(folder))
@@ -198,25 +443,9 @@ def _folder(config: UploadConfig) -> Path:
     return folder
 
 
-def _check_kind(folder: Path) -> None:
-    """Raises UsageError for a checkpoint, which is a part of a run."""
-    artifact = recognize(folder)
-    if artifact is not None and artifact.kind == "checkpoint":
-        raise UsageError(
-            f"{folder}: is a checkpoint, a part of a run",
-            hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
-            code="usage.checkpoint",
-        )
-
-
 def _files(
     config: UploadConfig, folder: Path, result: VerifyResult, reporter: Reporter
 ) -> list[UploadFile]:
-    """Files of the upload, with the card as the last one.
-
-    Raises:
-        DataError: There are none, or one holds a secret or an absolute path.
-    """
     unlisted = {
         str(finding.place.get("path")) for finding in result.findings if finding.code in _UNLISTED
     }
@@ -271,15 +500,6 @@ def _files_there(writer: RepositoryWriter, *, is_planned: bool) -> Mapping[str, 
             raise
         return {}
     return {name: info for name, info in files.items() if name != _OF_THE_HUB}
-
-
-def _differences(
-    files: Sequence[UploadFile], there: Mapping[str, ObjectInfo]
-) -> tuple[list[UploadFile], list[str]]:
-    """Files that are not there with this content, and paths there that are none of them."""
-    missing = [file for file in files if not file.is_at(there.get(file.name))]
-    names = {file.name for file in files}
-    return missing, [name for name in there if name not in names]
 
 
 def _check_others(

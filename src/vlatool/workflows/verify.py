@@ -1,22 +1,131 @@
-"""Verification that an artifact or a source is complete and consistent."""
+"""Inspection and verification of a location: an artifact of any kind, or raw episodes."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field
 
 from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
-from vlatool.inspection.verify import code_rows, verify_location
+from vlatool.inspection import (
+    check_target,
+    code_rows,
+    inspect_location,
+    verify_location,
+    write_page,
+)
 from vlatool.jobs.executor import default_workers
+from vlatool.pages.report import PageRequest, Report
+from vlatool.results import MERGED, OPTIONAL, Result, columns
 from vlatool.storage.tree import size_text
-from vlatool.storage.uri import require_existing
+from vlatool.storage.uri import location, require_existing
+
+
+class InspectConfig(ConfigModel):
+    """Options of `vlatool inspect`."""
+
+    location: str = required_field("", "Folder or shard to inspect.")
+    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
+    episodes: str | None = Field(
+        default=None,
+        description="Raw episodes to read, such as 0:4,7; the end of a range is excluded.",
+    )
+    html: str | None = Field(
+        default=None, description="HTML file to write, with images and charts; not for a run."
+    )
+    html_episodes: int = Field(
+        default=3,
+        ge=0,
+        description="Number of raw episodes in full on that page; it shows the others in brief.",
+    )
+    html_samples: int = Field(
+        default=6, ge=0, description="Number of training samples with images on that page."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Run, checkpoint or published folder of the visual tokenizer of the codes in "
+        "samples: that page shows its reconstructions.",
+    )
+
+
+@dataclass(frozen=True)
+class InspectResult(Result):
+    """Report on a location."""
+
+    kind: str  # determines the keys of the document
+    location: str
+    html: str | None = field(metadata=OPTIONAL)  # page that was written, if requested
+    report: Report = field(metadata=MERGED)
+
+    def lines(self) -> list[str]:
+        page = "" if self.html is None else f"page: {self.html}"
+        blocks = [f"{self.location}: {self.report.headline}", *self.report.blocks(), page]
+        return ["\n\n".join(block for block in blocks if block)]
+
+
+def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
+    """Reports on the content of a location; writes nothing but the HTML page.
+
+    Broken episodes, shards and checkpoints are findings of the report if others are readable.
+
+    Raises:
+        UsageError: No location is given, or several formats find episodes.
+        DataError: The content is unknown, or all of it is broken.
+        StorageError: The page cannot be written.
+    """
+    if not config.location:
+        raise UsageError(
+            "no location is given",
+            hint="run vlatool inspect LOCATION",
+            code="usage.missing_key",
+        )
+    path = require_weights(config.location)
+    target = None if config.html is None else location(config.html)
+    if target is None:
+        _check_tokenizer(path, "", config)
+    else:
+        check_target(target)
+    kind, report = inspect_location(path, config.format, config.episodes, reporter)
+    if target is not None:
+        if report.page is None:
+            raise UsageError(
+                f"{path}: there is no HTML page for a {kind}",
+                hint="leave --html out: it is for raw episodes and training data; `vlatool runs` "
+                "has --html for runs",
+                code="usage.no_page",
+            )
+        _check_tokenizer(path, kind, config)
+        write_page(report, config.location, target, _page_request(config))
+    return InspectResult(report.kind, config.location, config.html, report)
+
+
+def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:
+    """Raises UsageError if a tokenizer is given but there are no codes to decode."""
+    if config.tokenizer is not None and kind != "samples":
+        raise UsageError(
+            f"{path}: --tokenizer only applies to the HTML page of samples",
+            hint="give --html and a folder of `vlatool build-dataset`, or leave --tokenizer out",
+            code="usage.nothing_to_draw",
+            details={"key": "tokenizer"},
+        )
+
+
+def _page_request(config: InspectConfig) -> PageRequest:
+    decoder = None
+    if config.tokenizer:
+        from vlatool.tokens.decode import open_decoder
+
+        decoder = partial(open_decoder, config.tokenizer)
+    return PageRequest(config.html_episodes, config.html_samples, decoder)
+
 
 # Findings of one code in a result; all are counted.
 _MAX_PER_CODE = 100
@@ -49,81 +158,41 @@ class VerifyConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class CodesResult:
+class CodesResult(Result):
     """All finding codes."""
+
+    rows_key: ClassVar[str] = "codes"
 
     codes: Sequence[Mapping[str, str]]
 
-    def document(self) -> dict[str, Any]:
-        """The codes as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def rows(self) -> Iterable[Mapping[str, str]]:
-        """One row per code."""
-        return self.codes
-
-    def text(self) -> str:
-        """The codes as text, one line each."""
-        return "\n".join(
-            f"{row['code']:<34} {row['severity']:<8} {row['meaning']}" for row in self.codes
-        )
+    def lines(self) -> list[str]:
+        return [columns((row["code"], row["severity"], row["meaning"]) for row in self.codes)]
 
 
 @dataclass(frozen=True)
-class VerifyResult:
-    """Findings of a verification.
+class VerifyResult(Result):
+    """Findings of a verification."""
 
-    Attributes:
-        kind: Kind of the artifact, or `source`.
-        location: Verified location, as given.
-        findings: The first 100 findings of each code, in order.
-        counts: Map from code to number of findings.
-        severities: Map from severity to number of findings.
-        checked: Counts of what was checked.
-        format: Format of a source.
-    """
+    rows_key: ClassVar[str] = "findings"
 
-    kind: str
-    location: str
-    findings: tuple[Finding, ...]
-    counts: Mapping[str, int]
-    severities: Mapping[str, int]
-    checked: Mapping[str, int] = field(default_factory=dict[str, int])
-    format: str | None = None
+    kind: str  # of the artifact, or `source`
+    location: str  # as given
+    format: str | None = field(metadata=OPTIONAL)  # of a source
+    whole: bool  # no finding is an error
+    counts: Mapping[str, int]  # map from severity to number of findings
+    codes: Mapping[str, int]  # map from code to number of findings
+    checked: Mapping[str, int]  # counts of what was checked
+    findings: tuple[Finding, ...]  # the first 100 of each code, in order
 
-    @property
-    def is_whole(self) -> bool:
-        """True if no finding is an error."""
-        return not self.severities["error"]
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return {
-            "kind": self.kind,
-            "location": self.location,
-            **({} if self.format is None else {"format": self.format}),
-            "whole": self.is_whole,
-            "counts": self.severities,
-            "codes": self.counts,
-            "checked": self.checked,
-            "findings": list(self.rows()),
-        }
-
-    def rows(self) -> Iterable[Mapping[str, Any]]:
-        """One row per finding."""
-        return [finding.document() for finding in self.findings]
-
-    def text(self) -> str:
-        """The result as text: findings by code, most severe first."""
+    def lines(self) -> list[str]:
         groups = [
-            [finding for finding in self.findings if finding.code == code] for code in self.counts
+            [finding for finding in self.findings if finding.code == code] for code in self.codes
         ]
         groups.sort(key=lambda group: SEVERITIES.index(group[0].severity))
-        return "\n\n".join([*map(self._group, groups), self._last_line()])
+        return ["\n\n".join([*map(self._group, groups), self._last_line()])]
 
     def _group(self, findings: Sequence[Finding]) -> str:
-        """Text of the findings of one code."""
-        first, count = findings[0], self.counts[findings[0].code]
+        first, count = findings[0], self.codes[findings[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
         lines += [f"  {finding.message}" for finding in findings[:_MAX_SHOWN]]
         if count > _MAX_SHOWN:
@@ -139,11 +208,11 @@ class VerifyResult:
             if count
         ]
         totals = [
-            counted(self.severities[severity], severity, "info" if severity == "info" else "")
+            counted(self.counts[severity], severity, "info" if severity == "info" else "")
             for severity in SEVERITIES
-            if self.severities[severity]
+            if self.counts[severity]
         ]
-        state = "valid" if self.is_whole else "invalid"
+        state = "valid" if self.whole else "invalid"
         parts = [*totals, f"checked {', '.join(counts) or 'nothing'}"]
         return f"{state}: {self.location} ({'; '.join(parts)})"
 
@@ -173,26 +242,14 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         raise UsageError(
             "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
         )
-    result = _verify(require_existing(config.location), config, reporter)
-    if result.is_whole:
-        return result
-    problem = DataError(
-        f"{config.location}: verification found {counted(result.severities['error'], 'error')}",
-        hint="each finding says what to do",
-        code="data.verification_failed",
-        details={"counts": dict(result.severities), "codes": dict(result.counts)},
-    )
-    problem.result = result
-    raise problem
-
-
-def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
-    """Counts findings and keeps the first ones of each code."""
     samples = None if config.full else config.samples
     workers = config.workers or default_workers()
     options = CheckOptions(samples, config.full, config.quick, workers, reporter=reporter)
     verification = verify_location(
-        location, options, format_name=config.format, episodes=config.episodes
+        require_existing(config.location),
+        options,
+        format_name=config.format,
+        episodes=config.episodes,
     )
     counts, severities = Counter[str](), Counter[str]()
     shown: list[Finding] = []
@@ -201,22 +258,30 @@ def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyR
         severities[finding.severity] += 1
         if counts[finding.code] <= _MAX_PER_CODE:
             shown.append(_relative(finding, verification.root))
-    return VerifyResult(
-        verification.kind,
-        config.location,
-        tuple(shown),
-        dict(counts),
-        {severity: severities[severity] for severity in SEVERITIES},
-        asdict(options.counts),
-        verification.format,
+    result = VerifyResult(
+        kind=verification.kind,
+        location=config.location,
+        format=verification.format,
+        whole=not severities["error"],
+        counts={severity: severities[severity] for severity in SEVERITIES},
+        codes=dict(counts),
+        checked=asdict(options.counts),
+        findings=tuple(shown),
     )
+    if result.whole:
+        return result
+    problem = DataError(
+        f"{config.location}: verification found {counted(result.counts['error'], 'error')}",
+        hint="each finding says what to do",
+        code="data.verification_failed",
+        details={"counts": dict(result.counts), "codes": dict(result.codes)},
+    )
+    problem.result = result
+    raise problem
 
 
 def _relative(finding: Finding, root: Path) -> Finding:
-    """The finding with paths in its place relative to the verified location.
-
-    Its message keeps paths that open from the current folder.
-    """
+    """The finding with paths in its place relative to `root`; its message keeps paths that open."""
     location = dict(finding.place)
     for key in ("path", "shard"):
         path = type(root)(str(location[key])) if key in location else None

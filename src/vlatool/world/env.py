@@ -9,25 +9,22 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from vlatool.errors import UsageError
-from vlatool.world.cameras import CameraCount, SizeName, cameras_for
-from vlatool.world.libero_fields import (
-    ACTION_WIDTH,
-    IMAGE_COLUMNS,
-    STATE_WIDTH,
-    libero_states,
-    world_target,
-)
-from vlatool.world.render import View
+from vlatool.world.render import CameraCount, SizeName, View, cameras_for
 from vlatool.world.scene import (
+    ACTION_WIDTH,
     COLORS,
     FPS,
+    IMAGE_COLUMNS,
     MAX_STEPS,
     OPEN,
+    STATE_WIDTH,
     Scene,
     instruction_for,
+    libero_states,
     random_scene,
     shared_scene,
     step,
+    world_target,
 )
 
 Observation = dict[str, Any]
@@ -101,7 +98,6 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
 
     def _start_scene(self) -> Scene:
-        """A random scene, or one near a shared scene."""
         if self._scenes is None:
             return random_scene(self.np_random)
         return shared_scene(self.np_random, int(self.np_random.integers(self._scenes)))

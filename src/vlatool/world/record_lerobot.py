@@ -32,17 +32,19 @@ from vlatool.artifacts.lerobot.format import (
 from vlatool.artifacts.lerobot.output import IMAGE_CELL
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
 from vlatool.storage.atomic import write_json
-from vlatool.world.episodes import WorldEpisode
-from vlatool.world.libero_fields import (
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
+from vlatool.world.render import View
+from vlatool.world.scene import (
     ACTION_WIDTH,
+    COLORS,
+    FPS,
     IMAGE_COLUMNS,
     STATE_WIDTH,
+    Scene,
+    instruction_for,
     libero_actions,
     libero_states,
 )
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
-from vlatool.world.render import View
-from vlatool.world.scene import COLORS, FPS, Scene, instruction_for
 
 PUBLISHED_SIZE = (256, 256)
 STATE, ACTION = "observation.state", "action"
@@ -107,7 +109,6 @@ class LiberoWriter:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes the table of one episode."""
         images = {
             name: _image_column(episode, view)
             for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
@@ -124,7 +125,6 @@ class LiberoWriter:
         return recorded_episode(episode, [path], table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Writes the files in `meta/`."""
         merged = {
             name: merge_stats([episode.stats[name] for episode in episodes])
             for name in episodes[0].stats

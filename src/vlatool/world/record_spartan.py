@@ -17,10 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from vlatool.storage.atomic import atomic_folder
-from vlatool.world.cameras import LEFT_ARM_POSITION
-from vlatool.world.episodes import WorldEpisode
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
-from vlatool.world.render import View
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
+from vlatool.world.render import LEFT_ARM_POSITION, View
 from vlatool.world.scene import COLORS, FPS, OPEN, FloatArray
 
 TASK = "WorldPutBlockInBin"
@@ -56,7 +54,6 @@ class SpartanWriter:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes the folder of one episode atomically."""
         del first_row  # episodes do not depend on each other
         with atomic_folder(episode_folder(self.setup.output, episode.index)) as folder:
             processed = folder / "processed"
@@ -96,7 +93,6 @@ class SpartanWriter:
 
 
 def episode_folder(output: Path, index: int) -> Path:
-    """Folder of an episode."""
     session = Path("tasks", TASK, _STATION, "sim/bc/teleop", _DATE_STAMP, "diffusion_spartan")
     return output / session / f"episode_{index}"
 
@@ -191,12 +187,7 @@ def _write_yaml(path: Path, document: dict[Any, Any]) -> None:
 
 
 def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArray]:
-    """Low-dimensional arrays of an episode by raw name, float64 [L, C].
-
-    Args:
-        states: x, y, z, opening of the right hand [L, 4].
-        desired: Commanded x, y, z, opening of the right hand [L, 4].
-    """
+    """Arrays [L, C] float64 by raw name; measured and commanded x, y, z, opening [L, 4]."""
     left = np.tile(LEFT_HAND, (len(states), 1))
     signals: dict[str, FloatArray] = {}
     for kind, right in (("actual", states), ("desired", desired)):
@@ -207,10 +198,7 @@ def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArr
 
 
 def action_vectors(actions: FloatArray) -> FloatArray:
-    """Actions x, y, z, opening [L, 4] in the published order [L, 20].
-
-    Source: formats/spartan 3.
-    """
+    """Actions x, y, z, opening [L, 4] as published [L, 20]. Source: formats/spartan 3."""
     rotation = np.tile(DOWNWARD_ROT_6D, (len(actions), 1))
     left = np.tile(LEFT_HAND, (len(actions), 1))
     right_pose = [actions[:, :3], rotation]

@@ -5,48 +5,183 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
+from vlatool.episode import UInt8Array
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import remove_file
-from vlatool.world.episodes import WorldEpisode
-from vlatool.world.render import View
+from vlatool.world.render import Measurement, View
+from vlatool.world.scene import (
+    BLOCK_HALF,
+    CLOSED,
+    COLORS,
+    MAX_STEPS,
+    OPEN,
+    FloatArray,
+    Scene,
+    instruction_for,
+    next_pose,
+    random_scene,
+    shared_scene,
+    step,
+)
+
+_HOVER = 0.16
+_GRASP = 0.03
+_RELEASE = 0.08
+_AIMED = 0.025
+_CLEAR = 0.06
+
+_NOISE_MEMORY = 0.7
+_NOISE_SCALE = 0.008
+_KICK_CHANCE = 0.025
+_KICK_STEPS = 3
+_KICK_SCALE = np.array([0.03, 0.03, 0.015])
+
+
+@dataclass(frozen=True)
+class WorldEpisode:
+    """Recorded episode of L frames."""
+
+    index: int  # number of the episode, which determines the target
+    target: int  # index of the block that the instruction names
+    scenes: tuple[Scene, ...]  # scene at each frame
+    # Target x, y, z, opening at each frame, limited to one step, float64 [L, 4].
+    actions: FloatArray
+    desired: FloatArray  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
+    success: bool  # True if the named block is in the bin at the last frame
+
+    @property
+    def instruction(self) -> str:
+        return instruction_for(COLORS[self.target])
+
+    @property
+    def states(self) -> FloatArray:
+        """x, y, z, opening of the hand at each frame, float64 [L, 4]."""
+        return np.array([scene.gripper for scene in self.scenes])
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def images(self, view: View) -> Iterator[UInt8Array]:
+        """One image uint8 [H, W, 3] per frame."""
+        return (view.draw(scene) for scene in self.scenes)
+
+    def measurements(self, view: View) -> Iterator[Measurement]:
+        """Depth and labels per frame."""
+        return (view.measure(scene) for scene in self.scenes)
+
+
+def expert_episode(
+    seed: int, index: int, frames: int | None = None, shared_scenes: int | None = None
+) -> WorldEpisode:
+    """Episode number `index` of `seed`, independent of other episodes.
+
+    `frames`: number of frames: the episode is cut, or its last frame is repeated. None: up to the
+    first frame with the block in the bin; `shared_scenes`: number of shared start scenes, which
+    take turns after each round of targets. None: a random one.
+    """
+    rng = np.random.default_rng([seed, index])
+    target = index % len(COLORS)
+    if shared_scenes:
+        start = shared_scene(rng, index // len(COLORS) % shared_scenes)
+    else:
+        start = random_scene(rng)
+    disturbance = Disturbance(rng)
+    scenes, actions = [start], [expert_action(start, target)]
+    limit = MAX_STEPS if frames is None else min(frames - 1, MAX_STEPS)
+    while len(scenes) <= limit and not scenes[-1].is_in_bin(target):
+        scenes.append(step(scenes[-1], actions[-1], disturbance.sample()))
+        actions.append(expert_action(scenes[-1], target))
+    if frames is not None:
+        missing = frames - len(scenes)
+        scenes.extend([scenes[-1]] * missing)
+        actions.extend([scenes[-1].gripper] * missing)
+    desired = np.array([start.gripper, *actions[:-1]])
+    success = scenes[-1].is_in_bin(target)
+    return WorldEpisode(index, target, tuple(scenes), np.array(actions), desired, success)
+
+
+def expert_action(scene: Scene, target: int) -> FloatArray:
+    """Next action of the expert [4], limited to one step; depends on the scene only."""
+    return next_pose(scene.gripper, _waypoint(scene, target))
+
+
+def _waypoint(scene: Scene, target: int) -> FloatArray:
+    """Next target: rise, move above the block, descend, close, lift, carry, lower, open."""
+    if scene.held == target:
+        return _carry(scene)
+    hand = scene.gripper[:3]
+    if scene.held is not None or scene.is_in_bin(target):
+        return np.array([*hand[:2], _HOVER, OPEN])
+    return _fetch(scene, scene.blocks[target])
+
+
+def _fetch(scene: Scene, block: FloatArray) -> FloatArray:
+    hand = scene.gripper[:3]
+    distance = float(np.linalg.norm(block[:2] - hand[:2]))
+    if distance > _CLEAR and hand[2] < 2 * BLOCK_HALF:
+        return np.array([*hand[:2], _HOVER, OPEN])
+    if distance > _AIMED:
+        return np.array([*block[:2], max(_HOVER if distance > _CLEAR else hand[2], _GRASP), OPEN])
+    is_low = hand[2] < _GRASP + 0.01
+    can_close = is_low and scene.gripper[3] > OPEN / 2
+    return np.array([*block[:2], _GRASP, CLOSED if can_close else OPEN])
+
+
+def _carry(scene: Scene) -> FloatArray:
+    hand = scene.gripper[:3]
+    distance = float(np.linalg.norm(scene.bin - hand[:2]))
+    if distance > _CLEAR and hand[2] < 2 * BLOCK_HALF:
+        return np.array([*hand[:2], _HOVER, CLOSED])
+    if distance > _AIMED:
+        return np.array([*scene.bin, _HOVER, CLOSED])
+    return np.array([*scene.bin, _RELEASE - 0.02, OPEN if hand[2] < _RELEASE else CLOSED])
+
+
+class Disturbance:
+    """Random pushes on the hand: a drift, and kicks; recorded actions do not have them."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._drift = np.zeros(3)
+        self._kick = np.zeros(3)
+        self._kick_steps = 0
+
+    def sample(self) -> FloatArray:
+        """Displacement of the hand in the next step [3]."""
+        self._drift = _NOISE_MEMORY * self._drift + self._rng.normal(0.0, _NOISE_SCALE, 3)
+        if self._kick_steps == 0 and self._rng.random() < _KICK_CHANCE:
+            self._kick_steps = _KICK_STEPS
+            self._kick = self._rng.normal(0.0, _KICK_SCALE)
+        if self._kick_steps == 0:
+            return self._drift
+        self._kick_steps -= 1
+        return self._drift + self._kick
 
 
 @dataclass(frozen=True)
 class RecordingSetup:
-    """Location and content of recordings.
+    """Location and content of recordings."""
 
-    Attributes:
-        output: Folder of the recordings.
-        views: Cameras with their image sizes, in order.
-        depth: True to record depth and label maps.
-    """
-
-    output: Path
-    views: tuple[View, ...]
-    depth: bool = False
+    output: Path  # folder of the recordings
+    views: tuple[View, ...]  # cameras with their image sizes, in order
+    depth: bool = False  # True to record depth and label maps
 
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """Result of a worker for one episode.
-
-    Attributes:
-        index: Number of the episode.
-        frames: Number of frames.
-        instruction: Instruction of the episode.
-        success: True if the expert succeeded.
-        stats: Statistics for the meta files of the layout.
-        files: Files or the folder of the episode, relative to the output.
-    """
+    """Result of a worker for one episode."""
 
     index: int
     frames: int
     instruction: str
-    success: bool
+    success: bool  # True if the expert succeeded
+    # Statistics for the meta files of the layout.
     stats: dict[str, Any] = field(default_factory=dict[str, Any])
-    files: Sequence[str] = ()
+    files: Sequence[str] = ()  # files or the folder of the episode, relative to the output
 
 
 class RecordableEpisode(Protocol):
@@ -58,30 +193,21 @@ class RecordableEpisode(Protocol):
         ...
 
     @property
-    def instruction(self) -> str:
-        """Instruction of the episode."""
-        ...
+    def instruction(self) -> str: ...
 
     @property
     def success(self) -> bool:
         """True if the expert succeeded."""
         ...
 
-    def __len__(self) -> int:
-        """Number of frames."""
-        ...
+    def __len__(self) -> int: ...
 
 
 class LayoutWriter(Protocol):
-    """Writer of one raw layout; picklable, so that several processes can write episodes.
+    """Writer of one raw layout; picklable, so that several processes can write episodes."""
 
-    Attributes:
-        owned: Patterns of all files it writes.
-        closing: Files for the whole data set, written last.
-    """
-
-    owned: ClassVar[Sequence[str]]
-    closing: ClassVar[Sequence[str]]
+    owned: ClassVar[Sequence[str]]  # patterns of all files it writes
+    closing: ClassVar[Sequence[str]]  # files for the whole data set, written last
 
     @property
     def setup(self) -> RecordingSetup:
@@ -98,17 +224,12 @@ class LayoutWriter(Protocol):
 
 
 class Recorder(Protocol):
-    """Recorder of the episodes of a data set.
+    """Recorder of the episodes of a data set."""
 
-    Attributes:
-        owned: Patterns of all files it writes.
-        temporary: Those of them that are removed once the data set is complete.
-        write: Writes an episode, given the number of frames before it; picklable. `recorded_of`
-            gives the episode of the receipt.
-    """
-
-    owned: Sequence[str]
-    temporary: Sequence[str]
+    owned: Sequence[str]  # patterns of all files it writes
+    temporary: Sequence[str]  # those of them that are removed once the data set is complete
+    # Writes an episode, given the number of frames before it; picklable. `recorded_of` gives the
+    # episode of the receipt.
     write: Callable[[Any, int], Receipt]
 
     def begin(self) -> None:
@@ -149,12 +270,10 @@ class LayoutRecorder:
         self.write: Callable[[Any, int], Receipt] = _EpisodeFiles(writer)
 
     def begin(self) -> None:
-        """Removes the closing files."""
         for name in self._writer.closing:
             remove_file(self._writer.setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes the closing files."""
         del run
         files: list[FileEntry] = []
         recorded: list[RecordedEpisode] = []
@@ -184,6 +303,5 @@ _FIELDS = fields(RecordedEpisode)
 def recorded_episode(
     episode: RecordableEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
 ) -> RecordedEpisode:
-    """Result for one episode."""
     summary = (episode.index, len(episode), episode.instruction, episode.success)
     return RecordedEpisode(*summary, stats or {}, files)

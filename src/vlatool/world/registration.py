@@ -8,15 +8,11 @@ _CLASSES = {ENVIRONMENT: "PickPlaceEnv", LIBERO_ENVIRONMENT: "LiberoPickPlaceEnv
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments of the world."""
     return [*_CLASSES]
 
 
 def register_environments() -> None:
-    """Registers the environments of the world; can be called repeatedly.
-
-    Gymnasium does not load entry points, so callers of `gymnasium.make` must call this first.
-    """
+    """Registers the environments, if they are not: Gymnasium loads no entry points."""
     # Imported here, because gymnasium is not a core dependency.
     from gymnasium.envs.registration import register, registry
 

@@ -37,19 +37,12 @@ _SHARED_RANGE = 0.02
 
 @dataclass(frozen=True)
 class Scene:
-    """State of the world at one frame.
+    """State of the world at one frame."""
 
-    Attributes:
-        gripper: x, y, z of the fingertips and the opening between them [4].
-        blocks: Center of each block [3, 3], in the order of `COLORS`.
-        bin: x, y of the center of the bin [2].
-        held: Index of the block in the hand, or None.
-    """
-
-    gripper: FloatArray
-    blocks: FloatArray
-    bin: FloatArray
-    held: int | None = None
+    gripper: FloatArray  # x, y, z of the fingertips and the opening between them [4]
+    blocks: FloatArray  # center of each block [3, 3], in the order of `COLORS`
+    bin: FloatArray  # x, y of the center of the bin [2]
+    held: int | None = None  # index of the block in the hand, or None
 
     def is_in_bin(self, block: int) -> bool:
         """True if a block is in the bin and released."""
@@ -63,7 +56,6 @@ class Scene:
 
 
 def instruction_for(color: str) -> str:
-    """Instruction for a target block."""
     return f"put the {color} block in the bin"
 
 
@@ -108,13 +100,7 @@ def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
 
 
 def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None) -> Scene:
-    """Scene one frame later.
-
-    Args:
-        scene: Scene before the step.
-        action: Target x, y, z, opening [4], absolute.
-        disturbance: Random displacement of the hand [3].
-    """
+    """Scene a frame later, for a target x, y, z, opening [4] and a displacement of the hand [3]."""
     goal = next_pose(scene.gripper, action)
     shift = np.zeros(3) if disturbance is None else disturbance
     hand = np.clip(goal[:3] + shift, _WORKSPACE_LOW, _WORKSPACE_HIGH)
@@ -157,3 +143,31 @@ def _move_blocks(scene: Scene, dropped: int | None) -> FloatArray:
             position = np.clip(position, scene.bin - margin, scene.bin + margin)
         blocks[dropped] = [*position, BLOCK_HALF]
     return blocks
+
+
+IMAGE_COLUMNS = ("image", "wrist_image")
+STATE_WIDTH, ACTION_WIDTH = 8, 7
+# An action of 1 moves the target of the real arm by this many meters (robosuite's default scale).
+_METERS_PER_UNIT = 0.05
+# Axis-angle of a hand that points down.
+_DOWNWARD = (np.pi, 0.0, 0.0)
+
+
+def libero_states(poses: FloatArray) -> NDArray[np.float32]:
+    """Position, axis-angle and two fingers [L, 8]; `poses`: x, y, z, opening of the hand [L, 4]."""
+    rotation = np.tile(_DOWNWARD, (len(poses), 1))
+    finger = poses[:, 3:] / 2
+    return np.hstack([poses[:, :3], rotation, finger, -finger]).astype(np.float32)
+
+
+def libero_actions(targets: FloatArray, poses: FloatArray) -> NDArray[np.float32]:
+    """Displacement, zero rotation, gripper (-1 open) [L, 7] of targets and poses before [L, 4]."""
+    displacements = (targets[:, :3] - poses[:, :3]) / _METERS_PER_UNIT
+    grip = np.where(targets[:, 3:] > OPEN / 2, -1.0, 1.0)
+    return np.hstack([displacements, np.zeros_like(displacements), grip]).astype(np.float32)
+
+
+def world_target(action: FloatArray, pose: FloatArray) -> FloatArray:
+    """Target x, y, z, opening [4] of an action of LIBERO [7], without rotation, at a pose [4]."""
+    opening = CLOSED if action[-1] > 0 else OPEN
+    return np.array([*(pose[:3] + _METERS_PER_UNIT * action[:3]), opening])

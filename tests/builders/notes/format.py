@@ -13,15 +13,10 @@ TEXT_NAME = "note.txt"
 
 @dataclass(frozen=True)
 class Note:
-    """Manifest of a note.
-
-    Attributes:
-        title: Title.
-        words: Number of words of the text.
-    """
+    """Manifest of a note."""
 
     title: str
-    words: Count
+    words: Count  # number of words of the text
 
 
 MANIFEST = ManifestType("note.json", "toy.note", 1, Note, hint="write the note again")

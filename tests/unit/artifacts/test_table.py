@@ -16,8 +16,7 @@ from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.plugins import ARTIFACTS
 from vlatool.storage.crash_points import VARIABLE
-from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.cli.command import Command
-from vlatool.cli.commands import COMMANDS, GROUPS
+from vlatool.cli.commands import COMMANDS, GROUPS, Command
 from vlatool.cli.forms import load, typer_command
 from vlatool.cli.options import OutputOptions
 

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,14 +13,15 @@ from vlatool.cli.options import OutputOptions
 from vlatool.cli.output import to_json, write_error
 from vlatool.cli.rich_reporter import LossCurve, RichReporter
 from vlatool.errors import PartialFailure
+from vlatool.results import Result
 
 
-class Result:
-    def document(self) -> dict[str, Any]:
-        return {"episodes": 3}
+@dataclass(frozen=True)
+class Counted(Result):
+    episodes: int
 
-    def text(self) -> str:
-        return "3 episodes"
+    def lines(self) -> list[str]:
+        return [f"{self.episodes} episodes"]
 
 
 def test_json_has_no_nan_and_no_arrays() -> None:
@@ -30,7 +31,7 @@ def test_json_has_no_nan_and_no_arrays() -> None:
 
 def partial_failure() -> PartialFailure:
     error = PartialFailure("1 of 4 episodes failed", details={"failures": [{"item": "e"}]})
-    error.result = Result()  # pyright: ignore[reportAttributeAccessIssue] - the contract of failures
+    error.result = Counted(3)
     return error
 
 

@@ -28,7 +28,7 @@ class DerivingConfig(ConfigModel):
 )
 def test_output_is_a_file_or_a_folder(tmp_path, load, output, file):
     result = resolve_config(load(), output=output)
-    assert (tmp_path / file).read_text() == result.yaml()
+    assert (tmp_path / file).read_text() == result.yaml
 
 
 def test_output_that_is_no_yaml_file_is_an_error(tmp_path, load):

@@ -7,7 +7,7 @@ import numpy as np
 from tests.builders.toy_policy import PushPolicy
 from vlatool.episode import CameraView, ObservationSpec
 from vlatool.evaluation.config import ActionMap, RolloutConfig
-from vlatool.evaluation.key_map import KeyMap
+from vlatool.evaluation.controllers import KeyMap
 
 
 class SeeingPolicy(PushPolicy):

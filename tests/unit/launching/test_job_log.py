@@ -7,8 +7,7 @@ import pytest
 
 from tests.builders.recording import Recorder
 from vlatool.errors import EnvironmentProblem, UsageError, VlatoolError
-from vlatool.launching.aws_account import Account
-from vlatool.launching.job_log import follow_job
+from vlatool.launching.sagemaker import Account, follow_job
 
 
 class Scripted:

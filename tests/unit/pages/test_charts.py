@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 from vlatool.episode import Array
-from vlatool.pages.charts import MAX_LINES, Axis, FieldValues, dimension_groups, field_charts
-from vlatool.pages.plots import histogram
-from vlatool.pages.ticks import (
+from vlatool.pages.charts import (
     CHAR_WIDTH,
     LABEL_HEIGHT,
     MAX_BELOW,
     MAX_LEFT,
+    MAX_LINES,
     PLOT_HEIGHT,
     PLOT_WIDTH,
+    Axis,
+    FieldValues,
+    dimension_groups,
+    field_charts,
 )
+from vlatool.pages.plots import histogram
 
 STEPS = np.arange(4)
 HUMANOID = [f"{side}_arm.{n}" for side in ("left", "right") for n in range(7)] + [

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from vlatool.cli.app import run as run_command
-from vlatool.cli.ranks import write_error_file
+from vlatool.cli.forms import write_error_file
 from vlatool.errors import DataError, EnvironmentProblem, PartialFailure, VlatoolError
 from vlatool.training.ranks import (
     Launch,

@@ -2,10 +2,8 @@ import numpy as np
 import pytest
 
 from vlatool.transforms.geometry import project
-from vlatool.world.cameras import CAMERAS
-from vlatool.world.render import View
+from vlatool.world.render import CAMERAS, HAND_LABEL, View
 from vlatool.world.scene import Scene
-from vlatool.world.solids import HAND_LABEL
 
 K = np.array([[100.0, 0.0, 32.0], [0.0, 50.0, 24.0], [0.0, 0.0, 1.0]])
 

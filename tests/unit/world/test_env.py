@@ -5,10 +5,9 @@ from gymnasium.utils.env_checker import check_env
 
 from vlatool.errors import UsageError
 from vlatool.world.env import LiberoPickPlaceEnv, PickPlaceEnv
-from vlatool.world.episodes import expert_action, expert_episode
-from vlatool.world.libero_fields import libero_actions, libero_states
+from vlatool.world.recording import expert_action, expert_episode
 from vlatool.world.registration import ENVIRONMENT, LIBERO_ENVIRONMENT, register_environments
-from vlatool.world.scene import COLORS, MAX_STEPS, random_scene, step
+from vlatool.world.scene import COLORS, MAX_STEPS, libero_actions, libero_states, random_scene, step
 
 
 @pytest.mark.parametrize("cls", [PickPlaceEnv, LiberoPickPlaceEnv])

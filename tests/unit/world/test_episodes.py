@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlatool.world.episodes import expert_episode
+from vlatool.world.recording import expert_episode
 
 
 def test_action_is_the_next_desired_pose() -> None:

@@ -13,8 +13,13 @@ from gymnasium.utils.env_checker import check_env
 
 from tests.builders.metaworld import simulator_or_skip
 from vlatool.world.metaworld.episodes import SimulatedEpisode, simulated_episode
-from vlatool.world.metaworld.simulator import Simulator, load_simulator
-from vlatool.world.metaworld.tasks import INSTRUCTIONS, environment_ids, register_environments
+from vlatool.world.metaworld.simulator import (
+    INSTRUCTIONS,
+    Simulator,
+    environment_ids,
+    load_simulator,
+    register_environments,
+)
 
 try:
     load_simulator()

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from vlatool.world.cameras import CAMERAS
-from vlatool.world.render import View
+from vlatool.world.render import CAMERAS, View
 from vlatool.world.scene import COLORS, Scene
 
 SCENE = Scene(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlatool.world.episodes import expert_action, expert_episode
+from vlatool.world.recording import expert_action, expert_episode
 from vlatool.world.scene import (
     BIN_HALF,
     CLOSED,

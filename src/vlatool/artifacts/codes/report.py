@@ -84,20 +84,14 @@ def inspect(location: Path) -> Report:
 
 @dataclass
 class _Usage:
-    """Use of the codes in the episodes that were read.
+    """Use of the codes in the episodes that were read."""
 
-    Attributes:
-        counts: Number of uses of each code [V].
-        at: Codes that each position of an image has, bool [K, V].
-        episodes: Episodes that were read.
-    """
-
-    counts: Array
-    at: Array
+    counts: Array  # number of uses of each code [V]
+    at: Array  # codes that each position of an image has, bool [K, V]
+    # Episodes that were read.
     episodes: list[EpisodeCodes] = field(default_factory=list[EpisodeCodes])
 
     def add(self, codes: EpisodeCodes) -> None:
-        """Adds the codes of an episode."""
         self.counts += np.bincount(codes.codes.reshape(-1), minlength=len(self.counts))
         for position, column in enumerate(codes.codes.T):
             self.at[position, column] = True

@@ -52,37 +52,22 @@ _ROW = 8
 
 @dataclass(frozen=True)
 class ImageShardsFacts:
-    """Contents of a folder of image shards, or of one shard.
+    """Contents of a folder of image shards, or of one shard."""
 
-    Attributes:
-        folder: Path of the folder, or of the one tar.
-        shards: Number of tars.
-        pictures: Number of images in all of them; None without a manifest.
-        bytes: Total size of the tars.
-        first: Format and size of the first image; None if it cannot be read.
-        metadata: Metadata of the first image.
-        train: Number of shards on the list for training; None without a list.
-        val: Number of shards on the list for validation; None without a list.
-        options: Options that the images were written with; empty if unknown.
-    """
-
-    folder: str
-    shards: int
-    pictures: int | None
-    bytes: int
-    first: ImageInfo | None
-    metadata: Mapping[str, Any]
-    train: int | None = None
-    val: int | None = None
+    folder: str  # Path of the folder, or of the one tar
+    shards: int  # number of tars
+    pictures: int | None  # number of images in all of them; None without a manifest
+    bytes: int  # total size of the tars
+    first: ImageInfo | None  # format and size of the first image; None if it cannot be read
+    metadata: Mapping[str, Any]  # metadata of the first image
+    train: int | None = None  # number of shards on the list for training; None without a list
+    val: int | None = None  # number of shards on the list for validation; None without a list
+    # Options that the images were written with; empty if unknown.
     options: Mapping[str, Any] | None = None
 
 
 def inspect(location: Path) -> Report:
-    """Reads the manifest and the lists, and opens the first shard.
-
-    Raises:
-        DataError: The command that writes the output has not finished, or a file is broken.
-    """
+    """Reads the manifest and the lists, and opens the first shard."""
     if location.is_file():
         return _inspect_tar(location)
     record = read_record(location)

@@ -13,7 +13,6 @@ from vlatool.config.coerce import value_text
 from vlatool.config.resolve import origin_of
 from vlatool.errors import DataError
 from vlatool.pages.charts import MAX_LINES, PER_SCREEN
-from vlatool.pages.curves import Curve, chart_grid, curve_charts
 from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
 from vlatool.pages.layout import (
     Html,
@@ -27,6 +26,7 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
+from vlatool.pages.plots import Curve, chart_grid, curve_charts
 from vlatool.pages.report import Problems, branch, finding_notes
 from vlatool.pages.text import number_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range

@@ -23,7 +23,7 @@ from vlatool.storage.uri import can_list
 
 
 @dataclass(frozen=True)
-class CheckpointFiles:
+class CheckpointListing:
     """Names and total size of the files of a checkpoint folder."""
 
     name: str
@@ -67,7 +67,11 @@ def _run(location: Path) -> Report:
     )
     model_type = str(branch(config, "model").get("type") or "")
     data = _texts(branch(config, "data").get("dataset_manifest"))
-    budget = _budget(config)
+    budget = {
+        key: value
+        for key, value in config.items()
+        if str(key).startswith("total_train_") and value is not None
+    }
     weights = newest and findings.read(read_part_header, newest[1] / MODEL)
     first, last, validation, rollouts = _metrics(run)
     done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
@@ -106,21 +110,12 @@ def _run(location: Path) -> Report:
     )
 
 
-def _budget(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the budget that are set."""
-    return {
-        key: value
-        for key, value in config.items()
-        if str(key).startswith("total_train_") and value is not None
-    }
-
-
-def _checkpoint_files(path: Path) -> CheckpointFiles:
+def _checkpoint_files(path: Path) -> CheckpointListing:
     if can_list(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
         files = files_named(path, [MANIFEST, *sorted(CheckpointManifest.read(path).files)])
-    return CheckpointFiles(
+    return CheckpointListing(
         name=path.name,
         step=checkpoint_step(path.name),
         bytes=sum(file.stat().st_size for file in files),
@@ -139,7 +134,7 @@ def _parameters(weights: WeightsInfo | None) -> str:
     return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
 
 
-def _checkpoint_table(checkpoints: Sequence[CheckpointFiles]) -> str:
+def _checkpoint_table(checkpoints: Sequence[CheckpointListing]) -> str:
     rows = [
         (
             files.name,

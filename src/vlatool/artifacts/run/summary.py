@@ -22,7 +22,7 @@ from vlatool.artifacts.run.format import (
 )
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
-from vlatool.pages.curves import Curve
+from vlatool.pages.plots import Curve
 from vlatool.pages.report import Problems, branch
 
 # Levels of folders below the one that is searched.

@@ -63,26 +63,19 @@ _KINDS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class SamplesFacts:
-    """Contents of a folder of samples, from its manifest.
+    """Contents of a folder of samples, from its manifest."""
 
-    Attributes:
-        layout: `jsonl` or `packed`.
-        kinds: Map from kind to number of samples.
-        shape: Numbers of past and future images, of actions and of their dimensions in a window.
-        tasks: Map from instruction to number of samples.
-        action_ids: Minimum, mean and maximum number of action ids of a window.
-        id_counts: Map from number of action ids to number of windows that have that many.
-        origin: Tokenizers of codes and action ids, by digest, and normalization of actions.
-    """
-
-    layout: str
+    layout: str  # `jsonl` or `packed`
     samples: int
     episodes: int
     kinds: Mapping[str, int]
+    # Numbers of past and future images, of actions and of their dimensions in a window.
     shape: Mapping[str, int]
-    tasks: Mapping[str, int]
-    action_ids: Mapping[str, float]
+    tasks: Mapping[str, int]  # map from instruction to number of samples
+    action_ids: Mapping[str, float]  # minimum, mean and maximum number of action ids of a window
+    # Map from number of action ids to number of windows that have that many.
     id_counts: Mapping[str, int]
+    # Tokenizers of codes and action ids, by digest, and normalization of actions.
     origin: Mapping[str, str]
     files: int
     bytes: int
@@ -213,17 +206,7 @@ def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
 def _sample_card(
     folder: SamplesFolder, number: int, names: Sequence[str], decode: Decoder | None
 ) -> Section:
-    """Card of a sample, with its window if the folder of windows exists.
-
-    Args:
-        folder: Folder of samples.
-        number: Number of the sample.
-        names: Names of the dimensions of an action.
-        decode: Decoder of the codes; None: show no reconstructions.
-
-    Raises:
-        DataError: The sample cannot be read.
-    """
+    """Card of a sample, with its window if there is one; without `decode`, no reconstructions."""
     sample = folder.sample(number)
     root, talk = folder.images_root, sample.conversation
     images = [image.removeprefix(folder.prefix) for image in sample.images]

@@ -66,57 +66,37 @@ _SHOWN_OPTIONS = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Provenance of samples.
+    """Provenance of samples."""
 
-    Attributes:
-        format: Format of the raw data.
-        sources: Names of the raw sources.
-        version: Version of vlatool.
-        created_at: Time of creation, ISO 8601.
-        is_complete: True if the command that wrote them finished; None if not recorded.
-        episodes: Number of episodes in the output.
-        failures: Number of broken episodes, which are left out.
-        dropped: Map from drop reason to number of samples.
-        options: preprocessing_config.yaml.
-    """
-
-    format: str
-    sources: tuple[str, ...]
-    version: str
-    created_at: str
-    is_complete: bool | None
-    episodes: int | None
-    failures: int
-    dropped: Mapping[str, int]
-    options: Mapping[str, Any]
+    format: str  # format of the raw data
+    sources: tuple[str, ...]  # names of the raw sources
+    version: str  # version of vlatool
+    created_at: str  # time of creation, ISO 8601
+    is_complete: bool | None  # True if the command that wrote them finished; None if not recorded
+    episodes: int | None  # number of episodes in the output
+    failures: int  # number of broken episodes, which are left out
+    dropped: Mapping[str, int]  # map from drop reason to number of samples
+    options: Mapping[str, Any]  # preprocessing_config.yaml
 
 
 @dataclass(frozen=True)
 class ShardsFacts:
-    """Contents of a shard folder.
+    """Contents of a shard folder."""
 
-    Attributes:
-        folder: Folder of the manifest.
-        window: Steps before and after the anchor; None if unknown.
-        padding_share: Share of all rows that are padding; None if unknown.
-        cameras: Map from camera to (width, height) in the first sample; None if it has no image
-            there.
-        language: Map from kind of annotation to a sentence of the first sample.
-    """
-
-    folder: str
+    folder: str  # folder of the manifest
     samples: int
     shards: int
     bytes: int
-    window: tuple[int, int] | None
+    window: tuple[int, int] | None  # steps before and after the anchor; None if unknown
     fps: float | None
     image_indices: tuple[int, ...]
-    padding_share: float | None
+    padding_share: float | None  # share of all rows that are padding; None if unknown
+    # Map from camera to (width, height) in the first sample; None if it has no image there.
     cameras: Mapping[str, tuple[int, int] | None]
     fields: tuple[FieldSummary, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
-    language: Mapping[str, str]
+    language: Mapping[str, str]  # map from kind of annotation to a sentence of the first sample
     origin: Provenance
 
     @property
@@ -127,13 +107,8 @@ class ShardsFacts:
 
 
 def inspect(location: Path) -> Report:
-    """Reads the files beside the shards, checks that each shard exists, and opens the first sample.
-
-    Of one shard, reads the headers and the first sample.
-
-    Raises:
-        DataError: There is no manifest (an interrupted run has none), or it is broken; or the file
-            is not a tar.
+    """Reads the files beside the shards and the first sample; of one shard, headers and first
+    sample.
     """
     if is_shard(location):
         return inspect_shard(location)
@@ -146,7 +121,20 @@ def inspect(location: Path) -> Report:
     options = findings.read(folder.options) or {}
     statistics: Statistics = findings.read(folder.statistics) or {}
     first = _first_sample(whole[0].path) if whole else None
-    origin = _provenance(folder, options, findings)
+    record = findings.read(folder.record)
+    metadata = findings.read(folder.metadata) or {}
+    result = (record.result or {}) if record else {}
+    origin = Provenance(
+        format=str(options.get("type") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
+        created_at=str(metadata.get("created_at") or ""),
+        is_complete=None if record is None else record.result is not None,
+        episodes=result.get("episodes"),
+        failures=len(result.get("failures") or ()),
+        dropped=dict(result.get("dropped") or {}),
+        options=options,
+    )
     facts = _facts(folder, shards, first, statistics, origin)
     status = "broken" if findings else "whole"
     status = "incomplete" if origin.is_complete is False else status
@@ -252,26 +240,7 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
     return round(1 - sum(counts) / (len(counts) * samples), 6)
 
 
-def _provenance(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Provenance:
-    """Provenance from the options, the record and the metadata of a shard folder."""
-    record = findings.read(folder.record)
-    metadata = findings.read(folder.metadata) or {}
-    result = (record.result or {}) if record else {}
-    return Provenance(
-        format=str(options.get("type") or ""),
-        sources=tuple(map(str, listed(options, "source_episodes"))),
-        version=str(branch(metadata, "environment").get("vlatool") or ""),
-        created_at=str(metadata.get("created_at") or ""),
-        is_complete=None if record is None else record.result is not None,
-        episodes=result.get("episodes"),
-        failures=len(result.get("failures") or ()),
-        dropped=dict(result.get("dropped") or {}),
-        options=options,
-    )
-
-
 def _provenance_text(provenance: Provenance) -> str:
-    """Provenance as text."""
     options, episodes, failures = (provenance.options, provenance.episodes, provenance.failures)
     sources = ", ".join(provenance.sources) or "unknown"
     rows = pairs(
@@ -300,14 +269,6 @@ def _option_text(value: object) -> str:
 def _page(
     folder: ShardFolder, facts: ShardsFacts, overview: str, request: PageRequest
 ) -> ReportPage:
-    """Page of a folder.
-
-    Args:
-        folder: The folder.
-        facts: Its facts.
-        overview: HTML of the first section, without provenance.
-        request: Options of the page.
-    """
     samples = list(_sample_cards(folder.shards(), request.samples, facts.origin.options))
     findings = Problems()  # not shown: the report has them already
     statistics = findings.read(folder.statistics) or {}

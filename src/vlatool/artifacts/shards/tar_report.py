@@ -29,8 +29,20 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
-from vlatool.pages.episode import EpisodeView, episode_section, shown_positions
-from vlatool.pages.images import FrameView, crop_drawing, frame_figure, step_text, strip
+from vlatool.pages.images import (
+    CameraModel,
+    EndEffectorTrack,
+    EpisodeView,
+    FrameView,
+    crop_drawing,
+    draw_poses,
+    episode_section,
+    frame_figure,
+    pose_legend,
+    shown_positions,
+    step_text,
+    strip,
+)
 from vlatool.pages.layout import (
     Section,
     card,
@@ -46,7 +58,6 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
-from vlatool.pages.poses import CameraModel, EndEffectorTrack, draw_poses, pose_legend
 from vlatool.pages.report import (
     PageRequest,
     Problems,

@@ -53,13 +53,7 @@ def field_table(fields: Sequence[FieldSummary]) -> str:
 def statistics_html(
     statistics: Statistics, fields: Sequence[FieldSummary], policy: Mapping[str, Sequence[str]]
 ) -> str:
-    """Tables of the dimensions of all fields.
-
-    Args:
-        statistics: stats.json.
-        fields: Summaries of its fields.
-        policy: Map from title to names of fields that have a table of their own, in order.
-    """
+    """Tables of the dimensions of all fields."""
     known = {info.name: info for info in fields}
 
     def tabled(names: Sequence[str]) -> str:

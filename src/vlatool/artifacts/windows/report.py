@@ -56,38 +56,24 @@ _SHOWN_TASKS = 8
 
 @dataclass(frozen=True)
 class WindowsFacts:
-    """Contents of a folder of windows.
+    """Contents of a folder of windows."""
 
-    Attributes:
-        folder: Path of the folder.
-        status: `whole`, `partial` if episodes failed, `incomplete` if the command has not finished,
-            `broken`, or `published` if vlatool did not write it.
-        bytes: Total size of the files.
-        episodes: Number of files of lines.
-        samples: Number of lines by the manifest or the indexes; None if neither exists.
-        cameras: Cameras in order.
-        window: Number of steps up to the anchor, the anchor included, and from the anchor on.
-        tasks: Instructions of the first lines of some episodes.
-        manifest: Manifest; None if it does not exist.
-    """
-
-    folder: str
+    folder: str  # Path of the folder
+    # `whole`, `partial` if episodes failed, `incomplete` if the command has not finished, `broken`,
+    # or `published` if vlatool did not write it.
     status: str
-    bytes: int
-    episodes: int
-    samples: int | None
-    cameras: tuple[str, ...]
+    bytes: int  # total size of the files
+    episodes: int  # number of files of lines
+    samples: int | None  # number of lines by the manifest or the indexes; None if neither exists
+    cameras: tuple[str, ...]  # cameras in order
+    # Number of steps up to the anchor, the anchor included, and from the anchor on.
     window: tuple[int, int]
-    tasks: tuple[str, ...]
-    manifest: WindowManifest | None
+    tasks: tuple[str, ...]  # instructions of the first lines of some episodes
+    manifest: WindowManifest | None  # manifest; None if it does not exist
 
 
 def inspect(location: Path) -> Report:
-    """Reads the manifest, the indexes and the first line of some episodes.
-
-    Raises:
-        DataError: A command has started to write here, but no episode is written yet.
-    """
+    """Reads the manifest, the indexes and the first line of some episodes."""
     findings = Problems()
     facts = _read_facts(location, findings)
     count = facts.samples
@@ -184,17 +170,9 @@ def _episode_indices(episodes: int, windows: int) -> list[int]:
 
 
 def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
-    """Card of the window at a position of an episode.
-
-    Args:
-        facts: Facts of the folder.
-        path: File of lines of the episode.
-        part: Position in the episode, 0 to 1.
-
-    Raises:
-        DataError: The line is broken.
-    """
-    lines = _line_count(path)
+    """Card of the window at a position of an episode; `part`: position in the episode, 0 to 1."""
+    index = read_index(lines_index_path(path))
+    lines = len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
     number = min(int(part * lines), lines - 1)
     window = _window_at(path, number)
     past, future = (_strips(facts, names) for names in (window.images, window.future))
@@ -270,11 +248,6 @@ def _window_at(path: Path, number: int) -> Window:
             code="data.broken_window",
             details={"path": str(path), "line": number + 1},
         ) from None
-
-
-def _line_count(path: Path) -> int:
-    index = read_index(lines_index_path(path))
-    return len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
 
 
 def _indexed(files: Sequence[Path]) -> int | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vlatool.episode import UInt8Array
 from vlatool.errors import UsageError
 from vlatool.world.libero.suites import SUITES
-from vlatool.world.libero_fields import ACTION_WIDTH, IMAGE_COLUMNS, STATE_WIDTH
+from vlatool.world.scene import ACTION_WIDTH, IMAGE_COLUMNS, STATE_WIDTH
 
 Observation = dict[str, Any]
 
@@ -31,20 +31,14 @@ _FPS = 20
 class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Environment with the tasks of a suite and their fixed initial states.
 
-    A seed chooses task and initial state: 50 seeds in a row from a multiple of 50 are the 50
-    trials of a task, the next 50 those of the next task, and so on in circles. Trials of a task
-    with fewer states repeat them.
+    A seed chooses task and initial state: 50 seeds in a row from a multiple of 50 are the 50 trials
+    of a task, the next 50 those of the next task, and so on in circles. Trials of a task with fewer
+    states repeat them.
 
     Observation: `image` and `wrist_image` uint8 [H, W, 3], turned by 180 degrees as in the
     published data, `state` float32 [8] (position, axis-angle, two fingers) and `instruction`.
     Action [7]: displacement, rotation, and gripper, closed at 1. The reward is 1 at success, which
     terminates the episode. The info has `task` (its name), `trial` and `success`.
-
-    Args:
-        suite: Name of the suite.
-        task: Index of a task, to run its trials only; None: all tasks.
-        size: Height and width of the images in pixels.
-        render_mode: `rgb_array`, or None.
     """
 
     # Gymnasium reads both keys from the class.
@@ -53,11 +47,11 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def __init__(
         self,
         suite: str,
-        task: int | None = None,
-        size: int = 256,
+        task: int | None = None,  # index of a task, to run its trials only; None: all tasks
+        size: int = 256,  # height and width of the images in pixels
         render_mode: str | None = "rgb_array",
     ) -> None:
-        self.render_mode = render_mode
+        self.render_mode = render_mode  # `rgb_array`, or None
         self._suite: Any = import_module("libero.libero.benchmark").get_benchmark_dict()[suite]()
         self._max_steps = SUITES[suite]
         if task is not None and not 0 <= task < self._suite.n_tasks:
@@ -120,7 +114,6 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self._seen[IMAGE_COLUMNS[0]] if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Closes the simulator."""
         if self._simulator is not None:
             self._simulator.close()
             self._simulator = None

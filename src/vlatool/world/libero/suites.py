@@ -21,16 +21,11 @@ SUITES: Mapping[str, int] = {
 
 
 def environment_ids() -> list[str]:
-    """Ids of the environments of LIBERO."""
     return [f"{PREFIX}{suite}" for suite in SUITES]
 
 
 def register_environments() -> None:
-    """Registers an environment for each suite; can be called repeatedly.
-
-    Raises:
-        EnvironmentProblem: LIBERO is not installed.
-    """
+    """Registers an environment for each suite; can be called repeatedly."""
     # Imported here, because they are no dependencies of the core.
     from gymnasium.envs.registration import register, registry
 

@@ -7,9 +7,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vlatool.world.cameras import SQUARE_SIZES, SizeName
-from vlatool.world.metaworld.simulator import FPS, VIEWS, FloatArray, Simulator
-from vlatool.world.metaworld.tasks import INSTRUCTIONS, MAX_STEPS
+from vlatool.world.metaworld.simulator import (
+    FPS,
+    INSTRUCTIONS,
+    MAX_STEPS,
+    VIEWS,
+    FloatArray,
+    Simulator,
+)
+from vlatool.world.render import SQUARE_SIZES, SizeName
 
 Observation = dict[str, Any]
 
@@ -55,7 +61,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Random start."""
         super().reset(seed=seed)
         del options
         self._steps = 0
@@ -77,7 +82,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return np.hstack([*self._images.values()]) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Frees the renderer."""
         self._simulator.close()
 
     def _observation(self, proprio: FloatArray) -> Observation:

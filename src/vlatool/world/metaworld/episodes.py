@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
-from vlatool.world.metaworld.simulator import FPS, PROPRIO_WIDTH, VIEWS, FloatArray, Simulator
-from vlatool.world.metaworld.tasks import INSTRUCTIONS, MAX_STEPS
+from vlatool.world.metaworld.simulator import (
+    FPS,
+    INSTRUCTIONS,
+    MAX_STEPS,
+    PROPRIO_WIDTH,
+    VIEWS,
+    FloatArray,
+    Simulator,
+)
 from vlatool.world.record_lerobot import ACTION, STATE
 
 ROBOT_TYPE = "sawyer"
@@ -44,27 +51,17 @@ class StoredFrames:
 
 @dataclass(frozen=True)
 class SimulatedEpisode:
-    """Recorded episode of L frames.
-
-    Attributes:
-        index: Number of the episode.
-        task: Task of Meta-World.
-        images: Map from view to L images uint8 [H, W, 3].
-        states: `proprio` at each frame, float64 [L, 4].
-        actions: Actions of the expert, float64 [L, 4].
-        success: True if a frame counts as success.
-    """
+    """Recorded episode of L frames."""
 
     index: int
-    task: str
-    images: dict[str, list[UInt8Array]]
-    states: FloatArray
-    actions: FloatArray
-    success: bool
+    task: str  # task of Meta-World
+    images: dict[str, list[UInt8Array]]  # map from view to L images uint8 [H, W, 3]
+    states: FloatArray  # `proprio` at each frame, float64 [L, 4]
+    actions: FloatArray  # actions of the expert, float64 [L, 4]
+    success: bool  # True if a frame counts as success
 
     @property
     def instruction(self) -> str:
-        """Sentence of the task."""
         return INSTRUCTIONS[self.task]
 
     def __len__(self) -> int:

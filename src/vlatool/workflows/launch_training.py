@@ -1,39 +1,48 @@
-"""Training on Amazon SageMaker: the same configuration as of `train`, in a job."""
+"""Training on Amazon SageMaker, or on a cluster with Slurm, with the configuration of `train`."""
 
 import json
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from vlatool.config.base import execution_field
 from vlatool.config.rules import explicit_keys
-from vlatool.errors import UsageError
+from vlatool.errors import SINGLE_FILE, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.launching.aws_account import Account
-from vlatool.launching.image import ensure_image
-from vlatool.launching.job_log import follow_job
-from vlatool.launching.sagemaker_config import SageMakerConfig
-from vlatool.launching.sagemaker_request import (
+from vlatool.launching.sagemaker import (
     SAVE_PATH,
+    Account,
     check_job,
     config_location,
+    ensure_image,
+    follow_job,
     job_name,
     num_processes,
     training_job_request,
 )
+from vlatool.launching.sagemaker_config import SageMakerConfig
+from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script, check_sbatch, submit
 from vlatool.launching.training_job import (
+    LAUNCH_FOLDER,
     check_locations,
     check_run,
     check_run_with_data,
+    checked_run,
     job_yaml,
 )
+from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
+from vlatool.storage.uri import is_remote, local_path, location
 from vlatool.storage.uri import location as location_of
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import with_local_folder
-from vlatool.workflows.finetune import check_initial_weights
+from vlatool.workflows.train import check_initial_weights
 
 _WANDB_NAMES = ("WANDB_PROJECT", "WANDB_ENTITY")
 
@@ -50,51 +59,33 @@ class LaunchSageMakerConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class SageMakerResult:
-    """A job, or the plan of one.
+class SageMakerResult(Result):
+    """A job, or the plan of one."""
 
-    Attributes:
-        job: Name of the job; empty if only the image was built.
-        status: `planned`, `built`, or the last known status of the job.
-        request: Request that starts the job; null where only the account has the value.
-        config_location: Location of the configuration of the run.
-        config: This configuration as YAML.
-        notes: Explanation of each null.
-    """
+    job: str  # its name; empty if only the image was built
+    status: str  # `planned`, `built`, or the last known status of the job
+    request: Mapping[str, Any]  # starts the job; null where only the account has the value
+    config_location: str  # of the configuration of the run
+    config: str  # this configuration as YAML
+    notes: tuple[str, ...] = ()  # explanation of each null
 
-    job: str
-    status: str
-    request: Mapping[str, Any]
-    config_location: str
-    config: str
-    notes: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {**vars(self), "request": dict(self.request), "notes": list(self.notes)}
-
-    def text(self) -> str:
-        """The result as text."""
+    def lines(self) -> list[str]:
         if self.status == "built":
-            return f"{self.request['AlgorithmSpecification']['TrainingImage']}: is in the registry"
-        if self.status != "planned":
-            return f"{self.job}: {self.status}; its configuration is {self.config_location}"
+            image = self.request["AlgorithmSpecification"]["TrainingImage"]
+            return [f"{image}: is in the registry"]
+        if not self.is_planned:
+            return [f"{self.job}: {self.status}; its configuration is {self.config_location}"]
         request = json.dumps(self.request, indent=2)
-        return "\n".join([f"# {self.config_location}", self.config, request, *self.notes])
+        return [f"# {self.config_location}", self.config, request, *self.notes]
 
 
 def launch_sagemaker_train(
     config: LaunchSageMakerConfig,
     *,
-    typed: Collection[str] | None = None,
+    typed: Collection[str] | None = None,  # keys that were given for this job; None: all given ones
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
     """Starts a SageMaker job that trains; the same job, if it runs already, is not started again.
-
-    Args:
-        config: Configuration of the run and of the job.
-        typed: Keys that were given for this job, by default all given ones.
-        reporter: Receives messages, and the log of the job.
 
     Raises:
         ConfigError: A value is invalid, or a location is local.
@@ -136,16 +127,10 @@ def launch_sagemaker_finetune(
     typed: Collection[str] | None = None,
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
-    """Starts a SageMaker job that trains a new run from the weights of a checkpoint.
-
-    Args:
-        config: As for `launch_sagemaker_train`, with `init_from`.
-        typed: As for `launch_sagemaker_train`.
-        reporter: As for `launch_sagemaker_train`.
+    """As `launch_sagemaker_train`, for a new run from the weights of `init_from`.
 
     Raises:
         UsageError: No checkpoint is given.
-        VlatoolError: As for `launch_sagemaker_train`.
     """
     check_initial_weights(config)
     return launch_sagemaker_train(config, typed=typed, reporter=reporter)
@@ -171,7 +156,6 @@ def _environment(config: LaunchSageMakerConfig, job: SageMakerConfig) -> Mapping
 
 
 def _notes(job: SageMakerConfig) -> Iterator[str]:
-    """Explanation of each null of a request."""
     if job.arn is None:
         yield "RoleArn is null: give the execution role with --sagemaker.arn ARN, or SAGEMAKER_ARN"
     if job.image is None:
@@ -209,3 +193,93 @@ def _started(
     write_text(location_of(started.config_location), started.config)
     account.call("sagemaker", "create_training_job", **started.request)
     return started
+
+
+class SlurmTrainConfig(TrainConfig):
+    """A training run as a job of Slurm."""
+
+    slurm: SlurmConfig = Field(default=SlurmConfig(), description="Job of Slurm.")
+    submit: bool = execution_field(default=False, description="Submit the script with sbatch.")
+
+
+@dataclass(frozen=True)
+class SlurmResult(Result):
+    """Result of `launch slurm train`."""
+
+    status: str  # `planned`, `written` or `submitted`
+    name: str
+    start: str  # what the job would do in the run folder: `new`, `resume`, `extend` or `replace`
+    script: str  # the batch script
+    script_text: str
+    config: str  # the configuration of the run, which the job reads
+    processes: int
+    job: str | None = None  # number of the submitted job
+
+    def lines(self) -> list[str]:
+        content = "written" if self.job is None else f"submitted as job {self.job}"
+        return [self.script_text, outcome(self.script, self.status, content, "would be written")]
+
+    @property
+    def next_command(self) -> str:
+        return f"sbatch {self.script}" if self.job is None else f"squeue --job {self.job}"
+
+
+def launch_slurm_train(
+    config: SlurmTrainConfig,
+    *,
+    typed: Collection[str] | None = None,  # keys that were given for this run; None: all given ones
+    reporter: Reporter = NULL,
+) -> SlurmResult:
+    """Writes the batch script of a training run, and submits it if `submit` is set.
+
+    Raises:
+        ConfigError: A value is invalid or contradicts another one.
+        UsageError: Batch sizes do not fit the number of processes, or the folder of the run or of
+            the script cannot be used.
+        DataError: Data or weights are missing or do not fit.
+        EnvironmentProblem: There is no sbatch here, or it rejects the script.
+    """
+    typed = explicit_keys(config) if typed is None else typed
+    run = checked_run(config, typed, config.slurm.world_size, reporter)
+    job = SlurmJob(run.name, _folder(config), Path.cwd(), _program(config.slurm))
+    text = batch_script(config.slurm, job)
+    result = SlurmResult(
+        "planned" if config.dry_run else "written",
+        name=run.name,
+        start=run.start,
+        script=str(job.script),
+        script_text=text,
+        config=str(job.config),
+        processes=config.slurm.world_size,
+    )
+    if config.dry_run:
+        return result
+    if config.submit:
+        check_sbatch(job.script)
+    write_text(job.config, job_yaml(run.config, run.config.save_path, run.name))
+    write_text(job.script, text)
+    if not config.submit:
+        return result
+    return replace(result, status="submitted", job=submit(job.script, os.environ, reporter))
+
+
+def _folder(config: SlurmTrainConfig) -> Path:
+    """Folder of the files of the job; by default beside the run."""
+    if config.slurm.folder is not None:
+        return local_path(config.slurm.folder).absolute()
+    save_path = location(config.save_path)
+    if is_remote(save_path):
+        raise UsageError(
+            f"the run is below {config.save_path}: the script and the logs need a folder here",
+            hint="give --slurm.folder, on a disk that all nodes share",
+            code="usage.slurm_folder",
+        )
+    return save_path.absolute() / LAUNCH_FOLDER
+
+
+def _program(slurm: SlurmConfig) -> tuple[str, ...]:
+    if slurm.setup:
+        return ("vlatool",)
+    if SINGLE_FILE in os.environ:  # a module of it is importable only in its own processes
+        return (sys.executable, os.environ[SINGLE_FILE])
+    return (sys.executable, "-P", "-m", "vlatool")

@@ -1,58 +1,91 @@
-"""Loop of `verify`: the findings at a location, and the list of all finding codes."""
+"""Report of a location of any kind, its HTML page, and the findings that `verify` lists."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from vlatool.artifacts.base import finding_codes, recognize
 from vlatool.artifacts.check import CheckOptions, check_kinds_of_files, check_record_and_files
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
+from vlatool.events import Reporter
 from vlatool.findings import Finding, FindingCodes, finding_of_error
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record, record_file
+from vlatool.pages.layout import GENERATOR, page
+from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.detection import detect_source
+from vlatool.sources.report import report_source
 from vlatool.sources.rules import IMAGES, SOURCE, check_source
+from vlatool.storage.atomic import remove_partials_of, write_text
+
+_HEAD_BYTES = 1000
+
+
+def inspect_location(
+    location: Path, format_name: str | None, episodes: str | None, reporter: Reporter
+) -> tuple[str, Report]:
+    """Name of the kind in the table of artifacts, or `source`, and the report."""
+    artifact = recognize(location) if format_name is None else None
+    if artifact is None:
+        source = detect_source(location, format_name)
+        return "source", report_source(location, source, episodes, reporter)
+    if episodes is not None:
+        raise UsageError(
+            f"{location}: is not a source of raw episodes",
+            hint="leave --episodes out: it selects raw episodes",
+            code="usage.no_raw_source",
+        )
+    return artifact.kind, artifact.inspect()
+
+
+def check_target(path: Path, generator: str = GENERATOR) -> None:
+    """Raises an error if a path cannot be the file of a page; called before anything is read."""
+    target_error = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
+    if not path.name or path.is_dir():
+        raise target_error(
+            f"--html {path}: is a folder",
+            hint="give the name of the file to write, such as page.html",
+        )
+    if path.is_file():
+        with path.open("rb") as file:
+            is_page = generator.encode() in file.read(_HEAD_BYTES)
+        if not is_page:
+            raise target_error(
+                f"--html {path}: exists and is not a page of an earlier {generator.split()[-1]}",
+                hint="choose another name, such as page.html",
+            )
+
+
+def write_page(report: Report, title: str, path: Path, request: PageRequest) -> None:
+    """Writes the HTML page of a report that has one."""
+    assert report.page is not None
+    remove_partials_of(path)
+    shown = report.page(request)
+    write_text(path, page(title, shown.subtitle or report.headline, shown.sections))
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Running verification.
+    """Running verification."""
 
-    Attributes:
-        kind: Kind of the artifact, `source`, or `download` for files of another kind.
-        root: Folder that paths of findings are relative to.
-        findings: Findings, found while they are read.
-        format: Format of a source.
-    """
-
-    kind: str
-    root: Path
-    findings: Iterable[Finding]
-    format: str | None = None
+    kind: str  # kind of the artifact, `source`, or `download` for files of another kind
+    root: Path  # folder that paths of findings are relative to
+    findings: Iterable[Finding]  # findings, found while they are read
+    format: str | None = None  # format of a source
 
 
 def verify_location(
-    location: Path,
+    location: Path,  # an existing file or folder
     options: CheckOptions,
     *,
-    format_name: str | None = None,
-    episodes: str | None = None,
+    format_name: str | None = None,  # format of raw episodes; None: detect artifacts, then formats
+    episodes: str | None = None,  # raw episodes to verify; None for all
 ) -> Verification:
-    """Starts the verification of an artifact or of a source.
-
-    Args:
-        location: An existing file or folder.
-        options: Options of the checks.
-        format_name: Format of raw episodes; None: detect artifacts, then formats.
-        episodes: Raw episodes to verify; None for all.
-
-    Raises:
-        DataError: The content is unknown.
-        UsageError: Several formats find episodes.
-    """
+    """Starts the verification of an artifact or of a source."""
     verification = _verification(location, options, format_name, episodes)
     every = chain(verification.findings, check_kinds_of_files(location))
     findings = _with_counts(every, verification.root, options)
