@@ -84,6 +84,7 @@ ARTIFACT_PATTERN = re.compile(r"shard_[*{\d][^/]*|episode_[^/]*\.tar")
 JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
+LARGEST_SHARES = {"docstrings": 0.12, "imports": 0.08}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
@@ -411,3 +412,21 @@ def test_every_requirement_is_imported() -> None:
         for distribution in distributions
     }
     assert required <= brought | {"vlatool", "pyvips-binary"}  # the library that pyvips binds
+
+
+def test_docstrings_and_imports_are_a_small_share_of_all_lines() -> None:
+    lines = docstrings = imports = 0
+    for name in NAMES:
+        tree = _tree(name)
+        lines += len((SOURCE / name).read_text().splitlines())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports += _num_lines(node)
+            elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstrings += _num_lines(node.body[0]) if ast.get_docstring(node) else 0
+    assert docstrings / lines <= LARGEST_SHARES["docstrings"]
+    assert imports / lines <= LARGEST_SHARES["imports"]
+
+
+def _num_lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
