@@ -1,7 +1,7 @@
 """The `lbm` sink: `shards/` for training, `episodes/` with the same samples in frame order.
 
 Each sample is encoded once, into its episode's tar; shards consist of byte ranges copied from these
-tars, in a seeded shuffle. Source: formats/lbm-preprocessing 2; formats/lbm 2, 3.1.
+tars, in a seeded shuffle. Source: formats/lbm-preprocessing 1, 2; formats/lbm 2, 3.1.
 """
 
 import hashlib
