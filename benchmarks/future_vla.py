@@ -36,7 +36,7 @@ from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.models.future_vla.batch import NO_LABEL, SequenceEncoder, example_batch
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.objective import AnswerObjective
+from vlatool.models.future_vla.model import AnswerObjective
 from vlatool.models.future_vla.policy import ActionGrammar, AnswerDecoder, FrameCache
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.plugins import MODELS

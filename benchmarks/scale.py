@@ -22,7 +22,7 @@ from machine import describe
 from vlatool.artifacts.shards.format import ShardFolder, write_manifest
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt
-from vlatool.sinks.lbm.sink import SampleIndex
+from vlatool.sinks.lbm import SampleIndex
 from vlatool.transforms.statistics import StatisticsAccumulator, from_arrays
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.sample import SampleConfig, sample

@@ -205,7 +205,7 @@ SINKS: Registry[Any] = Registry(
     "",
     "sink",
     {
-        "lbm": "vlatool.sinks.lbm.sink:LbmSink",
+        "lbm": "vlatool.sinks.lbm:LbmSink",
         "jsonl": "vlatool.sinks.jsonl:JsonlSink",
         "image-shards": "vlatool.sinks.image_shards:ImageShardsSink",
         "lerobot": "vlatool.sinks.lerobot.sink:LeRobotSink",

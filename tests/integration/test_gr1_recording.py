@@ -13,7 +13,7 @@ import pytest
 from tests.builders.lerobot_shared import DATA_PATH, VIDEO_PATH, write_shared
 from tests.builders.preprocessing import samples
 from vlatool.episode import Episode
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 

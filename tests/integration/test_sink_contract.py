@@ -20,7 +20,7 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import Estimate, SinkSummary
-from vlatool.sinks.lbm.sink import LbmSink
+from vlatool.sinks.lbm import LbmSink
 from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig
 

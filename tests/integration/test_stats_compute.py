@@ -18,7 +18,7 @@ from vlatool.artifacts.stats.format import Statistics, number_array, read_stats,
 from vlatool.cli.app import run
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.sinks.lbm.sink import LbmSink
+from vlatool.sinks.lbm import LbmSink
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.stats import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train

@@ -6,7 +6,7 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.s3_runs import upload
 from tests.builders.s3_server import Proxy
 from tests.builders.spartan import CAMERAS, Documents, spartan_task
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader

@@ -1,23 +1,49 @@
-"""Protocol of sinks: an episode is written completely or not at all, and yields a receipt.
+"""Protocol of sinks, and the images of episodes in all of them: resize keys, reading, encoding.
 
-A sink receives whole episodes and alone defines its windows, samples and shards. It is created once
-per run from the survey of the episodes and stays in the main process; its `work` is sent to the
-workers.
+A sink writes an episode completely or not at all, and yields a receipt. It receives whole episodes
+and alone defines its windows, samples and shards. It is created once per run from the survey of the
+episodes and stays in the main process; its `work` is sent to the workers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from vlatool.artifacts.images import (
+    JPEG,
+    PNG,
+    ImageInfo,
+    Subsampling,
+    check_pixels,
+    decode_rgb,
+    encode_jpeg,
+    encode_png,
+    image_info,
+)
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.episode import (
+    Array,
+    Episode,
+    EpisodeRef,
+    FrameSource,
+    Survey,
+    UInt8Array,
+    stored_bytes,
+)
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import did_you_mean
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 
 Work = Callable[[EpisodeRef, Episode], Receipt]
 
@@ -123,3 +149,140 @@ class Sink(Protocol):
 
 
 MakeSink = Callable[[Any, SinkSetup], Sink]
+
+
+FRAMES_PER_READ = 8
+_LARGEST_SIDE = 16_384  # pixels
+
+
+def _width_and_height(value: tuple[int, int] | int | None) -> tuple[int, int] | None:
+    """Size from the published form too: one number, 0 keeps the size."""
+    size = (value, value) if isinstance(value, int) else value
+    if size in (None, (0, 0)):
+        return None
+    if not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
+        raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
+    return size
+
+
+# Keys of the size of written images, for configs of sinks.
+ImageSize = Annotated[
+    tuple[int, int] | int | None,
+    AfterValidator(_width_and_height),
+    Field(
+        description="Width, height of the images, or one number for both; null keeps their size."
+    ),
+]
+ResizingMethod = Annotated[ResizeMethod, Field(description="Resize method.")]
+ResizingFilter = Annotated[ResizeFilter, Field(description="Resize filter.")]
+
+
+def height_and_width(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
+    """(height, width) of written images for a validated `ImageSize`; None keeps their size."""
+    return (size[1], size[0]) if isinstance(size, tuple) else None
+
+
+def read_frames(camera: str, source: FrameSource, frames: Sequence[int]) -> Array:
+    """Frames of a camera: uint8 [N, H, W, 3], or other values [N, H, W]."""
+    with _unreadable(camera, source, frames[0]):
+        return source.read(frames)
+
+
+@contextmanager
+def _unreadable(camera: str, source: FrameSource, frame: int) -> Generator[None]:
+    """Reports errors of decoders; an OSError of theirs is not one of the output disk."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise _image_error(camera, source, frame, f"unreadable image: {error}") from error
+
+
+def _image_error(camera: str, source: FrameSource, frame: int, reason: str) -> DataError:
+    """The error for an image that cannot be written; it names the file of the image, if any."""
+    paths: Sequence[object] = getattr(source, "paths", ())
+    file = {"path": str(paths[frame])} if frame < len(paths) else {}
+    return DataError(
+        f"{file.get('path', f'camera {camera!r}, frame {frame}')}: {reason}",
+        hint="copy or record the image again, or exclude the episode with --exclude",
+        code="data.picture_unreadable",
+        details={"camera": camera, "frame": frame, **file},
+    )
+
+
+@dataclass(frozen=True)
+class ImageEncoding:
+    """Form of written images."""
+
+    size: tuple[int, int] | None  # (height, width); None keeps their size
+    method: ResizeMethod
+    filter: ResizeFilter
+    # formats that are copied where nothing changes, and the format of all others
+    formats: tuple[str, ...] = (PNG, JPEG)
+    quality: int = 100  # JPEG quality
+    subsampling: Subsampling = "4:4:4"  # chroma subsampling of JPEG
+    verify_pixels: bool = False  # decode PNG files that are copied, too
+
+    def can_copy(self, info: ImageInfo) -> bool:
+        """True if stored bytes can be written unchanged."""
+        return info.is_plain and info.format in self.formats and self.size in (None, info.size)
+
+    def encode(self, pixels: UInt8Array) -> tuple[str, bytes]:
+        """Format and bytes of an image uint8 [H, W, 3]."""
+        resized = resize(pixels, self.size, self.method, self.filter)
+        if self.formats[0] == JPEG:
+            return JPEG, encode_jpeg(resized, self.quality, self.subsampling)
+        return PNG, encode_png(resized)
+
+
+@dataclass
+class ImageWriter:
+    """Copies or encodes images; counts what it did."""
+
+    encoding: ImageEncoding  # form of the written images
+    copied: int = 0  # number of images that were copied as stored bytes
+    converted: int = 0  # number of stored images that were not plain 8-bit RGB
+    animations: int = 0  # number of images with several frames
+    # (height, width) of images before the resize to their number
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
+
+    def images(
+        self, camera: str, source: FrameSource, num_frames: int
+    ) -> Iterator[tuple[str, bytes]]:
+        """Format and bytes of the first `num_frames` images of a camera."""
+        if len(source) < num_frames:
+            problem = f"has {counted(len(source), 'image')} for {counted(num_frames, 'frame')}"
+            raise _image_error(camera, source, len(source), problem)
+        for start in range(0, num_frames, FRAMES_PER_READ):
+            frames = range(start, min(start + FRAMES_PER_READ, num_frames))
+            with _unreadable(camera, source, start):
+                stored = [stored_bytes(source, frame) for frame in frames]
+            pending = [frame for frame, data in zip(frames, stored, strict=True) if data is None]
+            pixels = iter(_read_rgb(camera, source, pending) if pending else ())
+            for frame, data in zip(frames, stored, strict=True):
+                with _unreadable(camera, source, frame):
+                    image = self._encode(next(pixels)) if data is None else self._stored(data)
+                yield image
+
+    def _stored(self, data: bytes) -> tuple[str, bytes]:
+        info = image_info(data)
+        if self.encoding.can_copy(info):
+            if info.format == JPEG or self.encoding.verify_pixels:
+                check_pixels(data)  # a JPEG has no checksums
+            self.copied += 1
+            self.sizes[info.size] += 1
+            return info.format, data
+        self.converted += not info.is_plain and info.frames == 1
+        self.animations += info.frames > 1
+        return self._encode(decode_rgb(data))
+
+    def _encode(self, pixels: UInt8Array) -> tuple[str, bytes]:
+        self.sizes[pixels.shape[0], pixels.shape[1]] += 1
+        return self.encoding.encode(pixels)
+
+
+def _read_rgb(camera: str, source: FrameSource, frames: Sequence[int]) -> UInt8Array:
+    pixels: Any = read_frames(camera, source, frames)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        problem = f"images are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"
+        raise _image_error(camera, source, frames[0], problem)
+    return pixels

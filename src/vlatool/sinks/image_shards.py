@@ -41,13 +41,18 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
-from vlatool.sinks.images import (
+from vlatool.sinks.base import (
+    Estimate,
     ImageEncoding,
     ImageSize,
     ImageWriter,
     ResizingFilter,
     ResizingMethod,
+    Sink,
+    SinkConfig,
+    SinkSetup,
+    SinkSummary,
+    Work,
     height_and_width,
 )
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes

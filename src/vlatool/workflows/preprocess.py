@@ -29,7 +29,7 @@ from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
-from vlatool.sinks.lbm.config import LbmConfig
+from vlatool.sinks.lbm import LbmConfig
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.selection import (
     EpisodeTask,

@@ -15,7 +15,7 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import SinkSetup, Work
-from vlatool.sinks.lerobot.config import LeRobotSinkConfig
+from vlatool.sinks.lerobot.episodes import LeRobotSinkConfig
 from vlatool.sinks.lerobot.sink import LeRobotSink
 from vlatool.world.metaworld import episodes as metaworld
 from vlatool.world.record_lerobot import ROBOT_TYPE, as_episode, world_survey

@@ -13,7 +13,7 @@ from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Part
 from vlatool.models.flops import objective_losses, sample_flops
 from vlatool.models.future_vla.batch import NO_LABEL
-from vlatool.models.future_vla.objective import AnswerObjective
+from vlatool.models.future_vla.model import AnswerObjective
 from vlatool.models.future_vla.spec import FutureVlaType
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.models.vqgan.config import VqganConfig

@@ -10,8 +10,7 @@ from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from vlatool.models.base import StepContext
 from vlatool.models.future_vla import model
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.model import FutureVla, merged_weights
-from vlatool.models.future_vla.objective import AnswerObjective
+from vlatool.models.future_vla.model import AnswerObjective, FutureVla, merged_weights
 from vlatool.models.rng import PerSampleRng
 from vlatool.plugins import MODELS
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlatool.sinks.lbm.config import LbmConfig
+from vlatool.sinks.lbm import LbmConfig
 
 
 @pytest.mark.parametrize(("compat", "default"), [(False, "lanczos_vips"), (True, "lanczos")])

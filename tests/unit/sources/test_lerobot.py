@@ -24,7 +24,7 @@ from vlatool.artifacts.lerobot.dataset import fill_template
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 FRONT = "observation.images.front"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders.lerobot import TASKS, Columns, lerobot_dataset, write_lines, write_video
 from vlatool.findings import Finding
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 CAMERA = "observation.images.front"

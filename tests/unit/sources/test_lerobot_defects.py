@@ -16,7 +16,7 @@ import pytest
 from tests.builders.lerobot import Columns, lerobot_dataset, write_lines, write_video
 from tests.builders.lerobot_shared import edit_list
 from vlatool.errors import DataError
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 FRONT = "observation.images.front"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 GROUPS = {"state": {"arm": {"start": 0, "end": 2}, "gripper": {"start": 2, "end": 3}}}

@@ -22,7 +22,7 @@ from tests.builders.lerobot_shared import (
 )
 from vlatool.episode import Episode
 from vlatool.errors import DataError
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 FRONT = "observation.images.front"

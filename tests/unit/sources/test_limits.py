@@ -16,7 +16,7 @@ from tests.builders.spartan import spartan_task
 from vlatool.artifacts.lerobot.tables import read_rows
 from vlatool.episode import RowSegment
 from vlatool.errors import DataError
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.npz import NpzArchive
 from vlatool.sources.spartan.config import SpartanConfig

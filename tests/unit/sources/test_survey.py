@@ -14,7 +14,7 @@ from tests.builders.spartan import CAMERAS, Change, Documents, session_folder, s
 from vlatool.episode import EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError
 from vlatool.sources.base import FormatReader, field_specs, survey_by_reading
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader

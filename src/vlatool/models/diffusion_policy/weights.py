@@ -1,7 +1,9 @@
-"""Import and export of published checkpoints; initial weights.
+"""Import and export of published checkpoints, with their state of training; initial weights.
 
-Source: formats/published-runs 4, 4.1. Weight names are those of the published module. Weights that
-a policy does not use are left out at import, with a note, and created again at export.
+Weight names are those of the published module. Weights that a policy does not use are left out at
+import, with a note, and created again at export. The published optimizer numbers its parameters:
+those without weight decay first, each group in the order of the network, tables that nothing trains
+included. Source: formats/published-runs 4, 4.1; reference/training 3.1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -240,7 +240,7 @@ class FutureVlaType(ModelType):
         self, config: FutureVlaConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
         del data, info, parts
-        from vlatool.models.future_vla.objective import AnswerObjective
+        from vlatool.models.future_vla.model import AnswerObjective
 
         return AnswerObjective(config.segment_weights)
 

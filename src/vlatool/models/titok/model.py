@@ -1,8 +1,9 @@
-"""TiTok networks: images to a sequence of tokens and back. Source: reference/titok 1, 2.
+"""TiTok networks: images to a sequence of tokens and back, and TiTok as a visual tokenizer.
 
-Names of modules are the published ones. Legend of shapes: B images, S side of an image, G patches
-along a side, P = G G, K latent tokens, W width of a transformer, L its tokens, D width of a token,
-N codes of the teacher.
+Names of modules are the published ones. Source: reference/titok 1, 2.
+
+Legend of shapes: B images, S side of an image in pixels, G patches along a side, P = G G, K latent
+tokens or codes, W width of a transformer, L its tokens, D width of a token, N codes of the teacher.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Parts of one episode of a written LeRobot set, and the columns and cameras that all have.
+"""Options of the `lerobot` sink, and the parts of one episode of a written set.
 
-Parts are its rows in a table, and a video per camera. Legend of shapes: F frames, C dimensions.
-Source: formats/lerobot 4; formats/lerobot-writing 1, 2.
+Parts are its rows in a table, and a video per camera. Columns and cameras are those of all
+episodes. Legend of shapes: F frames, C dimensions. Source: formats/lerobot 4;
+formats/lerobot-writing 1, 2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import av.error
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from vlatool.artifacts.clips import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.artifacts.images import decode_rgb
@@ -24,7 +26,9 @@ from vlatool.artifacts.lerobot.dataset import (
 )
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
+    CHUNKS_SIZE,
     FRAME_INDEX,
+    Version,
     automatic_features,
     feature,
     vector_column,
@@ -48,12 +52,61 @@ from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.pages.text import few_text
-from vlatool.sinks.base import SinkSetup
-from vlatool.sinks.images import FRAMES_PER_READ, ImageEncoding, ImageWriter, read_frames
-from vlatool.sinks.lerobot.config import LeRobotSinkConfig
+from vlatool.sinks.base import (
+    FRAMES_PER_READ,
+    ImageEncoding,
+    ImageWriter,
+    SinkConfig,
+    SinkSetup,
+    read_frames,
+)
 from vlatool.storage.atomic import open_atomic, write_bytes
 from vlatool.storage.uri import as_native_file
 from vlatool.transforms.statistics import to_arrays
+
+
+class LeRobotSinkConfig(SinkConfig):
+    """A LeRobot data set."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("type", "layout_version", "robot_type", "modality"),
+        "Images": ("use_videos", "copy_videos", "video_crf", "keyframe_interval"),
+        "Files": ("data_files_size_in_mb", "video_files_size_in_mb", "chunks_size"),
+    }
+
+    type: Literal["lerobot"] = Field(
+        default="lerobot", description="Form of the output: a LeRobot data set."
+    )
+    layout_version: Version = Field(default="v3.0", description="Version of the layout.")
+    robot_type: str | None = Field(
+        default=None, description="Name of the robot; null: that of the source, if it has one."
+    )
+    modality: bool = Field(
+        default=False, description="Write meta/modality.json, which GR00T reads."
+    )
+    use_videos: bool | None = Field(
+        default=None,
+        description="Store cameras as videos, or as images in the table; null: as a LeRobot source "
+        "does, videos for others.",
+    )
+    copy_videos: bool = Field(
+        default=True,
+        description="Copy encoded video where it needs no change; otherwise encode it anew.",
+    )
+    video_crf: int = Field(
+        default=18, ge=0, le=51, description="Quality of encoded videos; lower is better."
+    )
+    keyframe_interval: int = Field(
+        default=2,
+        ge=1,
+        description="Frames from one keyframe to the next; low numbers make single frames cheap.",
+    )
+    data_files_size_in_mb: int = Field(default=100, ge=1, description="MiB of a data file (v3.0).")
+    video_files_size_in_mb: int = Field(default=200, ge=1, description="MiB of a video (v3.0).")
+    chunks_size: int = Field(
+        default=CHUNKS_SIZE, ge=1, description="Files of a folder (v3.0), or episodes of it (v2.1)."
+    )
+
 
 _STATE, _ACTION, _CAMERAS = "observation.state", "action", "observation.images."
 _CAMERA_TYPES = ("video", "image")

@@ -57,11 +57,11 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.pages.text import few_text
 from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary, Work
-from vlatool.sinks.lerobot.config import LeRobotSinkConfig
 from vlatool.sinks.lerobot.episodes import (
     LEROBOT_SINK,
     TASK_INDEX,
     EpisodeWriter,
+    LeRobotSinkConfig,
     SetLayout,
     one_per_set,
     recordings_of,

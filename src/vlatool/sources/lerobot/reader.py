@@ -23,8 +23,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
-from vlatool.sources.lerobot.config import LeRobotConfig, LiberoConfig
-from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
+from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.rules import (
     check_values,
     name_to_sentence,

@@ -38,7 +38,7 @@ from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import id_part
 from vlatool.sources.frames import ParquetImages, VideoFrames, VideoInfo, probe_video
-from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.rules import SOURCE
 
 _TASK_DESCRIPTION = "task_description"

@@ -41,8 +41,7 @@ from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
-from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import dataset_roots, open_dataset
+from vlatool.sources.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.rules import Moments, check_finite, statistics_mismatches
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
