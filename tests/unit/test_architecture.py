@@ -430,3 +430,13 @@ def test_docstrings_and_imports_are_a_small_share_of_all_lines() -> None:
 
 def _num_lines(node: ast.stmt) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_a_public_class_name_occurs_once() -> None:
+    names = [
+        node.name
+        for name in NAMES
+        for node in _tree(name).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -30,9 +30,9 @@ from vlatool.results import Result
 
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     """Runs this command line on ranks, one per GPU in a job; False: this process does the work."""
-    from vlatool.training.ranks import Node
+    from vlatool.training.ranks import Machine
 
-    node = Node.of_environment(os.environ)
+    node = Machine.of_environment(os.environ)
     if processes is None and node is None:
         return False
     from vlatool.training import start

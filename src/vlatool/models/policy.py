@@ -47,7 +47,7 @@ class Sampler(Protocol):
         ...
 
 
-class Ask(Protocol):
+class PolicyCall(Protocol):
     """Method of a policy that answers observations, each with a seed."""
 
     def __call__(
@@ -56,7 +56,7 @@ class Ask(Protocol):
 
 
 def in_batches(
-    ask: Ask, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
+    ask: PolicyCall, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
 ) -> dict[str, Array]:
     """Returns the answers of a policy [B, ...], computed in batches of one size.
 

@@ -127,7 +127,7 @@ class ImageShardsConfig(SinkConfig):
 
 
 @dataclass(frozen=True)
-class EpisodeWriter:
+class ImageEpisodeWriter:
     """Writes the tar of an episode and its index; picklable."""
 
     output: Path  # the output folder
@@ -218,7 +218,7 @@ class ImageShardsSink(Sink):
         # Tars of other splits in the same folder are not owned by this run.
         patterns = (*split_patterns(config.split_name), *LISTS.values(), MANIFEST)
         self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
-        self.work: Work = EpisodeWriter(setup.output, config)
+        self.work: Work = ImageEpisodeWriter(setup.output, config)
         self.fields: Mapping[str, int] = {}
         self.action_fields: tuple[str, ...] = setup.policy_actions(self.fields, ())
         self.proprioception_fields: tuple[str, ...] = ()

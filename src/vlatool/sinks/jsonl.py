@@ -148,7 +148,7 @@ _RECORDED = "original"  # kind of annotation: the instruction during recording
 
 
 @dataclass(frozen=True)
-class EpisodeWriter:
+class JsonlEpisodeWriter:
     """Writes the windows of an episode; picklable."""
 
     output: Path  # the output folder
@@ -322,7 +322,7 @@ class JsonlSink(Sink):
             group for group in survey.pose_groups if {*relative_names(group)} & {*self.fields}
         )
         numbers = [ref.number for ref in setup.refs]
-        self._work = EpisodeWriter(
+        self._work = JsonlEpisodeWriter(
             setup.output,
             config,
             tuple(survey.cameras),

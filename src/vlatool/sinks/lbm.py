@@ -337,7 +337,7 @@ LBM = FindingCodes(
 
 
 @dataclass(frozen=True)
-class EpisodeWriter:
+class LbmEpisodeWriter:
     """Writes the samples of an episode into its own tar; picklable."""
 
     output: Path  # the output folder
@@ -594,7 +594,7 @@ class LbmSink(Sink):
             name: self._widths.get(name, 0) for name in sampler.fields
         }
         self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
-        self.work: Work = EpisodeWriter(setup.output, config)
+        self.work: Work = LbmEpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = setup.policy_actions(
             self.fields, self._example.action_fields
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.background import in_background
-from vlatool.storage.reader import RangeDownload, RemoteFile
+from vlatool.storage.reader import RangeDownload, RemoteReader
 from vlatool.storage.remote import Address, ObjectInfo, call
 
 _BLOCK_SIZE = 2 * 1024 * 1024
@@ -32,7 +32,7 @@ def _block(address: Address, info: ObjectInfo, number: int) -> bytes:
     return RangeDownload(address, start, min(info.size, start + _BLOCK_SIZE), info).run()
 
 
-class _BlockFile(RemoteFile):
+class _BlockFile(RemoteReader):
     """File that reads blocks."""
 
     def __init__(self, address: Address, info: ObjectInfo) -> None:

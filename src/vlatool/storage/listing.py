@@ -19,7 +19,7 @@ Entry = tuple[str, ObjectInfo]
 _FOLDER = ObjectInfo(is_dir=True)
 
 
-class Level(NamedTuple):
+class ListedLevel(NamedTuple):
     """Names of the direct children of a folder."""
 
     folders: list[str]
@@ -84,16 +84,16 @@ def tree(address: Address) -> Iterator[Entry]:
                 yield path, info
 
 
-def levels(address: Address) -> dict[str, Level]:
+def levels(address: Address) -> dict[str, ListedLevel]:
     """Relative path of every folder to the names of its children; `""` is the prefix itself.
 
     Uses one listing with one request per 1000 objects, instead of one request per folder.
     """
-    folders = {"": Level([], [])}
+    folders = {"": ListedLevel([], [])}
     for path, info in tree(address):
         parent, _, name = path.rpartition("/")
         if info.is_dir:
-            folders[path] = Level([], [])
+            folders[path] = ListedLevel([], [])
             folders[parent].folders.append(name)
         else:
             folders[parent].files.append(name)

@@ -207,7 +207,7 @@ class _Prefetch:
     data: "Future[bytes]"
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteReader(io.RawIOBase):
     """Unbuffered file over the first `size` bytes of one version of an object: its position."""
 
     def __init__(self, address: Address, info: ObjectInfo, size: int) -> None:
@@ -240,7 +240,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
 
-class _RangedFile(RemoteFile):
+class _RangedFile(RemoteReader):
     """File that requests ranges."""
 
     def __init__(

@@ -340,7 +340,7 @@ class RemotePath(_Path):
         return self._info if self._info is not None else find_object(self.address)
 
     def _walked(
-        self, below: str, levels: Mapping[str, listing.Level]
+        self, below: str, levels: Mapping[str, listing.ListedLevel]
     ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
         level = levels[below]
         yield self._below(below, ObjectInfo(is_dir=True)), level.folders, level.files

@@ -23,7 +23,7 @@ _ABORT_TIMEOUT_S = 5.0  # the next run removes parts that remain
 _FOLDER_THREADS = 4
 
 
-class RemoteFile(io.BufferedIOBase):
+class RemoteWriter(io.BufferedIOBase):
     """File for writing that becomes an object when `commit` returns.
 
     Full parts are uploaded on threads while the caller writes; at most four at a time, so memory
@@ -160,7 +160,7 @@ def _abort(address: Address, upload: Upload, *, retry_timeout_s: float | None = 
 @contextmanager
 def open_upload(address: Address) -> Generator[IO[bytes]]:
     """Opens an object for writing; it is created if the block ends normally, else not."""
-    upload = RemoteFile(address)
+    upload = RemoteWriter(address)
     try:
         yield cast(IO[bytes], upload)
         upload.commit()
@@ -180,11 +180,11 @@ def upload_folder(folder: Path, address: Address) -> None:
         (file for file in folder.rglob("*") if file.is_file()),
         key=lambda file: (file.stat().st_mtime_ns, file),
     )
-    uploads: dict[Path, RemoteFile] = {}
+    uploads: dict[Path, RemoteWriter] = {}
     large = [file for file in files if file.stat().st_size >= PART_SIZE]
     try:
         for file in large:
-            uploads[file] = RemoteFile(_below(address, folder, file))
+            uploads[file] = RemoteWriter(_below(address, folder, file))
         with ThreadPoolExecutor(_FOLDER_THREADS) as pool:
             list(pool.map(_upload_large, uploads.keys(), uploads.values()))
         delete_below(address)
@@ -199,7 +199,7 @@ def upload_folder(folder: Path, address: Address) -> None:
         raise
 
 
-def _upload_large(file: Path, upload: RemoteFile) -> None:
+def _upload_large(file: Path, upload: RemoteWriter) -> None:
     with file.open("rb") as source:
         while chunk := source.read(PART_SIZE):
             upload.write(chunk)

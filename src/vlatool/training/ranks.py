@@ -69,7 +69,7 @@ def _local_rank(environ: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Node:
+class Machine:
     """This machine among those of a job.
 
     Attributes:

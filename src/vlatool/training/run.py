@@ -23,7 +23,13 @@ from vlatool.training.step import TrainStep
 from vlatool.training.sync import RunSync
 from vlatool.training.trackers import tracked
 from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
-from vlatool.training.validation import ImageLogger, RollsOut, SuccessRate, Validation, is_pending
+from vlatool.training.validation import (
+    CheckpointRollouts,
+    ImageLogger,
+    SuccessRate,
+    Validation,
+    is_pending,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,9 @@ class RunSetup:
     streams: DataStreams
     typed: Collection[str]  # keys that were given for this run, as for `train`
     origins: Mapping[str, str]  # dotted key of the configuration to its origin, without defaults
-    roll_out: RollsOut | None = None  # rollouts of checkpoints; None without the section `eval`
+    roll_out: CheckpointRollouts | None = (
+        None  # rollouts of checkpoints; None without the section `eval`
+    )
     # copies of the run at other locations; None without any, and on other ranks
     sync: RunSync | None = None
 

@@ -23,20 +23,20 @@ from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.training.launcher import EXITS, FORWARDED
-from vlatool.training.ranks import THREADS, Launch, Node, RankExit, cause, rank_error
+from vlatool.training.ranks import THREADS, Launch, Machine, RankExit, cause, rank_error
 
 OPTION = "--nproc"
 # Below the folder for temporary files. The kernel releases the lock when the command ends.
 _FOLDER_PREFIX, _LOCK = "vlatool-ranks-", "lock"
 # A newer folder may not be locked yet.
 _MIN_AGE_S = 60.0
-_ONLY = Node(0, 1, "localhost")
+_ONLY = Machine(0, 1, "localhost")
 _PORT = 29_500  # torch's default
 _MAX_PROCESSES = 1_024  # torchrun creates an object per process before it starts any
 
 
 def start(
-    arguments: Sequence[str], processes: int, *, node: Node = _ONLY, reporter: Reporter = NULL
+    arguments: Sequence[str], processes: int, *, node: Machine = _ONLY, reporter: Reporter = NULL
 ) -> str:
     """Runs a vlatool command line on ranks of this machine; returns the output of rank 0.
 
@@ -121,7 +121,7 @@ def rank_arguments(arguments: Iterable[str]) -> list[str]:
     return rest
 
 
-def torchrun_options(arguments: Sequence[str], processes: int, node: Node = _ONLY) -> list[str]:
+def torchrun_options(arguments: Sequence[str], processes: int, node: Machine = _ONLY) -> list[str]:
     """The arguments of torchrun that start a vlatool command line on ranks of this machine."""
     # torch's default address, the host name, may not be reachable.
     address = ["--standalone", "--local_addr", "127.0.0.1"]

@@ -155,7 +155,7 @@ def _row(images: UInt8Array, width: int) -> UInt8Array:
     return np.concatenate([*images, *padding], axis=1)
 
 
-class RollsOut(Protocol):
+class CheckpointRollouts(Protocol):
     """Rollouts of the checkpoints of a run; evaluation defines them."""
 
     def check(self, policy: Policy) -> None:
@@ -182,7 +182,9 @@ class SuccessRate:
 
     run: RunDir  # the run folder
     runtime: Runtime  # the ranks of the run
-    roll_out: RollsOut | None  # the rollouts; None on ranks that only wait, and if none are planned
+    roll_out: (
+        CheckpointRollouts | None
+    )  # the rollouts; None on ranks that only wait, and if none are planned
     logger: MetricsLogger  # logs the metrics, and a warning if the rollouts fail; the run continues
     stop: StopRequest  # A request to stop ends the rollouts at once
     resume_hint: str  # rest of the note on a run that was stopped

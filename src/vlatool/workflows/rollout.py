@@ -199,7 +199,7 @@ def _interval(counts: Mapping[str, Any]) -> str:
 _METRICS = ("success_rate", "episodes", "errors", "mean_steps")
 
 
-class CheckpointRollouts:
+class EnvironmentRollouts:
     """Rollouts with the options of the section `eval`; see `training.success.RollsOut`."""
 
     def __init__(self, options: RolloutOptions, reporter: Reporter) -> None:

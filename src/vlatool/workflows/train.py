@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState
-    from vlatool.training.validation import RollsOut
+    from vlatool.training.validation import CheckpointRollouts
 
 # Words for `TrainResult.start`.
 _STARTS = {
@@ -244,15 +244,15 @@ def _prepare(
     return setup, assets
 
 
-def _rollouts(config: TrainConfig, reporter: Reporter) -> "RollsOut | None":
+def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | None":
     """Rollouts of the checkpoints; None without the section `eval`."""
     if config.eval is None:
         return None
     from vlatool.evaluation.config import RolloutOptions
-    from vlatool.workflows.rollout import CheckpointRollouts
+    from vlatool.workflows.rollout import EnvironmentRollouts
 
     assert isinstance(config.eval, RolloutOptions)
-    return CheckpointRollouts(config.eval, reporter)
+    return EnvironmentRollouts(config.eval, reporter)
 
 
 def _claim(

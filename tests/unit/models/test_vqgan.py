@@ -15,7 +15,7 @@ from vlatool.models.vqgan.config import (
     VqganConfig,
     VqganNetworkConfig,
 )
-from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
+from vlatool.models.vqgan.model import ResidualBlock, Vqgan, VqganDecoder, VqganEncoder
 from vlatool.models.vqgan.objective import (
     BlurDown,
     CodebookMonitor,
@@ -44,7 +44,7 @@ def make_images(number: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("part", "tensors", "parameters"),
-    [(Encoder, 79, 23_775_104), (Decoder, 88, 30_478_339), (Vqgan, 168, 54_515_587)],
+    [(VqganEncoder, 79, 23_775_104), (VqganDecoder, 88, 30_478_339), (Vqgan, 168, 54_515_587)],
 )
 def test_network_has_the_published_tensors(
     part: type[nn.Module], tensors: int, parameters: int
@@ -55,7 +55,9 @@ def test_network_has_the_published_tensors(
 
 def test_decoder_has_the_published_names_and_shapes() -> None:
     with torch.device("meta"):
-        shapes = {k: tuple(v.shape) for k, v in Decoder(VqganNetworkConfig()).state_dict().items()}
+        shapes = {
+            k: tuple(v.shape) for k, v in VqganDecoder(VqganNetworkConfig()).state_dict().items()
+        }
 
     assert shapes["conv_in.weight"] == (512, 256, 3, 3)
     assert shapes["mid.1.conv2.weight"] == (512, 512, 3, 3)

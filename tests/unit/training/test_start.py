@@ -8,7 +8,7 @@ import pytest
 from tests.builders.recording import Recorder
 from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.jobs.executor import default_workers
-from vlatool.training.ranks import Node
+from vlatool.training.ranks import Machine
 from vlatool.training.start import check_processes, rank_arguments, torchrun_options
 
 # the command
@@ -81,16 +81,16 @@ def test_rank_cannot_start_other_ranks(processes: int, monkeypatch: pytest.Monke
 def test_machines_of_a_job_are_counted_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     file = tmp_path / "resourceconfig.json"
     file.write_text('{"current_host": "algo-10", "hosts": ["algo-10", "algo-2", "algo-1"]}')
-    node = Node.of_environment({"VLATOOL_HOSTS": str(file)})
-    assert node == Node(index=2, count=3, first_host="algo-1")
+    node = Machine.of_environment({"VLATOOL_HOSTS": str(file)})
+    assert node == Machine(index=2, count=3, first_host="algo-1")
     options = torchrun_options(["train"], 8, node)
     assert options[:6] == ["--nnodes", "3", "--node_rank", "2", "--master_addr", "algo-1"]
-    assert Node.of_environment({"VLATOOL_HOSTS": str(file), "WORLD_SIZE": "24"}) is None
+    assert Machine.of_environment({"VLATOOL_HOSTS": str(file), "WORLD_SIZE": "24"}) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"hosts": ["a"], "current_host": "b"}'])
 def test_file_that_does_not_name_this_machine_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "hosts.json").write_text(text)
     with pytest.raises(EnvironmentProblem) as caught:
-        Node.of_environment({"VLATOOL_HOSTS": str(tmp_path / "hosts.json")})
+        Machine.of_environment({"VLATOOL_HOSTS": str(tmp_path / "hosts.json")})
     assert caught.value.code == "environment.hosts"

@@ -46,7 +46,7 @@ _IMAGE = re.compile(r"(.+)_episode_\d+_frame_\d+")
 _DIFFERS = "build the samples of all data sets with the same tokenizers and windows"
 
 
-class Span(NamedTuple):
+class LineSpan(NamedTuple):
     """Consecutive samples of one file."""
 
     name: str  # Path of the file, relative to the folder
@@ -59,7 +59,7 @@ class VlaFolder:
     """Samples of one data set."""
 
     samples: SamplesFolder
-    spans: tuple[Span, ...]  # the samples in use
+    spans: tuple[LineSpan, ...]  # the samples in use
     # folder with the images, which replaces that of the samples; None: their own
     images_root: Path | None
     shape: VlaShape  # sizes of a sample
@@ -347,12 +347,12 @@ def _profile(samples: SamplesFolder, config: VlaDataConfig) -> NormalizationProf
     return profile
 
 
-def _spans(samples: SamplesFolder, config: VlaDataConfig) -> tuple[Span, ...]:
+def _spans(samples: SamplesFolder, config: VlaDataConfig) -> tuple[LineSpan, ...]:
     """The files, or the samples of the selected episodes in them."""
     files = tuple(_file_spans(samples))
     if not config.val_ratio:
         return files
-    by_episode: dict[str, list[Span]] = {}
+    by_episode: dict[str, list[LineSpan]] = {}
     for episode, span in episode_spans(samples, files):
         by_episode.setdefault(episode, []).append(span)
     held = {*validation_positions(len(by_episode), config.val_ratio)}
@@ -371,14 +371,16 @@ def _spans(samples: SamplesFolder, config: VlaDataConfig) -> tuple[Span, ...]:
     return tuple(span for spans in chosen for span in spans)
 
 
-def _file_spans(samples: SamplesFolder) -> Iterator[Span]:
+def _file_spans(samples: SamplesFolder) -> Iterator[LineSpan]:
     first = 0
     for name, count in samples.files:
-        yield Span(name, first, count)
+        yield LineSpan(name, first, count)
         first += count
 
 
-def episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tuple[str, Span]]:
+def episode_spans(
+    samples: SamplesFolder, files: Iterable[LineSpan]
+) -> Iterator[tuple[str, LineSpan]]:
     """Samples of each episode in each file; a file with several episodes is read."""
     for span in files:
         if not span.size:
@@ -391,7 +393,7 @@ def episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tup
         numbers = range(span.first, last + 1)
         for episode, group in groupby(numbers, lambda number: _episode(samples, number)):
             of_episode = list(group)
-            yield episode, Span(span.name, of_episode[0], len(of_episode))
+            yield episode, LineSpan(span.name, of_episode[0], len(of_episode))
 
 
 def _episode(samples: SamplesFolder, number: int) -> str:

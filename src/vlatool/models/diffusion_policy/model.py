@@ -273,7 +273,7 @@ def make_norm(kind: NormType, width: int, eps: float) -> nn.Module:
     return norms[kind]()
 
 
-class Attention(nn.Module):
+class DenoiserAttention(nn.Module):
     """Self-attention with one fused projection; no biases."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -333,13 +333,13 @@ class GeluMLP(nn.Module):
         return self.w3(functional.gelu(self.w1(x_BSD)))
 
 
-class Block(nn.Module):
+class DenoiserBlock(nn.Module):
     """Pre-norm block: attention, then feed-forward, each with a residual connection."""
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.attention = Attention(config)
+        self.attention = DenoiserAttention(config)
         self.feed_forward = SwiGLU(width) if config.ffn_type == "swiglu" else GeluMLP(width)
         self.attention_norm = make_norm(config.norm_type, width, config.norm_eps)
         self.ffn_norm = make_norm(config.norm_type, width, config.norm_eps)
@@ -374,7 +374,9 @@ class NativeTransformer(nn.Module):
             if config.post_embed_norm
             else None
         )
-        self.layers = nn.ModuleList(Block(config, index) for index in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            DenoiserBlock(config, index) for index in range(config.n_layers)
+        )
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] to the hidden state [B, S, D] after the last block."""

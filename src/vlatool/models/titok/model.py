@@ -21,8 +21,8 @@ from vlatool.models.codebook import CodebookTokenizer, QuantizerOutput, VectorQu
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.models.trained import as_config_error, existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
-from vlatool.models.vqgan.model import Decoder as PixelDecoder
 from vlatool.models.vqgan.model import Vqgan, VqganOutput, open_vqgan
+from vlatool.models.vqgan.model import VqganDecoder as PixelDecoder
 
 # Standard deviation of initial weights. Narrow networks need a larger one: with the published value
 # their codes are the same for all images.
@@ -40,7 +40,7 @@ class TitokOutput(NamedTuple):
     inputs: Tensor  # inputs of the quantizer, [B, K, D]; detached
 
 
-class Attention(nn.Module):
+class TitokAttention(nn.Module):
     """Full self-attention; queries, keys and values have one packed weight."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -82,13 +82,13 @@ class Mlp(nn.Module):
         return self.c_proj(functional.gelu(self.c_fc(x)))
 
 
-class Block(nn.Module):
+class TitokBlock(nn.Module):
     """Attention, then MLP, each with a layer norm before it and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = TitokAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
@@ -109,7 +109,7 @@ class _Transformer(nn.Module):
         self.latent_token_positional_embedding = _table(latents, width)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleList(
-            Block(width, config.n_heads) for _ in range(config.n_layers)
+            TitokBlock(width, config.n_heads) for _ in range(config.n_layers)
         )
         self.ln_post = nn.LayerNorm(width)
 
@@ -127,7 +127,7 @@ class _Transformer(nn.Module):
         return self.ln_post(self.transformer[-1](x, outputs))
 
 
-class Encoder(_Transformer):
+class TitokEncoder(_Transformer):
     """Encoder of images to latent tokens."""
 
     def __init__(self, config: TitokConfig) -> None:
@@ -147,7 +147,7 @@ class Encoder(_Transformer):
         return features.flatten(2).transpose(1, 2)
 
 
-class Decoder(_Transformer):
+class TitokDecoder(_Transformer):
     """Decoder of tokens to logits of the teacher codes, or to pixels."""
 
     def __init__(self, config: TitokConfig) -> None:
@@ -180,8 +180,8 @@ class Titok(nn.Module):
         super().__init__()
         self.config = config
         quantizer = config.quantizer
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = TitokEncoder(config)
+        self.decoder = TitokDecoder(config)
         self.latent_tokens = _table(config.num_latent_tokens, config.encoder.hidden_dim)
         for side, vit in ((self.encoder, config.encoder), (self.decoder, config.decoder)):
             _initialize(side, max(_STD, _STD_NARROW * vit.hidden_dim**-0.5))

@@ -83,13 +83,15 @@ class TitokType(ModelType):
         """Returns the tokenizer and, for the proxy head in stage 1, the teacher. Otherwise the
         tokenizer and the networks of the pixel losses.
         """
-        from vlatool.models.titok.model import Block, Titok
+        from vlatool.models.titok.model import Titok, TitokBlock
         from vlatool.models.vqgan.model import ResidualBlock, Vqgan
         from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
-        blocks = [module for module in model.modules() if isinstance(module, Block | ResidualBlock)]
+        blocks = [
+            module for module in model.modules() if isinstance(module, TitokBlock | ResidualBlock)
+        ]
         part = Part(model, blocks=blocks)
         size = 0 if model.quantize is None else model.quantize.size
         buffers = revival_part(size, config.revive_after)

@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
         return residual + (x if self.nin_shortcut is None else self.nin_shortcut(residual))
 
 
-class Level(nn.Module):
+class VqganLevel(nn.Module):
     """The residual blocks of one resolution, with `doubles` followed by an upsampling layer."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class VqganEncoder(nn.Module):
     """Encoder of images to features."""
 
     def __init__(self, config: VqganNetworkConfig) -> None:
@@ -82,7 +82,9 @@ class Encoder(nn.Module):
         inputs = [config.hidden_channels, *widths[:-1]]
         last = widths[-1]
         self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
-        self.down = nn.ModuleList(Level(pair, config) for pair in zip(inputs, widths, strict=True))
+        self.down = nn.ModuleList(
+            VqganLevel(pair, config) for pair in zip(inputs, widths, strict=True)
+        )
         self.mid = nn.ModuleList(ResidualBlock(last, last, config.norm_groups) for _ in range(2))
         self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
         self.conv_out = nn.Conv2d(last, config.z_channels, 1)
@@ -102,7 +104,7 @@ class Encoder(nn.Module):
             yield x
 
 
-class Decoder(nn.Module):
+class VqganDecoder(nn.Module):
     """Decoder of features to images."""
 
     def __init__(self, config: VqganNetworkConfig) -> None:
@@ -113,7 +115,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_channels, first, 3, padding=1)
         self.mid = nn.ModuleList(ResidualBlock(first, first, config.norm_groups) for _ in range(2))
         self.up = nn.ModuleList(
-            Level(pair, config, doubles=index > 0)
+            VqganLevel(pair, config, doubles=index > 0)
             for index, pair in enumerate(zip(inputs, widths, strict=True))
         )
         self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
@@ -134,8 +136,8 @@ class Vqgan(nn.Module):
 
     def __init__(self, config: VqganNetworkConfig, *, commitment_cost: float = 0.25) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = VqganEncoder(config)
+        self.decoder = VqganDecoder(config)
         self.quantize = VectorQuantizer(
             config.codebook_size, config.z_channels, commitment_cost=commitment_cost
         )

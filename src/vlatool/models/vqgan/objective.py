@@ -35,7 +35,7 @@ from vlatool.models.vqgan.config import (
     PixelLossConfig,
     VqganNetworkConfig,
 )
-from vlatool.models.vqgan.model import Encoder, VqganOutput, load_encoder
+from vlatool.models.vqgan.model import VqganEncoder, VqganOutput, load_encoder
 
 _STAGES = 3
 _GRID = 16
@@ -220,7 +220,7 @@ class FeatureDistance(nn.Module):
 
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = VqganEncoder(config)
 
     def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Distance of pixels [B, 3, H, W]; scalar."""

@@ -362,7 +362,7 @@ class _Parts:
 
 
 @dataclass(frozen=True)
-class EpisodeWriter:
+class LerobotEpisodeWriter:
     """Writes the parts of an episode; picklable."""
 
     output: Path  # the output folder

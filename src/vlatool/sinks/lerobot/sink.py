@@ -60,7 +60,7 @@ from vlatool.sinks.base import Estimate, Sink, SinkConfig, SinkSetup, SinkSummar
 from vlatool.sinks.lerobot.episodes import (
     LEROBOT_SINK,
     TASK_INDEX,
-    EpisodeWriter,
+    LerobotEpisodeWriter,
     LeRobotSinkConfig,
     SetLayout,
     one_per_set,
@@ -77,7 +77,7 @@ _HINT = "run the same command again with --overwrite"
 
 
 @dataclass(frozen=True)
-class Part:
+class SetPart:
     """Part of an episode in a final file."""
 
     path: str  # its file, relative to the output
@@ -94,7 +94,7 @@ class FilePlan:
 
     path: str  # its path, relative to the output
     kind: Literal["rows", "video"]
-    parts: tuple[Part, ...]  # its parts, in order
+    parts: tuple[SetPart, ...]  # its parts, in order
     delay: int = 0  # largest delay of the clips of a video
 
     @property
@@ -156,7 +156,7 @@ class FileWriter:
         assert writer is not None, "a file has rows"
         writer.close()
 
-    def _numbered(self, table: pa.Table, part: Part, start: int) -> pa.Table:
+    def _numbered(self, table: pa.Table, part: SetPart, start: int) -> pa.Table:
         """Rows with the numbers of the set; `start` is the number of the first one."""
         frames = start + np.arange(len(table))
         columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
@@ -247,8 +247,8 @@ class Numbering:
         self._columns, self._automatic = StatisticsAccumulator(), StatisticsAccumulator()
         self._images: dict[str, list[Array]] = {}
         self._cameras: dict[str, tuple[str, dict[str, Any]]] = {}
-        self._rows: dict[str, list[Part]] = {}
-        self._videos: dict[str, list[Part]] = {}
+        self._rows: dict[str, list[SetPart]] = {}
+        self._videos: dict[str, list[SetPart]] = {}
         self._delays: dict[str, int] = {}
         chunks = config.chunks_size
         self._data_files = Rolling(config.data_files_size_in_mb * MEGABYTE, chunks)
@@ -330,7 +330,7 @@ class Numbering:
         version = self._config.layout_version
         chunk, position, _ = self._data_files.place(table.bytes)
         path = data_path(version, self._template(number, chunk, position))
-        part = Part(table.path, table.sha256, number, first_row, tasks)
+        part = SetPart(table.path, table.sha256, number, first_row, tasks)
         self._rows.setdefault(path, []).append(part)
         return chunk, position
 
@@ -350,7 +350,7 @@ class Numbering:
             path = video_path(self._config.layout_version, camera, values)
             start = 0 if is_first else self._frames_in_file[camera]
             self._frames_in_file[camera] = start + length
-            self._videos.setdefault(path, []).append(Part(entry.path, entry.sha256))
+            self._videos.setdefault(path, []).append(SetPart(entry.path, entry.sha256))
             self._delays[path] = max(self._delays.get(path, 0), facts["delay"])
             clips[camera] = chunk, position, start
         return clips
@@ -478,7 +478,7 @@ class LeRobotSink(Sink):
         self.proprioception_fields: tuple[str, ...] = survey.proprioception_fields
         self._splits: dict[str, list[int]] = {}
         self._layout = set_layout(config, setup, self.action_fields, self._sets)
-        self.work: Work = EpisodeWriter(setup.output, config, self._layout)
+        self.work: Work = LerobotEpisodeWriter(setup.output, config, self._layout)
 
     def begin(self) -> None:
         for name in CLOSING_FILES:
