@@ -108,18 +108,22 @@ def test_narrower_download_does_not_complete_a_wider_one(unfinished: Path) -> No
     get("set", "data/out")
     record = read_record(unfinished)
     assert record is not None
-    assert (record.complete, record.requests) == (True, ())
+    assert (record.complete, record.pending_downloads) == (True, ())
 
 
 def test_request_replaces_those_that_it_includes() -> None:
     def record(*requests: Mapping[str, object]) -> OutputRecord:
-        return OutputRecord("download", {}, requests=requests)
+        return OutputRecord("download", {}, pending_downloads=requests)
 
     everything, part = {"source": "s3://a"}, {"source": "s3://a", "include": ["x"]}
     other = {"source": "s3://a", "include": ["y"]}
 
-    assert record(everything).after(record(part, other)).requests == (everything,)
-    assert record(part).after(record(everything, other)).requests == (part, everything, other)
+    assert record(everything).after(record(part, other)).pending_downloads == (everything,)
+    assert record(part).after(record(everything, other)).pending_downloads == (
+        part,
+        everything,
+        other,
+    )
 
 
 def _shards(folder: Path) -> None:

@@ -366,7 +366,7 @@ def check_downloaded(path: Path) -> None:
                 "this download is not complete",
                 hint=completion_hint(record, folder),
                 code="data.incomplete_download",
-                commands=open_requests(record, folder),
+                commands=pending_commands(record, folder),
             )
 
 
@@ -384,15 +384,15 @@ def _outputs_at(path: Path) -> Iterator[Path]:
 
 def completion_hint(record: OutputRecord, folder: Path) -> str:
     """Hint on a download that is not complete."""
-    commands = " and ".join(open_requests(record, folder))
+    commands = " and ".join(pending_commands(record, folder))
     return f"complete it with: {commands}" if commands else "run the same command again"
 
 
-def open_requests(record: OutputRecord, folder: Path) -> list[str]:
+def pending_commands(record: OutputRecord, folder: Path) -> list[str]:
     """Commands that complete the downloads of an output."""
     if is_remote(folder):  # a copy
         return []
-    return [_command(request, _shown(folder)) for request in record.requests]
+    return [_command(request, _shown(folder)) for request in record.pending_downloads]
 
 
 def _command(request: Mapping[str, Any], folder: Path) -> str:

@@ -48,7 +48,7 @@ class OutputRecord:
     format: int = FORMAT  # format number of the record and the journal; 0 before there was one
     # options of the downloads into this output that are not complete: that of this run first.
     # `jobs.downloads` has the commands for them
-    requests: tuple[Mapping[str, Any], ...] = ()
+    pending_downloads: tuple[Mapping[str, Any], ...] = ()
     # names of options for messages, where the key says too little; not saved
     words: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -77,30 +77,34 @@ class OutputRecord:
             "parent": self.parent,
             "made": self.run_id,
         }
-        if self.requests:
-            document["requests"] = [dict(request) for request in self.requests]
+        if self.pending_downloads:
+            document["requests"] = [dict(request) for request in self.pending_downloads]
         write_checksummed(record_file(folder), document)
 
     def after(self, before: "OutputRecord | None") -> "OutputRecord":
         """Record of a run that resumes the one of `before`, or starts from scratch."""
         if before is None:
             return replace(self, run_id=secrets.token_hex(4))
-        own = [request.items() for request in self.requests]
+        own = [request.items() for request in self.pending_downloads]
         # Each option narrows a request: one with all options of this run is a part of it.
         others = [
             request
-            for request in before.requests
+            for request in before.pending_downloads
             if not any(items <= request.items() for items in own)
         ]
-        return replace(self, run_id=before.run_id, requests=(*self.requests, *others))
+        return replace(
+            self, run_id=before.run_id, pending_downloads=(*self.pending_downloads, *others)
+        )
 
     def finished(
         self, inputs: Mapping[str, Any], result: Mapping[str, Any], *, has_failures: bool
     ) -> "OutputRecord":
         """Record of this run at its end."""
-        requests = self.requests if has_failures else self.requests[1:]
+        requests = self.pending_downloads if has_failures else self.pending_downloads[1:]
         is_complete = not (has_failures or requests)
-        return replace(self, inputs=inputs, result=result, requests=requests, complete=is_complete)
+        return replace(
+            self, inputs=inputs, result=result, pending_downloads=requests, complete=is_complete
+        )
 
     @property
     def is_download(self) -> bool:

@@ -28,7 +28,7 @@ from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FOLDER, NAME, FileEntry, read_file_list
 from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of
 from vlatool.jobs.journal import Journal, Receipt
-from vlatool.jobs.ownership import open_requests, versions_of
+from vlatool.jobs.ownership import pending_commands, versions_of
 from vlatool.jobs.record import OutputRecord, partial_folder, read_record
 from vlatool.jobs.run import run_command
 from vlatool.results import OPTIONAL
@@ -192,8 +192,8 @@ def next_command(output: str) -> str:
     """Command for the next step after a download to `output`: its own, if it is not complete."""
     folder = local_path(output)
     record = read_record(folder)
-    if record is not None and record.requests:
-        return open_requests(record, folder)[0]
+    if record is not None and record.pending_downloads:
+        return pending_commands(record, folder)[0]
     with suppress(VlatoolError):  # files of any other kind
         return _next_command(folder).format(output=shlex.quote(output.rstrip("/")))
     return f"vlatool verify {shlex.quote(output)}"
@@ -325,7 +325,9 @@ class DownloadJob:
         self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("download", recorded_source(source), requests=(options.request,)),
+            record=OutputRecord(
+                "download", recorded_source(source), pending_downloads=(options.request,)
+            ),
             title=f"download {source}",
             item_name="file",
             plan=_PLAN,

@@ -505,7 +505,7 @@ class RawJob:
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
-                "download", recorded_source(task.source), requests=(options.request,)
+                "download", recorded_source(task.source), pending_downloads=(options.request,)
             ),
             title=f"download {task.source}",
             item_name="archive",
