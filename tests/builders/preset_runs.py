@@ -216,7 +216,7 @@ def _outputs(config: TrainConfig, trainer: Trainer, setup: TrainSetup) -> dict[s
     rows = tuple(range(GLOBAL_BATCH))
     batch = config.model_type.example(config.model, config.data, GLOBAL_BATCH)
     micro_batch = MicroBatch(batch, samples=("made up",) * GLOBAL_BATCH, positions=rows)
-    ctx = trainer.contexts.of(0, micro_batch, "outputs", training=False)
+    ctx = trainer.train_step.contexts.of(0, micro_batch, "outputs", training=False)
     trainer.placed.eval()
     setup.state.parts["model"].module.register_forward_hook(collect)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from vlatool.jobs.record import output_lock
 from vlatool.storage.atomic import write_text
 from vlatool.storage.remote import connect
 from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 
 EPISODES, FRAMES = 3, 12
@@ -207,12 +208,20 @@ class TestRefusals:
         two_lines(capfd, "AWS_ACCESS_KEY_ID")
 
     def test_output_that_another_run_is_writing(
-        self, raw: Path, bucket: RemotePath, capfd: pytest.CaptureFixture[str]
+        self,
+        raw: Path,
+        bucket: RemotePath,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setenv(SPEED_VARIABLE, "10")
         with output_lock(bucket / "out", "vlatool preprocess spartan"):
             assert preprocess(raw, bucket / "out") == 2
 
-        two_lines(capfd, "vlatool preprocess spartan")
+        waits, *lines = capfd.readouterr().err.strip().splitlines()
+        assert "waiting 90 s at most" in waits
+        assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+        assert "vlatool preprocess spartan" in lines[0]
         assert preprocess(raw, bucket / "out") == 0
 
     def test_other_options_on_the_same_output(self, raw: Path, bucket: RemotePath) -> None:

@@ -22,7 +22,7 @@ def test_a_verb_follows_the_number() -> None:
 
 
 # Not counts, or counts that are large.
-NOT_COUNTED = ("testing/", "demo_report.py", "detection.py")
+NOT_COUNTED = ("testing/", "demo.py", "detection.py")
 
 
 @pytest.mark.parametrize("units", ["episodes", "windows", "shards"])
