@@ -47,7 +47,7 @@ class OutputRecord:
     run_id: str = ""  # random id; a new one each time that the output is started from scratch
     format: int = FORMAT  # format number of the record and the journal; 0 before there was one
     # options of the downloads into this output that are not complete: that of this run first.
-    # `jobs.downloads` has the commands for them
+    # `jobs.ownership.pending_commands` has their commands
     pending_downloads: tuple[Mapping[str, Any], ...] = ()
     # names of options for messages, where the key says too little; not saved
     words: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -200,7 +200,7 @@ _METRICS = ("success_rate", "episodes", "errors", "mean_steps")
 
 
 class EnvironmentRollouts:
-    """Rollouts with the options of the section `eval`; see `training.success.RollsOut`."""
+    """Rollouts with the options of the section `eval`, for `training.validation`."""
 
     def __init__(self, options: RolloutOptions, reporter: Reporter) -> None:
         self._options = RolloutConfig(

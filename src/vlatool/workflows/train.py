@@ -30,6 +30,7 @@ from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
 from vlatool.training.resume import (
+    complete_run,
     earlier_run,
     fixed_name,
     new_name,
@@ -307,9 +308,7 @@ def _finish(setup: "RunSetup", record: OutputRecord, result: TrainResult) -> Non
     from vlatool.training.run import retention_of
 
     assert setup.sync is not None
-    if not record.complete:
-        counts = {"steps": result.steps, "samples": result.samples}
-        replace(record, complete=True, result=counts).save(setup.run.root)
+    complete_run(setup.run, record, {"steps": result.steps, "samples": result.samples})
     try:
         setup.sync.finish()
     except StorageError as error:

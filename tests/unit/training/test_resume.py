@@ -10,6 +10,7 @@ import pytest
 
 from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import UsageError
+from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import (
     earlier_run,
@@ -179,3 +180,14 @@ def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         with_base_config(NEW.model_copy(update={"overwrite": True, **init}), run)
     assert caught.value.code == "usage.overwrites_origin"
+
+
+def test_overwrite_replaces_no_output_of_another_command(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    OutputRecord("export", {}).save(run.root)
+
+    with pytest.raises(UsageError) as caught:
+        earlier_run(run, OLD.model_copy(update={"overwrite": True}))
+
+    assert caught.value.code == "usage.output_exists"
+    assert run.latest() is not None

@@ -4,7 +4,7 @@ Legend: V views (cameras) of a step, P past images in the order of samples: by t
 step by camera. Source: reference/future-vla-model 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -72,11 +72,6 @@ class FrameGrid:
     def _level_sides(self) -> Iterator[int]:
         """Patches per side of each level; each halving rounds up, as its convolution does."""
         yield from (-(-self.patches // stride) for stride in REDUCTIONS)
-
-
-def image_positions(sides: Sequence[int]) -> int:
-    """Positions that images of these token sides take, each with the two tokens around it."""
-    return sum(side + 2 for side in sides)
 
 
 _NAMES = {
