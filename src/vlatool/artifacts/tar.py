@@ -21,14 +21,7 @@ from typing import IO
 
 import numpy as np
 
-from vlatool.artifacts.tar_sample import (
-    ARRAYS,
-    METADATA,
-    LimitedHeader,
-    StoredSample,
-    read_arrays,
-    write_arrays,
-)
+from vlatool.artifacts import tar_sample
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.byte_ranges import open_file, open_forward, read_file
@@ -121,14 +114,14 @@ class TarSample:
     # suffix, as stored, to (offset, size) of the content
     members: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
-    def stored(self, data: bytes) -> StoredSample:
+    def stored(self, data: bytes) -> tar_sample.StoredSample:
         """The sample, its members sliced from its bytes."""
         view = memoryview(data)
 
         def read(offset: int, size: int) -> bytes:
             return bytes(view[offset - self.start : offset - self.start + size])
 
-        return StoredSample(self.key, _Members(self.members, read))
+        return tar_sample.StoredSample(self.key, _Members(self.members, read))
 
 
 @dataclass(frozen=True)
@@ -184,10 +177,10 @@ class OpenShard:
         return problems[0].removeprefix("is ") if problems else ""
 
     @contextmanager
-    def reading(self, key: str) -> Generator[StoredSample]:
+    def reading(self, key: str) -> Generator[tar_sample.StoredSample]:
         """A sample with members that are read lazily."""
         try:
-            yield StoredSample(key, _Members(self.members[key], self._read))
+            yield tar_sample.StoredSample(key, _Members(self.members[key], self._read))
         except (KeyError, ValueError, OSError) as error:
             reason = f"has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
             raise DataError(
@@ -250,7 +243,9 @@ def _scan(file: IO[bytes]) -> TarScan:
     scan = TarScan()
     end = 0
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:", tarinfo=LimitedHeader) as tar:
+        with tarfile.open(
+            fileobj=_Headers(file), mode="r:", tarinfo=tar_sample.LimitedHeader
+        ) as tar:
             for member in tar:
                 if member.size < 0:  # its end is before it, and tarfile reads it again
                     raise ValueError(f"a member of {member.size} bytes")
@@ -300,7 +295,7 @@ def _member_problem(member: tarfile.TarInfo, base: str, suffix: str) -> tuple[st
         return "unsafe_name", f"{name!r} leads out of the folder it is extracted to"
     if _META_NAME.match(base):
         return "meta_name", f"{name!r} is a name reserved by loaders"
-    for known in (ARRAYS, METADATA):
+    for known in (tar_sample.ARRAYS, tar_sample.METADATA):
         if suffix.lower().endswith(f".{known}"):
             return "dotted_key", f"{name!r}: the key of the sample has a dot"
     if suffix != suffix.lower():
@@ -345,7 +340,7 @@ class ShardIndex:
 
     def content(self) -> bytes:
         """Bytes of the file; equal indexes give equal bytes."""
-        return write_arrays(
+        return tar_sample.write_arrays(
             {
                 "offsets": np.asarray(self.offsets, np.int64),
                 "lengths": np.asarray(self.lengths, np.int64),
@@ -370,7 +365,7 @@ def read_index(path: Path) -> ShardIndex | None:
 def parse_index(content: bytes) -> ShardIndex | None:
     """The index in the bytes of its file; None if they are not an index."""
     try:
-        arrays = read_arrays(content, ("offsets", "lengths", "shard_bytes"))
+        arrays = tar_sample.read_arrays(content, ("offsets", "lengths", "shard_bytes"))
     except (KeyError, ValueError):
         return None
     offsets, lengths = arrays["offsets"], arrays["lengths"]

@@ -15,14 +15,7 @@ from vlatool.config.coerce import Node, Plain, merge, parse_plain
 from vlatool.config.presets import preset_names
 from vlatool.config.problems import Problem, config_error
 from vlatool.errors import ConfigError
-from vlatool.storage import uri
-from vlatool.storage.documents import (
-    MAX_DEPTH,
-    DocumentError,
-    check_yaml,
-    read_document,
-    yaml_error,
-)
+from vlatool.storage import documents, uri
 from vlatool.storage.uri import can_list
 
 MAX_VALUES = 100_000  # of one configuration, including the values of each alias and include
@@ -113,8 +106,8 @@ class _Document:
         """Reads the file; `included_at` is the origin of the include, empty without one."""
         self.budget.spend(included_at or self.name, files=1)
         try:
-            text = read_document(self.path)
-        except DocumentError as error:
+            text = documents.read_document(self.path)
+        except documents.DocumentError as error:
             raise self._unreadable(included_at, error.reason) from error
         except OSError as error:
             hint = "" if included_at else _near_files(self.path)
@@ -125,21 +118,21 @@ class _Document:
     def parse(self, text: str) -> Node:
         """Parses the text; an empty text is an empty mapping."""
         try:
-            values = check_yaml(text, MAX_VALUES)
+            values = documents.check_yaml(text, MAX_VALUES)
             self.budget.spend(self.name, values=values)
             root = yaml.compose(text, Loader=_OriginLoader)
-        except DocumentError as error:
+        except documents.DocumentError as error:
             raise _error(self._line(error.line), error.reason) from error
         except yaml.YAMLError as error:  # an undefined alias
-            problem = yaml_error(error, text)
+            problem = documents.yaml_error(error, text)
             raise _error(self._line(problem.line), problem.reason) from error
         return Node({}, f"{self.name}:1") if root is None else self._read(root, self.depth)
 
     def _read(self, node: yaml.Node, depth: int) -> Node:
         """Tree of a node inside `depth` others."""
         origin = self._origin(node)
-        if depth > MAX_DEPTH:
-            raise _error(origin, f"nested deeper than {MAX_DEPTH} levels")
+        if depth > documents.MAX_DEPTH:
+            raise _error(origin, f"nested deeper than {documents.MAX_DEPTH} levels")
         if node.tag == _INCLUDE_TAG:
             return self._include(node, depth + 1)
         if isinstance(node, yaml.MappingNode):

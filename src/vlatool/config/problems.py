@@ -7,15 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vlatool.config.coerce import (
-    InvalidValue,
-    Node,
-    child,
-    find,
-    nearest_origin,
-    plain,
-    write_scalar,
-)
+from vlatool.config import coerce
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
 from vlatool.errors import ConfigError
 from vlatool.events import counted
@@ -102,7 +94,7 @@ def _joined(first: Problem, *others: Problem) -> Problem:
 
 
 def validation_problems(
-    error: ValidationError, tree: Node, schema: type[BaseModel]
+    error: ValidationError, tree: coerce.Node, schema: type[BaseModel]
 ) -> tuple[list[Problem], int]:
     """Converts errors of pydantic, with keys as in the files; one problem per key; returns the
     first problems, and the number of further ones.
@@ -118,12 +110,12 @@ def validation_problems(
     return list(problems.values()), len(details[_MAX_PROBLEMS:])
 
 
-def unknown_keys(error: ValidationError, tree: Node) -> list[list[str | int]]:
+def unknown_keys(error: ValidationError, tree: coerce.Node) -> list[list[str | int]]:
     """Paths of unknown keys that may be ignored."""
     paths: list[list[str | int]] = []
     for detail in error.errors(include_url=False):
         parts = _key_parts(detail["loc"], tree, detail["type"])
-        node = find(tree, parts)
+        node = coerce.find(tree, parts)
         if detail["type"] == "extra_forbidden" and node is not None and node.is_lenient:
             paths.append(parts)
     return paths
@@ -177,13 +169,13 @@ def _concrete(pattern: str, key: str) -> str:
     return ".".join(parts)
 
 
-def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -> Problem:
-    kind, rejected = detail["type"], isinstance(detail["input"], InvalidValue)
+def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseModel]) -> Problem:
+    kind, rejected = detail["type"], isinstance(detail["input"], coerce.InvalidValue)
     parts = _key_parts(detail["loc"], tree, kind)
     if kind.startswith("union_tag") and not rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
     context = _KeyContext(
-        _key_as_written(parts, tree), nearest_origin(tree, parts), _pattern(parts, schema)
+        _key_as_written(parts, tree), coerce.nearest_origin(tree, parts), _pattern(parts, schema)
     )
     if kind == "extra_forbidden":
         return _unknown_key(context, schema)
@@ -191,7 +183,7 @@ def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -
         valid = choices(schema, context.pattern)
         message = f'"{context.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
         return Problem(context.key, context.origin, message, code="config.missing_key")
-    return _invalid(context, find(tree, parts), detail, schema)
+    return _invalid(context, coerce.find(tree, parts), detail, schema)
 
 
 @dataclass(frozen=True)
@@ -203,9 +195,9 @@ class _KeyContext:
     pattern: str  # declared key, with `*` for free names
 
 
-def _key_as_written(parts: Sequence[str | int], tree: Node) -> str:
+def _key_as_written(parts: Sequence[str | int], tree: coerce.Node) -> str:
     """Dotted key as it was written: without its section if that was omitted."""
-    node = find(tree, parts[:2])
+    node = coerce.find(tree, parts[:2])
     is_flat = node is not None and node.is_flat
     return ".".join(str(part) for part in (parts[1:] if is_flat else parts))
 
@@ -221,10 +213,13 @@ def _unknown_key(context: _KeyContext, schema: type[BaseModel]) -> Problem:
 
 
 def _invalid(
-    context: _KeyContext, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
+    context: _KeyContext,
+    value: coerce.Node | None,
+    detail: Mapping[str, Any],
+    schema: type[BaseModel],
 ) -> Problem:
     shown = _value_text(value) if value is not None else "unset"
-    rejected = detail["input"] if isinstance(detail["input"], InvalidValue) else None
+    rejected = detail["input"] if isinstance(detail["input"], coerce.InvalidValue) else None
     valid = list(rejected.choices if rejected else ()) or choices(schema, context.pattern)
     if rejected is not None:
         reason = f"it must be {rejected.needs}"
@@ -242,15 +237,15 @@ def _invalid(
     return Problem(context.key, context.origin, message, tuple(near))
 
 
-def _key_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | int]:
+def _key_parts(loc: Sequence[str | int], tree: coerce.Node, kind: str) -> list[str | int]:
     """Path of an error of pydantic, without the names of union members."""
     parts: list[str | int] = []
-    current: Node | None = tree
+    current: coerce.Node | None = tree
     entered_section = False
     for index, part in enumerate(loc):
         is_absent_key = kind == "missing" and index == len(loc) - 1
         is_tag = entered_section and current is not None and _is_tag(part, current)
-        below = child(current, part) if current is not None and not is_tag else None
+        below = coerce.child(current, part) if current is not None and not is_tag else None
         entered_section = below is not None and isinstance(below.value, dict)
         if below is not None or is_absent_key:
             parts.append(part)
@@ -258,9 +253,9 @@ def _key_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | in
     return parts
 
 
-def _is_tag(part: str | int, section: Node) -> bool:
-    kind = child(section, "type")
-    return kind is not None and plain(kind) == part
+def _is_tag(part: str | int, section: coerce.Node) -> bool:
+    kind = coerce.child(section, "type")
+    return kind is not None and coerce.plain(kind) == part
 
 
 def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
@@ -272,13 +267,13 @@ def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
     return key
 
 
-def _value_text(value: Node) -> str:
-    data = plain(value)
+def _value_text(value: coerce.Node) -> str:
+    data = coerce.plain(value)
     if isinstance(data, dict):
         return "a mapping"
     if isinstance(data, str):
         return f'"{_clipped(data)}"'
-    return _clipped(write_scalar(data) if not isinstance(data, list) else str(data))
+    return _clipped(coerce.write_scalar(data) if not isinstance(data, list) else str(data))
 
 
 def _clipped(text: str) -> str:

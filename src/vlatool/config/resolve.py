@@ -9,25 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vlatool.config import coerce
 from vlatool.config.base import ConfigModel
-from vlatool.config.coerce import (
-    DEFAULT_ORIGIN,
-    TYPED_ORIGIN,
-    Node,
-    Plain,
-    Repeated,
-    find,
-    from_value,
-    leaf_origins,
-    lenient,
-    merge,
-    nearest_origin,
-    parse_plain,
-    plain,
-    to_value,
-    without,
-    write_scalar,
-)
 from vlatool.config.includes import Budget, read_file, read_text
 from vlatool.config.presets import display_path, preset_kind, preset_path
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
@@ -64,12 +47,12 @@ def parse_override(text: str, option: str = "") -> Override:
             code="usage.override",
             details={"override": text},
         )
-    return Override(key, value, f"{TYPED_ORIGIN}, {option or f'--set {key}'}")
+    return Override(key, value, f"{coerce.TYPED_ORIGIN}, {option or f'--set {key}'}")
 
 
-def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> Node:
+def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> coerce.Node:
     """All overrides as one layer; the values of a repeated key become `Repeated`."""
-    layer = Node({}, TYPED_ORIGIN)
+    layer = coerce.Node({}, coerce.TYPED_ORIGIN)
     budget = budget or Budget()
     for override in overrides:
         value = replace(_value(override, budget), is_flat=override.is_flat)
@@ -77,18 +60,18 @@ def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) 
     return layer
 
 
-def _value(override: Override, budget: Budget) -> Node:
+def _value(override: Override, budget: Budget) -> coerce.Node:
     text, origin = override.value, override.origin
     if not isinstance(text, str):
-        return from_value(text, origin)
+        return coerce.from_value(text, origin)
     if text.startswith(_INCLUDE_WORD):
         return read_file(text.removeprefix(_INCLUDE_WORD).strip(), budget=budget)
     if text.startswith(_YAML_STARTS):
         return _with_origin(read_text(text, origin, budget), origin)
-    return Node(parse_plain(text) if text else Plain("", ""), origin)
+    return coerce.Node(coerce.parse_plain(text) if text else coerce.Plain("", ""), origin)
 
 
-def _with_origin(node: Node, origin: str) -> Node:
+def _with_origin(node: coerce.Node, origin: str) -> coerce.Node:
     """Sets the override as the origin of values in its text, not of those in included files."""
     value = node.value
     if isinstance(value, dict):
@@ -99,20 +82,20 @@ def _with_origin(node: Node, origin: str) -> Node:
     return replace(node, value=value, origin=origin if is_in_text else node.origin)
 
 
-def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
+def _put(section: coerce.Node, parts: Sequence[str], value: coerce.Node) -> coerce.Node:
     """Copy of `section` with `value` at a path, merged with values of earlier overrides."""
     children = dict(section.value) if isinstance(section.value, dict) else {}
     name, *rest = parts
     old = children.get(name)
     if rest:
-        children[name] = _put(old or Node({}, value.origin), rest, value)
+        children[name] = _put(old or coerce.Node({}, value.origin), rest, value)
     elif old is None:
         children[name] = value
     elif isinstance(old.value, dict) or isinstance(value.value, dict):
-        children[name] = merge(old, value)
+        children[name] = coerce.merge(old, value)
     else:
-        earlier = old.value if isinstance(old.value, Repeated) else (to_value(old),)
-        children[name] = replace(value, value=Repeated((*earlier, to_value(value))))
+        earlier = old.value if isinstance(old.value, coerce.Repeated) else (coerce.to_value(old),)
+        children[name] = replace(value, value=coerce.Repeated((*earlier, coerce.to_value(value))))
     return replace(section, value=children)
 
 
@@ -136,7 +119,7 @@ STRICT = ReadOptions()
 class ConvertedConfig:
     """Configuration of another program, converted to the keys used here."""
 
-    tree: Node
+    tree: coerce.Node
     # the file was written by a program, with all its keys: unknown ones are ignored
     is_record: bool = False
     # preset with the defaults of that program, for a command line without presets and files; empty:
@@ -145,20 +128,22 @@ class ConvertedConfig:
 
 
 # Arguments: the tree, and the unconverted earlier files; None if the tree is not of that program.
-Translate = Callable[[Node, Node], ConvertedConfig | None]
+Translate = Callable[[coerce.Node, coerce.Node], ConvertedConfig | None]
 
 
 @dataclass(frozen=True)
 class Layers:
     """Trees in the order in which they are merged."""
 
-    trees: Sequence[Node]  # trees, each merged over the ones before it
+    trees: Sequence[coerce.Node]  # trees, each merged over the ones before it
     # files, as named in origins, with values that the user set for this command
     typed_files: frozenset[str] = frozenset()
 
     def is_typed(self, origin: str) -> bool:
         """True if a value of this origin was set explicitly, not by a preset or an include."""
-        return origin.startswith(TYPED_ORIGIN) or origin.rpartition(":")[0] in self.typed_files
+        return (
+            origin.startswith(coerce.TYPED_ORIGIN) or origin.rpartition(":")[0] in self.typed_files
+        )
 
 
 @dataclass(frozen=True)
@@ -179,12 +164,12 @@ class LayerReader:
     ) -> Layers:
         trees = [self._preset(name) for name in presets]
         typed_files: list[str] = []
-        earlier = Node({}, TYPED_ORIGIN)
+        earlier = coerce.Node({}, coerce.TYPED_ORIGIN)
         for file in files:
             tree = self._file(file)
             converted = self._convert_file(tree, earlier)
-            earlier = merge(earlier, tree)
-            trees.append(lenient(converted.tree) if converted.is_record else converted.tree)
+            earlier = coerce.merge(earlier, tree)
+            trees.append(coerce.lenient(converted.tree) if converted.is_record else converted.tree)
             if not (converted.is_record or self._is_complete_record(tree)):
                 typed_files.append(self._display(location(file)))
         typed = self._convert(overrides_tree(overrides, self.budget), earlier)
@@ -192,27 +177,27 @@ class LayerReader:
             trees.append(self._preset(typed.preset))
         return Layers([*trees, typed.tree], frozenset(typed_files))
 
-    def _is_complete_record(self, tree: Node) -> bool:
+    def _is_complete_record(self, tree: coerce.Node) -> bool:
         return bool(self.keys) and self.keys <= tree.value.keys()
 
-    def _preset(self, name: str) -> Node:
+    def _preset(self, name: str) -> coerce.Node:
         path = preset_path(name, self.preset_roots, self.options.preset_kinds)
         tree = _check_mapping(read_file(path, display=self._display, budget=self.budget))
         section = self.sections.get(preset_kind(path, self.preset_roots), "")
         for name in reversed(section.split(".") if section else ()):
-            tree = Node({name: tree}, tree.origin)
+            tree = coerce.Node({name: tree}, tree.origin)
         return tree
 
-    def _file(self, file: str) -> Node:
+    def _file(self, file: str) -> coerce.Node:
         compat = self.options.compat
         tree = read_file(file, display=self._display, budget=self.budget, is_shallow=compat)
         return self._resolve_includes(_check_mapping(tree))
 
-    def _convert_file(self, tree: Node, earlier: Node) -> ConvertedConfig:
+    def _convert_file(self, tree: coerce.Node, earlier: coerce.Node) -> ConvertedConfig:
         converted = self._convert(tree, earlier)
         return replace(converted, is_record=converted.is_record or self.options.compat)
 
-    def _resolve_includes(self, layer: Node) -> Node:
+    def _resolve_includes(self, layer: coerce.Node) -> coerce.Node:
         """Reads includes of published files: `key: include other.yaml`, from the current folder."""
         top = {
             key: read_file(match.group(1), budget=self.budget)
@@ -222,7 +207,7 @@ class LayerReader:
         }
         return replace(layer, value=top)
 
-    def _convert(self, tree: Node, earlier: Node) -> ConvertedConfig:
+    def _convert(self, tree: coerce.Node, earlier: coerce.Node) -> ConvertedConfig:
         """Converts a tree with the first converter that recognizes it."""
         table = self.translations
         for name in table.names() if table is not None else ():
@@ -236,7 +221,7 @@ class LayerReader:
         return partial(display_path, roots=self.preset_roots)
 
 
-def _check_mapping(layer: Node) -> Node:
+def _check_mapping(layer: coerce.Node) -> coerce.Node:
     if isinstance(layer.value, dict):
         return layer
     problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")
@@ -309,7 +294,7 @@ def _reader(
     )
 
 
-def _check_no_credentials(node: Node) -> None:
+def _check_no_credentials(node: coerce.Node) -> None:
     """Raises for locations with credentials, before the tree is printed or recorded."""
     if isinstance(node.value, str):
         for text in node.value.split(","):
@@ -335,9 +320,11 @@ def chosen_schema(
     return _specialize(schema, _merge_layers(layers, schema.exclusive, []))
 
 
-def _apply_aliases(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> Node:
+def _apply_aliases(
+    layer: coerce.Node, names: Mapping[str, str], problems: list[Problem]
+) -> coerce.Node:
     """Renames published top-level keys of a layer to those used here."""
-    top: dict[str, Node] = {}
+    top: dict[str, coerce.Node] = {}
     for key, node in layer.value.items():
         name = names.get(key, key).partition("=")[0]
         if name in top:
@@ -348,7 +335,9 @@ def _apply_aliases(layer: Node, names: Mapping[str, str], problems: list[Problem
     return replace(layer, value=top)
 
 
-def _apply_root_aliases(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+def _apply_root_aliases(
+    layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
+) -> coerce.Node:
     """Moves keys of sections to the root, where they stand for a key."""
     top = dict(layer.value)
     for section, info in schema.model_fields.items():
@@ -360,14 +349,16 @@ def _apply_root_aliases(layer: Node, schema: type[ConfigModel], problems: list[P
                 continue
             rest = {k: v for k, v in top[section].value.items() if k != key}
             top[section] = replace(top[section], value=rest)
-            if plain(value) and name in top:
+            if coerce.plain(value) and name in top:
                 message = f'"{section}.{key}" is given twice: "{name}" is the same key'
                 problems.append(_conflict(value, message, f"{section}.{key}"))
             top.setdefault(name, value)
     return replace(layer, value=top)
 
 
-def _expand_virtual_keys(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+def _expand_virtual_keys(
+    layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
+) -> coerce.Node:
     """Replaces virtual keys of sections by the keys that they stand for."""
     top = dict(layer.value)
     for section, names in schema.virtual_keys.items():
@@ -376,7 +367,7 @@ def _expand_virtual_keys(layer: Node, schema: type[ConfigModel], problems: list[
             continue
         aliased = _apply_aliases(node, {name: keys[0] for name, keys in names.items()}, problems)
         emptied = {
-            key: Node([], node.value[name].origin)
+            key: coerce.Node([], node.value[name].origin)
             for name, keys in names.items()
             if name in node.value
             for key in keys[1:]
@@ -386,13 +377,13 @@ def _expand_virtual_keys(layer: Node, schema: type[ConfigModel], problems: list[
 
 
 def _merge_layers(
-    layers: Sequence[Node], exclusive: Sequence[Sequence[str]], problems: list[Problem]
-) -> Node:
+    layers: Sequence[coerce.Node], exclusive: Sequence[Sequence[str]], problems: list[Problem]
+) -> coerce.Node:
     """Merges all layers, each over the ones before it.
 
     A key of an exclusive group removes the other keys of the group that earlier layers set.
     """
-    merged = Node({}, "default")
+    merged = coerce.Node({}, "default")
     for layer in layers:
         for group in exclusive:
             chosen = [key for key in group if _is_set(layer, key)]
@@ -403,31 +394,33 @@ def _merge_layers(
             if chosen:
                 rest = {k: v for k, v in merged.value.items() if k in chosen or k not in group}
                 merged = replace(merged, value=rest)
-        merged = merge(merged, layer)
+        merged = coerce.merge(merged, layer)
     return merged
 
 
-def _is_set(layer: Node, key: str) -> bool:
-    return key in layer.value and plain(layer.value[key]) is not None
+def _is_set(layer: coerce.Node, key: str) -> bool:
+    return key in layer.value and coerce.plain(layer.value[key]) is not None
 
 
-def _conflict(node: Node, message: str, key: str) -> Problem:
+def _conflict(node: coerce.Node, message: str, key: str) -> Problem:
     return Problem(key, node.origin, message, code="config.conflict")
 
 
-def _specialize(schema: type[C], tree: Node) -> type[C]:
+def _specialize(schema: type[C], tree: coerce.Node) -> type[C]:
     try:
-        return schema.specialize(plain(tree))
+        return schema.specialize(coerce.plain(tree))
     except UsageError as error:
         key = str(error.details.get("key", ""))
         if not key:
             raise
-        origin = nearest_origin(tree, key.split("."))
+        origin = coerce.nearest_origin(tree, key.split("."))
         problem = Problem(key, origin, error.message)
         raise config_error([problem], hint=error.hint) from error
 
 
-def _nest_flat_keys(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+def _nest_flat_keys(
+    layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
+) -> coerce.Node:
     """Moves keys of flat sections into their sections, per layer, so that later layers win."""
     sections = flat_keys(schema)
     for section in schema.flat_sections:
@@ -439,17 +432,17 @@ def _nest_flat_keys(layer: Node, schema: type[ConfigModel], problems: list[Probl
         if not flat:
             continue
         rest = {key: node for key, node in layer.value.items() if key not in flat}
-        nested = rest.get(section, Node({}, next(iter(flat.values())).origin))
+        nested = rest.get(section, coerce.Node({}, next(iter(flat.values())).origin))
         for key in flat:
-            if find(nested, [key]) is not None:
+            if coerce.find(nested, [key]) is not None:
                 message = f'"{key}" is given twice: also as "{section}.{key}"'
                 problems.append(_conflict(flat[key], message, key))
-        rest[section] = merge(nested, Node(flat, nested.origin))
+        rest[section] = coerce.merge(nested, coerce.Node(flat, nested.origin))
         layer = replace(layer, value=rest)
     return layer
 
 
-def _expand_types(layer: Node, schema: type[ConfigModel]) -> Node:
+def _expand_types(layer: coerce.Node, schema: type[ConfigModel]) -> coerce.Node:
     """Expands sections of a layer that are given as their `type` alone.
 
     This precedes merging, because keys of a later layer would replace the text.
@@ -460,22 +453,22 @@ def _expand_types(layer: Node, schema: type[ConfigModel]) -> Node:
     return layer
 
 
-def _expand_type(layer: Node, section: str) -> Node:
+def _expand_type(layer: coerce.Node, section: str) -> coerce.Node:
     """Replaces a section that is given as text by a section with this `type`."""
     node = layer.value.get(section)
-    if node is None or isinstance(node.value, dict | list) or plain(node) is None:
+    if node is None or isinstance(node.value, dict | list) or coerce.plain(node) is None:
         return layer
-    expanded = Node({"type": node}, node.origin)
+    expanded = coerce.Node({"type": node}, node.origin)
     return replace(layer, value={**layer.value, section: expanded})
 
 
 def _validate(
-    schema: type[C], tree: Node, problems: Sequence[Problem], layers: Layers
+    schema: type[C], tree: coerce.Node, problems: Sequence[Problem], layers: Layers
 ) -> Resolved[C]:
     unknown: list[str] = []
     while True:
         try:
-            config, rules = schema.model_validate(to_value(tree)).derive_static()
+            config, rules = schema.model_validate(coerce.to_value(tree)).derive_static()
             break
         except ValidationError as error:
             paths = unknown_keys(error, tree)
@@ -484,10 +477,10 @@ def _validate(
                 raise config_error([*problems, *invalid], more=more) from error
             for parts in paths:
                 unknown += _keys_below(tree, parts)
-                tree = without(tree, parts)
+                tree = coerce.without(tree, parts)
     if problems:
         raise config_error(problems)
-    origins = dict(leaf_origins(tree))
+    origins = dict(coerce.leaf_origins(tree))
     typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
     derived = {key: f"derived: {rule}" for key, rule in rules.items()}
     ignored = {
@@ -499,11 +492,11 @@ def _validate(
     return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(unknown)), ignored)
 
 
-def _keys_below(tree: Node, parts: Sequence[str | int]) -> list[str]:
+def _keys_below(tree: coerce.Node, parts: Sequence[str | int]) -> list[str]:
     """Dotted keys of the values at a path, or the path itself if there are none."""
     key = ".".join(map(str, parts))
-    node = find(tree, parts)
-    return [name for name, _ in leaf_origins(node, key)] if node is not None else [key]
+    node = coerce.find(tree, parts)
+    return [name for name, _ in coerce.leaf_origins(node, key)] if node is not None else [key]
 
 
 def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> Resolved[C]:
@@ -549,7 +542,7 @@ def origin_of(key: str, origins: Mapping[str, str]) -> str:
         if key in origins:
             return origins[key]
         key = key.rpartition(".")[0]
-    return DEFAULT_ORIGIN
+    return coerce.DEFAULT_ORIGIN
 
 
 def value_origins(resolved: Resolved[Any]) -> dict[str, str]:
@@ -599,7 +592,7 @@ def _has_sections(item: Any) -> bool:
 
 def _mapping_lines(fields: list[_Field], indent: str, prefix: str) -> Iterator[_Line]:
     for row in fields:
-        start = f"{indent}{write_scalar(row.name)}:"
+        start = f"{indent}{coerce.write_scalar(row.name)}:"
         yield from _value_lines(start, row.value, indent, f"{prefix}{row.name}", row.rule)
 
 
@@ -641,6 +634,6 @@ def _flow(value: Any) -> str | None:
     if isinstance(value, BaseModel):
         return None
     if not isinstance(value, list | tuple):
-        return write_scalar(value)
+        return coerce.write_scalar(value)
     items = [_flow(item) for item in value]
     return None if None in items else f"[{', '.join(item for item in items if item)}]"

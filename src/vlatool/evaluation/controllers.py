@@ -12,17 +12,8 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
+from vlatool.evaluation import control
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.evaluation.control import (
-    ControlOptions,
-    EpisodeControl,
-    ResizeLog,
-    RobotState,
-    as_array,
-    begin_chunks,
-    channels_last,
-    grippers_of,
-)
 from vlatool.evaluation.environments import (
     Call,
     EnvObservation,
@@ -58,8 +49,8 @@ class KeyMap:
         words = [config.instruction_key] if has_words else []
         return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
 
-    def state(self, observation: Mapping[str, Any]) -> RobotState:
-        return RobotState(
+    def state(self, observation: Mapping[str, Any]) -> control.RobotState:
+        return control.RobotState(
             images={name: self._image(observation, name) for name in self._sees.cameras},
             fields={name: self._field(observation, name) for name in self._sees.fields},
         )
@@ -75,10 +66,10 @@ class KeyMap:
         return np.concatenate(parts, axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
-        image = as_array(
+        image = control.as_array(
             camera, observed_value(observation, self._config.cameras.get(camera, camera))
         )
-        image = channels_last(image, is_first=camera in self._config.channels_first_cameras)
+        image = control.channels_last(image, is_first=camera in self._config.channels_first_cameras)
         if image.ndim and camera in self._config.flipped_cameras:
             image = image[::-1]
         turns = self._config.camera_rotations.get(camera, 0)
@@ -90,7 +81,7 @@ class KeyMap:
             values = np.asarray(source.constant, np.float64)
         else:
             key = _key(source, name)
-            values = np.ravel(as_array(key, observed_value(observation, key)))
+            values = np.ravel(control.as_array(key, observed_value(observation, key)))
             if values.dtype.kind not in _NUMBERS:
                 raise DataError(
                     f"{key!r} of the observation is {values.dtype}, not numbers",
@@ -215,7 +206,7 @@ class PolicyController:
         self,
         policy: Policy,  # policy that plans
         config: RolloutConfig,  # mapping to the environment, and schedule of the plans
-        log: ResizeLog,  # log of resized images
+        log: control.ResizeLog,  # log of resized images
         milliseconds: list[float] | None = None,  # receives the duration of each batch of plans
     ) -> None:
         self._policy = policy
@@ -225,7 +216,7 @@ class PolicyController:
         self._keys = KeyMap(policy, config)
         self._options = control_options(config, policy)
         self._steps = steps_per_chunk(config, policy.horizon)
-        self._episodes: dict[int, EpisodeControl] = {}
+        self._episodes: dict[int, control.EpisodeControl] = {}
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
@@ -234,7 +225,9 @@ class PolicyController:
         for seed, observation in observations.items():
             is_new = seed not in self._episodes
             if is_new:
-                self._episodes[seed] = EpisodeControl(self._policy, seed, self._log, self._options)
+                self._episodes[seed] = control.EpisodeControl(
+                    self._policy, seed, self._log, self._options
+                )
             self._episodes[seed].observe(self._keys.state(observation))
             if is_new and self._config.compat and self._config.execute_steps > 1:
                 self._episodes[seed].hold(self._steps)
@@ -248,7 +241,7 @@ class PolicyController:
             # Sorted, so that a batch has few lengths of instructions; no chunk depends on it.
             due.sort(key=lambda seed: instructions[seed])
             start = time.perf_counter()
-            begin_chunks(
+            control.begin_chunks(
                 self._policy,
                 [episodes[seed] for seed in due],
                 [instructions[seed] for seed in due],
@@ -259,18 +252,18 @@ class PolicyController:
             self._milliseconds += [round(duration, 3)] * num_batches
         return {seed: self._next_action(episode) for seed, episode in episodes.items()}
 
-    def _next_action(self, episode: EpisodeControl) -> Array:
+    def _next_action(self, episode: control.EpisodeControl) -> Array:
         step = episode.num_executed
         commands = {name: values[step] for name, values in episode.chunk.items()}
         episode.execute()
         return self._keys.action(commands)
 
 
-def control_options(config: RolloutConfig, policy: Policy) -> ControlOptions:
-    return ControlOptions(
+def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOptions:
+    return control.ControlOptions(
         config.delay_steps,
         config.ensemble_decay,
-        grippers_of(config.grippers, policy),
+        control.grippers_of(config.grippers, policy),
         remembers_planned=config.compat,
     )
 
@@ -294,7 +287,7 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
 
 def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) -> None:
     """Checks that a policy can act in an environment; evaluates no network."""
-    log = ResizeLog(policy.sees, lambda text: None)
+    log = control.ResizeLog(policy.sees, lambda text: None)
     PolicyController(policy, config, log)
     keys = KeyMap(policy, config)
     with LocalEnvironments() as environments:
@@ -306,7 +299,7 @@ def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) 
             hint="look at its documentation for the options that it needs, and set env_options",
             code="usage.env_failed",
         )
-    EpisodeControl(policy, config.seed, log).observe(keys.state(reply.observation))
+    control.EpisodeControl(policy, config.seed, log).observe(keys.state(reply.observation))
     check_action_shape(env, (keys.action_width,))
 
 

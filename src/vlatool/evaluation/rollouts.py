@@ -13,14 +13,9 @@ import numpy as np
 from vlatool.artifacts.clips import VideoEncoder
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.evaluation import controllers
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.control import ResizeLog
-from vlatool.evaluation.controllers import (
-    Controller,
-    PolicyController,
-    check_action_shape,
-    observed_value,
-)
 from vlatool.evaluation.environments import (
     Call,
     EnvInfo,
@@ -90,7 +85,7 @@ class Rollouts:
         self,
         environments: Environments,  # environments of this process or of others
         env: EnvInfo,  # description of the environment
-        make_controller: Callable[[Any], Controller],
+        make_controller: Callable[[Any], controllers.Controller],
         plan: RolloutPlan,  # the episodes
         progress: "RolloutProgress",  # progress over episodes
     ) -> None:
@@ -153,7 +148,9 @@ class _Lockstep:
         self._observations: dict[int, EnvObservation] = {}
         self._videos: dict[int, VideoEncoder] = {}
 
-    def run(self, slots: Mapping[int, int], controller: Controller) -> Iterator[Rollout]:
+    def run(
+        self, slots: Mapping[int, int], controller: controllers.Controller
+    ) -> Iterator[Rollout]:
         """Yields the episodes as they end, all but those that have lost their environment; `slots`:
         map from seed to the slot of its environment.
         """
@@ -235,7 +232,7 @@ class _Lockstep:
         return is_over or self._plan.is_over(reply.info, rollout.instruction)
 
     def _bounded(self, action: Any) -> Any:
-        check_action_shape(self._env, np.shape(action))
+        controllers.check_action_shape(self._env, np.shape(action))
         space = self._env.action_space
         return np.clip(action, space.low, space.high).astype(space.dtype)
 
@@ -286,9 +283,9 @@ class RolloutSetup:
             num_videos=task.videos,
         )
 
-        def make_controller(space: Any) -> PolicyController:
+        def make_controller(space: Any) -> controllers.PolicyController:
             del space
-            return PolicyController(self.policy, task, self.log, self.milliseconds)
+            return controllers.PolicyController(self.policy, task, self.log, self.milliseconds)
 
         return Rollouts(self.environments, env, make_controller, plan, self.progress)
 
@@ -298,7 +295,7 @@ def _instruction(task: RolloutTask, observation: EnvObservation, info: Mapping[s
         return task.instruction
     values = {**info, **observation} if isinstance(observation, Mapping) else info
     with suppress(DataError):
-        return str(observed_value(values, task.instruction_key))
+        return str(controllers.observed_value(values, task.instruction_key))
     return ""
 
 

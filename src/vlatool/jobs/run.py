@@ -14,15 +14,9 @@ from typing import Any, TypeVar
 
 from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs import files
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import Executor
-from vlatool.jobs.files import (
-    changed_files,
-    remove_owned,
-    remove_partial_files,
-    remove_stale_files,
-    write_file_list,
-)
 from vlatool.jobs.job import Items, Job, JobRun, JobSpec, Ranks, current_states, inputs_of
 from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
 from vlatool.jobs.ownership import claim_output, plan_output, resume_output
@@ -269,7 +263,7 @@ class _Loop:
     def _execute(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
         if before is not None and before.complete and self._has_all_items(before):
-            damaged = changed_files(spec.output)
+            damaged = files.changed_files(spec.output)
             if not damaged:
                 self._clean_up()
                 self._report_complete(before)
@@ -283,7 +277,7 @@ class _Loop:
             claim_output(spec.output, run.record, self._files_removed_first)
         else:
             resume_output(spec.output, run.record)
-        remove_partial_files(spec.output)
+        files.remove_partial_files(spec.output)
         job.begin()
         self._ranks.barrier()
         self._finish(lock)
@@ -298,12 +292,12 @@ class _Loop:
             entries = job.finish(receipts, run)
         inputs = self._inputs_of(self._ordered_states())
         if inputs and not (run.is_fresh or spec.grows):  # the input may have lost items since
-            remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
+            files.remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
-        write_file_list(spec.output, entries)
+        files.write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
-        remove_partial_files(spec.output)  # of workers that died
+        files.remove_partial_files(spec.output)  # of workers that died
         run.result = _completed_result(job, run)
         result = run.redact_paths(run.result.document())
         run.record = run.record.finished(inputs, result, has_failures=bool(run.failures))
@@ -327,7 +321,7 @@ class _Loop:
 
         If the run is killed before, the next run removes them.
         """
-        remove_owned(self._spec.output, self._spec.temporary)
+        files.remove_owned(self._spec.output, self._spec.temporary)
         for folder in {
             PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.temporary
         }:
@@ -338,7 +332,7 @@ class _Loop:
     def _release_if_empty(self) -> None:
         """Removes an output without any finished item, so that other options can be used."""
         if self._run.is_fresh and not self._journal.holds_work():
-            remove_owned(self._spec.output, self._files_removed_first)
+            files.remove_owned(self._spec.output, self._files_removed_first)
             remove_journal(self._spec.output)
             remove_empty(self._spec.output)
 

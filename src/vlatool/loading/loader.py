@@ -34,15 +34,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.jobs.executor import signals_blocked
-from vlatool.loading.base import (
-    Allocate,
-    Batch,
-    Batcher,
-    DroppedSample,
-    MicroBatch,
-    SampleReader,
-    SampleRef,
-)
+from vlatool.loading import base
 from vlatool.loading.order import SampleOrder, keyed_generator
 from vlatool.storage.retry import warn_through, warnings_of_workers
 
@@ -76,7 +68,7 @@ class SharedPool:
         self._current.append(buffer)
         return buffer.numpy()[_HEADER : _HEADER + size]
 
-    def pack(self, micro_batch: MicroBatch) -> "BatchMessage":
+    def pack(self, micro_batch: base.MicroBatch) -> "BatchMessage":
         """Returns the message to send; tensors that are in a buffer of the pool are not copied."""
         items = micro_batch.batch.items()
         tensors = {name: value for name, value in items if _is_numpy_compatible(value)}
@@ -127,12 +119,12 @@ class BatchMessage:
     """A micro-batch as a loader worker sends it."""
 
     # the micro-batch; values of its batch that are in `shared` or `small` are None
-    micro_batch: MicroBatch
+    micro_batch: base.MicroBatch
     shared: Mapping[str, SharedTensor]  # map from name to large tensor
     # map from name to array of any other tensor that numpy can represent
     small: Mapping[str, Array]
 
-    def unpack(self) -> MicroBatch:
+    def unpack(self) -> base.MicroBatch:
         """Returns the micro-batch; its memory is returned to the pool with its last tensor."""
         buffers = {id(tensor.buffer): tensor.buffer for tensor in self.shared.values()}
         contents = {key: _content(buffer) for key, buffer in buffers.items()}
@@ -142,7 +134,7 @@ class BatchMessage:
         tensors |= {name: torch.from_numpy(array) for name, array in self.small.items()}
         return replace(self.micro_batch, batch={**self.micro_batch.batch, **tensors})
 
-    def pin_memory(self) -> MicroBatch:
+    def pin_memory(self) -> base.MicroBatch:
         """Returns the micro-batch in page-locked memory; see `MicroBatch.pin_memory`."""
         return self.unpack().pin_memory()
 
@@ -244,13 +236,13 @@ class LoaderPlan:
 
 def read_samples(
     order: SampleOrder,
-    reader: SampleReader,  # reader of the data
+    reader: base.SampleReader,  # reader of the data
     positions: Sequence[int],  # positions in the run
     seed: int,  # seed of the random choices
     # references of the samples at these positions; None: computed from `order`
-    refs: Sequence[SampleRef] | None = None,
+    refs: Sequence[base.SampleRef] | None = None,
     # allocator of one buffer for the arrays; None: each sample allocates its own
-    allocate: Allocate | None = None,
+    allocate: base.Allocate | None = None,
 ) -> list[Any]:
     """Reads the samples at some positions; unusable ones are returned as `DroppedSample`. Their
     random choices depend on seed and position only. Source: reference/order 8.
@@ -266,7 +258,7 @@ def read_samples(
 
 
 # Items of `BatchStream`.
-_Item = MicroBatch | BatchMessage | VlatoolError
+_Item = base.MicroBatch | BatchMessage | VlatoolError
 
 
 class BatchStream(IterableDataset[_Item]):
@@ -278,9 +270,9 @@ class BatchStream(IterableDataset[_Item]):
         self,
         plan: LoaderPlan,
         order: SampleOrder,
-        reader: SampleReader,
-        batcher: Batcher,
-        dummy: Callable[[], Batch],
+        reader: base.SampleReader,
+        batcher: base.Batcher,
+        dummy: Callable[[], base.Batch],
     ) -> None:
         self._plan = plan
         self._order = order
@@ -296,7 +288,7 @@ class BatchStream(IterableDataset[_Item]):
         pool = None if info is None else SharedPool(self._plan.prefetch_factor)
         allocate = _allocate_private if pool is None else pool.allocate
         number, end = self._plan.first + worker, self._plan.batches
-        prefetched: deque[tuple[list[int], list[SampleRef]]] = deque()
+        prefetched: deque[tuple[list[int], list[base.SampleRef]]] = deque()
         try:
             while end is None or number < end:
                 while len(prefetched) <= self._prefetched_batches:
@@ -311,7 +303,7 @@ class BatchStream(IterableDataset[_Item]):
     def _prefetched_batches(self) -> int:
         return -(-_PREFETCHED_SAMPLES // self._plan.batch_size)
 
-    def _prefetch(self, number: int) -> tuple[list[int], list[SampleRef]]:
+    def _prefetch(self, number: int) -> tuple[list[int], list[base.SampleRef]]:
         """Returns positions and references of a micro-batch; the reader may start its download."""
         positions = self._plan.positions(number)
         refs = self._order.refs(positions)
@@ -320,17 +312,17 @@ class BatchStream(IterableDataset[_Item]):
         return positions, refs
 
     def _read(
-        self, positions: Sequence[int], refs: Sequence[SampleRef], allocate: Allocate
-    ) -> MicroBatch:
+        self, positions: Sequence[int], refs: Sequence[base.SampleRef], allocate: base.Allocate
+    ) -> base.MicroBatch:
         seed = self._plan.seed
         results = read_samples(self._order, self._reader, positions, seed, refs, allocate)
         usable = [
             (n, result)
             for n, result in zip(positions, results, strict=True)
-            if not isinstance(result, DroppedSample)
+            if not isinstance(result, base.DroppedSample)
         ]
         samples = [sample for _, sample in usable]
-        drops = [result for result in results if isinstance(result, DroppedSample)]
+        drops = [result for result in results if isinstance(result, base.DroppedSample)]
         reasons = [drop.reason for drop in drops]
         unknown = set(reasons) - set(self._plan.drop_reasons)
         if unknown:
@@ -340,7 +332,7 @@ class BatchStream(IterableDataset[_Item]):
                 hint="add the reason to `drop_reasons`",
                 code="data.unknown_drop_reason",
             )
-        return MicroBatch(
+        return base.MicroBatch(
             batch=self._batcher(samples) if samples else self._dummy(),
             samples=tuple(str(sample.key) for sample in samples),
             positions=tuple(n for n, _ in usable),
@@ -365,7 +357,7 @@ class BatchLoader:
         self._stop: Finalize | None = None
         self._iteration = 0
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[base.MicroBatch]:
         self.close()
         if self._loader.num_workers:
             start_forkserver()
@@ -425,9 +417,9 @@ def _stop_workers(iterators: list[Iterator[_Item]], processes: Sequence[BaseProc
 def build_loader(
     plan: LoaderPlan,  # the micro-batches to read
     order: SampleOrder,
-    reader: SampleReader,  # reader of the data; picklable
-    batcher: Batcher,  # converts samples to tensors; picklable
-    dummy: Callable[[], Batch],
+    reader: base.SampleReader,  # reader of the data; picklable
+    batcher: base.Batcher,  # converts samples to tensors; picklable
+    dummy: Callable[[], base.Batch],
 ) -> BatchLoader:
     """Returns a loader of the micro-batches of one rank, from number `plan.first` on. Do not pass
     it to `Accelerator.prepare`, which would split the micro-batches over ranks again.

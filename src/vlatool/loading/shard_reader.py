@@ -13,23 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from vlatool.artifacts.tar import (
-    ShardIndex,
-    cached_index,
-    index_by_headers,
-    shard_index,
-)
+from vlatool.artifacts import tar
 from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.errors import DataError, StorageError
 from vlatool.events import counted
-from vlatool.loading.base import (
-    CacheConfig,
-    DataSet,
-    DroppedSample,
-    LoadingConfig,
-    SampleRef,
-    ShardInfo,
-)
+from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.plugins import did_you_mean
 from vlatool.storage.background import in_background, in_parallel
@@ -111,7 +99,7 @@ class ShardCache:
     default_limit: int | None = None
 
     @classmethod
-    def of(cls, config: LoadingConfig, datasets: Sequence[DataSet]) -> "ShardCache":
+    def of(cls, config: base.LoadingConfig, datasets: Sequence[base.DataSet]) -> "ShardCache":
         """Cache of a section `data`."""
         order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
         num_shards = sum(len(dataset.shards) for dataset in datasets)
@@ -128,7 +116,7 @@ class ShardCache:
         return self.enabled and (limit is None or size * self.concurrent <= limit)
 
 
-def file_cache(section: CacheConfig) -> FileCache:
+def file_cache(section: base.CacheConfig) -> FileCache:
     """Cache of copies and indexes of remote shards, as a section `data.dataset_cache` sets it."""
     folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
     default = None if section.enabled else _DEFAULT_CACHE_BYTES
@@ -141,7 +129,7 @@ class _OpenShard:
     """A shard with its index; `file` is None if each sample is downloaded on its own."""
 
     path: Path
-    index: ShardIndex
+    index: tar.ShardIndex
     file: IO[bytes] | None
 
     def byte_range(self, number: int) -> ByteRange:
@@ -152,40 +140,40 @@ class _OpenShard:
 class ShardReader:
     """LRU cache of open shards. Thread-safe; pickled without open files."""
 
-    def __init__(self, datasets: Sequence[DataSet], cache: ShardCache) -> None:
+    def __init__(self, datasets: Sequence[base.DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
         self._cache = cache
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
         # Indexes of closed files.
-        self._indexes: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
+        self._indexes: OrderedDict[tuple[int, int], tar.ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
-        self._prefetched: dict[tuple[SampleRef, ...], Future[list[bytes]]] = {}
+        self._prefetched: dict[tuple[base.SampleRef, ...], Future[list[bytes]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ShardReader, (self._datasets, self._cache))
 
-    def members(self, refs: Sequence[SampleRef]) -> list[Members | DroppedSample]:
+    def members(self, refs: Sequence[base.SampleRef]) -> list[Members | base.DroppedSample]:
         """Returns the members of each sample; a `DroppedSample` if its bytes are broken."""
         prefetched = self._prefetched.pop(tuple(refs), None)
         fragments = self._fragments(refs) if prefetched is None else prefetched.result()
         return [self._parsed(ref, data) for ref, data in zip(refs, fragments, strict=True)]
 
-    def prefetch(self, refs: Sequence[SampleRef]) -> None:
+    def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
         """Starts to download the samples of a later call `members(refs)`, if data are remote."""
         if self._is_remote:
             if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
                 self._prefetched.clear()
             self._prefetched[tuple(refs)] = in_background(partial(self._fragments, refs))
 
-    def _parsed(self, ref: SampleRef, data: bytes) -> Members | DroppedSample:
+    def _parsed(self, ref: base.SampleRef, data: bytes) -> Members | base.DroppedSample:
         try:
             return read_members(data)
         except ValueError as error:
             path = self._datasets[ref.dataset].shards[ref.shard].location
             message = f"{path}: sample {ref.sample} is broken: {error}"
-            return DroppedSample(BROKEN_SAMPLE, f"{path.name}:{ref.sample}", message)
+            return base.DroppedSample(BROKEN_SAMPLE, f"{path.name}:{ref.sample}", message)
 
-    def _fragments(self, refs: Sequence[SampleRef]) -> list[bytes]:
+    def _fragments(self, refs: Sequence[base.SampleRef]) -> list[bytes]:
         """Returns the bytes of each sample; remote ones are downloaded concurrently."""
         fragments: dict[int, bytes] = {}
         remote: dict[int, ByteRange] = {}
@@ -224,7 +212,7 @@ class ShardReader:
         firsts = (shard for dataset in self._datasets for shard in dataset.shards[:1])
         return any(is_remote(shard.location) for shard in firsts)
 
-    def _opened(self, refs: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenShard]:
+    def _opened(self, refs: Sequence[base.SampleRef]) -> Mapping[tuple[int, int], _OpenShard]:
         """Returns the shards of some samples; remote ones are opened concurrently."""
         shards = {ref[:2]: self._datasets[ref.dataset].shards[ref.shard] for ref in refs}
         closed = {key: shard for key, shard in shards.items() if key not in self._open}
@@ -236,7 +224,7 @@ class ShardReader:
         return {key: self._open[key] for key in shards}
 
     def _open_all(
-        self, shards: Sequence[tuple[ShardInfo, ShardIndex | None]]
+        self, shards: Sequence[tuple[base.ShardInfo, tar.ShardIndex | None]]
     ) -> Iterator[_OpenShard]:
         work = partial(_open_shard, self._cache)
         if any(is_remote(shard.location) for shard, _ in shards):
@@ -255,7 +243,9 @@ def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int
         left -= size
 
 
-def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) -> _OpenShard:
+def _open_shard(
+    cache: ShardCache, item: tuple[base.ShardInfo, tar.ShardIndex | None]
+) -> _OpenShard:
     shard, index = item
     try:
         if is_remote(shard.location):
@@ -264,9 +254,11 @@ def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) ->
             file = shard.location.open("rb", buffering=0)
             size = os.fstat(file.fileno()).st_size
             if index is None:
-                index = cached_index(cache.files, FileVersion.of(shard.location))
+                index = tar.cached_index(cache.files, FileVersion.of(shard.location))
             if index is None or index.shard_bytes != size:
-                index = index_by_headers(shard.location)  # takes milliseconds: not worth caching
+                index = tar.index_by_headers(
+                    shard.location
+                )  # takes milliseconds: not worth caching
             opened = _OpenShard(shard.location, index, file)
     except FileNotFoundError as error:
         raise _missing(error, shard.location) from None
@@ -286,7 +278,7 @@ def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) ->
 def _remote(cache: ShardCache, path: Path) -> _OpenShard:
     version = FileVersion.of(path)
     file = cache.files.open_copy(version) if cache.stores(version.size) else None
-    return _OpenShard(path, shard_index(cache.files, version, file), file)
+    return _OpenShard(path, tar.shard_index(cache.files, version, file), file)
 
 
 def _read(file: IO[bytes], byte_range: ByteRange) -> bytes:
@@ -296,7 +288,7 @@ def _read(file: IO[bytes], byte_range: ByteRange) -> bytes:
         raise _unreadable(byte_range.path, error) from error
 
 
-def _check_length(data: bytes, shard: _OpenShard, ref: SampleRef) -> bytes:
+def _check_length(data: bytes, shard: _OpenShard, ref: base.SampleRef) -> bytes:
     length = int(shard.index.lengths[ref.sample])
     if len(data) != length:
         raise DataError(

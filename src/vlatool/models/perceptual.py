@@ -16,14 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.artifacts.base_model import (
-    CONVNEXT_S,
-    INCEPTION,
-    LPIPS_HEADS,
-    VGG16,
-    PublishedFile,
-    find_network,
-)
+from vlatool.artifacts import base_model
 from vlatool.errors import UsageError
 from vlatool.models.weights import matching_state_dict, read_external_weights
 
@@ -494,7 +487,7 @@ def inception_network(weights: Path) -> InceptionFeatures:
     """Loads the network of the Frechet inception distance, frozen."""
     with torch.device("meta"):
         network = InceptionFeatures()
-    _load_file(network, weights, INCEPTION)
+    _load_file(network, weights, base_model.INCEPTION)
     return network.requires_grad_(requires_grad=False).eval()
 
 
@@ -518,15 +511,17 @@ def _parsed(name: str) -> tuple[list[str], list[float]]:
 def _load(network: nn.Module, weights: Path) -> dict[str, str]:
     """Loads the weights of a network; returns the digests of the files."""
     if isinstance(network, Lpips):
-        digests = _load_file(network.vgg, weights, VGG16)
-        return digests | _load_file(network.heads, weights, LPIPS_HEADS)
+        digests = _load_file(network.vgg, weights, base_model.VGG16)
+        return digests | _load_file(network.heads, weights, base_model.LPIPS_HEADS)
     assert isinstance(network, LogitDistance)
-    return _load_file(network.network, weights, CONVNEXT_S)
+    return _load_file(network.network, weights, base_model.CONVNEXT_S)
 
 
-def _load_file(module: nn.Module, weights: Path, published: PublishedFile) -> dict[str, str]:
+def _load_file(
+    module: nn.Module, weights: Path, published: base_model.PublishedFile
+) -> dict[str, str]:
     """Loads a file into a module; all tensors must match, except the unused ones of the file."""
-    file = find_network(weights, published)
+    file = base_model.find_network(weights, published)
     expected = module.state_dict()
     tensors = {
         name: value

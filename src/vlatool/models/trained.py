@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
+from vlatool.artifacts.run import locations
 from vlatool.artifacts.run.checkpoint import (
     EMA,
     MANIFEST,
@@ -22,13 +23,6 @@ from vlatool.artifacts.run.checkpoint import (
     part_weights,
 )
 from vlatool.artifacts.run.format import RunDir, is_run
-from vlatool.artifacts.run.locations import (
-    find_checkpoint,
-    local_run,
-    require_weights,
-    with_run_above,
-    without_run,
-)
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
@@ -105,7 +99,7 @@ def open_trained(
             hint="give a run folder of `vlatool train`",
             code="usage.missing_key",
         )
-    published = published_at(with_run_above(pinned(location)))
+    published = published_at(locations.with_run_above(pinned(location)))
     if published is None:
         origin = locate_weights(location, weights)
         return _open_run(origin, device, changes or {})
@@ -137,7 +131,7 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     """Files of a run, a checkpoint, a published folder, or a file. Of a run it is the newest
     checkpoint. A file in a checkpoint gets the configuration of its run.
     """
-    location = with_run_above(pinned(text))
+    location = locations.with_run_above(pinned(text))
     if location.is_file():
         folder = location.parent
         names = {part_weights(_MODEL, averaged=True): "ema", part_weights(_MODEL): "raw"}
@@ -148,9 +142,9 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     published = published_at(location)
     if published is not None:
         return _published_origin(text, published[1], weights)
-    run, checkpoint = find_checkpoint(location)
+    run, checkpoint = locations.find_checkpoint(location)
     if checkpoint == location and not run.config.is_file():
-        raise without_run(run, checkpoint)
+        raise locations.without_run(run, checkpoint)
     manifest = CheckpointManifest.read(checkpoint)
     has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
     if weights == "ema" and not has_averaged:
@@ -173,7 +167,7 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
 
 def existing_weights(text: str) -> WeightsOrigin:
     """Like `locate_weights`, with an error that names a location that does not exist."""
-    require_weights(text)
+    locations.require_weights(text)
     return locate_weights(text)
 
 
@@ -203,7 +197,9 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
             code="data.no_checkpoint",
         )
     listed = origin.run.recorded_files()
-    run, checkpoint = local_run(origin.run, origin.checkpoint, FileCache(default_cache_folder()))
+    run, checkpoint = locations.local_run(
+        origin.run, origin.checkpoint, FileCache(default_cache_folder())
+    )
     with as_config_error(origin):
         config = read_config(run)
         model = _changed(config.model, changes)
@@ -340,14 +336,14 @@ class ProgressOrigin:
 
 def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
     """Files of a run, a checkpoint or a published checkpoint, from which its training continues."""
-    location = require_weights(text)
+    location = locations.require_weights(text)
     published = published_at(location)
     if published is not None:
         model_type, files = published
         paths = model_type.layout.progress_files(files, averaged=averaged)
         _check_present(text, [path for path in paths if not path.is_file()], has_state=bool(paths))
         return ProgressOrigin(text, model_type.name, files=paths)
-    run, checkpoint = find_checkpoint(location.parent if location.is_file() else location)
+    run, checkpoint = locations.find_checkpoint(location.parent if location.is_file() else location)
     names = CheckpointManifest.read(checkpoint).files
     missing = [] if TRAINER in names else [checkpoint / TRAINER]
     if averaged and not any(name.endswith(EMA) for name in names):

@@ -35,17 +35,9 @@ from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.base import Policy
 from vlatool.models.published import WeightsOrigin
 from vlatool.plugins import did_you_mean
+from vlatool.serving import messages
 from vlatool.serving.access import SocketLog, has_key, listen
 from vlatool.serving.config import ServeConfig
-from vlatool.serving.messages import (
-    CONTROL,
-    MAX_OBJECTS,
-    PROTOCOL,
-    SERVER_FAILED,
-    error_text,
-    pack,
-    unpack,
-)
 from vlatool.serving.planner import ChunkBatcher
 
 # Upper limits of the buckets, in seconds.
@@ -173,7 +165,7 @@ def service_of(
         metadata,
         lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps, config),
         max_bytes,
-        MAX_OBJECTS + 4 * sum(policy.sees.fields.values()),
+        messages.MAX_OBJECTS + 4 * sum(policy.sees.fields.values()),
         key,
         tls,
     )
@@ -191,7 +183,7 @@ def _metadata(runner: PolicyRunner, keys: KeyMap | None) -> dict[str, Any]:
     names = {"cameras": list(runner.cameras), "fields": runner.fields}
     return {
         "server": "vlatool",
-        "protocol": PROTOCOL,
+        "protocol": messages.PROTOCOL,
         "version": vlatool.__version__,
         "observation": runner.names if keys is None else keys.names,
         **(names if keys is None else {}),
@@ -244,7 +236,7 @@ class Session:
         None.
         """
         control = _control(request)
-        observation = {name: value for name, value in request.items() if name != CONTROL}
+        observation = {name: value for name, value in request.items() if name != messages.CONTROL}
         is_reset = list(observation) == ["reset"] and observation["reset"] is True
         if is_reset or (control.get("reset") and not observation):
             self._runner.reset(control.get("seed"))
@@ -282,16 +274,19 @@ class Session:
 
 def _control(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """Checked control of the episode; empty for clients that know nothing of it."""
-    control = request.get(CONTROL, {})
+    control = request.get(messages.CONTROL, {})
     if not isinstance(control, Mapping):
-        raise _bad_control(f"{CONTROL!r} is a {type(control).__name__}, not a map")
+        raise _bad_control(f"{messages.CONTROL!r} is a {type(control).__name__}, not a map")
     for name, value in control.items():
         if name not in _CONTROLS:
             raise _bad_control(
-                f"{CONTROL!r} has no key {name!r}", did_you_mean(str(name), list(_CONTROLS))
+                f"{messages.CONTROL!r} has no key {name!r}",
+                did_you_mean(str(name), list(_CONTROLS)),
             )
         if type(value) is not _CONTROLS[name]:
-            raise _bad_control(f"{CONTROL}.{name} is {value!r}, not {_CONTROLS[name].__name__}")
+            raise _bad_control(
+                f"{messages.CONTROL}.{name} is {value!r}, not {_CONTROLS[name].__name__}"
+            )
     return control
 
 
@@ -332,7 +327,7 @@ class PolicyServer:
         self.metrics = ServerMetrics()  # counts of requests, clients and errors
         self._service = service
         self._config = service.config
-        self._metadata = pack(service.metadata)
+        self._metadata = messages.pack(service.metadata)
         self._clients: set[ServerConnection] = set()
         self._busy: set[ServerConnection] = set()
         self._planner = ChunkBatcher(service.policy, service.config, lambda: len(self._clients))
@@ -461,7 +456,7 @@ class PolicyServer:
             started = time.perf_counter()
             reply = await self._answer(connection, session, data)
             reply["server_timing"] |= timing
-            await connection.send(pack(reply))
+            await connection.send(messages.pack(reply))
             self._busy.discard(connection)
             seconds = time.perf_counter() - started
             timing["prev_total_ms"] = 1000 * seconds
@@ -474,7 +469,7 @@ class PolicyServer:
     ) -> dict[str, Any]:
         if isinstance(data, str):
             raise DataError("the request is text, not msgpack", code="data.bad_message")
-        instruction = session.observe(unpack(data, self._service.max_objects))
+        instruction = session.observe(messages.unpack(data, self._service.max_objects))
         if instruction is None:
             return {"server_timing": {}}
         plan = self._planner.plan(
@@ -499,12 +494,12 @@ class PolicyServer:
             error = EnvironmentProblem(
                 f"the server fails: {type(error).__name__}",
                 hint="the log of the server has the details",
-                code=SERVER_FAILED,
+                code=messages.SERVER_FAILED,
             )
         self.metrics.errors[error.code] += 1
         _log.info("a request of %s fails: %s", connection.remote_address, error)
         try:
-            await connection.send(error_text(error))
+            await connection.send(messages.error_text(error))
             await connection.close(CloseCode.INTERNAL_ERROR, "the text before has the error")
         except ConnectionClosed:
             _log.info("a client has left before its error was sent")

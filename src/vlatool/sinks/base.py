@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from vlatool import episode
 from vlatool.artifacts.images import (
     JPEG,
     PNG,
@@ -27,15 +28,6 @@ from vlatool.artifacts.images import (
     image_info,
 )
 from vlatool.config.base import ConfigModel
-from vlatool.episode import (
-    Array,
-    Episode,
-    EpisodeRef,
-    FrameSource,
-    Survey,
-    UInt8Array,
-    stored_bytes,
-)
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
@@ -45,7 +37,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 
-Work = Callable[[EpisodeRef, Episode], Receipt]
+Work = Callable[[episode.EpisodeRef, episode.Episode], Receipt]
 
 
 class SinkConfig(ConfigModel):
@@ -59,8 +51,8 @@ class SinkSetup:
     """Arguments of a sink."""
 
     output: Path  # the output folder
-    survey: Survey  # survey of the selected episodes; its cameras are the selected ones
-    refs: Sequence[EpisodeRef]  # the episodes, in order
+    survey: episode.Survey  # survey of the selected episodes; its cameras are the selected ones
+    refs: Sequence[episode.EpisodeRef]  # the episodes, in order
     # options of the run outside the sink's section, for the metadata of the output
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
     action_fields: tuple[str, ...] = ()  # requested action fields; empty: those of the survey
@@ -182,14 +174,14 @@ def height_and_width(size: tuple[int, int] | int | None) -> tuple[int, int] | No
     return (size[1], size[0]) if isinstance(size, tuple) else None
 
 
-def read_frames(camera: str, source: FrameSource, frames: Sequence[int]) -> Array:
+def read_frames(camera: str, source: episode.FrameSource, frames: Sequence[int]) -> episode.Array:
     """Frames of a camera: uint8 [N, H, W, 3], or other values [N, H, W]."""
     with _unreadable(camera, source, frames[0]):
         return source.read(frames)
 
 
 @contextmanager
-def _unreadable(camera: str, source: FrameSource, frame: int) -> Generator[None]:
+def _unreadable(camera: str, source: episode.FrameSource, frame: int) -> Generator[None]:
     """Reports errors of decoders; an OSError of theirs is not one of the output disk."""
     try:
         yield
@@ -197,7 +189,7 @@ def _unreadable(camera: str, source: FrameSource, frame: int) -> Generator[None]
         raise _image_error(camera, source, frame, f"unreadable image: {error}") from error
 
 
-def _image_error(camera: str, source: FrameSource, frame: int, reason: str) -> DataError:
+def _image_error(camera: str, source: episode.FrameSource, frame: int, reason: str) -> DataError:
     """The error for an image that cannot be written; it names the file of the image, if any."""
     paths: Sequence[object] = getattr(source, "paths", ())
     file = {"path": str(paths[frame])} if frame < len(paths) else {}
@@ -226,7 +218,7 @@ class ImageEncoding:
         """True if stored bytes can be written unchanged."""
         return info.is_plain and info.format in self.formats and self.size in (None, info.size)
 
-    def encode(self, pixels: UInt8Array) -> tuple[str, bytes]:
+    def encode(self, pixels: episode.UInt8Array) -> tuple[str, bytes]:
         """Format and bytes of an image uint8 [H, W, 3]."""
         resized = resize(pixels, self.size, self.method, self.filter)
         if self.formats[0] == JPEG:
@@ -246,7 +238,7 @@ class ImageWriter:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
     def images(
-        self, camera: str, source: FrameSource, num_frames: int
+        self, camera: str, source: episode.FrameSource, num_frames: int
     ) -> Iterator[tuple[str, bytes]]:
         """Format and bytes of the first `num_frames` images of a camera."""
         if len(source) < num_frames:
@@ -255,7 +247,7 @@ class ImageWriter:
         for start in range(0, num_frames, FRAMES_PER_READ):
             frames = range(start, min(start + FRAMES_PER_READ, num_frames))
             with _unreadable(camera, source, start):
-                stored = [stored_bytes(source, frame) for frame in frames]
+                stored = [episode.stored_bytes(source, frame) for frame in frames]
             pending = [frame for frame, data in zip(frames, stored, strict=True) if data is None]
             pixels = iter(_read_rgb(camera, source, pending) if pending else ())
             for frame, data in zip(frames, stored, strict=True):
@@ -275,12 +267,14 @@ class ImageWriter:
         self.animations += info.frames > 1
         return self._encode(decode_rgb(data))
 
-    def _encode(self, pixels: UInt8Array) -> tuple[str, bytes]:
+    def _encode(self, pixels: episode.UInt8Array) -> tuple[str, bytes]:
         self.sizes[pixels.shape[0], pixels.shape[1]] += 1
         return self.encoding.encode(pixels)
 
 
-def _read_rgb(camera: str, source: FrameSource, frames: Sequence[int]) -> UInt8Array:
+def _read_rgb(
+    camera: str, source: episode.FrameSource, frames: Sequence[int]
+) -> episode.UInt8Array:
     pixels: Any = read_frames(camera, source, frames)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         problem = f"images are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"

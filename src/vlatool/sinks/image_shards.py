@@ -41,24 +41,11 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import (
-    Estimate,
-    ImageEncoding,
-    ImageSize,
-    ImageWriter,
-    ResizingFilter,
-    ResizingMethod,
-    Sink,
-    SinkConfig,
-    SinkSetup,
-    SinkSummary,
-    Work,
-    height_and_width,
-)
+from vlatool.sinks import base
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 
 
-class ImageShardsConfig(SinkConfig):
+class ImageShardsConfig(base.SinkConfig):
     """Tars of images that a visual tokenizer is trained on."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -107,16 +94,16 @@ class ImageShardsConfig(SinkConfig):
     jpeg_subsampling: Subsampling = Field(
         default="4:4:4", description="Chroma subsampling of JPEG."
     )
-    resize_images_size: ImageSize = None
-    image_resizing_method: ResizingMethod = "center_crop"
-    image_resizing_filter: ResizingFilter = "lanczos_vips"
+    resize_images_size: base.ImageSize = None
+    image_resizing_method: base.ResizingMethod = "center_crop"
+    image_resizing_filter: base.ResizingFilter = "lanczos_vips"
     verify_pixels: bool = Field(
         default=False, description="Also decode PNG files that are copied unchanged."
     )
 
-    def encoding(self) -> ImageEncoding:
-        return ImageEncoding(
-            size=height_and_width(self.resize_images_size),
+    def encoding(self) -> base.ImageEncoding:
+        return base.ImageEncoding(
+            size=base.height_and_width(self.resize_images_size),
             method=self.image_resizing_method,
             filter=self.image_resizing_filter,
             formats=(PNG, JPEG) if self.image_format is None else (self.image_format,),
@@ -135,7 +122,7 @@ class ImageEpisodeWriter:
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes tar and index; no tar remains if an image is broken."""
-        writer = ImageWriter(self.config.encoding())
+        writer = base.ImageWriter(self.config.encoding())
         name = shard_name(self.config.split_name, ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
@@ -155,7 +142,9 @@ class ImageEpisodeWriter:
             findings=tuple(_image_findings(writer, ref.id)),
         )
 
-    def _samples(self, ref: EpisodeRef, episode: Episode, writer: ImageWriter) -> Iterator[bytes]:
+    def _samples(
+        self, ref: EpisodeRef, episode: Episode, writer: base.ImageWriter
+    ) -> Iterator[bytes]:
         """Tar members of each image, as bytes."""
         dataset = str(episode.extras.get("dataset") or Path(ref.source).name)
         number = 0
@@ -186,7 +175,7 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
     }
 
 
-def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
+def _image_findings(writer: base.ImageWriter, episode: str) -> Iterator[Finding]:
     total = writer.sizes.total()
     if writer.converted:
         message = (
@@ -201,10 +190,10 @@ def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
         yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {listed} pixels", episode=episode)
 
 
-class ImageShardsSink(Sink):
+class ImageShardsSink(base.Sink):
     """Writes training data of visual tokenizers. Source: reference/future-vla 2.1, 2.2."""
 
-    Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
+    Config: ClassVar[type[base.SinkConfig]] = ImageShardsConfig
     owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS.values(), MANIFEST)
     # `vlatool split` may replace them.
     volatile: ClassVar[Sequence[str]] = tuple(LISTS.values())
@@ -212,13 +201,13 @@ class ImageShardsSink(Sink):
     has_arrays: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
 
-    def __init__(self, config: ImageShardsConfig, setup: SinkSetup) -> None:
+    def __init__(self, config: ImageShardsConfig, setup: base.SinkSetup) -> None:
         self._config = config
         self._setup = setup
         # Tars of other splits in the same folder are not owned by this run.
         patterns = (*split_patterns(config.split_name), *LISTS.values(), MANIFEST)
         self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
-        self.work: Work = ImageEpisodeWriter(setup.output, config)
+        self.work: base.Work = ImageEpisodeWriter(setup.output, config)
         self.fields: Mapping[str, int] = {}
         self.action_fields: tuple[str, ...] = setup.policy_actions(self.fields, ())
         self.proprioception_fields: tuple[str, ...] = ()
@@ -227,7 +216,7 @@ class ImageShardsSink(Sink):
         for name in (*LISTS.values(), MANIFEST):
             remove_file(self._setup.output / name)
 
-    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         """Writes the lists, if `val_ratio` is set, and the manifest."""
         files = [entry for receipt in receipts for entry in receipt.files]
         shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
@@ -245,12 +234,12 @@ class ImageShardsSink(Sink):
         write_manifest(output, manifest)
         files.append(file_entry(output, MANIFEST))
         size = sum(shard.bytes for shard in shards)
-        return SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
+        return base.SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> base.Estimate:
         survey = self._setup.survey
         frames = None if survey.frames is None else survey.frames * len(survey.cameras)
-        return Estimate(frames, {"shards": survey.episodes})
+        return base.Estimate(frames, {"shards": survey.episodes})
 
     def _split(self, ratio: float, tars: Sequence[Path], run: JobRun) -> None:
         held_out_indices = set(validation_positions(len(tars), ratio))

@@ -16,48 +16,18 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.artifacts.codes.format import IMAGES_NAME
 from vlatool.artifacts.images import PNG
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.windows.format import (
-    MANIFEST_NAME,
-    OWNED_FILES,
-    Kind,
-    Window,
-    WindowManifest,
-    episode_name,
-    image_file,
-    images_name,
-    lines_name,
-    render_window,
-    reserved_word,
-    write_manifest,
-)
+from vlatool.artifacts.windows import format as windows_format
+from vlatool.artifacts.windows.format import reserved_word
 from vlatool.episode import Array, Episode, EpisodeRef, PoseGroup, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.files import FileEntry, file_entry, folder_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import (
-    Estimate,
-    ImageEncoding,
-    ImageSize,
-    ImageWriter,
-    ResizingFilter,
-    ResizingMethod,
-    Sink,
-    SinkConfig,
-    SinkSetup,
-    SinkSummary,
-    Work,
-    height_and_width,
-)
+from vlatool.sinks import base
 from vlatool.storage.atomic import bulk_folder, remove_empty, remove_file
 from vlatool.storage.uri import is_file_name, location
-from vlatool.transforms.action_tokenizer import (
-    future_frames,
-    past_frames,
-    relative_chunks,
-    with_padding,
-)
+from vlatool.transforms import action_tokenizer
 from vlatool.transforms.relative import relative_names, stored_from
 
 QaMode = Literal["both", "vla", "wm", "alternate", "random"]
@@ -66,7 +36,7 @@ _LONGEST_NAME = 100
 _PUBLISHED_MODES = {"1": "vla", "2": "wm"}
 
 
-class JsonlConfig(SinkConfig):
+class JsonlConfig(base.SinkConfig):
     """Windows of the FUTURE-VLA pipeline."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -107,13 +77,13 @@ class JsonlConfig(SinkConfig):
         "after it, both writes two lines, alternate and random (seeded) one of them.",
     )
     seed: int = Field(default=42, ge=0, description="Seed of the random lines.")
-    resize_images_size: ImageSize = Field(
+    resize_images_size: base.ImageSize = Field(
         default=(256, 256),
         description="Width, height of the images, or one number for both; null keeps their size. "
         "PNG files of this size are copied unchanged.",
     )
-    image_resizing_method: ResizingMethod = "center_crop"
-    image_resizing_filter: ResizingFilter = "lanczos_vips"
+    image_resizing_method: base.ResizingMethod = "center_crop"
+    image_resizing_filter: base.ResizingFilter = "lanczos_vips"
     verify_pixels: bool = Field(
         default=False, description="Decode images that are copied unchanged, to verify them."
     )
@@ -134,9 +104,9 @@ class JsonlConfig(SinkConfig):
             return {**data, "qa_mode": mode}
         return data
 
-    def encoding(self) -> ImageEncoding:
-        return ImageEncoding(
-            size=height_and_width(self.resize_images_size),
+    def encoding(self) -> base.ImageEncoding:
+        return base.ImageEncoding(
+            size=base.height_and_width(self.resize_images_size),
             method=self.image_resizing_method,
             filter=self.image_resizing_filter,
             formats=(PNG,),
@@ -167,7 +137,7 @@ class JsonlEpisodeWriter:
         untouched = 0
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
-                writer = ImageWriter(self.config.encoding())
+                writer = base.ImageWriter(self.config.encoding())
                 if camera not in episode.cameras:
                     raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
                 images = writer.images(camera, episode.cameras[camera], episode.num_frames)
@@ -176,7 +146,7 @@ class JsonlEpisodeWriter:
                     folder.write(names.image(camera, frame), data)
                 untouched += writer.copied
         lines = self._lines(names, f"{self.config.seed} {ref.id}", task, chunks)
-        entry, index = write_lines(self.output, lines_name(names.episode), lines)
+        entry, index = write_lines(self.output, windows_format.lines_name(names.episode), lines)
         return Receipt(
             ref.id,
             counts={
@@ -191,7 +161,7 @@ class JsonlEpisodeWriter:
     def _names(self, ref: EpisodeRef) -> "EpisodeNames":
         name = f"episode_{ref.id}"
         if self.is_numbered and ref.number is not None:
-            name = episode_name(ref.number)
+            name = windows_format.episode_name(ref.number)
         return EpisodeNames(name, self.prefixes[ref.source], self.cameras)
 
     def _lines(
@@ -199,19 +169,23 @@ class JsonlEpisodeWriter:
     ) -> Iterator[bytes]:
         config, frames = self.config, len(chunks)
         for frame in range(frames):
-            images = names.paths(past_frames(frame, config.past_steps))
-            future = names.paths(future_frames(frame, config.future_steps, frames))
+            images = names.paths(action_tokenizer.past_frames(frame, config.past_steps))
+            future = names.paths(action_tokenizer.future_frames(frame, config.future_steps, frames))
             chunk = chunks[frame].tolist()
             for kind in kinds_at(config.qa_mode, frame, seed):
-                yield render_window(Window(kind, task, images, future, chunk))
+                yield windows_format.render_window(
+                    windows_format.Window(kind, task, images, future, chunk)
+                )
 
     def _chunks(self, episode: Episode) -> Sequence[Array]:
         """Actions [T, A] of each window."""
         actions, steps = self._actions(episode), self.config.future_steps
         if not self.groups:
-            padded = with_padding(actions, steps)
+            padded = action_tokenizer.with_padding(actions, steps)
             return [padded[frame : frame + steps] for frame in range(len(actions))]
-        chunks = relative_chunks(episode.lowdim, self.action_fields, self.groups, steps)
+        chunks = action_tokenizer.relative_chunks(
+            episode.lowdim, self.action_fields, self.groups, steps
+        )
         _check_finite(episode, chunks)  # the measured poses that others are relative to
         return [*chunks]
 
@@ -239,10 +213,10 @@ class EpisodeNames:
     @property
     def folder(self) -> str:
         """Folder of its images, relative to the output."""
-        return images_name(self.episode)
+        return windows_format.images_name(self.episode)
 
     def image(self, camera: str, frame: int) -> str:
-        return image_file(self.prefix, camera, self.episode, frame)
+        return windows_format.image_file(self.prefix, camera, self.episode, frame)
 
     def paths(self, frames: Sequence[int]) -> tuple[str, ...]:
         """Images of the frames, all cameras of a frame in order, relative to the output."""
@@ -250,7 +224,7 @@ class EpisodeNames:
         return tuple(f"{self.folder}/{file}" for file in files)
 
 
-def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[Kind, ...]:
+def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[windows_format.Kind, ...]:
     """Kinds of the lines of a frame, in order."""
     if mode == "both":
         return ("vla", "wm")
@@ -269,7 +243,7 @@ def _check_finite(episode: Episode, values: Array) -> None:
         raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
 
 
-def _check_sizes(writer: ImageWriter, camera: str, frame: int) -> None:
+def _check_sizes(writer: base.ImageWriter, camera: str, frame: int) -> None:
     if len(writer.sizes) > 1:
         first, actual = (f"{width}x{height}" for height, width in writer.sizes)
         raise DataError(
@@ -303,15 +277,15 @@ def _episode_error(episode: Episode, problem: str, code: str) -> DataError:
 _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-class JsonlSink(Sink):
+class JsonlSink(base.Sink):
     """Writes raw windows and their images. Source: reference/future-vla 1."""
 
-    Config: ClassVar[type[SinkConfig]] = JsonlConfig
-    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    Config: ClassVar[type[base.SinkConfig]] = JsonlConfig
+    owned: ClassVar[Sequence[str]] = windows_format.OWNED_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
     has_arrays: ClassVar[bool] = False
 
-    def __init__(self, config: JsonlConfig, setup: SinkSetup) -> None:
+    def __init__(self, config: JsonlConfig, setup: base.SinkSetup) -> None:
         survey = setup.survey
         self._config, self._setup = config, setup
         possible = _possible_fields(survey)
@@ -333,15 +307,15 @@ class JsonlSink(Sink):
             | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
             None not in numbers and len(set(numbers)) == len(numbers),
         )
-        self.work: Work = self._work
+        self.work: base.Work = self._work
 
     def begin(self) -> None:
         """Removes the manifest and folders that an earlier run left empty."""
         output = self._setup.output
-        remove_file(output / MANIFEST_NAME)
+        remove_file(output / windows_format.MANIFEST_NAME)
         remove_empty(output / IMAGES_NAME)
 
-    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         files: list[FileEntry] = []
         episodes = 0
         for receipt in receipts:
@@ -355,20 +329,20 @@ class JsonlSink(Sink):
                 details={"dropped": dict(run.dropped)},
             )
         manifest = self._manifest(episodes, run)
-        write_manifest(self._setup.output, manifest)
+        windows_format.write_manifest(self._setup.output, manifest)
         size = sum(file.bytes for file in files)
-        files.append(file_entry(self._setup.output, MANIFEST_NAME))
+        files.append(file_entry(self._setup.output, windows_format.MANIFEST_NAME))
         counts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
-        return SinkSummary(manifest.samples, size, tuple(files), counts)
+        return base.SinkSummary(manifest.samples, size, tuple(files), counts)
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> base.Estimate:
         frames = self._setup.survey.frames
         if frames is None:
-            return Estimate(None)
+            return base.Estimate(None)
         lines = len(kinds_at(self._config.qa_mode, 0, ""))
-        return Estimate(frames * lines, {"pictures": frames * len(self._work.cameras)})
+        return base.Estimate(frames * lines, {"pictures": frames * len(self._work.cameras)})
 
-    def _manifest(self, episodes: int, run: JobRun) -> WindowManifest:
+    def _manifest(self, episodes: int, run: JobRun) -> windows_format.WindowManifest:
         survey, config = self._setup.survey, self._config
         fields = [survey.fields[stored_from(name, survey.fields)] for name in self.action_fields]
         names = [name for field in fields for name in field.names]
@@ -377,7 +351,7 @@ class JsonlSink(Sink):
         ]
         counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
         size = config.resize_images_size
-        return WindowManifest(
+        return windows_format.WindowManifest(
             names=tuple(sorted(set(self._work.prefixes.values()))),
             cameras=self._work.cameras,
             fps=survey.fps,

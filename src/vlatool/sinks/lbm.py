@@ -20,21 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vlatool.artifacts.field_summary import DIMENSION_NAMES
 from vlatool.artifacts.images import encode_jpeg, encode_png
-from vlatool.artifacts.shards.format import (
-    CLOSING_FILES,
-    EPISODE_FILES,
-    EPISODES_NAME,
-    LISTED_FILES,
-    OWNED_FILES,
-    SHARDS_NAME,
-    VOLATILE_FILES,
-    ShardFolder,
-    episode_tar_name,
-    shard_name,
-    write_manifest,
-    write_preprocessing_config,
-    write_processing_metadata,
-)
+from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.artifacts.tar_sample import sample_members
@@ -47,19 +33,7 @@ from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
-from vlatool.sinks.base import (
-    FRAMES_PER_READ,
-    Estimate,
-    ImageSize,
-    ResizingMethod,
-    Sink,
-    SinkConfig,
-    SinkSetup,
-    SinkSummary,
-    Work,
-    height_and_width,
-    read_frames,
-)
+from vlatool.sinks import base
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.transforms.geometry import ImageGeometry, ResizeFilter, quarter_turns
@@ -80,7 +54,7 @@ from vlatool.transforms.windows import (
 )
 
 
-class LbmConfig(SinkConfig):
+class LbmConfig(base.SinkConfig):
     """Training shards of the LBM pipeline."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -148,8 +122,8 @@ class LbmConfig(SinkConfig):
         min_length=1,
         description="Images of a sample, as frame offsets from the anchor.",
     )
-    resize_images_size: ImageSize = None
-    image_resizing_method: ResizingMethod = "center_crop"
+    resize_images_size: base.ImageSize = None
+    image_resizing_method: base.ResizingMethod = "center_crop"
     image_resizing_filter: ResizeFilter | None = Field(
         default=None,
         description="Resize filter; null: lanczos_vips, or lanczos with compat.",
@@ -216,7 +190,7 @@ class LbmConfig(SinkConfig):
                 padding=self.padding_strategy,
             ),
             image_offsets=tuple(self.image_indices),
-            image_size=height_and_width(self.resize_images_size),
+            image_size=base.height_and_width(self.resize_images_size),
             resize_method=self.image_resizing_method,
             resize_filter=self.resize_filter,
             rotations=self.camera_rotations,
@@ -247,7 +221,8 @@ class ImageStream:
     def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
         """Encoded files of the frames."""
         return [
-            self._file(pixels, quality) for pixels in read_frames(self.name, self.source, frames)
+            self._file(pixels, quality)
+            for pixels in base.read_frames(self.name, self.source, frames)
         ]
 
     def _file(self, pixels: Array, quality: int) -> bytes:
@@ -301,8 +276,8 @@ class _StreamEncoder:
         self.stream = stream
         self._quality = quality
         self._pool = pool
-        starts = range(0, len(needed), FRAMES_PER_READ)
-        self._waiting = deque(needed[start : start + FRAMES_PER_READ] for start in starts)
+        starts = range(0, len(needed), base.FRAMES_PER_READ)
+        self._waiting = deque(needed[start : start + base.FRAMES_PER_READ] for start in starts)
         self._next: tuple[Sequence[int], Future[list[bytes]]] | None = None
         self._encoded: dict[int, bytes] = {}
 
@@ -352,7 +327,7 @@ class LbmEpisodeWriter:
         counts = {"frames": episode.num_frames, "samples": len(sampler)}
         if not len(sampler):
             return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
-        name = episode_tar_name(ref.id)
+        name = shards_format.episode_tar_name(ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
             ranges = self._write(tar, sampler, spec)
@@ -450,7 +425,7 @@ class SampleIndex:
         order = np.random.default_rng(seed).permutation(self.samples)
         for number in range(self.shards(samples_per_shard)):
             chosen = order[number * samples_per_shard : (number + 1) * samples_per_shard]
-            yield self._plan(shard_name(number), chosen.tolist())
+            yield self._plan(shards_format.shard_name(number), chosen.tolist())
 
     def _plan(self, path: str, chosen: list[int]) -> ShardPlan:
         digest = hashlib.blake2b(digest_size=16)
@@ -562,20 +537,20 @@ _DROP_HINTS = {
 }
 
 
-class LbmSink(Sink):
+class LbmSink(base.Sink):
     """Writes training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1,
     2.
     """
 
-    Config: ClassVar[type[SinkConfig]] = LbmConfig
-    owned: ClassVar[Sequence[str]] = OWNED_FILES
-    volatile: ClassVar[Sequence[str]] = VOLATILE_FILES
+    Config: ClassVar[type[base.SinkConfig]] = LbmConfig
+    owned: ClassVar[Sequence[str]] = shards_format.OWNED_FILES
+    volatile: ClassVar[Sequence[str]] = shards_format.VOLATILE_FILES
     findings: ClassVar[FindingCodes | None] = LBM
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
     )
 
-    def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
+    def __init__(self, config: LbmConfig, setup: base.SinkSetup) -> None:
         self._config = config
         self._setup = setup
         if not setup.survey.fields:
@@ -593,19 +568,21 @@ class LbmSink(Sink):
         self.fields: Mapping[str, int] = {
             name: self._widths.get(name, 0) for name in sampler.fields
         }
-        self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
-        self.work: Work = LbmEpisodeWriter(setup.output, config)
+        self.temporary: Sequence[str] = () if config.keep_episodes else shards_format.EPISODE_FILES
+        self.work: base.Work = LbmEpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = setup.policy_actions(
             self.fields, self._example.action_fields
         )
         self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:
-        for name in CLOSING_FILES:
+        for name in shards_format.CLOSING_FILES:
             remove_file(self._setup.output / name)
-        write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
+        shards_format.write_preprocessing_config(
+            self._setup.output / shards_format.SHARDS_NAME, self._options()
+        )
 
-    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
         for receipt in receipts:
@@ -635,10 +612,15 @@ class LbmSink(Sink):
         files = [entry for pair in entries for entry in pair]
         if not self.temporary or run.failures:
             files += index.files
-            write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
-        write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
-        write_processing_metadata(
-            self._setup.output / SHARDS_NAME,
+            shards_format.write_manifest(
+                shards_format.ShardFolder.of(output, shards_format.EPISODES_NAME).manifest,
+                _rows(index.files),
+            )
+        shards_format.write_manifest(
+            shards_format.ShardFolder.of(output, shards_format.SHARDS_NAME).manifest, _rows(shards)
+        )
+        shards_format.write_processing_metadata(
+            self._setup.output / shards_format.SHARDS_NAME,
             started=run.started,
             counts={
                 "total_samples_created": index.samples,
@@ -648,21 +630,25 @@ class LbmSink(Sink):
             arguments=run.record.options,
             episodes=[ref.id for ref in self._setup.refs],
         )
-        small = (file_entry(output, name) for name in LISTED_FILES if (output / name).is_file())
+        small = (
+            file_entry(output, name)
+            for name in shards_format.LISTED_FILES
+            if (output / name).is_file()
+        )
         size = sum(entry.bytes for entry in shards)
-        return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
+        return base.SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> base.Estimate:
         survey = self._setup.survey
         if survey.frames is None:
-            return Estimate(None)
+            return base.Estimate(None)
         frames = round(survey.frames / max(survey.episodes, 1))
         windows = make_windows(frames, self._config.sample_spec().windows)
         samples = len(windows.anchors) * survey.episodes
-        return Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
+        return base.Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
 
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
-        write_with_digests(self._setup.output / SHARDS_NAME / STATS_NAME, entries)
+        write_with_digests(self._setup.output / shards_format.SHARDS_NAME / STATS_NAME, entries)
 
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml: options of the data, and facts that training needs.

@@ -10,18 +10,7 @@ from typing import ClassVar, overload
 
 import numpy as np
 
-from vlatool.artifacts.image_shards.format import (
-    IMAGE_SUFFIXES,
-    LIST_SUFFIX,
-    SHARD_SUFFIX,
-    find_shards,
-    image_tars,
-    is_image_shards,
-    is_list,
-    read_manifest,
-    sample_image,
-    sample_metadata,
-)
+from vlatool.artifacts.image_shards import format as image_shards_format
 from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.tar import ShardIndex, shard_index
 from vlatool.artifacts.tar_sample import Members, read_members
@@ -106,15 +95,15 @@ class ImageShardsReader(FormatReader):
         ]
 
     def _tars(self, source: Path) -> Mapping[Path, int | None]:
-        if source.suffix == LIST_SUFFIX and is_list(source):
-            return dict.fromkeys(find_shards(str(source)))
-        if not is_image_shards(source):
+        if source.suffix == image_shards_format.LIST_SUFFIX and image_shards_format.is_list(source):
+            return dict.fromkeys(image_shards_format.find_shards(str(source)))
+        if not image_shards_format.is_image_shards(source):
             return {}
-        if source.suffix == SHARD_SUFFIX:
+        if source.suffix == image_shards_format.SHARD_SUFFIX:
             return {source: None}
-        manifest = read_manifest(source)
+        manifest = image_shards_format.read_manifest(source)
         if manifest is None:
-            return dict.fromkeys(image_tars(source))
+            return dict.fromkeys(image_shards_format.image_tars(source))
         return {source / shard.name: shard.pictures for shard in manifest.shards}
 
 
@@ -151,9 +140,11 @@ class ShardImages:
     def encoded(self, index: int) -> bytes:
         """Stored bytes of an image."""
         members = self.members(index)
-        data = sample_image(members.contents)
+        data = image_shards_format.sample_image(members.contents)
         if data is None:
-            reason = f"sample {members.key} has none of {', '.join(IMAGE_SUFFIXES)}"
+            reason = (
+                f"sample {members.key} has none of {', '.join(image_shards_format.IMAGE_SUFFIXES)}"
+            )
             raise _shard_error(self._path, reason, "data.no_image", frame=index)
         return data
 
@@ -210,10 +201,12 @@ class ShardImageNames(Sequence[str]):
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
         members = self._images.members(index)
-        name = sample_metadata(members.contents).get("file")
+        name = image_shards_format.sample_metadata(members.contents).get("file")
         if isinstance(name, str) and is_file_name(name):
             return name
-        suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in members.contents]
+        suffixes = [
+            suffix for suffix in image_shards_format.IMAGE_SUFFIXES if suffix in members.contents
+        ]
         return ".".join([members.key.replace("/", "_"), *suffixes[:1]])
 
 

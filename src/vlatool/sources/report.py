@@ -11,21 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.field_summary import (
-    FieldRange,
-    FieldSummary,
-    dimensions_table,
-    lowdim_columns,
-    policy_fields,
-    pose_tracks,
-    position_fields,
-    unit,
-)
+from vlatool.artifacts import field_summary
+from vlatool.artifacts.field_summary import unit
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
 from vlatool.jobs.ownership import data_files
+from vlatool.pages import layout
 from vlatool.pages.images import (
     EpisodeView,
     FrameView,
@@ -40,18 +33,7 @@ from vlatool.pages.images import (
     strip,
     tile,
 )
-from vlatool.pages.layout import (
-    Section,
-    code,
-    details,
-    evenly_spaced,
-    field_label,
-    group,
-    heading,
-    note,
-    table,
-    tiles,
-)
+from vlatool.pages.layout import code, group, tiles
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.base import FormatReader, numbered, select
@@ -103,7 +85,7 @@ class SourceFacts:
     bytes: int
     tasks: Mapping[str, int]
     cameras: tuple[CameraSummary, ...]
-    fields: tuple[FieldSummary, ...]
+    fields: tuple[field_summary.FieldSummary, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
     language: Mapping[str, LanguageSummary]
@@ -198,14 +180,14 @@ def _tables(facts: SourceFacts) -> list[str]:
         text_table("Tasks", ("episodes", "task"), tasks),
         text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
         _field_table(facts.fields),
-        dimensions_table(facts.fields),
+        field_summary.dimensions_table(facts.fields),
         text_table("Language", ("kind", "sentences", "example"), language),
         text_table("Warnings", ("count", "code", "example"), warnings),
         text_table("Broken episodes", ("episode", "reason"), broken),
     ]
 
 
-def _field_table(fields: Sequence[FieldSummary]) -> str:
+def _field_table(fields: Sequence[field_summary.FieldSummary]) -> str:
     header = ("name", "width", "dtype", "range", "constant dimensions")
     rows = (
         (
@@ -234,7 +216,7 @@ def _page(
     return ReportPage([*_overview(facts, cards.crops()), *sections])
 
 
-def _overview(facts: SourceFacts, crops: str) -> list[Section]:
+def _overview(facts: SourceFacts, crops: str) -> list[layout.Section]:
     info = {
         "format": facts.format,
         "episodes": f"{facts.episodes:,}",
@@ -244,27 +226,29 @@ def _overview(facts: SourceFacts, crops: str) -> list[Section]:
         "frames per episode": facts.lengths,
         "on disk": size_text(facts.bytes),
     }
-    tasks = table(("task", "episodes"), facts.tasks.items(), numbers=(1,))
-    language = table(
+    tasks = layout.table(("task", "episodes"), facts.tasks.items(), numbers=(1,))
+    language = layout.table(
         ("kind", "sentences", "example"),
         [(kind, summary.sentences, summary.example) for kind, summary in facts.language.items()],
         numbers=(1,),
     )
-    broken = table(
+    broken = layout.table(
         ("broken episode", "reason"),
         [(episode["episode"], episode["message"]) for episode in facts.broken],
     )
-    warnings = table(
+    warnings = layout.table(
         ("warning", "count", "example"),
         [(code(warning.code), warning.count, warning.example) for warning in facts.warnings],
         numbers=(1,),
     )
     return [
-        Section("Overview", tiles(info)),
-        Section("Problems", broken + warnings, anchor=PROBLEMS),
-        Section("Tasks", tasks + heading("Language", language)),
-        Section("Cameras", table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2)) + crops),
-        Section("Fields", _field_section(facts)),
+        layout.Section("Overview", tiles(info)),
+        layout.Section("Problems", broken + warnings, anchor=PROBLEMS),
+        layout.Section("Tasks", tasks + layout.heading("Language", language)),
+        layout.Section(
+            "Cameras", layout.table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2)) + crops
+        ),
+        layout.Section("Fields", _field_section(facts)),
     ]
 
 
@@ -275,14 +259,14 @@ def _field_section(facts: SourceFacts) -> str:
     others = [info for info in facts.fields if info.name not in names]
     if not first:
         return _field_html(others)
-    more = details(f"{len(others)} more fields", _field_html(others)) if others else ""
+    more = layout.details(f"{len(others)} more fields", _field_html(others)) if others else ""
     return _field_html(first) + more
 
 
-def _field_html(fields: Sequence[FieldSummary]) -> str:
+def _field_html(fields: Sequence[field_summary.FieldSummary]) -> str:
     rows = [
         (
-            field_label(info.name),
+            layout.field_label(info.name),
             info.width or "",
             info.dtype,
             info.example if info.dtype == "text" else info.range_text,
@@ -293,7 +277,7 @@ def _field_html(fields: Sequence[FieldSummary]) -> str:
         for info in fields
     ]
     header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
-    return table(header, rows, numbers=(1,))
+    return layout.table(header, rows, numbers=(1,))
 
 
 def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
@@ -315,7 +299,9 @@ class _Survey:
         default_factory=dict[str, Counter[tuple[int, int]]]
     )
     calibration: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
-    ranges: dict[str, FieldRange] = field(default_factory=dict[str, FieldRange])
+    ranges: dict[str, field_summary.FieldRange] = field(
+        default_factory=dict[str, field_summary.FieldRange]
+    )
     actions: dict[str, None] = field(default_factory=dict[str, None])
     proprioception: dict[str, None] = field(default_factory=dict[str, None])
     sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
@@ -340,7 +326,7 @@ class _Survey:
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
         for name, values in episode.lowdim.items():
             if name not in self.ranges:
-                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
+                self.ranges[name] = field_summary.FieldRange(name, values, episode.dimension_names)
             problem = self.ranges[name].add(values)
             if problem:
                 message = f"{episode.id}: field {name!r} {problem}"
@@ -430,13 +416,15 @@ class EpisodeCards:
         self._numbers = {ref.id: number for number, ref in known.items()}
         self._first: EpisodeView | None = None
 
-    def sections(self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter) -> list[Section]:
+    def sections(
+        self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter
+    ) -> list[layout.Section]:
         """Links to all episodes, the cards of `full` of them, and small cards of the others."""
         whole = [ref.id for ref in refs if ref.id not in self._broken]
-        in_full = {whole[index] for index in evenly_spaced(len(whole), full)}
-        shown = {refs[index].id for index in evenly_spaced(len(refs), _MAX_LISTED)} | in_full
+        in_full = {whole[index] for index in layout.evenly_spaced(len(whole), full)}
+        shown = {refs[index].id for index in layout.evenly_spaced(len(refs), _MAX_LISTED)} | in_full
         tiles: list[str] = []
-        cards: list[Section] = []
+        cards: list[layout.Section] = []
         briefs: list[str] = []
         with reporter.progress("page", len(shown), "episodes") as bar:
             for ref in refs:
@@ -455,9 +443,9 @@ class EpisodeCards:
                     briefs.append(brief_card(view, anchor, hint))
                 bar.advance()
         return [
-            Section("All episodes", _listed_text(len(shown), len(refs)) + gallery(tiles)),
+            layout.Section("All episodes", _listed_text(len(shown), len(refs)) + gallery(tiles)),
             *group(f"Episodes ({len(cards)} of {len(whole)})", cards),
-            Section("Other episodes", "".join(briefs)),
+            layout.Section("Other episodes", "".join(briefs)),
         ]
 
     def crops(self) -> str:
@@ -470,7 +458,7 @@ class EpisodeCards:
             if view.image is not None and view.image.width != view.image.height
         ]
         text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
-        return heading(text, strip("", figures)) if figures else ""
+        return layout.heading(text, strip("", figures)) if figures else ""
 
     def _view(self, ref: EpisodeRef, *, is_brief: bool) -> EpisodeView | str:
         """View of an episode, or the reason why there is none."""
@@ -489,7 +477,7 @@ def _listed_text(shown: int, total: int) -> str:
     if shown == total:
         return ""
     text = f"{shown} of {counted(total, 'episode')}, evenly spaced; --episodes selects others"
-    return note(text)
+    return layout.note(text)
 
 
 def _cropped(camera: str, view: FrameView) -> str:
@@ -506,8 +494,8 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
     """View of a raw episode; decodes the images of its strip."""
     shown = shown_positions(episode.num_frames, is_brief=is_brief)
     cameras = [*episode.cameras][: 1 if is_brief else None]
-    numbers = lowdim_columns(episode.lowdim, episode.num_frames)
-    actions, proprioception = policy_fields(
+    numbers = field_summary.lowdim_columns(episode.lowdim, episode.num_frames)
+    actions, proprioception = field_summary.policy_fields(
         numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
     )
     return EpisodeView(
@@ -524,7 +512,7 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
         cameras={name: _strip(episode, name, shown) for name in cameras},
         actions=actions,
         proprioception=proprioception,
-        tracks=pose_tracks(numbers, _pose_fields(episode)),
+        tracks=field_summary.pose_tracks(numbers, _pose_fields(episode)),
         language=episode.language,
         problems=[finding.message for finding in episode.findings],
         is_brief=is_brief,
@@ -537,7 +525,7 @@ def _pose_fields(episode: Episode) -> dict[str, str]:
         or group.rotation_key
         for group in episode.pose_groups
     }
-    return groups or position_fields(episode.lowdim)
+    return groups or field_summary.position_fields(episode.lowdim)
 
 
 def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:

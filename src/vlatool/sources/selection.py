@@ -19,14 +19,7 @@ from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import (
-    FormatReader,
-    camera_name_problem,
-    checked_refs,
-    field_mismatch,
-    field_specs,
-    select,
-)
+from vlatool.sources import base
 from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import hub_hint, is_missing
 
@@ -109,7 +102,7 @@ class EpisodeTask:
     work: Callable[[EpisodeRef, Episode], Receipt]  # writes the episode
 
     def __call__(self, ref: EpisodeRef) -> Receipt:
-        reader: FormatReader = FORMATS.get(self.format)(self.config)
+        reader: base.FormatReader = FORMATS.get(self.format)(self.config)
         episode = apply_selection(reader.read(ref), self.selection)
         if isinstance(episode, DroppedEpisode):
             return Receipt(ref.id, dropped={episode.reason: 1}, findings=episode.findings)
@@ -136,7 +129,7 @@ class SelectedEpisodes:
 
 
 def select_episodes(
-    reader: FormatReader,
+    reader: base.FormatReader,
     sources: Sequence[Path],
     config: SelectionConfig,
     required_cameras: Sequence[str] = (),
@@ -156,7 +149,7 @@ def select_episodes(
             details={"held_out": held_out_counts},
         )
     survey = _survey(reader, refs, config.camera_names, required_cameras)
-    for problem in filter(None, map(camera_name_problem, survey.cameras)):
+    for problem in filter(None, map(base.camera_name_problem, survey.cameras)):
         raise problem
     fields = {name: info.width for name, info in survey.fields.items()}
     options = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
@@ -171,7 +164,7 @@ def select_episodes(
 
 
 def _discover(
-    reader: FormatReader, sources: Sequence[Path], config: SelectionConfig
+    reader: base.FormatReader, sources: Sequence[Path], config: SelectionConfig
 ) -> tuple[int, Sequence[EpisodeRef]]:
     """Number of episodes, and the requested ones, excluded ones included."""
     for source in sources:
@@ -183,8 +176,8 @@ def _discover(
                 code="data.no_source",
             )
         check_downloaded(source)
-    discovered = checked_refs(list(reader.discover(sources)))
-    refs = select(discovered, config.episodes, config.exclude)
+    discovered = base.checked_refs(list(reader.discover(sources)))
+    refs = base.select(discovered, config.episodes, config.exclude)
     if not refs:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episodes found",
@@ -196,7 +189,7 @@ def _discover(
 
 
 def _survey(
-    reader: FormatReader,
+    reader: base.FormatReader,
     refs: Sequence[EpisodeRef],
     cameras: Sequence[str] | None,
     required_cameras: Sequence[str],
@@ -218,7 +211,7 @@ def _survey(
 
 def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
     """The episode with the selected cameras and the fields in the common order, or its drop."""
-    mismatch = field_mismatch(episode.id, field_specs(episode), selection.fields)
+    mismatch = base.field_mismatch(episode.id, base.field_specs(episode), selection.fields)
     if mismatch is not None:
         raise mismatch
     if selection.only_successful and not episode.success:

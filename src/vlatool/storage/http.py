@@ -13,26 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
+from vlatool.storage import remote, web_requests
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json
-from vlatool.storage.remote import (
-    Body,
-    ConditionFailed,
-    ListPage,
-    LocationForm,
-    ObjectInfo,
-    RangeNotSatisfiable,
-)
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
 from vlatool.storage.routes import UnreachableHost
-from vlatool.storage.web_requests import (
-    BodyStream,
-    Connections,
-    UnusableAnswer,
-    date_seconds,
-    discard,
-    fetch,
-    requested_wait,
-)
 
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
@@ -57,13 +41,13 @@ class HttpStatusError(Exception):
 class WebServer:
     """Files of one host; they cannot be listed."""
 
-    form = LocationForm("https://host/path", secret=re.compile(r"[^/]*@|.*[?#]"))
+    form = remote.LocationForm("https://host/path", secret=re.compile(r"[^/]*@|.*[?#]"))
     settings = ()
     can_list = False
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._whole: tuple[str, ObjectInfo, bytes] | None = None
+        self._whole: tuple[str, remote.ObjectInfo, bytes] | None = None
 
     def url(self, key: str) -> str:
         """URL of a file."""
@@ -74,11 +58,11 @@ class WebServer:
         return {}
 
     @cached_property
-    def pool(self) -> Connections:
+    def pool(self) -> web_requests.Connections:
         """Persistent connections."""
-        return Connections()
+        return web_requests.Connections()
 
-    def head(self, key: str) -> ObjectInfo:
+    def head(self, key: str) -> remote.ObjectInfo:
         """HEAD; GET of one byte if the server does not support HEAD or sends no size."""
         try:
             response = self._request("HEAD", key, {})
@@ -86,11 +70,11 @@ class WebServer:
             if error.status not in _WITHOUT_HEAD:
                 raise
             return self._first_byte(key)
-        discard(response)
+        web_requests.discard(response)
         size = _size(response.headers)
         return self._first_byte(key) if size is None else _info(response.headers, size)
 
-    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
         """Raises: the folders of a web server cannot be listed."""
         del delimiter, token, at_most
         raise StorageError(
@@ -101,7 +85,7 @@ class WebServer:
             details={"path": f"{self._root}/{below}"},
         )
 
-    def get(self, key: str, start: int, stop: int, etag: str) -> Body:
+    def get(self, key: str, start: int, stop: int, etag: str) -> remote.Body:
         """GET of a range; GET of the file if the server does not support ranges."""
         span = str(start) if start < 0 else f"{start}-{stop - 1}"
         headers = {"Range": f"bytes={span}", "Accept-Encoding": "identity"}
@@ -113,9 +97,9 @@ class WebServer:
             response = self._request("GET", key, headers)
         except HttpStatusError as error:
             if error.status == 416:
-                raise RangeNotSatisfiable from error
+                raise remote.RangeNotSatisfiable from error
             if error.status == 412:
-                raise ConditionFailed from error
+                raise remote.ConditionFailed from error
             raise
         if response.status == 206:
             return ranged_body(response)
@@ -125,7 +109,7 @@ class WebServer:
         """Advice on retrying after an error; None if a retry is useless."""
         if isinstance(error, HttpStatusError) and error.status in _BUSY:
             reason = f"the server returns status {error.status}"
-            return RetryAdvice(reason, requested_wait(error.headers))
+            return RetryAdvice(reason, web_requests.requested_wait(error.headers))
         return http_retry_advice(error) or network_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
@@ -134,7 +118,7 @@ class WebServer:
             return _status_error(error.status, location)
         if isinstance(error, UnreachableHost):
             return error.at(location)
-        if isinstance(error, UnusableAnswer):
+        if isinstance(error, web_requests.UnusableAnswer):
             return unusable_answer_error(error, location)
         exceptions: Any = importlib.import_module("urllib3.exceptions")
         if isinstance(error, exceptions.HTTPError):
@@ -155,22 +139,24 @@ class WebServer:
     def document(self, url: str) -> tuple[Any, Mapping[str, str]]:
         """Content of a JSON document, and the headers of the response."""
         response = self._fetch("GET", url, {"Accept-Encoding": "identity"})
-        stream = BodyStream(response)
+        stream = web_requests.BodyStream(response)
         try:
             data = stream.read_to_end(MAX_BYTES + 1)
         finally:
             stream.close()
         if len(data) > MAX_BYTES:
-            raise UnusableAnswer(f"the server answers with more than {MAX_BYTES:,} bytes")
+            raise web_requests.UnusableAnswer(
+                f"the server answers with more than {MAX_BYTES:,} bytes"
+            )
         try:
             return parse_json(data), response.headers
         except DocumentError as error:
-            raise UnusableAnswer(f"the server's answer is {error.reason}") from error
+            raise web_requests.UnusableAnswer(f"the server's answer is {error.reason}") from error
 
     def _fetch(self, method: str, url: str, headers: Mapping[str, str]) -> Any:
-        response = fetch(self.pool, method, url, {**self.headers(), **headers})
+        response = web_requests.fetch(self.pool, method, url, {**self.headers(), **headers})
         if response.status not in (200, 206):
-            discard(response)
+            web_requests.discard(response)
             raise HttpStatusError(response.status, response.headers)
         return response
 
@@ -184,21 +170,21 @@ class WebServer:
             details={"path": f"{self._root}/{key}"},
         )
 
-    def _first_byte(self, key: str) -> ObjectInfo:
+    def _first_byte(self, key: str) -> remote.ObjectInfo:
         try:
             body = self.get(key, 0, 1, "")
-        except RangeNotSatisfiable:
-            return ObjectInfo()
+        except remote.RangeNotSatisfiable:
+            return remote.ObjectInfo()
         body.close()
         return body.info
 
-    def _without_ranges(self, key: str, response: Any, start: int) -> Body:
+    def _without_ranges(self, key: str, response: Any, start: int) -> remote.Body:
         """Body of a response with the whole file.
 
         A small file is kept for the next range; a large one can only be read from its start.
         """
         size = _size(response.headers)
-        stream = BodyStream(response)
+        stream = web_requests.BodyStream(response)
         if size is not None and size > LARGEST_WHOLE:
             if start != 0:
                 response.close()
@@ -208,7 +194,9 @@ class WebServer:
                     "unsupported",
                     "copy the file to a local folder and give its path",
                 )
-            return Body(_info(response.headers, size), 0, stream.read, stream.close, is_range=False)
+            return remote.Body(
+                _info(response.headers, size), 0, stream.read, stream.close, is_range=False
+            )
         data = stream.read_to_end(LARGEST_WHOLE + 1)
         stream.close()
         if len(data) > LARGEST_WHOLE:
@@ -239,25 +227,25 @@ def http_retry_advice(error: Exception) -> RetryAdvice | None:
     return RetryAdvice(f"no complete response ({type(reason).__name__})")
 
 
-def _slice(info: ObjectInfo, data: bytes, start: int) -> Body:
+def _slice(info: remote.ObjectInfo, data: bytes, start: int) -> remote.Body:
     first = max(0, len(data) + start) if start < 0 else start
     if first >= len(data):
-        raise RangeNotSatisfiable
+        raise remote.RangeNotSatisfiable
     file = io.BytesIO(data)
     file.seek(first)
-    return Body(info, first, file.read, file.close, is_range=False)
+    return remote.Body(info, first, file.read, file.close, is_range=False)
 
 
-def ranged_body(response: Any) -> Body:
+def ranged_body(response: Any) -> remote.Body:
     """Body of a response with status 206."""
     span = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     first, last, total = map(int, span.groups()) if span else (0, 0, 0)
     if not first <= last < total:
         response.close()
         raise ConnectionError("status 206 without a valid Content-Range")
-    date = date_seconds(response.headers.get("Date", ""))
-    stream = BodyStream(response)
-    return Body(_info(response.headers, total), first, stream.read, stream.close, date)
+    date = web_requests.date_seconds(response.headers.get("Date", ""))
+    stream = web_requests.BodyStream(response)
+    return remote.Body(_info(response.headers, total), first, stream.read, stream.close, date)
 
 
 def _size(headers: Mapping[str, str]) -> int | None:
@@ -266,9 +254,11 @@ def _size(headers: Mapping[str, str]) -> int | None:
     return int(length) if _SIZE.fullmatch(length) else None
 
 
-def _info(headers: Mapping[str, str], size: int) -> ObjectInfo:
+def _info(headers: Mapping[str, str], size: int) -> remote.ObjectInfo:
     modified = headers.get("Last-Modified", "")
-    return ObjectInfo(size, date_seconds(modified), headers.get("ETag") or modified)
+    return remote.ObjectInfo(
+        size, web_requests.date_seconds(modified), headers.get("ETag") or modified
+    )
 
 
 def _status_error(status: int, location: str) -> Exception:
@@ -281,7 +271,7 @@ def _status_error(status: int, location: str) -> Exception:
     return _storage_error(location, reason, "refused", "check the location")
 
 
-def unusable_answer_error(error: UnusableAnswer, location: str) -> StorageError:
+def unusable_answer_error(error: web_requests.UnusableAnswer, location: str) -> StorageError:
     """Error for an answer of a server that cannot be used."""
     return _storage_error(location, str(error), "refused", error.hint)
 

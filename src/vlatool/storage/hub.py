@@ -25,18 +25,9 @@ from vlatool.errors import (
     VlatoolError,
     missing_package,
 )
+from vlatool.storage import remote
 from vlatool.storage.digests import has_git_digest
 from vlatool.storage.http import HttpStatusError, WebServer
-from vlatool.storage.remote import (
-    Address,
-    Body,
-    ListPage,
-    LocationForm,
-    ObjectInfo,
-    RangeNotSatisfiable,
-    call,
-    forget_connections,
-)
 from vlatool.storage.retry import RetryAdvice, network_retry_advice, retrying
 from vlatool.storage.routes import route
 from vlatool.storage.web_requests import UnusableAnswer
@@ -61,7 +52,7 @@ class Repository:
     are read from it.
     """
 
-    form = LocationForm(
+    form = remote.LocationForm(
         "hf://datasets/owner/name/path or hf://owner/name@revision/path",
         re.compile(r"(datasets|models)(/(?!\.)[^/@]+){2}(@[^/]+)?(/|$)"),
         num_root_segments=3,
@@ -127,15 +118,15 @@ class Repository:
         return f"{self._root.partition('@')[0]}@{self.commit}"
 
     @property
-    def files(self) -> Mapping[str, ObjectInfo]:
+    def files(self) -> Mapping[str, remote.ObjectInfo]:
         """All files, sorted by name; listed once for all threads."""
         with self._lock:
             return self._listed
 
     @cached_property
-    def _listed(self) -> Mapping[str, ObjectInfo]:
+    def _listed(self) -> Mapping[str, remote.ObjectInfo]:
         url = f"{self._api}/tree/{quote(self.commit, safe='')}?recursive=true&expand=false"
-        files: dict[str, ObjectInfo] = {}
+        files: dict[str, remote.ObjectInfo] = {}
         visited: set[str] = set()
         while url:
             visited.add(url)
@@ -163,21 +154,21 @@ class Repository:
         except HttpStatusError as error:
             raise _HubStatusError(error.status, error.headers) from error
 
-    def head(self, key: str) -> ObjectInfo:
+    def head(self, key: str) -> remote.ObjectInfo:
         """Size and ETag of a file, from the listing."""
         if key not in self.files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._root}/{key}")
         return self.files[key]
 
-    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
         names = self._names
         position = bisect_left(names, max(below, token))
-        objects: list[tuple[str, ObjectInfo]] = []
+        objects: list[tuple[str, remote.ObjectInfo]] = []
         prefixes: list[str] = []
         while position < len(names) and names[position].startswith(below):
             name = names[position]
             if len(objects) + len(prefixes) >= at_most:
-                return ListPage(objects, prefixes, name)
+                return remote.ListPage(objects, prefixes, name)
             head, cut, _ = name[len(below) :].partition(delimiter) if delimiter else (name, "", "")
             if cut:
                 prefixes.append(f"{below}{head}{cut}")
@@ -185,21 +176,21 @@ class Repository:
             else:
                 objects.append((name, self.files[name]))
                 position += 1
-        return ListPage(objects, prefixes)
+        return remote.ListPage(objects, prefixes)
 
-    def get(self, key: str, start: int, stop: int, etag: str) -> Body:
+    def get(self, key: str, start: int, stop: int, etag: str) -> remote.Body:
         """Reads from the cache if it has the file, else with a GET of a range."""
         info = self.head(key)
         first = max(0, info.size + start) if start < 0 else start
         if first >= info.size:
-            raise RangeNotSatisfiable
+            raise remote.RangeNotSatisfiable
         cached = self.hub.try_to_load_from_cache(
             self.name, key, revision=self.commit, repo_type=self.kind
         )
         if isinstance(cached, str):
             stop = info.size if start < 0 else stop
             file = io.BytesIO(_bytes(Path(cached), first, stop))
-            return Body(info, first, file.read, file.close)
+            return remote.Body(info, first, file.read, file.close)
         body = self._files.get(key, first, min(stop, info.size), "")
         return replace(body, info=info)
 
@@ -288,7 +279,7 @@ def _bytes(path: Path, start: int, stop: int) -> bytes:
         return file.read(max(0, stop - start))
 
 
-def _files(page: object) -> Iterator[tuple[str, ObjectInfo]]:
+def _files(page: object) -> Iterator[tuple[str, remote.ObjectInfo]]:
     """Yields names and information of the files on a page of the list of files."""
     problem = UnusableAnswer("the hub's answer is no list of files")
     if not isinstance(page, list):
@@ -307,7 +298,7 @@ def _files(page: object) -> Iterator[tuple[str, ObjectInfo]]:
             raise problem
         if size < 0 or _OUTSIDE.search(name):
             raise problem
-        yield name, ObjectInfo(size, etag=etag, digest=digest)
+        yield name, remote.ObjectInfo(size, etag=etag, digest=digest)
 
 
 def _next_page(url: str, headers: Mapping[str, str]) -> str:
@@ -345,7 +336,7 @@ class UploadFile:
     content: Path | bytes  # the local file, or its content
     size: int  # size in bytes
 
-    def is_at(self, info: ObjectInfo | None) -> bool:
+    def is_at(self, info: remote.ObjectInfo | None) -> bool:
         """True if a file of the hub has the same content."""
         if info is None or info.size != self.size:
             return False
@@ -384,11 +375,11 @@ class RepositoryWriter:
         """Creates the repository if it does not exist; the visibility of an existing one stays."""
         self._call(lambda api: api.create_repo(private=is_private, exist_ok=True, **self._target))
 
-    def files(self) -> Mapping[str, ObjectInfo]:
+    def files(self) -> Mapping[str, remote.ObjectInfo]:
         """Files that are there now."""
-        forget_connections()
-        address = Address(self._root, "")
-        return call(address, lambda _: Repository(self._root).files)
+        remote.forget_connections()
+        address = remote.Address(self._root, "")
+        return remote.call(address, lambda _: Repository(self._root).files)
 
     def send(
         self,

@@ -13,32 +13,11 @@ from torch import Tensor, nn
 from vlatool.artifacts.run.checkpoint import part_weights
 from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
 from vlatool.events import NULL, NullProgress
-from vlatool.loading.base import (
-    Batch,
-    DatasetInfo,
-    DroppedSample,
-    MicroBatch,
-    PairOptions,
-)
+from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.models.base import ModelType
 from vlatool.models.weights import load_weights
-from vlatool.testing.model_rules import (
-    SAMPLES,
-    check_batch,
-    check_build,
-    check_equal_batches,
-    check_flops,
-    check_gradients,
-    check_images,
-    check_loss,
-    check_pickles,
-    check_same_columns,
-    check_specs,
-    check_unchanged,
-    first_steps,
-    trainable_parameters,
-)
+from vlatool.testing import model_rules
 from vlatool.testing.policies import check_acting, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
@@ -56,8 +35,8 @@ from vlatool.workflows.train import save_model_assets
 _FEWER = 3
 _MIN_DECREASE = 0.2  # fraction of the loss; with a broken gradient the loss stays about equal
 _AVERAGED_STEPS = 10
-_LEARNING = TrainPlan(60, SAMPLES, SAMPLES, 1, (60,), 0, (60,), (60,))
-_WHOLE = TrainPlan(6, SAMPLES, SAMPLES // 2, 2, (6,), 0)
+_LEARNING = TrainPlan(60, model_rules.SAMPLES, model_rules.SAMPLES, 1, (60,), 0, (60,), (60,))
+_WHOLE = TrainPlan(6, model_rules.SAMPLES, model_rules.SAMPLES // 2, 2, (6,), 0)
 _KILLED_AT = 3
 # Memory of networks whose shapes depend on values, such as one of a base model, is not estimated.
 _VALUE_DEPENDENT = ("DynamicOutputShapeException", "DataDependentOutputException")
@@ -95,7 +74,7 @@ class _Run:
         """The contexts of the objective."""
         return self.train_step.contexts
 
-    def fit(self, batches: Iterator[MicroBatch], example: MicroBatch) -> None:
+    def fit(self, batches: Iterator[base.MicroBatch], example: base.MicroBatch) -> None:
         """Trains to the end of the plan, or to the requested stop.
 
         Args:
@@ -107,7 +86,7 @@ class _Run:
         metrics = MetricsFile(self.dir.metrics, NULL)
         logger = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
 
-        def validation_batches() -> Iterator[MicroBatch]:
+        def validation_batches() -> Iterator[base.MicroBatch]:
             return prefetch_to_device(iter([example]), runtime.device)
 
         trainer = Trainer(
@@ -161,7 +140,7 @@ class ModelChecks:
     """
 
     config: TrainConfig
-    info: DatasetInfo
+    info: base.DatasetInfo
     folder: Path
 
     @property
@@ -181,23 +160,23 @@ class ModelChecks:
 
     def check_parts(self) -> None:
         """Checks parts and optimizers; checkpoints and `load` must restore all weights."""
-        check_build(self.model_type, self.config.model)
+        model_rules.check_build(self.model_type, self.config.model)
         parts = self.model_type.build(self.config.model)
         objective = self.model_type.objective(self.config.model, self.config.data, self.info, parts)
-        check_specs(objective, parts)
+        model_rules.check_specs(objective, parts)
         setup = self._start("built").setup
         specs = setup.objective.optimizers()
         for name, optimizer in setup.state.optimizers.items():
             grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for part in specs[name].parts:
-                for key, value in trainable_parameters(setup.state.parts[part]):
+                for key, value in model_rules.trainable_parameters(setup.state.parts[part]):
                     is_grouped = id(value) in grouped
                     assert is_grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
 
     def check_batches(self) -> None:
         """Checks that `example` and batcher make equal batches and can be pickled."""
-        example = self._example_maker(SAMPLES)()
-        check_batch("example", example, SAMPLES)
+        example = self._example_maker(model_rules.SAMPLES)()
+        model_rules.check_batch("example", example, model_rules.SAMPLES)
         run = self._start("batches")
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.config.data, 0))
         streams = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
@@ -206,30 +185,30 @@ class ModelChecks:
         assert not micro_batch.is_dummy, (
             f"no sample of the data can be used: {micro_batch.drops[0].message}"
         )
-        check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
-        check_same_columns(example, micro_batch.batch)
-        check_pickles("example", self._example_maker(1))
+        model_rules.check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
+        model_rules.check_same_columns(example, micro_batch.batch)
+        model_rules.check_pickles("example", self._example_maker(1))
         self._check_kind(run.dir.root, order)
 
     def _check_kind(self, root: Path, order: SampleOrder) -> None:
         """Checks that reader and batcher can be pickled, and that loaded assets work."""
         kind, data = self.config.data_kind, self.config.data
         reader = kind.reader(data, self.info)
-        check_pickles("the reader", reader)
+        model_rules.check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
         read = reader.read(order.refs(range(_FEWER)), rngs)
-        samples = [sample for sample in read if not isinstance(sample, DroppedSample)]
+        samples = [sample for sample in read if not isinstance(sample, base.DroppedSample)]
         assert len(read) == _FEWER, f"read returns {len(read)} samples for {_FEWER} refs"
-        batches: list[Batch] = []
+        batches: list[base.Batch] = []
         for assets in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
             batcher = self.model_type.batcher(self.config.model, data, assets, root, training=False)
-            check_pickles("the batcher", batcher)
+            model_rules.check_pickles("the batcher", batcher)
             batches.append(batcher(samples))
-        check_equal_batches(*batches)
+        model_rules.check_equal_batches(*batches)
 
     def check_forecast(self) -> None:
         """Checks what `train --dry-run` and `mfu` need: operations, and a step without content."""
-        check_flops(self.model_type.flops(self.config.model, self.config.data))
+        model_rules.check_flops(self.model_type.flops(self.config.model, self.config.data))
         step = FakeStep(
             config=self.config,
             info=self.info,
@@ -249,8 +228,8 @@ class ModelChecks:
     def check_losses(self) -> None:
         """Checks losses at the first step of each optimizer, and that they change no buffers."""
         run = self._start("losses", precision="amp_bfloat16")
-        for step in first_steps(run.setup.objective):
-            shapes = [self._check_step(run, step, size) for size in (SAMPLES, _FEWER)]
+        for step in model_rules.first_steps(run.setup.objective):
+            shapes = [self._check_step(run, step, size) for size in (model_rules.SAMPLES, _FEWER)]
             assert shapes[0] == shapes[1], (
                 f"the shapes of the sums of a loss differ between micro-batches: {shapes}"
             )
@@ -271,39 +250,41 @@ class ModelChecks:
             with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
                     loss = objective.loss(name, batch, contexts.of(step, micro_batch, rng_key))
-                check_loss(f"the loss of {name!r}", loss)
+                model_rules.check_loss(f"the loss of {name!r}", loss)
                 loss.total.backward()
                 for part in spec.parts:
-                    check_gradients(f"the loss of {name!r}", part, run.setup.state.parts[part])
+                    model_rules.check_gradients(
+                        f"the loss of {name!r}", part, run.setup.state.parts[part]
+                    )
             sums.add(loss, is_dummy=False)
             shapes[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
             message = (
                 f"the loss of {name!r} changes the buffer {{}}; only update_buffers may change it"
             )
-            check_unchanged(before, run.buffers(), message)
+            model_rules.check_unchanged(before, run.buffers(), message)
             with torch.no_grad():
                 not_ok = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
                 objective.update_buffers(name, sums.reduced(run.runtime, []).sums, not_ok)
             message = f"update_buffers of {name!r} changes the buffer {{}} although ok is false"
-            check_unchanged(before, run.buffers(), message)
+            model_rules.check_unchanged(before, run.buffers(), message)
         return shapes
 
     def _check_eval(self, run: _Run) -> None:
         """Checks `validate` and `images` in eval mode."""
-        objective, micro_batch = run.setup.objective, self._device_batch(run, SAMPLES)
+        objective, micro_batch = run.setup.objective, self._device_batch(run, model_rules.SAMPLES)
         ctx = run.contexts.of(0, micro_batch, "images", training=False)
         run.setup.placed.eval()
         with torch.no_grad():
             batch = objective.prepare(micro_batch.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
-            check_loss("validate", objective.validate(batch, ctx))
-            check_images(objective.images(batch, ctx))
+            model_rules.check_loss("validate", objective.validate(batch, ctx))
+            model_rules.check_images(objective.images(batch, ctx))
         run.setup.placed.train()
 
     def check_learning(self) -> _Run:
         """Checks that the loss falls on one repeated batch; returns the run, with a checkpoint."""
         run = self._start("learning", _LEARNING)
-        example = self._example(SAMPLES)
+        example = self._example(model_rules.SAMPLES)
         run.fit(iter([example] * _LEARNING.total_steps), example)
         losses = [row["loss"] for row in read_metrics(run.dir.metrics) if "loss" in row]
         before = float(np.mean(losses[:_AVERAGED_STEPS]))
@@ -328,7 +309,7 @@ class ModelChecks:
         if policy is not None:
             check_acting(policy)
             location = getattr(config.data, config.data_kind.folders_keys[0])[0]
-            options = PairOptions(policy.sees, policy.horizon)
+            options = base.PairOptions(policy.sees, policy.horizon)
             pairs = config.data_kind.pairs(config.data, assets, location, options)
             if pairs is not None:
                 check_recorded(policy, pairs)
@@ -346,13 +327,13 @@ class ModelChecks:
         resumed = self._start("killed", precision=precision, checkpoint=checkpoint)
         resumed.fit(self._batches(_KILLED_AT), self._example(_FEWER))
         message = "{} differs after a resume: it depends on state that is not saved"
-        check_unchanged(whole.state(), resumed.state(), message)
+        model_rules.check_unchanged(whole.state(), resumed.state(), message)
 
     def check_empty_step(self) -> None:
         """Checks that a step without counted elements changes nothing."""
         run, before = self._start("empty"), State()
 
-        def batches() -> Iterator[MicroBatch]:
+        def batches() -> Iterator[base.MicroBatch]:
             for index, micro_batch in enumerate(self._batches(0)):
                 if index < 2 * (_WHOLE.total_steps - 1):
                     yield micro_batch
@@ -362,7 +343,9 @@ class ModelChecks:
                 yield self._example(_WHOLE.micro_batch, is_dummy=True)
 
         run.fit(batches(), self._example(_FEWER))
-        check_unchanged(before, run.state(), "a step without counted elements changes {}")
+        model_rules.check_unchanged(
+            before, run.state(), "a step without counted elements changes {}"
+        )
 
     def _start(
         self,
@@ -383,20 +366,24 @@ class ModelChecks:
             save_model_assets(config, run.root)
         return _Run(config, run, plan, runtime, set_up(config, self.info, runtime, checkpoint))
 
-    def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:
+    def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> base.MicroBatch:
         rows = () if is_dummy else tuple(range(first, first + size))
         names = tuple(f"example-{row}" for row in rows)
-        return MicroBatch(self._example_maker(size)(), names, positions=rows, is_dummy=is_dummy)
+        return base.MicroBatch(
+            self._example_maker(size)(), names, positions=rows, is_dummy=is_dummy
+        )
 
-    def _example_maker(self, size: int) -> partial[Batch]:
+    def _example_maker(self, size: int) -> partial[base.Batch]:
         """Function that makes an example batch, as in loader workers."""
         return partial(self.model_type.example, self.config.model, self.config.data, size)
 
-    def _device_batch(self, run: _Run, size: int) -> MicroBatch:
+    def _device_batch(self, run: _Run, size: int) -> base.MicroBatch:
         return next(prefetch_to_device(iter([self._example(size)]), run.runtime.device))
 
-    def _batches(self, step: int) -> Iterator[MicroBatch]:
+    def _batches(self, step: int) -> Iterator[base.MicroBatch]:
         """Example micro-batches from a step on."""
         size = _WHOLE.micro_batch
-        for first in range(step * SAMPLES, _WHOLE.total_steps * SAMPLES, size):
+        for first in range(
+            step * model_rules.SAMPLES, _WHOLE.total_steps * model_rules.SAMPLES, size
+        ):
             yield self._example(size, first)

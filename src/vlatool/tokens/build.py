@@ -33,6 +33,7 @@ from vlatool.artifacts.profile import (
     has_profile,
     read_profile,
 )
+from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.check import BUILD
 from vlatool.artifacts.samples.episode import (
     EpisodeSamples,
@@ -42,27 +43,9 @@ from vlatool.artifacts.samples.episode import (
     parse_sample,
     question,
 )
-from vlatool.artifacts.samples.format import (
-    is_inside,
-    is_published,
-    is_samples,
-    lines_shard_name,
-    packed_name,
-    read_packed,
-)
 from vlatool.artifacts.samples.inputs import codes_by_path, encode_actions, stripped
 from vlatool.artifacts.tar import INDEX_SUFFIX
-from vlatool.artifacts.windows.format import (
-    DATA_NAME,
-    EPISODE_PREFIX,
-    Kind,
-    Window,
-    image_folder,
-    is_windows,
-    lines_name,
-    read_manifest,
-    read_windows,
-)
+from vlatool.artifacts.windows import format as windows_format
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
 from vlatool.findings import Finding
@@ -92,14 +75,18 @@ class WindowFile(NamedTuple):
     @property
     def number(self) -> int | None:
         """Number of the episode; None if its name has none."""
-        number = self.episode.removeprefix(EPISODE_PREFIX)
+        number = self.episode.removeprefix(windows_format.EPISODE_PREFIX)
         return int(number) if number.isdecimal() else None
 
 
 def check_output_outside_input(output: Path, tree: Path) -> None:
     """Raises UsageError if the output is the input or inside one of its folders."""
-    inputs = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
-    if output.resolve() == tree.resolve() or any(is_inside(output, path) for path in inputs):
+    inputs = (
+        tree / name for name in (windows_format.DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME)
+    )
+    if output.resolve() == tree.resolve() or any(
+        samples_format.is_inside(output, path) for path in inputs
+    ):
         raise UsageError(
             f"{output}: belongs to the input, which is never modified",
             hint=f"use another --output, such as {tree / 'built'}",
@@ -109,19 +96,19 @@ def check_output_outside_input(output: Path, tree: Path) -> None:
 
 def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     """Files of windows in a tree, sorted by name."""
-    may_be_mixed = is_published(tree)  # each of its files is read
-    if is_samples(tree) and not may_be_mixed:
+    may_be_mixed = samples_format.is_published(tree)  # each of its files is read
+    if samples_format.is_samples(tree) and not may_be_mixed:
         raise DataError.at(
             tree,
             "holds samples already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.already_built",
         )
-    is_known = may_be_mixed or is_windows(tree)
+    is_known = may_be_mixed or windows_format.is_windows(tree)
     if not is_known and (error := _other_contents_error(tree)) is not None:
         raise error
     record = contents_record(tree)
-    if record is not None and read_manifest(tree) is None:
+    if record is not None and windows_format.read_manifest(tree) is None:
         raise record.no_manifest_error(tree)
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
     files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
@@ -284,7 +271,7 @@ class EpisodeBuilder:
     fast_steps: int | None  # steps of the chunks that it was fitted on; None if unknown
     action_ids: int  # number of its ids
     profile: NormalizationProfile  # normalization of the actions
-    kinds: tuple[Kind, ...]  # kinds of windows that are used
+    kinds: tuple[windows_format.Kind, ...]  # kinds of windows that are used
     layout: SamplesLayout
     prefix: str  # prefix of the path of each image in a line
 
@@ -329,7 +316,9 @@ class EpisodeBuilder:
 
     def _write(self, item: WindowFile, samples: EpisodeSamples) -> tuple[FileEntry, ...]:
         if self.layout == "jsonl":
-            return write_lines(self.output, lines_name(item.episode), samples.lines(self.prefix))
+            return write_lines(
+                self.output, windows_format.lines_name(item.episode), samples.lines(self.prefix)
+            )
         return (write_packed(self.output, item.episode, samples),)
 
     def _check_steps(self, item: WindowFile, steps: int) -> None:
@@ -344,7 +333,7 @@ class EpisodeBuilder:
             code="data.chunk_shape",
         )
 
-    def _check_images(self, item: WindowFile, windows: Sequence[Window]) -> None:
+    def _check_images(self, item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
         """Raises DataError if an image that the lines will name is missing or empty."""
         names = dict.fromkeys(path for window in windows for path in window.images)
         folders = {path.rpartition("/")[0] for path in names}
@@ -368,7 +357,7 @@ class EpisodeBuilder:
             )
 
     def _action_ids(
-        self, item: WindowFile, windows: Sequence[Window]
+        self, item: WindowFile, windows: Sequence[windows_format.Window]
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
         try:
             tokenizer = action_tokenizer(self.fast, self.fast_digest)
@@ -384,7 +373,7 @@ class EpisodeBuilder:
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:
-    content, name = samples.content(), packed_name(episode)
+    content, name = samples.content(), samples_format.packed_name(episode)
     write_bytes(output / name, content)
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples))
 
@@ -398,10 +387,10 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     return tokenizer
 
 
-def _windows(path: Path) -> Iterator[Window]:
+def _windows(path: Path) -> Iterator[windows_format.Window]:
     """Windows in a file; raises DataError as `read_windows`, or if a line is a sample."""
     try:
-        yield from read_windows(path)
+        yield from windows_format.read_windows(path)
     except DataError as error:
         if "line" not in error.details or not _is_sample_line(path, error.details["line"]):
             raise
@@ -419,7 +408,7 @@ def _is_sample_line(path: Path, number: int) -> bool:
     return False
 
 
-def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
+def common_shape(path: Path, windows: Sequence[windows_format.Window]) -> WindowShape:
     """Shape that all windows share."""
     shapes = {
         WindowShape(
@@ -441,7 +430,7 @@ def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
     return shape
 
 
-def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
+def _check_no_repeats(item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
     """Raises DataError if a window occurs twice."""
     seen: set[tuple[object, ...]] = set()
     for window in windows:
@@ -452,13 +441,13 @@ def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
         seen.add(key)
 
 
-def _check_own_episode(item: WindowFile, windows: Sequence[Window]) -> None:
+def _check_own_episode(item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
     """Raises DataError if a window names an image of another episode or folder."""
     for path in {path for window in windows for path in (*window.images, *window.future)}:
-        if (folder := image_folder(path)) is None:
+        if (folder := windows_format.image_folder(path)) is None:
             reason = f"{path[:200]!r} is not a path such as {IMAGES_NAME}/EPISODE/NAME.png"
             raise _window_error(item.path, reason, "data.foreign_picture")
-        if item.episode.startswith(EPISODE_PREFIX) and folder != item.episode:
+        if item.episode.startswith(windows_format.EPISODE_PREFIX) and folder != item.episode:
             raise _window_error(
                 item.path, f"{path} belongs to another episode", "data.foreign_picture"
             )
@@ -550,11 +539,11 @@ def write_shards(
 ) -> Iterator[FileEntry]:
     """Writes the lines of packed episodes into files of `limit` lines; the last may be shorter."""
     output = work.output
-    episodes = (read_packed(output / entry.path, work.sizes) for entry in packed)
+    episodes = (samples_format.read_packed(output / entry.path, work.sizes) for entry in packed)
     lines = chain.from_iterable(episode.lines(work.prefix) for episode in episodes)
     for number in count():
         first = list(islice(lines, 1))
         if not first:
             return
         rest = islice(lines, limit - 1)
-        yield from write_lines(output, lines_shard_name(number), chain(first, rest))
+        yield from write_lines(output, samples_format.lines_shard_name(number), chain(first, rest))

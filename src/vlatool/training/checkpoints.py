@@ -28,13 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from vlatool.artifacts.run.checkpoint import (
-    FROZEN,
-    TRAINER,
-    CheckpointManifest,
-    frozen_weights,
-    part_weights,
-)
+from vlatool.artifacts.run import checkpoint
 from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.errors import DataError, StorageError
 from vlatool.jobs.files import FileEntry
@@ -93,12 +87,12 @@ def _part_weights(name: str, state: TrainState, *, keep_result: bool) -> _PartWe
     part = state.parts[name]
     shared, frozen = shared_names(part.module), _frozen_names(part)
     weights = saved_once(_gathered(part.module.state_dict(), keep_result=keep_result), shared)
-    files = {part_weights(name): weights}
+    files = {checkpoint.part_weights(name): weights}
     if name in state.averages:
         average = state.averages[name].weights
         changing = {key: value for key, value in average.items() if key not in frozen}
         gathered = _gathered(changing, keep_result=keep_result)
-        files[part_weights(name, averaged=True)] = saved_once(gathered, shared)
+        files[checkpoint.part_weights(name, averaged=True)] = saved_once(gathered, shared)
     return _PartWeights(files, {key: weights.pop(key) for key in frozen if key in weights})
 
 
@@ -147,12 +141,12 @@ def _write(
                 frozen = _write_frozen(run, part.frozen) if part.frozen else None
                 beside |= {} if frozen is None else {frozen.path: frozen}
                 for name, tensors in part.files.items():
-                    metadata = None if frozen is None else {FROZEN: frozen.path}
+                    metadata = None if frozen is None else {checkpoint.FROZEN: frozen.path}
                     save_file(tensors, partial / name, metadata)
-            torch.save(_canonical(trainer), partial / TRAINER)
+            torch.save(_canonical(trainer), partial / checkpoint.TRAINER)
         except (SafetensorError, RuntimeError) as error:  # raised for a full disk
             raise _write_error(folder, content, error) from None
-        manifest = CheckpointManifest.of(
+        manifest = checkpoint.CheckpointManifest.of(
             partial, state.step, state.samples, stopped=stopped, beside=beside
         )
         manifest.write(partial)
@@ -161,10 +155,10 @@ def _write(
 
 def _write_frozen(run: RunDir, tensors: Mapping[str, Tensor]) -> FileEntry:
     """Writes frozen weights next to the checkpoints, unless the newest one refers to them."""
-    name = frozen_weights(_digest(tensors))
+    name = checkpoint.frozen_weights(_digest(tensors))
     path = run.checkpoints_folder / name
     for _, newest in run.checkpoints()[-1:]:
-        entry = CheckpointManifest.read(newest).beside.get(name)
+        entry = checkpoint.CheckpointManifest.read(newest).beside.get(name)
         if entry is not None and path.is_file():
             return entry
     write_bytes(path, to_safetensors(dict(tensors)))
@@ -226,12 +220,12 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     """Restores weights, optimizers, averages and counters from a checkpoint. Collective."""
     for name, part in state.parts.items():
         if part.saved:
-            _restore(part.module.state_dict(), part.module, folder / part_weights(name))
+            _restore(part.module.state_dict(), part.module, folder / checkpoint.part_weights(name))
         if name in state.averages:
-            path = folder / part_weights(name, averaged=True)
+            path = folder / checkpoint.part_weights(name, averaged=True)
             _restore(state.averages[name].weights, part.module, path)
-    manifest = CheckpointManifest.read(folder)
-    trainer = read_pickled_weights(folder / TRAINER)
+    manifest = checkpoint.CheckpointManifest.read(folder)
+    trainer = read_pickled_weights(folder / checkpoint.TRAINER)
     try:
         state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
         if (state.step, state.samples) != (manifest.step, manifest.samples):
@@ -243,7 +237,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         state.dropped = {str(name): index(count) for name, count in trainer["dropped"].items()}
         digests = dict(trainer["unsaved"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise unusable_checkpoint(folder / TRAINER, error) from None
+        raise unusable_checkpoint(folder / checkpoint.TRAINER, error) from None
     changed = [name for name, digest in state.unsaved.items() if digests.get(name) != digest]
     if changed:
         raise DataError(

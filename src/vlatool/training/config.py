@@ -10,33 +10,18 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.base import (
-    ConfigModel,
-    Switch,
-    Violation,
-    derivation_rules,
-    derived_field,
-    execution_field,
-    nullable_field,
-    required_field,
-)
+from vlatool.config import base
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
+from vlatool.models import trained
 from vlatool.models.base import ModelType
-from vlatool.models.trained import (
-    existing_weights,
-    locate_progress,
-    model_type_of,
-    section_of,
-    with_types,
-)
 from vlatool.plugins import PUBLISHED_OPTIONS, RUN_SECTIONS, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
 
 
-class HParams(ConfigModel):
+class HParams(base.ConfigModel):
     """Optimization."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
@@ -105,7 +90,7 @@ class HParams(ConfigModel):
         default=False, description="Recompute blocks in the backward pass to save memory."
     )
     torchcompile: bool = Field(default=False, description="Compile the blocks of the model.")
-    world_size: int | None = derived_field("distributed.world_size", "Number of processes.")
+    world_size: int | None = base.derived_field("distributed.world_size", "Number of processes.")
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +108,7 @@ class HParams(ConfigModel):
         return self
 
 
-class EmaConfig(ConfigModel):
+class EmaConfig(base.ConfigModel):
     """Exponential moving average of the weights."""
 
     enabled: bool = Field(default=False, description="Average the weights.")
@@ -146,7 +131,7 @@ class EmaConfig(ConfigModel):
         return self
 
 
-class DistributedConfig(ConfigModel):
+class DistributedConfig(base.ConfigModel):
     """Processes and devices."""
 
     ignored: ClassVar[Mapping[str, str]] = {
@@ -160,7 +145,9 @@ class DistributedConfig(ConfigModel):
         "fsdp_cpu_offload": ((False,), "weights stay on their devices; shard over more devices"),
     }
 
-    world_size: int | None = derived_field("number of started processes", "Number of processes.")
+    world_size: int | None = base.derived_field(
+        "number of started processes", "Number of processes."
+    )
     dist_backend: Literal["auto", "nccl", "gloo"] = Field(
         default="auto", description="Communication backend; auto: nccl with GPUs, else gloo."
     )
@@ -188,7 +175,7 @@ class DistributedConfig(ConfigModel):
     dist_url: str = Field(default="env://", description="Rendezvous address of the processes.")
 
 
-class TrainConfig(ConfigModel):
+class TrainConfig(base.ConfigModel):
     """A training run."""
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (
@@ -204,7 +191,7 @@ class TrainConfig(ConfigModel):
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
     published_options: ClassVar[Registry[Mapping[str, bool]] | None] = PUBLISHED_OPTIONS
     ignored: ClassVar[Mapping[str, str]] = {
-        "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
+        "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
         "log_level": "-v and --log-file show the log",
     }
     # Keys that may change on resume, because they do not affect the result. Sections declare their
@@ -245,14 +232,14 @@ class TrainConfig(ConfigModel):
         }
     )
 
-    name: str | None = derived_field(
+    name: str | None = base.derived_field(
         "time, model type and learning rate", "Name of the run folder."
     )
     resolve_configs: bool = Field(default=False, description="Print the configuration and exit.")
     resolve_configs_path: str | None = Field(
         default=None, description="Write resolved_config.yaml to this folder and exit."
     )
-    save_path: str = nullable_field("runs", "Folder in which run folders are created.")
+    save_path: str = base.nullable_field("runs", "Folder in which run folders are created.")
     init_from: str | None = Field(
         default=None,
         description="Initial weights: a run, a checkpoint, a published file or folder; null: none.",
@@ -341,33 +328,37 @@ class TrainConfig(ConfigModel):
         default=None,
         description="Second location of remote_sync, with a folder of random name; null: none.",
     )
-    overwrite: bool = execution_field(
+    overwrite: bool = base.execution_field(
         default=False, description="Replace a run made with other options."
     )
-    fresh: bool = execution_field(
+    fresh: bool = base.execution_field(
         default=False,
         description="Start a new run below remote_sync although one with equal options and data is "
         "there.",
     )
-    dry_run: bool = execution_field(default=False, description="Print the plan and write nothing.")
-    device_memory: str | None = execution_field(
+    dry_run: bool = base.execution_field(
+        default=False, description="Print the plan and write nothing."
+    )
+    device_memory: str | None = base.execution_field(
         default=None,
         description="Memory of a device for --dry-run, such as 80GB; null: that of this machine.",
     )
-    rate: float | None = execution_field(
+    rate: float | None = base.execution_field(
         default=None, description="Samples per second on all devices, for --dry-run.", gt=0
     )
-    measure: bool = execution_field(
+    measure: bool = base.execution_field(
         default=False, description="With --dry-run, measure the rate in a few steps on this device."
     )
     data: SerializeAsAny[LoadingConfig] = Field(
         default=LoadingConfig(), description="Training data."
     )
-    model: SerializeAsAny[ConfigModel] = required_field(ConfigModel(), "Model to train.")
+    model: SerializeAsAny[base.ConfigModel] = base.required_field(
+        base.ConfigModel(), "Model to train."
+    )
     hparams: HParams = Field(default=HParams(), description="Optimization.")
     distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
     ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
-    eval: SerializeAsAny[ConfigModel] | None = Field(
+    eval: SerializeAsAny[base.ConfigModel] | None = Field(
         default=None,
         description="Rollouts of checkpoints while the run trains, which choose the best one.",
     )
@@ -398,10 +389,10 @@ class TrainConfig(ConfigModel):
         hparams = self.hparams
         if self.data.seed is None:
             data = data.model_copy(update={"seed": hparams.seed})
-            rules |= derivation_rules(data, ["seed"], "data.")
+            rules |= base.derivation_rules(data, ["seed"], "data.")
         if hparams.world_size is None and self.distributed.world_size is not None:
             hparams = hparams.model_copy(update={"world_size": self.distributed.world_size})
-            rules |= derivation_rules(hparams, ["world_size"], "hparams.")
+            rules |= base.derivation_rules(hparams, ["world_size"], "hparams.")
         init, init_rules = self._published_init()
         update = {"data": data, "hparams": hparams, **init}
         return self.model_copy(update=update), rules | init_rules
@@ -423,29 +414,29 @@ class TrainConfig(ConfigModel):
         model = self.model.model_copy(update=dict(reset))
         return {**keys, "model": model}, dict.fromkeys(keys, ", ".join(reset))
 
-    def violations(self) -> Iterator[Violation]:
+    def violations(self) -> Iterator[base.Violation]:
         """Contradictions between sections, and those that the model type reports."""
         if self.data.seed not in (None, self.hparams.seed):
             message = (
                 f"data.seed={self.data.seed} is ignored: hparams.seed={self.hparams.seed} is used"
             )
-            yield Violation(("data.seed",), message)
+            yield base.Violation(("data.seed",), message)
         if not self.init_weights_only and (self.init_from is None or self.init_except):
             message = "init_weights_only is false: init_from is required, and no init_except"
-            yield Violation(("init_weights_only",), message)
+            yield base.Violation(("init_weights_only",), message)
         yield from self._dry_run_violations()
         yield from self._rollout_violations()
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)
 
-    def _dry_run_violations(self) -> Iterator[Violation]:
+    def _dry_run_violations(self) -> Iterator[base.Violation]:
         for key in ("device_memory", "rate", "measure"):
             if getattr(self, key) and not self.dry_run:
-                yield Violation((key,), f"{key} has an effect only with dry_run")
+                yield base.Violation((key,), f"{key} has an effect only with dry_run")
         if self.rate is not None and self.measure:
-            yield Violation(("rate", "measure"), "rate is given, and measure would measure it")
+            yield base.Violation(("rate", "measure"), "rate is given, and measure would measure it")
 
-    def _rollout_violations(self) -> Iterator[Violation]:
+    def _rollout_violations(self) -> Iterator[base.Violation]:
         if not getattr(self.model, "type", None):
             return
         if type(self.model_type).policy is not ModelType.policy:
@@ -453,7 +444,7 @@ class TrainConfig(ConfigModel):
         message = f"the model type {self.model_type.name!r} is no policy, so it has no rollouts"
         for key in ("eval", "eval_every_n_checkpoints"):
             if getattr(self, key) != TrainConfig.model_fields[key].default:
-                yield Violation((key, "model.type"), f"{key} is set, but {message}", "error")
+                yield base.Violation((key, "model.type"), f"{key} is set, but {message}", "error")
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
@@ -464,12 +455,14 @@ class TrainConfig(ConfigModel):
         options: Any = RUN_SECTIONS.get("eval")
         description = cls.model_fields["eval"].description
         section: Any = (options | None, Field(default=None, description=description))
-        special: Any = create_model(cls.__name__, __base__=with_types(cls, tree), eval=section)
+        special: Any = create_model(
+            cls.__name__, __base__=trained.with_types(cls, tree), eval=section
+        )
         return special
 
     @property
     def model_type(self) -> ModelType:
-        return model_type_of(self.model)
+        return trained.model_type_of(self.model)
 
     @property
     def data_kind(self) -> DataKind:
@@ -529,7 +522,7 @@ class TrainConfig(ConfigModel):
                 return kind.with_init_statistics(self.data, info, run.root)
         folder = None
         if self.init_from is not None:
-            origin = existing_weights(self.init_from)
+            origin = trained.existing_weights(self.init_from)
             folder = origin.file.parent if origin.run is None else origin.run.root
         return kind.with_init_statistics(self.data, info, folder, NULL if run else reporter)
 
@@ -545,13 +538,13 @@ class TrainConfig(ConfigModel):
                 details={"key": "init_from"},
             )
         if self.init_from is not None:
-            existing_weights(self.init_from)
+            trained.existing_weights(self.init_from)
             if not self.init_weights_only:
-                locate_progress(self.init_from, averaged=self.ema.enabled)
+                trained.locate_progress(self.init_from, averaged=self.ema.enabled)
 
     def with_init_base_config(self) -> Self:
         """The config with what the run with the initial weights had read from base models."""
-        before = None if self.init_from is None else section_of(self.init_from)
+        before = None if self.init_from is None else trained.section_of(self.init_from)
         if before is None:
             return self
         model = self.model_type.restore_base_config(self.model, before[0])

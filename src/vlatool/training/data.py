@@ -15,16 +15,7 @@ from torch import Tensor
 from vlatool.artifacts.codes.format import COLLAPSED
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.loading.base import (
-    Batch,
-    Batcher,
-    DataSet,
-    DatasetInfo,
-    DroppedSample,
-    LoadingConfig,
-    MicroBatch,
-    SampleRef,
-)
+from vlatool.loading import base
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
@@ -47,8 +38,8 @@ _CONSTANT = {
 class ValidationData:
     """Validation data of a run."""
 
-    section: LoadingConfig  # the data section, derived
-    info: DatasetInfo
+    section: base.LoadingConfig  # the data section, derived
+    info: base.DatasetInfo
     order: SampleOrder
     count: int  # number of positions per validation
     chunks: SampleOrder  # the shuffled order, whose first positions get action chunks
@@ -84,7 +75,7 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
 
 
 def check_samples(
-    config: TrainConfig, info: DatasetInfo, assets: Path | None, reporter: Reporter = NULL
+    config: TrainConfig, info: base.DatasetInfo, assets: Path | None, reporter: Reporter = NULL
 ) -> None:
     """Checks that each data set has usable samples, before anything is written.
 
@@ -100,7 +91,7 @@ def check_samples(
     for index, dataset in enumerate(info.datasets):
         for limits in (_FIRST_READ, _LAST_READ):
             samples = _some_samples(config, info, index, limits)
-            dropped = [item for item in samples if isinstance(item, DroppedSample)]
+            dropped = [item for item in samples if isinstance(item, base.DroppedSample)]
             if len(dropped) < len(samples):
                 break
         if samples and len(dropped) == len(samples):
@@ -112,7 +103,7 @@ def check_samples(
                 code="data.no_usable_sample",
                 details={"data_set": dataset.name, "sample": dropped[0].sample},
             )
-        usable = [item for item in samples if not isinstance(item, DroppedSample)]
+        usable = [item for item in samples if not isinstance(item, base.DroppedSample)]
         _report_constant(config, dataset.name, usable, reporter)
 
 
@@ -135,11 +126,13 @@ def _report_constant(
             reporter.note(f"{dataset}: all samples that were read have the same {name}: {content}")
 
 
-def sample_batch(config: TrainConfig, info: DatasetInfo, assets: Path | None, size: int) -> Batch:
+def sample_batch(
+    config: TrainConfig, info: base.DatasetInfo, assets: Path | None, size: int
+) -> base.Batch:
     """A batch of the first data set, in which the same few samples may be repeated."""
     kind = config.data_kind
     samples = _some_samples(config, info, 0, (_LAST_READ[0], math.ceil(size / _LAST_READ[0])))
-    usable = [sample for sample in samples if not isinstance(sample, DroppedSample)]
+    usable = [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
     data_assets = kind.make_assets(config.data, info)
     batcher = config.model_type.batcher(
         config.model, config.data, data_assets, assets, training=True
@@ -148,7 +141,7 @@ def sample_batch(config: TrainConfig, info: DatasetInfo, assets: Path | None, si
 
 
 def _some_samples(
-    config: TrainConfig, info: DatasetInfo, index: int, limits: tuple[int, int]
+    config: TrainConfig, info: base.DatasetInfo, index: int, limits: tuple[int, int]
 ) -> list[Any]:
     """Samples, or why they are dropped, spread over a data set; see `_sample_refs`."""
     refs = _sample_refs(index, info.datasets[index], *limits)
@@ -157,13 +150,13 @@ def _some_samples(
 
 
 def _sample_refs(
-    dataset_index: int, dataset: DataSet, max_shards: int, samples_per_shard: int
-) -> list[SampleRef]:
+    dataset_index: int, dataset: base.DataSet, max_shards: int, samples_per_shard: int
+) -> list[base.SampleRef]:
     """References to at most `samples_per_shard` samples in each of at most `max_shards` shards."""
     sizes = [(index, shard.size) for index, shard in enumerate(dataset.shards) if shard.size]
     chosen = [sizes[index] for index in _evenly_spaced(len(sizes), max_shards)]
     return [
-        SampleRef(dataset_index, shard, sample)
+        base.SampleRef(dataset_index, shard, sample)
         for shard, size in chosen
         for sample in _evenly_spaced(size, samples_per_shard)
     ]
@@ -181,7 +174,7 @@ class DataStreams:
     """Streams of micro-batches on this rank."""
 
     config: TrainConfig  # the derived configuration
-    info: DatasetInfo  # dataset info of the training data
+    info: base.DatasetInfo  # dataset info of the training data
     order: SampleOrder  # order of samples of the training data
     plan: TrainPlan  # the plan of the run
     runtime: Runtime  # this rank
@@ -189,7 +182,7 @@ class DataStreams:
     validation: ValidationData | None = None
 
     @contextmanager
-    def training(self, step: int) -> Iterator[Iterator[MicroBatch]]:
+    def training(self, step: int) -> Iterator[Iterator[base.MicroBatch]]:
         """Endless micro-batches of this rank from a step on, on the device."""
         plan = replace(self._loader_plan(), first=step * self.plan.accumulation)
         reader = self.config.data_kind.reader(self.config.data, self.info)
@@ -200,7 +193,7 @@ class DataStreams:
             except RuntimeError as error:
                 raise loader_exited(error) or error from None
 
-    def validation_batches(self) -> Iterator[MicroBatch]:
+    def validation_batches(self) -> Iterator[base.MicroBatch]:
         """One pass over the validation data; the number of micro-batches is equal on all ranks."""
         data = self.validation
         if data is not None:
@@ -208,7 +201,7 @@ class DataStreams:
             plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
             yield from self._validation_pass(data, data.order, plan)
 
-    def chunk_batches(self) -> Iterator[MicroBatch]:
+    def chunk_batches(self) -> Iterator[base.MicroBatch]:
         """One pass over the validation samples that get action chunks; otherwise as above."""
         data = self.validation
         if data is not None and data.num_chunks:
@@ -218,7 +211,7 @@ class DataStreams:
 
     def _validation_pass(
         self, data: ValidationData, order: SampleOrder, plan: LoaderPlan
-    ) -> Iterator[MicroBatch]:
+    ) -> Iterator[base.MicroBatch]:
         reader = self.config.data_kind.reader(data.section, data.info)
         batcher = self._batcher(data.section, training=False)
         with build_loader(plan, order, reader, batcher, self._dummy()) as loader:
@@ -236,14 +229,14 @@ class DataStreams:
             drop_reasons=self.config.data_kind.drop_reasons,
         )
 
-    def _batcher(self, section: LoadingConfig, *, training: bool) -> Batcher:
+    def _batcher(self, section: base.LoadingConfig, *, training: bool) -> base.Batcher:
         """The batcher; validation data are normalized with the statistics of the training data."""
         config = self.config
         assets = config.data_kind.make_assets(config.data, self.info)
         model_type, folder = config.model_type, self.folder
         return model_type.batcher(config.model, section, assets, folder, training=training)
 
-    def _dummy(self) -> partial[Batch]:
+    def _dummy(self) -> partial[base.Batch]:
         config = self.config
         example = config.model_type.example
         return partial(example, config.model, config.data, self.plan.micro_batch)
@@ -258,7 +251,9 @@ def to_device(value: Any, device: torch.device) -> Any:
     return [to_device(item, device) for item in value] if isinstance(value, list) else value
 
 
-def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+def prefetch_to_device(
+    batches: Iterator[base.MicroBatch], device: torch.device
+) -> Iterator[base.MicroBatch]:
     """The micro-batches on the device; a GPU copies the next one while it computes the last one."""
     if device.type != "cuda":
         for micro_batch in batches:

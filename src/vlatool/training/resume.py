@@ -23,16 +23,8 @@ from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs import ownership
 from vlatool.jobs.files import FileEntry, remove_partial_files
-from vlatool.jobs.ownership import (
-    changed_versions,
-    check_no_differences,
-    check_versions,
-    option_differences,
-    owner_of,
-    versions_of,
-    without_versions,
-)
 from vlatool.jobs.record import (
     OutputRecord,
     read_record,
@@ -66,9 +58,9 @@ def run_differences(
 ) -> list[str]:
     """Texts on configuration keys, data and versions that differ; without digests."""
     if not config.overwrite:
-        check_versions(before, now)
-    versions = changed_versions(before, now)
-    before, now = without_versions(before), without_versions(now)
+        ownership.check_versions(before, now)
+    versions = ownership.changed_versions(before, now)
+    before, now = ownership.without_versions(before), ownership.without_versions(now)
     known = {*type(config).model_fields}
     data_keys = sorted(key for key in {**before, **now} if key not in known)
     data_differences = [
@@ -80,7 +72,9 @@ def run_differences(
         {key: value for key, value in options.items() if key not in data_keys}
         for options in (before, now)
     )
-    options = sorted(option_differences(old, new), key=lambda text: text.startswith(BUDGET))
+    options = sorted(
+        ownership.option_differences(old, new), key=lambda text: text.startswith(BUDGET)
+    )
     return [*data_differences, *options, *versions]  # the budget, seldom the reason, comes last
 
 
@@ -173,7 +167,7 @@ def plan_run(
     if budget and run.latest() is not None and extends_budget(budget):
         return "extend", before
     if has_trained(run) and not config.overwrite:
-        check_no_differences(run.root, "with other options", differences, _OTHER_OUTPUT)
+        ownership.check_no_differences(run.root, "with other options", differences, _OTHER_OUTPUT)
     return ("replace" if differences or starts_anew else "new"), record
 
 
@@ -308,7 +302,9 @@ def pinned_data(config: TrainConfig) -> TrainConfig:
 
 def data_versions(config: TrainConfig) -> dict[str, Any]:
     """Versions of the pinned data, for the record."""
-    return versions_of(location(text) for _, texts in _locations(config) for text in texts)
+    return ownership.versions_of(
+        location(text) for _, texts in _locations(config) for text in texts
+    )
 
 
 def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
@@ -322,7 +318,7 @@ def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
 
 def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     """The record of the run in a folder; None if it is free or may be replaced. Writes nothing."""
-    before = owner_of(
+    before = ownership.owner_of(
         run.root, _COMMAND, overwrite=config.overwrite, is_own=lambda: is_run(run.root)
     )
     if before is None:

@@ -10,6 +10,7 @@ from vlatool.config.rules import check_rules
 from vlatool.events import Progress, Reporter
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Policy
+from vlatool.training import validation
 from vlatool.training.checkpoints import check_space, save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
@@ -23,13 +24,6 @@ from vlatool.training.step import TrainStep
 from vlatool.training.sync import RunSync
 from vlatool.training.trackers import tracked
 from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
-from vlatool.training.validation import (
-    CheckpointRollouts,
-    ImageLogger,
-    SuccessRate,
-    Validation,
-    is_pending,
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class RunSetup:
     streams: DataStreams
     typed: Collection[str]  # keys that were given for this run, as for `train`
     origins: Mapping[str, str]  # dotted key of the configuration to its origin, without defaults
-    roll_out: CheckpointRollouts | None = (
+    roll_out: validation.CheckpointRollouts | None = (
         None  # rollouts of checkpoints; None without the section `eval`
     )
     # copies of the run at other locations; None without any, and on other ranks
@@ -71,7 +65,7 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
         lost = run.truncate_logs(state.step, config.log_every_n_steps)
         if lost and latest is not None:
             reporter.warn("lost_metrics", f"{run.metrics}: {lost}")
-    pending = runtime.broadcast(is_pending(run, state.step, plan.rollout_steps))
+    pending = runtime.broadcast(validation.is_pending(run, state.step, plan.rollout_steps))
     if state.step >= plan.total_steps and not pending:
         return state, "already complete"
     reporter.note(_loss_of_a_kill(config))
@@ -153,7 +147,9 @@ def _trainer(
     stop: StopRequest,
 ) -> Trainer:
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    success = SuccessRate(run, runtime, setup.roll_out, reports, stop, _resume_hint(setup))
+    success = validation.SuccessRate(
+        run, runtime, setup.roll_out, reports, stop, _resume_hint(setup)
+    )
 
     def measure_success(state: TrainState) -> None:
         success(state)
@@ -165,7 +161,7 @@ def _trainer(
         train_step=train_step,
         placed=train_setup.placed,
         logger=reports,
-        validate=Validation(
+        validate=validation.Validation(
             setup.streams.validation_batches,
             setup.streams.chunk_batches,
             train_setup.objective,
@@ -173,7 +169,7 @@ def _trainer(
             train_step.contexts,
             reports,
         ),
-        log_images=ImageLogger(
+        log_images=validation.ImageLogger(
             run, train_setup.objective, runtime, train_step.contexts, reports.reporter
         ),
         save=checkpoints.save,

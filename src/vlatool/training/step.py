@@ -17,14 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from vlatool.loading.base import Batch, MicroBatch
-from vlatool.models.base import (
-    Loss,
-    Objective,
-    OptimizerSpec,
-    ParamGroup,
-    StepContext,
-    decays_by_name,
-)
+from vlatool.models import base
 from vlatool.training.config import HParams
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan, learning_rate
@@ -32,7 +25,7 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 
 
-def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:
+def build_optimizer(spec: base.OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:
     """AdamW over the parts of one optimizer; the parts must be placed already."""
     chosen = {name: parts[name] for name in spec.parts}
     if spec.groups is None:
@@ -57,28 +50,28 @@ def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HPar
 
 def default_param_groups(
     parts: Mapping[str, nn.Module], *, by_name: bool = False
-) -> Sequence[ParamGroup]:
+) -> Sequence[base.ParamGroup]:
     """Two groups: weights of linear and convolution layers with weight decay, the rest without.
 
     Biases, norms, scalars and position embeddings have no reason to be small.
     """
     named = [pair for part in parts.values() for pair in part.named_parameters()]
     if by_name:
-        decayed = {id(p) for name, p in named if decays_by_name(name)}
+        decayed = {id(p) for name, p in named if base.decays_by_name(name)}
     else:
         modules = [module for part in parts.values() for module in part.modules()]
         matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         decayed = {id(module.weight) for module in modules if isinstance(module, matrices)}
     parameters = {id(p): p for _, p in named}
     return [
-        ParamGroup([p for key, p in parameters.items() if key in decayed]),
-        ParamGroup([p for key, p in parameters.items() if key not in decayed], decays=False),
+        base.ParamGroup([p for key, p in parameters.items() if key in decayed]),
+        base.ParamGroup([p for key, p in parameters.items() if key not in decayed], decays=False),
     ]
 
 
 def split_by_rate(
-    groups: Sequence[ParamGroup], parts: Mapping[str, nn.Module], rates: Mapping[str, float]
-) -> Sequence[ParamGroup]:
+    groups: Sequence[base.ParamGroup], parts: Mapping[str, nn.Module], rates: Mapping[str, float]
+) -> Sequence[base.ParamGroup]:
     """The groups, split so that all parameters of a group have the same learning rate factor."""
     named = [item for part in parts.values() for item in part.named_parameters()]
     factors = {
@@ -143,7 +136,7 @@ class LossSums:
     _counts: list[Tensor] = field(default_factory=list[Tensor])
     _sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
-    def add(self, loss: Loss, *, is_dummy: bool) -> None:
+    def add(self, loss: base.Loss, *, is_dummy: bool) -> None:
         """Adds the loss of a micro-batch; a dummy micro-batch counts nothing."""
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         self.totals.append(zero if is_dummy else loss.total.detach().double())
@@ -251,13 +244,13 @@ class StepContexts:
 
     def of(
         self, step: int, micro_batch: MicroBatch, rng_key: object, *, training: bool = True
-    ) -> StepContext:
+    ) -> base.StepContext:
         """The context of a micro-batch; randomness depends on its positions and `rng_key`."""
         total = self._plan.global_batch
         # A dummy micro-batch has no positions, and the size of a full one.
         rows = micro_batch.positions or range(self._plan.micro_batch)
         key = (step, rng_key) if training else (rows[0] // total, rng_key)
-        return StepContext(
+        return base.StepContext(
             step=step,
             rng=self._runtime.rng(rows, total, self._seed, *key),
             parts=self._placed.callables,
@@ -285,7 +278,7 @@ class TrainStep:
     def __call__(
         self,
         state: TrainState,  # updated
-        objective: Objective,
+        objective: base.Objective,
         fetched: Sequence[MicroBatch],  # of this rank, on the device
         extra: Sequence[float] = (),  # numbers of this rank to sum over ranks with the first losses
     ) -> tuple[list[OptimizerStep], list[MicroBatch]]:
@@ -311,7 +304,7 @@ class TrainStep:
         return updates, micro_batches
 
     def _prepared(
-        self, objective: Objective, step: int, fetched: Sequence[MicroBatch]
+        self, objective: base.Objective, step: int, fetched: Sequence[MicroBatch]
     ) -> list[MicroBatch]:
         """Prepared micro-batches of a step of this rank, with the global sums. Collective."""
         runtime, contexts = self._runtime, self.contexts
@@ -331,7 +324,7 @@ class TrainStep:
                     )
                 if not sums:
                     return micro_batches
-                local.add(Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
+                local.add(base.Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
         total = local.reduced(runtime, []).sums
         return [replace(item, batch={**item.batch, **total}) for item in micro_batches]
 
@@ -339,7 +332,7 @@ class TrainStep:
         self,
         name: str,
         state: TrainState,
-        objective: Objective,
+        objective: base.Objective,
         micro_batches: Sequence[MicroBatch],
         extra: Sequence[float],
     ) -> OptimizerStep:
@@ -366,7 +359,7 @@ class TrainStep:
         return OptimizerStep(name, rate, sums, norm, ok, local.totals, host_copy)
 
     def _backward(
-        self, name: str, step: int, objective: Objective, micro_batches: Sequence[MicroBatch]
+        self, name: str, step: int, objective: base.Objective, micro_batches: Sequence[MicroBatch]
     ) -> LossSums:
         optimizers = objective.optimizers()
         parts, rng_key = optimizers[name].parts, list(optimizers).index(name)
@@ -382,14 +375,14 @@ class TrainStep:
 
 
 def backward(
-    objective: Objective,
+    objective: base.Objective,
     name: str,  # of the optimizer
     batch: Batch,
-    ctx: StepContext,
+    ctx: base.StepContext,
     autocast: AbstractContextManager[object],
     *,
     is_dummy: bool = False,
-) -> Loss:
+) -> base.Loss:
     """Loss of a micro-batch; adds its gradients to those that are there.
 
     A dummy micro-batch takes part in every collective and adds nothing.

@@ -35,13 +35,7 @@ from vlatool.events import Reporter
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.files import output_files, remove_partial_files
 from vlatool.jobs.record import record_file
-from vlatool.storage.atomic import (
-    as_storage_error,
-    copy_file,
-    remove_file,
-    remove_tree,
-    write_bytes,
-)
+from vlatool.storage import atomic
 from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.remote import forget_connections
 from vlatool.storage.retry import ProcessClock
@@ -206,14 +200,14 @@ class RunMirror:
             folder = self._there.checkpoint(step)
             # First, so that a folder of which a part is left does not look complete.
             self._remove(f"{CHECKPOINTS}/{folder.name}/{MANIFEST}")
-            remove_tree(folder)
+            atomic.remove_tree(folder)
             del there[step]
         for name in unnamed:
             self._remove(f"{CHECKPOINTS}/{name}")
 
     def _remove(self, name: str) -> None:
         self._check()
-        remove_file(self.root / name)
+        atomic.remove_file(self.root / name)
 
     def _send_all(self, names: Collection[str]) -> None:
         for _ in in_parallel(self._send, names, _FILES_AT_ONCE):
@@ -223,14 +217,14 @@ class RunMirror:
         """Sends a file; a growing one up to its last complete line."""
         self._check()
         source, target = self._run.root / name, self.root / name
-        with as_storage_error(source, "sent"):
+        with atomic.as_storage_error(source, "sent"):
             if name in _GROWING:
                 lines = source.read_bytes()
                 lines = lines[: lines.rfind(b"\n") + 1]
-                write_bytes(target, lines)
+                atomic.write_bytes(target, lines)
                 self.sent_bytes += len(lines)
             else:
-                self.sent_bytes += copy_file(source, target, self._check)
+                self.sent_bytes += atomic.copy_file(source, target, self._check)
 
 
 def _files(run: Path) -> Iterator[FileInfo]:

@@ -14,13 +14,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Array, Episode, PoseGroup
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
-from vlatool.transforms.rotations import (
-    ROTATION_WIDTH,
-    RotationForm,
-    absolute_pose,
-    relative_pose,
-    rot6d_from,
-)
+from vlatool.transforms import rotations
 
 _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
 
@@ -31,7 +25,7 @@ class PoseGroupConfig(ConfigModel):
     name: str = Field(description="Name of the pose.")
     position_key: str = Field(description="Field with the position in metres, 3 wide.")
     rotation_key: str = Field(description="Field with the rotation.")
-    rotation: RotationForm = Field(
+    rotation: rotations.RotationForm = Field(
         default="rot_6d", description="Form of the rotation; others are stored as 6D as well."
     )
     reference: str | None = Field(
@@ -68,7 +62,7 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
 def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
     """The group as two complete fields, which are added to `lowdim` if needed."""
     position = _field(lowdim, group.position_key, episode, group.name, 3)
-    width = ROTATION_WIDTH[group.rotation]
+    width = rotations.ROTATION_WIDTH[group.rotation]
     rotation = _field(lowdim, group.rotation_key, episode, group.name, width)
     keys = [group.position_key, group.rotation_key]
     if _SLICE.match(keys[0]):
@@ -76,7 +70,7 @@ def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: s
         lowdim[keys[0]] = position
     if _SLICE.match(keys[1]) or group.rotation != "rot_6d":
         keys[1] = f"{group.name}__rot_6d"
-        lowdim[keys[1]] = rot6d_from(rotation, group.rotation)
+        lowdim[keys[1]] = rotations.rot6d_from(rotation, group.rotation)
     return PoseGroup(group.name, keys[0], keys[1])
 
 
@@ -184,7 +178,7 @@ def relative_fields(
         position, rotation = _pose(windows, group.position_key, group.rotation_key, group.name)
         reference = _pose(windows, *reference_keys(group), group.name)
         at_anchor = (values[:, anchor : anchor + 1] for values in reference)
-        xyz, rot6d = relative_pose(position, rotation, *at_anchor)
+        xyz, rot6d = rotations.relative_pose(position, rotation, *at_anchor)
         result |= zip(relative_names(group), (xyz, rot6d), strict=True)
     return result
 
@@ -207,7 +201,7 @@ def absolute_actions(
         if predicted is None:
             continue
         shape = predicted.shape[:-1]
-        xyz, rot6d = absolute_pose(
+        xyz, rot6d = rotations.absolute_pose(
             np.zeros((*shape, 3)) if position is None else position,
             np.broadcast_to(_IDENTITY_ROT6D, (*shape, 6)) if rotation is None else rotation,
             *(fields[key] for key in reference_keys(group)),
@@ -236,7 +230,7 @@ def relative_actions(
             actions.get(key, np.repeat(now, len(next(iter(actions.values()))), axis=0))
             for key, now in zip(keys, measured, strict=True)
         ]
-        for key, values in zip(keys, relative_pose(*pose, *measured), strict=True):
+        for key, values in zip(keys, rotations.relative_pose(*pose, *measured), strict=True):
             result[key + SUFFIX] = values
     return result
 

@@ -10,15 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.artifacts.codes.format import CodesFolder, CodesManifest, warn_of_collapse
 from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
 from vlatool.artifacts.profile import Gripper
+from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.episode import KINDS
-from vlatool.artifacts.samples.format import (
-    FAST_NAME,
-    MANIFEST_NAME,
-    OWNED_FILES,
-    PACKED_FILES,
-    images_prefix,
-    write_manifest,
-)
 from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.config.base import Switch, check_required, required_field, unique_items
 from vlatool.errors import DataError
@@ -33,21 +26,7 @@ from vlatool.jobs.run import run_command
 from vlatool.sources.base import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
-from vlatool.tokens.build import (
-    DatasetTotals,
-    EpisodeBuilder,
-    WindowFile,
-    check_factor,
-    check_output_outside_input,
-    compatible_tokenizer,
-    data_files,
-    instructions_with_code_ids,
-    read_text_tokenizer,
-    select_codes,
-    select_profile,
-    window_files,
-    write_shards,
-)
+from vlatool.tokens import build
 
 # A record has the names and digests of inputs instead of these keys, and no key that repeats
 # another.
@@ -209,16 +188,18 @@ class BuildDatasetJob:
             str(location(config.data) / SAMPLES_NAME) if config.output is None else config.output
         )
         output = location(named)
-        check_output_outside_input(output, tree)
-        files = select(window_files(tree, config.pattern), None, config.exclude)
-        self.items: Sequence[WindowFile] = files[: config.limit]
-        codes = select_codes(tree, pinned(config.tokens) if config.tokens else None)
+        build.check_output_outside_input(output, tree)
+        files = select(build.window_files(tree, config.pattern), None, config.exclude)
+        self.items: Sequence[build.WindowFile] = files[: config.limit]
+        codes = build.select_codes(tree, pinned(config.tokens) if config.tokens else None)
         warn_of_collapse(codes, reporter)
         self._tokenizer, self._profile = (
-            compatible_tokenizer(fast),
-            select_profile(config.profile, fast, "raw" if config.gripper_raw else config.gripper),
+            build.compatible_tokenizer(fast),
+            build.select_profile(
+                config.profile, fast, "raw" if config.gripper_raw else config.gripper
+            ),
         )
-        check_factor(self._profile, config.rpy_std_mult)
+        build.check_factor(self._profile, config.rpy_std_mult)
         self._work = work = self._builder(tree, fast, codes, output)
         codes_identity = codes.manifest.identity()
         options = self._record_options(tree, codes.manifest)
@@ -238,21 +219,21 @@ class BuildDatasetJob:
             ),
             work=work,
             state=work.state,
-            owned=OWNED_FILES,
-            temporary=PACKED_FILES if config.lines_per_file else (),
+            owned=samples_format.OWNED_FILES,
+            temporary=samples_format.PACKED_FILES if config.lines_per_file else (),
             locations=(tree, fast, codes.path, output),
             progress_count="samples",
             shown={"output": named},
         )
-        self._text_tokenizer = read_text_tokenizer(config.tokenizer, work.sizes)
+        self._text_tokenizer = build.read_text_tokenizer(config.tokenizer, work.sizes)
         self._log_inputs(reporter, fast)
-        self._totals, self._num_colliding = DatasetTotals(), 0
+        self._totals, self._num_colliding = build.DatasetTotals(), 0
 
-    def name(self, item: WindowFile) -> str:
+    def name(self, item: build.WindowFile) -> str:
         return item.episode
 
     def begin(self) -> None:
-        remove_file(self.spec.output / MANIFEST_NAME)
+        remove_file(self.spec.output / samples_format.MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes files of `lines_per_file` lines, if set, then the manifest."""
@@ -265,10 +246,10 @@ class BuildDatasetJob:
         packed_files: list[FileEntry] = []
         if limit:
             packed_files = files if run.failures else []
-            files = list(write_shards(self._work, files, limit))
+            files = list(build.write_shards(self._work, files, limit))
         # Number of samples with an instruction that may be mistaken for codes.
         tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
-        colliding = instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
+        colliding = build.instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:
             reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
@@ -279,10 +260,10 @@ class BuildDatasetJob:
             message += f"{colliding[0]!r}{suggestion}"
             run.reporter.warn("instruction_collides", message)
         self._num_colliding = count
-        names = copy_fast(self._work.fast, output / FAST_NAME, self._profile)
-        copied = [file_entry(output, f"{FAST_NAME}/{name}") for name in names]
-        write_manifest(output, self._manifest(files))
-        return [*files, *packed_files, *copied, file_entry(output, MANIFEST_NAME)]
+        names = copy_fast(self._work.fast, output / samples_format.FAST_NAME, self._profile)
+        copied = [file_entry(output, f"{samples_format.FAST_NAME}/{name}") for name in names]
+        samples_format.write_manifest(output, self._manifest(files))
+        return [*files, *packed_files, *copied, file_entry(output, samples_format.MANIFEST_NAME)]
 
     def result(self, run: JobRun) -> BuildDatasetResult:
         return BuildDatasetResult(
@@ -299,9 +280,11 @@ class BuildDatasetJob:
             ),
         )
 
-    def _builder(self, tree: Path, fast: Path, codes: CodesFolder, output: Path) -> EpisodeBuilder:
+    def _builder(
+        self, tree: Path, fast: Path, codes: CodesFolder, output: Path
+    ) -> build.EpisodeBuilder:
         config = self._config
-        return EpisodeBuilder(
+        return build.EpisodeBuilder(
             output=output,
             tree=tree,
             codes=codes,
@@ -312,7 +295,7 @@ class BuildDatasetJob:
             profile=self._profile,
             kinds=tuple(config.kinds),
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
-            prefix=images_prefix(tree, output, is_absolute=config.absolute),
+            prefix=samples_format.images_prefix(tree, output, is_absolute=config.absolute),
         )
 
     def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
@@ -342,7 +325,7 @@ class BuildDatasetJob:
                 "min_token": tokenizer.min_token,
             },
             "profile": {**self._profile.document(), "digest": self._profile.digest},
-            "files": data_files(files),
+            "files": build.data_files(files),
         }
 
     def _log_inputs(self, reporter: Reporter, fast: Path) -> None:

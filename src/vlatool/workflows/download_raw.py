@@ -28,16 +28,8 @@ from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
 from vlatool.results import OPTIONAL
-from vlatool.storage import transfer
+from vlatool.storage import atomic, transfer
 from vlatool.storage.append_log import AppendLog, read_log
-from vlatool.storage.atomic import (
-    as_storage_error,
-    remove_empty,
-    remove_file,
-    remove_tree,
-    sync_folder,
-    sync_path,
-)
 from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.reader import changed_error
@@ -215,11 +207,11 @@ class Extraction:
         if self._is_same:
             return
         for name in self._before.files:
-            remove_file(self._output / name)
-        remove_tree(self._partials)
-        remove_file(self._log_path)
+            atomic.remove_file(self._output / name)
+        atomic.remove_tree(self._partials)
+        atomic.remove_file(self._log_path)
         for folder in {name.partition("/")[0] for name in self._before.files if "/" in name}:
-            remove_empty(self._output / folder)
+            atomic.remove_empty(self._output / folder)
         with self._logging():
             self._log.append({**self.archive.identity, "chunk_bytes": self.chunk_bytes})
         self._is_same = True
@@ -245,7 +237,7 @@ class Extraction:
     @contextmanager
     def _logging(self) -> Generator[None]:
         with (
-            as_storage_error(self._log_path, below=self._output),
+            atomic.as_storage_error(self._log_path, below=self._output),
             AppendLog(self._log_path, sync_s=math.inf) as self._log,
         ):
             yield
@@ -268,7 +260,7 @@ class Extraction:
     def _recover_open(self, member: Member, size: int) -> bool:
         """True if the first bytes of an unfinished file are those that the log names."""
         for path in (self._partial(member), self._output / member.name):
-            with as_storage_error(path):
+            with atomic.as_storage_error(path):
                 if path.is_file() and _sha256_of_first(path, size) == self._state.opened:
                     return True
         return False
@@ -279,7 +271,7 @@ class Extraction:
         if member is None or self._reader.position == member.start:
             return
         partial_file, target = self._partial(member), self._output / member.name
-        with as_storage_error(target):
+        with atomic.as_storage_error(target):
             if not partial_file.is_file():
                 partial_file.parent.mkdir(parents=True, exist_ok=True)
                 with crash_point("rename", partial_file):
@@ -347,20 +339,20 @@ class Extraction:
         files = {"files": [file.row() for file in self._new]} if self._new else {}
         folders = {"folders": self._new_folders} if self._new_folders else {}
         row = {**row, **files, **folders}
-        with as_storage_error(self._log_path):
+        with atomic.as_storage_error(self._log_path):
             self._log.append(row)
         self._state.add(row)
         self._new, self._new_folders = [], []
 
     def _sync(self) -> None:
         """Syncs all files so far, then the log says so."""
-        with as_storage_error(self._output), crash_point("sync", self._output):
+        with atomic.as_storage_error(self._output), crash_point("sync", self._output):
             if self._open is not None:
                 os.fsync(self._open.file.fileno())
             for path in self._to_sync:
-                sync_path(path)
+                atomic.sync_path(path)
         for folder in sorted({path.parent for path in self._to_sync}):
-            sync_folder(folder)
+            atomic.sync_folder(folder)
         self._append({"synced": True})
         self._log.sync()
         self._to_sync, self._synced_at = [], time.monotonic()
@@ -370,11 +362,11 @@ class Extraction:
         member = piece.member
         target = self._output / member.name
         if member.is_folder:
-            with as_storage_error(target):
+            with atomic.as_storage_error(target):
                 target.mkdir(parents=True, exist_ok=True)
             self._new_folders.append(member.name)
             return
-        with as_storage_error(target):
+        with atomic.as_storage_error(target):
             if self._open is None:
                 path = self._partial(member)
                 with crash_point("create", path):
@@ -605,7 +597,7 @@ class RawJob:
             entries += receipt.files
             self._facts = receipt.facts
         if not run.failures:
-            remove_tree(self._partials)
+            atomic.remove_tree(self._partials)
         return entries
 
     def result(self, run: JobRun) -> RawResult:

@@ -6,16 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlatool.artifacts.codes.format import (
-    CHECKS_NAME,
-    JSON_NAME,
-    MANIFEST_NAME,
-    OWNED_FILES,
-    PACKED_NAME,
-    CodesFolder,
-    CodesManifest,
-    warn_of_collapse,
-)
+from vlatool.artifacts.codes import format as codes_format
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import check_required
 from vlatool.episode import EpisodeRef
@@ -46,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["DecodeConfig", "EncodeConfig", "decode", "encode"]
 
 _IMAGES, _SHARDS = "images", "image-shards"
-_NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
+_NAMES = {"json": codes_format.JSON_NAME, "packed": codes_format.PACKED_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +188,7 @@ class EncodeJob:
             plan=plan_digest(options),
             work=self.pipeline.encode,
             state=_tar_state if images.format == _SHARDS else episode_state,
-            owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
+            owned=(*codes_format.OWNED_FILES[config.layout], f"{codes_format.CHECKS_NAME}/*/*.png"),
             locations=(source, output),
             progress_count="pictures",
             is_pipelined=True,
@@ -208,7 +199,7 @@ class EncodeJob:
         return item.id
 
     def begin(self) -> None:
-        remove_file(self.output / MANIFEST_NAME)
+        remove_file(self.output / codes_format.MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the manifest."""
@@ -218,7 +209,7 @@ class EncodeJob:
             digests[receipt.item] = str(receipt.facts["digest"])
             files += receipt.files
         tokenizer = self._tokenizer
-        manifest = CodesManifest(
+        manifest = codes_format.CodesManifest(
             codes_per_picture=tokenizer.network.codes_per_image,
             codebook_size=tokenizer.network.codebook_size,
             tokenizer=tokenizer.name,
@@ -228,7 +219,7 @@ class EncodeJob:
             agreement=_agreement(run),
         ).of_episodes(digests, run.sums.get("pictures", 0))
         manifest.save(self.output)
-        files.append(file_entry(self.output, MANIFEST_NAME))
+        files.append(file_entry(self.output, codes_format.MANIFEST_NAME))
         return files
 
     def log_tokenizer(self, reporter: Reporter) -> None:
@@ -255,7 +246,9 @@ class EncodeJob:
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
             device=tokenizer.device.type,
             processes=self._processes,
-            usage=warn_of_collapse(CodesFolder.open(self.output), run.reporter).facts(),
+            usage=codes_format.warn_of_collapse(
+                codes_format.CodesFolder.open(self.output), run.reporter
+            ).facts(),
         )
 
 

@@ -8,13 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts.codes.format import (
-    CODES_CHANGED,
-    CodesFolder,
-    CodesLayout,
-    is_codes,
-    write_codes,
-)
+from vlatool.artifacts.codes import format as codes_format
 from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
 from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.fast.format import copy_fast
@@ -22,17 +16,7 @@ from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import named_best, require_weights
-from vlatool.artifacts.samples.format import (
-    EXPORTED,
-    FAST_NAME,
-    SamplesFolder,
-    images_prefix,
-    is_inside,
-    is_samples,
-    packed_name,
-    read_packed,
-    write_manifest,
-)
+from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
 from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
@@ -41,14 +25,7 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.command import (
-    ENGINE_KEYS,
-    JOB_KEYS,
-    EngineConfig,
-    JobConfig,
-    JobResult,
-    executor_of,
-)
+from vlatool.jobs import command
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
@@ -113,11 +90,13 @@ def tokenizer_export(
     check_required(config, "vlatool tokenizer export RUN --output DIR")
     require_weights(config.checkpoint)
     output = location(config.output)
-    return export_model(config.checkpoint, output, reporter, JobConfig(overwrite=config.overwrite))
+    return export_model(
+        config.checkpoint, output, reporter, command.JobConfig(overwrite=config.overwrite)
+    )
 
 
 def export_model(
-    checkpoint: str, output: Path, reporter: Reporter, options: JobConfig
+    checkpoint: str, output: Path, reporter: Reporter, options: command.JobConfig
 ) -> ModelExportResult:
     """Writes trained weights in the published layout of their model type.
 
@@ -215,12 +194,12 @@ def _tree(trained: Trained) -> Mapping[str, Any]:
 _USAGE = "vlatool export SOURCE --output DIR"
 
 
-class ExportConfig(EngineConfig):
+class ExportConfig(command.EngineConfig):
     """Options of `vlatool export`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "absolute"),
-        "Execution": (*ENGINE_KEYS, *JOB_KEYS),
+        "Execution": (*command.ENGINE_KEYS, *command.JOB_KEYS),
     }
 
     source: str = required_field(
@@ -236,7 +215,7 @@ class ExportConfig(EngineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportResult(JobResult):
+class ExportResult(command.JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output."""
 
     exported: str  # `codes` or `samples`
@@ -274,7 +253,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     if is_run(source) or is_checkpoint(source):
         return _model(config, source, reporter)
     job = ExportJob(config)
-    return run_command(job, ExportResult, config, executor_of(config), reporter=reporter)
+    return run_command(job, ExportResult, config, command.executor_of(config), reporter=reporter)
 
 
 def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExportResult:
@@ -292,9 +271,9 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
 class _CodesExport:
     """Export of codes, episode by episode."""
 
-    source: CodesFolder
+    source: codes_format.CodesFolder
     output: Path
-    layout: CodesLayout
+    layout: codes_format.CodesLayout
     items: Sequence[str]
     exported: ClassVar[str] = "codes"
     counted: ClassVar[str] = "pictures"
@@ -315,7 +294,7 @@ class _CodesExport:
     def __call__(self, item: str) -> Receipt:
         episode = self.source.read(item)
         digest = self.source.manifest.tokenizer_digest
-        entry = write_codes(self.output, self.layout, episode, digest)
+        entry = codes_format.write_codes(self.output, self.layout, episode, digest)
         counts = {"pictures": len(episode.stems)}
         return Receipt(item, counts=counts, files=(entry,), facts={"digest": episode.digest})
 
@@ -333,7 +312,7 @@ class _CodesExport:
                 self.source.path,
                 f"the codes do not match the digest in {CODES_MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
-                code=CODES_CHANGED,
+                code=codes_format.CODES_CHANGED,
             )
         manifest.save(output)
         return ()
@@ -343,11 +322,11 @@ class _CodesExport:
 class _SamplesExport:
     """Export of packed samples, file by file."""
 
-    source: SamplesFolder
+    source: samples_format.SamplesFolder
     output: Path
     prefix: str
     layout: str = "jsonl"
-    exported: ClassVar[str] = EXPORTED
+    exported: ClassVar[str] = samples_format.EXPORTED
     counted: ClassVar[str] = "samples"
     manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
     owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
@@ -366,8 +345,11 @@ class _SamplesExport:
         return dict(self.source.files)
 
     def __call__(self, item: str) -> Receipt:
-        path, expected = self.source.path / packed_name(item), self._counts[packed_name(item)]
-        samples = read_packed(path, self.source.sizes)
+        path, expected = (
+            self.source.path / samples_format.packed_name(item),
+            self._counts[samples_format.packed_name(item)],
+        )
+        samples = samples_format.read_packed(path, self.source.sizes)
         if len(samples) != expected:
             raise DataError.at(
                 path,
@@ -379,15 +361,17 @@ class _SamplesExport:
         return Receipt(item, counts={"samples": len(samples)}, files=files)
 
     def state(self, item: str) -> InputState:
-        return input_state([self.source.path / packed_name(item)])
+        return input_state([self.source.path / samples_format.packed_name(item)])
 
     def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         files = [entry for receipt in receipts for entry in receipt.files]
         overrides = {"layout": self.layout, "pictures": {"prefix": self.prefix}}
         document = {**self.source.document, **overrides, "files": data_files(files)}
-        copied = copy_fast(self.source.path / FAST_NAME, output / FAST_NAME)
-        write_manifest(output, document)
-        return [file_entry(output, f"{FAST_NAME}/{name}") for name in copied]
+        copied = copy_fast(
+            self.source.path / samples_format.FAST_NAME, output / samples_format.FAST_NAME
+        )
+        samples_format.write_manifest(output, document)
+        return [file_entry(output, f"{samples_format.FAST_NAME}/{name}") for name in copied]
 
 
 _Export = _CodesExport | _SamplesExport
@@ -396,25 +380,25 @@ _Export = _CodesExport | _SamplesExport
 def _make_export(config: ExportConfig) -> _Export:
     require_input(config.source)
     source, output = pinned(config.source), location(config.output)
-    if is_inside(output, source):
+    if samples_format.is_inside(output, source):
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
             hint="choose another --output",
             code="usage.output_is_input",
         )
-    if is_codes(source):
-        folder = CodesFolder.open(source)
+    if codes_format.is_codes(source):
+        folder = codes_format.CodesFolder.open(source)
         layout: str = config.layout or ("json" if folder.layout == "packed" else "packed")
         if layout not in ("json", "packed"):
             raise _layout_error(source, "codes", "json or packed")
         return _CodesExport(folder, output, layout, folder.episodes())
-    if is_samples(source):
-        samples = SamplesFolder.open(source)
+    if samples_format.is_samples(source):
+        samples = samples_format.SamplesFolder.open(source)
         if not samples.is_packed or config.layout not in (None, "jsonl"):
             raise _layout_error(source, "samples", "jsonl, from packed samples")
         tree = samples.images_root
         return _SamplesExport(
-            samples, output, images_prefix(tree, output, is_absolute=config.absolute)
+            samples, output, samples_format.images_prefix(tree, output, is_absolute=config.absolute)
         )
     raise DataError.at(
         source,

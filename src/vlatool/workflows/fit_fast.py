@@ -13,17 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.artifacts import profile
-from vlatool.artifacts.fast.format import (
-    CODE_NAME,
-    NAMES,
-    REPORT_NAME,
-    ChunkFile,
-    ChunkSource,
-    clear_fast,
-    find_chunks,
-    read_report,
-    write_fast,
-)
+from vlatool.artifacts.fast import format as fast_format
 from vlatool.artifacts.profile import (
     GRIPPER,
     Gripper,
@@ -54,7 +44,7 @@ from vlatool.transforms.action_tokenizer import (
 Alphabet = Literal["bytes", "published"]
 
 COMPUTE = "compute"
-_FILES = (*NAMES, profile.NAME, REPORT_NAME)
+_FILES = (*fast_format.NAMES, profile.NAME, fast_format.REPORT_NAME)
 _FEW_IDS = 100  # with fewer ids for runs of coefficients, chunks stay long
 
 
@@ -156,7 +146,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     """
     check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")
     sources = [require_input(source) for source in config.sources]
-    chunk_sources = [find_chunks(source, config.action_fields) for source in sources]
+    chunk_sources = [fast_format.find_chunks(source, config.action_fields) for source in sources]
     chunks = _all_chunks(chunk_sources, config.workers, reporter)
     normalization = _profile(config, chunks, chunk_sources)
     target = location(config.output)
@@ -165,7 +155,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if earlier is not None and earlier.complete:
-        report = read_report(target)
+        report = fast_format.read_report(target)
         current = {
             "output": config.output,
             "status": "already complete",
@@ -243,11 +233,13 @@ def _quality(
 class _ReadChunks:
     """Picklable function that reads one file."""
 
-    def __call__(self, file: ChunkFile) -> Array:
+    def __call__(self, file: fast_format.ChunkFile) -> Array:
         return file.read()
 
 
-def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: Reporter) -> Array:
+def _all_chunks(
+    sources: Sequence[fast_format.ChunkSource], workers: int | None, reporter: Reporter
+) -> Array:
     """Reads all chunks, float32 [N, H, D], in order."""
     files = [file for source in sources for file in source.files]
     parts: list[Array] = []
@@ -283,7 +275,7 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
 
 
 def _profile(
-    config: FitFastConfig, chunks: Array, sources: Sequence[ChunkSource]
+    config: FitFastConfig, chunks: Array, sources: Sequence[fast_format.ChunkSource]
 ) -> NormalizationProfile:
     width = chunks.shape[2]
     if config.profile != COMPUTE:
@@ -375,7 +367,7 @@ def _record(
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
     # The published code of the reader may be copied into the folder.
-    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(CODE_NAME,))
+    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast_format.CODE_NAME,))
 
 
 def _write(
@@ -389,13 +381,13 @@ def _write(
         for key, value in result.document().items()
         if key not in ("output", "status", "next")
     }
-    clear_fast(target)
+    fast_format.clear_fast(target)
     profile.write_profile(target / profile.NAME, normalization)
-    write_json(target / REPORT_NAME, report)
-    write_fast(target, tokenizer)
+    write_json(target / fast_format.REPORT_NAME, report)
+    fast_format.write_fast(target, tokenizer)
 
 
-def _next(config: FitFastConfig, chunk_sources: Sequence[ChunkSource]) -> str:
+def _next(config: FitFastConfig, chunk_sources: Sequence[fast_format.ChunkSource]) -> str:
     if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
     return f"vlatool build-dataset {config.sources[0]} --fast {config.output}"

@@ -14,13 +14,7 @@ from vlatool.config.resolve import values_to_yaml
 from vlatool.config.schema import execution_keys
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.launching.ray_file import (
-    RayClusterConfig,
-    filled,
-    left_placeholders,
-    placeholder_error,
-    template,
-)
+from vlatool.launching import ray_file
 from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_document
@@ -42,7 +36,9 @@ class RayPreprocessConfig(PreprocessConfig):
     ray_address: str | None = execution_field(
         None, "Address of the running Ray cluster; null: write the file of a new one."
     )
-    ray: RayClusterConfig = Field(default=RayClusterConfig(), description="A new Ray cluster.")
+    ray: ray_file.RayClusterConfig = Field(
+        default=ray_file.RayClusterConfig(), description="A new Ray cluster."
+    )
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ def launch_ray_preprocess(
     _check_locations(config)
     cluster = local_path(config.ray.cluster)
     before = _text(cluster) if cluster.is_file() else None
-    text = filled(template() if before is None else before, config.ray)
-    left = left_placeholders(text)
+    text = ray_file.filled(ray_file.template() if before is None else before, config.ray)
+    left = ray_file.left_placeholders(text)
     job = cluster.with_name(f"{cluster.stem}-preprocess.yaml")
     status = "planned" if config.dry_run else "unchanged" if text == before else "written"
     result = RayClusterResult(status, str(cluster), text, str(job), left, _commands(cluster, job))
@@ -91,7 +87,7 @@ def launch_ray_preprocess(
     if text != before:
         write_text(cluster, text)
     if left:
-        raise placeholder_error(config.ray, left)
+        raise ray_file.placeholder_error(config.ray, left)
     hidden = {"ray", *execution_keys(PreprocessConfig)}
     values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
     execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}

@@ -15,6 +15,7 @@ from vlatool.config.base import execution_field
 from vlatool.config.rules import explicit_keys
 from vlatool.errors import SINGLE_FILE, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.launching import training_job
 from vlatool.launching.sagemaker import (
     SAVE_PATH,
     Account,
@@ -28,14 +29,6 @@ from vlatool.launching.sagemaker import (
 )
 from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script, check_sbatch, submit
-from vlatool.launching.training_job import (
-    LAUNCH_FOLDER,
-    check_locations,
-    check_run,
-    check_run_with_data,
-    checked_run,
-    job_yaml,
-)
 from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import is_remote, local_path, location
@@ -96,10 +89,10 @@ def launch_sagemaker_train(
     """
     typed = explicit_keys(config) if typed is None else typed
     config, job = with_local_folder(config), config.sagemaker
-    check_locations(config)
+    training_job.check_locations(config)
     check_job(job)
     processes = num_processes(job)
-    check_run(config, typed, processes, reporter)
+    training_job.check_run(config, typed, processes, reporter)
     account = Account(job.profile, job.region)
     plan = _plan(config, job, account.region)
     if config.dry_run or job.check_config:
@@ -114,7 +107,7 @@ def launch_sagemaker_train(
             code="usage.no_role",
             details={"key": "sagemaker.arn"},
         )
-    check_run_with_data(config, typed, processes, reporter)
+    training_job.check_run_with_data(config, typed, processes, reporter)
     result = _started(plan, job, account, reporter)
     if config.wait:
         result = replace(result, status=follow_job(account, result.job, reporter))
@@ -140,10 +133,10 @@ def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> S
     """The job with what is known without the account."""
     role = job.arn or os.environ.get("SAGEMAKER_ARN") or None
     job = job.model_copy(update={"arn": role, "environment": _environment(config, job)})
-    content = job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
+    content = training_job.job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
     name = job_name(job, content, datetime.now(UTC))
     request = training_job_request(job, name, str(config.remote_sync).rstrip("/"))
-    run = job_yaml(config, SAVE_PATH, name)
+    run = training_job.job_yaml(config, SAVE_PATH, name)
     return SageMakerResult(
         name, "planned", request, config_location(request), run, tuple(_notes(job))
     )
@@ -240,7 +233,7 @@ def launch_slurm_train(
         EnvironmentProblem: There is no sbatch here, or it rejects the script.
     """
     typed = explicit_keys(config) if typed is None else typed
-    run = checked_run(config, typed, config.slurm.world_size, reporter)
+    run = training_job.checked_run(config, typed, config.slurm.world_size, reporter)
     job = SlurmJob(run.name, _folder(config), Path.cwd(), _program(config.slurm))
     text = batch_script(config.slurm, job)
     result = SlurmResult(
@@ -256,7 +249,7 @@ def launch_slurm_train(
         return result
     if config.submit:
         check_sbatch(job.script)
-    write_text(job.config, job_yaml(run.config, run.config.save_path, run.name))
+    write_text(job.config, training_job.job_yaml(run.config, run.config.save_path, run.name))
     write_text(job.script, text)
     if not config.submit:
         return result
@@ -274,7 +267,7 @@ def _folder(config: SlurmTrainConfig) -> Path:
             hint="give --slurm.folder, on a disk that all nodes share",
             code="usage.slurm_folder",
         )
-    return save_path.absolute() / LAUNCH_FOLDER
+    return save_path.absolute() / training_job.LAUNCH_FOLDER
 
 
 def _program(slurm: SlurmConfig) -> tuple[str, ...]:

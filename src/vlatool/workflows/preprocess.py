@@ -7,13 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.config.base import (
-    ConfigModel,
-    Switch,
-    check_required,
-    required_field,
-    unique_items,
-)
+from vlatool.config import base
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
@@ -116,11 +110,11 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "resize_to": "resize_images_size",
     }
     ignored: ClassVar[Mapping[str, str]] = {
-        "overwrite_images": Switch("images are always written together with their episode"),
-        "auto_tag": Switch("git is never used; the run record has the version"),
-        "skip_git_tagging": Switch("git is never used; the run record has the version"),
+        "overwrite_images": base.Switch("images are always written together with their episode"),
+        "auto_tag": base.Switch("git is never used; the run record has the version"),
+        "skip_git_tagging": base.Switch("git is never used; the run record has the version"),
         "output_dir_fixed_path": "no second copy is written; copy the output yourself",
-        "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
+        "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"sources", *EngineConfig.no_effect_on_output}
@@ -129,7 +123,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     # True if the sink was given; else it is the default sink of the format.
     is_sink_explicit: ClassVar[bool] = False
 
-    output: str = required_field("", "Folder to write.")
+    output: str = base.required_field("", "Folder to write.")
     action_fields: list[str] = Field(
         default=[],
         description="Fields of an action, in order; relative poses have the suffix _relative. "
@@ -142,7 +136,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     @field_validator("action_fields")
     @classmethod
     def _unique_fields(cls, value: list[str]) -> Any:
-        return unique_items(value)
+        return base.unique_items(value)
 
     @field_validator("sources", "output")
     @classmethod
@@ -171,7 +165,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         return special
 
 
-def _section(registry: Any, name: str, key: str) -> type[ConfigModel]:
+def _section(registry: Any, name: str, key: str) -> type[base.ConfigModel]:
     try:
         return registry.get(name).Config
     except UsageError as error:
@@ -205,7 +199,7 @@ class PreprocessJob:
 
     def __init__(self, config: PreprocessConfig, make_sink: MakeSink | None = None) -> None:
         """Opens the sources; `make_sink`, if given, replaces the class in SINKS."""
-        check_required(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
+        base.check_required(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
         self._config = config = with_format(config)
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
@@ -370,7 +364,7 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
 
 
 def source_options(
-    config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel
+    config: PreprocessConfig, section: base.ConfigModel, resolved: base.ConfigModel
 ) -> dict[str, Any]:
     """Options outside the section of the sink, for the metadata of the output."""
     selection_keys = ("episodes", "exclude", "max_episodes")
@@ -384,7 +378,7 @@ def source_options(
     }
 
 
-def record_options(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
+def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[str, Any]:
     """Options for the record, without sections except that of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=excluded)

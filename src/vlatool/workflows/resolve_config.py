@@ -6,18 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from vlatool.config import resolve
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.config.coerce import plain
 from vlatool.config.presets import PresetInfo, display_path, preset_info
-from vlatool.config.resolve import (
-    STRICT,
-    LayerReader,
-    Resolved,
-    to_yaml,
-    value_origins,
-    values_to_yaml,
-    with_derived,
-)
 from vlatool.config.rules import violations
 from vlatool.config.schema import unset_required
 from vlatool.errors import UsageError
@@ -58,7 +50,7 @@ class ResolveResult(Result):
 
 
 def resolve_config(
-    resolved: Resolved[Any],
+    resolved: resolve.Resolved[Any],
     *,
     explain: bool = False,
     output: str | None = None,
@@ -84,7 +76,7 @@ def resolve_config(
     """
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
-        resolved = with_derived(resolved, config, rules)
+        resolved = resolve.with_derived(resolved, config, rules)
     resolved, folder = _without_request(resolved)
     target = _target(output or folder) if output or folder else None
     if target is not None:
@@ -92,17 +84,17 @@ def resolve_config(
     for violation in violations(resolved.config):
         reporter.warn("broken_rule", violation.message)
     unset = unset_required(resolved.config)
-    text = to_yaml(resolved, explain=explain)
+    text = resolve.to_yaml(resolved, explain=explain)
     if unset:
         text += f"# required, but not set: {', '.join(unset)}\n"
     if target is not None:
         remove_partials_of(target)
         write_text(target, text)
-    origins = value_origins(resolved) if explain else None
+    origins = resolve.value_origins(resolved) if explain else None
     return ResolveResult(resolved.config.model_dump(mode="json"), unset, origins, target, text)
 
 
-def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
+def _without_request(resolved: resolve.Resolved[Any]) -> tuple[resolve.Resolved[Any], str]:
     folder = getattr(resolved.config, "resolve_configs_path", None)
     if not hasattr(resolved.config, "resolve_configs"):
         return resolved, ""
@@ -126,7 +118,7 @@ def _target(output: str) -> Path:
     return path
 
 
-def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
+def _check_target_free(target: Path, resolved: resolve.Resolved[Any]) -> None:
     """Raises UsageError if the file exists and lacks keys, hence was not written by this module."""
     if not target.exists():
         return
@@ -160,7 +152,7 @@ class ShownPreset(Result):
         """YAML for `--config`, after comments with the name and the description."""
         head = f"# {display_path(self.preset.path)}"
         text = f"{head}: {self.preset.description}" if self.preset.description else head
-        return [text, values_to_yaml(self.values)]
+        return [text, resolve.values_to_yaml(self.values)]
 
 
 def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> ShownPreset:
@@ -174,6 +166,6 @@ def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> Sho
     check_required(config, "vlatool presets show NAME; `vlatool presets` lists the names")
     from vlatool.training.config import TrainConfig  # imports numpy
 
-    reader = LayerReader(TrainConfig.preset_sections, None, STRICT)
+    reader = resolve.LayerReader(TrainConfig.preset_sections, None, resolve.STRICT)
     tree = reader.read([config.name], (), ()).trees[0]
     return ShownPreset(preset_info(config.name), plain(tree))

@@ -19,16 +19,8 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.uri import local_path
+from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
-from vlatool.world.recording import (
-    LayoutRecorder,
-    RecordableEpisode,
-    RecordedEpisode,
-    Recorder,
-    RecordingSetup,
-    expert_episode,
-    recorded_of,
-)
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
 Layout = Literal["spartan", "lerobot", "libero"]
@@ -168,7 +160,7 @@ class SampleJob:
         self._config = config
         self._recorder = _recorder(config)
         self._expert = _expert(config)
-        self._recorded: list[RecordedEpisode] = []
+        self._recorded: list[recording.RecordedEpisode] = []
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("sample", options),
@@ -218,7 +210,7 @@ class SampleJob:
 
     def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
         for receipt in receipts:
-            self._recorded.append(recorded_of(receipt))
+            self._recorded.append(recording.recorded_of(receipt))
             yield receipt
 
     def result(self, run: JobRun) -> SampleResult:
@@ -238,7 +230,7 @@ class ExpertWriter:
     # Writes an episode; its second argument is the number of frames before it.
     write: Callable[[Any, int], Receipt]
     # Function from the number of an episode to the episode.
-    expert: Callable[[int], RecordableEpisode]
+    expert: Callable[[int], recording.RecordableEpisode]
 
     def __call__(self, item: tuple[int, int]) -> Receipt:
         index, first_row = item
@@ -250,17 +242,17 @@ def _state(item: tuple[int, int]) -> InputState:
     return InputState(f"{item[0]} {item[1]}")
 
 
-def _expert(config: SampleConfig) -> Callable[[int], RecordableEpisode]:
+def _expert(config: SampleConfig) -> Callable[[int], recording.RecordableEpisode]:
     """Picklable function from the number of an episode to the episode."""
     if config.world == "builtin":
         frames, scenes = config.frames, config.scenes
-        return partial(expert_episode, config.seed, frames=frames, shared_scenes=scenes)
+        return partial(recording.expert_episode, config.seed, frames=frames, shared_scenes=scenes)
     from vlatool.world.metaworld.episodes import simulated_episode
 
     return partial(simulated_episode, config.task, SQUARE_SIZES[config.size], config.seed)
 
 
-def _recorder(config: SampleConfig) -> Recorder:
+def _recorder(config: SampleConfig) -> recording.Recorder:
     # Imports inside: only the layouts that need PyAV, pyarrow or SciPy load them.
     if config.world == "metaworld":
         from vlatool.workflows.sample_lerobot import metaworld_recorder
@@ -274,19 +266,21 @@ def _recorder(config: SampleConfig) -> Recorder:
 
         size = SQUARE_SIZES.get(config.size, PUBLISHED_SIZE)
         views = tuple(View(camera, size) for camera in cameras)
-        return LayoutRecorder(LiberoWriter(RecordingSetup(local_path(config.output), views)))
+        return recording.LayoutRecorder(
+            LiberoWriter(recording.RecordingSetup(local_path(config.output), views))
+        )
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)
-    setup = RecordingSetup(local_path(config.output), views, config.depth)
+    setup = recording.RecordingSetup(local_path(config.output), views, config.depth)
     if config.layout == "lerobot":
         from vlatool.workflows.sample_lerobot import world_recorder
 
         return world_recorder(setup, config.layout_version, config.episodes)
     from vlatool.world.record_spartan import SpartanWriter
 
-    return LayoutRecorder(SpartanWriter(setup))
+    return recording.LayoutRecorder(SpartanWriter(setup))
 
 
-def _summary(config: SampleConfig, recorded: list[RecordedEpisode]) -> SampleResult:
+def _summary(config: SampleConfig, recorded: list[recording.RecordedEpisode]) -> SampleResult:
     names = [camera.name for camera in cameras_for(config.cameras)]
     if config.world == "metaworld":
         names = [*VIEWS]

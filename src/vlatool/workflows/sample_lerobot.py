@@ -17,17 +17,14 @@ from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import SinkSetup, Work
 from vlatool.sinks.lerobot.episodes import LeRobotSinkConfig
 from vlatool.sinks.lerobot.sink import LeRobotSink
+from vlatool.world import recording
 from vlatool.world.metaworld import episodes as metaworld
 from vlatool.world.record_lerobot import ROBOT_TYPE, as_episode, world_survey
-from vlatool.world.recording import (
-    RecordableEpisode,
-    RecordingSetup,
-    recorded_episode,
-    with_recorded,
-)
 
 
-def world_recorder(setup: RecordingSetup, version: Version, episodes: int) -> "SinkRecorder":
+def world_recorder(
+    setup: recording.RecordingSetup, version: Version, episodes: int
+) -> "SinkRecorder":
     """Recorder of the built-in world."""
     config = LeRobotSinkConfig(layout_version=version, robot_type=ROBOT_TYPE)
     survey = world_survey(setup.views, episodes)
@@ -50,11 +47,11 @@ class _EpisodeWriter:
     work: Work
     convert: Callable[[Any], Episode]
 
-    def __call__(self, episode: RecordableEpisode, first_row: int) -> Receipt:
+    def __call__(self, episode: recording.RecordableEpisode, first_row: int) -> Receipt:
         del first_row  # the sink numbers rows at the end
         converted = self.convert(episode)
         receipt = self.work(EpisodeRef(converted.id, Path(), ""), converted)
-        return with_recorded(receipt, recorded_episode(episode, ()))
+        return recording.with_recorded(receipt, recording.recorded_episode(episode, ()))
 
 
 class SinkRecorder:

@@ -132,13 +132,8 @@ def tokenizer_eval(
     check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
     checkpoint, data = pinned(require_weights(config.checkpoint)), pinned(config.data)
     find_shards(str(data), config.split)  # before the imports below, which take seconds
+    from vlatool.evaluation import reconstruction
     from vlatool.evaluation.image_metrics import extremes
-    from vlatool.evaluation.reconstruction import (
-        EvalOptions,
-        evaluate_reconstruction,
-        load_metric_networks,
-        reconstruct,
-    )
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.tokenizer import open_tokenizer
     from vlatool.training.config import TrainConfig
@@ -151,14 +146,14 @@ def tokenizer_eval(
     changes = {"teacher": config.teacher} if config.teacher else {}
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, changes)
     run = tokenizer.network.reconstructor()
-    networks = load_metric_networks(config.perceptual_weights, runtime.device)
+    networks = reconstruction.load_metric_networks(config.perceptual_weights, runtime.device)
     images = ImageDataConfig(
         shards=[str(data)],
         split=config.split,
         preprocessing=tokenizer.preprocessing,
         convert_colors=config.convert_colors,
     )
-    options = EvalOptions(
+    options = reconstruction.EvalOptions(
         batch_size=config.batch_size,
         device=runtime.device,
         rank=runtime.rank,
@@ -167,7 +162,7 @@ def tokenizer_eval(
         reduce=runtime.sum,
     )
     reporter.note(f"measuring {tokenizer.path}")
-    evaluation = evaluate_reconstruction(
+    evaluation = reconstruction.evaluate_reconstruction(
         tokenizer.network, run, images, options, networks, reporter
     )
     share = evaluation.metrics.get("frequent_codes", 0.0)
@@ -186,7 +181,7 @@ def tokenizer_eval(
     shown = {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
     result = replace(result, extremes=shown)
     with single_output(output, record, (REPORT, PAGE)):
-        images_shown = reconstruct(run, images, options, ranked.keys)
+        images_shown = reconstruction.reconstruct(run, images, options, ranked.keys)
         _write_page(result, images_shown)
         write_json(output / REPORT, result.document())
     return result

@@ -27,22 +27,9 @@ from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
 from vlatool.results import Result, outcome
 from vlatool.storage.uri import local_path, location
+from vlatool.training import resume
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
-from vlatool.training.resume import (
-    complete_run,
-    earlier_run,
-    fixed_name,
-    new_name,
-    plan_run,
-    prepare_run,
-    repair_run,
-    resolved,
-    run_identity,
-    start_in,
-    started_run,
-    with_local_folder,
-)
 from vlatool.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -151,7 +138,7 @@ def train(
     """
     config.check_given()
     check_trackers(config.trackers)
-    config = with_local_folder(config)
+    config = resume.with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
     with _remote_run(config, typed, reporter) as (config, remote):
@@ -190,16 +177,16 @@ def _remote_run(
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
-    starts = partial(start_in, world_size=_ranks(config, runtime, typed))
+    starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        remote = choose_remote_run(config, new_name(config), starts)
+        remote = choose_remote_run(config, resume.new_name(config), starts)
         yield config.model_copy(update={"name": remote.name}), remote
         return
     with ExitStack() as stack:
         remote = latest = None
         if runtime.is_main:
             remote = stack.enter_context(
-                held_remote_run(config, new_name(config), starts, reporter)
+                held_remote_run(config, resume.new_name(config), starts, reporter)
             )
             latest = RunDir(local_path(config.save_path) / remote.name).latest()
         with runtime.waiting():
@@ -218,7 +205,7 @@ def _prepare(
 ) -> tuple["RunSetup", Path | None]:
     """Resolves configuration, data and plan; returns the setup and the folder of model assets."""
     before = None if config.name is None else RunDir(_output(config))
-    config, info, rules = resolved(config, before, reporter)
+    config, info, rules = resume.resolved(config, before, reporter)
     from vlatool.training.data import DataStreams, check_samples, validation_data
     from vlatool.training.run import RunSetup  # torch: locations that fail answer before
     from vlatool.training.runtime import Runtime
@@ -265,7 +252,7 @@ def _claim(
     from vlatool.training.sync import RunSync
 
     config, info, run = setup.config, setup.info, setup.run
-    earlier_run(run, config)  # raises before the lock creates a file there
+    resume.earlier_run(run, config)  # raises before the lock creates a file there
     stack.enter_context(output_lock(run.root, "vlatool train"))
 
     def write_assets() -> None:
@@ -273,13 +260,13 @@ def _claim(
         save_model_assets(config, run.root)
         run.write_origins(setup.origins)
 
-    fingerprint, extends_budget = run_identity(config, info, setup.plan, run.root, reporter)
-    start, record = plan_run(run, config, fingerprint, extends_budget)
-    record = prepare_run(run, config, start, record, write_assets)
+    fingerprint, extends_budget = resume.run_identity(config, info, setup.plan, run.root, reporter)
+    start, record = resume.plan_run(run, config, fingerprint, extends_budget)
+    record = resume.prepare_run(run, config, start, record, write_assets)
     latest = run.latest()
     if latest is not None:  # it may have been changed after it was written
         CheckpointManifest.read(latest[1]).check(latest[1])
-    for name in repair_run(run, config, write_assets):
+    for name in resume.repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
     if run.latest() is None:
         report_differences(config, fingerprint, reporter)
@@ -288,7 +275,7 @@ def _claim(
     if remote is not None and remote.lock is not None:
         locations.append((remote.root, remote.lock.check))
         if config.remote_sync_fixed_path is not None:
-            folder = location(config.remote_sync_fixed_path) / fixed_name(record.run_id)
+            folder = location(config.remote_sync_fixed_path) / resume.fixed_name(record.run_id)
             locations.append((folder, lambda: None))
     sync = stack.enter_context(RunSync(run, locations, retention_of(config), reporter))
     run.prune(Retention(), sync.needed())
@@ -308,7 +295,7 @@ def _finish(setup: "RunSetup", record: OutputRecord, result: TrainResult) -> Non
     from vlatool.training.run import retention_of
 
     assert setup.sync is not None
-    complete_run(setup.run, record, {"steps": result.steps, "samples": result.samples})
+    resume.complete_run(setup.run, record, {"steps": result.steps, "samples": result.samples})
     try:
         setup.sync.finish()
     except StorageError as error:
@@ -320,7 +307,7 @@ def _finish(setup: "RunSetup", record: OutputRecord, result: TrainResult) -> Non
 
 def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
     """Folder with the assets of the model: of a started run, else of the initial weights."""
-    started = started_run(config, run)
+    started = resume.started_run(config, run)
     if started is not None:
         return started.root
     origin = None if config.init_from is None else section_of(config.init_from)
@@ -351,7 +338,7 @@ def _machine_defaults(
     config: TrainConfig, runtime: "Runtime", typed: Collection[str]
 ) -> TrainConfig:
     """Sets null keys that depend on the machine; a resumed run keeps its values."""
-    name = config.name or new_name(config)
+    name = config.name or resume.new_name(config)
     config = config.model_copy(update={"name": runtime.broadcast(name)})
     workers = config.data.num_workers
     if workers is None:
@@ -384,8 +371,8 @@ def _planned(
     from vlatool.training.forecast import forecast, num_parameters
 
     config, plan, order = setup.config, setup.plan, setup.streams.order
-    identity = run_identity(config, setup.info, plan, setup.run.root, reporter)
-    start, _ = plan_run(setup.run, config, *identity)
+    identity = resume.run_identity(config, setup.info, plan, setup.run.root, reporter)
+    start, _ = resume.plan_run(setup.run, config, *identity)
     continues = remote is not None and remote.step is not None
     return TrainResult(
         output=str(setup.run.root),

@@ -9,19 +9,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vlatool import inspection
 from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
-from vlatool.inspection import (
-    check_target,
-    code_rows,
-    inspect_location,
-    verify_location,
-    write_page,
-)
 from vlatool.jobs.executor import default_workers
 from vlatool.pages.report import PageRequest, Report
 from vlatool.results import MERGED, OPTIONAL, Result, columns
@@ -92,8 +86,8 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
     if target is None:
         _check_tokenizer(path, "", config)
     else:
-        check_target(target)
-    kind, report = inspect_location(path, config.format, config.episodes, reporter)
+        inspection.check_target(target)
+    kind, report = inspection.inspect_location(path, config.format, config.episodes, reporter)
     if target is not None:
         if report.page is None:
             raise UsageError(
@@ -103,7 +97,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
                 code="usage.no_page",
             )
         _check_tokenizer(path, kind, config)
-        write_page(report, config.location, target, _page_request(config))
+        inspection.write_page(report, config.location, target, _page_request(config))
     return InspectResult(report.kind, config.location, config.html, report)
 
 
@@ -233,7 +227,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
             findings, if one of them is an error.
     """
     if config.codes:
-        return CodesResult(list(code_rows()))
+        return CodesResult(list(inspection.code_rows()))
     if not config.location:
         raise UsageError(
             "no location is given", hint="run vlatool verify LOCATION", code="usage.missing_key"
@@ -245,7 +239,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     samples = None if config.full else config.samples
     workers = config.workers or default_workers()
     options = CheckOptions(samples, config.full, config.quick, workers, reporter=reporter)
-    verification = verify_location(
+    verification = inspection.verify_location(
         require_existing(config.location),
         options,
         format_name=config.format,

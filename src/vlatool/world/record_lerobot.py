@@ -12,39 +12,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from vlatool.artifacts.lerobot.format import (
-    DATA_PATH,
-    META_FILES,
-    OWNED_FILES,
-    STATS_FILE,
-    EpisodeLine,
-    SetInfo,
-    automatic_columns,
-    automatic_features,
-    feature,
-    merge_stats,
-    table_stats,
-    template_values,
-    vector_column,
-    write_meta,
-    write_table,
-)
+from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.artifacts.lerobot.output import IMAGE_CELL
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
 from vlatool.storage.atomic import write_json
+from vlatool.world import scene
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
 from vlatool.world.render import View
-from vlatool.world.scene import (
-    ACTION_WIDTH,
-    COLORS,
-    FPS,
-    IMAGE_COLUMNS,
-    STATE_WIDTH,
-    Scene,
-    instruction_for,
-    libero_actions,
-    libero_states,
-)
 
 PUBLISHED_SIZE = (256, 256)
 STATE, ACTION = "observation.state", "action"
@@ -56,7 +30,7 @@ ROBOT_TYPE = "vlatool_world"
 class DrawnFrames:
     """Images of a view as a `FrameSource`, drawn when they are read."""
 
-    scenes: Sequence[Scene]
+    scenes: Sequence[scene.Scene]
     view: View
 
     def __len__(self) -> int:
@@ -79,7 +53,7 @@ def world_survey(views: Sequence[View], episodes: int) -> Survey:
         episodes=episodes,
         cameras={view.camera.name: view.size for view in views},
         fields={STATE: spec, ACTION: spec},
-        fps=FPS,
+        fps=scene.FPS,
         action_fields=(ACTION,),
         proprioception_fields=(STATE,),
     )
@@ -90,7 +64,7 @@ def as_episode(episode: WorldEpisode, views: Sequence[View]) -> Episode:
     return Episode(
         id=f"episode_{episode.index:06d}",
         task=episode.instruction,
-        fps=FPS,
+        fps=scene.FPS,
         num_frames=len(episode),
         cameras={view.camera.name: DrawnFrames(episode.scenes, view) for view in views},
         lowdim={STATE: episode.states, ACTION: episode.actions},
@@ -104,38 +78,42 @@ def as_episode(episode: WorldEpisode, views: Sequence[View]) -> Episode:
 class LiberoWriter:
     """Recorder of LIBERO data sets; the two views become `image` and `wrist_image`."""
 
-    owned: ClassVar[Sequence[str]] = OWNED_FILES
-    closing: ClassVar[Sequence[str]] = META_FILES
+    owned: ClassVar[Sequence[str]] = lerobot_format.OWNED_FILES
+    closing: ClassVar[Sequence[str]] = lerobot_format.META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         images = {
             name: _image_column(episode, view)
-            for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
+            for name, view in zip(scene.IMAGE_COLUMNS, self.setup.views, strict=True)
         }
         columns = {
             **images,
-            "state": vector_column(libero_states(episode.states)),
-            "actions": vector_column(libero_actions(episode.actions, episode.states)),
-            **automatic_columns(np.arange(len(episode)), FPS, episode.index, first_row),
+            "state": lerobot_format.vector_column(scene.libero_states(episode.states)),
+            "actions": lerobot_format.vector_column(
+                scene.libero_actions(episode.actions, episode.states)
+            ),
+            **lerobot_format.automatic_columns(
+                np.arange(len(episode)), scene.FPS, episode.index, first_row
+            ),
             "task_index": pa.array(np.full(len(episode), episode.target)),
         }
-        path = DATA_PATH.format(**template_values(episode.index))
-        write_table(self.setup.output / path, columns)
-        return recorded_episode(episode, [path], table_stats(columns))
+        path = lerobot_format.DATA_PATH.format(**lerobot_format.template_values(episode.index))
+        lerobot_format.write_table(self.setup.output / path, columns)
+        return recorded_episode(episode, [path], lerobot_format.table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         merged = {
-            name: merge_stats([episode.stats[name] for episode in episodes])
+            name: lerobot_format.merge_stats([episode.stats[name] for episode in episodes])
             for name in episodes[0].stats
         }
-        write_json(self.setup.output / STATS_FILE, merged, indent=4)
+        write_json(self.setup.output / lerobot_format.STATS_FILE, merged, indent=4)
         features: dict[str, Any] = {
-            name: feature("image", [*view.size, 3], ["height", "width", "channel"])
-            for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
+            name: lerobot_format.feature("image", [*view.size, 3], ["height", "width", "channel"])
+            for name, view in zip(scene.IMAGE_COLUMNS, self.setup.views, strict=True)
         }
-        features["state"] = feature("float32", [STATE_WIDTH], ["state"])
-        features["actions"] = feature("float32", [ACTION_WIDTH], ["actions"])
+        features["state"] = lerobot_format.feature("float32", [scene.STATE_WIDTH], ["state"])
+        features["actions"] = lerobot_format.feature("float32", [scene.ACTION_WIDTH], ["actions"])
         _write_meta(self.setup, episodes, "v2.0", "panda", features)
 
 
@@ -146,12 +124,15 @@ def _write_meta(
     robot_type: str,
     features: Mapping[str, Any],
 ) -> None:
-    tasks = [instruction_for(color) for color in COLORS]
-    info = SetInfo(version, robot_type, FPS, tasks, {**features, **automatic_features()})
+    tasks = [scene.instruction_for(color) for color in scene.COLORS]
+    info = lerobot_format.SetInfo(
+        version, robot_type, scene.FPS, tasks, {**features, **lerobot_format.automatic_features()}
+    )
     lines = [
-        EpisodeLine(episode.index, (episode.instruction,), episode.frames) for episode in episodes
+        lerobot_format.EpisodeLine(episode.index, (episode.instruction,), episode.frames)
+        for episode in episodes
     ]
-    write_meta(setup.output, info, lines)
+    lerobot_format.write_meta(setup.output, info, lines)
 
 
 def _image_column(episode: WorldEpisode, view: View) -> pa.Array:

@@ -4,14 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
-from vlatool.artifacts.codes.format import (
-    CODES_CHANGED,
-    IMAGES_NAME,
-    MANIFEST_NAME,
-    CodesFolder,
-    EpisodeCodes,
-    combined_digest,
-)
+from vlatool.artifacts.codes import format as codes_format
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
@@ -57,14 +50,14 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     if not has_ended:
         return
     try:
-        folder = CodesFolder.find(location)
+        folder = codes_format.CodesFolder.find(location)
     except DataError as error:
         yield CODES("broken_manifest", error.message, path=error.details["path"])
         return
     if folder is None or not can_list(location):
         return
     if not folder.has_manifest:
-        path = location / MANIFEST_NAME
+        path = location / codes_format.MANIFEST_NAME
         yield CODES.at("no_manifest", path, "is missing")
     yield from _FolderCheck(folder, options).findings()
 
@@ -72,7 +65,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 class _FolderCheck:
     """Checks of one folder, episode by episode."""
 
-    def __init__(self, folder: CodesFolder, check: CheckOptions) -> None:
+    def __init__(self, folder: codes_format.CodesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._digests: dict[str, str] = {}
         self._images = 0
@@ -96,7 +89,7 @@ class _FolderCheck:
             stems = self._folder.stems(episode)
             self._images += len(stems)
         else:
-            codes: list[EpisodeCodes] = []
+            codes: list[codes_format.EpisodeCodes] = []
             for entry in self._read(episode):
                 if isinstance(entry, Finding):
                     yield entry
@@ -110,24 +103,24 @@ class _FolderCheck:
                 return  # no image of the episode is known
         yield from self._against_images(episode, stems)
 
-    def _read(self, episode: str) -> Iterator[Finding | EpisodeCodes]:
+    def _read(self, episode: str) -> Iterator[Finding | codes_format.EpisodeCodes]:
         """Yields the codes of an episode, or findings of its broken files and the other codes."""
         try:
             yield self._folder.read(episode)
         except DataError as error:
             is_packed = self._folder.layout == "packed"
-            if is_packed or error.code == CODES_CHANGED:
+            if is_packed or error.code == codes_format.CODES_CHANGED:
                 yield _finding(error, episode)
             for stem in () if is_packed else self._folder.stems(episode):
                 try:
                     codes = self._folder.read_image(episode, stem)
-                    yield EpisodeCodes(episode, (stem,), codes[None])
+                    yield codes_format.EpisodeCodes(episode, (stem,), codes[None])
                 except DataError as broken:
                     yield _finding(broken, episode)
 
     def _against_images(self, episode: str, stems: list[str]) -> Iterator[Finding]:
         """Compares codes with images, if the folder of the images is next to that of the codes."""
-        images = self._folder.path.parent / IMAGES_NAME
+        images = self._folder.path.parent / codes_format.IMAGES_NAME
         if not images.is_dir():
             return
         names = file_names(images / episode)
@@ -146,7 +139,7 @@ class _FolderCheck:
 
     def _totals(self, episodes: int) -> Iterator[Finding]:
         manifest = self._folder.manifest
-        location = {"path": str(self._folder.path / MANIFEST_NAME)}
+        location = {"path": str(self._folder.path / codes_format.MANIFEST_NAME)}
         counts = (episodes, self._images)
         if counts != (manifest.episodes, manifest.pictures):
             message = (
@@ -154,7 +147,10 @@ class _FolderCheck:
             )
             message = f"{location['path']}: lists {message}, found {counts[0]} and {counts[1]}"
             yield CODES("count_mismatch", message, **location)
-        elif len(self._digests) == episodes and combined_digest(self._digests) != manifest.digest:
+        elif (
+            len(self._digests) == episodes
+            and codes_format.combined_digest(self._digests) != manifest.digest
+        ):
             message = f"{location['path']}: the digest does not match the codes"
             yield CODES("digest_mismatch", message, **location)
 
@@ -163,7 +159,7 @@ def _finding(error: DataError, episode: str) -> Finding:
     code = {
         "data.other_tokenizer": "other_tokenizer",
         "data.missing_codes": "missing",
-        CODES_CHANGED: "digest_mismatch",
+        codes_format.CODES_CHANGED: "digest_mismatch",
     }
     name = code.get(error.code, "broken")
     return CODES(name, error.message, episode=episode, path=error.details["path"])

@@ -4,14 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
-from vlatool.artifacts.fast.format import (
-    NAMES,
-    REPORT_NAME,
-    TOKENIZER_NAME,
-    ignored_code,
-    read_fast,
-    read_report,
-)
+from vlatool.artifacts.fast import format as fast_format
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
@@ -50,11 +43,11 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
-    options.counts.add(files=sum((location / name).is_file() for name in NAMES))
-    for name in ignored_code(location):
+    options.counts.add(files=sum((location / name).is_file() for name in fast_format.NAMES))
+    for name in fast_format.ignored_code(location):
         yield FAST.at("code", location / name, "is never executed")
     try:
-        tokenizer = read_fast(location)
+        tokenizer = fast_format.read_fast(location)
     except DataError as error:
         code = "remote_code" if error.code == "data.remote_code" else "broken"
         yield FAST(code, error.message, path=error.details["path"])
@@ -65,11 +58,11 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Finding]:
     if not tokenizer.covers_all_bytes:
-        path = location / TOKENIZER_NAME
+        path = location / fast_format.TOKENIZER_NAME
         yield FAST.at("missing_bytes", path, "some bytes have no id")
-    path = location / REPORT_NAME
+    path = location / fast_format.REPORT_NAME
     try:
-        report = read_report(location) if path.is_file() else {}
+        report = fast_format.read_report(location) if path.is_file() else {}
     except DataError as error:
         yield FAST("broken_report", error.message, path=str(path))
         return

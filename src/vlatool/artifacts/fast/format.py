@@ -26,13 +26,7 @@ from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import NormalizationProfile, write_profile
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.tar import open_shard
-from vlatool.artifacts.windows.format import (
-    DATA_NAME,
-    Window,
-    lines_files,
-    read_manifest,
-    read_windows,
-)
+from vlatool.artifacts.windows import format as windows_format
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_valid_record
@@ -333,8 +327,8 @@ class ChunkFile:
 
     def _windows(self) -> Iterator[Array]:
         """One chunk per step: a step may have two lines, one of each kind."""
-        previous: Window | None = None
-        for window in read_windows(self.path):
+        previous: windows_format.Window | None = None
+        for window in windows_format.read_windows(self.path):
             if (
                 previous is None
                 or window.images != previous.images
@@ -368,7 +362,7 @@ class ChunkSource:
 
 def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
     """Action chunks in a folder of training data, at any location."""
-    lines = lines_files(folder)
+    lines = windows_format.lines_files(folder)
     if lines:
         return _of_windows(folder, lines, fields)
     shards = ShardFolder.find(folder)
@@ -380,7 +374,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
             "data.no_chunks",
         ) or DataError.at(
             folder,
-            f"no action chunks here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
+            f"no action chunks here: neither {windows_format.DATA_NAME}/*{LINES_SUFFIX} nor shards",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_chunks",
         )
@@ -388,7 +382,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 
 
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
-    manifest, record = read_manifest(folder), read_valid_record(folder)
+    manifest, record = windows_format.read_manifest(folder), read_valid_record(folder)
     if manifest is None and record is not None and not record.is_download:
         raise record.no_manifest_error(folder)
     recorded = () if manifest is None else manifest.action_fields
@@ -434,7 +428,7 @@ def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
     return published if not stored or absolute == {*published} else stored
 
 
-def _is_pair(window: Window, previous: Window) -> bool:
+def _is_pair(window: windows_format.Window, previous: windows_format.Window) -> bool:
     """True if a line is of the other kind and the same step."""
     return window.kind != previous.kind and window.actions == previous.actions
 

@@ -4,12 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.fast.format import (
-    REPORT_NAME,
-    ignored_code,
-    read_fast,
-    read_report,
-)
+from vlatool.artifacts.fast import format as fast_format
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import NormalizationProfile, read_profile
 from vlatool.pages.report import Problems, Report, branch
@@ -24,19 +19,19 @@ def inspect(location: Path) -> Report:
     code in the folder, which are not run; `profile` is None and `fitted` empty if not stored.
     """
     findings = Problems()
-    tokenizer = findings.read(read_fast, location)
+    tokenizer = findings.read(fast_format.read_fast, location)
     profile, fitted = None, None
     if (location / PROFILE_NAME).is_file():
         profile = findings.read(read_profile, str(location / PROFILE_NAME))
-    if (location / REPORT_NAME).is_file():
-        fitted = findings.read(read_report, location)
+    if (location / fast_format.REPORT_NAME).is_file():
+        fitted = findings.read(fast_format.read_report, location)
     facts = {
         "folder": str(location),
         "ids": 0 if tokenizer is None else tokenizer.vocab_size,
         "scale": 0.0 if tokenizer is None else tokenizer.scale,
         "lowest": 0 if tokenizer is None else tokenizer.min_token,
         "digest": "" if tokenizer is None else tokenizer.digest,
-        "code": list(ignored_code(location)),
+        "code": list(fast_format.ignored_code(location)),
         "profile": None if profile is None else profile.document(),
         "fitted": fitted or {},
     }

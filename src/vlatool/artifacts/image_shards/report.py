@@ -7,32 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.image_shards.format import (
-    METADATA_SUFFIX,
-    TRAIN_LIST,
-    VAL_LIST,
-    image_suffix,
-    image_tars,
-    read_list,
-    read_manifest,
-)
+from vlatool.artifacts.image_shards import format as image_shards_format
 from vlatool.artifacts.images import ImageInfo, image_info, open_image
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.record import read_record
+from vlatool.pages import report
 from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
 from vlatool.pages.layout import Section, escape, evenly_spaced, note, table, tiles
-from vlatool.pages.report import (
-    Findings,
-    PageRequest,
-    Problems,
-    Report,
-    ReportPage,
-    finding_notes,
-    listed,
-    status_text,
-)
 from vlatool.pages.text import pixels_text, text_table
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.tree import size_text
@@ -66,15 +49,18 @@ class ImageShardsFacts:
     options: Mapping[str, Any] | None = None
 
 
-def inspect(location: Path) -> Report:
+def inspect(location: Path) -> report.Report:
     """Reads the manifest and the lists, and opens the first shard."""
     if location.is_file():
         return _inspect_tar(location)
     record = read_record(location)
     if record is not None and record.result is None:
         raise record.no_manifest_error(location)
-    manifest, tars = read_manifest(location), image_tars(location)
-    findings = Problems()
+    manifest, tars = (
+        image_shards_format.read_manifest(location),
+        image_shards_format.image_tars(location),
+    )
+    findings = report.Problems()
     first, metadata = None, dict[str, Any]()
     if tars:
         with findings.collecting(), open_shard(tars[0]) as tar:
@@ -89,8 +75,8 @@ def inspect(location: Path) -> Report:
         else sum(shard.bytes for shard in manifest.shards),
         first=first,
         metadata=metadata,
-        train=_listed(location / TRAIN_LIST, findings),
-        val=_listed(location / VAL_LIST, findings),
+        train=_listed(location / image_shards_format.TRAIN_LIST, findings),
+        val=_listed(location / image_shards_format.VAL_LIST, findings),
         options={} if manifest is None else manifest.options,
     )
     missing = (tar for tar in tars if tar not in present)
@@ -98,7 +84,7 @@ def inspect(location: Path) -> Report:
     return _report(facts, findings, tars)
 
 
-def _inspect_tar(path: Path) -> Report:
+def _inspect_tar(path: Path) -> report.Report:
     with open_shard(path) as tar:
         first, metadata = _first(tar)
         facts = ImageShardsFacts(
@@ -114,32 +100,34 @@ def _inspect_tar(path: Path) -> Report:
         return _report(facts, [damage] if tar.damage else [], [path])
 
 
-def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -> Report:
+def _report(
+    facts: ImageShardsFacts, findings: report.Findings, tars: Sequence[Path]
+) -> report.Report:
     images = "images" if facts.pictures is None else counted(facts.pictures, "image")
     status = "broken" if findings else "whole"
     first, options = facts.first, facts.options or {}
     summary = {
-        "status": status_text(status),
+        "status": report.status_text(status),
         "on disk": size_text(facts.bytes),
         "images": "unknown" if facts.pictures is None else facts.pictures,
         "first image": f"{first.format}, {pixels_text((first.width, first.height))}"
         if first
         else "none",
-        "cameras": ", ".join(map(str, listed(options, "cameras"))),
+        "cameras": ", ".join(map(str, report.listed(options, "cameras"))),
         "split": "no lists"
         if facts.train is None or facts.val is None
         else f"{counted(facts.train, 'shard')} for training, {facts.val} for validation",
     }
-    sources = ", ".join(map(str, listed(options, "source_episodes")))
+    sources = ", ".join(map(str, report.listed(options, "source_episodes")))
     provenance = [("from", f"{sources} ({options.get('type')})")] if sources else []
     provenance += [(key, _text(options[key])) for key in _SHOWN_OPTIONS if key in options]
-    overview = tiles({"shards": facts.shards, **summary}) + finding_notes(findings)
+    overview = tiles({"shards": facts.shards, **summary}) + report.finding_notes(findings)
     sections = [
         Section("Overview", overview),
         Section("Metadata of the first image", table((), facts.metadata.items())),
         Section("Provenance", table((), provenance)),
     ]
-    return Report(
+    return report.Report(
         kind="image-shards",
         headline=f"{images} in {counted(facts.shards, 'image shard')}",
         facts=asdict(facts) | {"status": status},
@@ -159,22 +147,22 @@ def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
         return None, {}
     info, metadata = None, dict[str, Any]()
     with tar.reading(tar.keys[0]) as sample:
-        suffix = image_suffix(sample.members)
+        suffix = image_shards_format.image_suffix(sample.members)
         if suffix is not None:
             with suppress(ValueError):
                 info = image_info(sample.members[suffix])
-        if METADATA_SUFFIX in sample.members:
+        if image_shards_format.METADATA_SUFFIX in sample.members:
             with suppress(DocumentError):
-                document = parse_json(sample.members[METADATA_SUFFIX])
+                document = parse_json(sample.members[image_shards_format.METADATA_SUFFIX])
                 metadata = document if isinstance(document, dict) else {}
     return info, metadata
 
 
-def _listed(path: Path, findings: Problems) -> int | None:
+def _listed(path: Path, findings: report.Problems) -> int | None:
     """Number of shards on a list; None without a list."""
     if not path.is_file():
         return None
-    tars = findings.read(read_list, path)
+    tars = findings.read(image_shards_format.read_list, path)
     return None if tars is None else len(tars)
 
 
@@ -184,10 +172,12 @@ def _text(value: object) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _page(sections: Sequence[Section], tars: Sequence[Path], request: PageRequest) -> ReportPage:
+def _page(
+    sections: Sequence[Section], tars: Sequence[Path], request: report.PageRequest
+) -> report.ReportPage:
     rows = [_row(tars[index]) for index in evenly_spaced(len(tars), request.samples)]
     title = f"Images ({len(rows)} of {counted(len(tars), 'shard')})"
-    return ReportPage([*sections, Section(title, "".join(rows))])
+    return report.ReportPage([*sections, Section(title, "".join(rows))])
 
 
 def _row(path: Path) -> str:
@@ -202,7 +192,7 @@ def _row(path: Path) -> str:
 
 def _image(tar: OpenShard, key: str) -> str:
     with tar.reading(key) as sample:
-        suffix = image_suffix(sample.members)
+        suffix = image_shards_format.image_suffix(sample.members)
         if suffix is None:
             return image_placeholder("no image")
         try:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
 
+from vlatool.artifacts.lerobot import meta
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
@@ -29,15 +30,6 @@ from vlatool.artifacts.lerobot.format import (
     EpisodeLine,
     Span,
     split_spans,
-)
-from vlatool.artifacts.lerobot.meta import (
-    Feature,
-    Info,
-    episode_statistics,
-    episode_tables,
-    read_episodes,
-    read_info,
-    read_tasks,
 )
 from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
@@ -100,7 +92,7 @@ class FileFinder:
     be listed, paths are not checked; reading an episode reports missing files.
     """
 
-    def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
+    def __init__(self, root: Path, info: meta.Info, findings: list[Finding]) -> None:
         self.root = root  # folder of the data set
         self.existing: set[Path] = set()  # requested paths that exist, as far as known
         self._info = info
@@ -316,8 +308,8 @@ class Dataset:
     """Data set, checked against the config."""
 
     root: Path  # folder with `meta/`, `data/`, `videos/`
-    info: Info  # content of `meta/info.json`
-    cameras: tuple[Feature, ...]  # camera features that have files
+    info: meta.Info  # content of `meta/info.json`
+    cameras: tuple[meta.Feature, ...]  # camera features that have files
     observation_keys: tuple[str, ...]  # columns that the policy observes
     action_keys: tuple[str, ...]  # columns that the policy predicts
     # no video of its cameras is there; a finding of the set says so
@@ -379,11 +371,11 @@ class EpisodeFiles:
     @property
     def task_table(self) -> Mapping[int, str]:
         """Map from task index to sentence; raises as `read_tasks`."""
-        return read_tasks(self.dataset.root, self.dataset.info)
+        return meta.read_tasks(self.dataset.root, self.dataset.info)
 
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""
-        return episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
+        return meta.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
 
 
 def task_sentences(recording: EpisodeFiles) -> Mapping[int, str]:
@@ -410,9 +402,9 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
     """Files that the metadata of a data set name, and whether they must exist. For storage that
     cannot be listed. Cameras without a video of the first episode have none.
     """
-    info = read_info(root)
+    info = meta.read_info(root)
     finder = FileFinder(root, info, [])
-    lines = read_episodes(root, info)
+    lines = meta.read_episodes(root, info)
     paths = [finder.data_file(line) for line in lines]
     for feature in info.features.values():
         videos = [
@@ -422,7 +414,7 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
             if (path := finder.video_file(line, feature.name)) is not None
         ]
         paths += videos if videos and videos[0].is_file() else ()
-    paths += episode_tables(root) if info.is_shared else ()
+    paths += meta.episode_tables(root) if info.is_shared else ()
     needed = (INFO_FILE,) if info.is_shared else (INFO_FILE, EPISODES_FILE)
     tasks = TASKS_TABLE if info.is_shared else TASKS_FILE
     optional = (tasks, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE)

@@ -35,12 +35,7 @@ from vlatool.artifacts.lerobot.format import (
 )
 from vlatool.episode import Array, UInt8Array
 from vlatool.storage.atomic import open_atomic, write_json
-from vlatool.transforms.statistics import (
-    WindowStatistics,
-    finite_lists,
-    quantile,
-    window_statistics,
-)
+from vlatool.transforms import statistics
 
 Stats = dict[str, Any]
 
@@ -53,15 +48,15 @@ _THINNED_SIDE = 150
 _THIN_FROM = 300
 
 
-def rows_statistics(columns: Sequence[Array]) -> WindowStatistics:
+def rows_statistics(columns: Sequence[Array]) -> statistics.WindowStatistics:
     """Partial statistics of columns [F, C], concatenated; rows that are not finite do not count."""
-    return window_statistics(
+    return statistics.window_statistics(
         [values[:, None] for values in columns], np.ones((len(columns[0]), 1), bool)
     )
 
 
 def column_entries(
-    stats: WindowStatistics, widths: Mapping[str, int]
+    stats: statistics.WindowStatistics, widths: Mapping[str, int]
 ) -> Iterator[tuple[str, Stats]]:
     """(column, statistics) of each column; `widths` maps columns to dimensions, in order."""
     start = 0
@@ -70,7 +65,7 @@ def column_entries(
         start += width
 
 
-def _entry(stats: WindowStatistics) -> Stats:
+def _entry(stats: statistics.WindowStatistics) -> Stats:
     count = stats.count[0]
     variance = stats.m2[0] / np.maximum(count, 1)
     values = {
@@ -79,8 +74,8 @@ def _entry(stats: WindowStatistics) -> Stats:
         "mean": stats.mean[0],
         "std": np.sqrt(variance),
     }
-    values |= {name: quantile(stats.digest, share) for name, share in QUANTILES.items()}
-    entry: Stats = {name: finite_lists(value) for name, value in values.items()}
+    values |= {name: statistics.quantile(stats.digest, share) for name, share in QUANTILES.items()}
+    entry: Stats = {name: statistics.finite_lists(value) for name, value in values.items()}
     return {**entry, "count": [int(count.max(initial=0))]}
 
 

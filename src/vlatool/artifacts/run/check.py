@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.check import CheckOptions, check_file
-from vlatool.artifacts.run.checkpoint import (
-    MANIFEST,
-    WEIGHTS_SUFFIX,
-    CheckpointManifest,
-    checkpoint_step,
-    read_weights_header,
-)
+from vlatool.artifacts.run import checkpoint
 from vlatool.artifacts.run.format import RunDir, has_step, is_run, scan_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import number_array
@@ -126,10 +120,12 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     checked: set[Path] = set()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
-            if (folder / MANIFEST).is_file() or (newest is not None and folder == newest[1]):
+            if (folder / checkpoint.MANIFEST).is_file() or (
+                newest is not None and folder == newest[1]
+            ):
                 yield from _check_checkpoint(folder, check, checked)
             else:
-                problem = f"has no {MANIFEST}, so it is not used"
+                problem = f"has no {checkpoint.MANIFEST}, so it is not used"
                 yield RUN.at("unfinished_checkpoint", folder, problem)
             bar.advance()
 
@@ -151,9 +147,9 @@ def _check_checkpoint(
 ) -> Iterator[Finding]:
     """Yields the findings of one checkpoint folder."""
     try:
-        manifest = CheckpointManifest.read(location)
+        manifest = checkpoint.CheckpointManifest.read(location)
     except DataError as error:
-        yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
+        yield RUN("broken_manifest", error.message, path=str(location / checkpoint.MANIFEST))
         return
     checked = set() if checked is None else checked
     entries = {**manifest.files, **manifest.beside}
@@ -164,16 +160,16 @@ def _check_checkpoint(
         yield from findings
         if _ABSENT.isdisjoint(finding.code for finding in findings):
             check.counts.add(files=1, bytes=entries[path.name].bytes)
-            if path.name.endswith(WEIGHTS_SUFFIX):
-                yield from _read_error("broken_weights", read_weights_header, path)
+            if path.name.endswith(checkpoint.WEIGHTS_SUFFIX):
+                yield from _read_error("broken_weights", checkpoint.read_weights_header, path)
         checked.add(path)
     for path in sorted(location.iterdir()) if can_list(location) else ():
-        if path.name != MANIFEST and path.name not in entries:
-            yield RUN.at("unlisted_file", path, f"is not in {MANIFEST}")
-    named_step = checkpoint_step(location.name)
+        if path.name != checkpoint.MANIFEST and path.name not in entries:
+            yield RUN.at("unlisted_file", path, f"is not in {checkpoint.MANIFEST}")
+    named_step = checkpoint.checkpoint_step(location.name)
     if named_step not in (None, manifest.step):
         problem = f"has step {manifest.step}, the folder name {named_step}"
-        yield RUN.at("broken_manifest", location / MANIFEST, problem)
+        yield RUN.at("broken_manifest", location / checkpoint.MANIFEST, problem)
 
 
 def _check_assets(run: RunDir, config: Any) -> Iterator[Finding]:
@@ -239,7 +235,7 @@ def _check_metrics(run: RunDir) -> Iterator[Finding]:
 
 def _is_checkpoint_of(run: RunDir, name: str) -> bool:
     try:
-        return (run.root / name / MANIFEST).is_file()
+        return (run.root / name / checkpoint.MANIFEST).is_file()
     except OSError:  # no file can have this name
         return False
 
@@ -250,7 +246,7 @@ def _check_best(run: RunDir) -> Iterator[Finding]:
     except DataError as error:
         yield RUN("broken_best", error.message, path=str(run.best_file))
         return
-    if best is not None and not (run.checkpoint(best.step) / MANIFEST).is_file():
+    if best is not None and not (run.checkpoint(best.step) / checkpoint.MANIFEST).is_file():
         yield RUN.at("broken_best", run.best_file, f"names step {best.step}, which is not there")
 
 

@@ -28,13 +28,7 @@ from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import read_record
 from vlatool.pages.text import number_text
-from vlatool.storage.atomic import (
-    remove_atomically,
-    remove_file,
-    remove_tree,
-    write_json,
-    write_text,
-)
+from vlatool.storage import atomic
 from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import parse_json, read_json, read_yaml
 from vlatool.storage.tree import sha256_of
@@ -198,13 +192,13 @@ class RunDir:
         manifests = read_manifests(folder for _, folder in self.checkpoints())
         surplus = {*surplus_checkpoints(manifests, retention)} - {*needed, *self.best_steps()}
         for step in surplus:
-            remove_atomically(self.checkpoint(step))
+            atomic.remove_atomically(self.checkpoint(step))
         for name in unnamed_weights(manifests, surplus):
-            remove_file(self.checkpoints_folder / name)
+            atomic.remove_file(self.checkpoints_folder / name)
 
     def write_latest(self, step: int) -> None:
         """Writes latest.json, which names the newest checkpoint."""
-        write_json(self.latest_file, self._pointer(step))
+        atomic.write_json(self.latest_file, self._pointer(step))
 
     def _pointer(self, step: int) -> dict[str, Any]:
         return {"checkpoint": str(self.checkpoint(step).relative_to(self.root)), "step": step}
@@ -241,7 +235,7 @@ class RunDir:
     def write_best(self, best: BestCheckpoint) -> None:
         """Writes best.json, which names the best checkpoint."""
         pointer = self._pointer(best.step)
-        write_json(self.best_file, {**pointer, "metric": best.metric, "value": best.value})
+        atomic.write_json(self.best_file, {**pointer, "metric": best.metric, "value": best.value})
 
     def update_best(self) -> bool:
         """Updates best.json by the metrics of planned checkpoints; returns True if it changed."""
@@ -252,18 +246,20 @@ class RunDir:
         if best == before and (best is not None or not self.best_file.exists()):
             return False
         if best is None:
-            remove_file(self.best_file)
+            atomic.remove_file(self.best_file)
         else:
             self.write_best(best)
         return True
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
         """Writes config.yaml."""
-        write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
+        atomic.write_text(
+            self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+        )
 
     def write_origins(self, origins: Mapping[str, str]) -> None:
         """Writes origins.json, a map from dotted key of the configuration to its origin."""
-        write_json(self.root / ORIGINS, dict(origins))
+        atomic.write_json(self.root / ORIGINS, dict(origins))
 
     def read_origins(self) -> dict[str, str]:
         """Content of origins.json; empty if it is missing or broken."""
@@ -294,11 +290,11 @@ class RunDir:
             self.metrics,
             self.drops,
         ):
-            remove_file(path)
+            atomic.remove_file(path)
         for name in (CHECKPOINTS, IMAGES, *TRACKERS):
-            remove_tree(self.root / name)
+            atomic.remove_tree(self.root / name)
         for folder in self.rollouts(0).parent.glob("step_*"):
-            remove_tree(folder)
+            atomic.remove_tree(folder)
 
     def read_config(self) -> dict[str, Any] | None:
         """Tree of config.yaml; None if it is missing or broken."""
@@ -374,7 +370,7 @@ class RunDir:
             if not path.is_file():
                 raise _run_error(path, "data.broken_json", "is not a file")
             rows = [row for row in read_metrics(path) if row["step"] <= last_step]
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return lost
 
 

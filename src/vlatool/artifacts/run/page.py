@@ -12,20 +12,10 @@ from vlatool.artifacts.run.summary import RunSummary
 from vlatool.config.coerce import value_text
 from vlatool.config.resolve import origin_of
 from vlatool.errors import DataError
+from vlatool.pages import layout
 from vlatool.pages.charts import MAX_LINES, PER_SCREEN
 from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
-from vlatool.pages.layout import (
-    Html,
-    Section,
-    code,
-    details,
-    escape,
-    evenly_spaced,
-    heading,
-    table,
-    tags,
-    tiles,
-)
+from vlatool.pages.layout import code
 from vlatool.pages.plots import Curve, chart_grid, curve_charts
 from vlatool.pages.report import Problems, branch, finding_notes
 from vlatool.pages.text import number_text
@@ -41,12 +31,14 @@ _MAX_SHEET_BYTES = 2**26
 _LARGEST_PX = 720
 
 
-def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Section]:
+def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[layout.Section]:
     """Sections of the page of several runs: their list, and the curves of all."""
     header = ("name", "state", "step", "loss", "validation", "model", "last change (UTC)")
     rows = [
         (
-            Html(f'<a href="{escape(links[run.name])}">{escape(run.name)}</a>'),
+            layout.Html(
+                f'<a href="{layout.escape(links[run.name])}">{layout.escape(run.name)}</a>'
+            ),
             run.state,
             step_text(run),
             number_text(run.last("loss")),
@@ -71,12 +63,12 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Secti
         for start in range(0, len(runs), MAX_LINES)
     ]
     return [
-        Section("Runs", table(header, rows, (2, 3, 4)) + notes),
-        Section("Curves", _screens(charts)),
+        layout.Section("Runs", layout.table(header, rows, (2, 3, 4)) + notes),
+        layout.Section("Curves", _screens(charts)),
     ]
 
 
-def run_page(run: RunSummary, overview_link: str) -> list[Section]:
+def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
     """Sections of the page of a run: curves, images, checkpoints, data, configuration."""
     findings = Problems(run.findings)
     checkpoints = _checkpoints(run, findings)
@@ -88,15 +80,17 @@ def run_page(run: RunSummary, overview_link: str) -> list[Section]:
         "validation loss": "" if validation is None else number_text(validation),
         "best checkpoint": "" if run.best is None else run.best.text(),
     }
-    back = f'<p><a href="{escape(overview_link)}">all runs</a></p>'
+    back = f'<p><a href="{layout.escape(overview_link)}">all runs</a></p>'
     labels = {"model": run.model_type, "folder": run.run.root, "last change": changed_text(run)}
     return [
-        Section("Overview", tiles(facts) + tags(labels) + finding_notes(findings) + back),
-        Section("Curves", _screens(_charts_of(run))),
-        Section("Images", _images(run)),
-        Section("Checkpoints", checkpoints),
-        Section("Data", _data(run)),
-        Section("Configuration", _configuration(run)),
+        layout.Section(
+            "Overview", layout.tiles(facts) + layout.tags(labels) + finding_notes(findings) + back
+        ),
+        layout.Section("Curves", _screens(_charts_of(run))),
+        layout.Section("Images", _images(run)),
+        layout.Section("Checkpoints", checkpoints),
+        layout.Section("Data", _data(run)),
+        layout.Section("Configuration", _configuration(run)),
     ]
 
 
@@ -123,7 +117,7 @@ def _screens(charts: Sequence[str]) -> str:
     """Charts side by side; those after the first are collapsed."""
     drawn = [chart for chart in charts if chart]
     rest = drawn[PER_SCREEN:]
-    return chart_grid("".join(drawn[:PER_SCREEN])) + details(
+    return chart_grid("".join(drawn[:PER_SCREEN])) + layout.details(
         f"{len(rest)} more", chart_grid("".join(rest))
     )
 
@@ -152,9 +146,9 @@ def _images(run: RunSummary) -> str:
             by_name.setdefault(name, []).append((int(number), path))
     blocks: list[str] = []
     for name, sheets in by_name.items():
-        chosen = [sheets[index] for index in evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
+        chosen = [sheets[index] for index in layout.evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
         figures = [_sheet(step, path, name) for step, path in [*chosen, sheets[-1]]]
-        blocks.append(heading(name, strip("", figures, size="wide")))
+        blocks.append(layout.heading(name, strip("", figures, size="wide")))
     return "".join(blocks)
 
 
@@ -183,7 +177,7 @@ def _checkpoints(run: RunSummary, findings: Problems) -> str:
         is_best = run.best is not None and step == run.best.step
         note = "best" if is_best else "of a stop" if manifest.stopped else ""
         rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
-    return table(("step", "size", "files", ""), rows, (0, 1))
+    return layout.table(("step", "size", "files", ""), rows, (0, 1))
 
 
 def _data(run: RunSummary) -> str:
@@ -203,7 +197,7 @@ def _data(run: RunSummary) -> str:
         (key, code(value if isinstance(value, str) else value_text(value)))
         for key, value in {**named, **digests}.items()
     ]
-    return table((), rows)
+    return layout.table((), rows)
 
 
 def _is_location(key: str) -> bool:
@@ -217,7 +211,7 @@ def _configuration(run: RunSummary) -> str:
         (code(key), code(value_text(value)), origin_of(key, origins) if origins else "")
         for key, value in _leaves(run.config)
     ]
-    return table(("key", "value", "origin"), rows)
+    return layout.table(("key", "value", "origin"), rows)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -6,14 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.run.checkpoint import (
-    MANIFEST,
-    MODEL,
-    CheckpointManifest,
-    WeightsInfo,
-    checkpoint_step,
-    read_part_header,
-)
+from vlatool.artifacts.run import checkpoint
 from vlatool.artifacts.run.format import EVALUATION, VALIDATION, RunDir, is_run, read_metrics
 from vlatool.events import counted
 from vlatool.pages.report import Problems, Report, branch
@@ -39,7 +32,7 @@ def inspect(location: Path) -> Report:
 
 def _checkpoint(location: Path) -> Report:
     findings = Problems()
-    weights = findings.read(read_part_header, location / MODEL)
+    weights = findings.read(checkpoint.read_part_header, location / checkpoint.MODEL)
     files = _checkpoint_files(location)
     return Report(
         kind="checkpoint",
@@ -72,7 +65,7 @@ def _run(location: Path) -> Report:
         for key, value in config.items()
         if str(key).startswith("total_train_") and value is not None
     }
-    weights = newest and findings.read(read_part_header, newest[1] / MODEL)
+    weights = newest and findings.read(checkpoint.read_part_header, newest[1] / checkpoint.MODEL)
     first, last, validation, rollouts = _metrics(run)
     done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
@@ -114,20 +107,22 @@ def _checkpoint_files(path: Path) -> CheckpointListing:
     if can_list(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
-        files = files_named(path, [MANIFEST, *sorted(CheckpointManifest.read(path).files)])
+        files = files_named(
+            path, [checkpoint.MANIFEST, *sorted(checkpoint.CheckpointManifest.read(path).files)]
+        )
     return CheckpointListing(
         name=path.name,
-        step=checkpoint_step(path.name),
+        step=checkpoint.checkpoint_step(path.name),
         bytes=sum(file.stat().st_size for file in files),
         files=tuple(str(file.relative_to(path)) for file in files),
     )
 
 
-def _document(weights: WeightsInfo | None) -> dict[str, Any] | None:
+def _document(weights: checkpoint.WeightsInfo | None) -> dict[str, Any] | None:
     return None if weights is None else asdict(weights)
 
 
-def _parameters(weights: WeightsInfo | None) -> str:
+def _parameters(weights: checkpoint.WeightsInfo | None) -> str:
     if weights is None:
         return ""
     dtypes = ", ".join(weights.dtypes)

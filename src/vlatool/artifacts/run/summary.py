@@ -11,15 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.run import format as run_format
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import (
-    SUCCESS,
-    VALIDATION_LOSSES,
-    BestCheckpoint,
-    RunDir,
-    is_run,
-    read_metrics,
-)
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
 from vlatool.pages.plots import Curve
@@ -33,7 +26,7 @@ _LEVELS = 2
 class RunSummary:
     """Content of the small files of a run."""
 
-    run: RunDir  # the run folder
+    run: run_format.RunDir  # the run folder
     name: str  # its path below the folder that was searched
     # `running` (its folder is locked), `complete`, `stopped` (on request, with a checkpoint),
     # `interrupted`, or `unknown` without a record
@@ -43,7 +36,7 @@ class RunSummary:
     config: Mapping[str, Any]  # tree of config.yaml
     rows: tuple[Mapping[str, Any], ...]  # rows of metrics.jsonl
     checkpoint: int | None  # step of the newest checkpoint; None without one
-    best: BestCheckpoint | None  # the best checkpoint; None if nothing says which it is
+    best: run_format.BestCheckpoint | None  # the best checkpoint; None if nothing says which it is
     changed: datetime | None  # last change; None if unknown
     findings: Problems  # what is missing or damaged
 
@@ -102,8 +95,8 @@ class RunSummary:
             "total_steps": self.total_steps,
             "checkpoint": self.checkpoint,
             "loss": self.last("loss"),
-            "validation_loss": self.last(*VALIDATION_LOSSES),
-            "success_rate": self.last(SUCCESS),
+            "validation_loss": self.last(*run_format.VALIDATION_LOSSES),
+            "success_rate": self.last(run_format.SUCCESS),
             "best": None if self.best is None else asdict(self.best),
             "changed": None if self.changed is None else self.changed.isoformat(timespec="seconds"),
             "last_metrics": {name: self.last(name) for name in self.curves},
@@ -114,7 +107,7 @@ class RunSummary:
 def find_runs(folder: Path, levels: int = _LEVELS) -> list[Path]:
     """Runs in a folder, up to two levels below it, by name; the folder itself if it is a run."""
     record = read_record(folder)
-    if is_run(folder) or (record is not None and record.command == "train"):
+    if run_format.is_run(folder) or (record is not None and record.command == "train"):
         return [folder]
     if record is not None or not levels or not folder.is_dir():
         return []
@@ -126,7 +119,7 @@ def find_runs(folder: Path, levels: int = _LEVELS) -> list[Path]:
 
 def read_summary(root: Path, name: str) -> RunSummary:
     """Summary of a run; what is damaged is a finding."""
-    run, findings = RunDir(root), Problems()
+    run, findings = run_format.RunDir(root), Problems()
     record = findings.read(read_valid_record, root)
     config = findings.read(run.config_tree) or {}
     newest = findings.read(run.newest_folder)
@@ -149,7 +142,7 @@ def read_summary(root: Path, name: str) -> RunSummary:
 
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
-        return tuple(read_metrics(path))
+        return tuple(run_format.read_metrics(path))
     except OSError as error:
         raise DataError.at(path, error.strerror or error, code="data.unreadable_file") from None
 

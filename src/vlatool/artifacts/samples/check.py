@@ -10,14 +10,8 @@ from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_indexes
 from vlatool.artifacts.profile import NormalizationProfile
+from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.episode import TokenSample, parse_sample, render_sample
-from vlatool.artifacts.samples.format import (
-    FAST_NAME,
-    MANIFEST_NAME,
-    SamplesFolder,
-    is_published,
-    read_packed,
-)
 from vlatool.artifacts.samples.inputs import EpisodeInputs, find_codes, read_tokenizer
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import DATA_NAME, lines_name
@@ -107,14 +101,14 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     if not has_ended:
         return
     try:
-        folder = SamplesFolder.open(location)
+        folder = samples_format.SamplesFolder.open(location)
     except DataError as error:
-        is_line = error.code == "data.broken_samples" and is_published(location)
+        is_line = error.code == "data.broken_samples" and samples_format.is_published(location)
         code = "broken_line" if is_line else "broken_manifest"
         yield SAMPLES(code, error.message, path=str(error.details["path"]))
         return
     if not folder.has_manifest:
-        path = location / MANIFEST_NAME
+        path = location / samples_format.MANIFEST_NAME
         yield SAMPLES.at("no_manifest", path, "is missing: ids and codes are not computed again")
     yield from _FolderCheck(folder, options).findings()
 
@@ -122,7 +116,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 class _FolderCheck:
     """Checks of one folder, file by file."""
 
-    def __init__(self, folder: SamplesFolder, check: CheckOptions) -> None:
+    def __init__(self, folder: samples_format.SamplesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._kinds: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()
@@ -196,7 +190,7 @@ class _FolderCheck:
 
     def _packed(self, path: Path) -> Iterator[Finding | TokenSample]:
         try:
-            episode = read_packed(path, self._folder.sizes)
+            episode = samples_format.read_packed(path, self._folder.sizes)
         except DataError as error:
             yield SAMPLES("broken_file", error.message, path=str(path))
             return
@@ -235,7 +229,7 @@ class _FolderCheck:
         return self._known[folder]
 
     def _totals(self) -> Iterator[Finding]:
-        path = str(self._folder.path / MANIFEST_NAME)
+        path = str(self._folder.path / samples_format.MANIFEST_NAME)
         counts: tuple[tuple[str, Any], ...] = (
             ("samples", self._kinds.total()),
             ("kinds", dict(self._kinds)),
@@ -262,7 +256,7 @@ class _FolderCheck:
 class _InputsCheck:
     """Compares samples with the windows, codes and action tokenizer that they were made from."""
 
-    def __init__(self, folder: SamplesFolder) -> None:
+    def __init__(self, folder: samples_format.SamplesFolder) -> None:
         self._folder = folder
         self._fast: tuple[ActionTokenizer, NormalizationProfile] | None = None
         self._codes: CodesFolder | None = None
@@ -278,7 +272,7 @@ class _InputsCheck:
             if self._fast is None:
                 self._missing["action ids: no action tokenizer beside the samples"] = None
         except DataError as error:
-            path = str(self._folder.path / FAST_NAME)
+            path = str(self._folder.path / samples_format.FAST_NAME)
             yield SAMPLES("other_fast", error.message, path=path)
         try:
             self._codes = find_codes(self._folder)

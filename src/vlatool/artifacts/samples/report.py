@@ -23,6 +23,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.ownership import data_files
+from vlatool.pages import report
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (
@@ -38,16 +39,6 @@ from vlatool.pages.layout import (
     tiles,
 )
 from vlatool.pages.plots import histogram
-from vlatool.pages.report import (
-    Decoder,
-    PageRequest,
-    Problems,
-    Report,
-    ReportPage,
-    branch,
-    finding_notes,
-    listed,
-)
 from vlatool.pages.text import text_table
 from vlatool.storage.tree import size_text
 
@@ -82,15 +73,15 @@ class SamplesFacts:
     pictures: str
 
 
-def inspect(location: Path) -> Report:
+def inspect(location: Path) -> report.Report:
     """Reads the manifest, and the sizes of the files."""
-    folder, findings = SamplesFolder.open(location), Problems()
+    folder, findings = SamplesFolder.open(location), report.Problems()
     facts = _read_facts(folder)
     if not folder.images_root.is_dir():
         message = f"the images of the samples are missing: {folder.images_root} is not a folder"
         findings.append({"code": "data.no_pictures", "message": message})
     ids = facts.action_ids
-    return Report(
+    return report.Report(
         kind="samples",
         headline=f"{counted(facts.samples, 'sample')} of {counted(facts.episodes, 'episode')}, "
         f"{facts.layout}",
@@ -113,15 +104,15 @@ def inspect(location: Path) -> Report:
 
 def _read_facts(folder: SamplesFolder) -> SamplesFacts:
     document = folder.document
-    ids = dict(branch(document, "action_ids"))
+    ids = dict(report.branch(document, "action_ids"))
     counts: Any = ids.pop("counts", {})
     return SamplesFacts(
         layout=str(document.get("layout")),
         samples=len(folder),
         episodes=int(document.get("episodes") or 0),
-        kinds=_numbers(branch(document, "kinds")),
-        shape=_numbers(branch(document, "shape")),
-        tasks=_numbers(branch(document, "tasks")),
+        kinds=_numbers(report.branch(document, "kinds")),
+        shape=_numbers(report.branch(document, "shape")),
+        tasks=_numbers(report.branch(document, "tasks")),
         action_ids={key: value for key, value in ids.items() if isinstance(value, int | float)},
         id_counts=_numbers(counts if isinstance(counts, Mapping) else {}),
         origin=_origin(document),
@@ -132,7 +123,7 @@ def _read_facts(folder: SamplesFolder) -> SamplesFacts:
 
 
 def _origin(document: Mapping[str, Any]) -> dict[str, str]:
-    codes, fast, profile = (branch(document, key) for key in ("codes", "fast", "profile"))
+    codes, fast, profile = (report.branch(document, key) for key in ("codes", "fast", "profile"))
     raw = ", ".join(map(str, profile.get("raw") or ())) or "none"
     digests = (
         f"{label} {str(tree.get(key) or 'unknown')[:_DIGEST]}"
@@ -152,19 +143,24 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _page(
-    folder: SamplesFolder, facts: SamplesFacts, findings: Problems, request: PageRequest
-) -> ReportPage:
-    names = [str(name) for name in listed(branch(folder.document, "profile"), "dimensions")]
+    folder: SamplesFolder,
+    facts: SamplesFacts,
+    findings: report.Problems,
+    request: report.PageRequest,
+) -> report.ReportPage:
+    names = [
+        str(name) for name in report.listed(report.branch(folder.document, "profile"), "dimensions")
+    ]
     decode = None
     if request.open_decoder is not None:
-        decode = request.open_decoder(folder.path, branch(folder.document, "codes"))
+        decode = request.open_decoder(folder.path, report.branch(folder.document, "codes"))
     samples = [
         card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
         for index in _shown(folder, facts, request.samples)
     ]
     title = f"Samples ({len(samples)} of {len(folder)})"
     header = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
-    return ReportPage([*_overview(facts, findings), header, *samples])
+    return report.ReportPage([*_overview(facts, findings), header, *samples])
 
 
 def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
@@ -184,7 +180,7 @@ def _kind(folder: SamplesFolder, number: int) -> str:
     return folder.sample(number).conversation.kind
 
 
-def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
+def _overview(facts: SamplesFacts, findings: report.Problems) -> list[Section]:
     ids = facts.action_ids
     info = {
         "samples": f"{facts.samples:,}",
@@ -194,7 +190,7 @@ def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
         "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
         "on disk": size_text(facts.bytes),
     }
-    shown = tiles(info) + finding_notes(findings) + tags({**facts.origin, **facts.shape})
+    shown = tiles(info) + report.finding_notes(findings) + tags({**facts.origin, **facts.shape})
     lengths = [int(n) for n, count in facts.id_counts.items() for _ in range(count)]
     return [
         Section("Overview", shown),
@@ -204,7 +200,7 @@ def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
 
 
 def _sample_card(
-    folder: SamplesFolder, number: int, names: Sequence[str], decode: Decoder | None
+    folder: SamplesFolder, number: int, names: Sequence[str], decode: report.Decoder | None
 ) -> Section:
     """Card of a sample, with its window if there is one; without `decode`, no reconstructions."""
     sample = folder.sample(number)
@@ -279,7 +275,7 @@ def _actions(window: Window | None, names: Sequence[str]) -> str:
     return field_charts(axis, np.arange(steps), [field], dots=True)
 
 
-def _reconstructions(codes: Array, cameras: Sequence[str], decode: Decoder) -> str:
+def _reconstructions(codes: Array, cameras: Sequence[str], decode: report.Decoder) -> str:
     """Images decoded from codes [Q, K], in a row per camera; codes alternate between cameras."""
     if not len(codes):
         return note("This kind of sample has no codes.")

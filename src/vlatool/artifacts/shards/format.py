@@ -29,16 +29,9 @@ from vlatool.events import counted
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.ownership import check_downloaded
 from vlatool.jobs.record import OutputRecord, read_valid_record
+from vlatool.storage import documents
 from vlatool.storage.atomic import write_text
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.documents import (
-    DocumentError,
-    parse_json,
-    read_checksummed,
-    read_document,
-    read_yaml,
-    write_checksummed,
-)
 from vlatool.storage.uri import is_file_name
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -112,7 +105,7 @@ def read_manifest(path: Path) -> list[Shard]:
     Accepts blank lines, absolute names (only their stem is used) and a trailing `.tar`.
     """
     try:
-        lines = read_document(path).split("\n")
+        lines = documents.read_document(path).split("\n")
     except OSError as error:
         raise DataError.at(
             path,
@@ -120,7 +113,7 @@ def read_manifest(path: Path) -> list[Shard]:
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_manifest",
         ) from None
-    except DocumentError as error:
+    except documents.DocumentError as error:
         raise _manifest_error(path, error.reason) from None
     shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
@@ -152,7 +145,7 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
 
 def _shard(path: Path, number: int, line: str) -> Shard:
     try:
-        row = parse_values(_Row, parse_json(line))
+        row = parse_values(_Row, documents.parse_json(line))
     except ValueError as error:
         raise _manifest_error(path, error, number) from None
     stem = row.shard.removesuffix(".tar")
@@ -187,7 +180,7 @@ def read_preprocessing_config(folder: Path, name: str = CONFIG_NAME) -> dict[str
     """Options of a shard folder; unknown keys are kept, of a grouped form the first group."""
     path = folder / name
     try:
-        content: object = read_yaml(path)
+        content: object = documents.read_yaml(path)
     except OSError as error:
         raise DataError.at(
             path,
@@ -195,7 +188,7 @@ def read_preprocessing_config(folder: Path, name: str = CONFIG_NAME) -> dict[str
             hint=f"copy {name} to the folder of the manifest",
             code="data.no_preprocessing_config",
         ) from None
-    except DocumentError as error:
+    except documents.DocumentError as error:
         raise _config_error(path, error.reason, error.line) from None
     if isinstance(content, dict) and isinstance(content.get(0), dict):
         content = content[0]
@@ -236,18 +229,18 @@ def write_processing_metadata(
             **counts,
         },
     }
-    write_checksummed(folder / METADATA_NAME, document)
+    documents.write_checksummed(folder / METADATA_NAME, document)
 
 
 def read_processing_metadata(folder: Path) -> dict[str, Any]:
     """Content of processing_metadata.json; empty if it does not exist."""
     path = folder / METADATA_NAME
     try:
-        return read_checksummed(path)
-    except (DocumentError, OSError) as error:
+        return documents.read_checksummed(path)
+    except (documents.DocumentError, OSError) as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}
-        reason = error.reason if isinstance(error, DocumentError) else error.strerror
+        reason = error.reason if isinstance(error, documents.DocumentError) else error.strerror
         raise DataError.at(
             path, reason, hint="copy it again from the original data", code="data.broken_metadata"
         ) from None

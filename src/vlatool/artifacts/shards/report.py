@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.field_summary import FieldSummary, dimensions_table, recorded_names
+from vlatool.artifacts.shards import tar_report
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards, expects_manifest
-from vlatool.artifacts.shards.tar_report import (
-    SampleSummary,
-    crop_figures,
-    first_sample,
-    inspect_shard,
-    sample_card,
-)
 from vlatool.artifacts.stats.format import Statistics
 from vlatool.artifacts.stats.report import field_summary, field_table, statistics_html
 from vlatool.artifacts.tar import is_shard, open_shard
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.record import read_record, read_valid_record
+from vlatool.pages import report
 from vlatool.pages.layout import (
     Section,
     code,
@@ -38,16 +33,6 @@ from vlatool.pages.layout import (
     tiles,
 )
 from vlatool.pages.plots import histogram
-from vlatool.pages.report import (
-    PageRequest,
-    Problems,
-    Report,
-    ReportPage,
-    branch,
-    finding_notes,
-    listed,
-    status_text,
-)
 from vlatool.pages.text import number_text, pairs, pixels_text, text_table
 from vlatool.storage.tree import size_text
 
@@ -106,13 +91,13 @@ class ShardsFacts:
         return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
 
 
-def inspect(location: Path) -> Report:
+def inspect(location: Path) -> report.Report:
     """Reads the files beside the shards and the first sample; of one shard, headers and first
     sample.
     """
     if is_shard(location):
-        return inspect_shard(location)
-    folder, findings = _open(location), Problems()
+        return tar_report.inspect_shard(location)
+    folder, findings = _open(location), report.Problems()
     shards, whole = folder.shards(), list[Shard]()
     for shard in shards:
         with findings.collecting():
@@ -126,8 +111,8 @@ def inspect(location: Path) -> Report:
     result = (record.result or {}) if record else {}
     origin = Provenance(
         format=str(options.get("type") or ""),
-        sources=tuple(map(str, listed(options, "source_episodes"))),
-        version=str(branch(metadata, "environment").get("vlatool") or ""),
+        sources=tuple(map(str, report.listed(options, "source_episodes"))),
+        version=str(report.branch(metadata, "environment").get("vlatool") or ""),
         created_at=str(metadata.get("created_at") or ""),
         is_complete=None if record is None else record.result is not None,
         episodes=result.get("episodes"),
@@ -140,7 +125,7 @@ def inspect(location: Path) -> Report:
     status = "incomplete" if origin.is_complete is False else status
     language = [(kind, f'"{text}"') for kind, text in facts.language.items()]
     fields = {info.name: info.document() for info in facts.fields}
-    return Report(
+    return report.Report(
         kind="shards",
         headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
         facts=asdict(facts) | {"status": status, "fields": fields},
@@ -153,14 +138,16 @@ def inspect(location: Path) -> Report:
             _provenance_text(origin),
         ],
         findings=findings,
-        page=partial(_page, folder, facts, tiles(_tiles(facts, status)) + finding_notes(findings)),
+        page=partial(
+            _page, folder, facts, tiles(_tiles(facts, status)) + report.finding_notes(findings)
+        ),
     )
 
 
 def _facts(
     folder: ShardFolder,
     shards: Sequence[Shard],
-    first: SampleSummary | None,
+    first: tar_report.SampleSummary | None,
     statistics: Statistics,
     origin: Provenance,
 ) -> ShardsFacts:
@@ -176,12 +163,13 @@ def _facts(
         bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
         window=_window(options),
         fps=float(fps) if isinstance(fps, int | float) else None,
-        image_indices=tuple(listed(options, "image_indices")),
+        image_indices=tuple(report.listed(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
-        cameras=dict.fromkeys(listed(options, "camera_names")) | (first.cameras() if first else {}),
+        cameras=dict.fromkeys(report.listed(options, "camera_names"))
+        | (first.cameras() if first else {}),
         fields=tuple(field for field in fields if field is not None),
-        action_fields=tuple(listed(options, "action_fields")),
-        proprioception_fields=tuple(listed(options, "proprioception_fields")),
+        action_fields=tuple(report.listed(options, "action_fields")),
+        proprioception_fields=tuple(report.listed(options, "proprioception_fields")),
         language={kind: texts[0] for kind, texts in first.language.items()} if first else {},
         origin=origin,
     )
@@ -192,7 +180,7 @@ def _summary(facts: ShardsFacts, status: str) -> dict[str, object]:
     if facts.window is not None:
         window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
     return {
-        "status": status_text(status),
+        "status": report.status_text(status),
         "on disk": size_text(facts.bytes),
         "window": window,
         "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
@@ -219,10 +207,10 @@ def _open(location: Path) -> ShardFolder:
     return ShardFolder.open(location)
 
 
-def _first_sample(path: Path) -> SampleSummary | None:
+def _first_sample(path: Path) -> tar_report.SampleSummary | None:
     try:
         with open_shard(path) as shard:
-            return first_sample(shard)
+            return tar_report.first_sample(shard)
     except DataError:
         return None
 
@@ -267,17 +255,17 @@ def _option_text(value: object) -> str:
 
 
 def _page(
-    folder: ShardFolder, facts: ShardsFacts, overview: str, request: PageRequest
-) -> ReportPage:
+    folder: ShardFolder, facts: ShardsFacts, overview: str, request: report.PageRequest
+) -> report.ReportPage:
     samples = list(_sample_cards(folder.shards(), request.samples, facts.origin.options))
-    findings = Problems()  # not shown: the report has them already
+    findings = report.Problems()  # not shown: the report has them already
     statistics = findings.read(folder.statistics) or {}
     episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
     counts = [episode.num_sequences for episode in episodes]
     cameras = table(("camera", "width x height"), facts.views, numbers=(1,))
     crops = _crops(folder.shards(), facts.origin.options)
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
-    return ReportPage(
+    return report.ReportPage(
         [
             Section("Overview", overview + _provenance_html(facts.origin)),
             Section("Cameras", cameras + heading("Left out by the crop (dark)", crops)),
@@ -293,7 +281,7 @@ def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> str:
     """Figures of the part that a crop left out of the images of the first sample."""
     for shard in shards[:1]:
         with suppress(DataError), open_shard(shard.path) as tar:
-            return crop_figures(tar, options)
+            return tar_report.crop_figures(tar, options)
     return ""
 
 
@@ -302,7 +290,7 @@ def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
     return {
         "samples": f"{facts.samples:,}",
         "shards": f"{facts.shards:,}",
-        "status": status_text(status),
+        "status": report.status_text(status),
         "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
         "frames per second": "" if facts.fps is None else number_text(facts.fps),
         "images at": ", ".join(map(str, facts.image_indices)),
@@ -326,7 +314,7 @@ def _sample_cards(
         try:
             with open_shard(shard.path) as tar:
                 for position in in_shard:
-                    yield sample_card(tar, position, options)
+                    yield tar_report.sample_card(tar, position, options)
         except DataError as error:
             yield Section(shard.path.name, note(error.message), is_under=True)
 

@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.field_summary import (
-    lowdim_columns,
-    policy_fields,
-    pose_tracks,
-    position_fields,
-    recorded_names,
-)
+from vlatool.artifacts import field_summary
 from vlatool.artifacts.images import visible_image
 from vlatool.artifacts.shards.format import MANIFEST_NAME, ShardFolder
 from vlatool.artifacts.tar import OpenShard, open_shard
@@ -28,6 +22,7 @@ from vlatool.artifacts.tar_sample import ARRAYS, StoredSample, parse_image
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
+from vlatool.pages import layout, report
 from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
 from vlatool.pages.images import (
     CameraModel,
@@ -43,30 +38,7 @@ from vlatool.pages.images import (
     step_text,
     strip,
 )
-from vlatool.pages.layout import (
-    Section,
-    card,
-    code,
-    details,
-    escape,
-    evenly_spaced,
-    group,
-    heading,
-    note,
-    sentences,
-    table,
-    tags,
-    tiles,
-)
-from vlatool.pages.report import (
-    PageRequest,
-    Problems,
-    Report,
-    ReportPage,
-    branch,
-    listed,
-    status_text,
-)
+from vlatool.pages.layout import group
 from vlatool.pages.text import pixels_text, text_table
 from vlatool.storage.tree import size_text
 from vlatool.transforms.geometry import make_geometry
@@ -100,7 +72,7 @@ class SampleWindow:
         return np.arange(self.length) - self.anchor
 
 
-def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Section:
+def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> layout.Section:
     """Card of the sample at a position of a tar, or a card with the error; `options`:
     preprocessing_config.yaml; empty if unknown.
     """
@@ -108,9 +80,9 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Se
     if position >= len(tar.keys):
         reason = tar.damage or f"the shard has {counted(len(tar.keys), 'sample')}"
         text = f"{name}: there is no sample {position}: {reason}"
-        return Section(f"{name}, sample {position}", note(text), is_under=True)
+        return layout.Section(f"{name}, sample {position}", layout.note(text), is_under=True)
     key = tar.keys[position]
-    return card(key, lambda: _section(tar, key, options))
+    return layout.card(key, lambda: _section(tar, key, options))
 
 
 def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
@@ -120,7 +92,7 @@ def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
     if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
         return ""
     with tar.reading(tar.keys[0]) as sample:
-        recorded = branch(sample.metadata(), "original_image_sizes")
+        recorded = report.branch(sample.metadata(), "original_image_sizes")
         views = {
             name: stored_view(sample, (name, at), {}, 0) for name, at in sample.image_suffixes()
         }
@@ -174,7 +146,7 @@ def stored_view(
     return FrameView(image, CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size))
 
 
-def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
+def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.Section:
     """Card of a sample; raises DataError if the sample is broken."""
     with shard.reading(key) as sample:
         arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
@@ -183,18 +155,18 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
             view: stored_view(sample, view, arrays, window.anchor + view[1])
             for view in sample.image_suffixes()
         }
-    numbers = lowdim_columns(arrays, window.length)
+    numbers = field_summary.lowdim_columns(arrays, window.length)
     positions = {
         name: np.where(window.is_padded[:, None], np.nan, values)
         for name, values in numbers.items()
         if values.dtype.kind == "f"
     }
-    tracks = pose_tracks(positions, position_fields(positions))
-    fields = policy_fields(
+    tracks = field_summary.pose_tracks(positions, field_summary.position_fields(positions))
+    fields = field_summary.policy_fields(
         numbers,
-        listed(options, "action_fields"),
-        listed(options, "proprioception_fields"),
-        recorded_names(options),
+        report.listed(options, "action_fields"),
+        report.listed(options, "proprioception_fields"),
+        field_summary.recorded_names(options),
     )
     info = {
         "in": shard.path.name,
@@ -206,15 +178,15 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
     frames = _image_frames(metadata, [offset for _, offset in images])
     is_calibrated = any(image.camera for image in images.values())
     body = (
-        tags(info)
-        + f'<div class="small quiet">{code(key)}</div>'
-        + heading("Language", sentences(language))
-        + heading("Images", _images(window, images, frames, tracks))
+        layout.tags(info)
+        + f'<div class="small quiet">{layout.code(key)}</div>'
+        + layout.heading("Language", layout.sentences(language))
+        + layout.heading("Images", _images(window, images, frames, tracks))
         + (pose_legend(tracks) if is_calibrated else "")
         + _charts(window, fields, frame_rate(metadata, options))
-        + details("Metadata", _metadata(metadata))
+        + layout.details("Metadata", _metadata(metadata))
     )
-    return Section(_name(metadata, key), body, is_under=True)
+    return layout.Section(_name(metadata, key), body, is_under=True)
 
 
 def _name(metadata: Mapping[str, Any], key: str) -> str:
@@ -270,7 +242,7 @@ def _images(
 
     if len(offsets) > _BESIDE:
         return "".join(
-            strip(escape(camera), [offset_figure(camera, offset) for offset in offsets])
+            strip(layout.escape(camera), [offset_figure(camera, offset) for offset in offsets])
             for camera in cameras
         )
     return strip(
@@ -303,10 +275,10 @@ def _charts(
     )
     masks = {"past": window.past_mask, "future": window.future_mask}
     charts = "".join(
-        heading(title, field_charts(axis, steps, group, dots=True))
+        layout.heading(title, field_charts(axis, steps, group, dots=True))
         for title, group in zip(("Actions", "Proprioception"), fields, strict=True)
     )
-    return charts + heading(
+    return charts + layout.heading(
         "Masks of the steps; padding is shaded above", step_cells(axis, steps, masks)
     )
 
@@ -316,7 +288,9 @@ def _metadata(metadata: Mapping[str, Any]) -> str:
         name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         for name, value in metadata.items()
     }
-    return table(("key", "value"), [(name, code(text)) for name, text in texts.items()])
+    return layout.table(
+        ("key", "value"), [(name, layout.code(text)) for name, text in texts.items()]
+    )
 
 
 _DEFAULT_FPS = 10.0
@@ -363,7 +337,7 @@ class ShardFacts:
     problem: str = ""  # reason why the tar could not be read to its end; empty if it could
 
 
-def inspect_shard(path: Path) -> Report:
+def inspect_shard(path: Path) -> report.Report:
     """Reads the headers of a tar and its first sample."""
     facts = _read_facts(path)
     counts = ", ".join(
@@ -372,12 +346,12 @@ def inspect_shard(path: Path) -> Report:
         else str(members)
         for members, samples in facts.members_per_sample.items()
     )
-    return Report(
+    return report.Report(
         kind="shard",
         headline=f"shard, {counted(facts.samples, 'sample')}",
         facts=asdict(facts),
         summary={
-            "status": facts.problem or status_text("whole"),
+            "status": facts.problem or report.status_text("whole"),
             "on disk": size_text(facts.bytes),
             "members per sample": counts,
             "first sample": facts.first.key if facts.first else "none",
@@ -438,37 +412,41 @@ def _tables(first: SampleSummary) -> list[str]:
     ]
 
 
-def _page(path: Path, facts: ShardFacts, request: PageRequest) -> ReportPage:
+def _page(path: Path, facts: ShardFacts, request: report.PageRequest) -> report.ReportPage:
     # A shard without its folder has no options.
-    options = Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
+    options = report.Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
     with open_shard(path) as tar:
         episode = _episode_view(tar, options)
         sections = [_overview(facts)]
         if episode is not None:
             sections.append(episode_section(episode, is_under=False))
         total = len(tar.keys)
-        samples = [sample_card(tar, i, options) for i in evenly_spaced(total, request.samples)]
+        samples = [
+            sample_card(tar, i, options) for i in layout.evenly_spaced(total, request.samples)
+        ]
         sections += group(f"Samples ({len(samples)} of {total})", samples)
     kind = "shard" if episode is None else "samples of one episode"
-    return ReportPage(sections, f"{kind}, {counted(facts.samples, 'sample')}")
+    return report.ReportPage(sections, f"{kind}, {counted(facts.samples, 'sample')}")
 
 
-def _overview(facts: ShardFacts) -> Section:
+def _overview(facts: ShardFacts) -> layout.Section:
     info = {
         "samples": f"{facts.samples:,}",
         "members": f"{facts.members:,}",
-        "status": "broken" if facts.problem else status_text("whole"),
+        "status": "broken" if facts.problem else report.status_text("whole"),
         "on disk": size_text(facts.bytes),
     }
     members = ""
     if (first := facts.first) is not None:
-        sizes = [(code(name), f"{size:,}") for name, size in first.members.items()]
-        arrays = [(code(name), shape, dtype) for name, shape, dtype in first.array_rows()]
-        members = details(
-            "Members of the first sample", table(("member", "bytes"), sizes, numbers=(1,))
-        ) + details("Arrays of the first sample", table(("array", "shape", "type"), arrays))
-    problem = note(facts.problem) if facts.problem else ""
-    return Section("Overview", tiles(info) + problem + members)
+        sizes = [(layout.code(name), f"{size:,}") for name, size in first.members.items()]
+        arrays = [(layout.code(name), shape, dtype) for name, shape, dtype in first.array_rows()]
+        members = layout.details(
+            "Members of the first sample", layout.table(("member", "bytes"), sizes, numbers=(1,))
+        ) + layout.details(
+            "Arrays of the first sample", layout.table(("array", "shape", "type"), arrays)
+        )
+    problem = layout.note(facts.problem) if facts.problem else ""
+    return layout.Section("Overview", layout.tiles(info) + problem + members)
 
 
 def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | None:
@@ -487,11 +465,11 @@ def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | N
     numbers = _columns([rows[anchor] for anchor in anchors])
     with tar.reading(keys[0]) as first:
         metadata, language = first.metadata(), first.language()
-    actions, proprioception = policy_fields(
+    actions, proprioception = field_summary.policy_fields(
         numbers,
-        _absolute(listed(options, "action_fields"), numbers),
-        _absolute(listed(options, "proprioception_fields"), numbers),
-        recorded_names(options),
+        _absolute(report.listed(options, "action_fields"), numbers),
+        _absolute(report.listed(options, "proprioception_fields"), numbers),
+        field_summary.recorded_names(options),
     )
     shown = shown_positions(len(anchors))
     fps = frame_rate(metadata, options)
@@ -511,7 +489,7 @@ def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | N
         cameras=_strips(tar, [keys[position] for position in shown]),
         actions=actions,
         proprioception=proprioception,
-        tracks=pose_tracks(numbers, position_fields(numbers)),
+        tracks=field_summary.pose_tracks(numbers, field_summary.position_fields(numbers)),
         language=language,
         problems=problems,
     )
@@ -550,7 +528,7 @@ def _anchor_rows(
             problems.append(error.message)
             continue
         length = len(arrays["past_mask"]) if "past_mask" in arrays else step + 1
-        fields = lowdim_columns(arrays, length)
+        fields = field_summary.lowdim_columns(arrays, length)
         rows[frame] = {name: values[min(step, length - 1)] for name, values in fields.items()}
     return rows
 

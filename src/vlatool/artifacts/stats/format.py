@@ -25,15 +25,9 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
+from vlatool.storage import documents
 from vlatool.storage.atomic import remove_file, remove_partials_of, write_bytes
 from vlatool.storage.byte_ranges import read_file
-from vlatool.storage.documents import (
-    DocumentError,
-    parse_json,
-    read_checksummed,
-    read_document,
-    write_checksummed,
-)
 from vlatool.transforms.statistics import (
     Digest,
     WindowStatistics,
@@ -56,8 +50,8 @@ def read_stats(path: Path) -> Statistics:
     """Statistics of a data set; `NaN` and `Infinity` literals become None."""
     problem = "expected a JSON object"
     try:
-        text = read_document(path, max_bytes=_MAX_BYTES)
-        content: object = parse_json(text, constants=lambda _: None)
+        text = documents.read_document(path, max_bytes=_MAX_BYTES)
+        content: object = documents.parse_json(text, constants=lambda _: None)
     except OSError as error:
         raise DataError.at(
             path,
@@ -65,7 +59,7 @@ def read_stats(path: Path) -> Statistics:
             hint="`vlatool stats compute DATA` computes them from the shards",
             code="data.no_statistics",
         ) from None
-    except DocumentError as error:
+    except documents.DocumentError as error:
         content, problem = None, error.reason
     if not isinstance(content, dict):
         raise DataError.at(
@@ -360,12 +354,12 @@ def read_stats_record(stats: Path) -> StatsRecord | None:
     """Record of a statistics file; None if there is none."""
     path = record_path(stats)
     try:
-        document = read_checksummed(path)
+        document = documents.read_checksummed(path)
         files = tuple(entry_of(row) for row in document["files"])
         return StatsRecord(str(document["inputs"]), files, str(document.get("contents", "")))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, DocumentError, ValueError, KeyError, TypeError) as error:
+    except (OSError, documents.DocumentError, ValueError, KeyError, TypeError) as error:
         raise DataError.at(
             path,
             f"is not a record of statistics ({error})",
@@ -401,7 +395,7 @@ def write_recorded(
         "contents": contents,
         "files": [row_of(entry) for entry in files],
     }
-    write_checksummed(record_path(stats), document)
+    documents.write_checksummed(record_path(stats), document)
     for path, content in written.items():
         write_bytes(path, content)
 

@@ -13,40 +13,14 @@ import numpy as np
 from vlatool.artifacts.images import file_view
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.tar import read_index
-from vlatool.artifacts.windows.format import (
-    PUBLISHED_CAMERAS,
-    PUBLISHED_STEPS,
-    Window,
-    WindowManifest,
-    lines_files,
-    parse_window,
-    read_manifest,
-)
+from vlatool.artifacts.windows import format as windows_format
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.ownership import data_files
 from vlatool.jobs.record import read_valid_record
+from vlatool.pages import layout, report
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
-from vlatool.pages.layout import (
-    Section,
-    card,
-    evenly_spaced,
-    group,
-    heading,
-    sentences,
-    table,
-    tags,
-    tiles,
-)
-from vlatool.pages.report import (
-    PageRequest,
-    Problems,
-    Report,
-    ReportPage,
-    finding_notes,
-    status_text,
-)
 from vlatool.pages.text import number_text, text_table
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
@@ -69,16 +43,16 @@ class WindowsFacts:
     # Number of steps up to the anchor, the anchor included, and from the anchor on.
     window: tuple[int, int]
     tasks: tuple[str, ...]  # instructions of the first lines of some episodes
-    manifest: WindowManifest | None  # manifest; None if it does not exist
+    manifest: windows_format.WindowManifest | None  # manifest; None if it does not exist
 
 
-def inspect(location: Path) -> Report:
+def inspect(location: Path) -> report.Report:
     """Reads the manifest, the indexes and the first line of some episodes."""
-    findings = Problems()
+    findings = report.Problems()
     facts = _read_facts(location, findings)
     count = facts.samples
     windows = "an unknown number of windows" if count is None else counted(count, "window")
-    return Report(
+    return report.Report(
         kind="windows",
         headline=f"{windows} of {counted(facts.episodes, 'episode')}",
         facts=asdict(facts),
@@ -89,10 +63,10 @@ def inspect(location: Path) -> Report:
     )
 
 
-def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
-    manifest = findings.read(read_manifest, location)
+def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
+    manifest = findings.read(windows_format.read_manifest, location)
     record = findings.read(read_valid_record, location)
-    files = lines_files(location)
+    files = windows_format.lines_files(location)
     if not files:
         raise DataError.at(
             location,
@@ -105,7 +79,7 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
         status = "incomplete" if record.result is None else "partial"
     chosen = files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]
     tasks = [findings.read(_first_task, path) for path in chosen]
-    past, future = PUBLISHED_STEPS, PUBLISHED_STEPS
+    past, future = windows_format.PUBLISHED_STEPS, windows_format.PUBLISHED_STEPS
     if manifest is not None:
         past, future = manifest.past_steps, manifest.future_steps
     return WindowsFacts(
@@ -114,7 +88,7 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
         bytes=sum(file.bytes for file in data_files(location)),
         episodes=len(files),
         samples=manifest.samples if manifest else _indexed(files),
-        cameras=manifest.cameras if manifest else PUBLISHED_CAMERAS,
+        cameras=manifest.cameras if manifest else windows_format.PUBLISHED_CAMERAS,
         window=(past, future),
         tasks=tuple(dict.fromkeys(task for task in tasks if task is not None)),
         manifest=manifest,
@@ -124,7 +98,7 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
 def _summary(facts: WindowsFacts) -> dict[str, object]:
     past, future = facts.window
     info: dict[str, object] = {
-        "status": status_text(facts.status),
+        "status": report.status_text(facts.status),
         "on disk": size_text(facts.bytes),
         "window": f"{counted(past, 'step')} up to the anchor, {future} from the anchor on",
         "cameras": facts.cameras,
@@ -143,33 +117,37 @@ def _summary(facts: WindowsFacts) -> dict[str, object]:
     return info
 
 
-def _page(facts: WindowsFacts, findings: Problems, request: PageRequest) -> ReportPage:
-    files = lines_files(Path(facts.folder))
-    cards: list[Section] = []
+def _page(
+    facts: WindowsFacts, findings: report.Problems, request: report.PageRequest
+) -> report.ReportPage:
+    files = windows_format.lines_files(Path(facts.folder))
+    cards: list[layout.Section] = []
     for order, index in enumerate(_episode_indices(len(files), request.samples)):
         # Position of the window in its episode: of the first window 0, of the last 1.
         part = order / max(request.samples - 1, 1)
-        cards.append(card(files[index].stem, partial(_window_card, facts, files[index], part)))
+        cards.append(
+            layout.card(files[index].stem, partial(_window_card, facts, files[index], part))
+        )
     count = "" if facts.samples is None else f" of {facts.samples}"
     shown = {"windows": facts.samples, "episodes": facts.episodes}
     rows = [
         (name, ", ".join(value) if isinstance(value, tuple) else value)
         for name, value in _summary(facts).items()
     ]
-    tasks = heading("Tasks", sentences({"task": facts.tasks}))
-    overview = tiles(shown) + finding_notes(findings) + table((), rows) + tasks
+    tasks = layout.heading("Tasks", layout.sentences({"task": facts.tasks}))
+    overview = layout.tiles(shown) + report.finding_notes(findings) + layout.table((), rows) + tasks
     title = f"Windows ({len(cards)}{count})"
-    return ReportPage([Section("Overview", overview), *group(title, cards)])
+    return report.ReportPage([layout.Section("Overview", overview), *layout.group(title, cards)])
 
 
 def _episode_indices(episodes: int, windows: int) -> list[int]:
     """Evenly spaced indices of episodes; repeated if there are fewer than windows to show."""
     if episodes >= windows:
-        return evenly_spaced(episodes, windows)
+        return layout.evenly_spaced(episodes, windows)
     return sorted(number % episodes for number in range(windows))
 
 
-def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
+def _window_card(facts: WindowsFacts, path: Path, part: float) -> layout.Section:
     """Card of the window at a position of an episode; `part`: position in the episode, 0 to 1."""
     index = read_index(lines_index_path(path))
     lines = len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
@@ -179,18 +157,18 @@ def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
     steps = len(next(iter(past.values())))
     target = {"target": "the actions" if window.kind == "vla" else "the future images"}
     body = (
-        tags(target)
-        + heading("Instruction", sentences({"task": [window.task]}))
-        + heading(
+        layout.tags(target)
+        + layout.heading("Instruction", layout.sentences({"task": [window.task]}))
+        + layout.heading(
             f"Past images: {counted(steps, 'step')} up to the anchor",
             camera_strips(past, 1 - steps),
         )
-        + heading("Actions", _chart(facts, window))
-        + heading(
+        + layout.heading("Actions", _chart(facts, window))
+        + layout.heading(
             f"Future images: {counted(len(window.actions), 'step')}", camera_strips(future, 1)
         )
     )
-    return Section(f"{path.stem}, line {number + 1}", body, is_under=True)
+    return layout.Section(f"{path.stem}, line {number + 1}", body, is_under=True)
 
 
 def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[FrameView]]:
@@ -202,7 +180,7 @@ def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[
     }
 
 
-def _chart(facts: WindowsFacts, window: Window) -> str:
+def _chart(facts: WindowsFacts, window: windows_format.Window) -> str:
     """Chart of the actions with a line per dimension; padding is shaded."""
     actions = np.array(window.actions)
     steps, width = actions.shape
@@ -218,7 +196,7 @@ def _chart(facts: WindowsFacts, window: Window) -> str:
     return field_charts(axis, np.arange(steps), [field], dots=True)
 
 
-def _num_recorded(window: Window, cameras: int) -> int:
+def _num_recorded(window: windows_format.Window, cameras: int) -> int:
     """Number of actions before the end of the episode, whose last image is repeated as padding."""
     future = window.future[::cameras]
     if future[0] == window.images[-cameras]:
@@ -230,16 +208,18 @@ def _first_task(path: Path) -> str:
     return _window_at(path, 0).task
 
 
-def _window_at(path: Path, number: int) -> Window:
+def _window_at(path: Path, number: int) -> windows_format.Window:
     """Window at a line of a file, by the index if there is one."""
     index = read_index(lines_index_path(path))
     try:
         if index is not None and number < len(index.offsets):
             start, length = index.ranges()[number]
-            return parse_window(read_byte_range(ByteRange(path, start, start + length)))
+            return windows_format.parse_window(
+                read_byte_range(ByteRange(path, start, start + length))
+            )
         for current, line in enumerate(read_lines(path)):
             if current == number:
-                return parse_window(line)
+                return windows_format.parse_window(line)
         raise ValueError("has no such line")
     except (ValueError, OSError) as error:
         raise DataError(

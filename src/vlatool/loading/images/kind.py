@@ -13,12 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ValidationError
 
-from vlatool.artifacts.image_shards.format import (
-    IMAGE_SUFFIXES,
-    find_shards,
-    sample_image,
-    sample_metadata,
-)
+from vlatool.artifacts.image_shards import format as image_shards_format
 from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
@@ -31,22 +26,8 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import digest_of
-from vlatool.loading.base import (
-    DataKind,
-    DataSet,
-    DroppedSample,
-    LoadingConfig,
-    SampleReader,
-    SampleRef,
-    ShardInfo,
-)
+from vlatool.loading import base, shard_reader
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
-from vlatool.loading.shard_reader import (
-    BROKEN_SAMPLE,
-    ShardCache,
-    ShardReader,
-    file_cache,
-)
 from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.uri import is_remote
@@ -58,7 +39,7 @@ _MAX_REQUESTS = 32
 class ImagesInfo:
     """Metadata of all data sets of a run."""
 
-    datasets: tuple[DataSet, ...]  # data sets with their shards, in the order of the config
+    datasets: tuple[base.DataSet, ...]  # data sets with their shards, in the order of the config
     shard_bytes: tuple[tuple[int, ...], ...]  # size in bytes of each shard of each data set
 
     @property
@@ -92,15 +73,15 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
             hint="set --data or data.shards",
             code="data.no_dataset",
         )
-    cache = file_cache(config.dataset_cache)
+    cache = shard_reader.file_cache(config.dataset_cache)
     pairs = [_dataset(text, config, cache, reporter) for text in config.shards]
     return ImagesInfo(tuple(dataset for dataset, _ in pairs), tuple(sizes for _, sizes in pairs))
 
 
 def _dataset(
     text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
-) -> tuple[DataSet, tuple[int, ...]]:
-    paths = find_shards(text, config.split)
+) -> tuple[base.DataSet, tuple[int, ...]]:
+    paths = image_shards_format.find_shards(text, config.split)
     if len(set(paths)) < len(paths):
         seen: set[Path] = set()
         twice = next(path for path in paths if path in seen or seen.add(path))
@@ -119,8 +100,8 @@ def _dataset(
             for version, index in zip(new, each(partial(_scan, cache), new), strict=True):
                 counts[version.path] = len(index.offsets)
                 bar.advance()
-    shards = tuple(ShardInfo(path, counts[path]) for path in paths)
-    return DataSet(text, shards), tuple(version.size for version, _ in known)
+    shards = tuple(base.ShardInfo(path, counts[path]) for path in paths)
+    return base.DataSet(text, shards), tuple(version.size for version, _ in known)
 
 
 def _version_and_index(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
@@ -149,7 +130,7 @@ def _missing_as_data_error(path: Path) -> Generator[None]:
 
 
 NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
-DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
+DROP_REASONS = (shard_reader.BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
 
 
 @dataclass(frozen=True)
@@ -160,25 +141,27 @@ class ImageSample:
     image: UInt8Array  # uint8 [S, S, 3]
 
 
-class ImageReader(SampleReader):
+class ImageReader(base.SampleReader):
     """Reads, decodes and preprocesses images; picklable."""
 
     def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
         self._config = config
         self._info = info
-        self._shards = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
+        self._shards = shard_reader.ShardReader(
+            info.datasets, shard_reader.ShardCache.of(config, info.datasets)
+        )
 
     def read(
-        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
-    ) -> list[ImageSample | DroppedSample]:
+        self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
+    ) -> list[ImageSample | base.DroppedSample]:
         """Returns the samples in order; see `loading.base.SampleReader`."""
         rows = zip(refs, self._shards.members(refs), rngs, strict=True)
         return [
-            members if isinstance(members, DroppedSample) else self._sample(ref, members, rng)
+            members if isinstance(members, base.DroppedSample) else self._sample(ref, members, rng)
             for ref, members, rng in rows
         ]
 
-    def prefetch(self, refs: Sequence[SampleRef]) -> None:
+    def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
         """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
@@ -186,16 +169,16 @@ class ImageReader(SampleReader):
         return (ImageReader, (self._config, self._info))
 
     def _sample(
-        self, ref: SampleRef, members: Members, rng: np.random.Generator
-    ) -> ImageSample | DroppedSample:
+        self, ref: base.SampleRef, members: Members, rng: np.random.Generator
+    ) -> ImageSample | base.DroppedSample:
         shard = self._info.datasets[ref.dataset].shards[ref.shard].location
-        key = sample_metadata(members.contents).get("key")
+        key = image_shards_format.sample_metadata(members.contents).get("key")
         key = key if isinstance(key, str) and key else f"{shard.stem}/{members.key}"
-        data = sample_image(members.contents)
+        data = image_shards_format.sample_image(members.contents)
         if data is None:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
+            suffixes = ", ".join(image_shards_format.IMAGE_SUFFIXES)
             message = f"{shard}: sample {members.key} has no image ({suffixes})"
-            return DroppedSample(NO_IMAGE, key, message)
+            return base.DroppedSample(NO_IMAGE, key, message)
         try:
             pixels = decode_plain(data, convert=self._config.convert_colors)
         except NotRgbError as error:
@@ -203,10 +186,10 @@ class ImageReader(SampleReader):
                 f"{shard}: the image of sample {members.key} {error}; set data.convert_colors to "
                 "convert it"
             )
-            return DroppedSample(NOT_RGB, key, message)
+            return base.DroppedSample(NOT_RGB, key, message)
         except ValueError as error:
             message = f"{shard}: the image of sample {members.key} cannot be decoded: {error}"
-            return DroppedSample(BROKEN_IMAGE, key, message)
+            return base.DroppedSample(BROKEN_IMAGE, key, message)
         return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
 
 
@@ -217,11 +200,11 @@ class ImagesAssets:
     preprocessing: ImagePreprocessing  # preprocessing of the training images
 
 
-class ImagesKind(DataKind):
+class ImagesKind(base.DataKind):
     """Image shards (tar files); see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "images"
-    Config: ClassVar[type[LoadingConfig]] = ImageDataConfig
+    Config: ClassVar[type[base.LoadingConfig]] = ImageDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("shards",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
     has_plain: ClassVar[bool] = True

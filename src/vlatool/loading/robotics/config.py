@@ -8,13 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import (
-    ConfigModel,
-    Violation,
-    derivation_rules,
-    derived_field,
-    required_field,
-)
+from vlatool.config import base
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.normalize import Method, Scope
 
@@ -22,7 +16,7 @@ _Hue = Annotated[float, Field(ge=-0.5, le=0.5)]
 _Side = Annotated[float, Field(gt=0)]
 
 
-class JitterConfig(ConfigModel):
+class JitterConfig(base.ConfigModel):
     """Color jitter. A factor is drawn uniformly between 1 - x and 1 + x for a range x."""
 
     enabled: bool = Field(default=False, description="Change colors randomly.")
@@ -35,7 +29,7 @@ class JitterConfig(ConfigModel):
     )
 
 
-class CropConfig(ConfigModel):
+class CropConfig(base.ConfigModel):
     """Crop of images."""
 
     enabled: bool = Field(default=False, description="Crop images.")
@@ -55,14 +49,14 @@ class CropConfig(ConfigModel):
         return self
 
 
-class ImageAugmentationConfig(ConfigModel):
+class ImageAugmentationConfig(base.ConfigModel):
     """Crop, then color jitter; the same for all images of a sample that have the same size."""
 
     color_jitter: JitterConfig = Field(default=JitterConfig(), description="Color jitter.")
     crop: CropConfig = Field(default=CropConfig(), description="Crop.")
 
 
-class AugmentationConfig(ConfigModel):
+class AugmentationConfig(base.ConfigModel):
     """Augmentation of training samples."""
 
     enabled: bool = Field(default=True, description="Apply the augmentation below.")
@@ -85,7 +79,7 @@ class AugmentationConfig(ConfigModel):
 LanguageKind = Literal["original", "randomized", "verbose", "alternative"]
 
 
-class FieldNormalizeConfig(ConfigModel):
+class FieldNormalizeConfig(base.ConfigModel):
     """Normalization of one field; null: the value of the section above."""
 
     enabled: bool | None = Field(default=None, description="Normalize the field.")
@@ -96,7 +90,7 @@ class FieldNormalizeConfig(ConfigModel):
     epsilon: float | None = Field(default=None, gt=0, description="Smallest scale.")
 
 
-class NormalizeConfig(ConfigModel):
+class NormalizeConfig(base.ConfigModel):
     """Normalization of action and proprioception fields."""
 
     # These values follow from other keys and from the data.
@@ -115,13 +109,13 @@ class NormalizeConfig(ConfigModel):
     field_configs: dict[str, FieldNormalizeConfig] = Field(
         default={}, description="Field name to values that differ for this field."
     )
-    include_fields: list[str] = derived_field(
+    include_fields: list[str] = base.derived_field(
         "data.proprioception_fields and data.action_fields", "Normalized fields.", default=[]
     )
-    lowdim_past_timesteps: int | None = derived_field(
+    lowdim_past_timesteps: int | None = base.derived_field(
         "past steps of the statistics", "Steps of the statistics before the anchor.", ge=0
     )
-    lowdim_future_timesteps: int | None = derived_field(
+    lowdim_future_timesteps: int | None = base.derived_field(
         "future steps of the statistics", "Steps of the statistics after the anchor.", ge=0
     )
 
@@ -170,7 +164,7 @@ class RoboticsDataConfig(LoadingConfig):
     type: Literal["robotics"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
         default="robotics", description="Data kind."
     )
-    dataset_manifest: list[str] = required_field(
+    dataset_manifest: list[str] = base.required_field(
         [], "Folder or manifest.jsonl of each data set, of any scheme."
     )
     dataset_statistics: list[str] = Field(
@@ -191,15 +185,15 @@ class RoboticsDataConfig(LoadingConfig):
         default=["original"],
         description="Kinds of instructions; each sample gets a random one of these kinds.",
     )
-    camera_names: list[str] = derived_field(
+    camera_names: list[str] = base.derived_field(
         "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
     )
-    image_indices: list[int] = derived_field(
+    image_indices: list[int] = base.derived_field(
         "image indices of preprocessing_config.yaml",
         "Frames of the images, relative to the anchor.",
         default=[],
     )
-    image_names: list[str] = derived_field(
+    image_names: list[str] = base.derived_field(
         "data.camera_names at each of data.image_indices", "Names of the images.", default=[]
     )
     pad_missing_images: bool = Field(
@@ -219,27 +213,27 @@ class RoboticsDataConfig(LoadingConfig):
     augmentation: AugmentationConfig = Field(
         default=AugmentationConfig(), description="Augmentation of training samples."
     )
-    proprioception_fields: list[str] = derived_field(
+    proprioception_fields: list[str] = base.derived_field(
         "proprioception fields of preprocessing_config.yaml",
         "Observed fields.",
         default=[],
     )
-    action_fields: list[str] = derived_field(
+    action_fields: list[str] = base.derived_field(
         "action fields of preprocessing_config.yaml", "Predicted fields.", default=[]
     )
     normalization: NormalizeConfig = Field(
         default=NormalizeConfig(), description="Normalization of fields."
     )
-    lowdim_past_timesteps: int | None = derived_field(
+    lowdim_past_timesteps: int | None = base.derived_field(
         "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
     )
-    lowdim_future_timesteps: int | None = derived_field(
+    lowdim_future_timesteps: int | None = base.derived_field(
         "future steps of preprocessing_config.yaml", "Steps after the anchor.", ge=0
     )
-    action_dim: int | None = derived_field(
+    action_dim: int | None = base.derived_field(
         "sum of the widths of action_fields", "Number of dimensions of an action."
     )
-    proprioception_dim: int | None = derived_field(
+    proprioception_dim: int | None = base.derived_field(
         "sum of the widths of proprioception_fields", "Number of dimensions of proprioception."
     )
 
@@ -264,20 +258,20 @@ class RoboticsDataConfig(LoadingConfig):
         rules: dict[str, str] = {}
         if self.camera_names and self.image_indices and not self.image_names:
             update["image_names"] = image_names(self.camera_names, self.image_indices)
-        rules |= derivation_rules(self, update)
+        rules |= base.derivation_rules(self, update)
         if self.proprioception_fields and self.action_fields:
             fields = [*self.proprioception_fields, *self.action_fields]
             scaled = self.normalization.model_copy(update={"include_fields": fields})
             update["normalization"] = scaled
-            rules |= derivation_rules(scaled, ["include_fields"], "normalization.")
+            rules |= base.derivation_rules(scaled, ["include_fields"], "normalization.")
         return self.model_copy(update=update), rules
 
-    def violations(self) -> Iterator[Violation]:
+    def violations(self) -> Iterator[base.Violation]:
         """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`."""
         names = image_names(self.camera_names, self.image_indices)
         if names and self.image_names and self.image_names != names:
             message = "data.image_names differs from data.camera_names at data.image_indices"
-            yield Violation(("image_names",), message)
+            yield base.Violation(("image_names",), message)
 
 
 class ValidationDataConfig(RoboticsDataConfig):

@@ -6,15 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
-from vlatool.artifacts.stats.format import (
-    MergedStats,
-    Statistics,
-    StatsPart,
-    compact,
-    merge_parts,
-    read_mergeable,
-    read_stats,
-)
+from vlatool.artifacts.stats import format as stats_format
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.jobs.job import digest_of
@@ -34,7 +26,9 @@ class RoboticsInfo:
     """Metadata of all data sets of a run."""
 
     shards: tuple[tuple[Shard, ...], ...]  # shards of each data set
-    statistics: Statistics  # map from field name to statistics, merged over the data sets
+    statistics: (
+        stats_format.Statistics
+    )  # map from field name to statistics, merged over the data sets
     options: tuple[Mapping[str, Any], ...]  # content of preprocessing_config.yaml of each data set
     past: int  # number of steps before the anchor in every window
     future: int  # number of steps after the anchor in every window
@@ -122,14 +116,17 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         location(text) if text.endswith(".json") else data_folder(text).statistics_file
         for text in configured
     ] or [folder.statistics_file for folder in folders]
-    parts = [(read_mergeable if mergeable else read_stats)(path) for path in files]
+    parts = [
+        (stats_format.read_mergeable if mergeable else stats_format.read_stats)(path)
+        for path in files
+    ]
     options = [_options(folder) for folder in folders]
     pasts = [int(row["past_lowdim_steps"]) for row in options]
     merged = _merged(config, parts, pasts)
     return RoboticsInfo(
         shards=tuple(tuple(entries) for entries in shards),
         # Without digests, which only merging needs: each loader worker gets a copy.
-        statistics=compact(merged.statistics),
+        statistics=stats_format.compact(merged.statistics),
         options=tuple(options),
         past=min(pasts),
         future=min(int(row["future_lowdim_steps"]) for row in options),
@@ -146,19 +143,19 @@ def data_folder(text: str) -> ShardFolder:
 
 
 def _merged(
-    config: RoboticsDataConfig, parts: Sequence[Statistics], pasts: Sequence[int]
-) -> MergedStats:
+    config: RoboticsDataConfig, parts: Sequence[stats_format.Statistics], pasts: Sequence[int]
+) -> stats_format.MergedStats:
     """Merges statistics with the weights of the mixture; steps are aligned by the anchor. A field
     with other shapes in other data sets is left out. Using it is an error.
     """
     if len(parts) == 1:
-        return MergedStats(parts[0])
+        return stats_format.MergedStats(parts[0])
     weights: Sequence[float | None] = config.dataset_weighting
     # By size if a weight is 0 or less; `SampleOrder` raises an error for negative ones.
     if not weights or min(config.dataset_weighting) <= 0:
         weights = [None] * len(parts)
-    return merge_parts(
-        [StatsPart(*row) for row in zip(parts, pasts, weights, strict=True)],
+    return stats_format.merge_parts(
+        [stats_format.StatsPart(*row) for row in zip(parts, pasts, weights, strict=True)],
         leave_out_unequal=True,
     )
 

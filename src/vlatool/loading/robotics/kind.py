@@ -13,29 +13,14 @@ import numpy as np
 
 from vlatool.artifacts.field_summary import Names, dimension_names, recorded_names
 from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.format import (
-    CONFIG_NAME,
-    ShardFolder,
-    read_preprocessing_config,
-    tar_episode,
-    write_preprocessing_config,
-)
+from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import Statistics, write_stats
 from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import Array, Observation, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.loading.base import (
-    ActionField,
-    DataKind,
-    DroppedSample,
-    LoadingConfig,
-    PairOptions,
-    RecordedPairs,
-    SampleRef,
-    Target,
-)
+from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import (
     AugmentationConfig,
@@ -105,11 +90,11 @@ class RoboticsAssets:
         return replace(sample, fields=fields)
 
 
-class RoboticsKind(DataKind):
+class RoboticsKind(base.DataKind):
     """`lbm` shards; see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "robotics"
-    Config: ClassVar[type[LoadingConfig]] = RoboticsDataConfig
+    Config: ClassVar[type[base.LoadingConfig]] = RoboticsDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
     has_statistics: ClassVar[bool] = True
@@ -186,12 +171,12 @@ class RoboticsKind(DataKind):
         image_size = {} if size is None else {_IMAGE_SIZE: list(size)}
         # Merged statistics have only the steps that all data sets have.
         steps = {"past_lowdim_steps": info.statistics_past, "future_lowdim_steps": info.future}
-        write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
+        shards_format.write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
         run = RunDir(folder)
         statistics = run.statistics()
-        options = read_preprocessing_config(folder)
+        options = shards_format.read_preprocessing_config(folder)
         past = options.get("past_lowdim_steps")
         if not isinstance(past, int):
             raise DataError.at(
@@ -240,7 +225,7 @@ class RoboticsKind(DataKind):
         config: RoboticsDataConfig,
         assets: RoboticsAssets,
         location: str,
-        options: PairOptions,
+        options: base.PairOptions,
     ) -> "RoboticsPairs":
         """Returns pairs of observation and target; see `DataKind`."""
         info = pairs_info(location, config, options)
@@ -255,8 +240,8 @@ class RoboticsKind(DataKind):
         with suppress(DataError):  # the error is raised or counted when training reads the sample
             plain = config.model_copy(update={"augmentation": AugmentationConfig()})
             reader = self.reader(plain, info)
-            sample = reader.read([SampleRef(0, first, 0)], [np.random.default_rng(0)])[0]
-            if not isinstance(sample, DroppedSample):
+            sample = reader.read([base.SampleRef(0, first, 0)], [np.random.default_rng(0)])[0]
+            if not isinstance(sample, base.DroppedSample):
                 return sample.images.shape[1], sample.images.shape[2]
         return None
 
@@ -293,7 +278,7 @@ def assets_of(
         images = replace(_image_transform(options), crop=config.augmentation.crop_shape)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{CONFIG_NAME} is broken: {error}",
+            f"{shards_format.CONFIG_NAME} is broken: {error}",
             hint="copy it again from the training data, or train again",
             code="data.broken_config",
         ) from None
@@ -334,7 +319,7 @@ _MIN_STD = 1e-9
 _READ_AT_ONCE = 64
 
 
-class RoboticsPairs(RecordedPairs):
+class RoboticsPairs(base.RecordedPairs):
     """Pairs of `lbm` shards; see `RecordedPairs`. Samples are read with all their past steps, so
     that the action before the current one is known.
     """
@@ -344,7 +329,7 @@ class RoboticsPairs(RecordedPairs):
         config: RoboticsDataConfig,  # section `data` of the run
         assets: "RoboticsAssets",  # assets of the run
         info: RoboticsInfo,
-        options: PairOptions,  # form of the pairs
+        options: base.PairOptions,  # form of the pairs
     ) -> None:
         self.fps = info.fps
         sees = options.sees
@@ -380,7 +365,7 @@ class RoboticsPairs(RecordedPairs):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def read(self, indices: Sequence[int]) -> list[tuple[Observation, Target]]:
+    def read(self, indices: Sequence[int]) -> list[tuple[Observation, base.Target]]:
         """Returns pairs, fetched together; see `RecordedPairs`."""
         samples = self._samples.__getitems__(indices)
         return [(self._observation(sample), self._target(sample)) for sample in samples]
@@ -402,7 +387,7 @@ class RoboticsPairs(RecordedPairs):
         """Yields samples with their indices; only those of the episode if tars are episodes."""
         refs = list(enumerate(self._order.refs(range(len(self)))))
         (dataset,) = self._datasets
-        tars = [tar_episode(shard.location) or "" for shard in dataset.shards]
+        tars = [shards_format.tar_episode(shard.location) or "" for shard in dataset.shards]
         if all(tars):
             name = episode_named(dict(enumerate(tars)), episode)
             refs = [(index, ref) for index, ref in refs if tars[ref.shard] == name]
@@ -410,7 +395,7 @@ class RoboticsPairs(RecordedPairs):
             rows = refs[start : start + _READ_AT_ONCE]
             read = self._shards.members([ref for _, ref in rows])
             for (index, _), members in zip(rows, read, strict=True):
-                if not isinstance(members, DroppedSample):
+                if not isinstance(members, base.DroppedSample):
                     yield index, StoredSample(*members)
 
     def _observation(self, sample: DecodedSample) -> Observation:
@@ -436,10 +421,10 @@ class RoboticsPairs(RecordedPairs):
             for number, (name, view) in enumerate(cameras.items())
         }
 
-    def _target(self, sample: DecodedSample) -> Target:
+    def _target(self, sample: DecodedSample) -> base.Target:
         steps = slice(self._anchor, self._anchor + self._horizon)
         before = self._anchor - 1
-        return Target(
+        return base.Target(
             actions={name: sample.fields[name][steps] for name in self.fields},
             mask=sample.future_mask[steps],
             last={name: sample.fields[name][before] for name in self.fields if before >= 0},
@@ -448,9 +433,9 @@ class RoboticsPairs(RecordedPairs):
         )
 
 
-def _action_field(name: str, assets: "RoboticsAssets") -> ActionField:
+def _action_field(name: str, assets: "RoboticsAssets") -> base.ActionField:
     statistics, is_constant = assets.statistics[name], assets.normalizer.constant([name])
-    return ActionField(
+    return base.ActionField(
         names=dimension_names(name, len(is_constant), assets.names),
         mean=np.asarray(statistics["mean"]),
         std=np.maximum(np.asarray(statistics["std"]), _MIN_STD),
@@ -458,9 +443,11 @@ def _action_field(name: str, assets: "RoboticsAssets") -> ActionField:
     )
 
 
-def pairs_info(location: str, config: RoboticsDataConfig, options: PairOptions) -> RoboticsInfo:
+def pairs_info(
+    location: str, config: RoboticsDataConfig, options: base.PairOptions
+) -> RoboticsInfo:
     """Loads the info of the data, with whole episodes in frame order if the data contain them."""
-    folder = ShardFolder.open(pinned(location))
+    folder = shards_format.ShardFolder.open(pinned(location))
     info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
         info = replace(info, shards=(tuple(folder.episodes.shards()),))

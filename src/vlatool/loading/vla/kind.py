@@ -25,19 +25,7 @@ from vlatool.config.base import derivation_rules
 from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.loading.base import (
-    ActionField,
-    Allocate,
-    DataKind,
-    DroppedSample,
-    LoadingConfig,
-    PairOptions,
-    RecordedFutures,
-    RecordedPairs,
-    SampleReader,
-    SampleRef,
-    Target,
-)
+from vlatool.loading import base
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, check_frame, episode_named
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import VlaFolder, VlaInfo, episode_spans, load_info
@@ -57,26 +45,29 @@ class UnusableError(Exception):
     """Reason why a sample cannot be used, one of `DROP_REASONS`, and its description."""
 
 
-class VlaReader(SampleReader):
+class VlaReader(base.SampleReader):
     """Reads lines or packed samples, and decodes their images; picklable."""
 
     def __init__(self, info: VlaInfo) -> None:
         self._info = info
 
     def read(
-        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
-    ) -> list[VlaSample | DroppedSample]:
+        self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
+    ) -> list[VlaSample | base.DroppedSample]:
         """Returns the samples in order; see `loading.base.SampleReader`."""
         return self.read_into(refs, rngs, partial(np.empty, dtype=np.uint8))
 
     def read_into(
-        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
-    ) -> list[VlaSample | DroppedSample]:
+        self,
+        refs: Sequence[base.SampleRef],
+        rngs: Sequence[np.random.Generator],
+        allocate: base.Allocate,
+    ) -> list[VlaSample | base.DroppedSample]:
         """Returns the samples, their images in one buffer; see `SampleReader`."""
         del rngs
         shape = self._info.first.shape.past_images, *self._info.first.shape.image_size, 3
         rows = allocate(len(refs) * math.prod(shape)).reshape(len(refs), *shape)
-        results: list[VlaSample | DroppedSample] = []
+        results: list[VlaSample | base.DroppedSample] = []
         used = 0
         for ref in refs:
             folder = self._info.folders[ref.dataset]
@@ -87,7 +78,7 @@ class VlaReader(SampleReader):
                 _fill(rows[used], folder, sample.images)
             except UnusableError as error:
                 reason, message = error.args
-                results.append(DroppedSample(reason, key, f"{key}: {message}"))
+                results.append(base.DroppedSample(reason, key, f"{key}: {message}"))
                 continue
             results.append(VlaSample(key, sample.conversation, rows[used]))
             used += 1
@@ -224,7 +215,7 @@ class _Episode:
     frames: int  # number of its pairs
 
 
-class VlaPairs(RecordedPairs):
+class VlaPairs(base.RecordedPairs):
     """Pairs of samples; see `RecordedPairs`. A window with a sample of each kind is one pair.
     Recorded actions are those of the action ids.
     """
@@ -263,7 +254,7 @@ class VlaPairs(RecordedPairs):
         profile = assets.profile
         std = np.asarray(profile.std, np.float64)
         self.fields = {
-            assets.shape.action_field: ActionField(
+            assets.shape.action_field: base.ActionField(
                 names=profile.dimensions,
                 mean=np.asarray(profile.mean, np.float64),
                 std=std,
@@ -289,14 +280,14 @@ class VlaPairs(RecordedPairs):
         check_frame(frame, frames, name)
         return frames[frame]
 
-    def read(self, indices: Sequence[int]) -> list[tuple[Observation, Target]]:
+    def read(self, indices: Sequence[int]) -> list[tuple[Observation, base.Target]]:
         """Returns pairs, fetched together; see `RecordedPairs`."""
         located = [self._place(index) for index in indices]
         refs = [self._ref(entry, at) for entry, at in located]
         samples = self._reader.read(refs, [np.random.default_rng(0)] * len(refs))
-        rows: list[tuple[Observation, Target]] = []
+        rows: list[tuple[Observation, base.Target]] = []
         for (entry, at), sample in zip(located, samples, strict=True):
-            if isinstance(sample, DroppedSample):
+            if isinstance(sample, base.DroppedSample):
                 raise DataError(
                     sample.message,
                     hint="build the samples again, or copy the images again",
@@ -306,14 +297,14 @@ class VlaPairs(RecordedPairs):
             rows.append((self._observation(sample), self._target(entry, at, sample)))
         return rows
 
-    def futures(self, index: int) -> RecordedFutures:
+    def futures(self, index: int) -> base.RecordedFutures:
         """Returns the images that followed a pair; see `RecordedPairs`."""
         entry, at = self._place(index)
         cameras, steps = self._assets.shape.cameras, self._assets.shape.future_steps
         codes = self._sample(entry, at).conversation.codes.reshape(steps, len(cameras), -1)
         after = [min(at + 1 + step, entry.frames - 1) for step in range(steps)]
         names = [self._sample(entry, step).images[-len(cameras) :] for step in after]
-        return RecordedFutures(
+        return base.RecordedFutures(
             images={
                 camera: np.stack([self._image(row[number]) for row in names])
                 for number, camera in enumerate(cameras)
@@ -339,14 +330,14 @@ class VlaPairs(RecordedPairs):
         entry = next(entry for entry in reversed(self._episodes) if entry.start <= index)
         return entry, index - entry.start
 
-    def _ref(self, entry: _Episode, at: int) -> SampleRef:
+    def _ref(self, entry: _Episode, at: int) -> base.SampleRef:
         number = entry.number + at * self._per_frame
         shard = next(
             shard
             for shard, span in enumerate(self._folder.spans)
             if span.first <= number < span.first + span.size
         )
-        return SampleRef(0, shard, number - self._folder.spans[shard].first)
+        return base.SampleRef(0, shard, number - self._folder.spans[shard].first)
 
     def _sample(self, entry: _Episode, at: int) -> TokenSample:
         return self._folder.samples.sample(entry.number + at * self._per_frame)
@@ -376,12 +367,12 @@ class VlaPairs(RecordedPairs):
             is_preprocessed=True,
         )
 
-    def _target(self, entry: _Episode, at: int, sample: VlaSample) -> Target:
+    def _target(self, entry: _Episode, at: int, sample: VlaSample) -> base.Target:
         steps, field = self._assets.shape.action_steps, self._assets.shape.action_field
         before = {}
         if at:
             before = {field: self._actions(self._sample(entry, at - 1).conversation.action_ids)[0]}
-        return Target(
+        return base.Target(
             actions={field: self._actions(sample.conversation.action_ids)},
             mask=at + np.arange(steps) < entry.frames,
             last=before,
@@ -405,11 +396,11 @@ class VlaPairs(RecordedPairs):
         return profile.denormalize(chunks[0]).astype(np.float64)
 
 
-class VlaKind(DataKind):
+class VlaKind(base.DataKind):
     """Samples with numbers for actions and future images; see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "vla"
-    Config: ClassVar[type[LoadingConfig]] = VlaDataConfig
+    Config: ClassVar[type[base.LoadingConfig]] = VlaDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("samples",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
@@ -491,7 +482,7 @@ class VlaKind(DataKind):
         return VlaAssets(config.sizes, config.shape, fps, tokenizer, profile, config.codes_digest)
 
     def pairs(
-        self, config: VlaDataConfig, assets: VlaAssets, location: str, options: PairOptions
+        self, config: VlaDataConfig, assets: VlaAssets, location: str, options: base.PairOptions
     ) -> VlaPairs:
         """Returns pairs of observation and target; see `DataKind`."""
         del options  # every sample has all that the policy sees

@@ -17,16 +17,8 @@ from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_imag
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models import pretrained
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
-from vlatool.models.pretrained import (
-    CLIP,
-    CLIP_MEAN_STD,
-    VLM_MEAN_STD,
-    architecture_problem,
-    base_model,
-    read_architecture,
-    text_width,
-)
 from vlatool.storage.uri import version_of
 
 
@@ -158,14 +150,14 @@ class BaseModelConfig(NetworkConfig):
     @field_validator("architecture")
     @classmethod
     def _check_architecture(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and (problem := architecture_problem(value)):
+        if value is not None and (problem := pretrained.architecture_problem(value)):
             raise ValueError(problem)
         return value
 
     @property
     def base(self) -> Path:
         """Folder of the base model; see `pretrained.base_model`."""
-        return base_model(self.hf_pretrained, self.revision)
+        return pretrained.base_model(self.hf_pretrained, self.revision)
 
     def check_base(self) -> None:
         """Raises DataError if the base model does not exist and is needed for the architecture."""
@@ -367,8 +359,8 @@ class ClipBackboneConfig(BaseBackboneConfig):
             super().save_assets(folder, origin)
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        mean_std = self._mean_and_std(folder, CLIP_MEAN_STD)
-        return {"architecture": read_architecture(folder, CLIP), **mean_std}
+        mean_std = self._mean_and_std(folder, pretrained.CLIP_MEAN_STD)
+        return {"architecture": pretrained.read_architecture(folder, pretrained.CLIP), **mean_std}
 
 
 class VlmBackboneConfig(BaseBackboneConfig):
@@ -393,9 +385,9 @@ class VlmBackboneConfig(BaseBackboneConfig):
         return (*super()._base_model_keys(), "image_size")
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        architecture = read_architecture(folder)
+        architecture = pretrained.read_architecture(folder)
         side = image_side(architecture) if self.image_size is None else self.image_size
-        mean_std = self._mean_and_std(folder, VLM_MEAN_STD)
+        mean_std = self._mean_and_std(folder, pretrained.VLM_MEAN_STD)
         return {"architecture": architecture, "image_size": side, **mean_std}
 
 
@@ -511,7 +503,7 @@ class CausalLMConfig(BaseModelConfig):
     @property
     def width(self) -> int:
         """Token width; zero before the architecture is known."""
-        return text_width(self.architecture or {})
+        return pretrained.text_width(self.architecture or {})
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
         del data
@@ -519,7 +511,7 @@ class CausalLMConfig(BaseModelConfig):
             return self, {}
         folder = self.base
         return self._with_derived(
-            {**self._hub_revision(folder), "architecture": read_architecture(folder)}
+            {**self._hub_revision(folder), "architecture": pretrained.read_architecture(folder)}
         )
 
 

@@ -11,19 +11,12 @@ from vlatool.artifacts.base_model import TOKENIZER
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models import published
 from vlatool.models.base import ModelType, Part
 from vlatool.models.diffusion_policy.config import (
     BaseModelConfig,
     DiffusionPolicyConfig,
     NetworkConfig,
-)
-from vlatool.models.published import (
-    Exported,
-    Layout,
-    PublishedFiles,
-    PublishedModel,
-    PublishedProgress,
-    WeightsOrigin,
 )
 from vlatool.models.trained import existing_weights
 
@@ -42,7 +35,7 @@ if TYPE_CHECKING:
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
 
 
-class ExperimentLayout(Layout):
+class ExperimentLayout(published.Layout):
     """Experiments of the published program."""
 
     def keys_of_run(
@@ -55,7 +48,9 @@ class ExperimentLayout(Layout):
         weights_only = {} if section.get("resume_weights_only") else {"init_weights_only": False}
         return {"init_from": str(location), **weights_only}, _NO_INIT
 
-    def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+    def write(
+        self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter"
+    ) -> published.Exported:
         from vlatool.models.diffusion_policy.experiment import prepare_export
 
         return prepare_export(trained, tree, reporter)
@@ -65,13 +60,13 @@ class ExperimentLayout(Layout):
 
         return export_problem(config)
 
-    def recognize(self, location: Path) -> PublishedFiles | None:
+    def recognize(self, location: Path) -> published.PublishedFiles | None:
         """The newest checkpoint of an experiment, or a file of one."""
         from vlatool.models.diffusion_policy.experiment import find_published
 
         return find_published(location)
 
-    def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
+    def open(self, files: published.PublishedFiles, path: Path) -> published.PublishedModel:
         """Opens an experiment; base models that the run of an export has read are not needed."""
         import torch
 
@@ -92,7 +87,7 @@ class ExperimentLayout(Layout):
         check_state(parts["model"].module, state, files.weights)
         parts = model_type.build(config)
         imported = load_state(parts["model"].module, state, files.weights)
-        return PublishedModel(
+        return published.PublishedModel(
             config=config,
             parts={name: part.module for name, part in parts.items()},
             assets=opened.assets,
@@ -101,7 +96,7 @@ class ExperimentLayout(Layout):
             notes=[*imported.notes(files.weights)],
         )
 
-    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
+    def progress_files(self, files: published.PublishedFiles, *, averaged: bool) -> Sequence[Path]:
         from vlatool.models.diffusion_policy.experiment import progress_files
 
         return progress_files(files, averaged=averaged)
@@ -111,7 +106,7 @@ class ExperimentLayout(Layout):
         config: DiffusionPolicyConfig,
         modules: Mapping[str, "nn.Module"],
         paths: Sequence[Path],
-    ) -> PublishedProgress:
+    ) -> published.PublishedProgress:
         from vlatool.models.diffusion_policy.weights import open_progress
 
         return open_progress(config, modules["model"], paths)
@@ -124,7 +119,7 @@ class DiffusionPolicyType(ModelType):
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("sample",)}
-    layout: ClassVar[Layout] = ExperimentLayout()
+    layout: ClassVar[published.Layout] = ExperimentLayout()
 
     def violations(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
@@ -210,7 +205,7 @@ class DiffusionPolicyType(ModelType):
         self,
         config: DiffusionPolicyConfig,
         parts: Mapping[str, Part],
-        init: WeightsOrigin,
+        init: published.WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str]:
         from vlatool.models.diffusion_policy.weights import load_policy, load_sections

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import ModelType, Objective, Part
+from vlatool.models.future_vla import published
 from vlatool.models.future_vla.config import FutureVlaConfig, LoraConfig
-from vlatool.models.future_vla.published import (
-    ASSETS,
-    FROM_WEIGHTS,
-    find_published,
-    read_data,
-    read_section,
-)
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.models.trained import existing_weights
 from vlatool.storage.atomic import write_bytes
@@ -43,11 +37,11 @@ class QwenLayout(Layout):
 
     def recognize(self, location: Path) -> PublishedFiles | None:
         """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
-        return find_published(location)
+        return published.find_published(location)
 
     def section(self, files: PublishedFiles) -> FutureVlaConfig:
         """Section `model` of a folder."""
-        return read_section(files.weights.parent)
+        return published.read_section(files.weights.parent)
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
         import torch
@@ -62,9 +56,11 @@ class QwenLayout(Layout):
         with torch.device("meta"):
             network = build_network(config)
         load_stored(network.to_empty(device="cpu"), folder)
-        data = read_data(folder)
+        data = published.read_data(folder)
         assets = None if data is None else VlaKind().load_assets(data, folder)
-        local = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
+        local = local_copy(
+            folder, [name for name in published.ASSETS if name in file_names(folder)]
+        )
         return PublishedModel(config, {"model": network}, assets, data, local)
 
 
@@ -102,7 +98,7 @@ class FutureVlaType(ModelType):
             return config
         update = {
             name: getattr(before, name)
-            for name in FROM_WEIGHTS
+            for name in published.FROM_WEIGHTS
             if getattr(config, name) is None or name not in config.model_fields_set
         }
         return config.model_copy(update=update)
@@ -214,7 +210,7 @@ class FutureVlaType(ModelType):
         del config
         if isinstance(before, FutureVlaConfig) and source is not None:
             present = file_names(source)
-            for name in ASSETS:
+            for name in published.ASSETS:
                 if name in present:
                     write_bytes(folder / name, read_file(source / name))
 

@@ -23,16 +23,10 @@ from vlatool.artifacts.profile import write_profile
 from vlatool.artifacts.samples.format import FAST_NAME
 from vlatool.errors import BugError, DataError
 from vlatool.loading.vla.config import VlaAssets
+from vlatool.models.future_vla import published
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.model import merged_weights
-from vlatool.models.future_vla.published import (
-    ASSETS,
-    INDEX,
-    MANIFEST,
-    MANIFEST_NAME,
-    config_json,
-    weight_map,
-)
+from vlatool.models.future_vla.published import weight_map
 from vlatool.models.published import Exported, Trained
 from vlatool.models.weights import matching_shapes, unusable_checkpoint
 from vlatool.storage.atomic import open_atomic, write_bytes, write_json, write_text
@@ -54,10 +48,12 @@ class StoredTensors:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         names = weight_files(folder)
-        if any(not name.endswith((_SUFFIX, INDEX)) for name in names):
+        if any(not name.endswith((_SUFFIX, published.INDEX)) for name in names):
             raise unusable_checkpoint(folder, f"it has no {_SUFFIX} files")
         local = local_copy(folder, names)
-        indexed = weight_map(local / INDEX).values() if INDEX in names else names
+        indexed = (
+            weight_map(local / published.INDEX).values() if published.INDEX in names else names
+        )
         # local files; copies in the cache if the folder is remote
         self.paths = [local / name for name in sorted(set(indexed))]
         self._files: dict[str, Any] = {}
@@ -117,7 +113,7 @@ def write_tensors(
     files = zip(names, groups, strict=False)
     index = {key: name for name, tensors in files for key in tensors}
     size = dtype.itemsize * sum(_count(shape) for shape in shapes.values())
-    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
+    write_json(folder / published.INDEX, {"metadata": {"total_size": size}, "weight_map": index})
     return names
 
 
@@ -125,7 +121,7 @@ def file_names(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> list[
     """Names of the files that `write_tensors` writes."""
     count = sum(1 for _ in _groups(shapes, dtype.itemsize))
     files = [f"model-{n + 1:05d}-of-{count:05d}{_SUFFIX}" for n in range(count)]
-    return [*files, INDEX]
+    return [*files, published.INDEX]
 
 
 def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> Iterator[list[str]]:
@@ -199,7 +195,7 @@ class _Export:
     def stock_files(self) -> list[str]:
         """Names of the files of Qwen3-VL that the run has."""
         present = frozenset[str]() if self.folder is None else names_in(self.folder)
-        return [name for name in ASSETS if name in present]
+        return [name for name in published.ASSETS if name in present]
 
     @property
     def fast_files(self) -> list[str]:
@@ -217,7 +213,7 @@ class _Export:
             write_profile(folder / FAST_NAME / PROFILE_NAME, self.assets.profile)
             if self.assets.fast is not None:
                 write_fast(folder / FAST_NAME, self.assets.fast)
-        write_text(folder / CONFIG, json.dumps(config_json(self.config), indent=2))
+        write_text(folder / CONFIG, json.dumps(published.config_json(self.config), indent=2))
         write_tensors(folder, self.shapes, self.tensors.__getitem__, DTYPE)
         written = StoredTensors(folder)
         for name, value in self.tensors.items():
@@ -228,7 +224,7 @@ class _Export:
                     code="bug.weights_differ",
                 )
         model = self.config.model_dump(mode="json", exclude={"qwen", "special_ids"})
-        MANIFEST.write(folder, {"model": model, "data": self.data})
+        published.MANIFEST.write(folder, {"model": model, "data": self.data})
         return {"tensors": len(self.tensors)}
 
 
@@ -244,10 +240,10 @@ def prepare_export(trained: Trained) -> Exported:
     weights = file_names(export.shapes, DTYPE)
     has_policy = trained.assets is not None and trained.assets.fast is not None
     return Exported(
-        files=(*weights, *export.stock_files, *export.fast_files, CONFIG, MANIFEST_NAME),
-        weights=tuple(name for name in weights if name != INDEX),
-        compared=(INDEX,) if has_policy else (),
+        files=(*weights, *export.stock_files, *export.fast_files, CONFIG, published.MANIFEST_NAME),
+        weights=tuple(name for name in weights if name != published.INDEX),
+        compared=(published.INDEX,) if has_policy else (),
         parameters=sum(value.numel() for value in export.tensors.values()),
-        summary=f"{len(export.tensors)} tensors in float32 with {MANIFEST_NAME}",
+        summary=f"{len(export.tensors)} tensors in float32 with {published.MANIFEST_NAME}",
         write=export.write,
     )

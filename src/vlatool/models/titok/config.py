@@ -7,13 +7,7 @@ from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
-from vlatool.models.vqgan.config import (
-    FEATURES,
-    CodebookAlarmConfig,
-    PixelLossConfig,
-    VqganNetworkConfig,
-    revive_after_field,
-)
+from vlatool.models.vqgan import config
 
 if TYPE_CHECKING:
     pass
@@ -65,7 +59,7 @@ class VqConfig(ConfigModel):
         description="Weight of the entropy penalty, which prevents the collapse of the codebook of "
         "small models; the published models use 0.",
     )
-    revive_after: int = revive_after_field()
+    revive_after: int = config.revive_after_field()
 
 
 class KlConfig(ConfigModel):
@@ -133,13 +127,13 @@ class TitokConfig(ConfigModel):
         description="Cache the teacher codes of each image in memory, 2 bytes per patch, in "
         "every process; useful without random crops and flips.",
     )
-    vqgan: VqganNetworkConfig = Field(
-        default=VqganNetworkConfig(),
+    vqgan: config.VqganNetworkConfig = Field(
+        default=config.VqganNetworkConfig(),
         description="Sizes of the teacher; if the teacher is a run, they are read from it.",
     )
-    losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
-    codebook_alarm: CodebookAlarmConfig = Field(
-        default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
+    losses: config.PixelLossConfig = Field(default=config.PixelLossConfig(), description="Losses.")
+    codebook_alarm: config.CodebookAlarmConfig = Field(
+        default=config.CodebookAlarmConfig(), description="Detection of a collapsed codebook."
     )
 
     @property
@@ -179,7 +173,7 @@ class TitokConfig(ConfigModel):
             raise ValueError("decoder_head=pixel has no stage 2")
         if self.quantizer.type == "kl" and self.decoder_head == "proxy":
             raise ValueError("quantizer.type=kl requires decoder_head=pixel")
-        if self.decoder_head == "pixel" and self.losses.perceptual_loss == FEATURES:
+        if self.decoder_head == "pixel" and self.losses.perceptual_loss == config.FEATURES:
             raise ValueError(
                 "losses.perceptual_loss=vqgan needs the teacher, which only decoder_head=proxy has"
             )

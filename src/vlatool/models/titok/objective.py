@@ -16,17 +16,7 @@ from vlatool.models.images import comparison, to_float
 from vlatool.models.rng import computes_by_global_batch
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
-from vlatool.models.vqgan.objective import (
-    CodebookMonitor,
-    ForegroundRule,
-    PixelObjective,
-    RevivalRule,
-    assignment_sums,
-    code_sums,
-    mean_assignment,
-    mean_metrics,
-    published_groups,
-)
+from vlatool.models.vqgan import objective
 
 # Metric of a teacher in bfloat16, and the share of its codes below which a warning is given.
 _AGREEMENT, _MIN_AGREEMENT = "teacher_agreement", 0.9
@@ -37,7 +27,7 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
     is_vq = isinstance(quantizer, VqConfig)
     if not config.predicts_pixels:
         return CodesObjective(config, parts)
-    return PixelObjective(
+    return objective.PixelObjective(
         config.losses,
         parts,
         codebook_size=quantizer.codebook_size if is_vq else 0,
@@ -56,14 +46,14 @@ class CodesObjective(Objective):
         self._size = config.quantizer.codebook_size
         self._weight = config.losses.quantizer_weight
         self._half = config.teacher_precision == "bfloat16"
-        self._monitor = CodebookMonitor(config.codebook_alarm)
-        self._revival = RevivalRule(parts)
-        self._foreground = ForegroundRule(config.losses, parts)
+        self._monitor = objective.CodebookMonitor(config.codebook_alarm)
+        self._revival = objective.RevivalRule(parts)
+        self._foreground = objective.ForegroundRule(config.losses, parts)
         self._has_entropy = computes_by_global_batch(parts["model"].module)
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        return {"main": OptimizerSpec(("model",), published_groups)}
+        return {"main": OptimizerSpec(("model",), objective.published_groups)}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Adds pixels and the teacher codes int64 [B, P] to the batch."""
@@ -79,11 +69,13 @@ class CodesObjective(Objective):
 
     def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
         """Soft assignments, if the model has an entropy penalty."""
-        return assignment_sums(batch, ctx) if self._has_entropy else {}
+        return objective.assignment_sums(batch, ctx) if self._has_entropy else {}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         del optimizer
-        output: TitokOutput = ctx.parts["model"](batch["pixels"], None, *mean_assignment(batch))
+        output: TitokOutput = ctx.parts["model"](
+            batch["pixels"], None, *objective.mean_assignment(batch)
+        )
         targets: Tensor = batch["targets"]
         logits = output.logits.float().flatten(2)
         weights = self._foreground.weights(batch["pixels"])
@@ -105,7 +97,7 @@ class CodesObjective(Objective):
         if _AGREEMENT in batch:
             terms[_AGREEMENT] = batch[_AGREEMENT].mean()
         sums = {name: value.detach() * count for name, value in terms.items()}
-        sums |= code_sums(output.codes, self._size)
+        sums |= objective.code_sums(output.codes, self._size)
         if ctx.training:
             sums |= self._revival.sums(output.inputs, ctx)
             sums |= self._foreground.sums(batch["pixels"])
@@ -120,7 +112,7 @@ class CodesObjective(Objective):
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the loss terms, and metrics of the codebook."""
         del phase
-        return mean_metrics(sums, count)
+        return objective.mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """Reports a collapse of the codebook, and a teacher whose codes depend on its precision."""

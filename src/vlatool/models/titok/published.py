@@ -14,18 +14,7 @@ import yaml
 
 from vlatool.artifacts.base_model import CONFIG as HUB_CONFIG
 from vlatool.artifacts.base_model import WEIGHTS as HUB_WEIGHTS
-from vlatool.config.coerce import (
-    TYPED_ORIGIN,
-    Node,
-    find,
-    from_value,
-    leaf_origins,
-    lenient,
-    merge,
-    nearest_origin,
-    plain,
-    without,
-)
+from vlatool.config import coerce
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.resolve import ConvertedConfig
 from vlatool.errors import ConfigError, DataError
@@ -268,18 +257,18 @@ class _Rule:
     make: Callable[[Lookup], Mapping[str, Any]]
 
 
-def translate(tree: Node, below: Node) -> ConvertedConfig | None:
+def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
     """Converts a tree to our keys; None if it has no keys of a published stage file. Published keys
     without a meaning here stay in the tree and are allowed to be unknown.
     """
     published = _published_sections(tree)
     if not published.value:
         return None
-    whole = merge(_published_sections(below), published)
+    whole = coerce.merge(_published_sections(below), published)
 
     def lookup(key: str) -> Any:
-        node = find(whole, key.split("."))
-        return None if node is None else plain(node)
+        node = coerce.find(whole, key.split("."))
+        return None if node is None else coerce.plain(node)
 
     unsupported = list(model_contradictions(lookup))
     for key, (value, reason) in _FIXED.items():
@@ -288,7 +277,7 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     problems = [
         Problem(
             key,
-            nearest_origin(whole, key.split(".")),
+            coerce.nearest_origin(whole, key.split(".")),
             f'"{key}" is {lookup(key)!r}, which is not supported: {reason}',
             code="config.refused",
         )
@@ -298,52 +287,56 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
         raise config_error(problems, hint=f"set {problems[0].key} to another value")
     rest = tree
     for section in published.value:
-        rest = without(rest, [section] if section != "model" else MODEL.split("."))
-    is_new_model = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
+        rest = coerce.without(rest, [section] if section != "model" else MODEL.split("."))
+    is_new_model = (
+        tree.origin != coerce.TYPED_ORIGIN and coerce.find(below, MODEL.split(".")) is None
+    )
     converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
     # The tree without the used keys, and without sections that are empty then.
-    left = Node({}, published.origin)
-    for key, _ in leaf_origins(published):
+    left = coerce.Node({}, published.origin)
+    for key, _ in coerce.leaf_origins(published):
         if not any(key == name or key.startswith(f"{name}.") for name in used if name != MODEL):
-            node = find(published, key.split("."))
+            node = coerce.find(published, key.split("."))
             assert node is not None
             left = _put(left, key, node)
-    unused = lenient(left)
-    return ConvertedConfig(merge(merge(unused, converted), rest))
+    unused = coerce.lenient(left)
+    return ConvertedConfig(coerce.merge(coerce.merge(unused, converted), rest))
 
 
-def _published_sections(tree: Node) -> Node:
+def _published_sections(tree: coerce.Node) -> coerce.Node:
     """The sections of a tree that only a published file has."""
     if not isinstance(tree.value, dict):
-        return Node({}, tree.origin)
+        return coerce.Node({}, tree.origin)
     sections = {
         key: node
         for key, node in tree.value.items()
         if key in _SECTIONS and isinstance(node.value, dict)
     }
-    section = find(tree, MODEL.split("."))
+    section = coerce.find(tree, MODEL.split("."))
     if section is not None:
         model = tree.value["model"]
-        sections["model"] = Node({"vq_model": section}, model.origin)
-    return Node(sections, tree.origin)
+        sections["model"] = coerce.Node({"vq_model": section}, model.origin)
+    return coerce.Node(sections, tree.origin)
 
 
-def _convert(published: Node, lookup: Lookup, rules: tuple[_Rule, ...]) -> tuple[Node, list[str]]:
+def _convert(
+    published: coerce.Node, lookup: Lookup, rules: tuple[_Rule, ...]
+) -> tuple[coerce.Node, list[str]]:
     """Returns our keys, and the published keys that were converted."""
-    converted = Node({}, published.origin)
+    converted = coerce.Node({}, published.origin)
     used: list[str] = [*_CHECKED]
     for rule in rules:
-        nodes = [find(published, key.split(".")) for key in rule.sources]
+        nodes = [coerce.find(published, key.split(".")) for key in rule.sources]
         present = [node for node in nodes if node is not None]
         if present:
             for key, value in rule.make(lookup).items():
-                converted = _put(converted, key, from_value(value, present[0].origin))
+                converted = _put(converted, key, coerce.from_value(value, present[0].origin))
             used += rule.sources
     for key, name in _SAME.items():
-        node = find(published, key.split("."))
+        node = coerce.find(published, key.split("."))
         if node is not None:
             used.append(key)
-            if plain(node) not in (None, "") and not is_reference(node.value):
+            if coerce.plain(node) not in (None, "") and not is_reference(node.value):
                 converted = _put(converted, name, node)
     return converted, used
 
@@ -443,7 +436,7 @@ def _mapped(name: str, values: Mapping[str, str]) -> Callable[[Lookup], Mapping[
     return make
 
 
-def _put(tree: Node, key: str, value: Node) -> Node:
+def _put(tree: coerce.Node, key: str, value: coerce.Node) -> coerce.Node:
     for name in reversed(key.split(".")):
-        value = Node({name: value}, value.origin)
-    return merge(tree, value)
+        value = coerce.Node({name: value}, value.origin)
+    return coerce.merge(tree, value)

@@ -14,13 +14,7 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.kind import ImagesAssets
-from vlatool.models.published import (
-    Exported,
-    PublishedFiles,
-    PublishedModel,
-    Trained,
-    WeightsOrigin,
-)
+from vlatool.models import published
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import (
@@ -61,7 +55,7 @@ def load_titok(
     module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
 
 
-def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
+def open_published(files: published.PublishedFiles, path: Path) -> published.PublishedModel:
     """Opens a published tokenizer on the CPU; see `Layout.open`. The config of a single file is
     inferred from the shapes of its tensors.
     """
@@ -89,16 +83,16 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
     assets = ImagesAssets(
         ImagePreprocessing.model_validate({"crop_size": config.image_size, **known})
     )
-    return PublishedModel(config, {"model": module}, assets)
+    return published.PublishedModel(config, {"model": module}, assets)
 
 
-def read_titok(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
+def read_titok(origin: str) -> tuple[published.WeightsOrigin, dict[str, Tensor]]:
     source = existing_weights(origin)
     source.check_type("titok", "data.no_tokenizer")
     return source, source.read()
 
 
-def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
+def prepare_export(trained: published.Trained, reporter: Reporter) -> published.Exported:
     config: Any = trained.config.model
     network: Any = trained.parts["model"]
     preprocessing = trained.assets.preprocessing.without_randomness().model_dump(mode="json")
@@ -116,7 +110,7 @@ def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
             "layout; the published program rejects the file. Train with model.latent_layout=legacy "
             "for that program.",
         )
-    return Exported(
+    return published.Exported(
         files=(CONFIG, WEIGHTS),
         weights=(WEIGHTS,),
         parameters=sum(tensor.numel() for tensor in network.state_dict().values()),

@@ -52,20 +52,13 @@ from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.pages.text import few_text
-from vlatool.sinks.base import (
-    FRAMES_PER_READ,
-    ImageEncoding,
-    ImageWriter,
-    SinkConfig,
-    SinkSetup,
-    read_frames,
-)
+from vlatool.sinks import base
 from vlatool.storage.atomic import open_atomic, write_bytes
 from vlatool.storage.uri import as_native_file
 from vlatool.transforms.statistics import to_arrays
 
 
-class LeRobotSinkConfig(SinkConfig):
+class LeRobotSinkConfig(base.SinkConfig):
     """A LeRobot data set."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -173,7 +166,7 @@ def one_per_set(recordings: Sequence[EpisodeFiles]) -> list[EpisodeFiles]:
 
 def set_layout(
     config: LeRobotSinkConfig,  # options of the sink
-    setup: SinkSetup,  # survey and episodes
+    setup: base.SinkSetup,  # survey and episodes
     actions: Sequence[str],  # fields of an action
     sets: Sequence[EpisodeFiles],  # A recording of each data set; empty for other sources
 ) -> SetLayout:
@@ -189,7 +182,7 @@ def set_layout(
 
 
 def _made_layout(
-    config: LeRobotSinkConfig, setup: SinkSetup, actions: Sequence[str], rate: Fraction
+    config: LeRobotSinkConfig, setup: base.SinkSetup, actions: Sequence[str], rate: Fraction
 ) -> SetLayout:
     """Observed fields are joined to `observation.state`, predicted ones to `action`."""
     survey = setup.survey
@@ -216,7 +209,7 @@ def _made_layout(
     return SetLayout(rate, features, sources, cameras, videos=videos, field_widths=widths)
 
 
-def _widths(setup: SinkSetup) -> dict[str, int]:
+def _widths(setup: base.SinkSetup) -> dict[str, int]:
     return {name: spec.width for name, spec in setup.survey.fields.items()}
 
 
@@ -231,7 +224,7 @@ def _labels(name: str, spec: FieldSpec, *, is_joined: bool) -> Iterator[str]:
 
 
 def _copied_layout(
-    config: LeRobotSinkConfig, setup: SinkSetup, sets: Sequence[EpisodeFiles], rate: Fraction
+    config: LeRobotSinkConfig, setup: base.SinkSetup, sets: Sequence[EpisodeFiles], rate: Fraction
 ) -> SetLayout:
     cameras = {name: name for name in setup.survey.cameras}
     _check_equal(sets, tuple(cameras))
@@ -613,8 +606,10 @@ def _numbers(column: pa.ChunkedArray, width: int) -> Array:
 
 
 def _images(camera: str, source: FrameSource, count: int) -> Iterator[UInt8Array]:
-    for start in range(0, count, FRAMES_PER_READ):
-        yield from read_frames(camera, source, range(start, min(start + FRAMES_PER_READ, count)))
+    for start in range(0, count, base.FRAMES_PER_READ):
+        yield from base.read_frames(
+            camera, source, range(start, min(start + base.FRAMES_PER_READ, count))
+        )
 
 
 def _stored_images(
@@ -623,7 +618,7 @@ def _stored_images(
     """Image files of a camera; statistics and size are in `parts` once all are consumed."""
     chosen = {*sampled_frames(episode.num_frames)}
     sampled = ImageStatistics()
-    writer = ImageWriter(ImageEncoding(None, "center_crop", "lanczos_vips"))
+    writer = base.ImageWriter(base.ImageEncoding(None, "center_crop", "lanczos_vips"))
     for number, (_, data) in enumerate(writer.images(camera, source, episode.num_frames)):
         if number in chosen:
             sampled.add(decode_rgb(data))
@@ -667,7 +662,7 @@ def _with_images(table: pa.Table, images: Mapping[str, Iterator[bytes]]) -> Iter
 def _sampled(camera: str, source: FrameSource, count: int) -> Stats:
     sampled = ImageStatistics()
     for frame in sampled_frames(count):
-        sampled.add(read_frames(camera, source, [frame])[0])
+        sampled.add(base.read_frames(camera, source, [frame])[0])
     return sampled.entry()
 
 

@@ -22,14 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import join_clips
+from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names, task_sentences
-from vlatool.artifacts.lerobot.format import (
-    AUTOMATIC,
-    INFO_FILE,
-    MODALITY_FILE,
-    automatic_columns,
-    split_spans,
-)
 from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
     MEGABYTE,
@@ -160,7 +154,9 @@ class FileWriter:
         """Rows with the numbers of the set; `start` is the number of the first one."""
         frames = start + np.arange(len(table))
         columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
-        columns |= automatic_columns(frames, float(self.rate), part.number, part.first_row)
+        columns |= lerobot_format.automatic_columns(
+            frames, float(self.rate), part.number, part.first_row
+        )
         columns["task_index"] = table.column("task_index")
         for name in ("task_index", *self.annotations) if part.tasks else ():
             column = columns[name]
@@ -318,7 +314,7 @@ class Numbering:
             stats |= column_entries(columns, self._layout.widths)
         stats |= {camera: merged_images(parts) for camera, parts in self._images.items()}
         if automatic is not None:
-            stats |= column_entries(automatic, dict.fromkeys(AUTOMATIC, 1))
+            stats |= column_entries(automatic, dict.fromkeys(lerobot_format.AUTOMATIC, 1))
         return stats
 
     def _task_number(self, text: str) -> int:
@@ -414,7 +410,7 @@ class Numbering:
         numbers = np.full(len(tasks), number)
         automatic = rows_statistics([times, frames, numbers, first_row + frames, tasks])
         self._automatic.add(automatic)
-        return stats | dict(column_entries(automatic, dict.fromkeys(AUTOMATIC, 1)))
+        return stats | dict(column_entries(automatic, dict.fromkeys(lerobot_format.AUTOMATIC, 1)))
 
 
 _CAMERAS = "observation.images."
@@ -433,7 +429,7 @@ def modality_of(
 
 
 def _stored(root: Path) -> Mapping[str, Any]:
-    path = root / MODALITY_FILE
+    path = root / lerobot_format.MODALITY_FILE
     try:
         tree = read_json(path) if path.exists() else {}
     except (DocumentError, OSError):
@@ -496,7 +492,7 @@ class LeRobotSink(Sink):
         }
         self._splits.clear()
         for recording in self._sets:
-            spans = split_spans(recording.document)
+            spans = lerobot_format.split_spans(recording.document)
             if unknown := [name for name, ranges in spans.items() if ranges is None]:
                 text = (
                     f"{recording.root}: the splits {few_text(unknown)} have no ranges of episodes"
@@ -548,8 +544,8 @@ class LeRobotSink(Sink):
         fields = {"state": self.proprioception_fields, "action": self.action_fields}
         modality = modality_of(layout, self._sets, fields if config.modality else {})
         if modality:
-            write_json(output / MODALITY_FILE, dict(modality), indent=4)
-            names.append(MODALITY_FILE)
+            write_json(output / lerobot_format.MODALITY_FILE, dict(modality), indent=4)
+            names.append(lerobot_format.MODALITY_FILE)
         source: Mapping[str, Any] = self._sets[0].document if self._sets else {}
         dataset = WrittenSet(
             version=version,
@@ -564,4 +560,4 @@ class LeRobotSink(Sink):
         )
         totals = (numbering.episodes, numbering.frames, len(numbering.tasks))
         write_info(output, dataset, *totals)
-        return [*names, INFO_FILE]
+        return [*names, lerobot_format.INFO_FILE]

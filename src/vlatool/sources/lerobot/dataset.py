@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vlatool.artifacts.lerobot import meta
 from vlatool.artifacts.lerobot.dataset import (
     Dataset,
     EpisodeFiles,
@@ -23,14 +24,6 @@ from vlatool.artifacts.lerobot.format import (
     INFO_FILE,
     EpisodeLine,
     Span,
-)
-from vlatool.artifacts.lerobot.meta import (
-    Feature,
-    Info,
-    read_episodes,
-    read_info,
-    with_group_names,
-    with_known_names,
 )
 from vlatool.artifacts.lerobot.tables import check_is_data_file, column_names
 from vlatool.config.base import ConfigModel
@@ -127,8 +120,8 @@ def dataset_roots(source: Path) -> list[Path]:
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
     """Episodes of a data set, ascending by number, those that the list lacks included."""
-    info = with_group_names(root, read_info(root), findings)
-    info = with_known_names(info, config.known_names)
+    info = meta.with_group_names(root, meta.read_info(root), findings)
+    info = meta.with_known_names(info, config.known_names)
     findings += _version_findings(root, info)
     finder = FileFinder(root, info, findings)
     listed = _episode_lines(root, info, finder, findings)
@@ -203,11 +196,11 @@ def _clip(path: Path, span: Span | None) -> Clip:
 
 
 def _episode_lines(
-    root: Path, info: Info, finder: FileFinder, findings: list[Finding]
+    root: Path, info: meta.Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
     path = root / EPISODES_FILE
     if info.is_shared or path.exists():
-        lines = read_episodes(root, info)
+        lines = meta.read_episodes(root, info)
     else:
         findings.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
         lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]
@@ -220,7 +213,9 @@ def _episode_lines(
     return lines
 
 
-def _required_cameras(root: Path, info: Info, names: Sequence[str]) -> tuple[Feature, ...]:
+def _required_cameras(
+    root: Path, info: meta.Info, names: Sequence[str]
+) -> tuple[meta.Feature, ...]:
     """Cameras that all data sets of a format have; without them it is another format."""
     cameras = [info.features[name] for name in names if name in info.features]
     if len(cameras) < len(names) or not all(camera.is_camera for camera in cameras):
@@ -230,12 +225,12 @@ def _required_cameras(root: Path, info: Info, names: Sequence[str]) -> tuple[Fea
 
 def _usable_cameras(
     root: Path,
-    info: Info,
+    info: meta.Info,
     videos: Mapping[str, Mapping[int, Path]],
     existing: set[Path],
     columns: Sequence[str] | None,
     findings: list[Finding],
-) -> Iterator[Feature]:
+) -> Iterator[meta.Feature]:
     cameras = [feature for feature in info.features.values() if feature.is_camera]
     absent = {
         camera.name
@@ -277,7 +272,7 @@ def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Find
     return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
 
 
-def _version_findings(root: Path, info: Info) -> Iterator[Finding]:
+def _version_findings(root: Path, info: meta.Info) -> Iterator[Finding]:
     if f"v{info.version.removeprefix('v')}" != info.layout:
         path = root / INFO_FILE
         message = f"{path} says {info.version or 'no version'} but the files are {info.layout}"
@@ -285,7 +280,7 @@ def _version_findings(root: Path, info: Info) -> Iterator[Finding]:
 
 
 def _frame_total_findings(
-    root: Path, info: Info, lines: Sequence[EpisodeLine]
+    root: Path, info: meta.Info, lines: Sequence[EpisodeLine]
 ) -> Iterator[Finding]:
     lengths = [line.length for line in lines if line.length is not None]
     if info.total_frames is None or len(lengths) < len(lines) or info.total_frames == sum(lengths):
@@ -297,7 +292,7 @@ def _frame_total_findings(
 
 def select_fields(
     root: Path,
-    info: Info,
+    info: meta.Info,
     requested: Sequence[str] | None,
     convention: tuple[str, str],
     columns: Sequence[str] | None,
@@ -354,7 +349,7 @@ def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, s
     )
 
 
-def _requested_field(root: Path, info: Info, name: str) -> str:
+def _requested_field(root: Path, info: meta.Info, name: str) -> str:
     feature = info.features.get(name)
     numeric = [known for known, other in info.features.items() if other.is_readable_number]
     if feature is None:

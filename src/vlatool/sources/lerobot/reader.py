@@ -23,13 +23,8 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
+from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
-from vlatool.sources.lerobot.rules import (
-    check_values,
-    name_to_sentence,
-    walk_episode,
-    without_labels,
-)
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
@@ -104,7 +99,7 @@ class LeRobotReader(FormatReader):
         files = _episode_files(ref)
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
-        contents = walk_episode(files, self.config, report)
+        contents = rules.walk_episode(files, self.config, report)
         assert contents.rows is not None, "a strict collector raises before"
         return Episode(
             id=ref.id,
@@ -130,8 +125,8 @@ class LeRobotReader(FormatReader):
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
         """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(LEROBOT, strict=False, episode=ref.id)
-        contents = walk_episode(_episode_files(ref), self.config, report)
-        check_values(_episode_files(ref), contents, report)
+        contents = rules.walk_episode(_episode_files(ref), self.config, report)
+        rules.check_values(_episode_files(ref), contents, report)
         yield from report.findings
         if deep:
             yield from check_cameras(ref.id, contents.cameras)
@@ -184,13 +179,13 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
         metadata = _metadata(dataset.root, dataset.info)
         for episode in episodes:
             number = episode.number
-            sentences = without_labels(episode.line.tasks)
+            sentences = rules.without_labels(episode.line.tasks)
             yield EpisodeRef(
                 id=f"{prefix}_episode_{number:06d}",
                 path=episode.rows.path,
                 source=str(source),
                 number=number if len(datasets) == 1 else None,
-                task=sentences[0] if sentences else name_to_sentence(dataset.name),
+                task=sentences[0] if sentences else rules.name_to_sentence(dataset.name),
                 files=(*_videos(episode), *metadata),
                 extras={"recording": episode},
             )

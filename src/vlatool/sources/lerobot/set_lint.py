@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlatool.artifacts.field_summary import dimension_label
+from vlatool.artifacts.lerobot import meta
 from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, list_problems, task_sentences
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
@@ -25,15 +26,6 @@ from vlatool.artifacts.lerobot.format import (
     STATS_FILE,
     merge_stats,
     split_spans,
-)
-from vlatool.artifacts.lerobot.meta import (
-    Info,
-    Statistics,
-    episode_statistics,
-    feature_names,
-    feature_statistics,
-    read_lines,
-    read_object,
 )
 from vlatool.artifacts.lerobot.tables import Rows, actual_segment, episode_spans, read_rows
 from vlatool.config.coerce import value_text
@@ -86,7 +78,7 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
 
 
 def _totals(
-    info: Info, tasks: int, episodes: Sequence[EpisodeFiles]
+    info: meta.Info, tasks: int, episodes: Sequence[EpisodeFiles]
 ) -> Iterator[tuple[str, str, str]]:
     """(code, key, problem) of totals that differ from the files."""
     clips = [clip for episode in episodes for clip in _used_clips(episode)]
@@ -125,31 +117,31 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         shape, names = feature.get("shape"), feature.get("names")
         if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
             continue
-        count = len(feature_names(names))
+        count = len(meta.feature_names(names))
         if count != shape[0]:
             problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
             yield "names_mismatch", name, problem
 
 
-def _statistics_finding(root: Path, info: Info) -> Finding | None:
+def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
     """Finding on published statistics that cannot be read, or are missing; else None."""
     try:
-        stats = read_object(root / STATS_FILE) if (root / STATS_FILE).exists() else {}
+        stats = meta.read_object(root / STATS_FILE) if (root / STATS_FILE).exists() else {}
         if (root / EPISODE_STATS_FILE).exists():
-            for _ in read_lines(root / EPISODE_STATS_FILE):
+            for _ in meta.read_lines(root / EPISODE_STATS_FILE):
                 pass
     except DataError as error:
         return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
-    if stats or any(episode_statistics(root, info).values()):
+    if stats or any(meta.episode_statistics(root, info).values()):
         return None
     problem = "no statistics of the set or of its episodes; vlatool computes its own from the rows"
     return LEROBOT.at("no_statistics", root, problem)
 
 
-def set_statistics(root: Path) -> Statistics:
+def set_statistics(root: Path) -> meta.Statistics:
     """Content of meta/stats.json; empty if it is missing or broken."""
     try:
-        return feature_statistics(read_object(root / STATS_FILE))
+        return meta.feature_statistics(meta.read_object(root / STATS_FILE))
     except DataError:
         return {}
 
@@ -157,7 +149,7 @@ def set_statistics(root: Path) -> Statistics:
 # Files of v3.0
 
 
-def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     data = Counter(episode.rows.path for episode in episodes)
     videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
     for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
@@ -177,7 +169,7 @@ def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Findi
 class _Summary:
     """Facts of the rows of all episodes that can be read."""
 
-    def __init__(self, dataset: Dataset, published: Statistics) -> None:
+    def __init__(self, dataset: Dataset, published: meta.Statistics) -> None:
         features = dataset.info.features
         names = [*published, *dataset.field_names]
         self.names = [

@@ -10,32 +10,15 @@ from pathlib import Path
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import (
-    FormatReader,
-    merge_surveys,
-    survey_each,
-    survey_episode,
-    unique_refs,
-)
+from vlatool.sources import base
 from vlatool.sources.rules import SOURCE, check_cameras
+from vlatool.sources.spartan import rules
 from vlatool.sources.spartan.config import (
     SpartanConfig,
     language_annotations,
     task_to_sentence,
     validation_episodes,
     with_action_file,
-)
-from vlatool.sources.spartan.rules import (
-    METADATA,
-    OBSERVATIONS,
-    SPARTAN,
-    EpisodeLint,
-    OpenedEpisode,
-    camera_names,
-    check_members,
-    check_siblings,
-    open_episode,
-    read_values,
 )
 from vlatool.storage.background import in_parallel
 from vlatool.storage.tree import natural_key, walk
@@ -48,11 +31,11 @@ _PARALLEL_READS = 8
 _EPISODE = re.compile(r"^episode_(\d+)$")
 
 
-class SpartanReader(FormatReader):
+class SpartanReader(base.FormatReader):
     """Reader of raw Spartan episodes; any folder above them can be the source."""
 
     Config = SpartanConfig
-    findings = SPARTAN
+    findings = rules.SPARTAN
 
     def __init__(self, config: SpartanConfig) -> None:
         self.config, self._groups = with_action_file(config)
@@ -80,7 +63,7 @@ class SpartanReader(FormatReader):
                 language = annotations.get(ref.task, {})
                 refs.append(replace(ref, language=language, excluded=reason))
         self.source_findings = list(_missing_validation_episodes(validation, refs))
-        yield from unique_refs(refs)
+        yield from base.unique_refs(refs)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths from files and headers.
@@ -90,7 +73,7 @@ class SpartanReader(FormatReader):
         the number of frames stays unknown.
         """
         reasons: list[VlatoolError] = []
-        survey = merge_surveys(self._surveys(iter(refs), reasons), reasons)
+        survey = base.merge_surveys(self._surveys(iter(refs), reasons), reasons)
         groups = self._complete_groups(survey.fields)
         return replace(
             survey,
@@ -100,7 +83,9 @@ class SpartanReader(FormatReader):
         )
 
     def _surveys(self, refs: Iterator[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
-        first = next(survey_each(lambda ref: survey_episode(self.read(ref)), refs, reasons), None)
+        first = next(
+            base.survey_each(lambda ref: base.survey_episode(self.read(ref)), refs, reasons), None
+        )
         if first is None:
             return
         yield first
@@ -113,22 +98,22 @@ class SpartanReader(FormatReader):
                 yield replace(first, cameras={}, frames=None)
                 continue
             # Errors are reported when the episode is read.
-            for survey in survey_each(self._survey_headers, [ref], []):
+            for survey in base.survey_each(self._survey_headers, [ref], []):
                 known_cameras |= survey.cameras.keys()
                 yield survey
 
     def _survey_headers(self, ref: EpisodeRef) -> Survey:
-        report = Collector(SPARTAN, strict=True)
-        episode = open_episode(ref.path / "processed", self.config, report)
+        report = Collector(rules.SPARTAN, strict=True)
+        episode = rules.open_episode(ref.path / "processed", self.config, report)
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
         fields = episode.field_specs(self.config)
         return Survey(1, sizes, fields, episode.num_frames, _RATE_HZ)
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; arrays that are not used are not inflated."""
-        report = Collector(SPARTAN, strict=True, episode=ref.id)
-        opened = open_episode(ref.path / "processed", self.config, report)
-        values = read_values(opened, self.config, report)
+        report = Collector(rules.SPARTAN, strict=True, episode=ref.id)
+        opened = rules.open_episode(ref.path / "processed", self.config, report)
+        values = rules.read_values(opened, self.config, report)
         lowdim = {**values.observed, **values.actions}
         groups = self._complete_groups(lowdim)
         assert opened.num_frames is not None, "a strict collector raises before"
@@ -177,19 +162,19 @@ class SpartanReader(FormatReader):
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
         """Findings on an episode; with `deep` every frame is decoded."""
-        report = Collector(SPARTAN, strict=False, episode=ref.id)
-        opened = open_episode(ref.path / "processed", self.config, report)
-        values = read_values(opened, self.config, report)
-        EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
+        report = Collector(rules.SPARTAN, strict=False, episode=ref.id)
+        opened = rules.open_episode(ref.path / "processed", self.config, report)
+        values = rules.read_values(opened, self.config, report)
+        rules.EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
         if deep:
-            check_members(opened, report)
+            rules.check_members(opened, report)
         yield from report.findings
         if deep:
             yield from check_cameras(ref.id, opened.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         """Findings that concern more than one episode."""
-        yield from check_siblings(list(self.discover(sources)), sources)
+        yield from rules.check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
         return tuple(
@@ -216,13 +201,13 @@ class SpartanReader(FormatReader):
 class _DepthAndLabels(Mapping[str, FrameSource]):
     """Depth or labels of the cameras that have them, read on first access."""
 
-    def __init__(self, episode: OpenedEpisode, kind: str) -> None:
+    def __init__(self, episode: rules.OpenedEpisode, kind: str) -> None:
         self._episode = episode
         self._kind = kind
 
     @cached_property
     def _sources(self) -> dict[str, FrameSource]:
-        archive = self._episode.archives[OBSERVATIONS]
+        archive = self._episode.archives[rules.OBSERVATIONS]
         keys = {
             name: f"{camera_id}_{self._kind}"
             for camera_id, name in self._episode.camera_ids.items()
@@ -253,7 +238,7 @@ def _missing_validation_episodes(
         missing = sorted(number for number in numbers if (task, number) not in present)
         if missing:
             message = f"validation episodes {missing} of task {task!r} are not in the source"
-            yield SPARTAN("validation_episode_missing", message)
+            yield rules.SPARTAN("validation_episode_missing", message)
 
 
 def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
@@ -261,8 +246,8 @@ def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
 
     def names(ref: EpisodeRef) -> set[str]:
         try:
-            report = Collector(SPARTAN, strict=True)
-            return set(camera_names(ref.path / "processed" / METADATA, report).values())
+            report = Collector(rules.SPARTAN, strict=True)
+            return set(rules.camera_names(ref.path / "processed" / rules.METADATA, report).values())
         except DataError:  # reported when the episode is read
             return set()
 
