@@ -46,7 +46,7 @@ TIMES += ("created_at", "timestamp_*")
 SPEEDS = ("rate", "bound")  # of results, and which stage was slowest
 PROSE = ("message", "hint", "next", "not_measured")
 # Files that are prose: pages, and plots with titles and labels.
-TEXT_FILES = ("*.html", "*curves.png", "*episodes.png", "*rollouts.png", "*wrong-instruction.png")
+TEXT_FILES = ("*.html", "*episodes.png", "*rollouts.png", "*wrong-instruction.png")
 FINDING_CODE = re.compile(r"[a-z_]+\.[a-z_]+(?=: )")
 SHOWN = 12  # differences printed for one part of a run
 MOST_VALUES = 3000  # of a result; of a larger one the digest is recorded

@@ -45,7 +45,7 @@ WRITING = re.compile(r"write inside (?!\.vlatool/).*")
 # A log that is shortened is rewritten, which records no work.
 SHORTENED = re.compile(r"rename after [^/]+/metrics\.jsonl")
 METADATA, METRICS = "processing_metadata.json", "metrics.jsonl"
-CURVES = "curves.png"
+CURVES = "curves.html"
 # Left by a killed command that writes its output in one go.
 PARTIAL = ".*.partial"
 TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")

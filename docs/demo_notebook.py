@@ -7,7 +7,7 @@
 # the steps of `vlatool demo`, one by one in Python: about four minutes on two cores without a GPU.
 # Every step can be stopped and run again; what is complete is not repeated.
 #
-# It needs `pip install 'vlatool[train]'`. All files go to the folder `demo-notebook`.
+# It needs `pip install 'vlatool[train]' matplotlib`. All files go to the folder `demo-notebook`.
 
 # %%
 import json

@@ -21,7 +21,6 @@ from typing import Any
 from tests.builders.interrupt import sitecustomize as interrupt
 
 WARM = (
-    "matplotlib.pyplot",
     "pyarrow.parquet",
     "safetensors.torch",
     "torch._dynamo",

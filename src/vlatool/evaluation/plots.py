@@ -7,7 +7,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from vlatool.episode import Array, UInt8Array
-from vlatool.storage.atomic import open_atomic
+from vlatool.pages import layout
+from vlatool.pages.charts import Axis
+from vlatool.pages.plots import Curve, chart_grid, curve_charts
+from vlatool.storage.atomic import open_atomic, write_text
 
 # Curves of at most this many points show each point: the lines between them are not recorded.
 _MAX_DOTS = 60
@@ -21,36 +24,25 @@ _GOOD, _BAD = (46, 125, 50), (198, 40, 40)
 def save_curves(
     path: Path, title: str, curves: Mapping[str, tuple[Array, Array]], seconds: Array
 ) -> None:
-    """Saves one panel per dimension: recorded values in gray, predicted ones in blue.
+    """Saves an HTML page with a chart per dimension.
 
     `curves`: map from name of a dimension to (recorded [F], predicted [F]); `seconds`: time of each
     point in the episode, ascending [F].
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(5.5 * columns, 1.0 + 1.9 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    dots = "." if len(seconds) <= _MAX_DOTS else ""
-    for axis, (name, (recorded, predicted)) in zip(axes.flat, curves.items(), strict=False):
-        axis.plot(seconds, recorded, color="0.45", linewidth=1.6, marker=dots, label="recorded")
-        axis.plot(
-            seconds, predicted, color="tab:blue", linewidth=1.1, marker=dots, label="predicted"
+    first, last = float(seconds[0]), float(seconds[-1])
+    axis = Axis(first, last if last > first else first + 1.0)
+    dots = len(seconds) <= _MAX_DOTS
+    charts = "".join(
+        curve_charts(
+            name,
+            [Curve("recorded", seconds, recorded), Curve("predicted", seconds, predicted)],
+            axis,
+            dots=dots,
         )
-        axis.set_title(name, fontsize=9, loc="left")
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes.flat)[len(curves) :]:
-        axis.set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("time in the episode (s)", fontsize=9)
-    axes[0][0].legend(fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    with open_atomic(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+        for name, (recorded, predicted) in curves.items()
+    )
+    section = layout.Section("Actions", chart_grid(charts))
+    write_text(path, layout.page(title, "recorded and predicted actions", [section]))
 
 
 @dataclass(frozen=True)

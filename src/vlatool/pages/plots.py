@@ -108,10 +108,13 @@ class Curve:
         return {step: value for step, value in pairs if math.isfinite(value)}
 
 
-def curve_charts(label: str, curves: Sequence[Curve]) -> str:
+def curve_charts(
+    label: str, curves: Sequence[Curve], axis: Axis | None = None, *, dots: bool = False
+) -> str:
     """Charts of curves over one axis, at most eight lines in each; empty without finite values.
 
-    The vertical axis is logarithmic if all values of a chart are positive and differ by orders.
+    Without an `axis` it is that of the steps, and the vertical one is logarithmic if all values of
+    a chart are positive and differ by orders.
     """
     shown = [curve for curve in curves if _is_drawable(curve.values).any()]
     if not shown:
@@ -119,9 +122,11 @@ def curve_charts(label: str, curves: Sequence[Curve]) -> str:
     steps = np.concatenate([curve.steps for curve in shown])
     low, high = float(steps.min()), float(steps.max())
     margin = 0.5 if low == high else 0.0
-    axis = Axis(low - margin, high + margin, "step", whole=True)
-    parts = range(0, len(shown), MAX_LINES)
-    return "".join(_chart(label, axis, shown[start : start + MAX_LINES]) for start in parts)
+    steps_axis = Axis(low - margin, high + margin, "step", whole=True)
+    parts = [shown[start : start + MAX_LINES] for start in range(0, len(shown), MAX_LINES)]
+    if axis is not None:
+        return "".join(_chart(label, axis, part, wide=False, dots=dots) for part in parts)
+    return "".join(_chart(label, steps_axis, part, wide=True, dots=dots) for part in parts)
 
 
 def chart_grid(charts: str) -> str:
@@ -129,10 +134,10 @@ def chart_grid(charts: str) -> str:
     return f'<div class="charts">{charts}</div>' if charts else ""
 
 
-def _chart(label: str, axis: Axis, curves: Sequence[Curve]) -> str:
+def _chart(label: str, axis: Axis, curves: Sequence[Curve], *, wide: bool, dots: bool) -> str:
     values = np.concatenate([curve.values[_is_drawable(curve.values)] for curve in curves])
     low, high = float(values.min()), float(values.max())
-    is_wide = low > 0 and high / low >= _WIDE_RATIO
+    is_wide = wide and low > 0 and high / low >= _WIDE_RATIO
     ticks = _decades(low, high) if is_wide else _linear(low, high)
     bottom, top = ticks.values[0], ticks.values[-1]
     drawn = legend = ""
@@ -140,7 +145,8 @@ def _chart(label: str, axis: Axis, curves: Sequence[Curve]) -> str:
         color = position if curve.color is None else curve.color
         numbers = np.where(_is_drawable(curve.values), curve.values, np.nan)
         heights = np.log10(numbers) if is_wide else numbers
-        drawn += line(axis.to_x(curve.steps), (top - heights) / (top - bottom) * HEIGHT, color)
+        ys = (top - heights) / (top - bottom) * HEIGHT
+        drawn += line(axis.to_x(curve.steps), ys, color, dots=dots)
         key = f'<span class="key"><i class="f{color}"></i>{escape(curve.name)}</span>'
         legend += key * bool(curve.name)
     left = left_labels(ticks)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenLoopConfig", "open_loop", "predict"]
 
-CURVES, REPORT = "curves.png", "report.json"
+CURVES, REPORT = "curves.html", "report.json"
 _NUM_WORST = 3
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
@@ -224,7 +224,7 @@ def weights_text(weights: str) -> str:
     return f"{weights} weights" if weights else "published weights"
 
 
-ACTIONS, VIDEO = "actions.png", "futures.mp4"
+ACTIONS, VIDEO = "actions.html", "futures.mp4"
 _MAX_CURVES = 24
 
 
