@@ -1,5 +1,6 @@
 """Setup of a run, in this order: build, load, place, optimizers, averages, restore."""
 
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,6 +84,28 @@ def report_differences(
             f"{config.init_from}: was trained with other options or data, so this run does not end "
             f"as that one would have: {differences_text(differences)}",
         )
+
+
+def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
+    """Warns of what a configuration of `accelerate launch` asks for and the run does not do."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    wanted = {
+        "mixed_precision": (
+            asked != "no" and not (asked == "bf16" and config.hparams.precision.startswith("amp")),
+            "hparams.precision amp_bfloat16",
+        ),
+        "fsdp_config": (
+            "ACCELERATE_USE_FSDP" in os.environ and not config.distributed.fsdp,
+            "distributed.fsdp true",
+        ),
+        "deepspeed_config": ("ACCELERATE_USE_DEEPSPEED" in os.environ, "distributed.fsdp true"),
+    }
+    for name, (is_ignored, key) in wanted.items():
+        if is_ignored:
+            reporter.warn(
+                "launcher_option",
+                f"{name} of the configuration of accelerate has no effect; use {key}",
+            )
 
 
 def check_budget(state: TrainState, total_steps: int, location: str) -> None:

@@ -1,0 +1,30 @@
+"""`accelerate launch` with a configuration file, as labs have one, beside torchrun."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.builders.training import tiny_arguments, world_shards
+
+
+@pytest.mark.slow
+def test_configuration_file_of_accelerate_starts_the_ranks_of_a_run(tmp_path: Path) -> None:
+    data, run = world_shards(tmp_path), tmp_path / "run"
+    file = tmp_path / "accelerate.yaml"
+    machine = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU"}
+    ranks = {"num_machines": 1, "num_processes": 2, "machine_rank": 0, "use_cpu": True}
+    file.write_text(yaml.safe_dump({**machine, **ranks, "mixed_precision": "fp16"}))
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(file)]
+    arguments = tiny_arguments(data, run, total_train_steps=2, num_checkpoints=1)
+
+    command = [sys.executable, *launch, "-m", "vlatool", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    assert json.loads((run / "checkpoints/step_00000002/manifest.json").read_text())
+    assert done.stderr.count("mixed_precision of the configuration of accelerate") == 1
