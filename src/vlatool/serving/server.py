@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -340,8 +341,9 @@ class PolicyServer:
     def stop(self) -> None:
         """Ends `run`, from any thread or from the handler of a signal; also before it serves."""
         self._is_stopped = True
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        with suppress(RuntimeError):  # the loop has ended already
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def run(self, bound: socket.socket, on_ready: Callable[[], None]) -> None:
         """Warms the policy up, then serves until `stop` is called.
