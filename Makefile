@@ -51,12 +51,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo 'Installing vlatool with all extras but ray into $(VENV): a minute or more, 2 GB'
-	$(BIN)/python -m pip install --quiet --editable '.[train,hub,tensorboard,wandb,serve,sim]'
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[train,hub,tensorboard,wandb,serve,sim]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo 'Installing vlatool, torch and what the tests need into $(VENV): minutes, 3 GB'
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[train,dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
