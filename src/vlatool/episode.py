@@ -17,6 +17,13 @@ from vlatool.findings import Finding
 UInt8Array = NDArray[np.uint8]
 Array = NDArray[Any]
 
+NO_CAMERAS = "none"  # the only item of `camera_names` of data or policies without images
+
+
+def listed_cameras(names: Sequence[str]) -> list[str]:
+    """The cameras that a key `camera_names` lists."""
+    return [] if list(names) == [NO_CAMERAS] else list(names)
+
 
 @dataclass(frozen=True)
 class RowSegment:

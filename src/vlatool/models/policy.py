@@ -172,9 +172,7 @@ class RoboticsPolicy(Policy):
             fields |= {group.position_key: 3, group.rotation_key: 6}
             fields |= zip(reference_keys(group), (3, 6), strict=True)
         fields |= {key: width for key, width in self._references() if key not in fields}
-        self.sees = ObservationSpec(
-            dict.fromkeys(self._data.camera_names, view), fields, self._past
-        )
+        self.sees = ObservationSpec(dict.fromkeys(self._data.cameras, view), fields, self._past)
 
     def action_range(self, field: str) -> tuple[Array, Array]:
         """Returns smallest and largest values of an action field; see `Policy`."""
@@ -292,7 +290,7 @@ class RoboticsPolicy(Policy):
         images: list[Array] = []
         is_real: list[bool] = []
         for number in range(len(self._data.image_indices)):
-            for camera in self._data.camera_names:
+            for camera in self._data.cameras:
                 image = observation.images[camera][number]
                 images.append(self._images.apply(camera, image, is_turned=is_turned))
                 is_real.append(bool(masks[camera][number]) if camera in masks else True)

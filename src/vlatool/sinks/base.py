@@ -102,6 +102,7 @@ class Sink(Protocol):
         temporary: Those of them that are removed once the output is complete.
         has_arrays: True if receipts carry arrays.
         next_step: Suggested next command, with `{output}` in it; may be empty.
+        next_without_images: The same for an output without images.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.
         fields: Map from each stored field to its number of dimensions, 0 for text.
@@ -116,6 +117,7 @@ class Sink(Protocol):
     temporary: Sequence[str] = ()
     has_arrays: ClassVar[bool] = True
     next_step: ClassVar[str] = ""
+    next_without_images: ClassVar[str] = "vlatool verify {output}"
     work: Work
     fields: Mapping[str, int]
     action_fields: tuple[str, ...]

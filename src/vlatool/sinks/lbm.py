@@ -549,6 +549,9 @@ class LbmSink(base.Sink):
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
     )
+    next_without_images: ClassVar[str] = (
+        "vlatool train --preset policy-state --data {output} --num-epochs 20"
+    )
 
     def __init__(self, config: LbmConfig, setup: base.SinkSetup) -> None:
         self._config = config

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
+from vlatool.episode import NO_CAMERAS, Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import BugError, DataError, UsageError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
@@ -217,7 +217,7 @@ def _width(width: int | None) -> str:
 def camera_name_problem(name: str) -> DataError | None:
     """Error if a camera name cannot be part of a file name, else None."""
     is_short = len(name.encode(errors="replace")) <= _LONGEST_CAMERA_NAME
-    if name and name.isprintable() and "/" not in name and is_short:
+    if name not in ("", NO_CAMERAS) and name.isprintable() and "/" not in name and is_short:
         return None
     return DataError(
         f"the camera name {name[:40]!r} cannot be part of a file name",

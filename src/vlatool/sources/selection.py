@@ -11,7 +11,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from vlatool.artifacts.field_summary import dimension_label
 from vlatool.config.base import ConfigModel, required_field, unique_items
-from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.episode import Episode, EpisodeRef, Survey, listed_cameras
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
@@ -50,7 +50,7 @@ class SelectionConfig(ConfigModel):
         default=None, ge=-1, description="Use at most N episodes; 0 or -1: all."
     )
     camera_names: list[str] | None = Field(
-        default=None, description="Cameras to use, in order; null: all."
+        default=None, description="Cameras to use, in order; null: all, none: no images."
     )
     skip_episodes_missing_cameras: bool = Field(
         default=False,
@@ -196,7 +196,8 @@ def _survey(
 ) -> Survey:
     survey = reader.survey(refs)
     known = list(survey.cameras)
-    for name in (*(cameras or ()), *required_cameras):
+    chosen = None if cameras is None else listed_cameras(cameras)
+    for name in (*(chosen or ()), *required_cameras):
         if name not in known:
             raise DataError(
                 f"camera {name!r} is not in the data",
@@ -204,9 +205,9 @@ def _survey(
                 code="data.unknown_camera",
                 details={"camera": name, "known": known},
             )
-    if cameras is None:
+    if chosen is None:
         return survey
-    return replace(survey, cameras={name: survey.cameras[name] for name in cameras})
+    return replace(survey, cameras={name: survey.cameras[name] for name in chosen})
 
 
 def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:

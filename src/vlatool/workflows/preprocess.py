@@ -216,8 +216,8 @@ class PreprocessJob:
         self._setup = setup
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
-        # Only data with images can be trained on.
-        next_step = self._sink.next_step if setup.survey.cameras else "vlatool verify {output}"
+        has_images = bool(setup.survey.cameras)
+        next_step = self._sink.next_step if has_images else self._sink.next_without_images
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),

@@ -184,7 +184,7 @@ def _summary(facts: ShardsFacts, status: str) -> dict[str, object]:
         "on disk": size_text(facts.bytes),
         "window": window,
         "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
-        "images at": ", ".join(map(str, facts.image_indices)),
+        "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
         "padding": "unknown" if share is None else f"{share:.1%} of the rows",
         "actions": facts.action_fields or "not recorded",
         "proprioception": facts.proprioception_fields or "not recorded",
@@ -293,7 +293,7 @@ def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
         "status": report.status_text(status),
         "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
         "frames per second": "" if facts.fps is None else number_text(facts.fps),
-        "images at": ", ".join(map(str, facts.image_indices)),
+        "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
         "padded rows": "" if share is None else f"{share:.1%}",
         "on disk": size_text(facts.bytes),
     }

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config import base
+from vlatool.episode import listed_cameras
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.normalize import Method, Scope
 
@@ -186,7 +187,9 @@ class RoboticsDataConfig(LoadingConfig):
         description="Kinds of instructions; each sample gets a random one of these kinds.",
     )
     camera_names: list[str] = base.derived_field(
-        "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
+        "cameras of the data set's preprocessing_config.yaml",
+        "Cameras, in order; none: read no image.",
+        default=[],
     )
     image_indices: list[int] = base.derived_field(
         "image indices of preprocessing_config.yaml",
@@ -237,6 +240,11 @@ class RoboticsDataConfig(LoadingConfig):
         "sum of the widths of proprioception_fields", "Number of dimensions of proprioception."
     )
 
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the cameras; empty without images, and before they are derived."""
+        return listed_cameras(self.camera_names)
+
     @model_validator(mode="after")
     def _check_masking(self) -> Self:
         if self.mask_padded_images and not self.pad_missing_images:
@@ -256,8 +264,8 @@ class RoboticsDataConfig(LoadingConfig):
         """Fills in image names and normalized fields, if the keys they follow from are set."""
         update: dict[str, Any] = {}
         rules: dict[str, str] = {}
-        if self.camera_names and self.image_indices and not self.image_names:
-            update["image_names"] = image_names(self.camera_names, self.image_indices)
+        if self.cameras and self.image_indices and not self.image_names:
+            update["image_names"] = image_names(self.cameras, self.image_indices)
         rules |= base.derivation_rules(self, update)
         if self.proprioception_fields and self.action_fields:
             fields = [*self.proprioception_fields, *self.action_fields]
@@ -268,7 +276,7 @@ class RoboticsDataConfig(LoadingConfig):
 
     def violations(self) -> Iterator[base.Violation]:
         """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`."""
-        names = image_names(self.camera_names, self.image_indices)
+        names = image_names(self.cameras, self.image_indices)
         if names and self.image_names and self.image_names != names:
             message = "data.image_names differs from data.camera_names at data.image_indices"
             yield base.Violation(("image_names",), message)

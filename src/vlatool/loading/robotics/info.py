@@ -8,6 +8,7 @@ from typing import Any
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
 from vlatool.config.coerce import value_text
+from vlatool.episode import NO_CAMERAS, listed_cameras
 from vlatool.errors import DataError
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
@@ -186,7 +187,7 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
         update={
             "camera_names": list(cameras),
             "image_indices": list(indices),
-            "image_names": image_names(cameras, indices),
+            "image_names": image_names(listed_cameras(cameras), indices),
             "action_fields": list(actions),
             "proprioception_fields": list(observed),
             "normalization": config.normalization.model_copy(update=scaled),
@@ -244,11 +245,11 @@ def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     cameras = [list(options.get("camera_names") or []) for options in info.options]
     if config.pad_missing_images:
         known = list(dict.fromkeys(name for part in cameras for name in part))
-        if config.cameras_are_known and not set(config.camera_names).isdisjoint(known):
-            known = config.camera_names
+        if config.cameras_are_known and not set(config.cameras).isdisjoint(known):
+            known = config.cameras
         cameras = [known if all(cameras) else []]
     indices = [list(options.get("image_indices") or []) for options in info.options]
-    _check_names("camera_names", config.camera_names, cameras, info.names)
+    _check_names("camera_names", config.cameras, cameras, info.names)
     _check_names("image_indices", config.image_indices, indices, info.names)
     shape = config.augmentation.crop_shape
     sizes = {image_size(options) for options in info.options} - {None}
@@ -296,7 +297,11 @@ def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
-    """Cameras of all data sets, which must agree; with padding, cameras of any of them."""
+    """Cameras of all data sets, which must agree; with padding, cameras of any of them; `none` if
+    all were preprocessed without images.
+    """
+    if all(options.get("camera_names") == [] for options in info.options):
+        return [NO_CAMERAS]
     if not config.pad_missing_images:
         return _agreed(info, "camera_names")
     parts = [options.get("camera_names") or [] for options in info.options]

@@ -17,7 +17,7 @@ from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import Statistics, write_stats
 from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.config.base import ConfigModel, derivation_rules
-from vlatool.episode import Array, Observation, PoseGroup, UInt8Array
+from vlatool.episode import NO_CAMERAS, Array, Observation, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.loading import base
@@ -235,7 +235,7 @@ class RoboticsKind(base.DataKind):
         """(height, width) of the images of the first sample; None if it is broken or has none."""
         shards = enumerate(info.datasets[0].shards)
         first = next((number for number, shard in shards if shard.size), None)
-        if first is None or not config.camera_names:
+        if first is None or not config.cameras:
             return None
         with suppress(DataError):  # the error is raised or counted when training reads the sample
             plain = config.model_copy(update={"augmentation": AugmentationConfig()})
@@ -251,9 +251,9 @@ def _by_camera(
 ) -> dict[str, Array]:
     """Images of each camera, and the mask of its padded images if images may be missing."""
     images: Array = sample.images.transpose(0, 3, 1, 2) if channels_first else sample.images
-    count = len(config.camera_names)
+    count = len(config.cameras)
     arrays: dict[str, Array] = {}
-    for number, camera in enumerate(config.camera_names):
+    for number, camera in enumerate(config.cameras):
         arrays[f"{_IMAGES}{camera}"] = np.ascontiguousarray(images[number::count])
         if config.pad_missing_images:
             assert sample.image_mask is not None
@@ -343,7 +343,7 @@ class RoboticsPairs(base.RecordedPairs):
         ]
         cameras = list(sees.cameras)
         changes = {
-            "camera_names": cameras,
+            "camera_names": cameras or [NO_CAMERAS],
             "image_indices": self._offsets,
             "image_names": image_names(cameras, self._offsets),
             "proprioception_fields": self._observed,

@@ -65,7 +65,7 @@ class ImageDecoder:
         self._names = [
             image_suffix(camera, index).lower()
             for index in config.image_indices
-            for camera in config.camera_names
+            for camera in config.cameras
         ]
         self._size = size
         self._pads = config.pad_missing_images

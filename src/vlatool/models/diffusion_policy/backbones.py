@@ -27,6 +27,7 @@ from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
     ClipBackboneConfig,
     KeypointBackboneConfig,
+    TextBackboneConfig,
     ViTBackboneConfig,
     VlmBackboneConfig,
 )
@@ -435,6 +436,31 @@ class ViTBackbone(nn.Module):
         return list(self._model.blocks)
 
 
+class TextBackbone(nn.Module):
+    """One token of the instruction if it is encoded, and none of images."""
+
+    def __init__(self, config: TextBackboneConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_dim
+        self.text = _text_token(config.text_encoder, config.hidden_dim)
+
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
+        """Tokens [B, 0 or 1, C]."""
+        del images, image_mask, rng
+        if self.text is None:
+            return torch.zeros(len(text), 0, self.width, device=text.device)
+        return self.text(text)[:, None]
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return []
+
+
 class KeypointBackbone(nn.Module):
     """One token per image with the positions of learned features, conditioned on language."""
 
@@ -543,6 +569,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 BACKBONES: Mapping[str, Any] = {
     "vit_backbone": ViTBackbone,
     "keypoint_backbone": KeypointBackbone,
+    "text_backbone": TextBackbone,
     "clip_backbone": ClipBackbone,
     "clip_hf": ClipBackbone,
     "vlm_backbone": VlmBackbone,

@@ -26,6 +26,7 @@ from vlatool.models.diffusion_policy.config import (
     ClipBackboneConfig,
     DiffusionPolicyConfig,
     KeypointBackboneConfig,
+    TextBackboneConfig,
     ViTBackboneConfig,
     VlmBackboneConfig,
     image_token_id,
@@ -119,7 +120,9 @@ def padded(rows: Sequence[Sequence[int]], length: int, bucket: int) -> Tensor:
 
 
 def _bytes(
-    section: ViTBackboneConfig | KeypointBackboneConfig, most: int | None, folder: Path | None
+    section: ViTBackboneConfig | KeypointBackboneConfig | TextBackboneConfig,
+    most: int | None,
+    folder: Path | None,
 ) -> TextTokenizer:
     del folder
     text = section.text_encoder
@@ -172,6 +175,7 @@ def _tokens(section: VlmBackboneConfig) -> int:
 _FACTORIES: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]] = {
     "vit_backbone": _bytes,
     "keypoint_backbone": _bytes,
+    "text_backbone": _bytes,
     "clip_backbone": _clip,
     "clip_hf": _clip,
     "vlm_backbone": _vlm,
@@ -296,7 +300,7 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
     assert future is not None
     backbone = config.vision_language_backbone
     side = getattr(backbone, "img_size", _EXAMPLE_SIDE)
-    num_images = len(data.image_indices) * len(data.camera_names)
+    num_images = len(data.image_indices) * len(data.cameras)
     steps = torch.arange(past + 1 + future)
     phase = torch.arange(size)[:, None, None] + torch.arange(data.action_dim or 0)
     observed = data.proprioception_dim or 0

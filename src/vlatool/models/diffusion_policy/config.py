@@ -198,7 +198,7 @@ class BaseBackboneConfig(BaseModelConfig):
     )
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
+        update: dict[str, Any] = {"num_images": len(data.cameras) * len(data.image_indices)}
         if self.architecture is None:
             folder = self.base
             update |= {**self._hub_revision(folder), **self._read(folder)}
@@ -326,7 +326,19 @@ class KeypointBackboneConfig(NetworkConfig):
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
         times = len(data.image_indices)
-        return self._with_derived({"num_cameras": len(data.camera_names), "num_times": times})
+        return self._with_derived({"num_cameras": len(data.cameras), "num_times": times})
+
+
+class TextBackboneConfig(NetworkConfig):
+    """No images: one token of the instruction, if it is encoded."""
+
+    type: Literal["text_backbone"] = Field(default="text_backbone", description="Type of backbone.")
+    hidden_dim: int = Field(
+        default=128, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
+    )
+    text_encoder: ByteTextConfig | None = Field(
+        default=None, description="Text encoder; null: ignore language."
+    )
 
 
 class ClipBackboneConfig(BaseBackboneConfig):
@@ -435,6 +447,7 @@ Backbone = Annotated[
     | VlmBackboneConfig
     | ViTBackboneConfig
     | KeypointBackboneConfig
+    | TextBackboneConfig
     | FoundryBackboneConfig
     | OpenClipConfig,
     Field(discriminator="type"),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from vlatool.models.published import Trained
 
 # Values of the published keys of a policy without initial weights.
+# Type of the backbone of policies without cameras.
+_WITHOUT_IMAGES = "text_backbone"
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
 
 
@@ -169,10 +171,12 @@ class DiffusionPolicyType(ModelType):
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Derives dimensions, the number of cameras, and keys of base models."""
         del info
-        if not data.camera_names:
+        kind = config.vision_language_backbone.type
+        if not data.cameras and kind != _WITHOUT_IMAGES:
             raise DataError(
-                "the data have no camera; a diffusion policy needs at least one",
-                hint="check the data with `vlatool inspect`; preprocess episodes that have images",
+                f"the data have no camera, and {kind} encodes images",
+                hint="train with --preset policy-state, whose backbone has no images "
+                f"({_WITHOUT_IMAGES}), or preprocess episodes that have images",
                 code="data.no_cameras",
             )
         widths = ("action_dim", "proprioception_dim")
