@@ -89,7 +89,7 @@ def report_differences(
 def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
     """Warns of what a configuration of `accelerate launch` asks for and the run does not do."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    wanted = {
+    ignored = {
         "mixed_precision": (
             asked != "no" and not (asked == "bf16" and config.hparams.precision.startswith("amp")),
             "hparams.precision amp_bfloat16",
@@ -100,7 +100,7 @@ def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
         ),
         "deepspeed_config": ("ACCELERATE_USE_DEEPSPEED" in os.environ, "distributed.fsdp true"),
     }
-    for name, (is_ignored, key) in wanted.items():
+    for name, (is_ignored, key) in ignored.items():
         if is_ignored:
             reporter.warn(
                 "launcher_option",
