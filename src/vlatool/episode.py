@@ -58,9 +58,7 @@ class Clip:
 class FrameSource(Protocol):
     """Images of one camera, decoded on request.
 
-    Several threads may read the cameras of an episode at the same time, one thread per camera. A
-    source whose images are separate files may also have `encoded(index) -> bytes | None`, see
-    `stored_bytes`; one whose images are a part of a video the attribute `clip: Clip`.
+    Several threads may read the cameras of an episode at the same time, one thread per camera.
     """
 
     def __len__(self) -> int:
@@ -82,15 +80,24 @@ class FrameSource(Protocol):
         """
         ...
 
+    def encoded(self, index: int) -> bytes | None:
+        """Stored PNG or JPEG file of a frame; None if it is no separate file, as in a video.
 
-def stored_bytes(source: FrameSource, index: int) -> bytes | None:
-    """Stored PNG or JPEG file of a frame; None if the frame is no separate file, as in a video.
+        Raises:
+            DataError: The file is missing; the message has file and frame.
+        """
+        del index
+        return None
 
-    Raises:
-        DataError: The file is missing; the message has file and frame.
-    """
-    encoded = getattr(source, "encoded", None)
-    return None if encoded is None else encoded(index)
+    @property
+    def clip(self) -> Clip | None:
+        """The part of a video that has the images; None if they are in no video."""
+        return None
+
+    def path_of(self, index: int) -> Path | None:
+        """File that has only this frame; None if there is none."""
+        del index
+        return None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef
+from vlatool.episode import Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.sources.base import FormatReader, id_part, no_episodes, survey_by_reading
 from vlatool.sources.base import unique_refs
@@ -38,7 +38,7 @@ class AcmeConfig(ConfigModel):
     camera: str = Field("wrist", description="Name of the file with the images.")
 
 
-class NpyFrames:
+class NpyFrames(FrameSource):
     def __init__(self, path):
         self._frames = np.load(path, mmap_mode="r")
 

@@ -193,8 +193,8 @@ def _unreadable(camera: str, source: episode.FrameSource, frame: int) -> Generat
 
 def _image_error(camera: str, source: episode.FrameSource, frame: int, reason: str) -> DataError:
     """The error for an image that cannot be written; it names the file of the image, if any."""
-    paths: Sequence[object] = getattr(source, "paths", ())
-    file = {"path": str(paths[frame])} if frame < len(paths) else {}
+    path = source.path_of(frame)
+    file = {} if path is None else {"path": str(path)}
     return DataError(
         f"{file.get('path', f'camera {camera!r}, frame {frame}')}: {reason}",
         hint="copy or record the image again, or exclude the episode with --exclude",
@@ -249,7 +249,7 @@ class ImageWriter:
         for start in range(0, num_frames, FRAMES_PER_READ):
             frames = range(start, min(start + FRAMES_PER_READ, num_frames))
             with _unreadable(camera, source, start):
-                stored = [episode.stored_bytes(source, frame) for frame in frames]
+                stored = [source.encoded(frame) for frame in frames]
             pending = [frame for frame, data in zip(frames, stored, strict=True) if data is None]
             pixels = iter(_read_rgb(camera, source, pending) if pending else ())
             for frame, data in zip(frames, stored, strict=True):

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from vlatool.artifacts.clips import TIMELESS_FORMATS
 from vlatool.artifacts.images import decode_rgb
-from vlatool.episode import Clip, UInt8Array
+from vlatool.episode import Clip, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import as_native_file
@@ -208,7 +208,7 @@ def decode_error(path: Path, frame: int | None, reason: str) -> DataError:
 _SEEK_DISTANCE = 32
 
 
-class VideoFrames:
+class VideoFrames(FrameSource):
     """A clip as a `FrameSource`; its frames are counted from 0.
 
     Frames are found by presentation time, so B-frames, start offsets and uneven rates do not shift
@@ -217,7 +217,7 @@ class VideoFrames:
     """
 
     def __init__(self, clip: Clip, num_frames: int) -> None:
-        self.clip = clip
+        self._clip = clip
         self._num_frames = num_frames
         self._decoder: _Decoder | None = None
         self._shape: tuple[int, ...] | None = None
@@ -226,8 +226,12 @@ class VideoFrames:
         return self._num_frames
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {"clip": self.clip, "_num_frames": self._num_frames}
+        state = {"_clip": self._clip, "_num_frames": self._num_frames}
         return {**state, "_decoder": None, "_shape": None}
+
+    @property
+    def clip(self) -> Clip:
+        return self._clip
 
     @property
     def size(self) -> tuple[int, int]:
@@ -246,7 +250,7 @@ class VideoFrames:
 
     def _image(self, number: int) -> UInt8Array:
         if not 0 <= number < self._num_frames:
-            raise IndexError(f"{self.clip.path}: frame {number} of {self._num_frames}")
+            raise IndexError(f"{self._clip.path}: frame {number} of {self._num_frames}")
         try:
             image = self._opened().image(number)
         except DataError:
@@ -256,7 +260,7 @@ class VideoFrames:
         if image.shape != self._shape:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (image.shape, self._shape)]
             reason = f"its size is {sizes[0]}, that of frames before it {sizes[1]}"
-            raise decode_error(self.clip.path, number, reason)
+            raise decode_error(self._clip.path, number, reason)
         return image
 
     def close(self) -> None:
@@ -267,7 +271,7 @@ class VideoFrames:
 
     def _opened(self) -> "_Decoder":
         if self._decoder is None:
-            self._decoder = _Decoder(self.clip)
+            self._decoder = _Decoder(self._clip)
         return self._decoder
 
 
@@ -366,7 +370,7 @@ _LARGEST_FILE = 2**28
 _LARGEST_GROUP = 2**31
 
 
-class ParquetImages:
+class ParquetImages(FrameSource):
     """Image column of a parquet file as a `FrameSource`. A cell is a struct of `bytes` and `path`,
     encoded bytes, or a path relative to the data set. One row group is held in memory at a time.
     """
@@ -409,9 +413,9 @@ class ParquetImages:
             images[position] = image
         return images
 
-    def encoded(self, frame: int) -> bytes:
+    def encoded(self, index: int) -> bytes:
         """The stored bytes of an image."""
-        row = self._rows[frame]
+        row = self._rows[index]
         cells = self._cells
         if cells is None or not 0 <= row - self._first_row < len(cells):
             try:
@@ -424,8 +428,8 @@ class ParquetImages:
             if isinstance(part, bytes) and part:
                 return part
             if isinstance(part, str) and part:
-                return self._file_content(frame, part)
-        raise self._image_error(frame, "the cell has neither bytes nor a path")
+                return self._file_content(index, part)
+        raise self._image_error(index, "the cell has neither bytes nor a path")
 
     def close(self) -> None:
         """Releases the file; a later read opens it again."""

@@ -15,7 +15,7 @@ from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.tar import ShardIndex, shard_index
 from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
@@ -118,7 +118,7 @@ def _ref(episode_id: str, tar: Path, source: Path, count: int | None) -> Episode
     )
 
 
-class ShardImages:
+class ShardImages(FrameSource):
     """Images of a tar as a `FrameSource`; those of different sizes are read one at a time."""
 
     def __init__(self, path: Path, index: ShardIndex) -> None:

@@ -22,7 +22,7 @@ from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.windows.format import MANIFEST, WindowManifest, lines_files, missing_images
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes
@@ -95,7 +95,7 @@ LARGEST_FILE = 2**28
 _AT_ONCE = 8
 
 
-class ImageFiles:
+class ImageFiles(FrameSource):
     """Image files as a `FrameSource`; images of different sizes are read one at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -108,6 +108,9 @@ class ImageFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prefetched": {}}
+
+    def path_of(self, index: int) -> Path:
+        return self.paths[index]
 
     @property
     def size(self) -> tuple[int, int]:

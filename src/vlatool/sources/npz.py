@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from zlib_ng import zlib_ng
 
 from vlatool.artifacts.tar_sample import ArrayHeader, parse_header
-from vlatool.episode import Array
+from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import ByteRange, open_byte_range, open_tail, read_byte_ranges
 from vlatool.storage.uri import is_remote
@@ -210,7 +210,7 @@ class NpzArchive:
         return header
 
 
-class NpzFrames:
+class NpzFrames(FrameSource):
     """Frames of one npz member, inflated one by one from the start. Holds one frame in memory; a
     read before the last position restarts at the first frame.
     """

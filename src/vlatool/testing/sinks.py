@@ -132,14 +132,18 @@ class _ChangingWork:
         return self.work(ref, replace(episode, lowdim={**episode.lowdim, self.field: rows}))
 
 
-class _DamagedCamera:
+class _DamagedCamera(FrameSource):
     """A camera with a last image that cannot be read."""
 
     def __init__(self, source: FrameSource) -> None:
-        self._source, self.size = source, source.size
+        self._source = source
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._source.size
 
     def read(self, indices: Sequence[int]) -> Array:
         if len(self) - 1 in indices:

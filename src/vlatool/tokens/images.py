@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, UInt8Array, stored_bytes
+from vlatool.episode import Episode, EpisodeRef, UInt8Array
 from vlatool.errors import DataError
 from vlatool.plugins import FORMATS
 
@@ -73,13 +73,13 @@ class EpisodeImages:
 
     def _of_camera(self, camera: str, frames: Sequence[int]) -> Iterator[NamedImage]:
         source = self._cameras[camera]
-        if stored_bytes(source, frames[0]) is None:
+        if source.encoded(frames[0]) is None:
             images = source.read(frames)
             for frame, pixels in zip(frames, images, strict=True):
                 yield NamedImage(self._stem(camera, frame), pixels)
             return
         for frame in frames:
-            data = stored_bytes(source, frame)
+            data = source.encoded(frame)
             assert data is not None, "all frames of a camera are stored the same way"
             stem = self._stem(camera, frame)
             yield NamedImage(stem, _decoded(data, f"{self._ref.path}: {stem}"))

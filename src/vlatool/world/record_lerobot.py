@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.artifacts.lerobot.output import IMAGE_CELL
-from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
+from vlatool.episode import Episode, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.storage.atomic import write_json
 from vlatool.world import scene
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
@@ -27,7 +27,7 @@ ROBOT_TYPE = "vlatool_world"
 
 
 @dataclass(frozen=True)
-class DrawnFrames:
+class DrawnFrames(FrameSource):
     """Images of a view as a `FrameSource`, drawn when they are read."""
 
     scenes: Sequence[scene.Scene]

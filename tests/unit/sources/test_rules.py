@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import FormatReader, survey_by_reading
@@ -16,7 +16,7 @@ from vlatool.sources.rules import SOURCE, check_episode, duplicate_ids
 REF = EpisodeRef("one", Path("one"), "source")
 
 
-class Images:
+class Images(FrameSource):
     size = (2, 3)
 
     def __len__(self) -> int:

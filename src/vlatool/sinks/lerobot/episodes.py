@@ -384,7 +384,7 @@ class LerobotEpisodeWriter:
                 )
             if column in self.layout.videos:
                 count = episode.num_frames
-                clip = getattr(source, "clip", None) if self.config.copy_videos else None
+                clip = source.clip if self.config.copy_videos else None
                 copied = self._copied(clip, count)
                 if copied is None:
                     sampled = ImageStatistics()

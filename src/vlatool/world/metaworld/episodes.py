@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
+from vlatool.episode import Episode, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.world.metaworld.simulator import (
     FPS,
     INSTRUCTIONS,
@@ -30,7 +30,7 @@ _NOISE_MEMORY, _NOISE_SCALE = 0.9, 0.15
 
 
 @dataclass(frozen=True)
-class StoredFrames:
+class StoredFrames(FrameSource):
     """Images in memory as a `FrameSource`."""
 
     images: Sequence[UInt8Array]
