@@ -219,7 +219,7 @@ class Episode:
     Attributes:
         id: As in its `EpisodeRef`.
         task: Name of the task.
-        fps: Frames per second.
+        fps: Frames per second; 0 if neither the data nor the options of the reader have it.
         num_frames: Number of frames F.
         cameras: Map from camera name to its images.
         missing_cameras: Camera that the data set declares for every episode and that has no images

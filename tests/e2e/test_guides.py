@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Pipelines: their page and the line that they begin with; here a line may come before it.
 PIPELINES = {
     "readme": ("README.md", "vlatool sample spartan raw ", ""),
+    "hdf5": ("README.md", "vlatool sample hdf5 demos ", ""),
     "lbm": ("docs/guides/lbm.md", "vlatool sample spartan raw-4 ", ""),
     "lerobot": (
         "docs/guides/lbm.md",
@@ -27,6 +28,7 @@ PIPELINES = {
 # Files that the last lines of a pipeline leave.
 LEFT = {
     "readme": ["data.html", "runs/pick/latest.json", "runs/tuned/latest.json"],
+    "hdf5": ["demo-data/shards/manifest.jsonl"],
     "lbm": ["runs/small/latest.json", "runs/smaller/latest.json"],
     "lerobot": ["runs/mine/latest.json"],
     "future-vla": [
@@ -38,6 +40,7 @@ LEFT = {
 # Added to the lines that begin with these words; a budget is shortened in its own unit.
 SHORTER = {
     "vlatool sample spartan": "--episodes 4 --frames 24",
+    "vlatool sample hdf5": "--episodes 4",
     "vlatool sample libero": "--episodes 4",
     "vlatool sample lerobot my_dataset": "--frames 12",
     "vlatool sample lerobot raw-button": "--episodes 1 --size small",

@@ -17,7 +17,7 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 _NUMBER = r"\d+(?:\.\d+)*"
 _SECTIONS = rf"{_NUMBER}(?:(?:, | and | to |-){_NUMBER})*"
-_PAGE = re.compile(rf"\b((?:formats|reference)/[a-z-]+)(?:\.md)?(?: ({_SECTIONS}))?")
+_PAGE = re.compile(rf"\b((?:formats|reference)/[a-z0-9-]+)(?:\.md)?(?: ({_SECTIONS}))?")
 _HEADING = re.compile(rf"^#+ ({_NUMBER})\.? ", re.MULTILINE)
 # A paper is cited with its year or identifier, and the place in it.
 _PAPER = re.compile(r"(equation|eq\.|table|section|figure|appendix|algorithm) ?\S", re.IGNORECASE)

@@ -101,6 +101,7 @@ class Sink(Protocol):
         volatile: Those of them that hold times.
         temporary: Those of them that are removed once the output is complete.
         has_arrays: True if receipts carry arrays.
+        needs_rate: True if the output stores the frames per second.
         next_step: Suggested next command, with `{output}` in it; may be empty.
         next_without_images: The same for an output without images.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
@@ -116,6 +117,7 @@ class Sink(Protocol):
     volatile: ClassVar[Sequence[str]] = ()
     temporary: Sequence[str] = ()
     has_arrays: ClassVar[bool] = True
+    needs_rate: ClassVar[bool] = True
     next_step: ClassVar[str] = ""
     next_without_images: ClassVar[str] = "vlatool verify {output}"
     work: Work

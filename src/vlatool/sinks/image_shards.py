@@ -199,6 +199,7 @@ class ImageShardsSink(base.Sink):
     volatile: ClassVar[Sequence[str]] = tuple(LISTS.values())
     findings: ClassVar[FindingCodes | None] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
+    needs_rate: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
 
     def __init__(self, config: ImageShardsConfig, setup: base.SinkSetup) -> None:

@@ -30,6 +30,7 @@ class FormatReader(Protocol):
         base_format: Name of a more general format that also recognizes the same data.
         is_fallback: True if any other format that finds episodes at a location takes precedence.
         default_sink: Name of the sink that is used if none is given; empty: `lbm`.
+        layout: Name of the layout within the format; empty if it has one.
         config: Resolved config.
         source_findings: Findings of `discover` on the data set as a whole.
     """
@@ -40,6 +41,7 @@ class FormatReader(Protocol):
     is_fallback: ClassVar[bool] = False
     default_sink: ClassVar[str] = ""
     config: Any
+    layout: str = ""
     source_findings: Sequence[Finding] = ()
 
     def __init__(self, config: Any) -> None: ...
@@ -70,6 +72,15 @@ class FormatReader(Protocol):
             DataError: The episode is broken; names file and field.
         """
         ...
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """Proposes a mapping of a source (`vlatool.sources.mapping`) as YAML.
+
+        None: the format has no mappings, or the source is of another one.
+        """
+        del source
+        return None
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
         """Returns findings on an episode; with `deep` every frame is decoded.
@@ -152,7 +163,7 @@ def survey_episode(episode: Episode) -> Survey:
         },
         fields=field_specs(episode),
         frames=episode.num_frames,
-        fps=episode.fps,
+        fps=episode.fps or None,
         **{name: getattr(episode, name) for name in _POLICY},
     )
 

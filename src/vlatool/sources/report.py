@@ -100,7 +100,7 @@ class SourceFacts:
     @property
     def rates(self) -> str:
         """Frames per second as text."""
-        return ", ".join(number_text(rate) for rate in self.fps)
+        return ", ".join(number_text(rate) for rate in self.fps) or "unknown"
 
     def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
         """Row of `_CAMERA_HEADER` for each camera; `uncalibrated` is shown without calibration."""
@@ -132,13 +132,15 @@ def report_source(
     size = sum(file.bytes for file in files) if files else _named_bytes(refs)
     facts = survey.facts(source.format, size)
     broken = f", {len(facts.broken)} broken" if facts.broken else ""
+    layout = f" ({source.reader.layout})" if source.reader.layout else ""
+    duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
     return Report(
         kind="source",
-        headline=f"{facts.format} source, {counted(facts.episodes, 'episode')}{broken}",
+        headline=f"{facts.format}{layout} source, {counted(facts.episodes, 'episode')}{broken}",
         facts=asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}},
         summary={
             "frames": f"{facts.frames}, {facts.lengths} per episode",
-            "duration": f"{facts.seconds:.1f} s at {facts.rates} fps",
+            "duration": duration,
             "on disk": size_text(facts.bytes),
             "actions": facts.action_fields or "none",
             "proprioception": facts.proprioception_fields or "none",
@@ -312,8 +314,9 @@ class _Survey:
         for name, (height, width) in sizes.items():
             self.sizes.setdefault(name, Counter())[width, height] += 1
         self.lengths.append(episode.num_frames)
-        self.seconds += episode.num_frames / episode.fps
-        self.rates.add(episode.fps)
+        if episode.fps:
+            self.seconds += episode.num_frames / episode.fps
+            self.rates.add(episode.fps)
         self.tasks[episode.task] += 1
         self.actions |= dict.fromkeys(episode.action_fields)
         self.proprioception |= dict.fromkeys(episode.proprioception_fields)
@@ -503,10 +506,10 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
         info={
             "task": episode.task,
             "frames": episode.num_frames,
-            "seconds": f"{episode.num_frames / episode.fps:.1f}",
-            "fps": f"{episode.fps:g}",
+            "seconds": f"{episode.num_frames / episode.fps:.1f}" if episode.fps else "unknown",
+            "fps": f"{episode.fps:g}" if episode.fps else "unknown",
         },
-        fps=episode.fps,
+        fps=episode.fps or 1.0,
         frames=np.arange(episode.num_frames),
         shown=shown,
         cameras={name: _strip(episode, name, shown) for name in cameras},

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -286,9 +287,10 @@ class SinkChecks:
         assert not left, f"owned does not match {left}: `**` must be a separate path component"
 
     def check_formats(self) -> None:
-        """Checks the stored actions of an episode of every built-in format."""
+        """Checks the stored actions of an episode of every built-in format that is installed."""
         for format_name in (entry.name for entry in FORMATS.entries() if entry.origin == "vlatool"):
-            self._check_actions(format_name, _source(format_name, self.folder / "formats"))
+            if format_name != "hdf5" or find_spec("h5py") is not None:
+                self._check_actions(format_name, _source(format_name, self.folder / "formats"))
 
     def _check_actions(self, format_name: str, source: Path) -> None:
         made: list[tuple[Any, SinkSetup]] = []

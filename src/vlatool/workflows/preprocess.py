@@ -24,6 +24,7 @@ from vlatool.plugins import FORMATS, SINKS
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm import LbmConfig
+from vlatool.sources.base import FormatReader
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.selection import (
     EpisodeTask,
@@ -216,6 +217,7 @@ class PreprocessJob:
         self._setup = setup
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
+        self._check_rate()
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
         self.spec = JobSpec(
@@ -245,6 +247,16 @@ class PreprocessJob:
             },
         )
         self._summary: SinkSummary | None = None
+
+    def _check_rate(self) -> None:
+        """Raises UsageError if the rate is needed, and neither stored nor given."""
+        if self._sink.needs_rate and self._setup.survey.fps is None and _has_rate(self._reader):
+            raise UsageError(
+                f"the data do not store their frames per second, which the sink "
+                f"{self._config.sink.type} needs",
+                hint="give the rate at which they were recorded, such as --fps 20",
+                code="usage.no_rate",
+            )
 
     def name(self, item: EpisodeRef) -> str:
         return item.id
@@ -385,3 +397,8 @@ def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[
     options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     return options | {"source": recorded_options(section, section), **side_files(section)}
+
+
+def _has_rate(reader: FormatReader) -> bool:
+    """True for formats that do not store the rate, which is then a key of theirs."""
+    return "fps" in reader.Config.model_fields

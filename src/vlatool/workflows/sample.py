@@ -23,7 +23,7 @@ from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
-Layout = Literal["spartan", "lerobot", "libero"]
+Layout = Literal["spartan", "lerobot", "libero", "hdf5"]
 World = Literal["builtin", "metaworld"]
 
 
@@ -275,6 +275,10 @@ def _recorder(config: SampleConfig) -> recording.Recorder:
         from vlatool.workflows.sample_lerobot import world_recorder
 
         return world_recorder(setup, config.layout_version, config.episodes)
+    if config.layout == "hdf5":
+        from vlatool.world.record_hdf5 import Hdf5Writer
+
+        return recording.LayoutRecorder(Hdf5Writer(setup))
     from vlatool.world.record_spartan import SpartanWriter
 
     return recording.LayoutRecorder(SpartanWriter(setup))
@@ -288,6 +292,8 @@ def _summary(config: SampleConfig, recorded: list[recording.RecordedEpisode]) ->
         names = [f"observation.images.{name}" for name in names]
     if config.layout == "libero":
         names = ["image", "wrist_image"]
+    if config.layout == "hdf5":
+        names = [f"{name}_image" for name in names]
     return SampleResult(
         layout=config.layout,
         frames=sum(episode.frames for episode in recorded),

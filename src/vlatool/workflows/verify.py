@@ -18,7 +18,9 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.jobs.executor import default_workers
 from vlatool.pages.report import PageRequest, Report
+from vlatool.plugins import FORMATS
 from vlatool.results import MERGED, OPTIONAL, Result, columns
+from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, require_existing
 
@@ -48,6 +50,11 @@ class InspectConfig(ConfigModel):
         description="Run, checkpoint or published folder of the visual tokenizer of the codes in "
         "samples: that page shows its reconstructions.",
     )
+    propose: str | None = Field(
+        default=None,
+        description="YAML file to write with a mapping of the recordings (hdf5): its cameras and "
+        "fields, and questions as comments.",
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,35 @@ class InspectResult(Result):
         return ["\n\n".join(block for block in blocks if block)]
 
 
-def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
+@dataclass(frozen=True)
+class ProposalResult(Result):
+    """Mapping that was written."""
+
+    location: str
+    format: str
+    mapping: str
+    next: str
+
+    def lines(self) -> list[str]:
+        return [f"{self.mapping}: check its lines, then", f"next: {self.next}"]
+
+
+def _propose(source: Path, target: Path) -> ProposalResult:
+    for name in FORMATS.names():
+        text = FORMATS.get(name).propose(source)
+        if text is not None:
+            write_text(target, text)
+            command = f"vlatool preprocess {name} {source} --mapping {target} --output OUTPUT"
+            return ProposalResult(str(source), name, str(target), command)
+    raise DataError.at(
+        source,
+        "no recordings that a mapping describes",
+        hint="leave --propose out: the format is found by itself",
+        code="data.no_episodes",
+    )
+
+
+def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult | ProposalResult:
     """Reports on the content of a location; writes nothing but the HTML page.
 
     Broken episodes, shards and checkpoints are findings of the report if others are readable.
@@ -82,6 +117,8 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             code="usage.missing_key",
         )
     path = require_weights(config.location)
+    if config.propose is not None:
+        return _propose(path, location(config.propose))
     target = None if config.html is None else location(config.html)
     if target is None:
         _check_tokenizer(path, "", config)

@@ -1,0 +1,310 @@
+"""HDF5 recordings: robomimic, Isaac Lab, LIBERO and ALOHA by structure, others by a mapping.
+
+Source: formats/hdf5 1 to 3.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from vlatool.artifacts.images import decode_rgb
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Clip, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Finding, FindingCodes
+from vlatool.sources import base
+from vlatool.sources.frames import VideoFrames, probe_video
+from vlatool.sources.hdf5 import rules
+from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
+from vlatool.sources.rules import SOURCE
+from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.uri import can_list, location
+
+
+class Hdf5Config(ConfigModel):
+    """Options of HDF5 recordings. What files do not store is given here."""
+
+    fps: float | None = Field(
+        default=None, gt=0, description="Frames per second; null: that of the file."
+    )
+    instruction: str | None = Field(
+        default=None, description="Instruction of all episodes; null: that of the file."
+    )
+    mapping: str | None = Field(
+        default=None,
+        description="YAML file that names cameras and fields; null: find the layout by structure.",
+    )
+    mask: str | None = Field(
+        default=None, description="Read the episodes that mask/NAME of each file lists, as train."
+    )
+
+
+class Hdf5Images(FrameSource):
+    """A dataset of images, read row by row; opened at the first read and held until `close`."""
+
+    def __init__(
+        self,
+        place: tuple[Path, str],  # file, and path of the dataset in it
+        kind: rules.Kind,
+        shape: tuple[int, int, int],  # (frames, height, width)
+        *,
+        bgr: bool,
+    ) -> None:
+        self._path, self._name = place
+        self._kind = kind
+        self._shape = shape
+        self._bgr = bgr
+        self._open: tuple[Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images, in pixels."""
+        return self._shape[1:]
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Images uint8 [N, H, W, 3], RGB."""
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
+        for position, index in enumerate(indices):
+            image = self._pixels(index)
+            if image.shape != images.shape[1:]:
+                raise self._error(index, f"has size {image.shape[1]} x {image.shape[0]}")
+            images[position] = image[..., ::-1] if self._bgr else image
+        return images
+
+    def encoded(self, index: int) -> bytes | None:
+        """The stored JPEG or PNG; None for arrays, and where colors are swapped."""
+        return self._row(index) if self._kind == "encoded" and not self._bgr else None
+
+    def close(self) -> None:
+        """Releases the file; a later read opens it again."""
+        if self._open is not None:
+            self._open[0].__exit__(None, None, None)
+            self._open = None
+
+    def _pixels(self, index: int) -> UInt8Array:
+        if self._kind == "pixels":
+            return self._reading(index, lambda dataset: np.asarray(dataset[index], np.uint8))
+        try:
+            return decode_rgb(self._row(index))
+        except ValueError as error:
+            raise self._error(index, str(error)) from error
+
+    def _row(self, index: int) -> bytes:
+        return self._reading(index, lambda dataset: rules.row_bytes(dataset, index))
+
+    def _reading(self, index: int, read: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._path}: {self._name}: frame {index} of {len(self)}")
+        with rules.readable(self._path, f"{self._name}: frame {index}"):
+            if self._open is None:
+                context = rules.opened(self._path, rules.CACHE)
+                self._open = context, context.__enter__()[self._name]
+            return read(self._open[1])
+
+    def _error(self, index: int, reason: str) -> DataError:
+        return DataError.at(
+            self._path,
+            f"{self._name}: frame {index}: {reason}",
+            hint=rules.HDF5.codes["unreadable"].action,
+            code="data.unreadable",
+            frame=index,
+        )
+
+
+class Hdf5Reader(base.FormatReader):
+    """Reader of HDF5 recordings; a source is a file or a folder of files."""
+
+    Config: ClassVar[type[ConfigModel]] = Hdf5Config
+    findings: ClassVar[FindingCodes | None] = rules.HDF5
+
+    def __init__(self, config: Hdf5Config) -> None:
+        self.config = config
+        self.source_findings: Sequence[Finding] = ()
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        return None if self.config.mapping is None else read_mapping(location(self.config.mapping))
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """Every group that is an episode, by file in natural order; reads names, no values."""
+        findings: list[Finding] = []
+        files: dict[Path, tuple[Path, Path]] = {}
+        for source in sources:
+            paths = _files(source)
+            if not paths:
+                raise base.no_episodes(source, f"files {', '.join(rules.SUFFIXES)}")
+            for path in paths:
+                if path.resolve() in files:
+                    findings.append(SOURCE("given_twice", f"{path} is given twice; read once"))
+                files.setdefault(path.resolve(), (path, source))
+        self.source_findings = findings
+        yield from self._refs(list(files.values()))
+
+    def _refs(self, files: Sequence[tuple[Path, Path]]) -> Iterator[EpisodeRef]:
+        used: Counter[str] = Counter()
+        for path, source in files:
+            with rules.opened(path) as file:
+                layout = rules.layout_of(file, path, self._mapping)
+                self.layout = self.layout or layout.name
+                mask = self.config.mask
+                chosen = None if mask is None else rules.masked(file, mask, path)
+            for group in layout.groups:
+                name = group.rpartition("/")[2]
+                if chosen is not None and name not in chosen:
+                    continue
+                identity = "_".join(base.id_part(part) for part in (path.stem, name) if part)
+                used[identity] += 1
+                yield EpisodeRef(
+                    id=identity if used[identity] == 1 else f"{identity}-{used[identity]}",
+                    path=path,
+                    source=str(source),
+                    number=_number(name) if len(files) == 1 else None,
+                    extras={"group": group},
+                )
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Cameras, fields and lengths from shapes; no row is read."""
+        reasons: list[VlatoolError] = []
+        return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
+
+    def _survey(self, ref: EpisodeRef) -> Survey:
+        with self._opened(ref) as (group, mapping, contents):
+            cameras = self._cameras(ref, group, mapping, contents)
+            fps, _, _ = self._facts(ref, group, mapping)
+            return Survey(
+                1,
+                {name: camera.size for name, camera in cameras.items()},
+                {
+                    name: FieldSpec(int(np.prod(dataset.shape[1:], dtype=np.int64)))
+                    for name, dataset in contents.fields.items()
+                },
+                contents.num_frames,
+                fps or None,
+                tuple(mapping.action_fields),
+                tuple(mapping.proprioception_fields),
+            )
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """One episode; its images stay on disk."""
+        with self._opened(ref) as (group, mapping, contents):
+            fps, instruction, task = self._facts(ref, group, mapping)
+            success = self._success(ref, group, mapping)
+            ignored, findings = _ignored(group, mapping), list[Finding]()
+            counted = group.attrs.get("num_samples")
+            if counted is not None and int(counted) != contents.num_frames:
+                reason = f"num_samples is {counted}, the episode has {contents.num_frames} frames"
+                findings.append(rules.HDF5.at("not_counted", ref.path, reason, episode=ref.id))
+            if ignored:
+                names = ", ".join(ignored)
+                findings.append(rules.HDF5("ignored", f"{ref.id}: left out: {names}"))
+            if not instruction:
+                message = f"{ref.id}: no instruction; give one with --instruction"
+                findings.append(SOURCE("no_language", message, episode=ref.id))
+            return Episode(
+                id=ref.id,
+                task=task,
+                fps=fps,
+                num_frames=contents.num_frames,
+                cameras=self._cameras(ref, group, mapping, contents),
+                lowdim={
+                    name: rules.columns(name, dataset, ref.path)
+                    for name, dataset in contents.fields.items()
+                },
+                language={"original": [instruction]} if instruction else {},
+                success=success,
+                action_fields=tuple(mapping.action_fields),
+                proprioception_fields=tuple(mapping.proprioception_fields),
+                findings=tuple(findings),
+                extras={"source_episode": f"{ref.path.name}:{ref.extras['group']}"},
+            )
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first episode, with questions as comments."""
+        path = next(iter(_files(source)), None)
+        if path is None:
+            return None
+        with rules.opened(path) as file, rules.readable(path):
+            return proposal(*rules.proposed(file))
+
+    def _opened(self, ref: EpisodeRef) -> Any:
+        return rules.episode_at(ref.path, ref.extras["group"], self._mapping)
+
+    def _facts(
+        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping
+    ) -> tuple[float, str, str]:
+        """(frames per second or 0, instruction, task); options come before what is stored."""
+        fps, instruction, task = rules.stored_facts(group.file, ref.path)
+        if mapping.fps:
+            fps = float(rules.value_at(group, mapping.fps, ref.path))
+        if mapping.instruction:
+            instruction = str(rules.value_at(group, mapping.instruction, ref.path))
+        instruction = instruction if self.config.instruction is None else self.config.instruction
+        return self.config.fps or fps or 0.0, instruction, task or instruction
+
+    @staticmethod
+    def _success(ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> bool | None:
+        if mapping.success:
+            return bool(rules.value_at(group, mapping.success, ref.path))
+        stored = group.attrs.get("success")
+        return None if stored is None else bool(stored)
+
+    @staticmethod
+    def _cameras(
+        ref: EpisodeRef, group: Any, mapping: RecordingMapping, contents: rules.Contents
+    ) -> Mapping[str, FrameSource]:
+        cameras: dict[str, FrameSource] = {}
+        for name, camera in mapping.cameras.items():
+            if camera.path:
+                kind, (height, width) = contents.images[name]
+                place = ref.path, f"{group.name.rstrip('/')}/{camera.path}"
+                shape = contents.num_frames, height, width
+                cameras[name] = Hdf5Images(place, kind, shape, bgr=camera.bgr)
+                continue
+            episode = group.name.rpartition("/")[2]
+            file = camera.video.format(stem=ref.path.stem, episode=episode)
+            clip = Clip(ref.path.parent / file)
+            frames = probe_video(clip).num_frames
+            if frames != contents.num_frames:
+                raise DataError.at(
+                    clip.path,
+                    f"has {frames} frames, the episode {contents.num_frames}",
+                    hint=rules.HDF5.codes["length_mismatch"].action,
+                    code="data.length_mismatch",
+                )
+            cameras[name] = VideoFrames(clip, frames)
+        return cameras
+
+
+def _ignored(group: Any, mapping: RecordingMapping) -> list[str]:
+    known = {*mapping.fields.values(), *(camera.path for camera in mapping.cameras.values())}
+    return [name for name, _ in rules.datasets_of(group) if name not in known]
+
+
+def _number(name: str) -> int | None:
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() and len(digits) <= 9 else None
+
+
+def _files(source: Path) -> list[Path]:
+    """HDF5 files at or below a source, in natural order."""
+    if source.suffix.lower() in rules.SUFFIXES and source.is_file():
+        return [source]
+    names = [
+        folder / name
+        for folder, _, files in (walk(source) if can_list(source) else ())
+        for name in files
+        if name.lower().endswith(rules.SUFFIXES)
+    ]
+    return sorted(names, key=natural_key)
