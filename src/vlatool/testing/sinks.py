@@ -289,7 +289,8 @@ class SinkChecks:
     def check_formats(self) -> None:
         """Checks the stored actions of an episode of every built-in format that is installed."""
         for format_name in (entry.name for entry in FORMATS.entries() if entry.origin == "vlatool"):
-            if format_name != "hdf5" or find_spec("h5py") is not None:
+            package = {"hdf5": "h5py", "zarr": "zarr"}.get(format_name, "numpy")
+            if find_spec(package) is not None:
                 self._check_actions(format_name, _source(format_name, self.folder / "formats"))
 
     def _check_actions(self, format_name: str, source: Path) -> None:

@@ -23,7 +23,7 @@ from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
-Layout = Literal["spartan", "lerobot", "libero", "hdf5"]
+Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr"]
 World = Literal["builtin", "metaworld"]
 
 
@@ -279,6 +279,10 @@ def _recorder(config: SampleConfig) -> recording.Recorder:
         from vlatool.world.record_hdf5 import Hdf5Writer
 
         return recording.LayoutRecorder(Hdf5Writer(setup))
+    if config.layout == "zarr":
+        from vlatool.world.record_zarr import ZarrWriter
+
+        return recording.LayoutRecorder(ZarrWriter(setup))
     from vlatool.world.record_spartan import SpartanWriter
 
     return recording.LayoutRecorder(SpartanWriter(setup))
