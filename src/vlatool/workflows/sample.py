@@ -23,7 +23,7 @@ from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
-Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr"]
+Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds"]
 World = Literal["builtin", "metaworld"]
 
 
@@ -275,17 +275,27 @@ def _recorder(config: SampleConfig) -> recording.Recorder:
         from vlatool.workflows.sample_lerobot import world_recorder
 
         return world_recorder(setup, config.layout_version, config.episodes)
-    if config.layout == "hdf5":
+    return recording.LayoutRecorder(_writer(config.layout, setup, config.episodes))
+
+
+def _writer(
+    layout: Layout, setup: recording.RecordingSetup, episodes: int
+) -> recording.LayoutWriter:
+    if layout == "hdf5":
         from vlatool.world.record_hdf5 import Hdf5Writer
 
-        return recording.LayoutRecorder(Hdf5Writer(setup))
-    if config.layout == "zarr":
+        return Hdf5Writer(setup)
+    if layout == "zarr":
         from vlatool.world.record_zarr import ZarrWriter
 
-        return recording.LayoutRecorder(ZarrWriter(setup))
+        return ZarrWriter(setup)
+    if layout == "rlds":
+        from vlatool.world.record_rlds import RldsWriter
+
+        return RldsWriter(setup, episodes)
     from vlatool.world.record_spartan import SpartanWriter
 
-    return recording.LayoutRecorder(SpartanWriter(setup))
+    return SpartanWriter(setup)
 
 
 def _summary(config: SampleConfig, recorded: list[recording.RecordedEpisode]) -> SampleResult:

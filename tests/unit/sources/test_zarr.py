@@ -24,7 +24,7 @@ from vlatool.workflows.sample import SampleConfig, sample
 
 _BESIDE = Path(__file__).parents[4] / "shared" / "data" / "formats"
 PUSHT = Path(os.environ.get("VLATOOL_RECORDINGS", _BESIDE)) / "pusht.zarr"
-ENDS = (4, 9)
+STOPS = (4, 9)
 
 
 def store(path: Path, version: Literal[2, 3] = 2, **changed: Any) -> Path:
@@ -34,7 +34,7 @@ def store(path: Path, version: Literal[2, 3] = 2, **changed: Any) -> Path:
         "data/robot0_eef_pos": np.arange(27, dtype=np.float32).reshape(9, 3),
         "data/keypoint": np.ones((9, 2, 2)),
         "data/camera0_rgb": hdf5.images(9),
-        "meta/episode_ends": np.array(ENDS),
+        "meta/episode_ends": np.array(STOPS),
     }
     arrays |= {name.replace("__", "/"): value for name, value in changed.items()}
     folder = path.with_suffix("") if path.suffix == ".zip" else path
@@ -163,9 +163,9 @@ def test_damaged_stores_are_errors_with_their_place(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("ends", [[4, 10], [5, 4], [-1, 9], [[4, 9]]])
-def test_ends_that_do_not_divide_the_rows_are_an_error(ends: Any, tmp_path: Path) -> None:
-    path = store(tmp_path / "a.zarr", meta__episode_ends=np.array(ends))
+@pytest.mark.parametrize("stops", [[4, 10], [5, 4], [-1, 9], [[4, 9]]])
+def test_ends_that_do_not_divide_the_rows_are_an_error(stops: Any, tmp_path: Path) -> None:
+    path = store(tmp_path / "a.zarr", meta__episode_ends=np.array(stops))
     with pytest.raises(DataError) as caught:
         read(path)
     assert caught.value.code == "data.bad_ends"

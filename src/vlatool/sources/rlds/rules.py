@@ -1,0 +1,100 @@
+"""Findings of RLDS, and the leaves of `features.json`. Source: formats/rlds 3."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlatool.errors import DataError
+from vlatool.findings import FindingCode, FindingCodes
+
+_AGAIN = "copy the file again, or exclude the episode with --exclude"
+
+RLDS = FindingCodes(
+    "rlds",
+    {
+        "unreadable": FindingCode("error", "A file or a record is damaged or truncated.", _AGAIN),
+        "checksum": FindingCode("error", "The checksum of a record is wrong.", _AGAIN),
+        "broken_features": FindingCode(
+            "error", "features.json is not that of episodes with steps.", "copy the file again"
+        ),
+        "missing_feature": FindingCode(
+            "error", "A record lacks a declared feature, or has another type or length.", _AGAIN
+        ),
+        "unknown_feature": FindingCode(
+            "info", "A feature has a kind that is not read, such as audio; it is left out."
+        ),
+        "missing_shard": FindingCode(
+            "error", "A shard of a split is missing.", "download the missing files"
+        ),
+        "missing_split": FindingCode("info", "A split of dataset_info.json has no file here."),
+        "record_count": FindingCode(
+            "error", "A shard has another number of records than dataset_info.json says.", _AGAIN
+        ),
+        "too_large": FindingCode("error", "A record is larger than 1 GiB.", _AGAIN),
+        "empty_episode": FindingCode("error", "An episode has no steps.", _AGAIN),
+        "changing_instruction": FindingCode(
+            "warning", "The instruction changes within an episode; the first one is used."
+        ),
+    },
+)
+
+
+def rlds_error(path: Path, reason: str, code: str, **details: Any) -> DataError:
+    """Error with the file and a code of `RLDS`."""
+    hint = RLDS.codes[code].action
+    return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
+
+
+Kind = Literal["numbers", "image", "text", "unknown"]
+
+
+@dataclass(frozen=True)
+class StepFeature:
+    """A leaf of features.json."""
+
+    name: str  # path with slashes, as in the records
+    kind: Kind
+    dtype: str = ""
+    shape: tuple[int, ...] = ()  # of one step; -1 where it varies
+
+    @property
+    def is_step(self) -> bool:
+        return self.name.startswith("steps/")
+
+
+def features_of(document: Any, name: str = "") -> Iterator[StepFeature]:
+    """The leaves of a features.json, depth first."""
+    if not isinstance(document, Mapping):
+        raise TypeError(f"{name or 'the root'} is no feature")
+    members = document.get("featuresDict", {}).get("features")
+    inner = document.get("sequence") or document.get("dataset")
+    if isinstance(members, Mapping):
+        for key, member in members.items():
+            yield from features_of(member, f"{name}/{key}".lstrip("/"))
+    elif isinstance(inner, Mapping) and name == "steps":
+        yield from features_of(inner.get("feature"), name)
+    else:
+        yield _leaf(document, name)
+
+
+def _leaf(document: Mapping[str, Any], name: str) -> StepFeature:
+    kinds: tuple[tuple[str, Kind], ...] = (
+        ("image", "image"),
+        ("text", "text"),
+        ("tensor", "numbers"),
+        ("classLabel", "numbers"),
+    )
+    for key, kind in kinds:
+        if key in document:
+            facts = document[key] or {}
+            sides = (facts.get("shape") or {}).get("dimensions") or ()
+            dtype = str(facts.get("dtype") or ("int64" if key == "classLabel" else ""))
+            shape = tuple(int(side) for side in sides)
+            if kind == "numbers" and dtype == "string":
+                return StepFeature(name, "text")
+            is_plain = facts.get("encoding", "none") in ("none", "")
+            return StepFeature(
+                name, kind if kind != "numbers" or is_plain else "unknown", dtype, shape
+            )
+    return StepFeature(name, "unknown")

@@ -1,0 +1,213 @@
+"""RLDS data sets, of records written here and of real ones."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders import hdf5
+from vlatool.artifacts.tfrecord import example, masked_crc, parse_example, record
+from vlatool.episode import Episode
+from vlatool.errors import DataError
+from vlatool.sources.rlds.reader import RldsConfig, RldsReader
+from vlatool.testing import check_reader
+from vlatool.workflows.sample import SampleConfig, sample
+
+_BESIDE = Path(__file__).parents[4] / "shared" / "data" / "formats"
+BRIDGE = Path(os.environ.get("VLATOOL_RECORDINGS", _BESIDE)) / "bridge"
+
+
+def tensor(dtype: str, *shape: int, **facts: str) -> dict[str, Any]:
+    sides = {"dimensions": [str(side) for side in shape]}
+    return {"tensor": {"shape": sides, "dtype": dtype, "encoding": "none", **facts}}
+
+
+FEATURES: dict[str, Any] = {
+    "action": {"featuresDict": {"features": {"world": tensor("float32", 3)}}},
+    "observation": {
+        "featuresDict": {
+            "features": {
+                "state": tensor("float64", 2),
+                "front": {"image": {"shape": {"dimensions": ["6", "8", "3"]}, "dtype": "uint8"}},
+                "sound": {"audio": {}},
+            }
+        }
+    },
+    "count": tensor("int32"),
+    "language_instruction": {"text": {}},
+}
+STEPS = 4
+VALUES: dict[str, Any] = {
+    "action/world": np.arange(3.0 * STEPS, dtype=np.float32),
+    "observation/state": np.ones(2 * STEPS, np.float32),
+    "observation/front": [hdf5.encoded(row) for row in hdf5.images(STEPS)],
+    "count": np.array([0, -1, 2**31 - 1, 300]),
+    "language_instruction": [b"wave"] * STEPS,
+}
+
+
+def written(folder: Path, *episodes: dict[str, Any], features: Any = FEATURES) -> Path:
+    """A data set with a shard of these episodes; each changes `VALUES`."""
+    folder.mkdir(exist_ok=True)
+    steps = {"sequence": {"feature": {"featuresDict": {"features": features}}}}
+    document = {"featuresDict": {"features": {"steps": steps}}}
+    (folder / "features.json").write_text(json.dumps(document))
+    rows = [
+        {f"steps/{name}": value for name, value in {**VALUES, **change}.items()}
+        for change in episodes
+    ]
+    content = b"".join(
+        record(example({name: value for name, value in row.items() if value is not None}))
+        for row in rows
+    )
+    (folder / "toy-train.tfrecord-00000-of-00001").write_bytes(content)
+    return folder
+
+
+def read(folder: Path, number: int = 0, **options: Any) -> Episode:
+    reader = RldsReader(RldsConfig(**options))
+    return reader.read(list(reader.discover([folder]))[number])
+
+
+def test_recordings_of_the_world_keep_the_rules_of_readers(tmp_path: Path) -> None:
+    output = str(tmp_path / "raw")
+    sample(SampleConfig(layout="rlds", output=output, episodes=2, frames=4, workers=1))
+    check_reader(RldsReader, tmp_path / "raw")
+
+
+@pytest.mark.skipif(not BRIDGE.is_dir(), reason="VLATOOL_RECORDINGS has no BridgeData")
+def test_a_real_data_set_is_read(tmp_path: Path) -> None:
+    reader = RldsReader(RldsConfig(fps=5))
+    refs = list(reader.discover([BRIDGE]))
+    assert [finding.code for finding in reader.source_findings] == ["rlds.missing_split"]
+    episodes = [reader.read(ref) for ref in refs]
+    assert [episode.num_frames for episode in episodes] == [10] * 25
+    assert len({episode.task for episode in episodes}) == 4
+    first = episodes[0]
+    assert {name: values.shape for name, values in first.lowdim.items()} == {
+        "action": (10, 7),
+        "language_embedding": (10, 512),
+        "observation.state": (10, 7),
+        "discount": (10, 1),
+        "reward": (10, 1),
+    }
+    assert first.cameras["image_0"].read([9]).shape == (1, 64, 64, 3)
+    # The action's position is the next difference of the state, as in every copy of this set.
+    state, action = first.lowdim["observation.state"], first.lowdim["action"]
+    differences = np.concatenate([np.diff(e.lowdim["observation.state"][:, 0]) for e in episodes])
+    actions = np.concatenate([e.lowdim["action"][:-1, 0] for e in episodes])
+    assert state.dtype == action.dtype == np.float32
+    assert np.corrcoef(differences, actions)[0, 1] > 0.8
+
+
+def test_nested_features_are_fields_and_cameras(tmp_path: Path) -> None:
+    episode = read(written(tmp_path / "toy", {}, {}), 1, fps=5)
+    assert episode.id == "toy_train_000001"
+    assert {name: (v.dtype, v.shape) for name, v in episode.lowdim.items()} == {
+        "action.world": (np.float32, (4, 3)),
+        "observation.state": (np.float64, (4, 2)),
+        "count": (np.int32, (4, 1)),
+    }
+    assert episode.lowdim["count"][:, 0].tolist() == [0, -1, 2**31 - 1, 300]
+    assert (episode.action_fields, episode.proprioception_fields) == (
+        ("action.world",),
+        ("observation.state",),
+    )
+    np.testing.assert_array_equal(episode.cameras["front"].read([3, 0]), hdf5.images()[[3, 0]])
+    assert episode.cameras["front"].encoded(2) == VALUES["observation/front"][2]
+    assert episode.language == {"original": ["wave"]}
+    (finding,) = episode.findings
+    assert (finding.code, "steps/observation/sound" in finding.message) == (
+        "rlds.unknown_feature",
+        True,
+    )
+
+
+def test_an_instruction_that_changes_is_a_warning(tmp_path: Path) -> None:
+    folder = written(tmp_path / "toy", {"language_instruction": [b"a", b"a", b"b", b"b"]})
+    episode = read(folder)
+    assert episode.task == "a"
+    assert "rlds.changing_instruction" in {finding.code for finding in episode.findings}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"action/world": np.ones(10, np.float32)}, "data.missing_feature"),
+        ({"action/world": np.ones(9, np.float32)}, "data.missing_feature"),
+        ({"action/world": None}, "data.missing_feature"),
+        ({"action/world": [b"text"] * 4}, "data.missing_feature"),
+        ({"language_instruction": [b"once"]}, "data.missing_feature"),
+        ({name: VALUES[name][:0] for name in VALUES}, "data.empty_episode"),
+    ],
+)
+def test_a_record_that_contradicts_its_features_is_an_error(
+    change: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(written(tmp_path / "toy", change))
+    assert caught.value.code == code
+    assert "toy_train_000000" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda data: data[:-1], "data.unreadable"),
+        (lambda data: data[:10], "data.unreadable"),
+        (lambda data: data[:5] + b"\1" + data[6:], "data.checksum"),
+        (lambda data: data[:50] + b"\1" + data[51:], "data.checksum"),
+        (lambda data: record(b"\xff" * 40), "data.unreadable"),
+        (lambda data: record(b"\x0a\xff\xff\x03ab"), "data.unreadable"),
+    ],
+)
+def test_damaged_files_are_errors_with_their_place(
+    damage: Callable[[bytes], bytes], code: str, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "toy", {})
+    (path,) = folder.glob("*.tfrecord*")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError) as caught:
+        read(folder)
+    assert caught.value.code == code
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"featuresDict": {"features": {"a": {}}}}', "3"])
+def test_broken_features_are_an_error(text: str, tmp_path: Path) -> None:
+    folder = written(tmp_path / "toy", {})
+    (folder / "features.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read(folder)
+    assert caught.value.code == "data.broken_features"
+
+
+def test_missing_shards_and_records_are_findings(tmp_path: Path) -> None:
+    folder = written(tmp_path / "toy", {}, {})
+    (folder / "toy-train.tfrecord-00000-of-00001").rename(
+        folder / "toy-train.tfrecord-00000-of-00003"
+    )
+    split = {"name": "train", "shardLengths": ["3", "1", "1"]}
+    (folder / "dataset_info.json").write_text(json.dumps({"splits": [split]}))
+    reader = RldsReader(RldsConfig())
+    assert len(list(reader.discover([folder]))) == 2
+    shard, records = sorted(reader.source_findings, key=lambda finding: finding.code)
+    assert (shard.code, "shards [1, 2] of 3" in shard.message) == ("rlds.missing_shard", True)
+    assert "has 2 records, dataset_info.json says 3" in records.message
+    with pytest.raises(DataError, match="no shard is in the split 'val'"):
+        list(RldsReader(RldsConfig(split="val")).discover([folder]))
+
+
+def test_checksums_and_lists_are_those_of_the_format() -> None:
+    # Source: RFC 3720, appendix B.4: 32 zero bytes have the CRC 8a9136aa.
+    assert masked_crc(bytes(32)) == ((0x8A9136AA >> 15 | 0x8A9136AA << 17) + 0xA282EAD8) % 2**32
+    long = np.random.default_rng(0).integers(0, 256, 20_001, np.uint8).tobytes()
+    assert masked_crc(long) != masked_crc(long[:-1] + bytes([long[-1] ^ 1]))
+    values = np.array([0, 127, 128, -5, 2**62])
+    parsed = parse_example(memoryview(example({"a": values, "b": [b"x", b""]})))
+    np.testing.assert_array_equal(parsed["a"], values)
+    assert [bytes(row) for row in parsed["b"]] == [b"x", b""]
