@@ -1,7 +1,7 @@
 """Rules for sources of all formats, and the check of a source."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,13 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
 from vlatool.jobs.command import make_executor
-from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, select
+from vlatool.sources.base import (
+    FormatReader,
+    camera_name_problem,
+    field_mismatch,
+    no_episodes,
+    select,
+)
 from vlatool.sources.detection import DetectedSource
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
@@ -103,6 +109,26 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
         for code, message, location in _image_problems(frames):
             text = message if code == "unreadable" else f"{label}: {message}"
             yield IMAGES(code, text, episode=episode, camera=name, **location)
+
+
+def each_once(
+    sources: Sequence[Path],
+    find: Callable[[Path], Sequence[Path]],  # files or folders of recordings at a source, in order
+    searched: str,
+    findings: list[Finding],  # gets those that are given twice
+) -> list[tuple[Path, Path]]:
+    """(path, source) of the recordings of all sources, each once; DataError if one has none."""
+    places: dict[Path, tuple[Path, Path]] = {}
+    for source in sources:
+        paths = find(source)
+        if not paths:
+            raise no_episodes(source, searched)
+        for path in paths:
+            if path.resolve() in places:
+                message = f"{path} is given twice; read once"
+                findings.append(SOURCE("given_twice", message, path=str(path)))
+            places.setdefault(path.resolve(), (path, source))
+    return list(places.values())
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
-from vlatool.sources.rules import SOURCE
+from vlatool.sources.rules import SOURCE, each_once
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, location
 
@@ -139,17 +139,10 @@ class Hdf5Reader(base.FormatReader):
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every group that is an episode, by file in natural order; reads names, no values."""
         findings: list[Finding] = []
-        files: dict[Path, tuple[Path, Path]] = {}
-        for source in sources:
-            paths = _files(source)
-            if not paths:
-                raise base.no_episodes(source, f"files {', '.join(rules.SUFFIXES)}")
-            for path in paths:
-                if path.resolve() in files:
-                    findings.append(SOURCE("given_twice", f"{path} is given twice; read once"))
-                files.setdefault(path.resolve(), (path, source))
+        searched = f"files {', '.join(rules.SUFFIXES)}"
+        files = each_once(sources, _files, searched, findings)
         self.source_findings = findings
-        yield from self._refs(list(files.values()))
+        yield from self._refs(files)
 
     def _refs(self, files: Sequence[tuple[Path, Path]]) -> Iterator[EpisodeRef]:
         used: Counter[str] = Counter()

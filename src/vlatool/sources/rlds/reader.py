@@ -19,7 +19,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
-from vlatool.sources.rules import SOURCE
+from vlatool.sources.rules import SOURCE, each_once
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
@@ -100,18 +100,11 @@ class RldsReader(base.FormatReader):
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every record of the shards; reads the headers of records."""
         findings: list[Finding] = []
-        folders: dict[Path, tuple[Path, Path]] = {}
-        for source in sources:
-            paths = _folders(source)
-            if not paths:
-                raise base.no_episodes(source, f"{_FEATURES} beside NAME-SPLIT.tfrecord files")
-            for path in paths:
-                if path.resolve() in folders:
-                    findings.append(SOURCE("given_twice", f"{path} is given twice; read once"))
-                folders.setdefault(path.resolve(), (path, source))
+        searched = f"{_FEATURES} beside NAME-SPLIT.tfrecord files"
+        folders = each_once(sources, _folders, searched, findings)
         refs = [
             ref
-            for path, source in folders.values()
+            for path, source in folders
             for ref in self._refs(path, source, findings, is_only=len(folders) == 1)
         ]
         self.source_findings = findings

@@ -31,7 +31,7 @@ from vlatool.errors import DataError, VlatoolError, missing_package
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
-from vlatool.sources.rules import SOURCE
+from vlatool.sources.rules import SOURCE, each_once
 from vlatool.sources.zarr.rules import ZARR, zarr_error
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
@@ -239,17 +239,10 @@ class ZarrReader(base.FormatReader):
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes of each store, in order."""
         findings: list[Finding] = []
-        stores: dict[Path, tuple[Path, Path]] = {}
-        for source in sources:
-            paths = _stores(source)
-            if not paths:
-                raise base.no_episodes(source, "a folder or zip of Zarr with meta/episode_ends")
-            for path in paths:
-                if path.resolve() in stores:
-                    findings.append(SOURCE("given_twice", f"{path} is given twice; read once"))
-                stores.setdefault(path.resolve(), (path, source))
+        searched = "a folder or zip of Zarr with meta/episode_ends"
+        stores = each_once(sources, _stores, searched, findings)
         used: dict[str, int] = {}
-        for path, source in stores.values():
+        for path, source in stores:
             buffer = self._open(path)
             left = buffer.num_rows - buffer.stops[-1]
             if left:
