@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 # Environment variable with the path of the single file that runs (binary/start.py).
@@ -191,6 +192,14 @@ def missing_package(package: str) -> EnvironmentProblem:
         code="environment.missing_dependency",
         details={"package": package, "extra": extra},
     )
+
+
+def installed(module: str) -> Any:
+    """The module of an optional package; raises EnvironmentProblem with the line to install it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing_package((error.name or module).partition(".")[0]) from None
 
 
 def install_line(extra: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, ValidationError
 from vlatool.artifacts.base import other_contents_error
 from vlatool.config.base import ConfigModel
 from vlatool.episode import EpisodeRef
-from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
 from vlatool.plugins import FORMATS
 from vlatool.sources.base import FormatReader
 from vlatool.storage.documents import DocumentError, read_json
@@ -106,7 +106,8 @@ def _reader(name: str) -> FormatReader:
 def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
     """Error of a format that recognizes the data but cannot read it, else one for all formats."""
     for error in errors.values():
-        if isinstance(error, DataError) and error.code != "data.no_episodes":
+        is_of_data = isinstance(error, DataError | EnvironmentProblem)
+        if is_of_data and error.code != "data.no_episodes":
             return error
     known = other_contents_error(
         location,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -18,7 +17,7 @@ import numpy as np
 from vlatool.artifacts.check import CheckOptions, check_files
 from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
-from vlatool.errors import DataError
+from vlatool.errors import DataError, EnvironmentProblem
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
@@ -289,8 +288,7 @@ class SinkChecks:
     def check_formats(self) -> None:
         """Checks the stored actions of an episode of every built-in format that is installed."""
         for format_name in (entry.name for entry in FORMATS.entries() if entry.origin == "vlatool"):
-            package = {"hdf5": "h5py", "zarr": "zarr"}.get(format_name, "numpy")
-            if find_spec(package) is not None:
+            with suppress(EnvironmentProblem):
                 self._check_actions(format_name, _source(format_name, self.folder / "formats"))
 
     def _check_actions(self, format_name: str, source: Path) -> None:

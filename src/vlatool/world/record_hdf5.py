@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from vlatool.errors import installed
 from vlatool.storage.atomic import write_bytes
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
 from vlatool.world.scene import FPS
@@ -25,8 +26,7 @@ class Hdf5Writer:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        import h5py
-
+        h5py = installed("h5py")
         del first_row  # episodes do not depend on each other
         states = np.asarray(episode.states, np.float32)
         buffer = io.BytesIO()

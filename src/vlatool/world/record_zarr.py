@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from vlatool.errors import installed
 from vlatool.storage.atomic import atomic_folder
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
 from vlatool.world.scene import FPS
@@ -20,9 +21,7 @@ class ZarrWriter:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        import zarr
-        from numcodecs import Zstd
-
+        zarr, codecs = installed("zarr"), installed("numcodecs")
         del first_row  # episodes do not depend on each other
         arrays = {
             "data/action": np.asarray(episode.actions, np.float32),
@@ -40,7 +39,7 @@ class ZarrWriter:
                     key,
                     data=values,
                     chunks=(8, *values.shape[1:]),
-                    compressors=Zstd(3),
+                    compressors=codecs.Zstd(3),
                     config={"write_empty_chunks": True},
                 )
             files = [path for path in folder.rglob("*") if path.is_file()]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.errors import DataError
+from vlatool.errors import DataError, installed
 from vlatool.findings import FindingCode, FindingCodes
 from vlatool.sources.mapping import CameraMapping, RecordingMapping
 from vlatool.storage.tree import natural_key
@@ -99,7 +99,7 @@ def _error(path: Path, place: str, reason: str, code: str, **details: Any) -> Da
 @contextmanager
 def opened(path: Path, cache: int = 2**20) -> Iterator[Any]:
     """The file; a remote one is read in blocks, each requested once in a process."""
-    import h5py
+    h5py = installed("h5py")
 
     with readable(path):
         file = h5py.File(as_native_file(path), "r", rdcc_nbytes=cache)
@@ -163,7 +163,7 @@ def _matching(group: Any, parts: tuple[str, ...], at: str = "") -> Iterator[str]
 
 def _member(group: Any, path: str) -> Any:
     """A group or dataset below a group; None if there is none, or only a link to one."""
-    import h5py
+    h5py = installed("h5py")
 
     for name in path.strip("/").split("/"):
         link = group.get(name, getlink=True) if name in group.keys() else None  # noqa: SIM118
@@ -213,7 +213,7 @@ def row_bytes(dataset: Any, index: int) -> bytes:
 
 def check_dataset(dataset: Any, path: Path) -> None:
     """Raises DataError if reading leaves the file, needs a missing filter or too much memory."""
-    import h5py
+    h5py = installed("h5py")
 
     name = dataset.name
     if dataset.external or dataset.is_virtual:

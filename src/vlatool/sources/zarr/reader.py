@@ -4,7 +4,6 @@ All episodes follow each other in arrays `data/NAME` [N, ...]; `meta/episode_end
 of each, exclusive.
 """
 
-import importlib
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +26,7 @@ from vlatool.episode import (
     Survey,
     UInt8Array,
 )
-from vlatool.errors import DataError, VlatoolError, missing_package
+from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
@@ -77,10 +76,8 @@ class Buffer:
 def _readable(path: Path, place: str) -> Generator[None]:
     try:
         yield
-    except DataError:
+    except VlatoolError:
         raise
-    except ModuleNotFoundError as error:
-        raise missing_package((error.name or "zarr").partition(".")[0]) from None
     except Exception as error:
         reason = str(error) or type(error).__name__
         code = "missing_codec" if "codec not available" in reason else "unreadable"
@@ -141,10 +138,8 @@ def _library() -> Any:
     if is_spawned:
         multiprocessing.set_start_method("fork", force=True)
     try:
-        import zarr
-
-        blosc: Any = importlib.import_module("numcodecs.blosc")
-        blosc.get_mutex()
+        zarr = installed("zarr")
+        installed("numcodecs.blosc").get_mutex()
     finally:
         if is_spawned:
             multiprocessing.set_start_method(method, force=True)
