@@ -94,34 +94,10 @@ def test_run_is_resumed_evaluated_and_finetuned_without_its_base_model(
     assert result.steps == 2
 
 
-def test_run_keeps_the_commit_of_its_first_start(
-    hub: WebServer, data: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    trained(data, run, "lab/clip")
-
-    hub.faults.commit = OTHER_COMMIT
-    trained(data, run, "lab/clip", total_train_steps=3)
-
-    section = RunDir(run).config_tree()["model"]["vision_language_backbone"]
-    assert (section["hf_pretrained"], section["revision"]) == ("lab/clip", COMMIT)
-
-
 def test_base_model_of_another_family_is_refused(data: Path, tmp_path: Path) -> None:
     clip_base(tmp_path / "other")
     with pytest.raises(DataError, match="the family 'clip'"):
         trained(data, tmp_path / "run", tmp_path / "other")
-
-
-def test_another_commit_of_the_hub_is_another_run(
-    hub: WebServer, data: Path, tmp_path: Path
-) -> None:
-    trained(data, tmp_path / "run", "lab/clip")
-
-    hub.faults.commit = OTHER_COMMIT
-    with pytest.raises(VlatoolError) as caught:
-        trained(data, tmp_path / "run", f"lab/clip@{OTHER_COMMIT}")
-    assert caught.value.code == "usage.output_differs"
 
 
 def test_base_model_is_read_at_the_configured_commit(
@@ -136,9 +112,8 @@ def test_base_model_is_read_at_the_configured_commit(
     assert all(COMMIT in path for path in paths)
 
 
-def test_missing_tokenizer_is_rewritten(data: Path, tmp_path: Path) -> None:
-    run, base = tmp_path / "run", clip_base(tmp_path / "clip")
-    trained(data, run, base)
+def test_missing_tokenizer_is_rewritten(data: Path, whole: Path, tmp_path: Path) -> None:
+    run, base = Path(shutil.copytree(whole, tmp_path / "run")), whole.parent / "clip"
     (run / "tokenizer.json").unlink()
 
     trained(data, run, base, total_train_steps=3)
@@ -219,3 +194,19 @@ def test_dropout_of_a_base_model_makes_the_size_of_micro_batches_decide(
     assert caught.value.code == "usage.output_differs"
     assert "micro-batch of 4 samples on each of 1 ranks" in caught.value.message
     trained(data, tmp_path / "run-4", base, hparams__per_gpu_batch_size=4, **changes)
+
+
+def test_run_keeps_the_commit_of_its_first_start_and_another_is_another_run(
+    hub: WebServer, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained(data, run, "lab/clip")
+
+    hub.faults.commit = OTHER_COMMIT
+    trained(data, run, "lab/clip", total_train_steps=3)
+
+    section = RunDir(run).config_tree()["model"]["vision_language_backbone"]
+    assert (section["hf_pretrained"], section["revision"]) == ("lab/clip", COMMIT)
+    with pytest.raises(VlatoolError) as caught:
+        trained(data, run, f"lab/clip@{OTHER_COMMIT}", total_train_steps=3)
+    assert caught.value.code == "usage.output_differs"

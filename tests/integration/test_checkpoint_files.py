@@ -127,20 +127,6 @@ def test_latest_that_is_not_the_newest_is_ignored_and_repaired(
     assert run.latest_file.read_bytes() == expected
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "stats.json", "preprocessing_config.yaml"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{}", b'{"data": [1]}'])
-def test_lost_file_of_a_complete_run_is_written_again(
-    content: bytes | None, name: str, run: RunDir, whole: Path, data: Path
-) -> None:
-    path = run.root / name
-    path.unlink() if content is None else path.write_bytes(content)
-    config = tiny_config(data, run.root, **STEPS)
-    assert train(config).status == "already complete"
-    actual = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
-    assert actual == (whole / name).read_bytes()
-    open_trained(str(run.root))
-
-
 def test_changed_statistics_of_a_run_are_not_used(run: RunDir) -> None:
     run.stats.write_text(run.stats.read_text().replace("1", "2", 1))
     with pytest.raises(DataError) as caught:
@@ -171,3 +157,18 @@ def test_metrics_that_are_binary_do_not_end_a_run(run: RunDir, data: Path) -> No
     result = train(tiny_config(data, run.root, **STEPS))
     assert (result.status, result.steps) == ("trained", 2)
     assert run_command(["-q", *tiny_arguments(data, run.root, **STEPS)]) == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{}", b'{"data": [1]}'])
+def test_lost_files_of_a_complete_run_are_written_again(
+    content: bytes | None, run: RunDir, whole: Path, data: Path
+) -> None:
+    names = ("config.yaml", "stats.json", "preprocessing_config.yaml")
+    for path in (run.root / name for name in names):
+        path.unlink() if content is None else path.write_bytes(content)
+    assert train(tiny_config(data, run.root, **STEPS)).status == "already complete"
+    here, there = str(run.root.parent).encode(), str(whole.parent).encode()
+    for name in names:
+        actual = (run.root / name).read_bytes().replace(here, there)
+        assert actual == (whole / name).read_bytes()
+    open_trained(str(run.root))
