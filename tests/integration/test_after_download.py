@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.codes import plain_fast, published_windows
+from tests.builders.errors import fails
 from tests.builders.images import window_tree
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.libero import libero_dataset
@@ -20,7 +21,7 @@ from tests.builders.web_server import WebServer, web_server
 from vlatool.artifacts.base import recognize
 from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
-from vlatool.errors import DataError, PartialFailure
+from vlatool.errors import PartialFailure
 from vlatool.evaluation.policy_runner import load_policy
 from vlatool.inspection import verify_location
 from vlatool.jobs.record import OutputRecord, read_record
@@ -86,9 +87,8 @@ def test_unfinished_download_is_refused_with_the_command_that_completes_it(
 ) -> None:
     commands: set[str] = set()
     for use in USES:
-        with pytest.raises(DataError) as caught:
+        with fails("data.incomplete_download") as caught:
             use(location)
-        assert caught.value.code == "data.incomplete_download"
         commands |= {*caught.value.details["commands"]}
     (command,) = commands
 

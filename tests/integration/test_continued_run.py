@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.builders.errors import fails
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.run.format import RunDir
-from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.errors import ConfigError
 from vlatool.models.base import decays_by_name
 from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
@@ -156,9 +157,8 @@ def test_missing_published_file_is_named_before_anything_is_written(
 ) -> None:
     (published / name).unlink()
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_training_state") as caught:
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
-    assert caught.value.code == "data.no_training_state"
     assert str(published / name) in caught.value.message
     assert not (tmp_path / "run").exists()
 
@@ -180,9 +180,8 @@ def test_optimizer_that_does_not_fit_is_an_error(
     change(content["optimizer"])
     torch.save(content, published / "optimizer_3.pt")
 
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -195,9 +194,8 @@ def test_optimizer_that_does_not_fit_is_an_error(
 def test_run_that_cannot_continue_is_an_error(
     data: Path, whole: RunDir, tmp_path: Path, keys: dict[str, Any], code: str
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails(code):
         train(config(data, tmp_path / "run", whole.checkpoint(3), **keys))
-    assert caught.value.code == code
 
 
 def test_other_options_than_those_of_the_continued_run_are_reported(
@@ -221,6 +219,5 @@ def test_networks_cannot_be_excluded_from_continuing(
 
 
 def test_finetune_does_not_continue(data: Path, whole: RunDir, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.resume_weights_only"):
         finetune(config(data, tmp_path / "run", whole.root))
-    assert caught.value.code == "usage.resume_weights_only"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.preprocessing import FRAMES, run
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.shards.format import read_processing_metadata
@@ -86,9 +87,8 @@ def test_flipped_bit_is_an_error_of_verify_inspect_and_a_resumed_run(
     assert str(path) in findings[0]["message"]
 
     if name == ".vlatool/run.json":
-        with pytest.raises(DataError) as caught:
+        with fails("data.broken_record", 3) as caught:
             run(source, damaged)
-        assert (caught.value.code, caught.value.exit_code) == ("data.broken_record", 3)
         assert str(path) in caught.value.message
 
 

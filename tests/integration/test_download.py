@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from tests.builders import web_server as web_server_builder
+from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.s3_server import S3Server
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.artifacts.check import CheckOptions
-from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
+from vlatool.errors import DataError, PartialFailure, StorageError
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.storage import transfer
@@ -211,9 +212,8 @@ def test_bad_input_is_refused(
     server: WebServer, tmp_path: Path, keys: dict[str, object], code: str
 ) -> None:
     values = {"source": "hf://datasets/lab/set", "output": str(tmp_path / "out"), **keys}
-    with pytest.raises(VlatoolError) as caught:
+    with fails(code):
         download(DownloadConfig.model_validate(values))
-    assert caught.value.code == code
     assert not (tmp_path / "out").exists()
 
 
@@ -222,15 +222,13 @@ def test_full_disk_and_other_files_are_found_before_the_first_byte(
 ) -> None:
     full = SimpleNamespace(free=len(BIG) - 1)
     monkeypatch.setattr("vlatool.workflows.download_files.shutil.disk_usage", lambda path: full)
-    with pytest.raises(StorageError) as caught:
+    with fails("storage.no_space"):
         get_big(server, tmp_path / "out")
-    assert caught.value.code == "storage.no_space"
     assert content(tmp_path / "out") == {}
     (tmp_path / "other").mkdir()
     (tmp_path / "other/mine").touch()
-    with pytest.raises(UsageError) as refused:
+    with fails("usage.output_exists"):
         get_set(tmp_path / "other")
-    assert refused.value.code == "usage.output_exists"
 
 
 @pytest.mark.parametrize("rate", ["0", "-1M", "fast", "1T", ""])

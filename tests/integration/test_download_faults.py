@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.cli.app import run
@@ -205,9 +206,8 @@ def test_server_that_redirects_to_itself_is_named(server: WebServer, tmp_path: P
 def test_page_in_place_of_a_manifest_is_named(server: WebServer, tmp_path: Path) -> None:
     server.faults.page = True
     source = f"{server.endpoint}/task/manifest.jsonl"
-    with pytest.raises(DataError) as caught:
+    with fails("data.web_page"):
         download(DownloadConfig(source=source, output=str(tmp_path / "out")))
-    assert caught.value.code == "data.web_page"
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.web_server import WebServer, web_server
 from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
@@ -379,9 +380,8 @@ def test_file_in_place_of_a_folder_and_a_folder_of_a_file_are_named(
 def test_bad_input_is_an_error(
     server: WebServer, out: Path, keys: dict[str, object], code: str
 ) -> None:
-    with pytest.raises(VlatoolError) as caught:
+    with fails(code):
         get(out, **keys)
-    assert caught.value.code == code
     assert not out.exists()
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.web_server import WebServer, web_server
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.task_table import task_table
-from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.errors import DataError, StorageError
 from vlatool.workflows.download import DownloadConfig, TasksResult, download
 
 TASKS = ("PushBox", "PutKiwiOnSaucer")
@@ -115,9 +116,8 @@ def test_statistics_are_needed(server: WebServer, tmp_path: Path) -> None:
 def test_bad_input_is_refused(
     server: WebServer, tmp_path: Path, keys: dict[str, object], code: str
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails(code):
         get(tmp_path / "out", **{"task": ["PushBox"], **keys})
-    assert caught.value.code == code
 
 
 def test_unknown_version_is_an_error_of_the_data(server: WebServer, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.builders.encoding import (
     write_continuous_tokenizer,
     write_tokenizer,
 )
+from tests.builders.errors import fails
 from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
 from tests.builders.recording import Recorder
@@ -197,9 +198,8 @@ def test_renamed_tokenizer_keeps_its_codes(
 def test_other_tokenizer_over_existing_codes_is_an_error(
     whole: Path, tree: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.output_differs"):
         encoded(tree, write_tokenizer(tmp_path / "other", seed=4))
-    assert caught.value.code == "usage.output_differs"
     assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
 
 
@@ -230,9 +230,8 @@ def test_image_shards_have_the_codes_of_their_images(
 
 def test_image_shards_need_an_output(tree: Path, tokenizer: str, tmp_path: Path) -> None:
     image_shards(tree, tmp_path / "shards")
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.missing_key"):
         encoded(tmp_path / "shards", tokenizer)
-    assert caught.value.code == "usage.missing_key"
 
 
 def _small() -> bytes:
@@ -396,15 +395,13 @@ def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_
 
 
 def test_codes_of_another_tokenizer_are_not_decoded(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.other_tokenizer"):
         _decoded(whole, write_tokenizer(tmp_path / "other", seed=9), tmp_path / "out")
-    assert caught.value.code == "data.other_tokenizer"
 
 
 def test_first_stage_cannot_decode(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_pixels"):
         _decoded(whole, write_tokenizer(tmp_path / "first", stage=1), tmp_path / "out")
-    assert caught.value.code == "data.no_pixels"
 
 
 def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> None:

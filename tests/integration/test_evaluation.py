@@ -12,6 +12,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.training import (
     CAMERAS,
@@ -26,7 +27,7 @@ from tests.builders.training import (
 from vlatool.artifacts.field_summary import dimension_label
 from vlatool.artifacts.shards.format import read_manifest
 from vlatool.episode import Observation, PoseGroup
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.offline import evaluate_open_loop
@@ -338,9 +339,8 @@ def test_data_without_a_field_of_the_policy_are_an_error(
 def test_missing_inputs_are_an_error(
     changes: dict[str, str], code: str, data: Path, run: Path
 ) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         open_loop(OpenLoopConfig(**{"checkpoint": str(run), "data": str(data), **changes}))
-    assert caught.value.code == code
 
 
 def test_data_of_another_size_are_resized_as_the_training_data_were(
@@ -434,9 +434,8 @@ def test_killed_rollouts_resume_with_the_next_group(run: Path, tmp_path: Path) -
 
 def test_rollouts_into_a_foreign_folder_are_an_error(run: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.output_exists"):
         rollout(rollout_config(run, tmp_path))
-    assert caught.value.code == "usage.output_exists"
 
 
 def test_configured_instruction_replaces_that_of_the_environment(run: Path, tmp_path: Path) -> None:
@@ -447,9 +446,8 @@ def test_configured_instruction_replaces_that_of_the_environment(run: Path, tmp_
 
 
 def test_unknown_environment_is_an_error(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.unknown_env"):
         rollout(rollout_config(run, tmp_path, env="vlatool/Nothing-v0"))
-    assert caught.value.code == "usage.unknown_env"
 
 
 def test_environment_is_made_with_its_options(run: Path, tmp_path: Path) -> None:
@@ -464,9 +462,8 @@ def test_environment_is_made_with_its_options(run: Path, tmp_path: Path) -> None
 def test_unknown_options_of_an_environment_are_an_error(
     options: dict[str, Any], run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.env_options"):
         rollout(rollout_config(run, tmp_path, env_options=options))
-    assert caught.value.code == "usage.env_options"
 
 
 FIELDS: Mapping[str, FieldMap] = {
@@ -499,9 +496,8 @@ def test_invalid_mapping_is_an_error(
     keys: dict[str, Any], code: str, run: Path, tmp_path: Path
 ) -> None:
     config = rollout_config(run, tmp_path, **{"fields": FIELDS, "action": ACTION, **keys})
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         rollout(config)
-    assert caught.value.code == code
 
 
 # relative to absolute

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.training import (
     HAND_COMMAND,
@@ -20,7 +21,7 @@ from tests.builders.training import (
 )
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
-from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.workflows.train import finetune, train
 
 STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0, "hparams__wd": 0}
@@ -78,19 +79,15 @@ def test_published_keys_stand_for_the_initial_weights(
 
 
 def test_unknown_network_is_an_error(data: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with fails("config.invalid_value"):
         finetuned(data, tmp_path / "run", base, init_except=["output_layr"])
-
-    assert caught.value.code == "config.invalid_value"
 
 
 def test_checkpoint_of_another_architecture_is_an_error(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.checkpoint_mismatch", 3):
         finetuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
-
-    assert (caught.value.code, caught.value.exit_code) == ("data.checkpoint_mismatch", 3)
 
 
 def test_folder_of_a_run_that_failed_at_its_start_can_be_reused(
@@ -112,10 +109,8 @@ def test_checkpoint_file_in_the_working_folder_is_found(
 
 
 def test_missing_checkpoint_is_an_error_before_data_is_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_source", 3) as caught:
         finetuned(tmp_path / "no-data", tmp_path / "run", tmp_path / "nowhere")
-
-    assert (caught.value.code, caught.value.exit_code) == ("data.no_source", 3)
     assert "nowhere" in caught.value.message
 
 
@@ -151,10 +146,8 @@ def test_network_with_rate_factor_zero_is_unchanged(data: Path, base: Path, tmp_
 
 
 def test_no_checkpoint_is_a_usage_error(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.missing_key"):
         finetune(tiny_config(data, tmp_path / "run"))
-
-    assert caught.value.code == "usage.missing_key"
 
 
 def test_from_sets_the_initial_weights(data: Path, base: Path, tmp_path: Path) -> None:
@@ -246,10 +239,8 @@ def test_statistics_of_a_published_file_lie_above_its_folder(
 
 
 def test_statistics_of_initial_weights_need_initial_weights(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.missing_key"):
         train(tiny_config(data, tmp_path / "run", data__statistics_from="init"))
-
-    assert caught.value.code == "usage.missing_key"
 
 
 def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
@@ -257,8 +248,6 @@ def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
 ) -> None:
     fields = f"{XYZ_COMMAND},{HAND_COMMAND}"
     keys = {"init_from": str(base), "data__statistics_from": "init", "data__action_fields": fields}
-    with pytest.raises(DataError) as caught:
+    with fails("data.missing_statistics") as caught:
         finetune(tiny_config(data, tmp_path / "run", **{**STILL, **keys}))
-
-    assert caught.value.code == "data.missing_statistics"
     assert XYZ_COMMAND in caught.value.message

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.builders.base_models import vlm_base
+from tests.builders.errors import fails
 from tests.builders.future_vla import write_samples
 from tests.builders.recording import Recorder
 from tests.builders.training import (
@@ -81,9 +82,8 @@ def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_pat
     keys = {"hparams__per_gpu_batch_size": 8, "device_memory": "1TB"}
     whole = forecast_of(data, tmp_path / "run", **keys)
     limit = sum(whole.memory.values()) - 1
-    with pytest.raises(UsageError) as raised:
+    with fails("usage.device_memory") as raised:
         forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
-    assert raised.value.code == "usage.device_memory"
     for change in raised.value.details["fits_with"]:
         named = {key.replace(".", "__"): value for key, value in change.items()}
         smaller = forecast_of(data, tmp_path / "run", **{**keys, **named})
@@ -181,9 +181,8 @@ def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
     assert forecast is not None
     assert forecast.unknown
     assert forecast.memory["activations"] is None
-    with pytest.raises(UsageError) as raised:
+    with fails("usage.unknown_memory"):
         planned(device_memory="80GB")
-    assert raised.value.code == "usage.unknown_memory"
 
 
 FUTURE_VLA_4B = ("train", "-p", "future-vla-libero", "-p", "future-vla-4b", "--json")

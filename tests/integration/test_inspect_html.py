@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.artifacts.tar_sample import write_arrays
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import StorageError
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
@@ -475,9 +476,8 @@ def test_a_manifest_with_too_many_samples_is_reported(data: Path, tmp_path: Path
 
 
 def test_a_folder_as_target_is_an_error(lerobot: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.bad_target"):
         inspected(lerobot, tmp_path)
-    assert caught.value.code == "usage.bad_target"
 
 
 def test_an_unwritable_target_is_a_storage_error(lerobot: Path, tmp_path: Path) -> None:
@@ -490,9 +490,8 @@ def test_a_run_has_no_page(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {type: diffusion_policy}\n")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.no_page"):
         inspected(tmp_path, tmp_path / "page.html")
-    assert caught.value.code == "usage.no_page"
     assert not (tmp_path / "page.html").exists()
 
 

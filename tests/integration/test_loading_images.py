@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from tests.builders.errors import fails
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.toy_images import image, write_image_shards
@@ -198,9 +199,8 @@ def test_random_crop_depends_on_the_generator_only(tmp_path: Path) -> None:
 )
 def test_shards_that_cannot_be_read_raise_an_error(tmp_path: Path, make: Any, code: str) -> None:
     folder = write_image_shards(tmp_path / "shards")
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         ImagesKind().load_info(config_of(make(folder)))
-    assert caught.value.code == code
 
 
 def cut(folder: Path) -> Path:
@@ -216,9 +216,8 @@ def listed(folder: Path, text: str) -> Path:
 
 
 def test_no_shards_raise_an_error() -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_dataset"):
         ImagesKind().load_info(ImageDataConfig())
-    assert caught.value.code == "data.no_dataset"
 
 
 def test_validation_images_are_those_of_the_second_list(tmp_path: Path) -> None:
@@ -243,9 +242,8 @@ def test_saved_assets_are_loaded_unchanged(tmp_path: Path) -> None:
 def test_preprocessing_of_another_run_raises_an_error(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "s"))
     ImagesKind().save_assets(config, ImagesKind().load_info(config), tmp_path)
-    with pytest.raises(DataError) as caught:
+    with fails("data.broken_config"):
         ImagesKind().load_assets(config_of(preprocessing={"crop_size": 16}), tmp_path)
-    assert caught.value.code == "data.broken_config"
 
 
 @pytest.fixture

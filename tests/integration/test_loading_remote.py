@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.loading import batches, loader_of, names, opened
 from tests.builders.s3_runs import upload
 from tests.builders.s3_server import Proxy
 from tests.builders.shards import shard_output
 from vlatool.artifacts.tar import index_by_headers, index_path
-from vlatool.errors import DataError, StorageError
+from vlatool.errors import StorageError
 from vlatool.loading.base import MicroBatch
 from vlatool.loading.loader import LoaderPlan
 from vlatool.storage.remote_path import RemotePath
@@ -205,10 +206,8 @@ def test_missing_remote_shard_raises_an_error(remote: RemotePath, keys: dict[str
     data = opened(remote, **keys)
     (remote / "shard_000001.tar").unlink()
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.missing_shard") as caught:
         batches(data, LoaderPlan(SAMPLES), 1)
-
-    assert caught.value.code == "data.missing_shard"
     assert caught.value.details["shard"] == str(remote / "shard_000001.tar")
 
 

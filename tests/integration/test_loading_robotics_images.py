@@ -14,11 +14,12 @@ import torch
 import yaml
 
 import vlatool
+from tests.builders.errors import fails
 from tests.builders.loading import FIELD, OBSERVED, SAMPLES, opened, write_shards
 from tests.builders.spartan import spartan_task
 from tests.builders.toy_images import write_image_shards
 from vlatool.artifacts.stats.format import StatsPart, merge_parts, read_mergeable
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.loading.base import SampleRef
 from vlatool.loading.loader import LoaderPlan, build_loader, read_samples, stack_rows
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -173,10 +174,8 @@ def test_policy_gets_a_center_crop_of_recorded_images(folder: Path, tmp_path: Pa
 
 
 def test_crop_larger_than_the_images_raises_an_error(folder: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.picture_too_small", 3):
         read(folder, augmentation=augmentation(crop={"enabled": True, "shape": [25, 10]}))
-
-    assert (caught.value.code, caught.value.exit_code) == ("data.picture_too_small", 3)
 
 
 def test_crop_larger_than_the_preprocessed_images_raises_an_error_at_the_start(
@@ -185,10 +184,8 @@ def test_crop_larger_than_the_preprocessed_images_raises_an_error_at_the_start(
     copy = shutil.copytree(folder, tmp_path / "copy")
     _set_options(copy, resize_images_size=[32, 24])
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.picture_too_small"):
         opened(copy, augmentation=augmentation(crop={"enabled": True, "shape": [25, 10]}))
-
-    assert caught.value.code == "data.picture_too_small"
 
 
 # cameras
@@ -212,10 +209,8 @@ def test_missing_camera_is_black_and_masked(folder: Path, lone: Path) -> None:
 
 
 def test_missing_camera_without_padding_raises_an_error(folder: Path, lone: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.unknown_camera_names") as caught:
         opened(folder, lone, camera_names=[LEFT, RIGHT])
-
-    assert caught.value.code == "data.unknown_camera_names"
     assert str(lone) in caught.value.message
     assert "pad_missing_images" in caught.value.hint
 
@@ -248,16 +243,13 @@ def test_validation_data_without_any_used_camera_raise_an_error(
     section = RoboticsKind().validation(config)
     assert section is not None
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.unknown_camera_names", 3):
         RoboticsKind().derive(section, RoboticsKind().load_info(section))
-    assert (caught.value.code, caught.value.exit_code) == ("data.unknown_camera_names", 3)
 
 
 def test_unknown_camera_with_padding_raises_an_error(folder: Path, lone: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.unknown_camera_names") as caught:
         opened(folder, lone, camera_names=[LEFT, "wrist_left_mnius"], pad_missing_images=True)
-
-    assert caught.value.code == "data.unknown_camera_names"
     assert RIGHT in caught.value.hint
 
 
@@ -409,10 +401,8 @@ def test_images_of_different_sizes_raise_an_error_at_the_start(
     _set_options(copy, resize_images_size=[32, 24])
     _set_options(other, resize_images_size=[64, 48])
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.image_sizes_differ"):
         opened(copy, other)
-
-    assert caught.value.code == "data.image_sizes_differ"
 
 
 def _set_options(folder: Path, **options: Any) -> None:
@@ -444,7 +434,5 @@ def test_data_without_fields_cannot_be_normalized(
     shards = write_image_shards(tmp_path / "shards")
     size = {"crop_size": 8}
 
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.nothing_to_normalise"):
         vlatool.open_dataset(shards, kind="images", preprocessing=size, normalize=True)
-
-    assert caught.value.code == "usage.nothing_to_normalise"

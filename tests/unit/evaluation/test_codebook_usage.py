@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlatool.errors import DataError
+from tests.builders.errors import fails
 from vlatool.evaluation.image_metrics import CodebookUsage, FrameIndex
 
 CODES = torch.tensor([[0, 1, 2], [0, 3, 2], [0, 3, 1], [7, 7, 7]])
@@ -63,6 +63,5 @@ def test_counts_over_ranks_are_those_of_all_images() -> None:
 
 
 def test_code_outside_the_codebook_is_an_error() -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.code_out_of_range"):
         CodebookUsage.of(7, 3).add(CODES)
-    assert caught.value.code == "data.code_out_of_range"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from vlatool.errors import DataError
+from tests.builders.errors import fails
 from vlatool.loading.images.config import (
     ImageDataConfig,
     ImagePreprocessing,
@@ -86,6 +86,5 @@ def test_flips_are_off_by_default() -> None:
     ],
 )
 def test_array_that_is_not_an_rgb_image_raises_an_error(image: np.ndarray) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.not_an_image"):
         checked_image(image, "frame 3")
-    assert caught.value.code == "data.not_an_image"

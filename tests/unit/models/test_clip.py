@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.builders.base_models import clip_base, clip_config
-from vlatool.errors import DataError
+from tests.builders.errors import fails
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import decays_by_name
 from vlatool.models.diffusion_policy.backbones import ClipBackbone, ImageNormalizer
@@ -188,9 +188,8 @@ def test_instructions_are_encoded_with_the_stored_tokenizer(base: Path, tmp_path
 
 
 def test_run_without_its_tokenizer_is_an_error(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.broken_run"):
         make_text_tokenizer(section(base), None, tmp_path)
-    assert caught.value.code == "data.broken_run"
 
 
 def test_long_text_keeps_its_end_token(base: Path) -> None:
@@ -224,15 +223,13 @@ def test_example_is_an_empty_text(base: Path) -> None:
 def test_unusable_base_model_is_an_error_before_training(tmp_path: Path, spoil: Any) -> None:
     folder = clip_base(tmp_path / "clip")
     spoil(folder)
-    with pytest.raises(DataError) as caught:
+    with fails("data.base_model"):
         section(folder)
-    assert caught.value.code == "data.base_model"
 
 
 def test_missing_base_model_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_source"):
         section(tmp_path / "nowhere")
-    assert caught.value.code == "data.no_source"
 
 
 @pytest.mark.parametrize(
@@ -247,9 +244,8 @@ def test_unreadable_weights_of_a_base_model_are_an_error(
 ) -> None:
     module = backbone(clip_base(tmp_path / "clip"))
     spoil(tmp_path / "clip/model.safetensors")
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         module.load_base()
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -269,9 +265,8 @@ def test_pickled_base_model_is_read_by_the_same_rules(
     torch.save(weights, stored.with_name("pytorch_model.bin"))
     stored.unlink()
 
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         module.load_base()
-    assert caught.value.code == code
 
 
 @pytest.fixture(scope="module")

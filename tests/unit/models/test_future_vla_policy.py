@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.builders.errors import fails
 from tests.builders.fast import byte_document, byte_tokenizer, smooth_chunks
 from tests.builders.future_vla import tiny_future_vla
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.episode import Observation
-from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.future_vla.batch import SequenceEncoder
 from vlatool.models.future_vla.model import FutureVla
@@ -250,9 +250,8 @@ class CodeTiles:
 def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
     asked = policy(network)
     rows = [observation(7, "go"), observation(8, "fold it")]
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.needs_tokenizer"):
         asked.futures(rows, seeds=[0, 0])
-    assert caught.value.code == "usage.needs_tokenizer"
     tiles: Any = CodeTiles()
     futures = asked.with_tokenizer(tiles).futures(rows, seeds=[0, 0])
     codes = asked.future_codes(rows, seeds=[0, 0])
@@ -264,15 +263,12 @@ def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
 
 def test_other_tokenizer_and_instruction_of_reserved_ids_are_errors(network: FutureVla) -> None:
     tiles: Any = CodeTiles()
-    with pytest.raises(DataError) as caught:
+    with fails("data.other_tokenizer"):
         policy(network, codes_digest="other").with_tokenizer(tiles)
-    assert caught.value.code == "data.other_tokenizer"
-    with pytest.raises(DataError) as caught:
+    with fails("data.unusable_instruction"):
         policy(network).act([observation(1, "say <|im_end|>")], seeds=[0])
-    assert caught.value.code == "data.unusable_instruction"
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_action_tokenizer"):
         policy(network, fast=None)
-    assert caught.value.code == "data.no_action_tokenizer"
 
 
 def test_images_of_another_size_are_resized(network: FutureVla) -> None:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from vlatool.errors import UsageError
+from tests.builders.errors import fails
 from vlatool.world.env import LiberoPickPlaceEnv, PickPlaceEnv
 from vlatool.world.recording import expert_action, expert_episode
 from vlatool.world.registration import ENVIRONMENT, LIBERO_ENVIRONMENT, register_environments
@@ -52,9 +52,8 @@ def test_target_does_not_change_the_start() -> None:
 
 
 def test_unknown_target_is_rejected() -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.unknown_target"):
         PickPlaceEnv().reset(options={"target": "pink"})
-    assert caught.value.code == "usage.unknown_target"
 
 
 def test_episode_without_motion_is_truncated() -> None:
