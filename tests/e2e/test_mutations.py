@@ -19,7 +19,7 @@ from tests.builders.preprocessing import has_message_and_hint
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_arguments, world_shards
 
-CASES = int(os.environ.get("VLATOOL_MUTATIONS", "15"))  # per damaged input
+CASES = int(os.environ.get("VLATOOL_MUTATIONS", "8"))  # per damaged input
 SEED = int(os.environ.get("VLATOOL_MUTATIONS_SEED", "0"))
 OURS_TO_TELL = {0, 2, 3, 4, 5, 6}
 WINDOW = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "2")

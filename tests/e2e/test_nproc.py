@@ -126,18 +126,6 @@ def test_tasks_of_slurm_on_two_nodes_use_the_processors_of_their_own(
     assert f"num_workers: {default_workers()}\n" in config
 
 
-def test_same_error_on_all_ranks_is_printed_once_with_its_exit_code(
-    data: Path, tmp_path: Path
-) -> None:
-    arguments = command(data, tmp_path / "run", data__camera_names="scene_rihgt_0")
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert (error["kind"], error["code"]) == ("data", "data.unknown_camera_names")
-    assert len(errors(done.stderr)) == 1
-    assert "Traceback" not in done.stderr
-
-
 def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: Path) -> None:
     arguments = command(data, tmp_path / "run", "--hparams.lr", "fast")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
@@ -183,6 +171,7 @@ def test_killed_rank_ends_the_run_with_one_message(data: Path, tmp_path: Path) -
 def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_start(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The next start ends with the same error on all ranks, which is printed once."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started(data, tmp_path / "run") as (process, _):
         process.kill()  # `started` checks that no process is left
@@ -193,6 +182,11 @@ def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_sta
     with (alive / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os.utime(alive, (0, 0))
-        arguments = command(data, tmp_path / "run", data__camera_names="none")
-        subprocess.run(arguments, capture_output=True, check=False)
+        arguments = command(data, tmp_path / "run", data__camera_names="scene_rihgt_0")
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
+    assert done.returncode == 3, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert (error["kind"], error["code"]) == ("data", "data.unknown_camera_names")
+    assert len(errors(done.stderr)) == 1
+    assert "Traceback" not in done.stderr
