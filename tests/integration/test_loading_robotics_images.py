@@ -61,6 +61,10 @@ def read(*folders: Path, **keys: Any) -> list[DecodedSample]:
     )
 
 
+def image_keys(**image: Any) -> dict[str, Any]:
+    return {"image": image}
+
+
 def crop_offsets(small: np.ndarray, whole: np.ndarray) -> set[tuple[int, int]]:
     """All offsets at which an image is a crop of another."""
     height, width = small.shape[:2]
@@ -405,7 +409,3 @@ def test_data_without_fields_cannot_be_normalized(
 
     with fails("usage.nothing_to_normalise"):
         vlatool.open_dataset(shards, kind="images", preprocessing=size, normalize=True)
-
-
-def image_keys(**image: Any) -> dict[str, Any]:
-    return {"image": image}
