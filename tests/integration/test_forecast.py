@@ -107,12 +107,11 @@ def test_more_devices_make_a_run_fit_where_no_batch_does(data: Path, tmp_path: P
     assert raised.value.details["fits_with"][0]["nproc"] > 2
 
 
-def test_hours_follow_from_a_rate(data: Path, tmp_path: Path) -> None:
+def test_a_given_or_measured_rate_gives_hours_and_writes_nothing(
+    data: Path, tmp_path: Path
+) -> None:
     planned = forecast_of(data, tmp_path / "run", rate=2.0, total_train_steps=900)
     assert planned.hours == 1.0
-
-
-def test_measured_rate_gives_hours_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     planned = forecast_of(data, tmp_path / "run", measure=True)
     assert planned.samples_per_s
     assert planned.hours == 6 * 8 / planned.samples_per_s / 3600
@@ -125,6 +124,10 @@ def test_processes_are_planned_and_not_started(
     words = tiny_arguments(data, tmp_path / "run", hparams__per_gpu_batch_size=1)
     assert run_command([*words, "--nproc", "8", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forecast"]["devices"] == 8
+    # A run without weights to start from can only be planned.
+    assert run_command([*FUTURE_VLA_4B, "--data", str(tmp_path), "-o", str(tmp_path / "run")]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage.missing_key"
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_that_do_not_fit_on_the_disk_are_a_warning(data: Path, tmp_path: Path) -> None:
@@ -211,11 +214,3 @@ def test_run_of_4b_sizes_is_planned_without_weights(
     adapters, devices = error["details"]["fits_with"]
     assert adapters["model.lora.rank"] > 0
     assert (devices["distributed.fsdp"], devices["nproc"] > 1) == (True, True)
-
-
-def test_run_without_its_weights_can_only_be_planned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command([*FUTURE_VLA_4B, "--data", str(tmp_path), "-o", str(tmp_path / "run")]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage.missing_key"
-    assert not (tmp_path / "run").exists()
