@@ -157,21 +157,10 @@ def test_signal_reaches_the_ranks_and_a_checkpoint_is_written(
     assert 0 < step < 20000
 
 
-def test_killed_rank_ends_the_run_with_one_message(data: Path, tmp_path: Path) -> None:
-    with started(data, tmp_path / "run", data__num_workers=1) as (process, ranks):
-        os.kill(ranks[1], signal.SIGKILL)
-        stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGKILL, stderr
-    error = json.loads(stdout)["error"]
-    assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)
-    assert len(errors(stderr)) == 1
-    assert "Traceback" not in stderr
-
-
-def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_start(
+def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_one_message(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next start ends with the same error on all ranks, which is printed once."""
+    """The next start also removes the folder of the killed one."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started(data, tmp_path / "run") as (process, _):
         process.kill()  # `started` checks that no process is left
@@ -182,11 +171,12 @@ def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_sta
     with (alive / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os.utime(alive, (0, 0))
-        arguments = command(data, tmp_path / "run", data__camera_names="scene_rihgt_0")
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        with started(data, tmp_path / "next", data__num_workers=1) as (process, ranks):
+            os.kill(ranks[1], signal.SIGKILL)
+            stdout, stderr = process.communicate(timeout=60)
     assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
-    assert done.returncode == 3, done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert (error["kind"], error["code"]) == ("data", "data.unknown_camera_names")
-    assert len(errors(done.stderr)) == 1
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 128 + signal.SIGKILL, stderr
+    error = json.loads(stdout)["error"]
+    assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)
+    assert len(errors(stderr)) == 1
+    assert "Traceback" not in stderr
