@@ -171,7 +171,7 @@ def with_dropout(base: Path) -> Path:
 
 
 # The families of the base models of presets: dropout is drawn inside the attention kernel.
-@pytest.mark.parametrize("family", ["clip", "paligemma", "smolvlm"])
+@pytest.mark.parametrize("family", ["clip", "paligemma"])
 def test_dropout_of_a_base_model_makes_the_size_of_micro_batches_decide(
     family: str, data: Path, tmp_path: Path
 ) -> None:

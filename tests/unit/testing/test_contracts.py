@@ -34,15 +34,6 @@ KEYPOINTS = {
     "num_keypoints": 4,
     "text_encoder": TEXT,
 }
-VIT = {
-    "type": "vit_backbone",
-    "hidden_dim": 16,
-    "inter_dim": 32,
-    "patch_size": 16,
-    "img_size": 32,
-    "n_heads": 2,
-    "n_layers": 1,
-}
 
 
 PLUGINS_PAGE = Path(__file__).parents[3] / "docs/plugins.md"
@@ -65,13 +56,12 @@ def test_built_in_formats_fulfill_the_contract_of_a_reader(tmp_path: Path) -> No
     check_reader(LeRobotReader, lerobot_dataset(tmp_path / "data", cameras=cameras))
 
 
-@pytest.mark.parametrize("kind", ["keypoints", "vit", "clip"])
+@pytest.mark.parametrize("kind", ["keypoints", "clip"])
 def test_diffusion_policy_fulfills_the_contract_of_a_model_type(kind: str, tmp_path: Path) -> None:
     """Tokenizer and architecture of CLIP come from the base model and are stored in a run."""
     clip = {"type": "clip_backbone", "hf_pretrained": str(clip_base(tmp_path / "clip"))}
     backbones: dict[str, Any] = {
         "keypoints": KEYPOINTS,
-        "vit": {**VIT, "text_encoder": TEXT},
         "clip": {**clip, "freeze_text_encoder": True},
     }
     keys: dict[str, Any] = {"solver": {"type": "heun"}} if kind == "clip" else {}

@@ -13,15 +13,14 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.builders.serving import LookPolicy
 from tests.builders.toy_networks import GanObjective, LmObjective, ToyLm, token_batch
 from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, write_numbers
 from vlatool.errors import DataError
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
-from vlatool.models.policy import RoboticsPolicy
-from vlatool.testing.model_rules import check_config, world_data
+from vlatool.testing.model_rules import check_config
 from vlatool.testing.model_runs import ModelChecks
-from vlatool.testing.models import check_model_type
+from vlatool.testing.models import check_model_type, check_policy
 
 
 @pytest.fixture(scope="module")
@@ -409,87 +408,41 @@ def test_broken_batch_is_reported(broken: Any, sentence: str, rows: Path, tmp_pa
         check(broken(), rows, tmp_path)
 
 
-# policies
-
-
-def sampling(change: Callable[[Tensor], Tensor]) -> type[DiffusionPolicyType]:
-    """Diffusion policy whose sampled actions are changed."""
-
-    class Sampling(DiffusionPolicyType):
-        def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-            policy = super().policy(config, parts, assets, folder)
-            sampler = policy._sampler
-            policy._sampler = lambda batch, **keys: change(sampler(batch, **keys))
-            return policy
-
-    return picklable(Sampling)
-
-
-def acting(change: Callable[[dict[str, Any]], Any]) -> type[DiffusionPolicyType]:
-    """Diffusion policy whose result of `act` is changed."""
-
-    class Changed(RoboticsPolicy):
-        def act(self, *args: Any, **keys: Any) -> Any:
-            return change(super().act(*args, **keys))
-
-    class Acting(DiffusionPolicyType):
-        def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-            policy = super().policy(config, parts, assets, folder)
-            return Changed(policy._sampler, policy._batcher, assets)
-
-    return picklable(Acting)
-
-
-def tensors(actions: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.tensor(value, requires_grad=True) for name, value in actions.items()}
-
-
-class ReturnsNetwork(DiffusionPolicyType):
+class ReturnsNetwork(LmType):
     def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> Any:
         del config, assets, folder
         return parts["model"]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_data(tmp_path_factory.mktemp("world"))
-
-
-BACKBONE = {
-    "type": "keypoint_backbone",
-    "hidden_dim": 16,
-    "channels": [4, 8],
-    "num_keypoints": 4,
-}
-TRANSFORMER = {"hidden_dim": 32, "n_layers": 1, "n_heads": 2, "ffn_type": "gelu"}
-KEYS = {"vision_language_backbone": BACKBONE, "transformer": TRANSFORMER}
+def as_tensors(actions: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, requires_grad=True) for name, value in actions.items()}
 
 
 @pytest.mark.parametrize(
-    ("broken", "sentence"),
+    ("change", "sentence"),
     [
+        (lambda plan: {**plan, "grip": plan["grip"] + np.random.rand()}, "not from the seeds"),
         (
-            sampling(lambda actions: actions + 0.1 * torch.rand(())),
-            "randomness that is not from the seeds",
+            lambda plan: {**plan, "grip": plan["grip"] + plan["grip"].mean()},
+            "depend on the others in its batch",
         ),
-        (sampling(lambda actions: actions + actions.mean()), "depend on the others in its batch"),
-        (sampling(lambda actions: actions * float("inf")), "not finite"),
-        (acting(tensors), "act returns a tensor with gradients"),
-        (acting(lambda actions: dict([*actions.items()][1:])), "act returns no actions for"),
-        (ReturnsNetwork, "is not a Policy: it has no 'sees'"),
+        (lambda plan: {**plan, "grip": plan["grip"] * np.inf}, "not finite"),
+        (as_tensors, "act returns a tensor with gradients"),
+        (lambda plan: {"grip": plan["grip"]}, "act returns no actions for"),
     ],
 )
-def test_broken_policy_is_reported(
-    broken: Any, sentence: str, shards: Path, tmp_path: Path
-) -> None:
+def test_broken_policy_is_reported(change: Callable[[dict[str, Any]], Any], sentence: str) -> None:
+    class Broken(LookPolicy):
+        def act(self, *args: Any, **keys: Any) -> Any:
+            return change(super().act(*args, **keys))
+
     with pytest.raises(AssertionError, match=sentence):
-        check(broken(), shards, tmp_path, **KEYS)
+        check_policy(Broken())
 
 
-def test_sampler_may_return_gradients(shards: Path, tmp_path: Path) -> None:
-    """They are detached."""
-    gradients = sampling(lambda actions: actions * torch.ones((), requires_grad=True))
-    check(gradients(), shards, tmp_path, **KEYS)
+def test_policy_of_a_model_type_is_checked(rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="is not a Policy: it has no 'sees'"):
+        check(ReturnsNetwork(), rows, tmp_path)
 
 
 def test_correct_toy_passes(rows: Path, tmp_path: Path) -> None:
