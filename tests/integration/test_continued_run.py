@@ -14,7 +14,6 @@ from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.run.format import RunDir
-from vlatool.errors import ConfigError
 from vlatool.models.base import decays_by_name
 from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
@@ -185,17 +184,24 @@ def test_optimizer_that_does_not_fit_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("keys", "code"),
+    ("run_function", "keys", "code"),
     [
-        ({"total_train_steps": 3}, "usage.budget_too_small"),
-        ({"hparams__global_batch_size": 16}, "usage.batch_size"),
+        (train, {"total_train_steps": 3}, "usage.budget_too_small"),
+        (train, {"hparams__global_batch_size": 16}, "usage.batch_size"),
+        (train, {"init_except": ["output_layer"]}, "config.contradiction"),
+        (finetune, {}, "usage.resume_weights_only"),
     ],
 )
 def test_run_that_cannot_continue_is_an_error(
-    data: Path, whole: RunDir, tmp_path: Path, keys: dict[str, Any], code: str
+    run_function: Callable[..., object],
+    keys: dict[str, Any],
+    code: str,
+    data: Path,
+    whole: RunDir,
+    tmp_path: Path,
 ) -> None:
     with fails(code):
-        train(config(data, tmp_path / "run", whole.checkpoint(3), **keys))
+        run_function(config(data, tmp_path / "run", whole.checkpoint(3), **keys))
 
 
 def test_other_options_than_those_of_the_continued_run_are_reported(
@@ -209,15 +215,3 @@ def test_other_options_than_those_of_the_continued_run_are_reported(
     assert "hparams.wd" in text
     assert "total_train_steps" not in text
     assert "init_" not in text
-
-
-def test_networks_cannot_be_excluded_from_continuing(
-    data: Path, whole: RunDir, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError):
-        train(config(data, tmp_path / "run", whole.root, init_except=["output_layer"]))
-
-
-def test_finetune_does_not_continue(data: Path, whole: RunDir, tmp_path: Path) -> None:
-    with fails("usage.resume_weights_only"):
-        finetune(config(data, tmp_path / "run", whole.root))

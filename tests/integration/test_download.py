@@ -36,7 +36,7 @@ BIG = np.random.default_rng(0).bytes(10 * CHUNK + 123)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK", CHUNK)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
-    monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
+    monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "60")
 
 
 @pytest.fixture

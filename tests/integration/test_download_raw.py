@@ -66,7 +66,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServe
     monkeypatch.setattr(transfer, "CHUNK", CHUNK)
     monkeypatch.setattr(download_raw, "_SYNC_S", 0.0)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
-    monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
+    monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "60")
     with web_server(site) as running:
         monkeypatch.setenv("VLATOOL_REGISTRY", running.endpoint)
         yield running
