@@ -104,27 +104,15 @@ def test_vocabulary_without_a_way_on_ends_the_chunk() -> None:
 # decoding
 
 
-def straightforward(
-    network: FutureVla, task: str, pixels: np.ndarray, tokens: Sequence[int], number: int
-) -> list[int]:
-    """The most probable of some tokens, `number` times, without any cache."""
-    prompt, texts = encoder().prompt(task), encoder().answer_texts("vla")
-    ids = [*prompt.ids.tolist(), *texts.lead, IDS.action_start]
-    chosen: list[int] = []
-    for _ in range(number):
-        count = len(ids) - len(prompt.ids)
-        rest = np.tile(prompt.next_position + np.arange(count), (3, 1))
-        positions = np.concatenate([prompt.positions, rest], axis=1)
-        with torch.no_grad():
-            hidden = network(
-                torch.tensor([ids]),
-                torch.from_numpy(positions)[None],
-                images=torch.from_numpy(pixels),
-            )
-            scores = network.head(hidden[:, -1])[0]
-        chosen.append(max(tokens, key=lambda token: scores[token].item()))
-        ids.append(chosen[-1])
-    return chosen
+@torch.no_grad()
+def scores(network: FutureVla, task: str, pixels: np.ndarray, answer: Sequence[int]) -> Any:
+    """Scores of the token after the start of an answer, without any cache."""
+    prompt = encoder().prompt(task)
+    rest = np.tile(prompt.next_position + np.arange(len(answer)), (3, 1))
+    positions = np.concatenate([prompt.positions, rest], axis=1)
+    ids = torch.tensor([[*prompt.ids.tolist(), *answer]])
+    hidden = network(ids, torch.from_numpy(positions)[None], images=torch.from_numpy(pixels))
+    return network.head(hidden[:, -1])[0]
 
 
 def test_actions_are_those_of_the_straightforward_formulation(network: FutureVla) -> None:
@@ -134,10 +122,12 @@ def test_actions_are_those_of_the_straightforward_formulation(network: FutureVla
     decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
     with torch.no_grad():
         (ids,) = decoder.actions([encoder().prompt("fold it")], images(1))
-    tokens = [IDS.first_action + number for number in range(fast.vocab_size)]
-    expected = straightforward(network, "fold it", images(1), tokens, 6)
-    assert ids == [token - IDS.first_action for token in expected]
-    assert len({*ids}) > 1
+    answer = [*encoder().answer_texts("vla").lead, IDS.action_start]
+    for number in ids:
+        likely = scores(network, "fold it", images(1), answer)[IDS.first_action :]
+        assert number == likely[: fast.vocab_size].argmax().item()
+        answer.append(IDS.first_action + number)
+    assert (len(ids), len({*ids}) > 1) == (6, True)
 
 
 def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVla) -> None:
@@ -149,23 +139,14 @@ def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVl
         codes = decoder.codes([prompt], pixels, [action_ids], 2)[0]
     assert codes.shape == (2, 3)
     texts = encoder().answer_texts("vla")
-    ids = [*prompt.ids, *texts.lead, *IDS.of_actions(action_ids), *texts.middle]
+    answer = [*texts.lead, *IDS.of_actions(action_ids), *texts.middle]
     for row in codes:
-        ids.append(IDS.future_start)
+        answer.append(IDS.future_start)
         for code in row:
-            count = len(ids) - len(prompt.ids)
-            rest = np.tile(prompt.next_position + np.arange(count), (3, 1))
-            positions = np.concatenate([prompt.positions, rest], axis=1)
-            with torch.no_grad():
-                hidden = network(
-                    torch.tensor([ids]),
-                    torch.from_numpy(positions)[None],
-                    images=torch.from_numpy(pixels),
-                )
-                scores = network.head(hidden[0, -1])[IDS.first_code :][: SIZES.codebook_size]
-            assert scores.argmax().item() == code
-            ids.append(IDS.first_code + int(code))
-        ids.append(IDS.future_end)
+            likely = scores(network, "go", pixels, answer)[IDS.first_code :]
+            assert likely[: SIZES.codebook_size].argmax().item() == code
+            answer.append(IDS.first_code + int(code))
+        answer.append(IDS.future_end)
 
 
 def test_chunk_does_not_depend_on_the_others_in_the_batch(network: FutureVla) -> None:

@@ -1,6 +1,7 @@
 """Perceptual networks: shapes, files of weights, and distances."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from vlatool.models.perceptual import (
 )
 
 
+@cache
 def on_meta(network: type[nn.Module]) -> nn.Module:
     with torch.device("meta"):
         return network()
