@@ -211,16 +211,6 @@ def test_an_episode_has_its_frames_once_and_a_chart_per_policy_field(
     assert page.images_of("observation.images.front") == 4
 
 
-# Raw sources
-
-
-def test_each_episode_has_a_strip_per_camera(spartan: Path, tmp_path: Path) -> None:
-    page = page_of(spartan, tmp_path, html_episodes=2)
-    assert page.images_of("wrist_left_minus") == 2 * 8
-    # The third episode is shown in brief.
-    assert page.images_of("scene_right_0") == 2 * 8 + 4
-
-
 def test_each_episode_is_reached_from_its_image(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "data", (6, 1, 4, 5, 3))
     (source / "data/chunk-000/episode_000003.parquet").write_bytes(b"no parquet")
@@ -254,18 +244,6 @@ def test_a_single_episode_folder_is_a_source_whose_images_are_small(
         assert Image.open(io.BytesIO(content)).size in {(240, 144), (160, 96)}
 
 
-def test_poses_are_drawn_where_a_camera_is_calibrated(spartan: Path, tmp_path: Path) -> None:
-    page = page_of(spartan, tmp_path, episodes="0")
-    # Two arms with a ring of two circles and three axes each, on 2 cameras x 8 images.
-    assert page.count["circle"] == 2 * 2 * 2 * 8
-    assert page.count["line"] >= 3 * 2 * 2 * 8
-
-
-def test_a_single_episode_folder_is_a_source(spartan: Path, tmp_path: Path) -> None:
-    folder = next(spartan.rglob("episode_1"))
-    assert page_of(folder, tmp_path).images_of("scene_right_0") == 8
-
-
 def test_undecodable_images_are_reported(tmp_path: Path) -> None:
     cameras = {"observation.images.front": "image"}
 
@@ -288,18 +266,12 @@ def test_a_data_folder_shows_samples_of_several_shards_with_poses(
     shown = {line for line in page.text.split("\n") if line.startswith("shard_")}
     assert len(shown) >= 3
     assert page.count["circle"] == 4 * 2 * 2 * 2 * 2
-
-
-def test_a_data_folder_has_statistics_with_sparklines(data: Path, tmp_path: Path) -> None:
-    page = page_of(data, tmp_path, html_samples=0)
+    page = page_of(data / "shards/shard_000001.tar", tmp_path, html_samples=3)
+    assert page.images_of("wrist_left_minus") == 3 * 2
+    page = page_of(data, tmp_path, html_samples=0)  # statistics, with sparklines
     assert page.images == []
     assert "percentile" not in page.text
     assert page.count["polygon"] > 20
-
-
-def test_one_shard_shows_its_samples(data: Path, tmp_path: Path) -> None:
-    page = page_of(data / "shards/shard_000001.tar", tmp_path, html_samples=3)
-    assert page.images_of("wrist_left_minus") == 3 * 2
 
 
 def test_an_episode_tar_is_shown_in_order(data: Path, tmp_path: Path) -> None:

@@ -145,17 +145,6 @@ def test_truncated_or_missing_member_raises_an_error_with_its_name(
             assert error.code == "data.broken_sample"
 
 
-def test_broken_npz_raises_an_error(folders: dict[int, Path], raw_sample: dict[str, bytes]) -> None:
-    # Compressed content in the middle of the file; 0xff is an invalid deflate block type.
-    data = bytearray(raw_sample["lowdim.npz"])
-    with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
-        start = archive.getinfo(f"{FIELD}.npy").header_offset + 30 + len(FIELD) + 4 + 20
-    data[start : start + 40] = b"\xff" * 40
-    raw_sample["lowdim.npz"] = bytes(data)
-
-    assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
-
-
 @pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
 def test_missing_member_raises_an_error_with_its_name(
     folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
