@@ -278,18 +278,17 @@ def test_replaced_codes_fail_their_episode_and_are_not_exported(workspace: Path)
         assert (failure["episode"], failure["code"]) == ("episode_000001", "data.codes_changed")
 
 
-def test_codes_of_another_tokenizer_fail_their_episode(workspace: Path) -> None:
+def test_codes_of_another_number_or_tokenizer_fail_their_episodes(workspace: Path) -> None:
+    tokens = workspace / "A/tokens"
     other = write_tree_codes(workspace / "A", "packed", folder=workspace / "other", name="another")
-    (other / "episode_000002.npz").replace(workspace / "A/tokens/episode_000002.npz")
+    manifest = (tokens / "manifest.json").read_bytes()
+    CodesManifest(16, 4096, "builder", tokenizer_digest("builder"), layout="packed").save(tokens)
+    error = build_error(workspace, tokens=str(tokens))
+    assert {value["code"] for value in error.details["failures"]} == {"data.broken_codes"}
+    (tokens / "manifest.json").write_bytes(manifest)
+    (other / "episode_000002.npz").replace(tokens / "episode_000002.npz")
     error = build_error(workspace)
     assert [value["code"] for value in error.details["failures"]] == ["data.other_tokenizer"]
-
-
-def test_codes_of_another_number_than_the_manifest_says_are_rejected(workspace: Path) -> None:
-    digest = tokenizer_digest("builder")
-    CodesManifest(16, 4096, "builder", digest, layout="packed").save(workspace / "A/tokens")
-    error = build_error(workspace, tokens=str(workspace / "A/tokens"))
-    assert {value["code"] for value in error.details["failures"]} == {"data.broken_codes"}
 
 
 def test_codes_and_windows_that_are_still_being_written_are_rejected(workspace: Path) -> None:
@@ -327,16 +326,6 @@ def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -
     assert contents(tree / "samples") == before
     OutputRecord("encode", {}, parent="of earlier images").save(tree / "tokens")
     assert build_error(tmp_path).code == "data.stale_codes"
-
-
-def test_a_name_of_a_repository_gets_its_location_as_a_hint(workspace: Path) -> None:
-    options = {"data": str(workspace / "A"), "output": str(workspace / "OUT")}
-    for key in ("fast", "data"):
-        tree = {"fast": str(workspace / "fast"), **options, key: "owner/name"}
-        with pytest.raises(VlatoolError) as caught:
-            build_dataset(BuildDatasetConfig.model_validate(tree))
-        assert "hf://owner/name" in caught.value.hint
-        assert "hf://datasets/owner/name" in caught.value.hint
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -396,12 +385,16 @@ def test_windows_of_another_length_than_the_action_tokenizer_fail(
     assert {value["code"] for value in error.details["failures"]} == {"data.chunk_shape"}
 
 
-def test_blank_lines_are_rejected(workspace: Path) -> None:
-    build(workspace, workspace / "before")
+def test_blank_lines_change_nothing_and_published_options_are_accepted(workspace: Path) -> None:
+    words = ["--A", workspace / "A", "--fast_repo", workspace / "fast", "--gripper_raw"]
+    words += ["--strict"]
+    words += ["--rpy_std_mult", "5.0", "--backup_suffix", ".bak", "--batch_size", "128"]
+    words += ["--pattern", "data/episode_*.jsonl", "--workers", "1", "-o", workspace / "OUT"]
+    assert app.run(["-q", "build-dataset", *map(str, words)]) == 0
     path = workspace / "A/data/episode_000001.jsonl"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n"))
-    build(workspace)
-    assert contents(workspace / "OUT") == contents(workspace / "before")
+    build(workspace, workspace / "plain")
+    assert contents(workspace / "OUT") == contents(workspace / "plain")
 
 
 @pytest.mark.parametrize(
@@ -476,16 +469,6 @@ def test_another_profile_than_that_of_the_action_tokenizer_is_refused(
     else:
         assert build(workspace, dry_run=True, **options).status == "planned"
     assert not (workspace / "OUT").exists()
-
-
-def test_published_options_are_accepted(workspace: Path) -> None:
-    words = ["--A", workspace / "A", "--fast_repo", workspace / "fast", "--gripper_raw"]
-    words += ["--strict"]
-    words += ["--rpy_std_mult", "5.0", "--backup_suffix", ".bak", "--batch_size", "128"]
-    words += ["--pattern", "data/episode_*.jsonl", "--workers", "1", "-o", workspace / "OUT"]
-    assert app.run(["-q", "build-dataset", *map(str, words)]) == 0
-    build(workspace, workspace / "plain")
-    assert contents(workspace / "OUT") == contents(workspace / "plain")
 
 
 def test_the_profile_of_the_action_tokenizer_is_used(workspace: Path) -> None:

@@ -174,17 +174,14 @@ def test_damaged_list_of_a_run_is_rewritten(tmp_path: Path) -> None:
     assert {entry.path for entry in listed} >= {entry.path for entry in run.recorded_files()}
 
 
-def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
-    run = finished(tmp_path)
-    init = {"init_from": str(tmp_path)}
-    with fails("usage.overwrites_origin"):
-        with_base_config(NEW.model_copy(update={"overwrite": True, **init}), run)
-
-
-def test_overwrite_replaces_no_output_of_another_command(tmp_path: Path) -> None:
+def test_overwrite_replaces_no_initial_weights_and_no_output_of_another_command(
+    tmp_path: Path,
+) -> None:
     run = finished(tmp_path / "run")
+    replacing = OLD.model_copy(update={"overwrite": True})
+    with fails("usage.overwrites_origin"):
+        with_base_config(replacing.model_copy(update={"init_from": str(run.root)}), run)
     OutputRecord("export", {}).save(run.root)
-
     with fails("usage.output_exists"):
-        earlier_run(run, OLD.model_copy(update={"overwrite": True}))
+        earlier_run(run, replacing)
     assert run.latest() is not None

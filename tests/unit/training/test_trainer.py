@@ -130,12 +130,13 @@ def test_step_of_dummy_micro_batches_changes_nothing_and_is_not_an_error(tmp_pat
     assert run.state.step == 2
 
 
-def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "at", "last"), [("SIGTERM", 1, 2), ("SIGINT", 2, 4)])
+def test_stop_request_ends_after_the_step(number: str, at: int, last: int, tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_signal = lambda: signal.SIGTERM if run.state.step >= 1 else None
+    run.trainer.stop_signal = lambda: signal.Signals[number] if run.state.step >= at else None
     run.fit(samples())
-    assert run.state.step == 2
-    assert run.saved == [2]
+    assert (run.state.step, run.saved[-1]) == (last, last)
+    assert run.trainer.logger.stopped_by == signal.Signals[number]
 
 
 def test_checkpoint_by_the_clock_is_saved_once_when_all_ranks_know_it(tmp_path: Path) -> None:
@@ -143,14 +144,6 @@ def test_checkpoint_by_the_clock_is_saved_once_when_all_ranks_know_it(tmp_path: 
     run.trainer.save_due = lambda: run.state.step == 2
     run.fit(samples(96))
     assert run.saved == [2, 4, 6]
-
-
-def test_stop_request_between_checkpoints_ends_a_step_later(tmp_path: Path) -> None:
-    run = Fixture(tmp_path, size=16)
-    run.trainer.stop_signal = lambda: signal.SIGINT if run.state.step >= 2 else None
-    run.fit(samples())
-    assert run.state.step == 4
-    assert run.trainer.logger.stopped_by == signal.SIGINT
 
 
 def test_randomness_of_a_step_is_the_same_after_a_resume() -> None:
