@@ -179,14 +179,6 @@ def enlarge(side: int, data: bytearray, start: int) -> None:
     data[start : start + 4] = side.to_bytes(2, "big") * 2
 
 
-def test_loader_workers_read_the_same_samples(folders: dict[int, Path]) -> None:
-    data = opened(folders[6])
-
-    single, parallel = (batches(data, LoaderPlan(3, num_workers=n), 9) for n in (0, 2))
-
-    assert single == parallel
-
-
 # resume
 
 
@@ -281,14 +273,17 @@ def truncate_image(*keys: str) -> Callable[[str, Members], None]:
     return change
 
 
-def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
-    change = truncate_image("sample-0002")
-    (batch,) = batches(opened(shard_output(tmp_path / "out", change=change), **FIELDS), PLAN, 1)
+def test_broken_sample_is_dropped_and_counted_and_an_error_of_a_dataset(tmp_path: Path) -> None:
+    folder = shard_output(tmp_path / "out", change=truncate_image("sample-0002"))
+    (batch,) = batches(opened(folder, **FIELDS), PLAN, 1)
 
     assert sorted(batch.samples) == [f"sample-000{number}" for number in (0, 1, 3, 4, 5)]
     assert batch.dropped == (1, 0)
     assert "sample-0002" in batch.drops[0].message
     assert not batch.is_dummy
+    with pytest.raises(DataError) as caught:
+        list(vlatool.open_dataset(folder, **FIELDS))
+    assert caught.value.details["sample"] == "sample-0002"
 
 
 @pytest.mark.parametrize(
@@ -405,17 +400,27 @@ def test_shard_with_another_count_than_its_manifest_raises_an_error(
     assert error.details["samples"] == SAMPLES // 3
 
 
-@pytest.mark.parametrize("index", ["missing", "of another length", "broken"])
-def test_shard_without_a_fitting_index_is_scanned(copy: Path, index: str) -> None:
+INDEXES: dict[str, Callable[[Any], bytes | None]] = {
+    "missing": lambda _: None,
+    "broken": lambda _: b"PK",
+    "of another length": lambda index: replace(
+        index, offsets=index.offsets + 512, shard_bytes=1
+    ).content(),
+    "reversed": lambda index: replace(
+        index, offsets=index.offsets[::-1], lengths=index.lengths[::-1]
+    ).content(),
+    "equal": lambda index: replace(index, offsets=index.offsets * 0).content(),
+    "long": lambda index: replace(index, lengths=index.lengths * 10**9).content(),
+    "negative": lambda index: replace(index, offsets=index.offsets - 10**6).content(),
+}
+
+
+@pytest.mark.parametrize("damage", INDEXES)
+def test_shard_without_a_fitting_index_is_scanned(copy: Path, damage: str) -> None:
     expected = batches(opened(copy), LoaderPlan(SAMPLES), 1)
     for path in copy.glob("*.index.npz"):
-        stored = read_index(path)
-        assert stored is not None
-        path.write_bytes(replace(stored, offsets=stored.offsets + 512, shard_bytes=1).content())
-        if index == "missing":
-            path.unlink()
-        elif index == "broken":
-            path.write_bytes(b"PK")
+        content = INDEXES[damage](read_index(path))
+        path.write_bytes(content) if content else path.unlink()
 
     assert batches(opened(copy), LoaderPlan(SAMPLES), 1) == expected
 
@@ -429,23 +434,6 @@ def test_index_with_wrong_offsets_drops_its_samples(copy: Path) -> None:
     data = opened(copy)
     (batch,) = batches(data, LoaderPlan(SAMPLES, drop_reasons=RoboticsKind.drop_reasons), 1)
     assert batch.dropped[0] == len(stored.offsets)
-
-
-@pytest.mark.parametrize("damage", ["reversed", "equal", "long", "negative"])
-def test_invalid_index_is_ignored(copy: Path, damage: str) -> None:
-    (expected,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
-    path = index_path(copy / "shard_000001.tar")
-    stored = read_index(path)
-    assert stored is not None
-    changed = {
-        "reversed": replace(stored, offsets=stored.offsets[::-1], lengths=stored.lengths[::-1]),
-        "equal": replace(stored, offsets=stored.offsets * 0),
-        "long": replace(stored, lengths=stored.lengths * 10**9),
-        "negative": replace(stored, offsets=stored.offsets - 10**6),
-    }[damage]
-    path.write_bytes(changed.content())
-    (micro_batch,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
-    assert micro_batch.samples == expected.samples
 
 
 def test_more_shards_than_the_limit_of_open_files_are_read(tmp_path: Path) -> None:
@@ -619,13 +607,3 @@ def test_dataset_is_a_sequence_in_the_order_of_the_loader(folders: dict[int, Pat
     assert [sample["key"] for sample in data] == loaded
     with fails("config.unknown_key"):
         vlatool.open_dataset(folders[3], camera_name=["front"])
-
-
-def test_dataset_raises_an_error_for_a_broken_sample(tmp_path: Path) -> None:
-    folder = shard_output(tmp_path / "out", change=truncate_image("sample-0002"))
-    data = vlatool.open_dataset(folder, **FIELDS)
-
-    with pytest.raises(DataError) as caught:
-        list(data)
-
-    assert caught.value.details["sample"] == "sample-0002"
