@@ -69,3 +69,11 @@ def s3_proxy(s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> I
     with faulty_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parent folder of the shards of four small episodes, which tests only read."""
+    from tests.builders.training import world_shards  # imports much, which few tests need
+
+    return world_shards(tmp_path_factory.mktemp("world"))

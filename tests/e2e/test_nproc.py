@@ -15,16 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.jobs.executor import default_workers
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 def command(data: Path, run: Path, *options: str, **changes: Any) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders.base_models import clip_base, vlm_base
 from tests.builders.errors import fails
-from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
+from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool import load_policy
 from vlatool.artifacts.run.format import RunDir, read_metrics
@@ -24,11 +24,6 @@ from vlatool.workflows.verify import VerifyConfig, verify
 BACKBONE = "model.vision_language_backbone"
 FAMILIES = ["clip", "paligemma", "smolvlm", "qwen3_vl"]
 OTHER_COMMIT = "f" * 40
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

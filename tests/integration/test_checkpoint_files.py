@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.builders.errors import fails
-from tests.builders.training import tiny_arguments, tiny_config, world_shards
+from tests.builders.training import tiny_arguments, tiny_config
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
@@ -18,11 +18,6 @@ from vlatool.workflows.train import train
 
 STEPS = {"total_train_steps": 2, "num_checkpoints": 2}
 FILES = ["ema.safetensors", "manifest.json", "model.safetensors", "trainer.pt"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=1)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.builders.errors import fails
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
-from tests.builders.training import tiny_config, world_shards
+from tests.builders.training import tiny_config
 from vlatool.artifacts.run.format import RunDir
 from vlatool.models.base import decays_by_name
 from vlatool.plugins import SCHEMES
@@ -24,11 +24,6 @@ from vlatool.workflows.train import finetune, train
 FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
 # Tables that nothing trains, in the order of the published network.
 DEAD = ("transformer.embeddings.weight", "transformer.norm.weight", "transformer.output.weight")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

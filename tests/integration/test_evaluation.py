@@ -23,7 +23,6 @@ from tests.builders.training import (
     XYZ,
     XYZ_COMMAND,
     tiny_config,
-    world_shards,
 )
 from vlatool.artifacts.shards.format import read_manifest
 from vlatool.episode import Observation, PoseGroup
@@ -50,11 +49,6 @@ from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
 RELATIVE = f"{XYZ_COMMAND}_relative"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

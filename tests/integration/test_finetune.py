@@ -17,18 +17,12 @@ from tests.builders.training import (
     XYZ_COMMAND,
     tiny_arguments,
     tiny_config,
-    world_shards,
 )
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.workflows.train import finetune, train
 
 STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0, "hparams__wd": 0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from tests.builders.training import (
     tiny_arguments,
     tiny_config,
     tiny_overrides,
-    world_shards,
 )
 from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import load_config, parse_override
@@ -25,11 +24,6 @@ from vlatool.training.forecast import Forecast
 from vlatool.workflows.train import train
 
 WEIGHT = 4  # bytes of a float32
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
 
 
 def forecast_of(data: Path, run: Path, **keys: Any) -> Forecast:

@@ -11,7 +11,7 @@ import yaml
 
 from tests.builders.s3_runs import upload
 from tests.builders.s3_server import S3Server, without_credentials
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 from tests.surface.invoke import run_vlatool
 from vlatool.config.resolve import load_config
 from vlatool.launching.sagemaker import instance_type, job_error, load_secrets, num_gpus
@@ -182,23 +182,18 @@ def test_failed_job_has_the_exit_code_of_its_command(reason: str, exit_code: int
     assert (error.exit_code, error.code) == (exit_code, "environment.job_failed")
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture
 def run(
-    shards: Path, s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, ...]:
     """Arguments of a tiny run with data in a bucket; the account has a role."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SAGEMAKER_ARN", "arn:aws:iam::123456789012:role/train")
-    upload(shards, RemotePath(f"s3://{s3_bucket}/data"))
-    _, *words = tiny_arguments(shards, Path("runs/first"), total_train_steps=2)
+    upload(data, RemotePath(f"s3://{s3_bucket}/data"))
+    _, *words = tiny_arguments(data, Path("runs/first"), total_train_steps=2)
     where = ("--remote-sync", f"s3://{s3_bucket}/runs", "--sagemaker.user", "ada")
-    local, remote = str(shards), f"s3://{s3_bucket}/data"
+    local, remote = str(data), f"s3://{s3_bucket}/data"
     one_process = ("--sagemaker.instance_type", "c5.xlarge")
     return (*(word.replace(local, remote) for word in words), *where, *one_process)
 

@@ -13,18 +13,13 @@ from typing import Any
 import pytest
 
 from tests.builders.slurm import slurm_programs
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as vlatool
 from vlatool.config.resolve import load_config
 from vlatool.training.config import TrainConfig
 
 TASKS = ("--slurm.gpus-per-node", "0", "--slurm.tasks-per-node", "2")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

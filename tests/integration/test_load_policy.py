@@ -20,7 +20,6 @@ from tests.builders.training import (
     XYZ,
     XYZ_COMMAND,
     tiny_config,
-    world_shards,
 )
 from vlatool.artifacts.shards.format import (
     read_preprocessing_config,
@@ -44,8 +43,7 @@ SEED = 7
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = world_shards(tmp_path_factory.mktemp("world"))
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "policy"
     train(tiny_config(data, folder, total_train_steps=3))
     return folder
