@@ -1,6 +1,7 @@
 """One thread per process: tiny tensors are slower on several, and bits depend on their number."""
 
 import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -19,6 +20,8 @@ def pytest_configure() -> None:
     os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Loader workers are forked from a process with their imports, which take a second.
+    multiprocessing.set_forkserver_preload(["vlatool.loading.loader", "vlatool.tokens.encode"])
 
 
 @pytest.hookimpl(wrapper=True)
