@@ -8,23 +8,20 @@ import pytest
 
 # Each group imports everything and makes the inputs once.
 GROUPS = {
+    "first": ("preprocess", "stats compute", "encode", "train"),
     "jobs": (
         "sample spartan",
-        "preprocess",
         "preprocess --overwrite",
         "preprocess images",
         "stats merge over an earlier one",
-        "stats compute",
         "build-dataset --lines-per-file",
         "export of codes",
-        "encode",
         "tokenizer fit-fast --overwrite",
         "tokenizer train",
         "resolve-config --output",
         "inspect --html",
         "download",
         "download --raw",
-        "train",
         "train --overwrite",
         "eval rollout",
     ),
@@ -39,13 +36,12 @@ GROUPS = {
     ),
     "machines": ("train --remote-sync", "train --remote-sync on a new machine"),
 }
-CASES = {"jobs": 2, "others": 3, "machines": 3}  # of each command
-_SLOW = ("others", "machines")
+CASES = {"first": 2, "jobs": 2, "others": 3, "machines": 3}  # of each command
 
 
 @pytest.mark.parametrize(
     "group",
-    [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in GROUPS],
+    [pytest.param(name, marks=() if name == "first" else pytest.mark.slow) for name in GROUPS],
 )
 def test_killed_and_repeated_command_gives_the_same_output(group: str) -> None:
     command = [sys.executable, "-m", "tests.kills", "--sample", str(CASES[group]), *GROUPS[group]]

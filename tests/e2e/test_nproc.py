@@ -130,13 +130,8 @@ def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: P
     assert "torchrun" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [
-        ("SIGTERM", "terminated"),
-        pytest.param("SIGINT", "interrupted", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # test_trainer has stops, and the next test processes that end
+@pytest.mark.parametrize(("number", "kind"), [("SIGTERM", "terminated"), ("SIGINT", "interrupted")])
 def test_signal_reaches_the_ranks_and_a_checkpoint_is_written(
     number: str, kind: str, data: Path, tmp_path: Path
 ) -> None:

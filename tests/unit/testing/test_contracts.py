@@ -56,7 +56,8 @@ def test_built_in_formats_fulfill_the_contract_of_a_reader(tmp_path: Path) -> No
     check_reader(LeRobotReader, lerobot_dataset(tmp_path / "data", cameras=cameras))
 
 
-@pytest.mark.parametrize("kind", ["keypoints", "clip"])
+# Runs of the tests of training have keypoints.
+@pytest.mark.parametrize("kind", [pytest.param("keypoints", marks=pytest.mark.slow), "clip"])
 def test_diffusion_policy_fulfills_the_contract_of_a_model_type(kind: str, tmp_path: Path) -> None:
     """Tokenizer and architecture of CLIP come from the base model and are stored in a run."""
     clip = {"type": "clip_backbone", "hf_pretrained": str(clip_base(tmp_path / "clip"))}
