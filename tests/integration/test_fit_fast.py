@@ -144,9 +144,9 @@ def test_a_named_gripper_is_raw_by_default(
     data = Path(shutil.copytree(windows, tmp_path / "windows"))
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     sizes = {"action_width": 7, "past_steps": 1, "future_steps": 16, "episodes": 2, "frames": 80}
-    kept = {"names": ("windows",), "cameras": ("image",), "fps": None, "image_size": None}
+    sources = {"names": ("windows",), "cameras": ("image",), "fps": None, "image_size": None}
     counts = {"qa_mode": "both", "samples": 160, "pictures": 0, "untouched": 0}
-    keys: dict[str, Any] = {**sizes, **kept, **counts}
+    keys: dict[str, Any] = {**sizes, **sources, **counts}
     manifest = WindowManifest(action_fields=("actions",), action_names=names, **keys)
     write_manifest(data, manifest)
 

@@ -178,8 +178,8 @@ def test_two_formats_in_one_folder_ask_for_a_choice(tmp_path: Path, spartan: Pat
 def test_a_shard_folder_is_recognized_from_each_of_its_folders(preprocessed: Path) -> None:
     for part in ("", "shards", "episodes"):
         report = document(preprocessed / part)
-        found = (report["kind"], report["samples"], report["status"])
-        assert found == ("shards", 10, "whole")
+        facts = (report["kind"], report["samples"], report["status"])
+        assert facts == ("shards", 10, "whole")
     report = document(preprocessed)
     assert (report["window"], report["image_indices"], report["fps"]) == ([1, 2], [-1, 0], 10.0)
     assert report["action_fields"] == ["action"]
@@ -245,8 +245,8 @@ def test_report_of_a_run_has_its_model_data_checkpoints_and_metrics(run_folder: 
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + '\n{"step": 101, "loss": 0.')  # half written
     report = document(run_folder)
-    found = (report["kind"], report["model_type"], report["step"])
-    assert found == ("run", "diffusion_policy", 100)
+    facts = (report["kind"], report["model_type"], report["step"])
+    assert facts == ("run", "diffusion_policy", 100)
     assert report["data"] == ["out/shards/manifest.jsonl"]
     assert report["weights"] == {"parameters": 17, "tensors": 2, "dtypes": ["F32"]}
     assert [checkpoint["step"] for checkpoint in report["checkpoints"]] == [50, 100]
@@ -270,6 +270,6 @@ def test_inspect_loads_no_heavy_package(preprocessed: Path) -> None:
         "[inspect(InspectConfig(location=location)).text() for location in sys.argv[1:]]; "
         "print([n for n in ('torch', 'transformers', 'webdataset', 'rich') if n in sys.modules])"
     )
-    places = [str(preprocessed), str(preprocessed / "shards/shard_000000.tar")]
-    command = [sys.executable, "-c", code, *places]
+    paths = [str(preprocessed), str(preprocessed / "shards/shard_000000.tar")]
+    command = [sys.executable, "-c", code, *paths]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "[]"

@@ -67,8 +67,8 @@ def test_field_that_is_constant_as_a_whole_is_named_once() -> None:
 
 def test_steps_have_their_own_ranges() -> None:
     stats = {"mean_per_timestep": [[0.0], [0.0]], "std_per_timestep": [[1e-3], [1.0]]}
-    ends = {"min": -1.5, "percentile_1": -1.4, "percentile_99": 1.4, "max": 1.5}
-    for name, factor in ends.items():
+    bounds = {"min": -1.5, "percentile_1": -1.4, "percentile_99": 1.4, "max": 1.5}
+    for name, factor in bounds.items():
         stats[f"{name}_per_timestep"] = [[1e-3 * factor], [factor]]
     config = RoboticsDataConfig.model_validate(
         {"action_fields": ["action"], "normalization": {"scope": "per_timestep"}}

@@ -267,15 +267,15 @@ def test_failure_while_writing_leaves_no_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("retention", "kept"), [(Retention(2), [6, 7]), (Retention(2, every=3), [3, 6, 7])]
+    ("retention", "steps"), [(Retention(2), [6, 7]), (Retention(2, every=3), [3, 6, 7])]
 )
 def test_latest_checkpoints_and_those_at_multiples_are_kept(
-    retention: Retention, kept: list[int], tmp_path: Path
+    retention: Retention, steps: list[int], tmp_path: Path
 ) -> None:
     run, state = RunDir(tmp_path), new_state()
     for _ in range(7):
         save_checkpoint(run, train(state), RUNTIME, retention)
-    assert [step for step, _ in run.checkpoints()] == kept
+    assert [step for step, _ in run.checkpoints()] == steps
     latest = json.loads((tmp_path / "latest.json").read_text())
     assert latest == {"checkpoint": "checkpoints/step_00000007", "step": 7}
 
