@@ -1,6 +1,7 @@
 """One thread per process: tiny tensors are slower on several, and bits depend on their number."""
 
 import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -19,6 +20,8 @@ def pytest_configure() -> None:
     os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Loader workers are forked from a process with their imports, which take a second.
+    multiprocessing.set_forkserver_preload(["vlatool.loading.loader", "vlatool.tokens.encode"])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,3 +72,11 @@ def s3_proxy(s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> I
     with faulty_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parent folder of the shards of four small episodes, which tests only read."""
+    from tests.builders.training import world_shards  # imports much, which few tests need
+
+    return world_shards(tmp_path_factory.mktemp("world"))

@@ -4,15 +4,20 @@ from vlatool.events import NullProgress, NullReporter, Progress
 
 
 class RecordedBar(NullProgress):
-    """Progress bar that adds up its units."""
+    """Progress bar that keeps its units."""
 
     def __init__(self) -> None:
-        self.done = 0  # sum of all units
+        self.amounts: list[int] = []  # units of each call
         self.fields: dict[str, float | int | str] = {}  # fields of the last call
+
+    @property
+    def done(self) -> int:
+        """Sum of all units."""
+        return sum(self.amounts)
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         """Adds units."""
-        self.done += amount
+        self.amounts.append(amount)
         self.fields = fields
 
 

@@ -61,6 +61,13 @@ class WebServer:
     written: WrittenHub
 
 
+class Server(ThreadingHTTPServer):
+    """Server for many connections at once: one more than waits takes a second longer."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 @contextmanager
 def web_server(folder: Path, *, needs_token: bool = False) -> Iterator[WebServer]:
     """Serves a folder; below `datasets/OWNER/NAME` it is also a repository of a hub."""
@@ -71,8 +78,7 @@ def web_server(folder: Path, *, needs_token: bool = False) -> Iterator[WebServer
 
     Handler.faults, Handler.folder, Handler.needs_token = faults, folder, needs_token
     Handler.written = written
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield WebServer(f"http://127.0.0.1:{server.server_port}", folder, faults, written)

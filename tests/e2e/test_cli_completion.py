@@ -16,6 +16,10 @@ KEY = "model.quantizer.token_size="
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
 
+def presets_of(*kinds: str) -> set[str]:
+    return {preset.name for preset in list_presets([builtin_root()]) if preset.kind in kinds}
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Empty cache folder."""
@@ -83,29 +87,16 @@ def test_completion(light: Forks, line: str, expected: set[str], cache: Path) ->
         ("vlatool train -p titok-64 --model.num_lat", {"--model.num_latent_tokens"}),
         ("vlatool train --preset=titok-64 --set model.quantizer.token", {KEY, f"{KEY}12"}),
         ("vlatool train --data hp", set()),
-    ],
-)
-def test_choices_are_completed(light: Forks, line: str, expected: set[str], cache: Path) -> None:
-    assert set(complete(light, line, cache)) == expected
-
-
-@pytest.mark.parametrize(
-    ("line", "kinds"),
-    [
-        ("vlatool preprocess lerobot x --preset ", {"preprocess"}),
+        ("vlatool preprocess lerobot x --preset ", presets_of("preprocess")),
         (
             "vlatool train -p ",
-            {"runs", "models", "models/denoisers", "data", "hparams", "rollouts"},
+            presets_of("runs", "models", "models/denoisers", "data", "hparams", "rollouts"),
         ),
         ("vlatool sample spartan out -p ", set()),
     ],
 )
-def test_only_presets_of_the_command_are_completed(
-    light: Forks, line: str, kinds: set[str], cache: Path
-) -> None:
-    assert set(complete(light, line, cache)) == {
-        preset.name for preset in list_presets([builtin_root()]) if preset.kind in kinds
-    }
+def test_choices_are_completed(light: Forks, line: str, expected: set[str], cache: Path) -> None:
+    assert set(complete(light, line, cache)) == expected
 
 
 def test_second_completion_imports_no_configuration(light: Forks, cache: Path) -> None:
@@ -146,11 +137,7 @@ def test_damaged_cache_is_replaced(light: Forks, content: str, tmp_path: Path) -
     [file] = (tmp_path / "vlatool/completion").iterdir()
     file.write_text(content)
     assert complete(light, line, tmp_path) == ["--json"]
-
-
-def test_completion_works_without_a_writable_cache(light: Forks, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert complete(light, "vlatool version --js", tmp_path / "file") == ["--json"]
+    assert complete(light, line, file) == ["--json"]  # no cache can be written there
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

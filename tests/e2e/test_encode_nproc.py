@@ -60,6 +60,7 @@ def test_rank_of_torchrun_without_episodes_changes_nothing(tokenizer: str, tmp_p
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+@pytest.mark.slow  # test_ranks has ends of which one caused the others
 def test_rank_of_torchrun_whose_peer_ended_reports_no_bug(tokenizer: str, tmp_path: Path) -> None:
     tree = image_tree(tmp_path / "A", episodes=2)
     for episode in range(2):

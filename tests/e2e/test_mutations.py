@@ -17,17 +17,12 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.mutations import mutate_file
 from tests.builders.preprocessing import has_message_and_hint
 from tests.builders.spartan import spartan_task
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 
-CASES = int(os.environ.get("VLATOOL_MUTATIONS", "15"))  # per damaged input
+CASES = int(os.environ.get("VLATOOL_MUTATIONS", "8"))  # per damaged input
 SEED = int(os.environ.get("VLATOOL_MUTATIONS_SEED", "0"))
 OURS_TO_TELL = {0, 2, 3, 4, 5, 6}
 WINDOW = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "2")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2, frames=8)
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.jobs.executor import default_workers
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 def command(data: Path, run: Path, *options: str, **changes: Any) -> list[str]:
@@ -126,18 +121,6 @@ def test_tasks_of_slurm_on_two_nodes_use_the_processors_of_their_own(
     assert f"num_workers: {default_workers()}\n" in config
 
 
-def test_same_error_on_all_ranks_is_printed_once_with_its_exit_code(
-    data: Path, tmp_path: Path
-) -> None:
-    arguments = command(data, tmp_path / "run", data__camera_names="scene_rihgt_0")
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert (error["kind"], error["code"]) == ("data", "data.unknown_camera_names")
-    assert len(errors(done.stderr)) == 1
-    assert "Traceback" not in done.stderr
-
-
 def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: Path) -> None:
     arguments = command(data, tmp_path / "run", "--hparams.lr", "fast")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
@@ -147,13 +130,8 @@ def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: P
     assert "torchrun" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [
-        ("SIGTERM", "terminated"),
-        pytest.param("SIGINT", "interrupted", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # test_trainer has stops, and the next test processes that end
+@pytest.mark.parametrize(("number", "kind"), [("SIGTERM", "terminated"), ("SIGINT", "interrupted")])
 def test_signal_reaches_the_ranks_and_a_checkpoint_is_written(
     number: str, kind: str, data: Path, tmp_path: Path
 ) -> None:
@@ -169,20 +147,10 @@ def test_signal_reaches_the_ranks_and_a_checkpoint_is_written(
     assert 0 < step < 20000
 
 
-def test_killed_rank_ends_the_run_with_one_message(data: Path, tmp_path: Path) -> None:
-    with started(data, tmp_path / "run", data__num_workers=1) as (process, ranks):
-        os.kill(ranks[1], signal.SIGKILL)
-        stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGKILL, stderr
-    error = json.loads(stdout)["error"]
-    assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)
-    assert len(errors(stderr)) == 1
-    assert "Traceback" not in stderr
-
-
-def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_start(
+def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_one_message(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The next start also removes the folder of the killed one."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started(data, tmp_path / "run") as (process, _):
         process.kill()  # `started` checks that no process is left
@@ -193,6 +161,12 @@ def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_sta
     with (alive / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os.utime(alive, (0, 0))
-        arguments = command(data, tmp_path / "run", data__camera_names="none")
-        subprocess.run(arguments, capture_output=True, check=False)
+        with started(data, tmp_path / "next", data__num_workers=1) as (process, ranks):
+            os.kill(ranks[1], signal.SIGKILL)
+            stdout, stderr = process.communicate(timeout=60)
     assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
+    assert process.returncode == 128 + signal.SIGKILL, stderr
+    error = json.loads(stdout)["error"]
+    assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)
+    assert len(errors(stderr)) == 1
+    assert "Traceback" not in stderr

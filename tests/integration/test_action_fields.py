@@ -46,7 +46,7 @@ def lines(folder: Path) -> Path:
 
 
 def test_windows_have_the_relative_poses_of_shards(raw: Path, intact: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "shards", **SHARDS)
+    assert convert(raw, tmp_path / "shards", **SHARDS).left_out_fields == ()
     manifest = read_manifest(intact)
     assert manifest is not None
     assert (manifest.action_width, len(manifest.relative_dimensions)) == (20, 18)
@@ -55,28 +55,24 @@ def test_windows_have_the_relative_poses_of_shards(raw: Path, intact: Path, tmp_
     actual = ChunkFile(lines(intact)).read()
     assert actual.shape == (FRAMES, STEPS, 20)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-7)  # float32 and float64
+    assert verified(intact).codes == {}
+    config = FitFastConfig(sources=[str(intact)], output=str(tmp_path / "fast"), dry_run=True)
+    profile = compute_profile("all", actual.reshape(-1, 20))  # of whole chunks
+    assert fit_fast(config).profile_digest == profile.digest
 
 
-def test_fields_that_are_left_out_are_named(raw: Path, tmp_path: Path) -> None:
-    result = convert(raw, tmp_path / "A", **WINDOWS, action_fields=[GRIPPER])
-    assert POSITION in result.left_out_fields
-    assert GRIPPER not in result.left_out_fields
-    assert convert(raw, tmp_path / "B", **SHARDS).left_out_fields == ()
-
-
-def test_requested_action_fields_are_those_of_windows(raw: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "A", **WINDOWS, action_fields=[GRIPPER, POSITION])
-    manifest = read_manifest(tmp_path / "A")
+def test_requested_action_fields_are_stored_and_others_are_named(raw: Path, tmp_path: Path) -> None:
+    left_out = convert(raw, tmp_path / "A", **WINDOWS, action_fields=[GRIPPER]).left_out_fields
+    assert (POSITION in left_out, GRIPPER in left_out) == (True, False)
+    convert(raw, tmp_path / "B", **WINDOWS, action_fields=[GRIPPER, POSITION])
+    manifest = read_manifest(tmp_path / "B")
     assert manifest is not None
     assert (manifest.action_fields, manifest.action_width) == ((GRIPPER, POSITION), 4)
     assert manifest.relative_dimensions == ()
-    assert verified(tmp_path / "A").whole
-
-
-def test_requested_action_fields_are_those_of_shards(raw: Path, tmp_path: Path) -> None:
+    assert verified(tmp_path / "B").whole
     names = [GRIPPER, f"{POSITION}_relative"]
-    result = convert(raw, tmp_path / "out", **SHARDS, action_fields=names)
-    options = ShardFolder.of(tmp_path / "out", "shards").options()
+    result = convert(raw, tmp_path / "C", **SHARDS, action_fields=names)
+    options = ShardFolder.of(tmp_path / "C", "shards").options()
     assert (list(result.action_fields), options["action_fields"]) == (names, names)
 
 
@@ -98,10 +94,6 @@ def test_other_action_fields_are_another_output(raw: Path, intact: Path, tmp_pat
     error = convert_error(raw, output, **WINDOWS, action_fields=[GRIPPER])
     assert error.code == "usage.output_differs"
     assert contents(output) == before
-
-
-def test_windows_of_relative_poses_are_valid(intact: Path) -> None:
-    assert verified(intact).codes == {}
 
 
 @pytest.mark.parametrize(("step", "value"), [(0, 9), (STEPS - 1, 0), (STEPS - 1, 9)])
@@ -133,9 +125,3 @@ def test_action_tokenizers_take_the_fields_that_data_were_made_with(
     assert find_chunks(tmp_path / "chosen").fields == tuple(own[:1])
     absolute = {name.removesuffix("_relative") for name in own}
     assert {*find_chunks(tmp_path / "plain").fields} == absolute  # as published
-
-
-def test_profile_of_relative_poses_covers_whole_chunks(intact: Path, tmp_path: Path) -> None:
-    config = FitFastConfig(sources=[str(intact)], output=str(tmp_path / "fast"), dry_run=True)
-    chunks = ChunkFile(lines(intact)).read().reshape(-1, 20)
-    assert fit_fast(config).profile_digest == compute_profile("all", chunks).digest

@@ -16,14 +16,13 @@ from tests.builders.codes import (
     tokenizer_digest,
     write_tree_codes,
 )
+from tests.builders.errors import fails
 from tests.builders.s3_runs import upload
 from vlatool.artifacts.codes.format import CodesManifest
 from vlatool.artifacts.fast.format import read_fast
-from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile, write_profile
 from vlatool.artifacts.samples.episode import parse_sample
 from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app
 from vlatool.errors import PartialFailure, VlatoolError
@@ -91,14 +90,22 @@ def code_file(workspace: Path) -> Path:
     return workspace / "A/TiToken/episode_000001/X_image_episode_000001_frame_000002.json"
 
 
-def test_each_line_has_the_ids_and_codes_of_its_window(inputs: Path, tmp_path: Path) -> None:
-    result = build(inputs, tmp_path / "out")
+@pytest.fixture(scope="module")
+def built(inputs: Path) -> Path:
+    """Samples with the default options, as lines."""
+    result = build(inputs, inputs.parent / "far/out")
     assert (result.samples, result.kinds) == (SAMPLES, {"vla": SAMPLES // 2, "wm": SAMPLES // 2})
+    return inputs.parent / "far/out"
+
+
+def test_each_line_has_the_ids_and_codes_of_its_window(inputs: Path, built: Path) -> None:
     fast, profile = read_fast(inputs / "fast"), read_profile("libero")
+    assert read_fast(built / "fast").digest == fast.digest
     for name in ("episode_000000", "episode_000002"):
         raw = (inputs / f"A/data/{name}.jsonl").read_bytes().splitlines()
-        built = (tmp_path / f"out/data/{name}.jsonl").read_bytes().splitlines()
-        for window, value in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
+        lines_of_episode = (built / f"data/{name}.jsonl").read_bytes().splitlines()
+        samples = map(parse_sample, lines_of_episode)
+        for window, value in zip(map(parse_window, raw), samples, strict=True):
             conversation = value.conversation
             assert (conversation.kind, conversation.task) == (window.kind, window.task)
             ids = fast.encode(profile.normalize([window.actions]))[0]
@@ -107,54 +114,50 @@ def test_each_line_has_the_ids_and_codes_of_its_window(inputs: Path, tmp_path: P
             assert conversation.codes.tolist() == expected
 
 
-def test_images_are_found_from_the_output(inputs: Path, tmp_path: Path) -> None:
-    output = tmp_path / "far/out"
-    build(inputs, output)
-    sample = parse_sample(lines(output)[0])
-    assert len(sample.images) == 32
-    assert sample.images[0].startswith("../")
-    assert all((output / image).is_file() for image in sample.images)
+def test_images_are_found_from_the_output_or_absolute(
+    inputs: Path, built: Path, tmp_path: Path
+) -> None:
+    images = parse_sample(lines(built)[0]).images
+    assert (len(images), images[0][:3]) == (32, "../")
+    assert all((built / image).is_file() for image in images)
+
+    build(inputs, tmp_path / "lines", absolute=True)
+    build(inputs, tmp_path / "packed", packed=True)
+    exported(tmp_path / "packed", tmp_path / "exported", absolute=True)
+    assert lines(tmp_path / "exported") == lines(tmp_path / "lines")
+    first = inputs / "A/images/episode_000000/X_image_episode_000000_frame_000000.png"
+    assert parse_sample(lines(tmp_path / "lines")[0]).images[0] == str(first)
 
 
-def test_absolute_locations_are_those_of_the_windows(inputs: Path, tmp_path: Path) -> None:
-    build(inputs, tmp_path / "out", absolute=True)
-    sample = parse_sample(lines(tmp_path / "out")[0])
-    assert sample.images[0] == str(
-        inputs / "A/images/episode_000000/X_image_episode_000000_frame_000000.png"
-    )
-
-
-def test_an_output_inside_the_folder_of_windows_has_relative_images(workspace: Path) -> None:
+def test_inputs_are_not_changed_by_outputs_in_them(workspace: Path) -> None:
+    before = contents(workspace)
     build(workspace, workspace / "A/built")
+    exported(workspace / "A/tokens", workspace / "codes")
+    after = contents(workspace)
+    assert {name: after[name] for name in before} == before
     sample = parse_sample(lines(workspace / "A/built")[0])
     assert sample.images[0].startswith("../images/")
 
 
-def test_inputs_are_not_changed(workspace: Path) -> None:
-    before = contents(workspace)
-    build(workspace)
-    exported(workspace / "A/tokens", workspace / "codes")
-    after = contents(workspace)
-    assert {name: after[name] for name in before} == before
-
-
-def test_a_second_build_changes_nothing(workspace: Path) -> None:
+def test_only_what_changes_the_samples_makes_another_output(workspace: Path) -> None:
+    shutil.rmtree(workspace / "A/tokens")
     build(workspace)
     before = contents(workspace / "OUT")
     assert build(workspace).status == "already complete"
+    defaults = {"profile": "libero", "gripper": "raw", "kinds": ["wm", "vla"]}
+    assert build(workspace, **defaults).status == "already complete"
+    write_tree_codes(workspace / "A", "packed")  # the same codes in another layout
+    assert build(workspace).status == "already complete"
+    write_tree_codes(workspace / "A", "json")  # the same files at a later time
+    assert build(workspace, tokens=str(workspace / "A/TiToken")).status == "already complete"
+    assert build_error(workspace, gripper="normalised").code == "usage.output_differs"
     assert contents(workspace / "OUT") == before
 
 
 def test_samples_are_rejected_as_input(workspace: Path) -> None:
     build(workspace)
-    assert (
-        build_error(workspace, workspace / "Z", data=str(workspace / "OUT")).code
-        == "data.already_built"
-    )
-
-
-def test_sample_lines_among_windows_are_rejected(workspace: Path) -> None:
-    build(workspace)
+    error = build_error(workspace, workspace / "Z", data=str(workspace / "OUT"))
+    assert error.code == "data.already_built"
     for name in ("episode_000000", "episode_000001", "episode_000002"):
         shutil.copy(workspace / f"OUT/data/{name}.jsonl", workspace / f"A/data/{name}.jsonl")
     error = build_error(workspace, workspace / "Z")
@@ -162,8 +165,8 @@ def test_sample_lines_among_windows_are_rejected(workspace: Path) -> None:
     assert {value["code"] for value in error.details["failures"]} == {"data.already_built"}
 
 
-@pytest.mark.parametrize("sizes", [(16, 4096), (40, 9000)])
-def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path, sizes: Any) -> None:
+def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path) -> None:
+    sizes = (40, 9000)
     tokens = write_tree_codes(inputs / "A", "packed", folder=tmp_path / "codes", sizes=sizes)
     build(inputs, tmp_path / "out", tokens=str(tokens))
     build(inputs, tmp_path / "packed", tokens=str(tokens), packed=True)
@@ -177,212 +180,124 @@ def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path, s
     assert contents(tmp_path / "exported") == contents(tmp_path / "out")
 
 
-def test_action_tokenizer_is_beside_the_samples(inputs: Path, tmp_path: Path) -> None:
-    build(inputs, tmp_path / "out")
-    assert read_fast(tmp_path / "out" / "fast").digest == read_fast(inputs / "fast").digest
-
-
-def test_published_lines_open_without_a_manifest(inputs: Path, tmp_path: Path) -> None:
-    build(inputs, tmp_path / "out")
+def test_published_lines_open_without_a_manifest(built: Path, tmp_path: Path) -> None:
     published = tmp_path / "published"
-    shutil.copytree(tmp_path / "out/data", published / "data", ignore=_no_index)
-    folder, whole = SamplesFolder.open(published), SamplesFolder.open(tmp_path / "out")
+    shutil.copytree(built / "data", published / "data", ignore=shutil.ignore_patterns("*.npz"))
+    folder, whole = SamplesFolder.open(published), SamplesFolder.open(built)
     assert folder.line(len(folder) - 1) == whole.line(len(whole) - 1)
     for key in ("samples", "kinds", "tasks", "action_ids", "episodes"):
         assert folder.document[key] == whole.document[key]
-    report = inspect(InspectConfig(location=str(published)))
-    assert report.report.kind == "samples"
+    assert inspect(InspectConfig(location=str(published))).report.kind == "samples"
     findings = {finding.code for finding in verify(VerifyConfig(location=str(published))).findings}
     assert findings == {"samples.no_manifest", "output.no_file_list"}
 
 
-def _no_index(folder: str, names: list[str]) -> list[str]:
-    del folder
-    return [name for name in names if name.endswith(".npz")]
+def test_bytes_do_not_depend_on_workers_and_the_layout_of_codes(
+    inputs: Path, built: Path, tmp_path: Path
+) -> None:
+    build(inputs, tmp_path / "json", workers=2, tokens=str(inputs / "A/TiToken"))
+    assert contents(tmp_path / "json") == contents(built)
 
 
-@pytest.mark.parametrize("workers", [2])
-def test_bytes_do_not_depend_on_workers(inputs: Path, tmp_path: Path, workers: int) -> None:
-    build(inputs, tmp_path / "1")
-    build(inputs, tmp_path / "2", workers=workers)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+@pytest.mark.parametrize("form", [{}, {"packed": True}, {"lines_per_file": 7}], ids=str)
+def test_a_sample_is_found_by_its_number(
+    inputs: Path, built: Path, tmp_path: Path, form: dict[str, Any]
+) -> None:
+    build(inputs, tmp_path / "out", **form)
+    folder = SamplesFolder.open(tmp_path / "out")
+    expected = lines(built)
+    assert [folder.line(at) for at in range(len(folder))] == expected
+    for at in (0, 7, SAMPLES - 1):
+        assert folder.sample(at).images == parse_sample(expected[at]).images
+    if "lines_per_file" in form:
+        assert lines(tmp_path / "out") == expected
+        assert [count for _, count in folder.files] == [7, 7, 7, 3]
+        assert not (tmp_path / "out/packed").exists()
 
 
-def test_either_layout_of_codes_gives_the_same_bytes(inputs: Path, tmp_path: Path) -> None:
-    for name in ("tokens", "TiToken"):
-        build(inputs, tmp_path / name, tokens=str(inputs / "A" / name))
-    assert contents(tmp_path / "tokens") == contents(tmp_path / "TiToken")
+def test_codes_are_exported_there_and_back(inputs: Path, tmp_path: Path) -> None:
+    exported(inputs / "A/TiToken", tmp_path / "tokens")
+    exported(tmp_path / "tokens", tmp_path / "TiToken")
+    assert contents(tmp_path / "TiToken") == contents(inputs / "A/TiToken")
+    assert contents(tmp_path / "tokens") == contents(inputs / "A/tokens")
 
 
-class TestLayouts:
-    def test_exported_packed_samples_equal_the_lines_of_build_dataset(
-        self, inputs: Path, tmp_path: Path
-    ) -> None:
-        build(inputs, tmp_path / "lines")
-        build(inputs, tmp_path / "packed", packed=True)
-        exported(tmp_path / "packed", tmp_path / "exported")
-        assert contents(tmp_path / "exported") == contents(tmp_path / "lines")
-
-    def test_packed_samples_become_absolute_lines(self, inputs: Path, tmp_path: Path) -> None:
-        build(inputs, tmp_path / "lines", absolute=True)
-        build(inputs, tmp_path / "packed", packed=True)
-        exported(tmp_path / "packed", tmp_path / "exported", absolute=True)
-        assert lines(tmp_path / "exported") == lines(tmp_path / "lines")
-
-    @pytest.mark.parametrize("form", [{}, {"packed": True}, {"lines_per_file": 7}], ids=str)
-    def test_a_sample_is_found_by_its_number(
-        self, inputs: Path, tmp_path: Path, form: dict[str, Any]
-    ) -> None:
-        build(inputs, tmp_path / "lines")
-        build(inputs, tmp_path / "out", **form)
-        folder = SamplesFolder.open(tmp_path / "out")
-        expected = lines(tmp_path / "lines")
-        assert [folder.line(at) for at in range(len(folder))] == expected
-        for at in (0, 7, SAMPLES - 1):
-            assert folder.sample(at).images == parse_sample(expected[at]).images
-
-    def test_files_of_n_lines_have_the_same_lines(self, inputs: Path, tmp_path: Path) -> None:
-        build(inputs, tmp_path / "lines")
-        build(inputs, tmp_path / "shards", lines_per_file=7)
-        assert lines(tmp_path / "shards") == lines(tmp_path / "lines")
-        files = SamplesFolder.open(tmp_path / "shards").files
-        assert [count for _, count in files] == [7, 7, 7, 3]
-        assert not (tmp_path / "shards/packed").exists()
-
-    def test_an_index_has_the_byte_range_of_each_line(self, inputs: Path, tmp_path: Path) -> None:
-        build(inputs, tmp_path / "out")
-        path = tmp_path / "out/data/episode_000001.jsonl"
-        index = read_index(lines_index_path(path))
-        assert index is not None
-        data = path.read_bytes()
-        found_lines = [data[at : at + length] for at, length in index.ranges()]
-        assert found_lines == data.splitlines(keepends=True)
-        assert index.shard_bytes == len(data)
-
-    def test_codes_are_exported_there_and_back(self, inputs: Path, tmp_path: Path) -> None:
-        exported(inputs / "A/TiToken", tmp_path / "tokens")
-        exported(tmp_path / "tokens", tmp_path / "TiToken")
-        assert contents(tmp_path / "TiToken") == contents(inputs / "A/TiToken")
-        assert contents(tmp_path / "tokens") == contents(inputs / "A/tokens")
-
-    def test_codes_that_do_not_match_the_manifest_are_not_exported(self, workspace: Path) -> None:
-        path = code_file(workspace)
-        path.write_text(json.dumps([[1]] * 32))
-        with pytest.raises(PartialFailure) as caught:
-            exported(workspace / "A/TiToken", workspace / "codes")
-        (failure,) = caught.value.details["failures"]
-        assert (failure["episode"], failure["code"]) == ("episode_000001", "data.codes_changed")
-
-    @pytest.mark.parametrize(
-        ("source", "options", "code"),
-        [
-            ("A", {}, "data.nothing_to_export"),
-            ("A/tokens", {"layout": "jsonl"}, "usage.bad_layout"),
-            ("A/tokens", {"output": "A/tokens/x"}, "usage.output_is_input"),
-            ("nowhere", {}, "data.no_source"),
-        ],
-    )
-    def test_invalid_exports_are_rejected(
-        self, workspace: Path, source: str, options: dict[str, str], code: str
-    ) -> None:
-        if "output" in options:
-            options = {"output": str(workspace / options["output"])}
-        tree = {"source": str(workspace / source), "output": str(workspace / "x"), **options}
-        with pytest.raises(VlatoolError) as caught:
-            export(ExportConfig.model_validate(tree))
-        assert caught.value.code == code
+@pytest.mark.parametrize(
+    ("source", "options", "code"),
+    [
+        ("A", {}, "data.nothing_to_export"),
+        ("A/tokens", {"layout": "jsonl"}, "usage.bad_layout"),
+        ("A/tokens", {"output": "A/tokens/x"}, "usage.output_is_input"),
+        ("nowhere", {}, "data.no_source"),
+    ],
+)
+def test_invalid_exports_are_rejected(
+    workspace: Path, source: str, options: dict[str, str], code: str
+) -> None:
+    if "output" in options:
+        options = {"output": str(workspace / options["output"])}
+    tree = {"source": str(workspace / source), "output": str(workspace / "x"), **options}
+    with fails(code):
+        export(ExportConfig.model_validate(tree))
 
 
-class TestMissingCodes:
-    def test_a_removed_file_fails_its_episode_and_names_the_image(self, workspace: Path) -> None:
-        code_file(workspace).unlink()
-        error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
-        assert isinstance(error, PartialFailure)
-        (failure,) = error.details["failures"]
-        assert (failure["episode"], failure["code"]) == ("episode_000001", "data.missing_codes")
-        assert failure["details"]["pictures"] == [code_file(workspace).stem]
-        assert SamplesFolder.open(workspace / "OUT").files == (
-            ("data/episode_000000.jsonl", 8),
-            ("data/episode_000002.jsonl", 8),
-        )
+def test_a_removed_file_fails_its_episode_until_it_is_repaired(workspace: Path) -> None:
+    data = code_file(workspace).read_bytes()
+    code_file(workspace).unlink()
+    error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
+    assert isinstance(error, PartialFailure)
+    (failure,) = error.details["failures"]
+    assert (failure["episode"], failure["code"]) == ("episode_000001", "data.missing_codes")
+    assert failure["details"]["pictures"] == [code_file(workspace).stem]
+    files = [("data/episode_000000.jsonl", 8), ("data/episode_000002.jsonl", 8)]
+    assert [*SamplesFolder.open(workspace / "OUT").files] == files
+    code_file(workspace).write_bytes(data)
+    assert build(workspace, tokens=str(workspace / "A/TiToken")).resumed == 2
+    build(workspace, workspace / "whole")
+    assert contents(workspace / "OUT") == contents(workspace / "whole")
 
-    def test_a_repaired_file_completes_the_output(self, workspace: Path) -> None:
-        build(workspace, workspace / "whole")
-        data = code_file(workspace).read_bytes()
-        code_file(workspace).unlink()
-        build_error(workspace, tokens=str(workspace / "A/TiToken"))
-        code_file(workspace).write_bytes(data)
-        assert build(workspace, tokens=str(workspace / "A/TiToken")).resumed == 2
-        assert contents(workspace / "OUT") == contents(workspace / "whole")
 
-    @pytest.mark.parametrize(
-        "value", [[[1]] * 31, [[4096]] * 32, [[1.5]] * 32, [["1"]] * 32, {}], ids=str
-    )
-    def test_a_broken_file_fails_its_episode(self, workspace: Path, value: object) -> None:
-        code_file(workspace).write_text(json.dumps(value))
-        error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
-        (failure,) = error.details["failures"]
-        assert (error.exit_code, failure["code"]) == (4, "data.broken_codes")
-        assert code_file(workspace).stem in failure["message"]
+@pytest.mark.parametrize(
+    "value", [[[1]] * 31, [[4096]] * 32, [[1.5]] * 32, [["1"]] * 32, {}], ids=str
+)
+def test_a_broken_file_fails_its_episode(workspace: Path, value: object) -> None:
+    code_file(workspace).write_text(json.dumps(value))
+    error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
+    (failure,) = error.details["failures"]
+    assert (error.exit_code, failure["code"]) == (4, "data.broken_codes")
+    assert code_file(workspace).stem in failure["message"]
 
-    def test_replaced_codes_fail_their_episode(self, workspace: Path) -> None:
-        code_file(workspace).write_text(json.dumps([[1]] * 32))
-        error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
+
+def test_replaced_codes_fail_their_episode_and_are_not_exported(workspace: Path) -> None:
+    code_file(workspace).write_text(json.dumps([[1]] * 32))
+    tokens = workspace / "A/TiToken"
+    with pytest.raises(PartialFailure) as caught:
+        exported(tokens, workspace / "codes")
+    for error in (build_error(workspace, tokens=str(tokens)), caught.value):
         (failure,) = error.details["failures"]
         assert (failure["episode"], failure["code"]) == ("episode_000001", "data.codes_changed")
 
-    def test_codes_of_another_tokenizer_fail_their_episode(self, workspace: Path) -> None:
-        other = write_tree_codes(
-            workspace / "A", "packed", folder=workspace / "other", name="another"
-        )
-        (other / "episode_000002.npz").replace(workspace / "A/tokens/episode_000002.npz")
-        error = build_error(workspace)
-        assert [value["code"] for value in error.details["failures"]] == ["data.other_tokenizer"]
 
-    def test_codes_of_another_number_than_the_manifest_says_are_rejected(
-        self, workspace: Path
-    ) -> None:
-        digest = tokenizer_digest("builder")
-        CodesManifest(16, 4096, "builder", digest, layout="packed").save(workspace / "A/tokens")
-        error = build_error(workspace, tokens=str(workspace / "A/tokens"))
-        assert {value["code"] for value in error.details["failures"]} == {"data.broken_codes"}
-
-    def test_codes_that_are_still_being_written_are_rejected(self, workspace: Path) -> None:
-        (workspace / "A/tokens/manifest.json").unlink()
-        OutputRecord("encode", {}).save(workspace / "A/tokens")
-        assert (
-            build_error(workspace, tokens=str(workspace / "A/tokens")).code
-            == "data.incomplete_codes"
-        )
-
-    def test_codes_of_replaced_images_are_rejected(self, tmp_path: Path) -> None:
-        sample(SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=2))
-        tree = {"format": "libero", "sources": [str(tmp_path / "raw")], "workers": 1}
-        tree["output"] = str(tmp_path / "A")
-        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-        write_tree_codes(tmp_path / "A", "packed")
-        OutputRecord("encode", {}, parent="of earlier ones").save(tmp_path / "A/tokens")
-        plain_fast(tmp_path / "fast")
-        assert build_error(tmp_path).code == "data.stale_codes"
-
-    def test_incomplete_windows_are_rejected(self, workspace: Path) -> None:
-        OutputRecord("preprocess", {}).save(workspace / "A")
-        assert build_error(workspace).code == "data.incomplete_output"
+def test_codes_of_another_number_or_tokenizer_fail_their_episodes(workspace: Path) -> None:
+    tokens = workspace / "A/tokens"
+    other = write_tree_codes(workspace / "A", "packed", folder=workspace / "other", name="another")
+    manifest = (tokens / "manifest.json").read_bytes()
+    CodesManifest(16, 4096, "builder", tokenizer_digest("builder"), layout="packed").save(tokens)
+    error = build_error(workspace, tokens=str(tokens))
+    assert {value["code"] for value in error.details["failures"]} == {"data.broken_codes"}
+    (tokens / "manifest.json").write_bytes(manifest)
+    (other / "episode_000002.npz").replace(tokens / "episode_000002.npz")
+    error = build_error(workspace)
+    assert [value["code"] for value in error.details["failures"]] == ["data.other_tokenizer"]
 
 
-def test_the_same_codes_in_another_layout_leave_an_output_complete(workspace: Path) -> None:
-    shutil.rmtree(workspace / "A/tokens")
-    build(workspace)
-    write_tree_codes(workspace / "A", "packed")
-    assert build(workspace).status == "already complete"
-    write_tree_codes(workspace / "A", "json")  # the same files at a later time
-    assert build(workspace, tokens=str(workspace / "A/TiToken")).status == "already complete"
-
-
-def test_options_that_are_the_default_leave_an_output_complete(workspace: Path) -> None:
-    build(workspace)
-    options = {"profile": "libero", "gripper": "raw", "kinds": ["wm", "vla"]}
-    assert build(workspace, **options).status == "already complete"
+def test_codes_and_windows_that_are_still_being_written_are_rejected(workspace: Path) -> None:
+    (workspace / "A/tokens/manifest.json").unlink()
+    OutputRecord("encode", {}).save(workspace / "A/tokens")
+    error = build_error(workspace, tokens=str(workspace / "A/tokens"))
+    assert error.code == "data.incomplete_codes"
+    OutputRecord("preprocess", {}).save(workspace / "A")
+    assert build_error(workspace).code == "data.incomplete_output"
 
 
 def test_an_export_from_the_same_codes_in_another_layout_is_complete(workspace: Path) -> None:
@@ -390,9 +305,8 @@ def test_an_export_from_the_same_codes_in_another_layout_is_complete(workspace: 
     exported(tree / "TiToken", output, layout="packed")
     assert exported(tree / "tokens", output, layout="packed").status == "already complete"
     write_tree_codes(published_windows(workspace / "B", EPISODES, FRAMES + 1), "packed")
-    with pytest.raises(VlatoolError) as caught:
+    with fails("usage.output_differs"):
         exported(workspace / "B/tokens", output, layout="packed")
-    assert caught.value.code == "usage.output_differs"
 
 
 def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -> None:
@@ -410,201 +324,171 @@ def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -
     before = contents(tree / "samples")
     assert preprocess(config.model_copy(update={"overwrite": True})).status == "written"
     assert contents(tree / "samples") == before
+    OutputRecord("encode", {}, parent="of earlier images").save(tree / "tokens")
+    assert build_error(tmp_path).code == "data.stale_codes"
 
 
-def test_a_name_of_a_repository_gets_its_location_as_a_hint(workspace: Path) -> None:
-    options = {"data": str(workspace / "A"), "output": str(workspace / "OUT")}
-    for key in ("fast", "data"):
-        tree = {"fast": str(workspace / "fast"), **options, key: "owner/name"}
-        with pytest.raises(VlatoolError) as caught:
-            build_dataset(BuildDatasetConfig.model_validate(tree))
-        assert "hf://owner/name" in caught.value.hint
-        assert "hf://datasets/owner/name" in caught.value.hint
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_an_episode_fails_and_can_be_excluded(workspace: Path, is_empty: bool) -> None:
+    image = workspace / "A/images/episode_000001/X_wrist_image_episode_000001_frame_000002.png"
+    image.unlink()
+    if is_empty:
+        image.touch()
+    error = build_error(workspace)
+    (failure,) = error.details["failures"]
+    assert (error.exit_code, failure["code"]) == (4, "data.missing_picture")
+    assert failure["details"]["pictures"] == [f"images/episode_000001/{image.name}"]
+    result = build(workspace, exclude="1")
+    assert (result.episodes, result.resumed, result.failures) == (2, 2, ())
 
 
-class TestMissingImages:
-    @pytest.mark.parametrize("is_empty", [True, False])
-    def test_an_episode_fails_and_can_be_excluded(self, workspace: Path, is_empty: bool) -> None:
-        image = workspace / "A/images/episode_000001/X_wrist_image_episode_000001_frame_000002.png"
-        image.unlink()
-        if is_empty:
-            image.touch()
-        error = build_error(workspace)
-        (failure,) = error.details["failures"]
-        assert (error.exit_code, failure["code"]) == (4, "data.missing_picture")
-        assert failure["details"]["pictures"] == [f"images/episode_000001/{image.name}"]
-        result = build(workspace, exclude="1")
-        assert (result.episodes, result.resumed, result.failures) == (2, 2, ())
-
-    def test_an_image_that_only_future_steps_have_needs_codes_alone(self, workspace: Path) -> None:
-        path = workspace / "A/data/episode_000001.jsonl"
-        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
-        folder = workspace / "A/images/episode_000001"
-        (folder / "X_image_episode_000001_frame_000003.png").unlink()
-        assert build(workspace).episodes == EPISODES
+def test_an_image_that_only_future_steps_have_needs_codes_alone(workspace: Path) -> None:
+    path = workspace / "A/data/episode_000001.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    folder = workspace / "A/images/episode_000001"
+    (folder / "X_image_episode_000001_frame_000003.png").unlink()
+    assert build(workspace).episodes == EPISODES
 
 
-class TestInput:
-    @pytest.mark.parametrize(
-        ("change", "code"),
-        [
-            (lambda data: data[:-1], "data.broken_window"),
-            (lambda data: data.replace(b"Recimage", b"Recimages"), "data.broken_window"),
-            (lambda data: data.replace(b"Task: put", b"Task: <Rec> put"), "data.bad_instruction"),
-            (lambda data: data.replace(b"-1.0]", b"-1.0, 0.0]"), "data.action_width"),
-            (lambda data: data.replace(b"-1.0]", b"-1e300]"), "data.action_not_finite"),
-        ],
-        ids=["cut off", "other keys", "a tag", "too wide", "too large"],
-    )
-    def test_an_episode_without_valid_windows_fails(
-        self, workspace: Path, change: Callable[[bytes], bytes], code: str
-    ) -> None:
-        path = workspace / "A/data/episode_000001.jsonl"
-        path.write_bytes(change(path.read_bytes()))
-        error = build_error(workspace)
-        assert (error.exit_code, error.details["failures"][0]["code"]) == (4, code)
-        assert "episode_000001.jsonl" in error.details["failures"][0]["message"]
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [("fit_report.json", '{"steps": 8}'), ("processor_config.json", None)],
-    )
-    def test_windows_of_another_length_than_the_action_tokenizer_fail(
-        self, workspace: Path, name: str, text: str | None
-    ) -> None:
-        path = workspace / "fast" / name
-        path.write_text(text or json.dumps({**json.loads(path.read_text()), "time_horizon": 8}))
-        error = build_error(workspace)
-        assert (error.code, error.exit_code) == ("data.all_failed", 3)
-        assert {value["code"] for value in error.details["failures"]} == {"data.chunk_shape"}
-
-    def test_blank_lines_are_rejected(self, workspace: Path) -> None:
-        build(workspace, workspace / "before")
-        path = workspace / "A/data/episode_000001.jsonl"
-        path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n"))
-        build(workspace)
-        assert contents(workspace / "OUT") == contents(workspace / "before")
-
-    @pytest.mark.parametrize(
-        ("output", "options", "code", "exit_code"),
-        [
-            ("A", {}, "usage.output_is_input", 2),
-            ("A/data/x", {}, "usage.output_is_input", 2),
-            ("A/images", {}, "usage.output_is_input", 2),
-            ("A/TiToken/x", {}, "usage.output_is_input", 2),
-            ("x", {"fast": "A"}, "data.no_fast_tokenizer", 3),
-            ("x", {"fast": "nowhere"}, "data.no_fast_tokenizer", 3),
-            ("x", {"data": "fast"}, "data.no_windows", 3),
-            ("x", {"data": "nowhere"}, "data.no_source", 3),
-            ("x", {"tokens": "fast"}, "data.no_codes", 3),
-            ("x", {"profile": "libro"}, "usage.unknown_profile", 2),
-            ("x", {"rpy_std_mult": 4}, "usage.profile_factor", 2),
-            ("x", {"pattern": "data/x*.jsonl"}, "data.no_windows", 3),
-            ("x", {"tokenizer": "A"}, "data.broken_tokenizer", 3),
-        ],
-    )
-    def test_invalid_inputs_are_rejected(
-        self, workspace: Path, output: str, options: dict[str, Any], code: str, exit_code: int
-    ) -> None:
-        path_keys = ("fast", "data", "tokens", "tokenizer")
-        options = {key: str(workspace / v) if key in path_keys else v for key, v in options.items()}
-        error = build_error(workspace, workspace / output, **options)
-        assert (error.code, error.exit_code) == (code, exit_code)
-        assert not (workspace / "x").exists()
-
-    def test_other_options_do_not_replace_an_output(self, workspace: Path) -> None:
-        build(workspace)
-        assert build_error(workspace, gripper="normalised").code == "usage.output_differs"
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda data: data[:-1], "data.broken_window"),
+        (lambda data: data.replace(b"Recimage", b"Recimages"), "data.broken_window"),
+        (lambda data: data.replace(b"Task: put", b"Task: <Rec> put"), "data.bad_instruction"),
+        (lambda data: data.replace(b"-1.0]", b"-1.0, 0.0]"), "data.action_width"),
+        (lambda data: data.replace(b"-1.0]", b"-1e300]"), "data.action_not_finite"),
+    ],
+    ids=["cut off", "other keys", "a tag", "too wide", "too large"],
+)
+def test_an_episode_without_valid_windows_fails(
+    workspace: Path, change: Callable[[bytes], bytes], code: str
+) -> None:
+    path = workspace / "A/data/episode_000001.jsonl"
+    path.write_bytes(change(path.read_bytes()))
+    error = build_error(workspace)
+    assert (error.exit_code, error.details["failures"][0]["code"]) == (4, code)
+    assert "episode_000001.jsonl" in error.details["failures"][0]["message"]
 
 
-class TestOptions:
-    def test_kinds_are_selected(self, inputs: Path, tmp_path: Path) -> None:
-        result = build(inputs, tmp_path / "out", kinds=["wm"])
-        assert result.kinds == {"wm": SAMPLES // 2}
-        assert {parse_sample(line).conversation.kind for line in lines(tmp_path / "out")} == {"wm"}
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("fit_report.json", '{"steps": 8}'), ("processor_config.json", None)],
+)
+def test_windows_of_another_length_than_the_action_tokenizer_fail(
+    workspace: Path, name: str, text: str | None
+) -> None:
+    path = workspace / "fast" / name
+    path.write_text(text or json.dumps({**json.loads(path.read_text()), "time_horizon": 8}))
+    error = build_error(workspace)
+    assert (error.code, error.exit_code) == ("data.all_failed", 3)
+    assert {value["code"] for value in error.details["failures"]} == {"data.chunk_shape"}
 
-    def test_a_kind_without_windows_is_rejected(self, tmp_path: Path) -> None:
-        tree = published_windows(tmp_path / "A", 1, 2, kinds=["vla"])
-        write_tree_codes(tree, "packed")
-        plain_fast(tmp_path / "fast")
-        assert build_error(tmp_path, kinds=["wm"]).code == "data.no_samples"
 
-    def test_episodes_are_limited(self, inputs: Path, tmp_path: Path) -> None:
-        assert build(inputs, tmp_path / "out", limit=2).episodes == 2
+def test_blank_lines_change_nothing_and_published_options_are_accepted(workspace: Path) -> None:
+    words = ["--A", workspace / "A", "--fast_repo", workspace / "fast", "--gripper_raw"]
+    words += ["--strict"]
+    words += ["--rpy_std_mult", "5.0", "--backup_suffix", ".bak", "--batch_size", "128"]
+    words += ["--pattern", "data/episode_*.jsonl", "--workers", "1", "-o", workspace / "OUT"]
+    assert app.run(["-q", "build-dataset", *map(str, words)]) == 0
+    path = workspace / "A/data/episode_000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n"))
+    build(workspace, workspace / "plain")
+    assert contents(workspace / "OUT") == contents(workspace / "plain")
 
-    def test_a_gripper_that_is_normalized_has_other_ids(self, inputs: Path, tmp_path: Path) -> None:
-        build(inputs, tmp_path / "raw")
-        build(inputs, tmp_path / "normalised", gripper="normalised")
-        assert lines(tmp_path / "raw") != lines(tmp_path / "normalised")
 
-    @pytest.mark.parametrize(
-        ("fitted", "options", "is_refused"),
-        [
-            (None, {"profile": "libero"}, False),
-            (None, {"gripper": "raw"}, False),
-            (None, {"gripper": "normalised"}, True),
-            ("normalised", {}, False),
-            ("normalised", {"gripper": "raw"}, True),
-            ("normalised", {"gripper_raw": True}, True),
-            ("normalised", {"profile": "libero"}, True),
-        ],
-        ids=str,
-    )
-    def test_another_profile_than_that_of_the_action_tokenizer_is_refused(
-        self, workspace: Path, fitted: Any, options: dict[str, Any], is_refused: bool
-    ) -> None:
-        own = read_profile("libero", fitted)
-        write_profile(workspace / "fast/profile.yaml", own)
-        if is_refused:
-            error = build_error(workspace, dry_run=True, **options)
-            assert (error.code, error.exit_code) == ("data.profile_mismatch", 3)
-        else:
-            assert build(workspace, dry_run=True, **options).status == "planned"
+@pytest.mark.parametrize(
+    ("output", "options", "code", "exit_code"),
+    [
+        ("A", {}, "usage.output_is_input", 2),
+        ("A/data/x", {}, "usage.output_is_input", 2),
+        ("A/images", {}, "usage.output_is_input", 2),
+        ("A/TiToken/x", {}, "usage.output_is_input", 2),
+        ("x", {"fast": "A"}, "data.no_fast_tokenizer", 3),
+        ("x", {"fast": "nowhere"}, "data.no_fast_tokenizer", 3),
+        ("x", {"data": "fast"}, "data.no_windows", 3),
+        ("x", {"data": "nowhere"}, "data.no_source", 3),
+        ("x", {"tokens": "fast"}, "data.no_codes", 3),
+        ("x", {"profile": "libro"}, "usage.unknown_profile", 2),
+        ("x", {"rpy_std_mult": 4}, "usage.profile_factor", 2),
+        ("x", {"pattern": "data/x*.jsonl"}, "data.no_windows", 3),
+        ("x", {"tokenizer": "A"}, "data.broken_tokenizer", 3),
+    ],
+)
+def test_invalid_inputs_are_rejected(
+    workspace: Path, output: str, options: dict[str, Any], code: str, exit_code: int
+) -> None:
+    path_keys = ("fast", "data", "tokens", "tokenizer")
+    options = {key: str(workspace / v) if key in path_keys else v for key, v in options.items()}
+    error = build_error(workspace, workspace / output, **options)
+    assert (error.code, error.exit_code) == (code, exit_code)
+    assert not (workspace / "x").exists()
 
-    def test_samples_carry_profile_and_digest(self, inputs: Path, tmp_path: Path) -> None:
-        build(inputs, tmp_path / "out", gripper="normalised")
-        profile = read_profile(str(tmp_path / "out/fast"))
-        assert profile == read_profile("libero", "normalised")
-        assert SamplesFolder.open(tmp_path / "out").document["profile"]["digest"] == profile.digest
 
-    def test_a_dry_run_writes_nothing(self, workspace: Path) -> None:
-        assert build(workspace, dry_run=True).status == "planned"
-        assert not (workspace / "OUT").exists()
+def test_kinds_and_episodes_are_selected_and_grippers_normalized(
+    inputs: Path, built: Path, tmp_path: Path
+) -> None:
+    result = build(inputs, tmp_path / "out", kinds=["wm"], limit=2, gripper="normalised")
+    assert (result.kinds, result.episodes) == ({"wm": 2 * FRAMES}, 2)
+    of_wm = {parse_sample(line).conversation.kind for line in lines(tmp_path / "out")}
+    assert of_wm == {"wm"}
+    assert not {*lines(tmp_path / "out")} & {*lines(built)}
+    profile = read_profile(str(tmp_path / "out/fast"))
+    assert profile == read_profile("libero", "normalised")
+    assert SamplesFolder.open(tmp_path / "out").document["profile"]["digest"] == profile.digest
 
-    def test_published_options_are_accepted(self, workspace: Path) -> None:
-        words = [
-            "--A",
-            workspace / "A",
-            "--fast_repo",
-            workspace / "fast",
-            "--gripper_raw",
-            "--strict",
-        ]
-        words += ["--rpy_std_mult", "5.0", "--backup_suffix", ".bak", "--batch_size", "128"]
-        words += ["--pattern", "data/episode_*.jsonl", "--workers", "1", "-o", workspace / "OUT"]
-        assert app.run(["-q", "build-dataset", *map(str, words)]) == 0
-        build(workspace, workspace / "plain")
-        assert contents(workspace / "OUT") == contents(workspace / "plain")
 
-    def test_the_profile_of_the_action_tokenizer_is_used(self, workspace: Path) -> None:
-        own = {"name": "own", "mean": [0.0] * 7, "std": [1.0] * 7}
-        (workspace / "fast/profile.yaml").write_text(json.dumps(own))
-        assert build(workspace).profile == "own"
-        assert SamplesFolder.open(workspace / "OUT").document["profile"]["name"] == "own"
+def test_a_kind_without_windows_is_rejected(tmp_path: Path) -> None:
+    tree = published_windows(tmp_path / "A", 1, 2, kinds=["vla"])
+    write_tree_codes(tree, "packed")
+    plain_fast(tmp_path / "fast")
+    assert build_error(tmp_path, kinds=["wm"]).code == "data.no_samples"
 
-    @pytest.mark.parametrize("is_known", [True, False])
-    def test_instructions_with_ids_of_codes_are_counted(
-        self, tmp_path: Path, is_known: bool
-    ) -> None:
-        tree = published_windows(tmp_path / "A", 1, 2, task="\u0440\u0443\u043a\u0430")
-        write_tree_codes(tree, "packed")
-        plain_fast(tmp_path / "fast")
-        options: dict[str, Any] = {}
-        if is_known:  # a language model on bytes: no text has a reserved id
-            tiny_tokenizer(6144).save(str(tmp_path / "tokenizer.json"))
-            options["tokenizer"] = str(tmp_path)
-        result = build(tmp_path, **options)
-        assert result.colliding_instructions == (0 if is_known else 4)
+
+@pytest.mark.parametrize(
+    ("fitted", "options", "is_refused"),
+    [
+        (None, {"profile": "libero"}, False),
+        (None, {"gripper": "raw"}, False),
+        (None, {"gripper": "normalised"}, True),
+        ("normalised", {}, False),
+        ("normalised", {"gripper": "raw"}, True),
+        ("normalised", {"gripper_raw": True}, True),
+        ("normalised", {"profile": "libero"}, True),
+    ],
+    ids=str,
+)
+def test_another_profile_than_that_of_the_action_tokenizer_is_refused(
+    workspace: Path, fitted: Any, options: dict[str, Any], is_refused: bool
+) -> None:
+    own = read_profile("libero", fitted)
+    write_profile(workspace / "fast/profile.yaml", own)
+    if is_refused:
+        error = build_error(workspace, dry_run=True, **options)
+        assert (error.code, error.exit_code) == ("data.profile_mismatch", 3)
+    else:
+        assert build(workspace, dry_run=True, **options).status == "planned"
+    assert not (workspace / "OUT").exists()
+
+
+def test_the_profile_of_the_action_tokenizer_is_used(workspace: Path) -> None:
+    own = {"name": "own", "mean": [0.0] * 7, "std": [1.0] * 7}
+    (workspace / "fast/profile.yaml").write_text(json.dumps(own))
+    assert build(workspace).profile == "own"
+    assert SamplesFolder.open(workspace / "OUT").document["profile"]["name"] == "own"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_instructions_with_ids_of_codes_are_counted(tmp_path: Path, is_known: bool) -> None:
+    tree = published_windows(tmp_path / "A", 1, 2, task="\u0440\u0443\u043a\u0430")
+    write_tree_codes(tree, "packed")
+    plain_fast(tmp_path / "fast")
+    options: dict[str, Any] = {}
+    if is_known:  # a language model on bytes: no text has a reserved id
+        tiny_tokenizer(6144).save(str(tmp_path / "tokenizer.json"))
+        options["tokenizer"] = str(tmp_path)
+    result = build(tmp_path, **options)
+    assert result.colliding_instructions == (0 if is_known else 4)
 
 
 def test_an_output_in_a_bucket_has_the_same_lines(
@@ -615,13 +499,7 @@ def test_an_output_in_a_bucket_has_the_same_lines(
     upload(inputs, bucket / "made")
     options = {"data": str(bucket / "made/A"), "fast": str(bucket / "made/fast"), "packed": True}
     build(inputs, bucket / "out", **options)
-    in_bucket = contents(bucket / "out")
-    assert {name: value for name, value in in_bucket.items() if name.startswith("packed/")} == {
-        name: value
-        for name, value in contents(tmp_path / "here").items()
-        if name.startswith("packed/")
-    }
+    assert contents(bucket / "out/packed") == contents(tmp_path / "here/packed")
     assert SamplesFolder.open(bucket / "out").prefix == "../made/A/"
-    assert (
-        build_error(inputs, tmp_path / "far", data=options["data"]).code == "usage.no_relative_path"
-    )
+    error = build_error(inputs, tmp_path / "far", data=options["data"])
+    assert error.code == "usage.no_relative_path"

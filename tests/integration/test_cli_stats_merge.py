@@ -1,8 +1,6 @@
 """Command line of `vlatool stats merge`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,7 @@ import pytest
 
 from tests.builders.preprocessing import run
 from tests.builders.spartan import spartan_task
-
-MERGE = [sys.executable, "-m", "vlatool", "stats", "merge"]
+from tests.surface.invoke import run_vlatool
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +20,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "a"), str(folder / "b")
 
 
-def merge(*words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*MERGE, *words], capture_output=True, text=True, timeout=60)
-    assert "Traceback" not in done.stderr
-    return done
+def merge(*words: str) -> tuple[int, str]:
+    """Exit code and standard output."""
+    return run_vlatool("stats", "merge", *words)
+
+
+def test_stdout_and_output_hold_only_the_statistics(data: tuple[str, str], tmp_path: Path) -> None:
+    code, text = merge(*data)
+    assert (code, len(strict(text)["robot__version"]["count"])) == (0, 5)
+    assert "robot__version" in strict(merge(*data, "--json")[1])["statistics"]
+    path = tmp_path / "merged.json"
+    assert merge(*data, "--output", str(path), "--weights", "1,3")[0] == 0
+    assert strict(path.read_text()) == strict(merge(*data, "--weights", "1,3")[1])
+    (tmp_path / "file").touch()
+    assert merge(*data, "--output", str(tmp_path / "file/merged.json"))[0] == 5
 
 
 def strict(text: str) -> Any:
@@ -34,30 +41,6 @@ def strict(text: str) -> Any:
         raise AssertionError(literal)
 
     return json.loads(text, parse_constant=raise_error)
-
-
-def test_without_output_stdout_is_only_the_statistics(data: tuple[str, str]) -> None:
-    done = merge(*data)
-
-    assert done.returncode == 0, done.stderr
-    assert len(strict(done.stdout)["robot__version"]["count"]) == 5
-
-
-def test_json_document_holds_the_statistics(data: tuple[str, str]) -> None:
-    done = subprocess.run(
-        [*MERGE, *data, "--json"], capture_output=True, text=True, timeout=60, check=True
-    )
-
-    assert "robot__version" in strict(done.stdout)["statistics"]
-
-
-def test_output_has_the_content_of_stdout(data: tuple[str, str], tmp_path: Path) -> None:
-    path = tmp_path / "merged.json"
-
-    done = merge(*data, "--output", str(path), "--weights", "1,3")
-
-    assert done.returncode == 0, done.stderr
-    assert strict(path.read_text()) == strict(merge(*data, "--weights", "1,3").stdout)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +63,4 @@ def test_failure_has_its_exit_code_and_an_empty_stdout(
     bad = tmp_path / "stats.json"
     bad.write_text(content)
     paths = {"a": data[0], "bad": str(bad), "missing": str(tmp_path / "missing")}
-
-    done = merge(*(paths.get(word, word) for word in words))
-
-    assert (done.returncode, done.stdout) == (code, "")
-
-
-def test_output_that_cannot_be_written_ends_with_exit_code_5(
-    data: tuple[str, str], tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-
-    assert merge(*data, "--output", str(tmp_path / "file/merged.json")).returncode == 5
+    assert merge(*(paths.get(word, word) for word in words)) == (code, "")

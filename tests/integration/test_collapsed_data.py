@@ -36,18 +36,6 @@ def coded(tree: Path) -> tuple[Any, Recorder]:
     return encoded(tree, tokenizer, reporter=recorder), recorder
 
 
-def test_encode_reports_equal_codes(coded: tuple[Any, Recorder]) -> None:
-    result, recorder = coded
-    assert result.document()["usage"]["equal_images"] == 1
-    assert CODE in dict(recorder.warnings)
-
-
-def test_inspect_reports_equal_codes(tree: Path, coded: tuple[Any, Recorder]) -> None:
-    del coded
-    report = inspect(InspectConfig(location=str(tree / "TiToken"))).document()
-    assert [finding["code"] for finding in report["findings"]] == [CODE]
-
-
 def test_samples_and_training_report_what_is_always_the_same(
     tree: Path, coded: tuple[Any, Recorder]
 ) -> None:
@@ -64,3 +52,11 @@ def test_samples_and_training_report_what_is_always_the_same(
     check_samples(config, config.load_info(recorder), None, recorder)
     assert {CODE, "data.constant_images"} <= {*dict(recorder.warnings)}
     assert "data.constant_actions" not in dict(recorder.warnings)
+
+
+def test_encode_and_inspect_report_equal_codes(tree: Path, coded: tuple[Any, Recorder]) -> None:
+    result, recorder = coded
+    assert result.document()["usage"]["equal_images"] == 1
+    assert CODE in dict(recorder.warnings)
+    report = inspect(InspectConfig(location=str(tree / "TiToken"))).document()
+    assert [finding["code"] for finding in report["findings"]] == [CODE]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.builders.errors import fails
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
-from tests.builders.training import tiny_config, world_shards
+from tests.builders.training import tiny_config
 from vlatool.artifacts.run.format import RunDir
-from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.models.base import decays_by_name
 from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
@@ -24,11 +24,6 @@ from vlatool.workflows.train import finetune, train
 FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
 # Tables that nothing trains, in the order of the published network.
 DEAD = ("transformer.embeddings.weight", "transformer.norm.weight", "transformer.output.weight")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +151,8 @@ def test_missing_published_file_is_named_before_anything_is_written(
 ) -> None:
     (published / name).unlink()
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_training_state") as caught:
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
-    assert caught.value.code == "data.no_training_state"
     assert str(published / name) in caught.value.message
     assert not (tmp_path / "run").exists()
 
@@ -180,24 +174,29 @@ def test_optimizer_that_does_not_fit_is_an_error(
     change(content["optimizer"])
     torch.save(content, published / "optimizer_3.pt")
 
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
-    ("keys", "code"),
+    ("run_function", "keys", "code"),
     [
-        ({"total_train_steps": 3}, "usage.budget_too_small"),
-        ({"hparams__global_batch_size": 16}, "usage.batch_size"),
+        (train, {"total_train_steps": 3}, "usage.budget_too_small"),
+        (train, {"hparams__global_batch_size": 16}, "usage.batch_size"),
+        (train, {"init_except": ["output_layer"]}, "config.contradiction"),
+        (finetune, {}, "usage.resume_weights_only"),
     ],
 )
 def test_run_that_cannot_continue_is_an_error(
-    data: Path, whole: RunDir, tmp_path: Path, keys: dict[str, Any], code: str
+    run_function: Callable[..., object],
+    keys: dict[str, Any],
+    code: str,
+    data: Path,
+    whole: RunDir,
+    tmp_path: Path,
 ) -> None:
-    with pytest.raises(UsageError) as caught:
-        train(config(data, tmp_path / "run", whole.checkpoint(3), **keys))
-    assert caught.value.code == code
+    with fails(code):
+        run_function(config(data, tmp_path / "run", whole.checkpoint(3), **keys))
 
 
 def test_other_options_than_those_of_the_continued_run_are_reported(
@@ -211,16 +210,3 @@ def test_other_options_than_those_of_the_continued_run_are_reported(
     assert "hparams.wd" in text
     assert "total_train_steps" not in text
     assert "init_" not in text
-
-
-def test_networks_cannot_be_excluded_from_continuing(
-    data: Path, whole: RunDir, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError):
-        train(config(data, tmp_path / "run", whole.root, init_except=["output_layer"]))
-
-
-def test_finetune_does_not_continue(data: Path, whole: RunDir, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        finetune(config(data, tmp_path / "run", whole.root))
-    assert caught.value.code == "usage.resume_weights_only"

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +10,12 @@ import pytest
 import torch
 
 import vlatool
+from tests.builders.errors import fails
 from tests.builders.serving import LookPolicy, local, look, served
 from tests.builders.training import ARM, CAMERAS, HAND, ROT, XYZ, XYZ_COMMAND, tiny_config
 from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import Array, Episode, Observation, ObservationSpec
-from vlatool.errors import ConfigError, VlatoolError
+from vlatool.errors import ConfigError
 from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
 from vlatool.evaluation.control import ChunkJoiner, EpisodeControl, Gripper, ResizeLog, RobotState
 from vlatool.evaluation.controllers import PolicyController, control_options
@@ -263,41 +263,34 @@ def test_the_state_of_a_gripper_lasts_from_plan_to_plan(delay: int) -> None:
     assert chunks.planned[MOVE][:delay, 0].tolist() == [0.5, 0.1][:delay]
 
 
-BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "delay over half a chunk": ({"execute_steps": 6, "delay_steps": 4}, "usage.delay_steps"),
-    "delay over the steps": ({"execute_steps": 1, "delay_steps": 2}, "usage.delay_steps"),
-    "delay of a chunk": ({"delay_steps": HORIZON}, "usage.delay_steps"),
-    "unknown gripper": ({"grippers": [GripperConfig(field="robot")]}, "data.unknown_field"),
-    "unknown dimension": (
-        {"grippers": [GripperConfig(field=MOVE, dimension=1)]},
-        "data.unknown_field",
-    ),
-    "unknown range": ({"grippers": [GripperConfig(field=MOVE, closed=0)]}, "data.unknown_range"),
-    "equal commands": (
-        {"grippers": [GripperConfig(field=MOVE, closed=1, opened=1)]},
-        "data.constant_gripper",
-    ),
-}
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"execute_steps": 6, "delay_steps": 4}, "usage.delay_steps"),  # over half a chunk
+    ({"execute_steps": 1, "delay_steps": 2}, "usage.delay_steps"),
+    ({"delay_steps": HORIZON}, "usage.delay_steps"),
+    ({"grippers": [GripperConfig(field="robot")]}, "data.unknown_field"),
+    ({"grippers": [GripperConfig(field=MOVE, dimension=1)]}, "data.unknown_field"),
+    ({"grippers": [GripperConfig(field=MOVE, closed=0)]}, "data.unknown_range"),
+    ({"grippers": [GripperConfig(field=MOVE, closed=1, opened=1)]}, "data.constant_gripper"),
+]
 
 
-@pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_options_that_do_not_fit_the_policy_are_errors(name: str) -> None:
-    keys, code = BAD_OPTIONS[name]
-    with pytest.raises(VlatoolError) as caught:
+@pytest.mark.parametrize(("keys", "code"), BAD_OPTIONS)
+def test_options_that_do_not_fit_the_policy_are_errors(keys: dict[str, Any], code: str) -> None:
+    with fails(code):
         executed(1, **keys)
-    assert caught.value.code == code
-
-
-def test_holding_needs_measured_values() -> None:
-    with pytest.raises(VlatoolError) as caught:
-        executed(1, policy=Unmeasured(), compat=True, action=[ActionMap(field="push")])
-    assert caught.value.code == "data.missing_field"
 
 
 class Unmeasured(CountingPolicy):
     """Policy with an action that is not measured."""
 
     actions: ClassVar[Mapping[str, int]] = {"push": 1}
+
+
+def test_the_published_schedule_needs_measured_values_and_has_no_delay() -> None:
+    with fails("data.missing_field"):
+        executed(1, policy=Unmeasured(), compat=True, action=[ActionMap(field="push")])
+    with pytest.raises((ConfigError, ValueError), match="published schedule"):
+        config_of(compat=True, delay_steps=1)
 
 
 # a loop for robots
@@ -310,31 +303,20 @@ LOOK = RolloutConfig(
 )
 
 
-@contextmanager
-def planner(place: str) -> Iterator[Any]:
-    """The same policy, in this process or behind a server."""
-    with ExitStack() as stack:
-        if place == "local":
-            yield local(LookPolicy())
-        else:
-            yield stack.enter_context(vlatool.connect(stack.enter_context(served(LookPolicy()))))
-
-
 @pytest.mark.parametrize(("steps", "delay"), [(1, 0), (4, 0), (2, 2), (3, 2), (3, 1)])
-@pytest.mark.parametrize("place", ["local", "served"])
-def test_a_loop_for_robots_commands_what_a_rollout_does(place: str, steps: int, delay: int) -> None:
+def test_a_loop_for_robots_commands_what_a_rollout_does(steps: int, delay: int) -> None:
     policy: Any = LookPolicy()
     config = LOOK.model_copy(update={"execute_steps": steps, "delay_steps": delay})
-    controller = PolicyController(policy, config, ResizeLog(policy.sees, print))
-    with (
-        planner(place) as remote,
-        vlatool.ControlLoop(remote, execute_steps=steps, delay_steps=delay) as loop,
-    ):
-        for number in range(11):
-            expected = controller.act({0: look(number)}, {0: "sing"})[0]
-            commands = loop.step(look(number))
-            actual = np.concatenate([commands["move"], commands["grip"]])
-            np.testing.assert_array_equal(actual, expected)
+    keys = {"execute_steps": steps, "delay_steps": delay}
+    with served(LookPolicy()) as url, vlatool.connect(url) as remote:
+        for planner in (local(LookPolicy()), remote):
+            controller = PolicyController(policy, config, ResizeLog(policy.sees, print))
+            with vlatool.ControlLoop(planner, **keys) as loop:
+                for number in range(11):
+                    expected = controller.act({0: look(number)}, {0: "sing"})[0]
+                    commands = loop.step(look(number))
+                    actual = np.concatenate([commands["move"], commands["grip"]])
+                    np.testing.assert_array_equal(actual, expected)
 
 
 def test_commands_do_not_depend_on_the_time_that_the_policy_takes() -> None:
@@ -370,9 +352,8 @@ def test_the_error_of_a_plan_comes_when_it_is_due_and_a_reset_starts_again() -> 
 
 @pytest.mark.parametrize(("steps", "delay"), [(0, 0), (6, 0), (2, 3), (4, 2), (2, -1)])
 def test_a_loop_needs_chunks_that_are_long_enough(steps: int, delay: int) -> None:
-    with pytest.raises(VlatoolError) as caught:
+    with fails("usage.delay_steps"):
         vlatool.ControlLoop(local(LookPolicy()), execute_steps=steps, delay_steps=delay)
-    assert caught.value.code == "usage.delay_steps"
 
 
 def test_a_file_without_a_mapping_sets_the_control_of_a_server(tmp_path: Path) -> None:
@@ -389,8 +370,3 @@ def test_a_file_without_a_mapping_sets_the_control_of_a_server(tmp_path: Path) -
             np.testing.assert_array_equal(actual["grip"], expected["grip"])
             np.testing.assert_array_equal(actual["move"], expected["move"])
             assert set(np.unique(actual["grip"])) <= {0.0, 50.0}
-
-
-def test_the_published_schedule_has_no_delay() -> None:
-    with pytest.raises((ConfigError, ValueError), match="published schedule"):
-        config_of(compat=True, delay_steps=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.preprocessing import FRAMES, run
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.shards.format import read_processing_metadata
@@ -71,35 +72,24 @@ def test_flipped_bit_is_detected_by_the_reader(damaged: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_flipped_bit_is_an_error_of_verify(damaged: Path, name: str) -> None:
+def test_flipped_bit_is_an_error_of_verify_inspect_and_a_resumed_run(
+    source: Path, damaged: Path, name: str
+) -> None:
     path = damaged / name
     path.write_text(path.read_text().replace("20", "21", 1))
-
     with pytest.raises(DataError) as caught:
         verify(VerifyConfig(location=str(damaged)))
     assert caught.value.exit_code == 3
     assert caught.value.details["codes"].keys() == {f"output.{RECORDS[name]}"}
 
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_flipped_bit_is_a_finding_of_inspect(damaged: Path, name: str) -> None:
-    path = damaged / name
-    path.write_text(path.read_text().replace("20", "21", 1))
-
     findings = inspect(InspectConfig(location=str(damaged))).document()["findings"]
-
     assert [finding["code"] for finding in findings] == [f"data.{RECORDS[name]}"]
     assert str(path) in findings[0]["message"]
 
-
-def test_flipped_bit_is_an_error_of_a_resumed_run(source: Path, damaged: Path) -> None:
-    path = damaged / ".vlatool/run.json"
-    path.write_text(path.read_text().replace("20", "21", 1))
-
-    with pytest.raises(DataError) as caught:
-        run(source, damaged)
-    assert (caught.value.code, caught.value.exit_code) == ("data.broken_record", 3)
-    assert str(path) in caught.value.message
+    if name == ".vlatool/run.json":
+        with fails("data.broken_record", 3) as caught:
+            run(source, damaged)
+        assert str(path) in caught.value.message
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -121,17 +111,15 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("content", HOSTILE)
 @pytest.mark.parametrize(
     "name", [*RECORDS, "shards/manifest.jsonl", "shards/preprocessing_config.yaml"]
 )
 def test_artifact_of_any_content_is_reported_in_two_lines(
-    damaged: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+    damaged: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    (damaged / name).write_bytes(HOSTILE[content])
-    codes = [app.run([command, str(damaged), "-q"]) for command in ("verify", "inspect")]
-    lines = capsys.readouterr().err.splitlines()
-
-    assert set(codes) <= {0, 3}
-    assert codes[0] == 3
-    assert {line.partition(":")[0] for line in lines} <= {"error", "hint"}
+    for content in HOSTILE.values():
+        (damaged / name).write_bytes(content)
+        codes = [app.run([command, str(damaged), "-q"]) for command in ("verify", "inspect")]
+        lines = capsys.readouterr().err.splitlines()
+        assert (codes[0], codes[1] in (0, 3)) == (3, True)
+        assert {line.partition(":")[0] for line in lines} <= {"error", "hint"}

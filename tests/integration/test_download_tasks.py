@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.web_server import WebServer, web_server
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.task_table import task_table
-from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.errors import DataError, StorageError
 from vlatool.workflows.download import DownloadConfig, TasksResult, download
 
 TASKS = ("PushBox", "PutKiwiOnSaucer")
@@ -48,6 +49,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_tasks_are_outputs_of_their_own(server: WebServer, tmp_path: Path) -> None:
+    assert not get(tmp_path / "out", *TASKS, dry_run=True).next
     result = get(tmp_path / "out", *TASKS)
 
     assert set(result.tasks) == set(TASKS)
@@ -55,6 +57,9 @@ def test_tasks_are_outputs_of_their_own(server: WebServer, tmp_path: Path) -> No
         (shard,) = ShardFolder.open(tmp_path / "out" / task).shards()
         assert shard.path.read_bytes() == f"{task} shards".encode()
         assert (tmp_path / "out" / task / ".vlatool/run.json").is_file()
+    data = [str(tmp_path / "out" / task) for task in TASKS]
+    assert result.text().count("next: ") == 1
+    assert f" --data {data[0]} --data {data[1]} " in result.next
 
 
 def test_second_view_is_added_with_the_metadata_that_it_lacks(
@@ -63,15 +68,10 @@ def test_second_view_is_added_with_the_metadata_that_it_lacks(
     get(tmp_path / "out", "PushBox")
     get(tmp_path / "out", "PushBox", view="episodes")
 
+    both = ("manifest.jsonl", "stats.json", "preprocessing_config.yaml")
     assert names(tmp_path / "out/PushBox") == {
-        "shards/manifest.jsonl",
-        "shards/stats.json",
-        "shards/preprocessing_config.yaml",
-        "shards/shard_000000.tar",
-        "episodes/manifest.jsonl",
-        "episodes/stats.json",
-        "episodes/preprocessing_config.yaml",
-        "episodes/episode_a_0.tar",
+        *(f"shards/{name}" for name in (*both, "shard_000000.tar")),
+        *(f"episodes/{name}" for name in (*both, "episode_a_0.tar")),
     }
 
 
@@ -83,15 +83,6 @@ def test_dead_server_is_not_asked_for_the_other_tasks(server: WebServer, tmp_pat
     codes = [row["code"] for row in caught.value.details["failures"]]
     assert codes == ["storage.unreachable", "storage.not_requested"]
     assert not any(TASKS[1] in path for _, path, _ in server.faults.requests)
-
-
-def test_next_command_names_all_tasks(server: WebServer, tmp_path: Path) -> None:
-    data = [str(tmp_path / "out" / task) for task in TASKS]
-    result = get(tmp_path / "out", *TASKS)
-
-    assert result.text().count("next: ") == 1
-    assert f" --data {data[0]} --data {data[1]} " in result.next
-    assert not get(tmp_path / "new", *TASKS, dry_run=True).next
 
 
 def test_task_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Path) -> None:
@@ -125,26 +116,14 @@ def test_statistics_are_needed(server: WebServer, tmp_path: Path) -> None:
 def test_bad_input_is_refused(
     server: WebServer, tmp_path: Path, keys: dict[str, object], code: str
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails(code):
         get(tmp_path / "out", **{"task": ["PushBox"], **keys})
-    assert caught.value.code == code
 
 
 def test_unknown_version_is_an_error_of_the_data(server: WebServer, tmp_path: Path) -> None:
     with pytest.raises((DataError, StorageError)) as caught:
         get(tmp_path / "out", "PushBox", version="v9")
     assert "v9/PushBox" in caught.value.message
-
-
-def test_tables_add_tasks_and_locations(tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text(
-        "preprocessed: s3://lab/data\ntasks:\n  Fold: {has: [shards], station: ours}\n"
-    )
-    table = task_table(str(tmp_path / "own.yaml"))
-
-    assert table.find("Fold").station == "ours"
-    assert (table.preprocessed, table.version) == ("s3://lab/data", "v0.1.0")
-    assert len(table.tasks) == 51
 
 
 @pytest.mark.parametrize(
@@ -162,7 +141,14 @@ def test_broken_table_is_refused(tmp_path: Path, text: str) -> None:
         task_table(str(tmp_path / "own.yaml"))
 
 
-def test_published_list_has_42_tasks_with_preprocessed_data() -> None:
+def test_own_table_is_added_to_the_published_one(tmp_path: Path) -> None:
     tasks = task_table().tasks.values()
     assert sum("shards" in task.has for task in tasks) == 42
     assert sum("raw" in task.has for task in tasks) == 49
+    (tmp_path / "own.yaml").write_text(
+        "preprocessed: s3://lab/data\ntasks:\n  Fold: {has: [shards], station: ours}\n"
+    )
+    table = task_table(str(tmp_path / "own.yaml"))
+    assert table.find("Fold").station == "ours"
+    assert (table.preprocessed, table.version) == ("s3://lab/data", "v0.1.0")
+    assert len(table.tasks) == 51

@@ -23,6 +23,7 @@ from tests.builders.encoding import (
     write_continuous_tokenizer,
     write_tokenizer,
 )
+from tests.builders.errors import fails
 from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
 from tests.builders.recording import Recorder
@@ -38,7 +39,6 @@ from vlatool.models.tokenizer import open_tokenizer
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.encode import DecodeResult, EncodeJob, decode
-from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 IMAGES = EPISODES * FRAMES * 2
@@ -74,37 +74,37 @@ def test_codes_are_those_that_the_tokenizer_makes(whole: Path, tree: Path, token
         pixels = np.asarray(Image.open(tree / f"images/episode_000001/{stem}.png"))
         images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         assert codes.tolist() == model.codes(to_float(images))[0].tolist()
+    assert list(verify(VerifyConfig(location=str(whole))).findings) == []
+    checks = list(whole.glob("checks/*/*.png"))
+    assert len(checks) == EPISODES * 3
+    # Check images have labels and a size that can be seen.
+    with Image.open(checks[0]) as check:
+        left = np.asarray(check)[:, : check.width // 2]
+    assert left.shape[1] >= 160
+    band = left[: left.shape[0] - SIDE * (left.shape[1] // SIDE)]
+    assert (band == 255).all(axis=2).any()
+    assert (band < 128).any()
 
 
-def test_output_is_whole(whole: Path) -> None:
-    result = verify(VerifyConfig(location=str(whole)))
-    assert list(result.findings) == []
-    assert len(list(whole.glob("checks/*/*.png"))) == EPISODES * 3
-
-
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_codes_do_not_depend_on_the_batch_size(
-    whole: Path, tree: Path, tokenizer: str, tmp_path: Path, batch_size: int
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"num_workers": 2}])
+def test_codes_do_not_depend_on_batches_and_reader_processes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path, options: dict[str, int]
 ) -> None:
-    encoded(tree, tokenizer, tmp_path / "out", batch_size=batch_size)
+    encoded(tree, tokenizer, tmp_path / "out", **options)
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_codes_do_not_depend_on_reader_processes(
+def test_packed_codes_are_those_of_separate_files_and_decode_to_the_same(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
-    encoded(tree, tokenizer, tmp_path / "out", num_workers=2)
-    assert contents(tmp_path / "out") == contents(whole)
-
-
-def test_packed_codes_are_those_of_separate_files(
-    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
-) -> None:
-    result = encoded(tree, tokenizer, tmp_path / "out", layout="packed")
-    packed, separate = CodesFolder.open(tmp_path / "out"), CodesFolder.open(whole)
+    result = encoded(tree, tokenizer, tmp_path / "packed", layout="packed")
+    packed, separate = CodesFolder.open(tmp_path / "packed"), CodesFolder.open(whole)
     assert result.pictures == IMAGES
     assert packed.manifest.digest == separate.manifest.digest
-    assert (tmp_path / "out/episode_000000.npz").is_file()
+    assert (tmp_path / "packed/episode_000000.npz").is_file()
+    _decoded(whole, tokenizer, tmp_path / "out")
+    again = _decoded(tmp_path / "packed", tokenizer, tmp_path / "out")
+    assert again.status == "already complete"
 
 
 def test_excluded_episodes_have_no_codes(
@@ -186,27 +186,24 @@ def test_repeated_run_encodes_only_missing_codes(
     assert contents(tmp_path / "out") == before
 
 
-def test_renamed_tokenizer_keeps_its_codes(
+def test_other_tokenizer_is_refused_and_another_name_is_not(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tokenizer, tmp_path / "renamed")
     assert encoded(tree, str(tmp_path / "renamed")).status == "already complete"
-    assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
-
-
-def test_other_tokenizer_over_existing_codes_is_an_error(
-    whole: Path, tree: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.output_differs"):
         encoded(tree, write_tokenizer(tmp_path / "other", seed=4))
-    assert caught.value.code == "usage.output_differs"
     assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
+    with fails("data.other_tokenizer"):
+        _decoded(whole, str(tmp_path / "other"), tmp_path / "out")
 
 
-def test_first_stage_makes_codes_and_no_checks(tree: Path, tmp_path: Path) -> None:
+def test_first_stage_makes_codes_and_cannot_decode(whole: Path, tree: Path, tmp_path: Path) -> None:
     first = write_tokenizer(tmp_path / "first", stage=1)
     encoded(tree, first, tmp_path / "out")
     assert not (tmp_path / "out/checks").exists()
+    with fails("data.no_pixels"):
+        _decoded(tmp_path / "out", first, tmp_path / "decoded")
 
 
 def test_bfloat16_reports_the_share_of_equal_codes(
@@ -223,41 +220,24 @@ def test_image_shards_have_the_codes_of_their_images(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     image_shards(tree, tmp_path / "shards")
+    with fails("usage.missing_key"):
+        encoded(tmp_path / "shards", tokenizer)
     encoded(tmp_path / "shards", tokenizer, tmp_path / "out")
     codes = CodesFolder.open(tmp_path / "out").manifest
     assert codes.digest == CodesFolder.open(whole).manifest.digest
 
 
-def test_image_shards_need_an_output(tree: Path, tokenizer: str, tmp_path: Path) -> None:
-    image_shards(tree, tmp_path / "shards")
-    with pytest.raises(UsageError) as caught:
-        encoded(tmp_path / "shards", tokenizer)
-    assert caught.value.code == "usage.missing_key"
-
-
-def _small() -> bytes:
-    return saved(image(1, SIDE + 4, SIDE))
-
-
-def _gray() -> bytes:
-    return saved(image(1, SIDE, SIDE).convert("L"))
-
-
-def _alpha() -> bytes:
-    return saved(image(1, SIDE, SIDE).convert("RGBA"))
-
-
-def _cut() -> bytes:
-    return saved(image(1, SIDE, SIDE))[:-30]
+SMALL, IMAGE = saved(image(1, SIDE + 4, SIDE)), image(1, SIDE, SIDE)
+GRAY = saved(IMAGE.convert("L"))
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (_small(), "data.picture_size"),
-        (_gray(), "data.not_rgb"),
-        (_alpha(), "data.not_rgb"),
-        (_cut(), "data.picture_unreadable"),
+        (SMALL, "data.picture_size"),
+        (GRAY, "data.not_rgb"),
+        (saved(IMAGE.convert("RGBA")), "data.not_rgb"),
+        (saved(IMAGE)[:-30], "data.picture_unreadable"),
         (b"", "data.picture_unreadable"),
     ],
     ids=["other-size", "gray", "alpha", "cut-off", "empty"],
@@ -268,16 +248,19 @@ def test_bad_image_fails_only_its_episode(
     write(damaged, image_name(1), content)
     with pytest.raises(PartialFailure) as caught:
         encoded(damaged, tokenizer, batch_size=3)
-    failures = caught.value.details["failures"]
-    assert [(failure["episode"], failure["code"]) for failure in failures] == [
-        ("episode_000001", code)
-    ]
-    assert "frame_000002" in failures[0]["message"]
+    (failure,) = caught.value.details["failures"]
+    assert (failure["episode"], failure["code"]) == ("episode_000001", code)
+    assert "frame_000002" in failure["message"]
     assert CodesFolder.open(damaged / "TiToken").episodes() == ["episode_000000", "episode_000002"]
 
 
+class Runs:
+    def __reduce__(self) -> object:
+        return (print, ("this must not be run",))
+
+
 def test_repaired_episode_is_added(damaged: Path, tree: Path, tokenizer: str, whole: Path) -> None:
-    write(damaged, image_name(1), _gray())
+    write(damaged, image_name(1), GRAY)
     with pytest.raises(PartialFailure):
         encoded(damaged, tokenizer)
     shutil.copy(tree / image_name(1), damaged / image_name(1))
@@ -296,40 +279,24 @@ def test_image_of_another_size_is_resized_by_the_stored_preprocessing(
     document = yaml.safe_load(path.read_text())
     document["dataset"]["preprocessing"]["resize_shorter_edge"] = SIDE
     path.write_text(yaml.safe_dump(document))
-    write(damaged, image_name(1), _small())
+    write(damaged, image_name(1), SMALL)
 
     assert encoded(damaged, str(tmp_path / "resizes")).resized == 1
 
 
-def _half(folder: Path, tokenizer: str) -> None:
-    shutil.copytree(tokenizer, folder)
-    weights = folder / "pytorch_model.bin"
-    weights.write_bytes(weights.read_bytes()[:4000])
-
-
-class _Runs:
-    def __reduce__(self) -> object:
-        return (print, ("this must not be run",))
-
-
-def _with_code(folder: Path, tokenizer: str) -> None:
-    shutil.copytree(tokenizer, folder)
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": _Runs()}, protocol=2))
-
-
-def _continuous(folder: Path, tokenizer: str) -> None:
-    del tokenizer
-    write_continuous_tokenizer(folder)
-
-
-@pytest.mark.parametrize("make", [_half, _with_code, _continuous])
+@pytest.mark.parametrize("damage", ["half", "code", "continuous"])
 def test_unusable_tokenizer_is_an_error(
-    make: object, tree: Path, tokenizer: str, tmp_path: Path
+    damage: str, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
-    assert callable(make)
-    make(tmp_path / "bad", tokenizer)
+    folder = tmp_path / "bad"
+    if damage == "continuous":
+        write_continuous_tokenizer(folder)
+    else:
+        weights = Path(shutil.copytree(tokenizer, folder)) / "pytorch_model.bin"
+        code = pickle.dumps({"weight": Runs()}, protocol=2)
+        weights.write_bytes(code if damage == "code" else weights.read_bytes()[:4000])
     with pytest.raises(VlatoolError) as caught:
-        encoded(tree, str(tmp_path / "bad"), tmp_path / "out")
+        encoded(tree, str(folder), tmp_path / "out")
     assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()
 
@@ -349,15 +316,9 @@ def test_decoded_images_are_those_of_the_tokenizer(
     assert result.pictures == IMAGES
     assert np.array_equal(np.asarray(Image.open(path)), expected[4])
 
-
-def test_decoding_the_same_codes_in_another_layout_is_complete(
-    whole: Path, tokenizer: str, tmp_path: Path
-) -> None:
-    _decoded(whole, tokenizer, tmp_path / "out")
-    layout = "json" if CodesFolder.open(whole).layout == "packed" else "packed"
-    export(ExportConfig(source=str(whole), output=str(tmp_path / "other"), layout=layout))
-    again = _decoded(tmp_path / "other", tokenizer, tmp_path / "out")
-    assert again.status == "already complete"
+    stem = episode.stems[3]  # the codes of one image
+    _decoded(whole / f"episode_000002/{stem}.json", tokenizer, tmp_path / "single")
+    assert [path.name for path in (tmp_path / "single").rglob("*.png")] == [f"{stem}.png"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "exchanged"])
@@ -378,12 +339,6 @@ def test_verify_finds_damaged_images_of_decode(
     assert list(counts) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
 
 
-def test_single_file_of_codes_is_decoded(whole: Path, tokenizer: str, tmp_path: Path) -> None:
-    stem = CodesFolder.open(whole).stems("episode_000001")[3]
-    _decoded(whole / f"episode_000001/{stem}.json", tokenizer, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == [f"{stem}.png"]
-
-
 def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_path: Path) -> None:
     codes = tmp_path / "TiToken"
     shutil.copytree(whole, codes, ignore=shutil.ignore_patterns(".vlatool"))
@@ -393,18 +348,6 @@ def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_
         _decoded(codes, tokenizer, tmp_path / "out")
     failed = [(failure["episode"], failure["code"]) for failure in caught.value.details["failures"]]
     assert failed == [("episode_000001", "data.broken_codes")]
-
-
-def test_codes_of_another_tokenizer_are_not_decoded(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        _decoded(whole, write_tokenizer(tmp_path / "other", seed=9), tmp_path / "out")
-    assert caught.value.code == "data.other_tokenizer"
-
-
-def test_first_stage_cannot_decode(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        _decoded(whole, write_tokenizer(tmp_path / "first", stage=1), tmp_path / "out")
-    assert caught.value.code == "data.no_pixels"
 
 
 def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> None:
@@ -430,7 +373,9 @@ def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> 
     assert counts[1] == counts[0] + 32
 
 
-def test_page_of_codes_shows_their_use_and_the_check_images(whole: Path, tmp_path: Path) -> None:
+def test_page_of_codes_shows_their_use_and_the_check_images(
+    whole: Path, tokenizer: str, tmp_path: Path
+) -> None:
     page = tmp_path / "page.html"
     inspect(InspectConfig(location=str(whole), html=str(page), html_samples=2))
     text = page.read_text()
@@ -442,30 +387,10 @@ def test_page_of_codes_shows_their_use_and_the_check_images(whole: Path, tmp_pat
     assert text.count("<img") == 2 + 2
     assert " ".join(map(str, folder.read(folder.episodes()[0]).codes[3].tolist())) in text
 
-
-def test_page_of_damaged_codes_has_a_note(whole: Path, tmp_path: Path) -> None:
-    folder = CodesFolder.open(Path(shutil.copytree(whole, tmp_path / "TiToken")))
-    for path in folder.path_of(folder.episodes()[0]).glob("*.json"):
+    copy = CodesFolder.open(Path(shutil.copytree(whole, tmp_path / "TiToken")))
+    for path in copy.path_of(copy.episodes()[0]).glob("*.json"):
         path.write_text("[]")
-    page = tmp_path / "page.html"
-    inspect(InspectConfig(location=str(folder.path), html=str(page)))
+    inspect(InspectConfig(location=str(copy.path), html=str(page)))
     assert 'class="note"' in page.read_text()
-
-
-def test_check_images_have_labels_and_a_size_that_can_be_seen(whole: Path) -> None:
-    with Image.open(next(whole.glob("checks/*/*.png"))) as check:
-        left = np.asarray(check)[:, : check.width // 2]
-    assert left.shape[1] >= 160
-    band = left[: left.shape[0] - SIDE * (left.shape[1] // SIDE)]
-    assert (band == 255).all(axis=2).any()
-    assert (band < 128).any()
-
-
-def test_tokenizer_without_a_page_of_samples_is_an_error(
-    whole: Path, tokenizer: str, tmp_path: Path
-) -> None:
-    page = str(tmp_path / "page.html")
-    config = InspectConfig(location=str(whole), tokenizer=tokenizer, html=page)
-    with pytest.raises(UsageError) as caught:
-        inspect(config)
-    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError):  # only samples are decoded
+        inspect(InspectConfig(location=str(whole), tokenizer=tokenizer, html=str(page)))

@@ -10,25 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.training import (
     HAND_COMMAND,
     XYZ_COMMAND,
     tiny_arguments,
     tiny_config,
-    world_shards,
 )
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
-from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.workflows.train import finetune, train
 
 STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0, "hparams__wd": 0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +40,7 @@ def finetuned(
     return load_file(RunDir(run).checkpoint(1) / "model.safetensors")
 
 
-def test_run_starts_with_the_averaged_weights_of_the_checkpoint(
-    data: Path, base: Path, tmp_path: Path
-) -> None:
-    weights = finetuned(data, tmp_path / "run", base)
-
-    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
-    assert all(torch.equal(weights[name], base_weights[name]) for name in base_weights)
-
-
-def test_excluded_networks_are_not_loaded(data: Path, base: Path, tmp_path: Path) -> None:
-    weights = finetuned(data, tmp_path / "run", base, init_except=["output_layer"])
-
-    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
-    other = {name for name in base_weights if not torch.equal(weights[name], base_weights[name])}
-    assert {name.partition(".")[0] for name in other} == {"output_layer"}
-
-
-def test_published_keys_stand_for_the_initial_weights(
+def test_published_keys_and_from_stand_for_the_initial_weights(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
     keys = {
@@ -72,34 +49,65 @@ def test_published_keys_stand_for_the_initial_weights(
         "model__resume_except": ["output_layer"],
     }
     config = tiny_config(data, tmp_path / "run", **{**STILL, **keys})
-
     assert (config.init_from, config.init_except) == (str(base), ["output_layer"])
-    assert finetune(config).steps == 1
+
+    arguments = tiny_arguments(data, tmp_path / "run", **STILL)[1:]
+    assert run_command(["finetune", "--from", str(base), *arguments, "-q"]) == 0
+    assert RunDir(tmp_path / "run").config_tree()["init_from"] == str(base)
+    assert run_command(["finetune", "--from", str(base), "--data", "data", "-q"]) == 2
 
 
-def test_unknown_network_is_an_error(data: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_checkpoint_of_another_architecture_is_an_error_and_the_folder_can_be_used_again(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    with fails("data.checkpoint_mismatch", 3):
+        finetuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
+    with fails("config.invalid_value"):
         finetuned(data, tmp_path / "run", base, init_except=["output_layr"])
 
-    assert caught.value.code == "config.invalid_value"
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    assert finetuned(data, tmp_path / "run", copy)
+    shutil.rmtree(copy)
+    keys = {**STILL, "init_from": str(copy), "total_train_steps": 2}  # resumes without it
+    assert finetune(tiny_config(data, tmp_path / "run", **keys)).steps == 2
 
 
-def test_checkpoint_of_another_architecture_is_an_error(
-    data: Path, base: Path, tmp_path: Path
+def test_missing_checkpoint_is_an_error_before_anything_is_read_or_written(
+    data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError) as caught:
-        finetuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
+    with fails("data.no_source", 3) as caught:
+        finetuned(tmp_path / "no-data", tmp_path / "run", tmp_path / "nowhere")
+    assert "nowhere" in caught.value.message
+    with fails("usage.missing_key"):
+        finetune(tiny_config(data, tmp_path / "run"))
+    with fails("usage.missing_key"):
+        train(tiny_config(data, tmp_path / "run", data__statistics_from="init"))
+    assert not (tmp_path / "run").exists()
 
-    assert (caught.value.code, caught.value.exit_code) == ("data.checkpoint_mismatch", 3)
 
-
-def test_folder_of_a_run_that_failed_at_its_start_can_be_reused(
-    data: Path, base: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("source", "scope", "warnings"),
+    [
+        ("data", "global", []),
+        ("init", "global", []),
+        ("data", "per_timestep", ["data.normalization_differs"]),
+    ],
+)
+def test_finetune_says_which_statistics_it_uses_and_where_ranges_or_scopes_differ(
+    data: Path, wider: Path, base: Path, tmp_path: Path, source: str, scope: str, warnings: Any
 ) -> None:
-    with pytest.raises(DataError):
-        finetuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
-
-    assert finetuned(data, tmp_path / "run", base)
+    keys = {"init_from": str(base), "data__statistics_from": source, "dry_run": True}
+    keys |= {"data__normalization__scope": scope}
+    for folder in (data, wider):
+        messages = Recorder()
+        finetune(tiny_config(folder, tmp_path / "run", **STILL, **keys), reporter=messages)
+        shown = {code: text for code, text in messages.warnings if code.startswith("data.")}
+        differing = shown.pop("data.ranges_differ", "")
+        assert (f"{HAND_COMMAND} " in differing) == (folder == wider)
+        assert XYZ_COMMAND not in differing
+        assert [*shown] == warnings
+        assert not [text for text in shown.values() if re.search(r"None|True|False|'|\(", text)]
+        assert any(f"data.statistics_from={source}" in n for n in messages.notes) or folder == data
 
 
 def test_checkpoint_file_in_the_working_folder_is_found(
@@ -109,63 +117,6 @@ def test_checkpoint_file_in_the_working_folder_is_found(
     shutil.copy(RunDir(base).checkpoint(2) / "ema.safetensors", "mine.safetensors")
 
     assert finetuned(data, tmp_path / "run", "mine.safetensors")
-
-
-def test_missing_checkpoint_is_an_error_before_data_is_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        finetuned(tmp_path / "no-data", tmp_path / "run", tmp_path / "nowhere")
-
-    assert (caught.value.code, caught.value.exit_code) == ("data.no_source", 3)
-    assert "nowhere" in caught.value.message
-
-
-def test_finetuned_run_is_resumed_without_its_base_run(
-    data: Path, base: Path, tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(base, tmp_path / "copy"))
-    finetuned(data, tmp_path / "run", copy)
-    shutil.rmtree(copy)
-
-    keys = {"init_from": str(copy)}
-    longer = tiny_config(data, tmp_path / "run", **{**STILL, **keys, "total_train_steps": 2})
-    assert finetune(longer).steps == 2
-
-
-def test_missing_checkpoint_is_an_error_before_anything_is_written(
-    data: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError) as caught:
-        finetuned(data, tmp_path / "run", tmp_path / "nowhere")
-
-    assert (caught.value.code, (tmp_path / "run").exists()) == ("data.no_source", False)
-
-
-def test_network_with_rate_factor_zero_is_unchanged(data: Path, base: Path, tmp_path: Path) -> None:
-    keys = {"model__lr_factors": {"transformer": 0.0}, "hparams__lr": 1e-3, "ema__enabled": False}
-    weights = finetuned(data, tmp_path / "run", base, **keys, total_train_steps=1)
-
-    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
-    changed = {name for name in base_weights if not torch.equal(weights[name], base_weights[name])}
-    assert changed
-    assert not {name for name in changed if name.startswith("transformer.")}
-
-
-def test_no_checkpoint_is_a_usage_error(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        finetune(tiny_config(data, tmp_path / "run"))
-
-    assert caught.value.code == "usage.missing_key"
-
-
-def test_from_sets_the_initial_weights(data: Path, base: Path, tmp_path: Path) -> None:
-    arguments = tiny_arguments(data, tmp_path / "run", **STILL)[1:]
-
-    assert run_command(["finetune", "--from", str(base), *arguments, "-q"]) == 0
-    assert RunDir(tmp_path / "run").config_tree()["init_from"] == str(base)
-
-
-def test_missing_model_is_a_usage_error(base: Path) -> None:
-    assert run_command(["finetune", "--from", str(base), "--data", "data", "-q"]) == 2
 
 
 # statistics of the initial weights
@@ -182,37 +133,6 @@ def wider(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry["std"] = [3 * value for value in entry["std"]]
     path.write_text(json.dumps(statistics))
     return folder
-
-
-@pytest.mark.parametrize("source", ["data", "init"])
-def test_finetune_says_which_statistics_it_uses_and_where_ranges_differ(
-    wider: Path, base: Path, tmp_path: Path, source: str
-) -> None:
-    messages = Recorder()
-    keys = {"init_from": str(base), "data__statistics_from": source, "dry_run": True}
-
-    finetune(tiny_config(wider, tmp_path / "run", **STILL, **keys), reporter=messages)
-
-    assert any(f"data.statistics_from={source}" in note for note in messages.notes)
-    warned = dict(messages.warnings)["data.ranges_differ"]
-    assert f"{HAND_COMMAND} " in warned
-    assert XYZ_COMMAND not in warned
-
-
-@pytest.mark.parametrize(
-    ("scope", "warnings"), [("global", []), ("per_timestep", ["data.normalization_differs"])]
-)
-def test_only_another_normalization_is_a_warning_for_equal_data(
-    data: Path, base: Path, tmp_path: Path, scope: str, warnings: list[str]
-) -> None:
-    messages = Recorder()
-    keys = {"init_from": str(base), "dry_run": True, "data__normalization__scope": scope}
-
-    finetune(tiny_config(data, tmp_path / "run", **STILL, **keys), reporter=messages)
-
-    shown = [(code, text) for code, text in messages.warnings if code.startswith("data.")]
-    assert [code for code, _ in shown] == warnings
-    assert not [text for _, text in shown if re.search(r"None|True|False|'|\(", text)]
 
 
 def test_run_keeps_the_statistics_of_the_initial_weights_and_resumes_without_them(
@@ -245,20 +165,29 @@ def test_statistics_of_a_published_file_lie_above_its_folder(
     assert (run / "stats.json").read_bytes() == (base / "stats.json").read_bytes()
 
 
-def test_statistics_of_initial_weights_need_initial_weights(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        train(tiny_config(data, tmp_path / "run", data__statistics_from="init"))
-
-    assert caught.value.code == "usage.missing_key"
-
-
 def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
     fields = f"{XYZ_COMMAND},{HAND_COMMAND}"
     keys = {"init_from": str(base), "data__statistics_from": "init", "data__action_fields": fields}
-    with pytest.raises(DataError) as caught:
+    with fails("data.missing_statistics") as caught:
         finetune(tiny_config(data, tmp_path / "run", **{**STILL, **keys}))
-
-    assert caught.value.code == "data.missing_statistics"
     assert XYZ_COMMAND in caught.value.message
+
+
+def test_run_starts_with_the_averaged_weights_of_the_checkpoint_except_excluded_networks(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
+
+    def changed(run: str, **keys: Any) -> set[str]:
+        weights = finetuned(data, tmp_path / run, base, **keys)
+        other = (n for n in base_weights if not torch.equal(weights[n], base_weights[n]))
+        return {name.partition(".")[0] for name in other}
+
+    assert changed("whole") == set()
+    assert changed("without", init_except=["output_layer"]) == {"output_layer"}
+    keys = {"model__lr_factors": {"transformer": 0.0}, "hparams__lr": 1e-3, "ema__enabled": False}
+    trained = changed("slow", **keys)
+    assert trained
+    assert "transformer" not in trained

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.builders.base_models import vlm_base
+from tests.builders.errors import fails
 from tests.builders.future_vla import write_samples
 from tests.builders.recording import Recorder
 from tests.builders.training import (
@@ -14,7 +15,6 @@ from tests.builders.training import (
     tiny_arguments,
     tiny_config,
     tiny_overrides,
-    world_shards,
 )
 from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import load_config, parse_override
@@ -24,11 +24,6 @@ from vlatool.training.forecast import Forecast
 from vlatool.workflows.train import train
 
 WEIGHT = 4  # bytes of a float32
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
 
 
 def forecast_of(data: Path, run: Path, **keys: Any) -> Forecast:
@@ -81,9 +76,8 @@ def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_pat
     keys = {"hparams__per_gpu_batch_size": 8, "device_memory": "1TB"}
     whole = forecast_of(data, tmp_path / "run", **keys)
     limit = sum(whole.memory.values()) - 1
-    with pytest.raises(UsageError) as raised:
+    with fails("usage.device_memory") as raised:
         forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
-    assert raised.value.code == "usage.device_memory"
     for change in raised.value.details["fits_with"]:
         named = {key.replace(".", "__"): value for key, value in change.items()}
         smaller = forecast_of(data, tmp_path / "run", **{**keys, **named})
@@ -107,12 +101,11 @@ def test_more_devices_make_a_run_fit_where_no_batch_does(data: Path, tmp_path: P
     assert raised.value.details["fits_with"][0]["nproc"] > 2
 
 
-def test_hours_follow_from_a_rate(data: Path, tmp_path: Path) -> None:
+def test_a_given_or_measured_rate_gives_hours_and_writes_nothing(
+    data: Path, tmp_path: Path
+) -> None:
     planned = forecast_of(data, tmp_path / "run", rate=2.0, total_train_steps=900)
     assert planned.hours == 1.0
-
-
-def test_measured_rate_gives_hours_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     planned = forecast_of(data, tmp_path / "run", measure=True)
     assert planned.samples_per_s
     assert planned.hours == 6 * 8 / planned.samples_per_s / 3600
@@ -125,6 +118,10 @@ def test_processes_are_planned_and_not_started(
     words = tiny_arguments(data, tmp_path / "run", hparams__per_gpu_batch_size=1)
     assert run_command([*words, "--nproc", "8", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forecast"]["devices"] == 8
+    # A run without weights to start from can only be planned.
+    assert run_command([*FUTURE_VLA_4B, "--data", str(tmp_path), "-o", str(tmp_path / "run")]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage.missing_key"
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_that_do_not_fit_on_the_disk_are_a_warning(data: Path, tmp_path: Path) -> None:
@@ -181,9 +178,8 @@ def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
     assert forecast is not None
     assert forecast.unknown
     assert forecast.memory["activations"] is None
-    with pytest.raises(UsageError) as raised:
+    with fails("usage.unknown_memory"):
         planned(device_memory="80GB")
-    assert raised.value.code == "usage.unknown_memory"
 
 
 FUTURE_VLA_4B = ("train", "-p", "future-vla-libero", "-p", "future-vla-4b", "--json")
@@ -212,11 +208,3 @@ def test_run_of_4b_sizes_is_planned_without_weights(
     adapters, devices = error["details"]["fits_with"]
     assert adapters["model.lora.rank"] > 0
     assert (devices["distributed.fsdp"], devices["nproc"] > 1) == (True, True)
-
-
-def test_run_without_its_weights_can_only_be_planned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command([*FUTURE_VLA_4B, "--data", str(tmp_path), "-o", str(tmp_path / "run")]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage.missing_key"
-    assert not (tmp_path / "run").exists()

@@ -10,9 +10,9 @@ import pytest
 import vlatool
 from tests.builders.codes import plain_fast
 from tests.builders.encoding import encoded, write_tokenizer
+from tests.builders.errors import fails
 from tests.builders.libero import CAMERAS, convert, libero_dataset
 from vlatool.config.resolve import load_config, parse_override
-from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.models.future_vla.spec import FutureVlaType
 from vlatool.testing.models import check_model_type
@@ -32,14 +32,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw episodes, samples with 2 future steps, their tokenizer, and a run of two steps."""
     folder = tmp_path_factory.mktemp("asking")
     source = libero_dataset(folder / "raw", (FRAMES, FRAMES), size=64)
-    convert(
-        source,
-        folder / "A",
-        sink="jsonl",
-        resize_images_size=None,
-        past_steps=4,
-        future_steps=STEPS,
-    )
+    keys: dict[str, Any] = {"sink": "jsonl", "resize_images_size": None}
+    convert(source, folder / "A", **keys, past_steps=4, future_steps=STEPS)
     encoded(folder / "A", write_tokenizer(folder / "tokenizer", image_size=64))
     write_tokenizer(folder / "other", seed=4, image_size=64)
     plain_fast(folder / "fast")
@@ -80,8 +74,15 @@ def test_raw_episode_and_samples_give_the_same_chunk(root: Path, tmp_path: Path)
     )
 
 
-def test_loaded_policy_gives_the_chunk_of_the_first_frame(root: Path, tmp_path: Path) -> None:
-    result = predicted(root, "raw", tmp_path)
+def test_loaded_policy_gives_the_chunk_of_the_first_frame_and_a_tokenizer_its_futures(
+    root: Path, tmp_path: Path
+) -> None:
+    result = predicted(root, "raw", tmp_path, tokenizer=str(root / "tokenizer"))
+    names = {f"future-{camera}.png" for camera in CAMERAS} | {"futures.mp4"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    assert result.futures is not None
+    assert set(result.futures["steps"]) == {"1"}
+    assert "accuracy of codes" in result.text()
     loop = vlatool.load_policy(root / "run")
     assert loop.cameras == CAMERAS
     image = np.full((64, 64, 3), (0, 0, 7), np.uint8)
@@ -89,15 +90,6 @@ def test_loaded_policy_gives_the_chunk_of_the_first_frame(root: Path, tmp_path: 
     observation = {"image": image, "wrist_image": wrist, "instruction": result.instruction}
     chunk = loop.act(observation)["actions"]
     np.testing.assert_array_equal(chunk, result.fields["actions"].predicted)
-
-
-def test_tokenizer_draws_the_futures_beside_the_real_ones(root: Path, tmp_path: Path) -> None:
-    result = predicted(root, "raw", tmp_path, tokenizer=str(root / "tokenizer"))
-    names = {f"future-{camera}.png" for camera in CAMERAS} | {"futures.mp4"}
-    assert names <= {path.name for path in tmp_path.iterdir()}
-    assert result.futures is not None
-    assert set(result.futures["steps"]) == {"1"}
-    assert "accuracy of codes" in result.text()
 
 
 def test_open_loop_errors_have_those_of_images(root: Path, tmp_path: Path) -> None:
@@ -122,15 +114,8 @@ def test_open_loop_errors_have_those_of_images(root: Path, tmp_path: Path) -> No
 
 
 def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Path) -> None:
-    config = RolloutConfig(
-        checkpoint=str(root / "run"),
-        output=str(tmp_path),
-        env=LIBERO_ENVIRONMENT,
-        episodes=1,
-        max_steps=3,
-        execute_steps=2,
-    )
-    result = rollout(config)
+    where = {"checkpoint": str(root / "run"), "output": str(tmp_path), "env": LIBERO_ENVIRONMENT}
+    result = rollout(RolloutConfig(**where, episodes=1, max_steps=3, execute_steps=2))
     assert (result.figures["episodes"], result.figures["mean_steps"]) == (1, 3)
 
 
@@ -139,6 +124,7 @@ def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Pa
     [
         ("raw", {"tokenizer": "other"}, "data.other_tokenizer"),
         ("raw", {"tokenizer": "run"}, "data.no_tokenizer"),
+        ("raw", {"checkpoint": "tiny"}, "data.no_policy"),  # weights that nothing trained
         ("A", {"episode": "7"}, "data.unknown_episode"),
         ("raw", {"instruction": "say <|im_end|>"}, "data.unusable_instruction"),
         ("fast", {}, "data.no_samples"),
@@ -147,18 +133,11 @@ def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Pa
 def test_what_does_not_fit_is_an_error(
     root: Path, tmp_path: Path, source: str, keys: dict[str, Any], code: str
 ) -> None:
-    if "tokenizer" in keys:
-        keys = {"tokenizer": str(root / keys["tokenizer"])}
-    with pytest.raises(VlatoolError) as caught:
+    folders = ("tokenizer", "checkpoint")
+    keys = {key: str(root / value) if key in folders else value for key, value in keys.items()}
+    with fails(code):
         predicted(root, source, tmp_path / "out", **keys)
-    assert caught.value.code == code
     assert not (tmp_path / "out").exists()
-
-
-def test_weights_that_were_not_trained_are_no_policy(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(VlatoolError) as caught:
-        predicted(root, "raw", tmp_path / "out", checkpoint=str(root / "tiny"))
-    assert caught.value.code == "data.no_policy"
 
 
 @pytest.mark.slow

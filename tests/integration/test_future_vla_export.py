@@ -58,27 +58,23 @@ def exported(source: Trained, folder: Path) -> Path:
     return folder
 
 
-def hidden(network: Any) -> torch.Tensor:
-    ids = torch.tensor([[3, *[VOCABULARY - 1] * 21, 5, 7]])
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64, 3), np.uint8)
-    positions = torch.arange(24).expand(1, 3, 24)
-    with torch.no_grad():
-        return network(ids, positions, images=torch.from_numpy(pixels))
-
-
 @pytest.mark.parametrize("keys", [{}, {"lora": {"rank": 2}}, {"patch_order": "block"}])
 def test_export_opens_with_equal_outputs(tmp_path: Path, keys: dict[str, Any]) -> None:
     source = trained(tmp_path / "run", **keys)
     opened = open_trained(str(exported(source, tmp_path / "out")), device="cpu")
-    torch.testing.assert_close(hidden(opened.parts["model"]), hidden(source.parts["model"]))
+    ids = torch.tensor([[3, *[VOCABULARY - 1] * 21, 5, 7]])
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64, 3), np.uint8)
+    with torch.no_grad():
+        hidden, expected = (
+            part(ids, torch.arange(24).expand(1, 3, 24), images=torch.from_numpy(pixels))
+            for part in (opened.parts["model"], source.parts["model"])
+        )
+    torch.testing.assert_close(hidden, expected)
     assert isinstance(opened.assets, VlaAssets)
     assert (opened.assets.shape, opened.assets.profile) == (DATA.shape, PROFILE)
     model: Any = opened.config.model
-    assert (model.patch_order, model.compress, model.lora.rank) == (
-        keys.get("patch_order", "raster"),
-        (1, 1, 1),
-        0,
-    )
+    order = keys.get("patch_order", "raster")
+    assert (model.patch_order, model.compress, model.lora.rank) == (order, (1, 1, 1), 0)
 
 
 def test_transformers_reads_the_stock_part(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import zlib
@@ -82,13 +83,20 @@ def test_a_tar_per_episode_holds_images_in_the_published_order(tree: Path) -> No
         # 4:2:0 blurs noise; another image is twice as far away.
         assert np.abs(difference).mean() < 50
 
+    with_preset(PUBLISHED, tree, tree.parent / "published")
+    (data, *_) = members(tree.parent / "published/train-episode_000000.tar").values()
+    squashed = image(0).resize((256, 256), Image.Resampling.LANCZOS)
+    expected = saved(squashed, "JPEG", quality=100, subsampling="4:2:0")
+    assert np.array_equal(pixels(data), pixels(expected))
+
 
 def test_stored_images_are_copied_unchanged_with_unique_keys(tree: Path) -> None:
-    image_shards(tree / "images", tree.parent / "shards")
+    image_shards(tree / "images", tree.parent / "shards", label=0)
 
     stored = samples(tree.parent / "shards/train-episode_000001.tar")
     assert [member["png"] for member in stored] == files_of(tree, 1)
     assert [member["__key__"] for member in stored] == [f"{key:08d}" for key in range(4)]
+    assert [member["cls"] for member in stored] == [b"0"] * 4
     assert json.loads(stored[2]["json"]) == {
         "key": "A/episode_000001/image/000002",
         "dataset": "A",
@@ -97,13 +105,14 @@ def test_stored_images_are_copied_unchanged_with_unique_keys(tree: Path) -> None
         "frame": 2,
         "file": "LIBERO_wrist_image_episode_000001_frame_000000.png",
     }
-
-
-def test_a_label_is_stored_beside_each_image(tree: Path) -> None:
-    image_shards(tree, tree.parent / "shards", label=0)
-    stored = samples(tree.parent / "shards/train-episode_000001.tar")
-    assert [member["cls"] for member in stored] == [b"0"] * 4
     assert verify(VerifyConfig(location=str(tree.parent / "shards"))).findings == ()
+    for tar in (tree.parent / "shards").glob("*.tar"):
+        index = read_index(index_path(tar))
+        assert index is not None
+        assert index.ranges() == index_by_headers(tar).ranges()
+        assert len(index.ranges()) == 4
+    image_shards(tree, tree.parent / "single", max_episodes=1, val_ratio=0.01)
+    assert not list((tree.parent / "single").glob("*.txt"))  # one shard is not split
 
 
 def test_frames_of_any_reader_are_written_camera_by_camera(tmp_path: Path) -> None:
@@ -121,164 +130,144 @@ def test_frames_of_any_reader_are_written_camera_by_camera(tmp_path: Path) -> No
     assert len({entry["key"] for entry in metadata}) == len(metadata)
 
 
-def test_the_index_holds_the_range_of_each_image(tree: Path) -> None:
-    image_shards(tree, tree.parent / "shards")
-    for tar in (tree.parent / "shards").glob("*.tar"):
-        index = read_index(index_path(tar))
-        assert index is not None
-        assert index.ranges() == index_by_headers(tar).ranges()
-        assert len(index.ranges()) == 4
+def only(tree: Path, **options: Any) -> bytes:
+    """The first written image."""
+    image_shards(tree, tree.parent / "shards", max_episodes=1, **options)
+    (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
+    return data
 
 
-class TestPixels:
-    def only(self, tree: Path, **options: Any) -> bytes:
-        """The first written image."""
-        image_shards(tree, tree.parent / "shards", max_episodes=1, **options)
-        (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
-        return data
-
-    @pytest.mark.parametrize(
-        ("subsampling", "blocks"),
-        [("4:4:4", [(1, 1)] * 3), ("4:2:0", [(2, 2), (1, 1), (1, 1)])],
-    )
-    def test_jpeg_options_are_applied(
-        self, tree: Path, subsampling: str, blocks: list[tuple[int, int]]
-    ) -> None:
-        data = self.only(tree, image_format="jpeg", jpeg_quality=90, jpeg_subsampling=subsampling)
-        with Image.open(io.BytesIO(data)) as written:
-            actual: Any = written
-            assert [(across, down) for _, across, down, _ in actual.layer] == blocks
-            with Image.open(io.BytesIO(saved(image(0), "JPEG", quality=90))) as alike:
-                expected: Any = alike
-                assert actual.quantization == expected.quantization
-
-    def test_the_published_job_gives_the_pixels_of_pillow(self, tree: Path) -> None:
-        with_preset(PUBLISHED, tree, tree.parent / "shards")
-        (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
-        squashed = image(0).resize((256, 256), Image.Resampling.LANCZOS)
-        expected = saved(squashed, "JPEG", quality=100, subsampling="4:2:0")
-        assert np.array_equal(pixels(data), pixels(expected))
-
-    def test_png_is_lossless(self, tree: Path) -> None:
-        write(tree, "images/episode_000000/A.bmp", saved(image(9), "BMP"))
-        assert np.array_equal(pixels(self.only(tree)), np.asarray(image(9)))
-
-    @pytest.mark.parametrize(
-        ("kind", "image_format", "is_same"),
-        [
-            ("JPEG", None, True),
-            ("JPEG", "jpeg", True),
-            ("JPEG", "png", False),
-            ("PNG", "png", True),
-            ("PNG", "jpeg", False),
-            ("WEBP", None, False),
-        ],
-    )
-    def test_bytes_are_copied_where_nothing_changes(
-        self, tree: Path, kind: str, image_format: str | None, is_same: bool
-    ) -> None:
-        stored = saved(image(9), kind)
-        write(tree, f"images/episode_000000/A.{kind.lower()}", stored)
-        data = self.only(tree, image_format=image_format, resize_images_size=[WIDTH, HEIGHT])
-        assert (data == stored) == is_same
-
-    def test_a_published_number_is_width_and_height(self, tree: Path) -> None:
-        assert pixels(self.only(tree, resize_images_size=8)).shape == (8, 8, 3)
-
-    def test_zero_keeps_sizes(self, tree: Path) -> None:
-        assert self.only(tree, resize_images_size=0) == files_of(tree)[0]
+@pytest.mark.parametrize(
+    ("subsampling", "blocks"),
+    [("4:4:4", [(1, 1)] * 3), ("4:2:0", [(2, 2), (1, 1), (1, 1)])],
+)
+def test_jpeg_options_are_applied(
+    tree: Path, subsampling: str, blocks: list[tuple[int, int]]
+) -> None:
+    data = only(tree, image_format="jpeg", jpeg_quality=90, jpeg_subsampling=subsampling)
+    with Image.open(io.BytesIO(data)) as written:
+        actual: Any = written
+        assert [(across, down) for _, across, down, _ in actual.layer] == blocks
+        with Image.open(io.BytesIO(saved(image(0), "JPEG", quality=90))) as alike:
+            expected: Any = alike
+            assert actual.quantization == expected.quantization
 
 
-class TestBytes:
-    def test_the_sink_fulfills_the_sink_contract(self) -> None:
-        check_sink(ImageShardsSink, {"val_ratio": 0.4, "image_format": "jpeg"})
-
-    def test_two_workers_write_the_files_of_one(self, tree: Path) -> None:
-        options: Mapping[str, Any] = {"image_format": "jpeg", "val_ratio": 0.5}
-        image_shards(tree, tree.parent / "one", **options)
-        image_shards(tree, tree.parent / "two", workers=2, **options)
-        assert contents(tree.parent / "one") == contents(tree.parent / "two")
-
-    def test_images_in_s3_give_the_same_shards_in_s3(self, tree: Path, s3_bucket: str) -> None:
-        bucket = RemotePath(f"s3://{s3_bucket}")
-        image_shards(tree, tree.parent / "here", val_ratio=0.5)
-        image_shards(upload(tree, bucket / "A"), bucket / "there", val_ratio=0.5)
-        assert digests(bucket / "there") == digests(tree.parent / "here")
-
-
-class TestBadImages:
-    @pytest.mark.parametrize(
-        ("name", "content", "code"),
-        [
-            ("z.png", b"", "data.picture_unreadable"),
-            ("z.png", saved(image(0))[:-30], "data.picture_unreadable"),
-            ("z.jpg", saved(image(0), "JPEG")[:-30], "data.picture_unreadable"),
-            (
-                "z.png",
-                saved(Image.fromarray(np.full((4, 4), 500, np.uint16))),
-                "data.picture_unreadable",
-            ),
-        ],
-    )
-    def test_an_episode_with_a_bad_image_is_listed_and_the_others_are_written(
-        self, tree: Path, name: str, content: bytes, code: str
-    ) -> None:
-        bad = write(tree, f"images/episode_000001/{name}", content)
-
-        error = error_of(tree, tree.parent / "shards", val_ratio=0.5)
-
-        assert isinstance(error, PartialFailure)
-        (failure,) = error.details["failures"]
-        assert (failure["episode"], failure["code"]) == ("episode_000001", code)
-        assert str(bad) in failure["message"]
-        lists = [tree.parent / "shards" / name for name in ("train_files.txt", "val_files.txt")]
-        assert [path.read_text() for path in lists] == [
-            "train-episode_000002.tar\n",
-            "train-episode_000000.tar\n",
-        ]
-
-    def test_a_folder_without_images_and_a_dead_link_are_listed(self, tree: Path) -> None:
-        write(tree, "images/episode_000005/notes.txt")
-        os.symlink("nowhere.png", tree / "images/episode_000000/z.png")
-
-        error = error_of(tree, tree.parent / "shards")
-
-        codes = [failure["code"] for failure in error.details["failures"]]
-        assert codes == ["data.missing_file", "data.no_pictures"]
-
-    def test_pixels_of_a_png_are_decoded_with_verify_pixels(self, tree: Path) -> None:
-        whole = saved(image(0))
-        # Pixels that cannot be decompressed, with a valid checksum.
-        part = b"IDAT" + b"no pixels"
-        broken = struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
-        write(tree, "images/episode_000000/z.png", whole[:33] + broken + whole[-12:])
-        assert image_shards(tree, tree.parent / "a").failures == ()
-        assert error_of(tree, tree.parent / "b", verify_pixels=True).exit_code == 4
-
-    @pytest.mark.parametrize(
-        ("content", "warning"),
-        [
-            (saved(image(0).convert("RGBA")), "image_shards.converted"),
-            (saved(image(0, 8, 8)), "image_shards.mixed_sizes"),
-            (
-                saved(image(0), "GIF", save_all=True, append_images=[image(1)]),
-                "image_shards.several_frames",
-            ),
-        ],
-    )
-    def test_anomalies_are_reported_and_written(
-        self, tree: Path, content: bytes, warning: str
-    ) -> None:
-        write(tree, "images/episode_000000/z.png", content)
-        result = image_shards(tree, tree.parent / "shards")
-        assert [warned.partition(":")[0] for warned in result.warnings] == [warning]
-        assert result.samples == 13
-
-    def test_lbm_sink_without_fields_is_an_error(self, tree: Path) -> None:
-        error = error_of(tree, tree.parent / "shards", sink="lbm")
-        assert (error.code, error.exit_code) == ("data.no_fields", 3)
+@pytest.mark.parametrize(
+    ("kind", "image_format", "is_same"),
+    [
+        ("JPEG", None, True),
+        ("JPEG", "jpeg", True),
+        ("JPEG", "png", False),
+        ("PNG", "png", True),
+        ("PNG", "jpeg", False),
+        ("WEBP", None, False),
+    ],
+)
+def test_bytes_are_copied_where_nothing_changes(
+    tree: Path, kind: str, image_format: str | None, is_same: bool
+) -> None:
+    stored = saved(image(9), kind)
+    write(tree, f"images/episode_000000/A.{kind.lower()}", stored)
+    data = only(tree, image_format=image_format, resize_images_size=[WIDTH, HEIGHT])
+    assert (data == stored) == is_same
 
 
-def test_one_shard_is_not_split(tree: Path) -> None:
-    image_shards(tree, tree.parent / "shards", max_episodes=1, val_ratio=0.01)
-    assert not list((tree.parent / "shards").glob("*.txt"))
+def test_images_are_resized_to_a_published_number_and_others_written_without_loss(
+    tree: Path,
+) -> None:
+    assert pixels(only(tree, resize_images_size=8)).shape == (8, 8, 3)
+    shutil.rmtree(tree.parent / "shards")
+    assert only(tree, resize_images_size=0) == files_of(tree)[0]
+    shutil.rmtree(tree.parent / "shards")
+    write(tree, "images/episode_000000/A.bmp", saved(image(9), "BMP"))
+    assert np.array_equal(pixels(only(tree)), np.asarray(image(9)))
+
+
+def test_the_sink_fulfills_the_sink_contract() -> None:
+    check_sink(ImageShardsSink, {"val_ratio": 0.4, "image_format": "jpeg"})
+
+
+def test_two_workers_write_the_files_of_one(tree: Path) -> None:
+    options: Mapping[str, Any] = {"image_format": "jpeg", "val_ratio": 0.5}
+    image_shards(tree, tree.parent / "one", **options)
+    image_shards(tree, tree.parent / "two", workers=2, **options)
+    assert contents(tree.parent / "one") == contents(tree.parent / "two")
+
+
+def test_images_in_s3_give_the_same_shards_in_s3(tree: Path, s3_bucket: str) -> None:
+    bucket = RemotePath(f"s3://{s3_bucket}")
+    image_shards(tree, tree.parent / "here", val_ratio=0.5)
+    image_shards(upload(tree, bucket / "A"), bucket / "there", val_ratio=0.5)
+    assert digests(bucket / "there") == digests(tree.parent / "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("z.png", b"", "data.picture_unreadable"),
+        ("z.png", saved(image(0))[:-30], "data.picture_unreadable"),
+        ("z.jpg", saved(image(0), "JPEG")[:-30], "data.picture_unreadable"),
+        (
+            "z.png",
+            saved(Image.fromarray(np.full((4, 4), 500, np.uint16))),
+            "data.picture_unreadable",
+        ),
+    ],
+)
+def test_an_episode_with_a_bad_image_is_listed_and_the_others_are_written(
+    tree: Path, name: str, content: bytes, code: str
+) -> None:
+    bad = write(tree, f"images/episode_000001/{name}", content)
+
+    error = error_of(tree, tree.parent / "shards", val_ratio=0.5)
+
+    assert isinstance(error, PartialFailure)
+    (failure,) = error.details["failures"]
+    assert (failure["episode"], failure["code"]) == ("episode_000001", code)
+    assert str(bad) in failure["message"]
+    lists = [tree.parent / "shards" / name for name in ("train_files.txt", "val_files.txt")]
+    assert [path.read_text() for path in lists] == [
+        "train-episode_000002.tar\n",
+        "train-episode_000000.tar\n",
+    ]
+
+
+def test_a_folder_without_images_and_a_dead_link_are_listed(tree: Path) -> None:
+    write(tree, "images/episode_000005/notes.txt")
+    os.symlink("nowhere.png", tree / "images/episode_000000/z.png")
+
+    error = error_of(tree, tree.parent / "shards")
+
+    codes = [failure["code"] for failure in error.details["failures"]]
+    assert codes == ["data.missing_file", "data.no_pictures"]
+    error = error_of(tree, tree.parent / "lbm", sink="lbm")
+    assert (error.code, error.exit_code) == ("data.no_fields", 3)
+
+
+def test_pixels_of_a_png_are_decoded_with_verify_pixels(tree: Path) -> None:
+    whole = saved(image(0))
+    # Pixels that cannot be decompressed, with a valid checksum.
+    part = b"IDAT" + b"no pixels"
+    broken = struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+    write(tree, "images/episode_000000/z.png", whole[:33] + broken + whole[-12:])
+    assert image_shards(tree, tree.parent / "a").failures == ()
+    assert error_of(tree, tree.parent / "b", verify_pixels=True).exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        (saved(image(0).convert("RGBA")), "image_shards.converted"),
+        (saved(image(0, 8, 8)), "image_shards.mixed_sizes"),
+        (
+            saved(image(0), "GIF", save_all=True, append_images=[image(1)]),
+            "image_shards.several_frames",
+        ),
+    ],
+)
+def test_anomalies_are_reported_and_written(tree: Path, content: bytes, warning: str) -> None:
+    write(tree, "images/episode_000000/z.png", content)
+    result = image_shards(tree, tree.parent / "shards")
+    assert [warned.partition(":")[0] for warned in result.warnings] == [warning]
+    assert result.samples == 13

@@ -72,12 +72,12 @@ def test_dry_run_writes_nothing_and_lists_the_placeholders(launch: Launch, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "exit_code"),
     [
-        pytest.param(["raw/", "-o", "s3://lab/d"], "launch.local_path", 2, id="local source"),
-        pytest.param(["s3://lab/raw"], "usage.missing_key", 2, id="no output"),
-        pytest.param([*SOURCE, "--engine", "local"], "config.invalid_value", 2, id="engine"),
-        pytest.param([*SOURCE, "--ray.image", "a b"], "config.invalid_value", 2, id="value"),
-        pytest.param([*SOURCE, "--ray.cluster", "odd"], "usage.cluster_file", 2, id="no text"),
-        pytest.param([*SOURCE, "--ray.cluster", "odd/x"], "storage.write", 5, id="below a file"),
+        (["raw/", "-o", "s3://lab/d"], "launch.local_path", 2),
+        (["s3://lab/raw"], "usage.missing_key", 2),
+        ([*SOURCE, "--engine", "local"], "config.invalid_value", 2),
+        ([*SOURCE, "--ray.image", "a b"], "config.invalid_value", 2),
+        ([*SOURCE, "--ray.cluster", "odd"], "usage.cluster_file", 2),
+        ([*SOURCE, "--ray.cluster", "odd/x"], "storage.write", 5),
     ],
 )
 def test_bad_input(

@@ -11,7 +11,7 @@ import yaml
 
 from tests.builders.s3_runs import upload
 from tests.builders.s3_server import S3Server, without_credentials
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 from tests.surface.invoke import run_vlatool
 from vlatool.config.resolve import load_config
 from vlatool.launching.sagemaker import instance_type, job_error, load_secrets, num_gpus
@@ -46,9 +46,12 @@ def planned(*words: str) -> dict[str, Any]:
     return document
 
 
-def test_dry_run_without_credentials_prints_the_whole_request() -> None:
-    request = planned("--sagemaker.volume_size", "200")["request"]
-    name = request["TrainingJobName"]
+def test_dry_run_without_credentials_prints_the_whole_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "pick")  # not for this run, which has no tracker
+    document = planned("--sagemaker.volume_size", "200", "--hparams.lr", "3e-4")
+    request, name = document["request"], document["job"]
     assert name.startswith("ada-lovelace-vlatool-")
     assert request == {
         "TrainingJobName": name,
@@ -91,68 +94,64 @@ def test_dry_run_without_credentials_prints_the_whole_request() -> None:
             {"Key": "project", "Value": "vlatool"},
         ],
     }
+    # Each null has a note.
+    assert [note.split()[0] for note in document["notes"]] == ["RoleArn", "TrainingImage"]
+    run = yaml.safe_load(document["config"])
+    assert run["hparams"]["lr"] == 3e-4
+    assert run["data"]["dataset_manifest"] == ["s3://lab/data"]
+    assert (run["name"], run["save_path"]) == (name, "/opt/ml/runs")
+    assert not {"sagemaker", "dry_run"} & run.keys()
 
 
-def test_project_and_team_of_wandb_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_job_are_in_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "pick")
     monkeypatch.setenv("WANDB_ENTITY", "lab")
     monkeypatch.setenv("WANDB_API_KEY", "sesame")
     words = ("--tracker", "wandb", "--sagemaker.environment.WANDB_ENTITY", "team")
+    words += ("--sagemaker.arn", "arn:aws:iam::1:role/r", "--sagemaker.image", "lab/vlatool:1")
+    words += ("--sagemaker.spot", "true", "--sagemaker.max_run", "2")
+    document = planned(*words, "--sagemaker.name_prefix", "x" * 80)
+    request = document["request"]
 
-    environment = planned(*words)["request"]["Environment"]
-
-    chosen = {name: text for name, text in environment.items() if name.startswith("WANDB")}
+    chosen = {name: text for name, text in request["Environment"].items() if "WANDB" in name}
     assert chosen == {"WANDB_PROJECT": "pick", "WANDB_ENTITY": "team"}
-    assert "WANDB_PROJECT" not in planned()["request"]["Environment"]
-
-
-def test_each_null_of_a_plan_has_a_note() -> None:
-    notes = planned()["notes"]
-    assert [note.split()[0] for note in notes] == ["RoleArn", "TrainingImage"]
-    known = ("--sagemaker.arn", "arn:aws:iam::1:role/r", "--sagemaker.image", "lab/vlatool:1")
-    assert planned(*known)["notes"] == []
-
-
-def test_configuration_of_the_job_is_that_of_the_command_line() -> None:
-    document = planned("--hparams.lr", "3e-4")
-    run = yaml.safe_load(document["config"])
-    assert run["hparams"]["lr"] == 3e-4
-    assert run["data"]["dataset_manifest"] == ["s3://lab/data"]
-    assert (run["name"], run["save_path"]) == (document["job"], "/opt/ml/runs")
-    assert not {"sagemaker", "dry_run"} & run.keys()
+    assert document["notes"] == []
+    assert request["EnableManagedSpotTraining"]
+    assert request["StoppingCondition"] == {
+        "MaxRuntimeInSeconds": 172_800,
+        "MaxWaitTimeInSeconds": 345_600,
+    }
+    # A long prefix leaves time and digest whole.
+    assert len(document["job"]) == 63
+    assert re.fullmatch(r"x+-\d{4}(-\d\d){5}-[0-9a-f]{8}", document["job"])
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("words", "exit_code", "code"),
     [
-        (("--data", "data"), "config.local_path"),
-        (("--remote-sync", "runs"), "config.local_path"),
-        (("--init-from", "runs/first"), "config.local_path"),
-        (("--sagemaker.instance_type", "p9"), "usage.instance_type"),
-        (("--sagemaker.environment.HF_TOKEN", "hf_x"), "usage.secret"),
-        (("--sagemaker.environment.STORE", "postgres://ada:hunter22@db/robots"), "usage.secret"),
-        (("--sagemaker.image", ""), "config.invalid_value"),
-        (("--sagemaker.secrets.HF_TOKEN", ""), "config.invalid_value"),
-        (("--sagemaker.local", "true"), "config.refused"),
-        (("--sagemaker.usr", "ada"), "config.unknown_key"),
-        (("--hparams.lr", "fast"), "config.invalid_value"),
+        (("--data", "data"), 2, "config.local_path"),
+        (("--remote-sync", "runs"), 2, "config.local_path"),
+        (("--init-from", "runs/first"), 2, "config.local_path"),
+        (("--sagemaker.instance_type", "p9"), 2, "usage.instance_type"),
+        (("--sagemaker.environment.HF_TOKEN", "hf_x"), 2, "usage.secret"),
+        (("--sagemaker.environment.DB", "postgres://ada:hunter22@db/robots"), 2, "usage.secret"),
+        (("--sagemaker.image", ""), 2, "config.invalid_value"),
+        (("--sagemaker.secrets.HF_TOKEN", ""), 2, "config.invalid_value"),
+        (("--sagemaker.local", "true"), 2, "config.refused"),
+        (("--sagemaker.usr", "ada"), 2, "config.unknown_key"),
+        (("--hparams.lr", "fast"), 2, "config.invalid_value"),
+        (("--sagemaker.profile", "no-such-profile"), 6, "environment.aws_profile"),
+        ((), 2, "usage.missing_key"),  # `finetune` without a checkpoint
     ],
 )
-def test_bad_input_is_a_usage_error(words: tuple[str, str], code: str) -> None:
-    exit_code, document = launched("train", *RUN, *JOB, "--dry-run", *words)
-    assert (exit_code, document["error"]["code"]) == (2, code)
-
-
-def test_profile_that_is_not_configured_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_an_error(
+    words: tuple[str, ...], exit_code: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_PROFILE", "")  # the command sets it
-    exit_code, document = launched("train", *RUN, *JOB, "--sagemaker.profile", "lab", "--dry-run")
-    assert (exit_code, document["error"]["code"]) == (6, "environment.aws_profile")
-    assert "lab" in document["error"]["message"]
-
-
-def test_finetune_needs_a_checkpoint() -> None:
-    exit_code, document = launched("finetune", *RUN, *JOB, "--dry-run")
-    assert (exit_code, document["error"]["code"]) == (2, "usage.missing_key")
+    command = "train" if words else "finetune"
+    done, document = launched(command, *RUN, *JOB, "--dry-run", *words)
+    assert (done, document["error"]["code"]) == (exit_code, code)
+    assert exit_code == 2 or words[-1] in document["error"]["message"]
 
 
 def test_keys_of_the_job_may_stand_before_the_command() -> None:
@@ -160,21 +159,6 @@ def test_keys_of_the_job_may_stand_before_the_command() -> None:
     code, text = run_vlatool(*words, *JOB[2:], "train", *RUN, "--dry-run", "--json")
     assert code == 0
     assert json.loads(text)["job"].startswith("ada-vlatool-")
-
-
-def test_long_prefix_leaves_time_and_digest_whole() -> None:
-    name = planned("--sagemaker.name_prefix", "x" * 80)["job"]
-    assert len(name) == 63
-    assert re.fullmatch(r"x+-\d{4}(-\d\d){5}-[0-9a-f]{8}", name)
-
-
-def test_spot_job_has_time_to_wait() -> None:
-    request = planned("--sagemaker.spot", "true", "--sagemaker.max_run", "2")["request"]
-    assert request["EnableManagedSpotTraining"]
-    assert request["StoppingCondition"] == {
-        "MaxRuntimeInSeconds": 172_800,
-        "MaxWaitTimeInSeconds": 345_600,
-    }
 
 
 @pytest.mark.parametrize(
@@ -198,23 +182,18 @@ def test_failed_job_has_the_exit_code_of_its_command(reason: str, exit_code: int
     assert (error.exit_code, error.code) == (exit_code, "environment.job_failed")
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture
 def run(
-    shards: Path, s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, ...]:
     """Arguments of a tiny run with data in a bucket; the account has a role."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SAGEMAKER_ARN", "arn:aws:iam::123456789012:role/train")
-    upload(shards, RemotePath(f"s3://{s3_bucket}/data"))
-    _, *words = tiny_arguments(shards, Path("runs/first"), total_train_steps=2)
+    upload(data, RemotePath(f"s3://{s3_bucket}/data"))
+    _, *words = tiny_arguments(data, Path("runs/first"), total_train_steps=2)
     where = ("--remote-sync", f"s3://{s3_bucket}/runs", "--sagemaker.user", "ada")
-    local, remote = str(shards), f"s3://{s3_bucket}/data"
+    local, remote = str(data), f"s3://{s3_bucket}/data"
     one_process = ("--sagemaker.instance_type", "c5.xlarge")
     return (*(word.replace(local, remote) for word in words), *where, *one_process)
 
@@ -287,30 +266,34 @@ def test_without_docker_the_hint_has_the_three_commands(
     ]
 
 
-def test_batch_that_does_not_fit_the_processes_is_an_error_before_the_job(
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code"),
+    [
+        (
+            ("--sagemaker.instance_type", "p5", "--sagemaker.instance_count", "3"),
+            2,
+            "usage.batch_size",
+        ),
+        (("--sagemaker.arn", "x", "--sagemaker.image", "a:1"), 2, "usage.rejected_request"),
+        (("--data", "s3://no-data"), 3, "data.no_manifest"),
+        ((), 2, "usage.no_role"),
+    ],
+)
+def test_errors_before_the_job(
+    words: tuple[str, ...],
+    exit_code: int,
+    code: str,
     run: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    more = ("--sagemaker.instance_type", "p5", "--sagemaker.instance_count", "3")
-    code, document = launched("train", *run[:-2], *more)
-    assert (code, document["error"]["code"]) == (2, "usage.batch_size")
-
-
-def test_data_that_are_not_there_are_an_error_before_the_job(run: tuple[str, ...]) -> None:
-    code, document = launched("train", *(word.replace("/data/", "/no-data/") for word in run))
-    assert (code, document["error"]["code"]) == (3, "data.no_manifest")
-
-
-def test_request_that_the_client_rejects_is_a_usage_error(run: tuple[str, ...]) -> None:
-    code, document = launched("train", *run, "--sagemaker.arn", "x", "--sagemaker.image", "a:1")
-    assert (code, document["error"]["code"]) == (2, "usage.rejected_request")
-
-
-def test_without_role_there_is_no_job(
-    run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("SAGEMAKER_ARN")
-    code, document = launched("train", *run)
-    assert (code, document["error"]["code"]) == (2, "usage.no_role")
+    if words[:1] == ("--data",):
+        run, words = tuple(word.replace("/data/", "/no-data/") for word in run), ()
+    elif not words:
+        monkeypatch.delenv("SAGEMAKER_ARN")
+    elif code == "usage.batch_size":
+        run = run[:-2]
+    done, document = launched("train", *run, *words)
+    assert (done, document["error"]["code"]) == (exit_code, code)
 
 
 def test_secrets_are_read_by_name_in_the_job(run: tuple[str, ...]) -> None:

@@ -13,18 +13,13 @@ from typing import Any
 import pytest
 
 from tests.builders.slurm import slurm_programs
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as vlatool
 from vlatool.config.resolve import load_config
 from vlatool.training.config import TrainConfig
 
 TASKS = ("--slurm.gpus-per-node", "0", "--slurm.tasks-per-node", "2")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture
@@ -42,40 +37,30 @@ def launch(
 
 
 def test_script_and_configuration_are_written(
-    launch: Callable[..., Any], data: Path, tmp_path: Path
+    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, result = launch()
+    monkeypatch.setenv("VLATOOL_BINARY", "/lab/bin/vlatool")
+    code, result = launch("--dry-run", "--submit")
+    assert (code, result["status"]) == (0, "planned")
+    assert "--ntasks-per-node=2" in result["script_text"]
+    assert f"{sys.executable} /lab/bin/vlatool train --config" in result["script_text"]
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.delenv("VLATOOL_BINARY")
 
+    code, result = launch()
     folder = tmp_path / "runs" / "launch"
-    assert (code, result["status"], result["start"], result["processes"]) == (
-        0,
-        "written",
-        "new",
-        2,
-    )
+    assert (code, result["status"]) == (0, "written")
+    assert (result["start"], result["processes"]) == ("new", 2)
     assert Path(result["script"]).read_text() == result["script_text"]
     assert sorted(path.name for path in folder.iterdir()) == ["pick.sbatch", "pick.yaml"]
     written = load_config(TrainConfig, files=[result["config"]])
     assert written.config.name == "pick"
     # Like the record of a run: rules that inherited values break are no errors.
     assert written.typed == frozenset()
-
-
-def test_run_without_a_name_gets_one_that_a_second_start_finds(
-    launch: Callable[..., Any], tmp_path: Path
-) -> None:
+    # A run without a name gets one that a second start finds.
     _, result = launch(name="null", save_path=str(tmp_path / "runs"))
     assert load_config(TrainConfig, files=[result["config"]]).config.name == result["name"]
     assert "model_diffusion_policy" in result["name"]
-
-
-def test_dry_run_shows_the_script_and_writes_nothing(
-    launch: Callable[..., Any], tmp_path: Path
-) -> None:
-    code, result = launch("--dry-run", "--submit")
-    assert (code, result["status"]) == (0, "planned")
-    assert "--ntasks-per-node=2" in result["script_text"]
-    assert not (tmp_path / "runs").exists()
 
 
 def test_submitted_job_does_not_get_variables_that_hold_credentials(
@@ -108,27 +93,17 @@ def test_sbatch_that_gives_no_number_is_an_environment_problem(
     assert (code, result["error"]["code"]) == (6, "environment.sbatch")
 
 
-def test_script_of_the_single_file_starts_that_file(
-    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLATOOL_BINARY", "/lab/bin/vlatool")
-    _, result = launch("--dry-run")
-    assert f"{sys.executable} /lab/bin/vlatool train --config" in result["script_text"]
-
-
 @pytest.mark.parametrize(
     ("options", "changes", "code", "exit_code"),
     [
-        pytest.param(["--submit"], {}, "environment.no_sbatch", 6, id="no sbatch"),
-        pytest.param(
-            ["--submit", "--slurm.partition", "missing"], {}, "environment.sbatch", 6, id="sbatch"
-        ),
-        pytest.param(["--slurm.nodes", "3"], {}, "usage.batch_size", 2, id="batch size"),
-        pytest.param(["--fresh"], {}, "usage.fresh", 2, id="fresh"),
-        pytest.param([], {"name": "'my run'"}, "usage.job_name", 2, id="name"),
-        pytest.param([], {"save_path": "s3://lab/runs"}, "usage.slurm_folder", 2, id="remote run"),
-        pytest.param([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3, id="data"),
-        pytest.param(["--slurm.folder", __file__], {}, "storage.write", 5, id="folder is a file"),
+        (["--submit"], {}, "environment.no_sbatch", 6),
+        (["--submit", "--slurm.partition", "missing"], {}, "environment.sbatch", 6),
+        (["--slurm.nodes", "3"], {}, "usage.batch_size", 2),
+        (["--fresh"], {}, "usage.fresh", 2),
+        ([], {"name": "'my run'"}, "usage.job_name", 2),
+        ([], {"save_path": "s3://lab/runs"}, "usage.slurm_folder", 2),
+        ([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3),
+        (["--slurm.folder", __file__], {}, "storage.write", 5),
     ],
 )
 def test_bad_input_is_an_error_before_anything_is_written(

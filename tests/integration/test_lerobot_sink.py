@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.spartan import TASK, spartan_task
-from vlatool.errors import DataError
 from vlatool.plugins import FORMATS
 from vlatool.sinks.lerobot.sink import LeRobotSink
 from vlatool.testing.sinks import check_sink
@@ -81,17 +81,16 @@ def test_splits_of_merged_sets_are_kept_and_read(
     written("lerobot", folder, tmp_path / "out")
     info = json.loads((tmp_path / "out/meta/info.json").read_text())
     assert (info["splits"], "split_unit" in info) == (expected, False)
-    reader = FORMATS.get("lerobot")(FORMATS.get("lerobot").Config(split=read))
-    numbers = [ref.number for ref in reader.discover([tmp_path / "out"])]
+
+    def numbers(split: str) -> list[int]:
+        reader = FORMATS.get("lerobot")(FORMATS.get("lerobot").Config(split=split))
+        return [ref.number for ref in reader.discover([tmp_path / "out"])]
+
     spans = [span.split(":") for span in expected[read].split(",")]
-    assert numbers == [number for start, stop in spans for number in range(int(start), int(stop))]
-
-
-def test_unknown_split_is_an_error_that_names_the_known_ones(sets: Path) -> None:
-    reader = FORMATS.get("lerobot")(FORMATS.get("lerobot").Config(split="test"))
-    with pytest.raises(DataError) as caught:
-        list(reader.discover([sets]))
-    assert (caught.value.code, caught.value.details["known"]) == ("data.unknown_split", ["train"])
+    assert numbers(read) == [n for start, stop in spans for n in range(int(start), int(stop))]
+    with fails("data.unknown_split") as caught:
+        numbers("test")
+    assert caught.value.details["known"] == [*expected]
 
 
 @pytest.mark.slow  # a dozen runs

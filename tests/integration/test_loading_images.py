@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from tests.builders.errors import fails
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.toy_images import image, write_image_shards
@@ -49,20 +50,18 @@ def samples_of(config: ImageDataConfig) -> list[Any]:
     return ImagesKind().reader(config, info).read(refs, rngs)
 
 
-def test_samples_are_the_preprocessed_images(tmp_path: Path) -> None:
-    samples = samples_of(config_of(write_image_shards(tmp_path / "shards")))
-    assert len(samples) == 12
+def test_samples_are_the_preprocessed_images(tmp_path: Path, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("a file: the cache cannot be written")
+    config = config_of(write_image_shards(tmp_path / "shards"))
+    info = ImagesKind().load_info(config)
+    assert [shard.size for shard in info.datasets[0].shards] == [5, 3, 4]
+    samples = samples_of(config)
+    assert len({sample.key for sample in samples}) == len(samples) == 12
     assert samples[0].key == "train-episode_000000/00000000"
     assert samples[5].key == "train-episode_000001/00000000"
     whole = decode_rgb(image(5))
     np.testing.assert_array_equal(samples[5].image, whole[:, 2:10])
-
-
-def test_sizes_and_order_need_no_manifest(tmp_path: Path) -> None:
-    info = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
-    assert [shard.size for shard in info.datasets[0].shards] == [5, 3, 4]
-    data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
-    assert len({sample["key"] for sample in data}) == len(data) == 12
 
 
 def test_data_set_of_images_is_stacked(tmp_path: Path) -> None:
@@ -77,32 +76,18 @@ def test_data_set_of_images_is_stacked(tmp_path: Path) -> None:
 
 
 def test_shard_is_scanned_once_and_its_index_cached(tmp_path: Path, cache: Path) -> None:
-    config = config_of(write_image_shards(tmp_path / "shards", (5,)))
-    before = ImagesKind().load_info(config).fingerprint
+    config, reporter = config_of(write_image_shards(tmp_path / "shards", (5,))), Recorder()
+    before = ImagesKind().load_info(config, reporter).fingerprint
     [index] = cache.glob("*.index.npz")
     inode = index.stat().st_ino
-    assert ImagesKind().load_info(config).fingerprint == before
+    assert ImagesKind().load_info(config, reporter).fingerprint == before
     assert index.stat().st_ino == inode
-
-
-def test_first_scan_reports_its_progress(tmp_path: Path) -> None:
-    config, reporter = config_of(write_image_shards(tmp_path / "shards")), Recorder()
-    for _ in range(2):
-        ImagesKind().load_info(config, reporter)
-    assert reporter.bars == [(f"first scan of {tmp_path / 'shards'}", 3)]
-
-
-def test_index_beside_a_shard_is_used(tmp_path: Path, cache: Path) -> None:
-    [shard] = write_image_shards(tmp_path / "shards", (5,)).iterdir()
-    index_path(shard).write_bytes(index_by_headers(shard).content())
+    assert reporter.bars == [(f"first scan of {tmp_path / 'shards'}", 1)]
+    index.unlink()
+    [shard] = (tmp_path / "shards").iterdir()
+    index_path(shard).write_bytes(index_by_headers(shard).content())  # is used
     assert ImagesKind().load_info(config_of(shard)).num_samples == 5
     assert not list(cache.glob("*.index.npz"))
-
-
-def test_local_shards_are_read_without_a_writable_cache(tmp_path: Path, cache: Path) -> None:
-    cache.parent.mkdir()
-    cache.write_text("a file")
-    assert len(samples_of(config_of(write_image_shards(tmp_path / "shards")))) == 12
 
 
 def test_shard_that_changed_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -141,22 +126,14 @@ def broken() -> Mapping[int, dict[str, bytes]]:
 
 
 def test_sample_without_an_rgb_image_is_dropped_with_its_reason(tmp_path: Path) -> None:
-    samples = samples_of(config_of(write_image_shards(tmp_path / "s", change=broken())))
+    shards = write_image_shards(tmp_path / "s", change=broken())
+    samples = samples_of(config_of(shards))
     drops = {
         i: sample.reason for i, sample in enumerate(samples) if isinstance(sample, DroppedSample)
     }
-    assert drops == {
-        1: "broken_image",
-        2: "no_image",
-        6: "not_rgb",
-        7: "not_rgb",
-        8: "broken_image",
-    }
+    other = {1: "broken_image", 2: "no_image", 8: "broken_image"}
+    assert drops == {**other, 6: "not_rgb", 7: "not_rgb"}
     assert set(drops.values()) <= set(ImagesKind.drop_reasons)
-
-
-def test_grayscale_images_are_converted_with_convert_colors(tmp_path: Path) -> None:
-    shards = write_image_shards(tmp_path / "s", change={6: {"png": image(6, mode="L")}})
     pixels = samples_of(config_of(shards, convert_colors=True))[6].image
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
@@ -188,37 +165,28 @@ def test_random_crop_depends_on_the_generator_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "code"),
+    ("name", "damage", "code"),
     [
-        (lambda folder: folder / "other", "data.no_source"),
-        (lambda folder: folder / "train-episode_000009.tar", "data.missing_shard"),
-        (lambda folder: cut(folder), "data.broken_shard"),
-        (lambda folder: listed(folder, "train-episode_000000.tar\n" * 2), "data.duplicate_shard"),
+        ("other", None, "data.no_source"),
+        ("train-episode_000009.tar", None, "data.missing_shard"),
+        ("train-episode_000001.tar", lambda path: os.truncate(path, 1500), "data.broken_shard"),
+        (
+            "list.txt",
+            lambda path: path.write_text("train-episode_000000.tar\n" * 2),
+            "data.duplicate_shard",
+        ),
     ],
 )
-def test_shards_that_cannot_be_read_raise_an_error(tmp_path: Path, make: Any, code: str) -> None:
-    folder = write_image_shards(tmp_path / "shards")
-    with pytest.raises(DataError) as caught:
-        ImagesKind().load_info(config_of(make(folder)))
-    assert caught.value.code == code
-
-
-def cut(folder: Path) -> Path:
-    shard = folder / "train-episode_000001.tar"
-    os.truncate(shard, 1500)
-    return shard
-
-
-def listed(folder: Path, text: str) -> Path:
-    path = folder / "list.txt"
-    path.write_text(text)
-    return path
-
-
-def test_no_shards_raise_an_error() -> None:
-    with pytest.raises(DataError) as caught:
+def test_shards_that_cannot_be_read_raise_an_error(
+    tmp_path: Path, name: str, damage: Any, code: str
+) -> None:
+    path = write_image_shards(tmp_path / "shards") / name
+    if damage is not None:
+        damage(path)
+    with fails(code):
+        ImagesKind().load_info(config_of(path))
+    with fails("data.no_dataset"):
         ImagesKind().load_info(ImageDataConfig())
-    assert caught.value.code == "data.no_dataset"
 
 
 def test_validation_images_are_those_of_the_second_list(tmp_path: Path) -> None:
@@ -238,14 +206,8 @@ def test_saved_assets_are_loaded_unchanged(tmp_path: Path) -> None:
     info = ImagesKind().load_info(config)
     ImagesKind().save_assets(config, info, tmp_path)
     assert ImagesKind().load_assets(config, tmp_path) == ImagesKind().make_assets(config, info)
-
-
-def test_preprocessing_of_another_run_raises_an_error(tmp_path: Path) -> None:
-    config = config_of(write_image_shards(tmp_path / "s"))
-    ImagesKind().save_assets(config, ImagesKind().load_info(config), tmp_path)
-    with pytest.raises(DataError) as caught:
+    with fails("data.broken_config"):
         ImagesKind().load_assets(config_of(preprocessing={"crop_size": 16}), tmp_path)
-    assert caught.value.code == "data.broken_config"
 
 
 @pytest.fixture
@@ -267,24 +229,25 @@ def image_run(root: Path, run: str, **changes: Any) -> Any:
     return toy_config(root, "toy_images", run, **keys)
 
 
-def test_resumed_run_on_images_has_the_same_weights(site: Path) -> None:
+def test_resumed_run_on_images_has_the_same_weights_drops_and_assets(site: Path) -> None:
     write_image_shards(site / "shards", change={4: {"png": b"broken"}})
     result = train(image_run(site, "whole"))
     assert result.dropped == {"broken_image": 5}
     half_of(site, "whole", "half")
     train(image_run(site, "half", data__num_workers=1))
-    weights = [RunDir(site / run).checkpoint(8) / "model.safetensors" for run in ("whole", "half")]
+    whole, half = RunDir(site / "whole"), RunDir(site / "half")
+    weights = [run.checkpoint(8) / "model.safetensors" for run in (whole, half)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_dropped_images_are_listed_once_in_the_run_and_after_a_stop(site: Path) -> None:
-    write_image_shards(site / "shards", change={4: {"png": b"broken"}})
-    train(image_run(site, "whole"))
-    half_of(site, "whole", "half")
-    train(image_run(site, "half"))
-    (row,) = read_metrics(RunDir(site / "whole").drops)
+    (row,) = read_metrics(whole.drops)
     assert (row["reason"], row["sample"]) == ("broken_image", "train-episode_000000/00000004")
-    assert read_metrics(RunDir(site / "half").drops) == [row]
+    assert read_metrics(half.drops) == [row]
+
+    config = VerifyConfig(location=str(whole.root))
+    assert not verify(config).codes
+    whole.options.unlink()
+    with pytest.raises(DataError) as caught:
+        verify(config)
+    assert caught.value.details["codes"] == {"run.broken_kept": 1}
 
 
 def test_model_type_of_images_passes_the_contract_checks(site: Path) -> None:
@@ -293,14 +256,3 @@ def test_model_type_of_images_passes_the_contract_checks(site: Path) -> None:
     write_image_shards(site / "shards")
     data = {"shards": [str(site / "shards")], "preprocessing": SIZE}
     check_model_type(ImageType, data=data)
-
-
-def test_run_on_images_is_verified_with_its_assets(site: Path) -> None:
-    write_image_shards(site / "shards")
-    train(image_run(site, "whole", total_train_steps=2, num_checkpoints=1))
-    config = VerifyConfig(location=str(site / "whole"))
-    assert not verify(config).codes
-    RunDir(site / "whole").options.unlink()
-    with pytest.raises(DataError) as caught:
-        verify(config)
-    assert caught.value.details["codes"] == {"run.broken_kept": 1}

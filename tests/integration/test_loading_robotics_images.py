@@ -14,11 +14,12 @@ import torch
 import yaml
 
 import vlatool
+from tests.builders.errors import fails
 from tests.builders.loading import FIELD, OBSERVED, SAMPLES, opened, write_shards
 from tests.builders.spartan import spartan_task
 from tests.builders.toy_images import write_image_shards
 from vlatool.artifacts.stats.format import StatsPart, merge_parts, read_mergeable
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.loading.base import SampleRef
 from vlatool.loading.loader import LoaderPlan, build_loader, read_samples, stack_rows
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -60,7 +61,7 @@ def read(*folders: Path, **keys: Any) -> list[DecodedSample]:
     )
 
 
-def augmentation(**image: Any) -> dict[str, Any]:
+def image_keys(**image: Any) -> dict[str, Any]:
     return {"image": image}
 
 
@@ -77,32 +78,30 @@ def crop_offsets(small: np.ndarray, whole: np.ndarray) -> set[tuple[int, int]]:
 
 # crops and colors
 
-RANDOM = augmentation(crop={"enabled": True, "shape": [12, 10]})
-JITTER = augmentation(color_jitter={"enabled": True})
+RANDOM = image_keys(crop={"enabled": True, "shape": [12, 10]})
+JITTER = image_keys(color_jitter={"enabled": True})
 
 
 def test_all_images_of_a_sample_have_the_same_crop(folder: Path) -> None:
     offsets: set[tuple[int, int]] = set()
-    for whole, cropped in zip(read(folder), read(folder, augmentation=RANDOM), strict=True):
-        candidates = [
-            crop_offsets(*pair) for pair in zip(cropped.images, whole.images, strict=True)
-        ]
-        shared = set.intersection(*candidates)
+    disabled = {**RANDOM, "enabled": False}
+    center = image_keys(crop={"enabled": True, "shape": [12, 10], "mode": "center"})
+    sections = ({}, RANDOM, disabled, center)
+    samples = (read(folder, augmentation=section) for section in sections)
+    for whole, cropped, same, centered in zip(*samples, strict=True):
+        pairs = zip(cropped.images, whole.images, strict=True)
+        shared = set.intersection(*(crop_offsets(*pair) for pair in pairs))
         assert len(shared) >= 1
         offsets |= shared
+        assert cropped.instruction == whole.instruction
+        np.testing.assert_array_equal(same.images, whole.images)
+        np.testing.assert_array_equal(centered.images, whole.images[:, 6:18, 11:21])
 
     assert len(offsets) > SAMPLES // 2
 
 
-def test_center_crop(folder: Path) -> None:
-    crop = augmentation(crop={"enabled": True, "shape": [12, 10], "mode": "center"})
-
-    for whole, cropped in zip(read(folder), read(folder, augmentation=crop), strict=True):
-        np.testing.assert_array_equal(cropped.images, whole.images[:, 6:18, 11:21])
-
-
 def test_color_jitter_is_the_same_for_all_images_of_a_sample(folder: Path) -> None:
-    section = augmentation(
+    section = image_keys(
         color_jitter={"enabled": True, "contrast": 0, "saturation": 0, "hue": [0, 0]}
     )
     factors: set[float] = set()
@@ -131,24 +130,11 @@ def test_augmentation_depends_on_seed_and_position_only(
     assert not np.array_equal(data.epoch(1)[7].images, first[7].images)
 
 
-def test_instructions_do_not_depend_on_augmentation(folder: Path) -> None:
-    assert [sample.instruction for sample in read(folder)] == [
-        sample.instruction for sample in read(folder, augmentation=RANDOM)
-    ]
-
-
-def test_disabled_augmentation_changes_nothing(folder: Path) -> None:
-    disabled = {**RANDOM, "enabled": False}
-
-    for plain, same in zip(read(folder), read(folder, augmentation=disabled), strict=True):
-        np.testing.assert_array_equal(plain.images, same.images)
-
-
 @pytest.mark.parametrize("shape", [[12, 10], [0.5, 0.5]])
 def test_validation_images_have_a_center_crop_and_no_jitter(
     folder: Path, shape: list[float]
 ) -> None:
-    section = augmentation(color_jitter={"enabled": True}, crop={"enabled": True, "shape": shape})
+    section = image_keys(color_jitter={"enabled": True}, crop={"enabled": True, "shape": shape})
     config, info = opened(folder, augmentation=section, val_dataset_manifest=[str(folder)])
     validation = RoboticsKind().validation(config)
     assert validation is not None
@@ -172,23 +158,20 @@ def test_policy_gets_a_center_crop_of_recorded_images(folder: Path, tmp_path: Pa
     np.testing.assert_array_equal(shape.apply(LEFT, image), image[6:18, 11:21])
 
 
-def test_crop_larger_than_the_images_raises_an_error(folder: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        read(folder, augmentation=augmentation(crop={"enabled": True, "shape": [25, 10]}))
-
-    assert (caught.value.code, caught.value.exit_code) == ("data.picture_too_small", 3)
-
-
-def test_crop_larger_than_the_preprocessed_images_raises_an_error_at_the_start(
+def test_crops_and_sizes_that_do_not_fit_the_images_raise_an_error(
     folder: Path, tmp_path: Path
 ) -> None:
+    large = image_keys(crop={"enabled": True, "shape": [25, 10]})
+    with fails("data.picture_too_small", 3):
+        read(folder, augmentation=large)
     copy = shutil.copytree(folder, tmp_path / "copy")
     _set_options(copy, resize_images_size=[32, 24])
-
-    with pytest.raises(DataError) as caught:
-        opened(copy, augmentation=augmentation(crop={"enabled": True, "shape": [25, 10]}))
-
-    assert caught.value.code == "data.picture_too_small"
+    with fails("data.picture_too_small"):  # at the start
+        opened(copy, augmentation=large)
+    other = shutil.copytree(folder, tmp_path / "other")
+    _set_options(other, resize_images_size=[64, 48])
+    with fails("data.image_sizes_differ"):
+        opened(copy, other)
 
 
 # cameras
@@ -211,13 +194,17 @@ def test_missing_camera_is_black_and_masked(folder: Path, lone: Path) -> None:
         assert plain[f"observation.images.{RIGHT}_is_pad"].tolist() == [sample.dataset == 1] * 2
 
 
-def test_missing_camera_without_padding_raises_an_error(folder: Path, lone: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        opened(folder, lone, camera_names=[LEFT, RIGHT])
-
-    assert caught.value.code == "data.unknown_camera_names"
-    assert str(lone) in caught.value.message
-    assert "pad_missing_images" in caught.value.hint
+@pytest.mark.parametrize(
+    ("cameras", "pads", "hint"),
+    [([LEFT, RIGHT], False, "pad_missing_images"), ([LEFT, "wrist_left_mnius"], True, RIGHT)],
+)
+def test_missing_camera_without_padding_or_with_an_unknown_name_raises_an_error(
+    folder: Path, lone: Path, cameras: list[str], pads: bool, hint: str
+) -> None:
+    with fails("data.unknown_camera_names") as caught:
+        opened(folder, lone, camera_names=cameras, pad_missing_images=pads)
+    assert hint in caught.value.hint
+    assert pads or str(lone) in caught.value.message
 
 
 def test_validation_data_are_padded_like_the_training_data(folder: Path, lone: Path) -> None:
@@ -248,17 +235,8 @@ def test_validation_data_without_any_used_camera_raise_an_error(
     section = RoboticsKind().validation(config)
     assert section is not None
 
-    with pytest.raises(DataError) as caught:
+    with fails("data.unknown_camera_names", 3):
         RoboticsKind().derive(section, RoboticsKind().load_info(section))
-    assert (caught.value.code, caught.value.exit_code) == ("data.unknown_camera_names", 3)
-
-
-def test_unknown_camera_with_padding_raises_an_error(folder: Path, lone: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        opened(folder, lone, camera_names=[LEFT, "wrist_left_mnius"], pad_missing_images=True)
-
-    assert caught.value.code == "data.unknown_camera_names"
-    assert RIGHT in caught.value.hint
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -346,9 +324,11 @@ def test_batches_contain_the_images_of_their_samples(
 
 @pytest.mark.parametrize("weights", [[], [3.0, 1.0]])
 def test_statistics_of_a_mixture_have_its_weights_and_the_common_steps(
-    folder: Path, lone: Path, weights: list[float]
+    folder: Path, lone: Path, tmp_path: Path, weights: list[float]
 ) -> None:
-    config, info = opened(folder, lone, dataset_weighting=weights, camera_names=[LEFT])
+    scaled = {"method": "min_max", "scope": "per_timestep"}
+    keys = {"dataset_weighting": weights, "camera_names": [LEFT], "normalization": scaled}
+    config, info = opened(folder, lone, **keys)
 
     shares: list[float | None] = [*weights] if weights else [None, None]
     files = [read_mergeable(row / "stats.json") for row in (folder, lone)]
@@ -359,19 +339,16 @@ def test_statistics_of_a_mixture_have_its_weights_and_the_common_steps(
     assert len(info.statistics[FIELD]["mean_per_timestep"]) == 4
     assert config.lowdim_past_timesteps == 1
 
-
-def test_assets_of_data_sets_with_different_windows_are_consistent(
-    folder: Path, lone: Path, tmp_path: Path
-) -> None:
-    scaled = {"method": "min_max", "scope": "per_timestep"}
-    config, info = opened(lone, folder, camera_names=[LEFT], normalization=scaled)
     RoboticsKind().save_assets(config, info, tmp_path)
     values = np.random.default_rng(0).normal(size=(4, 3))
-
-    loaded = RoboticsKind().load_assets(config, tmp_path).normalizer.normalize(FIELD, values)
-
-    expected = RoboticsKind().make_assets(config, info).normalizer.normalize(FIELD, values)
-    np.testing.assert_array_equal(loaded, expected)
+    loaded, made = (
+        assets.normalizer.normalize(FIELD, values)
+        for assets in (
+            RoboticsKind().load_assets(config, tmp_path),
+            RoboticsKind().make_assets(config, info),
+        )
+    )
+    np.testing.assert_array_equal(loaded, made)
 
 
 def test_samples_of_different_windows_get_the_common_window(folder: Path, lone: Path) -> None:
@@ -399,20 +376,6 @@ def test_field_that_a_data_set_lacks_raises_an_error_only_if_it_is_used(
         opened(folder, less, proprioception_fields=[OBSERVED])
 
     assert (caught.value.code, caught.value.details["field"]) == ("data.datasets_differ", OBSERVED)
-
-
-def test_images_of_different_sizes_raise_an_error_at_the_start(
-    folder: Path, tmp_path: Path
-) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    other = shutil.copytree(folder, tmp_path / "other")
-    _set_options(copy, resize_images_size=[32, 24])
-    _set_options(other, resize_images_size=[64, 48])
-
-    with pytest.raises(DataError) as caught:
-        opened(copy, other)
-
-    assert caught.value.code == "data.image_sizes_differ"
 
 
 def _set_options(folder: Path, **options: Any) -> None:
@@ -444,7 +407,5 @@ def test_data_without_fields_cannot_be_normalized(
     shards = write_image_shards(tmp_path / "shards")
     size = {"crop_size": 8}
 
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.nothing_to_normalise"):
         vlatool.open_dataset(shards, kind="images", preprocessing=size, normalize=True)
-
-    assert caught.value.code == "usage.nothing_to_normalise"

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.builders.errors import fails
 from tests.builders.loading import (
     FIELD,
     FUTURE,
@@ -47,12 +49,6 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
     """A shard folder that a test may modify."""
     shutil.copytree(folders[3], tmp_path / "shards")
     return tmp_path / "shards"
-
-
-def error_of(folder: Path, **keys: Any) -> DataError:
-    with pytest.raises(DataError) as caught:
-        opened(folder, **keys)
-    return caught.value
 
 
 # decoding
@@ -99,74 +95,54 @@ def decode_error(folder: Path, raw_sample: dict[str, bytes], **keys: Any) -> Dat
 def test_decoded_sample_equals_the_stored_one(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
-    sample = decode(folders[1], raw_sample)
+    changed = with_members(raw_sample, robot__version=b"broken", junk=b"broken")  # not used
+    sample = decode(folders[1], changed)
 
     np.testing.assert_array_equal(sample.fields[FIELD], stored(raw_sample)[FIELD])
     assert sample.past_mask.tolist() == stored(raw_sample)["past_mask"].tolist()
     assert sample.future_mask.tolist() == stored(raw_sample)["future_mask"].tolist()
     assert sample.instruction == "put the cup on the saucer"
-
-
-def test_images_are_time_outer_camera_inner(
-    folders: dict[int, Path], raw_sample: dict[str, bytes]
-) -> None:
-    sample = decode(folders[1], raw_sample)
-
     cameras = ("scene_right_0", "wrist_left_minus")
     for index, (time, camera) in enumerate(itertools.product((-1, 0), cameras)):
         with Image.open(io.BytesIO(raw_sample[f"{camera}_t{time}.jpg"])) as image:
             assert (sample.images[index] == np.asarray(image)).all()
 
 
-def test_only_the_configured_images_are_decoded(
+def test_broken_npz_raises_an_error_with_the_sample(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
-    raw_sample["wrist_left_minus_t0.jpg"] = b"broken"
+    broken = with_members(raw_sample, **{FIELD: b"broken"})
+    error = decode_error(folders[1], broken)
+    assert (error.code, error.details["sample"]) == ("data.broken_sample", KEY)
 
-    sample = decode(folders[1], raw_sample, camera_names=["scene_right_0"], image_indices=[0])
+    array = io.BytesIO()
+    np.save(array, np.full((PAST + 1 + FUTURE, 3), 1234.5))
+    other = with_members(raw_sample, **{FIELD: array.getvalue()})
+    changed = other["lowdim.npz"].replace(np.float64(1234.5).tobytes(), bytes(8))
+    assert decode_error(folders[1], {**other, "lowdim.npz": changed}).code == "data.broken_sample"
 
-    assert sample.images.shape == (1, 24, 32, 3)
-
-
-def test_only_the_configured_npz_members_are_read(
-    folders: dict[int, Path], raw_sample: dict[str, bytes]
-) -> None:
-    changed = with_members(raw_sample, robot__version=b"broken", junk=b"broken")
-
-    assert FIELD in decode(folders[1], changed).fields
-
-
-def test_broken_configured_member_raises_an_error_with_the_sample(
-    folders: dict[int, Path], raw_sample: dict[str, bytes]
-) -> None:
-    error = decode_error(folders[1], with_members(raw_sample, **{FIELD: b"broken"}))
-
-    assert error.code == "data.broken_sample"
-    assert error.details["sample"] == KEY
-
-
-def test_broken_npz_raises_an_error(folders: dict[int, Path], raw_sample: dict[str, bytes]) -> None:
     # Compressed content in the middle of the file; 0xff is an invalid deflate block type.
     data = bytearray(raw_sample["lowdim.npz"])
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
         start = archive.getinfo(f"{FIELD}.npy").header_offset + 30 + len(FIELD) + 4 + 20
     data[start : start + 40] = b"\xff" * 40
     raw_sample["lowdim.npz"] = bytes(data)
-
     assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
 
 
-def test_changed_number_in_an_npz_raises_an_error(
-    folders: dict[int, Path], raw_sample: dict[str, bytes]
+@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
+def test_truncated_or_missing_member_raises_an_error_with_its_name(
+    folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
 ) -> None:
-    array = io.BytesIO()
-    np.save(array, np.full((PAST + 1 + FUTURE, 3), 1234.5))
-    stored_sample = with_members(raw_sample, **{FIELD: array.getvalue()})
-    changed = stored_sample["lowdim.npz"].replace(np.float64(1234.5).tobytes(), bytes(8))
-
-    error = decode_error(folders[1], {**stored_sample, "lowdim.npz": changed})
-
-    assert error.code == "data.broken_sample"
+    whole = raw_sample.pop(member)
+    error = decode_error(folders[1], raw_sample)
+    assert (error.code, error.details["member"]) == ("data.broken_sample", member)
+    cut = {**raw_sample, member: whole[: len(whole) // 2]}
+    assert decode_error(folders[1], cut).code == "data.broken_sample"
+    if member == "metadata.json":  # an anchor without its window
+        for text in (b'{"anchor_relative_idx": 0}', b'{"anchor_relative_idx": 9}', b"{}"):
+            error = decode_error(folders[1], {**raw_sample, member: text})
+            assert error.code == "data.broken_sample"
 
 
 @pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
@@ -178,15 +154,6 @@ def test_missing_member_raises_an_error_with_its_name(
     error = decode_error(folders[1], raw_sample)
 
     assert (error.code, error.details["member"]) == ("data.broken_sample", member)
-
-
-@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
-def test_truncated_member_raises_an_error(
-    folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
-) -> None:
-    raw_sample[member] = raw_sample[member][: len(raw_sample[member]) // 2]
-
-    assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
 
 
 def test_window_is_cropped_around_the_anchor(
@@ -202,15 +169,17 @@ def test_window_is_cropped_around_the_anchor(
     assert sample.past_mask.tolist() == expected["past_mask"][PAST : PAST + 2].tolist()
 
 
-def test_png_with_the_suffix_of_a_jpg_is_decoded(
+def test_png_with_the_suffix_of_a_jpg_is_decoded_and_no_other_image(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (32, 24), (9, 8, 7, 255)).save(buffer, "PNG")
     raw_sample["scene_right_0_t0.jpg"] = buffer.getvalue()
+    raw_sample["wrist_left_minus_t0.jpg"] = b"broken"
 
     sample = decode(folders[1], raw_sample, camera_names=["scene_right_0"], image_indices=[0])
 
+    assert sample.images.shape == (1, 24, 32, 3)
     assert sample.images[0, 0, 0].tolist() == [9, 8, 7]
 
 
@@ -224,6 +193,7 @@ def test_png_with_the_suffix_of_a_jpg_is_decoded(
         ({"original": ["a"]}, ["verbose"], {""}),
         ({}, ["original"], {""}),
         (None, ["original"], {""}),
+        ("no member", ["original"], {""}),
     ],
 )
 def test_instruction_is_one_of_the_configured_kinds(
@@ -234,6 +204,8 @@ def test_instruction_is_one_of_the_configured_kinds(
     expected: set[str],
 ) -> None:
     raw_sample["language_instructions.json"] = json.dumps(language).encode()
+    if language == "no member":
+        del raw_sample["language_instructions.json"]
     config, _ = opened(folders[1], language_instruction_types=kinds)
     rng = np.random.default_rng(0)
 
@@ -242,62 +214,33 @@ def test_instruction_is_one_of_the_configured_kinds(
     assert instructions == expected
 
 
-def test_sample_without_language_has_an_empty_instruction(
-    folders: dict[int, Path], raw_sample: dict[str, bytes]
-) -> None:
-    del raw_sample["language_instructions.json"]
-
-    assert decode(folders[1], raw_sample).instruction == ""
-
-
-@pytest.mark.parametrize("keys", [{"anchor_relative_idx": 0}, {"anchor_relative_idx": 9}, {}])
-def test_anchor_without_its_window_raises_an_error(
-    folders: dict[int, Path], raw_sample: dict[str, bytes], keys: dict[str, int]
-) -> None:
-    raw_sample["metadata.json"] = json.dumps(keys).encode()
-
-    assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
-
-
 # checks before the first batch
 
 
 @pytest.mark.parametrize(
-    ("keys", "code"),
+    ("keys", "code", "nearest"),
     [
-        ({"action_fields": ["robot__action__poses__left::panda__xyzz"]}, "data.unknown_field"),
-        ({"proprioception_fields": ["robot__actual__nothing"]}, "data.unknown_field"),
-        ({"camera_names": ["scene_rigth_0"]}, "data.unknown_camera_names"),
-        ({"image_indices": [-2, 0]}, "data.unknown_image_indices"),
-        ({"lowdim_past_timesteps": PAST + 1}, "data.window_too_large"),
-        ({"lowdim_future_timesteps": FUTURE + 1}, "data.window_too_large"),
-        ({"action_dim": 4}, "data.dimension_mismatch"),
+        ({"action_fields": [FIELD + "z"]}, "data.unknown_field", FIELD),
+        ({"proprioception_fields": ["robot__actual__nothing"]}, "data.unknown_field", ""),
+        ({"camera_names": ["scene_rigth_0"]}, "data.unknown_camera_names", "scene_right_0"),
+        ({"image_indices": [-2, 0]}, "data.unknown_image_indices", ""),
+        ({"lowdim_past_timesteps": PAST + 1}, "data.window_too_large", ""),
+        ({"lowdim_future_timesteps": FUTURE + 1}, "data.window_too_large", ""),
+        ({"action_dim": 4}, "data.dimension_mismatch", ""),
     ],
 )
 def test_value_that_does_not_match_the_data_raises_an_error_at_the_start(
-    folders: dict[int, Path], keys: dict[str, Any], code: str
+    folders: dict[int, Path], keys: dict[str, Any], code: str, nearest: str
 ) -> None:
-    error = error_of(folders[1], **keys)
-
-    assert (error.code, error.exit_code) == (code, 3)
-
-
-@pytest.mark.parametrize(
-    ("keys", "nearest"),
-    [
-        ({"camera_names": ["scene_rigth_0"]}, "scene_right_0"),
-        ({"action_fields": [FIELD + "z"]}, FIELD),
-    ],
-)
-def test_hint_for_a_misspelled_name_has_the_most_similar_one(
-    folders: dict[int, Path], keys: dict[str, Any], nearest: str
-) -> None:
-    assert nearest in error_of(folders[1], **keys).hint
+    with fails(code, 3) as caught:
+        opened(folders[1], **keys)
+    assert nearest in caught.value.hint
 
 
 def test_unset_values_are_derived_from_the_data(folders: dict[int, Path]) -> None:
-    config, _ = opened(folders[1], action_fields=[])
+    config, info = opened(folders[1], action_fields=[])
 
+    assert info.num_samples == SAMPLES
     assert config.camera_names == ["scene_right_0", "wrist_left_minus"]
     assert config.image_indices == [-1, 0]
     assert (config.lowdim_past_timesteps, config.lowdim_future_timesteps) == (PAST, FUTURE)
@@ -305,42 +248,31 @@ def test_unset_values_are_derived_from_the_data(folders: dict[int, Path]) -> Non
     assert len(config.action_fields) == 6
 
 
-def test_number_of_samples_is_that_of_the_manifest(folders: dict[int, Path]) -> None:
-    assert opened(folders[3])[1].num_samples == SAMPLES
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10240])
+
+
+def _drop_field(path: Path) -> None:
+    path.write_text(path.read_text().replace(FIELD, "other"))
 
 
 @pytest.mark.parametrize(
-    ("name", "code"),
+    ("name", "damage", "code"),
     [
-        ("shard_000001.tar", "data.missing_shard"),
-        ("manifest.jsonl", "data.no_manifest"),
-        ("stats.json", "data.no_statistics"),
-        ("preprocessing_config.yaml", "data.no_preprocessing_config"),
+        ("shard_000001.tar", Path.unlink, "data.missing_shard"),
+        ("manifest.jsonl", Path.unlink, "data.no_manifest"),
+        ("stats.json", Path.unlink, "data.no_statistics"),
+        ("preprocessing_config.yaml", Path.unlink, "data.no_preprocessing_config"),
+        ("shard_000001.tar", _cut, "data.short_shard"),
+        ("stats.json", _drop_field, "data.unknown_field"),
     ],
 )
-def test_missing_file_raises_an_error_before_the_first_batch(
-    copy: Path, name: str, code: str
+def test_damaged_file_raises_an_error_before_the_first_batch(
+    copy: Path, name: str, damage: Callable[[Path], None], code: str
 ) -> None:
-    (copy / name).unlink()
-
-    error = error_of(copy)
-
-    assert (error.code, error.exit_code) == (code, 3)
-
-
-def test_truncated_shard_raises_an_error_before_the_first_batch(copy: Path) -> None:
-    shard = copy / "shard_000001.tar"
-    shard.write_bytes(shard.read_bytes()[:-10240])
-
-    assert error_of(copy).code == "data.short_shard"
-
-
-def test_statistics_without_a_used_field_raise_an_error(copy: Path) -> None:
-    stats = json.loads((copy / "stats.json").read_text())
-    del stats[FIELD]
-    (copy / "stats.json").write_text(json.dumps(stats))
-
-    assert error_of(copy).code == "data.unknown_field"
+    damage(copy / name)
+    with fails(code, 3):
+        opened(copy)
 
 
 def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None:
@@ -364,32 +296,20 @@ def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None
 def test_normalized_values_of_a_cropped_window_use_the_statistics_of_their_steps(
     folders: dict[int, Path],
 ) -> None:
-    section = {"scope": "per_timestep", "method": "min_max"}
-    whole, info = opened(folders[1], normalization=section)
-    cropped, _ = opened(
-        folders[1], normalization=section, lowdim_past_timesteps=0, lowdim_future_timesteps=1
-    )
+    window = {"lowdim_past_timesteps": 0, "lowdim_future_timesteps": 1}
     values = np.random.default_rng(0).normal(size=(PAST + 1 + FUTURE, 3))
-
-    all_steps, some_steps = (
-        Normalizer(config, info.statistics, info.statistics_past) for config in (whole, cropped)
-    )
-
-    np.testing.assert_array_equal(
-        some_steps.normalize(FIELD, values[PAST : PAST + 2]),
-        all_steps.normalize(FIELD, values)[PAST : PAST + 2],
-    )
-
-
-@pytest.mark.parametrize("scope", ["global", "per_timestep"])
-def test_denormalize_is_the_inverse_of_normalize(folders: dict[int, Path], scope: str) -> None:
-    config, info = opened(folders[1], normalization={"scope": scope, "method": "min_max"})
-    normalizer = Normalizer(config, info.statistics, info.statistics_past)
-    values = np.random.default_rng(0).normal(size=(2, PAST + 1 + FUTURE, 3))
-
-    restored = normalizer.denormalize(FIELD, normalizer.normalize(FIELD, values))
-
-    np.testing.assert_allclose(restored, values, atol=1e-6)
+    for scope in ("global", "per_timestep"):
+        section = {"scope": scope, "method": "min_max"}
+        whole, info = opened(folders[1], normalization=section)
+        cropped, _ = opened(folders[1], normalization=section, **window)
+        all_steps, some_steps = (
+            Normalizer(config, info.statistics, info.statistics_past) for config in (whole, cropped)
+        )
+        normalized = all_steps.normalize(FIELD, values)
+        actual = some_steps.normalize(FIELD, values[PAST : PAST + 2])
+        np.testing.assert_array_equal(actual, normalized[PAST : PAST + 2])
+        restored = all_steps.denormalize(FIELD, normalized[None])
+        np.testing.assert_allclose(restored[0], values, atol=1e-6)
 
 
 def test_field_can_have_its_own_normalization(folders: dict[int, Path]) -> None:

@@ -25,9 +25,9 @@ from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 
 EPISODES, FRAMES = 5, 3
 SIZES = (4, 50)
-FORMS = ["lines", "packed", "shared", "published"]
 KIND = VlaKind()
 Break = Callable[[Path], Any]
+GRAY = encode_png(np.zeros((8, 12), np.uint8))
 
 
 def build(root: Path, name: str, **options: Any) -> Path:
@@ -64,16 +64,6 @@ def section(folder: Path | str, **keys: Any) -> VlaDataConfig:
     return VlaDataConfig.model_validate({"samples": [str(folder)], **keys})
 
 
-def published_sizes(root: Path) -> None:
-    """Gives the samples the published sizes, which lines without a manifest are read with."""
-    shutil.rmtree(root / "A/tokens")
-    write_tree_codes(root / "A", "packed")
-    for name in ("lines", "published"):
-        shutil.rmtree(root / name)
-    build(root, "lines")
-    shutil.copytree(root / "lines/data", root / "published/data")
-
-
 def read_all(config: VlaDataConfig, info: VlaInfo | None = None) -> list[Any]:
     info = info or KIND.load_info(config)
     reader = pickle.loads(pickle.dumps(KIND.reader(config, info)))
@@ -106,22 +96,28 @@ def test_samples_are_equal_in_every_layout(made: Path, form: str) -> None:
 
 
 def test_published_lines_are_read_with_the_published_sizes(workspace: Path) -> None:
-    published_sizes(workspace)
-    config = section(workspace / "published", images_root=str(workspace / "A"))
-    config = config.model_copy(update={"fast": str(workspace / "fast")})
+    shutil.rmtree(workspace / "A/tokens")
+    write_tree_codes(workspace / "A", "packed")
+    data = build(workspace, "A/samples") / "data"
+    # Folders above and below the samples stand for them.
+    expected, below = (content(read_all(section(folder))) for folder in (workspace / "A", data))
+    assert below == expected
+    assert len(expected) == EPISODES * FRAMES * 2
+    shutil.copytree(data, workspace / "published/data", dirs_exist_ok=True)
+    keys = {"images_root": str(workspace / "A"), "fast": str(workspace / "fast")}
+    config = section(workspace / "published", **keys)
     info = KIND.load_info(config)
     assert info.first.sizes == (32, 4096, 2048)
-    assert content(read_all(config, info)) == content(read_all(section(workspace / "lines")))
+    assert content(read_all(config, info)) == expected
 
 
-@pytest.mark.parametrize("named", ["A", "A/samples/data"])
-def test_folders_above_and_below_the_samples_are_accepted(workspace: Path, named: str) -> None:
-    build(workspace, "A/samples")
-    assert KIND.load_info(section(workspace / named)).num_samples == EPISODES * FRAMES * 2
-
-
-def test_sizes_come_from_the_manifests(made: Path) -> None:
-    config = section(made / "lines")
+def test_sizes_come_from_the_manifests(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(f"type: vla\nsamples: {made / 'lines'}\nval_ratio: 0.25\n")
+    config = load_config(VlaDataConfig, files=[str(path)]).config
+    assert (config.samples, config.val_ratio) == ([str(made / "lines")], 0.25)
+    with pytest.raises(ValueError, match="val_samples and val_ratio exclude each other"):
+        section("x", val_ratio=0.1, val_samples=["y"])
     derived, rules = KIND.derive(config, KIND.load_info(config))
     assert derived.shape == VlaShape(CAMERAS, 16, 16, (8, 12), 16, 7)
     assert derived.sizes == (*SIZES, 256)
@@ -176,10 +172,6 @@ def in_image(data: bytes | None) -> Break:
     return change
 
 
-def gray() -> bytes:
-    return encode_png(np.zeros((8, 12), np.uint8))
-
-
 @pytest.mark.parametrize(
     ("change", "line", "reason", "message"),
     [
@@ -195,7 +187,12 @@ def gray() -> bytes:
         (in_image(None), 3, "missing_image", "frame_000001.png is missing"),
         (in_image(b"no image"), 3, "broken_image", "frame_000001.png cannot be decoded"),
         (in_image(encode_png(np.zeros((8, 8, 3), np.uint8))), 3, "other_image_size", "8 x 8 pix"),
-        (in_image(gray()), 3, "not_rgb", "not stored as 8-bit RGB"),
+        (
+            in_image(encode_png(np.zeros((8, 12), np.uint8))),
+            3,
+            "not_rgb",
+            "not stored as 8-bit RGB",
+        ),
     ],
     ids=["image", "codes", "code", "action", "missing", "broken", "size", "gray"],
 )
@@ -211,6 +208,11 @@ def test_an_unusable_sample_is_dropped_with_file_and_line(
     assert drops[0].message.startswith(f"{key}: ")
     assert message in drops[0].message
     assert section(workspace / "lines").max_dropped_share == 0
+
+
+def build_with_other_codes(root: Path) -> None:
+    codes = write_tree_codes(root / "A", "packed", folder=root / "codes", sizes=(3, 50))
+    build(root, "vla", kinds=["vla"], tokens=str(codes))
 
 
 def in_manifest(**values: Any) -> Break:
@@ -251,7 +253,7 @@ def in_manifest(**values: Any) -> Break:
             "one e",
         ),
         (
-            lambda root: build(root, "vla", kinds=["vla"], tokens=other_codes(root)),
+            build_with_other_codes,
             {"samples": ["lines", "vla"]},
             "data.datasets_differ",
             "vla: codes_per_image is 3, that of",
@@ -273,22 +275,6 @@ def test_unusable_data_are_an_error_before_training(
     with pytest.raises(DataError, match=message) as caught:
         KIND.load_info(config)
     assert caught.value.code == code
-
-
-def other_codes(root: Path) -> str:
-    return str(write_tree_codes(root / "A", "packed", folder=root / "codes", sizes=(3, 50)))
-
-
-def test_validation_data_of_two_kinds_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="val_samples and val_ratio exclude each other"):
-        section("x", val_ratio=0.1, val_samples=["y"])
-
-
-def test_a_section_may_be_written_as_yaml(made: Path, tmp_path: Path) -> None:
-    path = tmp_path / "data.yaml"
-    path.write_text(f"type: vla\nsamples: {made / 'lines'}\nval_ratio: 0.25\n")
-    config = load_config(VlaDataConfig, files=[str(path)]).config
-    assert (config.samples, config.val_ratio) == ([str(made / "lines")], 0.25)
 
 
 def test_samples_and_images_in_a_bucket_are_equal(made: Path, s3_bucket: str) -> None:

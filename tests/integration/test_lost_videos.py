@@ -1,7 +1,6 @@
 """LeRobot data without its videos, as a git clone without its large files leaves them."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,83 +19,16 @@ from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, pre
 from vlatool.workflows.verify import InspectConfig, inspect
 
 
-def _unlink(root: Path) -> None:
-    for path in (root / "videos").rglob("*.mp4"):
-        path.unlink()
-
-
-def _remove_folders(root: Path) -> None:
-    shutil.rmtree(root / "videos")
-
-
-def _point(root: Path) -> None:
-    for path in (root / "videos").rglob("*.mp4"):
-        path.write_bytes(LFS)
-
-
-LOSSES: dict[str, Callable[[Path], None]] = {
-    "files": _unlink,
-    "folders": _remove_folders,
-    "pointers": _point,
-}
-
-
-@pytest.fixture(params=[(v, loss) for v in ("v2.1", "v3.0") for loss in LOSSES], ids=str)
-def lost(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    version, loss = request.param
-    root = lerobot_dataset(tmp_path / "set", (40, 30), version=version, per_file=1)
-    LOSSES[loss](root)
-    return root
-
-
 def preprocessed(root: Path, output: Path, reporter: Recorder, **keys: Any) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [str(root)], "output": str(output), "workers": 1}
     config = PreprocessConfig.specialize(tree | keys).model_validate(tree | keys)
     return preprocess(config, reporter=reporter)
 
 
-def test_inspect_shows_all_but_the_images(lost: Path) -> None:
-    facts = inspect(InspectConfig(location=str(lost))).document()
-
-    assert (facts["episodes"], facts["frames"], facts["broken"]) == (2, 70, ())
-    assert facts["fields"]
-    assert facts["tasks"]
-    messages = [row["example"] for row in facts["warnings"]]
-    assert any("0 of 2 videos are here" in message for message in messages)
-
-
-def test_verify_says_it_once(lost: Path) -> None:
-    result = verified(lost)
-
-    assert {code for code in result.codes if "video" in code or "lfs" in code} == {
-        "lerobot.no_videos"
-    }
-    assert result.codes["lerobot.no_videos"] == 1
-    assert not result.whole
-
-
-def test_data_without_images_are_read(lost: Path, tmp_path: Path) -> None:
-    result = preprocessed(lost, tmp_path / "out", Recorder(), camera_names=[])
-
-    assert result.episodes == 2
-    assert result.next_command == f"vlatool verify {tmp_path / 'out'}"
-
-
-def test_no_message_holds_an_object(lost: Path, tmp_path: Path) -> None:
-    recorder = Recorder()
-    with pytest.raises(VlatoolError) as caught:
-        preprocessed(lost, tmp_path / "out", recorder)
-
-    error = caught.value
-    assert "missing" in error.message or "Git LFS pointer" in error.message
-    texts = [error.message, error.hint, *(message for _, message in recorder.warnings)]
-    assert not [text for text in texts if OBJECT.search(text)]
-
-
 def test_command_after_a_download_without_videos_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _remove_folders(lerobot_dataset(tmp_path / "site/lab/set"))
+    _lose(lerobot_dataset(tmp_path / "site/lab/set"), "folders")
     with web_server(tmp_path / "site") as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         output = str(tmp_path / "raw")
@@ -104,3 +36,42 @@ def test_command_after_a_download_without_videos_reads_it(
 
     assert isinstance(result, DownloadResult)
     assert result.next.endswith("--camera-names '[]'")
+
+
+def _lose(root: Path, loss: str) -> Path:
+    if loss == "folders":
+        shutil.rmtree(root / "videos")
+    for path in (root / "videos").rglob("*.mp4"):
+        path.write_bytes(LFS) if loss == "pointers" else path.unlink()
+    return root
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("loss", ["files", "folders", "pointers"])
+def test_data_without_videos_are_inspected_verified_and_read(
+    version: str, loss: str, tmp_path: Path
+) -> None:
+    lost = _lose(lerobot_dataset(tmp_path / "set", (40, 30), version=version, per_file=1), loss)
+    facts = inspect(InspectConfig(location=str(lost))).document()
+    assert (facts["episodes"], facts["frames"], facts["broken"]) == (2, 70, ())
+    assert facts["fields"]
+    assert facts["tasks"]
+    messages = [row["example"] for row in facts["warnings"]]
+    assert any("0 of 2 videos are here" in message for message in messages)
+
+    result = verified(lost)
+    codes = {code for code in result.codes if "video" in code or "lfs" in code}
+    assert codes == {"lerobot.no_videos"}
+    assert (result.codes["lerobot.no_videos"], result.whole) == (1, False)
+
+    recorder = Recorder()
+    with pytest.raises(VlatoolError) as caught:
+        preprocessed(lost, tmp_path / "out", recorder)
+    error = caught.value
+    assert "missing" in error.message or "Git LFS pointer" in error.message
+    texts = [error.message, error.hint, *(message for _, message in recorder.warnings)]
+    assert not [text for text in texts if OBJECT.search(text)]
+
+    without = preprocessed(lost, tmp_path / "without", Recorder(), camera_names=[])
+    assert without.episodes == 2
+    assert without.next_command == f"vlatool verify {tmp_path / 'without'}"

@@ -55,11 +55,8 @@ def test_log_of_each_machine_is_shown_to_its_last_page() -> None:
 def test_log_that_may_not_be_read_is_a_warning() -> None:
     status, recorder = followed(Scripted("Completed", EnvironmentProblem("no", code="x")))
     assert (status, recorder.warnings) == ("Completed", [("job_log", "the log is not shown: no")])
-
-
-def test_job_without_a_log_yet_is_followed() -> None:
     missing = UsageError("no", code="x", details={"reason": "ResourceNotFoundException"})
-    assert followed(Scripted("Completed", missing))[0] == "Completed"
+    assert followed(Scripted("Completed", missing))[0] == "Completed"  # there is no log yet
 
 
 def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it() -> None:

@@ -27,15 +27,10 @@ VALUES = {
 }
 
 
-@pytest.fixture
-def cluster() -> dict[str, Any]:
-    return yaml.safe_load(TEXT)
-
-
-def test_size_and_machines_are_those_of_the_published_template(cluster: dict[str, Any]) -> None:
+def test_size_and_machines_are_those_of_the_published_template() -> None:
     # Source: formats/lbm-preprocessing 3.5.
+    cluster: dict[str, Any] = yaml.safe_load(TEXT)
     head, worker = (cluster["available_node_types"][name] for name in ("head", "worker"))
-
     assert (worker["min_workers"], worker["max_workers"]) == (10, 120)
     assert (cluster["max_workers"], cluster["idle_timeout_minutes"]) == (120, 10)
     assert cluster["provider"]["region"] == "us-east-1"
@@ -43,21 +38,18 @@ def test_size_and_machines_are_those_of_the_published_template(cluster: dict[str
     assert head["resources"] == {"CPU": 0}
     assert worker["node_config"]["InstanceType"] == "i4i.4xlarge"
     assert cluster["head_node_type"] == "head"
-
-
-@pytest.mark.parametrize("name", ["head", "worker"])
-def test_every_identity_is_a_placeholder(name: str, cluster: dict[str, Any]) -> None:
-    node = cluster["available_node_types"][name]["node_config"]
-    identities = [
-        cluster["auth"]["ssh_private_key"],
-        node["ImageId"],
-        node["KeyName"],
-        *node["SubnetIds"],
-        *node["SecurityGroupIds"],
-        node["IamInstanceProfile"]["Arn"],
-    ]
-
-    assert all("PLACEHOLDER" in identity for identity in identities)
+    for node in (head["node_config"], worker["node_config"]):
+        networks = (*node["SubnetIds"], *node["SecurityGroupIds"])
+        names = (cluster["auth"]["ssh_private_key"], node["ImageId"], node["KeyName"])
+        identities = (*names, *networks, node["IamInstanceProfile"]["Arn"])
+        assert all("PLACEHOLDER" in identity for identity in identities)
+    setup = "\n".join(cluster["setup_commands"])
+    assert "pip install 'vlatool[ray]'" in setup
+    assert "nofile 65536" in setup
+    for role in ("head", "worker"):
+        assert "ulimit -n 65536" in cluster[f"{role}_start_ray_commands"][-1]
+    autoscaler = pytest.importorskip("ray.autoscaler._private.util")
+    autoscaler.validate_config(autoscaler.prepare_config(cluster))
 
 
 @pytest.mark.parametrize(
@@ -69,27 +61,15 @@ def test_nothing_looks_like_a_real_identity(real: str) -> None:
     assert re.search(real, TEXT) is None
 
 
-def test_nodes_install_vlatool_and_allow_many_open_files(cluster: dict[str, Any]) -> None:
-    setup = "\n".join(cluster["setup_commands"])
-    starts = cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]
-
-    assert "pip install 'vlatool[ray]'" in setup
-    assert "nofile 65536" in setup
-    assert all("ulimit -n 65536" in start for start in starts)
-
-
-def test_template_satisfies_the_schema_of_ray(cluster: dict[str, Any]) -> None:
-    autoscaler = pytest.importorskip("ray.autoscaler._private.util")
-
-    autoscaler.validate_config(autoscaler.prepare_config(cluster))
-
-
 def test_values_replace_every_placeholder() -> None:
     text = filled(TEXT, RayClusterConfig.model_validate(VALUES))
     nodes = yaml.safe_load(text)["available_node_types"]
     profile = nodes["worker"]["node_config"]["IamInstanceProfile"]["Arn"]
     assert profile == "arn:aws:iam::123456789012:instance-profile/worker"
     assert left_placeholders(text) == {}
+    with pytest.raises(UsageError) as caught:  # another value than that of the file
+        filled(text, RayClusterConfig(image="ami-0def"))
+    assert caught.value.details["key"] == "ray.image"
 
 
 def test_error_names_the_placeholders_that_are_left_and_their_options() -> None:
@@ -99,10 +79,3 @@ def test_error_names_the_placeholders_that_are_left_and_their_options() -> None:
     assert {*error.details["placeholders"]} == {"subnet-PLACEHOLDER", "PLACEHOLDER-OF-MINE"}
     assert "--ray.subnet" in error.hint
     assert "--ray.image" not in error.hint
-
-
-def test_value_other_than_that_of_the_file_is_an_error() -> None:
-    text = filled(TEXT, RayClusterConfig.model_validate(VALUES))
-    with pytest.raises(UsageError) as caught:
-        filled(text, RayClusterConfig(image="ami-0def"))
-    assert caught.value.details["key"] == "ray.image"

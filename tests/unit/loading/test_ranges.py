@@ -6,23 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.events import NullReporter
+from tests.builders.recording import Recorder
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.statistics import report_ranges
 
 GOOD = np.sin(np.arange(1000.0))
 RARE = np.where(np.arange(1000) % 200, 0.0, 1.0) + 1e-3 * GOOD
-
-
-class Recorder(NullReporter):
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-
-    def note(self, message: str) -> None:
-        self.texts["note"] = message
-
-    def warn(self, code: str, message: str) -> None:
-        self.texts[code] = message
 
 
 def statistics(*columns: Any) -> dict[str, Any]:
@@ -48,7 +37,7 @@ def messages(*columns: Any, **normalization: Any) -> dict[str, str]:
     )
     reporter = Recorder()
     report_ranges(config, info, reporter)
-    return reporter.texts
+    return dict([*reporter.warnings, *(("note", note) for note in reporter.notes)])
 
 
 @pytest.mark.parametrize(
@@ -78,18 +67,13 @@ def test_field_that_is_constant_as_a_whole_is_named_once() -> None:
 
 def test_steps_have_their_own_ranges() -> None:
     stats = {"mean_per_timestep": [[0.0], [0.0]], "std_per_timestep": [[1e-3], [1.0]]}
-    for name, factor in {
-        "min": -1.5,
-        "percentile_1": -1.4,
-        "percentile_99": 1.4,
-        "max": 1.5,
-    }.items():
+    bounds = {"min": -1.5, "percentile_1": -1.4, "percentile_99": 1.4, "max": 1.5}
+    for name, factor in bounds.items():
         stats[f"{name}_per_timestep"] = [[1e-3 * factor], [factor]]
-    plain = statistics(GOOD)
     config = RoboticsDataConfig.model_validate(
         {"action_fields": ["action"], "normalization": {"scope": "per_timestep"}}
     )
-    info: Any = SimpleNamespace(statistics={"action": {**plain, **stats}}, options=({},))
+    info: Any = SimpleNamespace(statistics={"action": statistics(GOOD) | stats}, options=({},))
     reporter = Recorder()
     report_ranges(config, info, reporter)
-    assert reporter.texts == {}
+    assert (reporter.warnings, reporter.notes) == ([], [])

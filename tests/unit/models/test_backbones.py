@@ -74,10 +74,7 @@ def test_text_vector_does_not_depend_on_padding() -> None:
     single = encoder(encode("put it down"))
     padded = encoder(encode("put it down", "x" * 90))[:1]
     torch.testing.assert_close(single, padded)
-
-
-def test_empty_text_has_a_finite_vector() -> None:
-    assert torch.isfinite(ByteTextEncoder(TEXT)(encode(""))).all()
+    assert torch.isfinite(encoder(encode(""))).all()
 
 
 # keypoints
@@ -129,13 +126,6 @@ def test_untrained_keypoints_move_more_with_an_object_if_features_are_normalized
         here, there = encoder(images, None)[:, 0]
         moved.append((here - there).abs().mean().item())
     assert moved[1] > 5 * moved[0]
-
-
-def test_backbone_without_group_norms_has_the_weights_of_earlier_versions() -> None:
-    names = set(keypoints(None, 1).cameras[0].state_dict())
-    layers = ("conv1", "conv2", "conv3", "out")
-    weights = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    assert names == {*weights, "temperature"}
 
 
 def test_keypoint_backbone_has_one_token_per_image_and_one_for_text() -> None:

@@ -70,29 +70,27 @@ def test_times_are_valid_and_descend(num_timesteps: int, steps: int) -> None:
     assert times[-1] >= 0
 
 
-def evaluated_times(solver: EulerConfig | HeunConfig, steps: int) -> list[int]:
-    """The times at which a solver evaluates the network."""
-    times: list[int] = []
+@pytest.mark.parametrize(
+    ("solver", "steps", "times"),
+    [
+        (EULER, 6, schedule(6).times()),
+        (HEUN, 1, [999]),
+        (HEUN, 2, [999, 0]),
+        (HEUN, 4, [999, 499, 499, 0]),
+        (HEUN, 3, [999, 499, 499]),
+    ],
+)
+def test_euler_evaluates_once_per_step_and_heun_at_both_ends_of_an_interval(
+    solver: EulerConfig | HeunConfig, steps: int, times: list[int]
+) -> None:
+    evaluated: list[int] = []
 
     def network(x: Tensor, time: int) -> Tensor:
-        times.append(time)
+        evaluated.append(time)
         return x
 
     solve(network, full(1.0), schedule(steps), solver)
-    return times
-
-
-def test_euler_evaluates_once_per_step_at_the_times_of_the_grid() -> None:
-    assert evaluated_times(EULER, 6) == schedule(6).times()
-
-
-@pytest.mark.parametrize(
-    ("steps", "times"), [(1, [999]), (2, [999, 0]), (4, [999, 499, 499, 0]), (3, [999, 499, 499])]
-)
-def test_heun_evaluates_at_both_ends_of_an_interval_within_the_steps(
-    steps: int, times: list[int]
-) -> None:
-    assert evaluated_times(HEUN, steps) == times
+    assert evaluated == times
 
 
 def test_heun_has_a_smaller_error_than_euler_for_equal_evaluations() -> None:
@@ -121,13 +119,8 @@ def test_known_actions_are_set_before_and_after_each_step(
     assert end.flatten().tolist() == pytest.approx([7.0, 1.0])
 
 
-def test_clamp_limits_every_step() -> None:
-    end = solve(constant(-100.0), full(0.0), schedule(5, 10, 1.5), EULER)
-    torch.testing.assert_close(end, full(1.5))
-
-
 @pytest.mark.parametrize("solver", [EULER, HEUN])
-def test_network_inputs_stay_within_the_limits_of_training(
+def test_steps_and_inputs_stay_within_the_limits_of_training(
     solver: EulerConfig | HeunConfig,
 ) -> None:
     inputs: list[float] = []
@@ -139,3 +132,5 @@ def test_network_inputs_stay_within_the_limits_of_training(
 
     solve(velocity, full(9.0), schedule(4, 10, 1.5), solver)
     assert max(inputs) == 1.5
+    end = solve(constant(-100.0), full(0.0), schedule(5, 10, 1.5), solver)
+    torch.testing.assert_close(end, full(1.5))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.builders.errors import fails
 from tests.builders.fast import byte_document, byte_tokenizer, smooth_chunks
 from tests.builders.future_vla import tiny_future_vla
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.episode import Observation
-from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.future_vla.batch import SequenceEncoder
 from vlatool.models.future_vla.model import FutureVla
@@ -104,27 +104,15 @@ def test_vocabulary_without_a_way_on_ends_the_chunk() -> None:
 # decoding
 
 
-def straightforward(
-    network: FutureVla, task: str, pixels: np.ndarray, tokens: Sequence[int], number: int
-) -> list[int]:
-    """The most probable of some tokens, `number` times, without any cache."""
-    prompt, texts = encoder().prompt(task), encoder().answer_texts("vla")
-    ids = [*prompt.ids.tolist(), *texts.lead, IDS.action_start]
-    chosen: list[int] = []
-    for _ in range(number):
-        count = len(ids) - len(prompt.ids)
-        rest = np.tile(prompt.next_position + np.arange(count), (3, 1))
-        positions = np.concatenate([prompt.positions, rest], axis=1)
-        with torch.no_grad():
-            hidden = network(
-                torch.tensor([ids]),
-                torch.from_numpy(positions)[None],
-                images=torch.from_numpy(pixels),
-            )
-            scores = network.head(hidden[:, -1])[0]
-        chosen.append(max(tokens, key=lambda token: scores[token].item()))
-        ids.append(chosen[-1])
-    return chosen
+@torch.no_grad()
+def scores(network: FutureVla, task: str, pixels: np.ndarray, answer: Sequence[int]) -> Any:
+    """Scores of the token after the start of an answer, without any cache."""
+    prompt = encoder().prompt(task)
+    rest = np.tile(prompt.next_position + np.arange(len(answer)), (3, 1))
+    positions = np.concatenate([prompt.positions, rest], axis=1)
+    ids = torch.tensor([[*prompt.ids.tolist(), *answer]])
+    hidden = network(ids, torch.from_numpy(positions)[None], images=torch.from_numpy(pixels))
+    return network.head(hidden[:, -1])[0]
 
 
 def test_actions_are_those_of_the_straightforward_formulation(network: FutureVla) -> None:
@@ -134,10 +122,12 @@ def test_actions_are_those_of_the_straightforward_formulation(network: FutureVla
     decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
     with torch.no_grad():
         (ids,) = decoder.actions([encoder().prompt("fold it")], images(1))
-    tokens = [IDS.first_action + number for number in range(fast.vocab_size)]
-    expected = straightforward(network, "fold it", images(1), tokens, 6)
-    assert ids == [token - IDS.first_action for token in expected]
-    assert len({*ids}) > 1
+    answer = [*encoder().answer_texts("vla").lead, IDS.action_start]
+    for number in ids:
+        likely = scores(network, "fold it", images(1), answer)[IDS.first_action :]
+        assert number == likely[: fast.vocab_size].argmax().item()
+        answer.append(IDS.first_action + number)
+    assert (len(ids), len({*ids}) > 1) == (6, True)
 
 
 def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVla) -> None:
@@ -149,23 +139,14 @@ def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVl
         codes = decoder.codes([prompt], pixels, [action_ids], 2)[0]
     assert codes.shape == (2, 3)
     texts = encoder().answer_texts("vla")
-    ids = [*prompt.ids, *texts.lead, *IDS.of_actions(action_ids), *texts.middle]
+    answer = [*texts.lead, *IDS.of_actions(action_ids), *texts.middle]
     for row in codes:
-        ids.append(IDS.future_start)
+        answer.append(IDS.future_start)
         for code in row:
-            count = len(ids) - len(prompt.ids)
-            rest = np.tile(prompt.next_position + np.arange(count), (3, 1))
-            positions = np.concatenate([prompt.positions, rest], axis=1)
-            with torch.no_grad():
-                hidden = network(
-                    torch.tensor([ids]),
-                    torch.from_numpy(positions)[None],
-                    images=torch.from_numpy(pixels),
-                )
-                scores = network.head(hidden[0, -1])[IDS.first_code :][: SIZES.codebook_size]
-            assert scores.argmax().item() == code
-            ids.append(IDS.first_code + int(code))
-        ids.append(IDS.future_end)
+            likely = scores(network, "go", pixels, answer)[IDS.first_code :]
+            assert likely[: SIZES.codebook_size].argmax().item() == code
+            answer.append(IDS.first_code + int(code))
+        answer.append(IDS.future_end)
 
 
 def test_chunk_does_not_depend_on_the_others_in_the_batch(network: FutureVla) -> None:
@@ -250,9 +231,8 @@ class CodeTiles:
 def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
     asked = policy(network)
     rows = [observation(7, "go"), observation(8, "fold it")]
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.needs_tokenizer"):
         asked.futures(rows, seeds=[0, 0])
-    assert caught.value.code == "usage.needs_tokenizer"
     tiles: Any = CodeTiles()
     futures = asked.with_tokenizer(tiles).futures(rows, seeds=[0, 0])
     codes = asked.future_codes(rows, seeds=[0, 0])
@@ -264,15 +244,12 @@ def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
 
 def test_other_tokenizer_and_instruction_of_reserved_ids_are_errors(network: FutureVla) -> None:
     tiles: Any = CodeTiles()
-    with pytest.raises(DataError) as caught:
+    with fails("data.other_tokenizer"):
         policy(network, codes_digest="other").with_tokenizer(tiles)
-    assert caught.value.code == "data.other_tokenizer"
-    with pytest.raises(DataError) as caught:
+    with fails("data.unusable_instruction"):
         policy(network).act([observation(1, "say <|im_end|>")], seeds=[0])
-    assert caught.value.code == "data.unusable_instruction"
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_action_tokenizer"):
         policy(network, fast=None)
-    assert caught.value.code == "data.no_action_tokenizer"
 
 
 def test_images_of_another_size_are_resized(network: FutureVla) -> None:

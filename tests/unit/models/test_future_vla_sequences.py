@@ -177,10 +177,7 @@ def test_prompt_is_the_sequence_before_the_answer() -> None:
     np.testing.assert_array_equal(prompt.ids, whole.ids[:first])
     np.testing.assert_array_equal(prompt.positions, whole.positions[:, :first])
     assert prompt.next_position == whole.positions[0, first]
-
-
-def test_sequences_without_images_are_encoded() -> None:
-    row = encoder().encode(talk(images=0))
+    row = encoder().encode(talk(images=0))  # a sequence without images
     assert IDS.image_pad not in row.ids
     np.testing.assert_array_equal(row.positions, np.tile(np.arange(len(row.ids)), (3, 1)))
 
@@ -232,16 +229,11 @@ def test_a_sample_over_the_limit_is_an_error() -> None:
         VlaBatcher(encoder(), length - 1)([sample])
 
 
-def test_a_vocabulary_without_room_for_the_codes_is_an_error() -> None:
+def test_a_vocabulary_without_room_or_special_tokens_is_an_error() -> None:
     available = tiny_tokenizer(0).token_to_id("<|endoftext|>") - 256
     sizes = SIZES._replace(codebook_size=available)
-    with pytest.raises(
-        UsageError, match=f"room for {available} codes and action ids, the data have"
-    ):
+    with pytest.raises(UsageError, match=f"room for {available} codes and action ids, the data"):
         TokenIds.of(tiny_tokenizer(0), sizes)
-
-
-def test_a_tokenizer_without_special_tokens_is_an_error() -> None:
     document = json.loads(DOCUMENT)
     document["added_tokens"] = document["added_tokens"][:1]
     with pytest.raises(DataError, match=r"no token <\|im_start\|>"):

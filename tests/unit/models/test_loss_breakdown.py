@@ -20,26 +20,17 @@ def compute_metrics(
     return breakdown.metrics(sums, float(mask.sum() * 3), training=training), error, mask
 
 
-def test_fields_weighted_by_their_widths_are_the_loss() -> None:
+def test_fields_weighted_by_their_widths_are_the_loss_and_data_sets_have_their_own() -> None:
     metrics, error, mask = compute_metrics()
 
     whole = (2 * metrics["denoising_loss/xyz"] + metrics["denoising_loss/hand"]) / 3
     assert whole == pytest.approx(float(error.sum() / (mask.sum() * 3)))
     hand = float(error[..., 2].sum() / mask.sum())
     assert metrics["denoising_loss/hand"] == pytest.approx(hand)
-
-
-def test_loss_of_a_data_set_is_that_of_its_samples() -> None:
-    metrics, error, mask = compute_metrics()
-
     rows = torch.tensor([False, False, True, True, False, False])
     assert metrics["loss/a/x"] == pytest.approx(float(error[rows].sum() / (mask[rows].sum() * 3)))
     assert metrics["loss/b/x"] == pytest.approx(float(error[~rows].sum() / (mask[~rows].sum() * 3)))
-
-
-def test_single_data_set_has_no_metric() -> None:
-    metrics, _, _ = compute_metrics(training=False)
-
+    metrics, _, _ = compute_metrics(training=False)  # a single data set
     assert set(metrics) == {"denoising_loss/xyz", "denoising_loss/hand"}
 
 

@@ -1,6 +1,7 @@
 """Perceptual networks: shapes, files of weights, and distances."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.errors import DataError, UsageError
+from tests.builders.errors import fails
 from vlatool.models.perceptual import (
     ConvNextBlock,
     ConvNextSmall,
@@ -23,6 +24,7 @@ from vlatool.models.perceptual import (
 )
 
 
+@cache
 def on_meta(network: type[nn.Module]) -> nn.Module:
     with torch.device("meta"):
         return network()
@@ -119,23 +121,20 @@ def test_weights_that_do_not_match_raise_an_error(
     tmp_path: Path, changes: dict[str, Tensor | None], code: str
 ) -> None:
     path = write_weights(InceptionFeatures, tmp_path / "own.pth", **changes)
-    with pytest.raises(DataError) as caught:
+    with fails(code):
         inception_network(path)
-    assert caught.value.code == code
 
 
 def test_other_bytes_with_a_released_name_raise_an_error(tmp_path: Path) -> None:
     write_weights(ConvNextSmall, tmp_path / "convnext_small-0c510722.pth")
-    with pytest.raises(DataError) as caught:
+    with fails("data.other_network_weights"):
         perceptual_network("convnext_s", tmp_path)
-    assert caught.value.code == "data.other_network_weights"
 
 
 @pytest.mark.parametrize("name", ["", "nothing.pth"])
 def test_missing_weights_raise_an_error(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_network_weights"):
         perceptual_network("lpips", tmp_path / name)
-    assert caught.value.code == "data.no_network_weights"
 
 
 @pytest.mark.parametrize(
@@ -154,9 +153,8 @@ def test_name_contains_networks_and_weights(name: str, shares: list[float]) -> N
 
 @pytest.mark.parametrize("name", ["", "vgg", "lpips-1.0-2.0", "lpips-lpips", "convnext_s-x"])
 def test_unknown_name_raises_an_error(name: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.unknown_perceptual_network"):
         perceptual_network(name, None)
-    assert caught.value.code == "usage.unknown_perceptual_network"
 
 
 def test_block_of_convnext_computes_its_formula() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vlatool.errors import DataError
+from tests.builders.errors import fails
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.config import (
     DiffusionPolicyConfig,
@@ -86,9 +86,8 @@ def test_missing_initial_weights_are_an_error_before_data_is_read(section: str) 
     start = {"resume_from_checkpoint": "nowhere/checkpoint_3.pt", "resume_weights_only": True}
     changed = getattr(policy_config, section).model_copy(update=start)
     policy_config = policy_config.model_copy(update={section: changed})
-    with pytest.raises(DataError) as caught:
+    with fails("data.no_source"):
         DiffusionPolicyType().check_init(policy_config, None)
-    assert caught.value.code == "data.no_source"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.builders.base_models import clip_config, vlm_config
-from vlatool.errors import DataError, UsageError
+from tests.builders.errors import fails
 from vlatool.models.base import Part
 from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
@@ -101,21 +101,22 @@ def test_export_adds_the_weights_that_a_policy_does_not_use() -> None:
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
 def test_published_weights_give_the_same_velocity(tmp_path: Path, prefix: str) -> None:
-    source, target = policy(1), policy(2)
+    source, target, average = policy(1), policy(2), policy(3)
     state = {prefix + name: value for name, value in published(source).items()}
     write_published(tmp_path / "checkpoint_3.pt", state, number=3, step=100)
-    result = load_policy(target, str(str(tmp_path / "checkpoint_3.pt")))
+    result = load_policy(target, str(tmp_path / "checkpoint_3.pt"))
     assert {name.rpartition(".")[0] for name in result.dead} == {
         prefix.rstrip(".") for prefix in DEAD
     }
     assert torch.equal(velocity(target), velocity(source))
+    write_published_average(tmp_path / "ema_3.pt", state, number=3, step=9)
+    load_policy(average, str(tmp_path / "ema_3.pt"))
+    assert torch.equal(velocity(average), velocity(source))
 
 
-def test_published_averages_are_read_too(tmp_path: Path) -> None:
-    source, target = policy(1), policy(2)
-    write_published_average(tmp_path / "ema_3.pt", published(source), number=3, step=9)
-    load_policy(target, str(tmp_path / "ema_3.pt"))
-    assert torch.equal(velocity(target), velocity(source))
+def _truncated(path: Path) -> None:
+    write_published(path, published(policy()), number=1, step=1)
+    path.write_bytes(path.read_bytes()[:-2000])
 
 
 def test_weights_in_half_precision_are_loaded(tmp_path: Path) -> None:
@@ -199,9 +200,8 @@ def test_modules_with_other_dimensions_can_be_excluded(tmp_path: Path) -> None:
     source, target = policy(1), policy(2, action_dim=7)
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
     path = tmp_path / "checkpoint_1.pt"
-    with pytest.raises(DataError) as caught:
+    with fails("data.checkpoint_mismatch"):
         load_policy(target, str(path))
-    assert caught.value.code == "data.checkpoint_mismatch"
     load_policy(target, str(path), excluded=["action_encode", "output_layer"])
     assert torch.equal(target.time_encoding.weight, source.time_encoding.weight)
     assert target.output_layer.weight.shape == (7, 16)
@@ -236,9 +236,8 @@ class Code:
 def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Code()}, "checkpoint_1.pt")
-    with pytest.raises(DataError) as caught:
+    with fails("data.unsafe_checkpoint"):
         load_policy(policy(), str(tmp_path / "checkpoint_1.pt"))
-    assert caught.value.code == "data.unsafe_checkpoint"
     assert not (tmp_path / "opened").exists()
 
 
@@ -247,37 +246,20 @@ def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (lambda path: path.write_bytes(b"no weights at all"), "data.broken_checkpoint"),
         (lambda path: path.write_bytes(b""), "data.broken_checkpoint"),
+        (_truncated, "data.broken_checkpoint"),
         (lambda path: torch.save([1, 2], path), "data.broken_checkpoint"),
         (lambda path: torch.save({"optimizer": {"state": {}}}, path), "data.no_weights"),
         (lambda path: torch.save({"state_dict": {}}, path), "data.no_weights"),
-        (
-            lambda path: torch.save({"state_dict": {"a": torch.ones(1)}}, path),
-            "data.checkpoint_mismatch",
-        ),
+        (lambda path: torch.save({"a": torch.ones(1)}, path), "data.checkpoint_mismatch"),
+        (lambda path: None, "data.no_source"),
     ],
 )
 def test_file_without_weights_of_the_policy_is_an_error(
     tmp_path: Path, write: Callable[[Path], Any], code: str
 ) -> None:
     write(tmp_path / "checkpoint_1.pt")
-    with pytest.raises(DataError) as caught:
+    with fails(code, 3):
         load_policy(policy(), str(tmp_path / "checkpoint_1.pt"))
-    assert (caught.value.code, caught.value.exit_code) == (code, 3)
-
-
-def test_truncated_file_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint_1.pt"
-    write_published(path, published(policy()), number=1, step=1)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(DataError) as caught:
-        load_policy(policy(), str(path))
-    assert caught.value.code == "data.broken_checkpoint"
-
-
-def test_missing_weights_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        load_policy(policy(), str(tmp_path / "checkpoint_9.pt"))
-    assert caught.value.code == "data.no_source"
 
 
 def test_policy_without_a_published_module_is_not_exported() -> None:
@@ -289,6 +271,5 @@ def test_policy_without_a_published_module_is_not_exported() -> None:
         n_layers=0,
         text_encoder=ByteTextConfig(),
     )
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.not_exportable"):
         export_published(config(vision_language_backbone=vit), {})
-    assert caught.value.code == "usage.not_exportable"

@@ -44,28 +44,18 @@ def test_rows_are_those_of_the_whole_batch(
     assert torch.equal(rows_of(rows, call), whole[list(rows)])
 
 
-def test_chunks_have_different_numbers() -> None:
-    whole = rows_of(range(TOTAL), CALLS["normal"])
-    assert not torch.equal(whole[:4], whole[CHUNK : CHUNK + 4])
-
-
-def test_calls_differ_and_have_the_same_rows() -> None:
+def test_chunks_and_calls_differ_and_have_the_same_rows() -> None:
     first, second = (rows_of(range(TOTAL), CALLS["normal"], nth=nth) for nth in (1, 2))
+    assert not torch.equal(first[:4], first[CHUNK : CHUNK + 4])
     assert not torch.equal(first, second)
     assert torch.equal(rows_of([2, 7], CALLS["normal"], nth=2), second[[2, 7]])
 
 
-def test_positions_of_later_steps_are_indices_of_the_batch() -> None:
+def test_rows_beyond_the_batch_wrap_around() -> None:
     later = rows_of(range(3 * TOTAL + 2, 3 * TOTAL + 5), CALLS["uniform"])
     assert torch.equal(later, rows_of(range(2, 5), CALLS["uniform"]))
-
-
-def test_rows_beyond_the_batch_wrap_around() -> None:
     rows = rows_of(range(TOTAL + 2), CALLS["uniform"])
     assert torch.equal(rows[TOTAL:], rows[:2])
-
-
-def test_a_batch_without_rows_has_none() -> None:
     assert rows_of([], CALLS["normal"]).shape == (0, 2, 3)
 
 

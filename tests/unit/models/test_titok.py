@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from tests.builders.errors import fails
 from tests.builders.tokenizers import (
     PIXELS,
     QUANTIZER,
@@ -20,7 +21,6 @@ from tests.builders.tokenizers import (
     open_titok,
     tiny_titok,
 )
-from vlatool.errors import DataError
 from vlatool.models.base import Objective, Part, StepContext
 from vlatool.models.rng import PerSampleRng
 from vlatool.models.titok.config import TitokConfig
@@ -115,12 +115,8 @@ def test_legacy_layout_takes_a_slice_of_every_latent_token(number: int, width: i
     for w, k in ((0, 0), (1, 5), (per_token, 7), (width - 1, number - 1)):
         token, channel = w // per_token, (w % per_token) * number + k
         assert torch.equal(columns[:, w, k], tokens[:, token, channel])
-
-
-def test_aligned_layout_takes_one_latent_token() -> None:
-    tokens = torch.randn(2, 4, 6)
-
-    assert torch.equal(latent_columns(tokens, legacy=False)[:, :, 0], tokens.transpose(1, 2))
+    aligned = latent_columns(tokens, legacy=False)[:, :, 0]  # takes one token
+    assert torch.equal(aligned, tokens.transpose(1, 2))
 
 
 def test_pixel_head_has_colors_last() -> None:
@@ -166,35 +162,21 @@ def test_pixels_are_decoded_from_the_expected_code_of_the_teacher() -> None:
     features = torch.einsum("bnhw,nd->bdhw", shares, table)
 
     torch.testing.assert_close(model.decode(vectors), model.pixel_decoder(features))
-
-
-def test_codes_decode_to_the_reconstruction_of_their_images() -> None:
-    torch.manual_seed(0)
-    model, images = Titok(tiny_titok(stage=2)), make_images()
-
     decoded = model.decode_codes(model.codes(images)[:, None])
     torch.testing.assert_close(decoded, model(images).pixels, atol=1e-4, rtol=0)
 
 
-def test_continuous_tokens_are_their_means_without_noise() -> None:
+def test_continuous_tokens_have_their_mean_noise_and_divergence() -> None:
     torch.manual_seed(0)
     model, images = Titok(tiny_titok(**(PIXELS | CONTINUOUS))), make_images()
     mean = model.encoder(images, model.latent_tokens)[..., :4]
-
     assert torch.equal(model.encode(images).vectors, mean)
 
-
-def test_noise_of_continuous_tokens_has_their_variance() -> None:
     features = torch.tensor([[[1.0, -2.0, 0.0, 2 * np.log(3.0)]]])
-
-    assert torch.allclose(
-        posterior(features, torch.ones(1, 1, 2)).vectors, torch.tensor([[[2.0, 1.0]]])
-    )
-
-
-def test_divergence_is_summed_over_tokens_and_averaged_over_images() -> None:
+    noisy = posterior(features, torch.ones(1, 1, 2)).vectors
+    assert torch.allclose(noisy, torch.tensor([[[2.0, 1.0]]]))
+    # The divergence is summed over tokens and averaged over images.
     features = torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
-
     assert float(posterior(features, None).penalty) == pytest.approx((0.5 + 2.0) / 2)
 
 
@@ -208,10 +190,8 @@ def test_divergence_is_summed_over_tokens_and_averaged_over_images() -> None:
     ],
 )
 def test_invalid_codes_raise_an_error(codes: torch.Tensor, code: str) -> None:
-    with pytest.raises(DataError) as error:
+    with fails(code):
         Titok(tiny_titok()).decode_codes(codes)
-
-    assert error.value.code == code
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.builders.base_models import VLM_VOCABULARY, causal_base, vlm_base
-from vlatool.errors import DataError, UsageError
+from tests.builders.errors import fails
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.backbones import VlmBackbone
 from vlatool.models.diffusion_policy.batch import example_text, make_text_tokenizer
@@ -75,6 +75,7 @@ def test_output_depends_on_images_and_text_and_gives_gradients(
     tokens = module(images(), text)
     assert (module(255 - images(), text) - tokens).abs().max() > 1e-6
     assert (module(images(), text.flip(0)) - tokens).abs().max() > 1e-6
+    assert module(images(), example_text(config, 2)).isfinite().all()
     torch.testing.assert_close(module.eval()(images(), text), tokens)
     tokens.sum().backward()
     assert not [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
@@ -93,14 +94,6 @@ def test_published_weights_are_loaded_and_the_new_token_is_their_mean(
     torch.testing.assert_close(embeddings[-1], embeddings[:-1].mean(dim=0))
     for name, value in module._network.state_dict().items():
         assert torch.equal(value[: len(published[name])], published[name])
-
-
-@pytest.mark.parametrize("family", TINY)
-def test_example_has_the_image_tokens_of_an_instruction(
-    bases: dict[str, Path], family: str
-) -> None:
-    config = section(bases[family])
-    assert VlmBackbone(config)(images(), example_text(config, 2)).isfinite().all()
 
 
 def test_patches_equal_those_of_the_processor_of_the_model(bases: dict[str, Path]) -> None:
@@ -136,18 +129,15 @@ def test_image_has_the_published_number_of_tokens(
     assert before.count(FAMILIES[family].token) == 2 * tokens
 
 
-def test_unknown_model_type_is_an_error(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_unknown_model_type_and_too_small_text_length_are_errors(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
     config = (bases["smolvlm"] / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"smolvlm"', '"blip"'))
-    with pytest.raises(DataError) as caught:
+    with fails("data.base_model"):
         section(tmp_path, image_size=None)
-    assert caught.value.code == "data.base_model"
-
-
-def test_too_small_text_length_is_an_error(bases: dict[str, Path]) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.no_room_for_text"):
         make_text_tokenizer(section(bases["smolvlm"]), 10, None)
-    assert caught.value.code == "usage.no_room_for_text"
 
 
 # a language model as denoiser

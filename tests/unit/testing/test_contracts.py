@@ -34,15 +34,6 @@ KEYPOINTS = {
     "num_keypoints": 4,
     "text_encoder": TEXT,
 }
-VIT = {
-    "type": "vit_backbone",
-    "hidden_dim": 16,
-    "inter_dim": 32,
-    "patch_size": 16,
-    "img_size": 32,
-    "n_heads": 2,
-    "n_layers": 1,
-}
 
 
 PLUGINS_PAGE = Path(__file__).parents[3] / "docs/plugins.md"
@@ -59,40 +50,24 @@ def test_format_of_the_documentation_fulfills_the_contract_of_a_reader(
     assert len(check_reader(reader, acme_data(tmp_path / "raw", episodes=11))) == 11
 
 
-def test_spartan_fulfills_the_contract_of_a_reader(tmp_path: Path) -> None:
-    assert len(check_reader(SpartanReader, spartan_task(tmp_path, 11, 3))) == 11
-
-
-def test_lerobot_fulfills_the_contract_of_a_reader(tmp_path: Path) -> None:
+def test_built_in_formats_fulfill_the_contract_of_a_reader(tmp_path: Path) -> None:
+    assert len(check_reader(SpartanReader, spartan_task(tmp_path / "spartan", 11, 3))) == 11
     cameras = {"observation.images.front": "video", "observation.images.wrist": "image"}
     check_reader(LeRobotReader, lerobot_dataset(tmp_path / "data", cameras=cameras))
 
 
-@pytest.mark.parametrize("backbone", [KEYPOINTS, VIT, {**VIT, "text_encoder": TEXT}])
-def test_diffusion_policy_fulfills_the_contract_of_a_model_type(backbone: dict[str, Any]) -> None:
-    scheduler = {"clamp_range": [-4.0, 4.0]}
-    check_model_type(
-        DiffusionPolicyType,
-        {
-            "vision_language_backbone": backbone,
-            "transformer": TRANSFORMER,
-            "noise_scheduler": scheduler,
-        },
-    )
-
-
-def test_policy_of_a_base_model_fulfills_the_contract_of_a_model_type(tmp_path: Path) -> None:
-    """Tokenizer and architecture come from the base model and are stored in a run."""
+# Runs of the tests of training have keypoints.
+@pytest.mark.parametrize("kind", [pytest.param("keypoints", marks=pytest.mark.slow), "clip"])
+def test_diffusion_policy_fulfills_the_contract_of_a_model_type(kind: str, tmp_path: Path) -> None:
+    """Tokenizer and architecture of CLIP come from the base model and are stored in a run."""
     clip = {"type": "clip_backbone", "hf_pretrained": str(clip_base(tmp_path / "clip"))}
-    check_model_type(
-        DiffusionPolicyType,
-        {
-            "vision_language_backbone": {**clip, "freeze_text_encoder": True},
-            "transformer": TRANSFORMER,
-            "noise_scheduler": {"clamp_range": [-4.0, 4.0]},
-            "solver": {"type": "heun"},
-        },
-    )
+    backbones: dict[str, Any] = {
+        "keypoints": KEYPOINTS,
+        "clip": {**clip, "freeze_text_encoder": True},
+    }
+    keys: dict[str, Any] = {"solver": {"type": "heun"}} if kind == "clip" else {}
+    keys |= {"transformer": TRANSFORMER, "noise_scheduler": {"clamp_range": [-4.0, 4.0]}}
+    check_model_type(DiffusionPolicyType, {**keys, "vision_language_backbone": backbones[kind]})
 
 
 def test_policy_of_two_base_models_fulfills_the_contract_of_a_model_type(tmp_path: Path) -> None:
@@ -127,11 +102,6 @@ class NoSurveyedCameras(SpartanReader):
         return replace(super().survey(refs), cameras={})
 
 
-def test_survey_that_differs_from_the_episodes_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="survey has the cameras"):
-        check_reader(NoSurveyedCameras, spartan_task(tmp_path, 1, 3))
-
-
 def too_few_names(episode: Episode) -> dict[str, list[str]]:
     """One dimension name for each field with several dimensions."""
     return {
@@ -161,13 +131,16 @@ def test_broken_episode_is_reported(
         check_reader(broken(change), spartan_task(tmp_path, 1, 4))
 
 
-def test_episodes_in_another_order_are_reported(tmp_path: Path) -> None:
+def test_episodes_in_another_order_or_another_survey_are_reported(tmp_path: Path) -> None:
     class Alphabetical(SpartanReader):
         def discover(self, sources: Any) -> Any:
             return iter(sorted(super().discover(sources), key=lambda ref: str(ref.path)))
 
+    source = spartan_task(tmp_path, 11, 2)
     with pytest.raises(AssertionError, match="natural order"):
-        check_reader(Alphabetical, spartan_task(tmp_path, 11, 2))
+        check_reader(Alphabetical, source)
+    with pytest.raises(AssertionError, match="survey has the cameras"):
+        check_reader(NoSurveyedCameras, source)
 
 
 def test_toys_fulfill_the_contract_of_a_model_type(tmp_path: Path) -> None:

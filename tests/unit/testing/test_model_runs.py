@@ -13,15 +13,14 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.builders.serving import LookPolicy
 from tests.builders.toy_networks import GanObjective, LmObjective, ToyLm, token_batch
 from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, write_numbers
 from vlatool.errors import DataError
-from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, Rng, StepContext
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
-from vlatool.models.policy import RoboticsPolicy
-from vlatool.testing.model_rules import check_config, world_data
+from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
+from vlatool.testing.model_rules import check_config
 from vlatool.testing.model_runs import ModelChecks
-from vlatool.testing.models import check_model_type
+from vlatool.testing.models import check_model_type, check_policy
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +41,13 @@ def check(model_type: Any, data: Path | None, folder: Path, **keys: Any) -> None
     ModelChecks(config, info, folder).check()
 
 
+def picklable(made: type) -> Any:
+    """The class with a name of its own here: loader workers get pickled copies."""
+    made.__qualname__ = f"Made{len(globals())}"
+    globals()[made.__qualname__] = made
+    return made
+
+
 def lm(objective: type[LmObjective]) -> type[LmType]:
     """The toy language model with another objective."""
 
@@ -50,10 +56,7 @@ def lm(objective: type[LmObjective]) -> type[LmType]:
             del args
             return objective()
 
-    # Loader workers get pickled copies, so the class needs its own name.
-    Broken.__qualname__ = f"Broken{objective.__name__}"
-    globals()[Broken.__qualname__] = Broken
-    return Broken
+    return picklable(Broken)
 
 
 # config, data kinds, parts
@@ -216,69 +219,41 @@ class PartialGroups(LmObjective):
 # losses
 
 
-class Changed(LmObjective):
-    """Objective with a loss that `change` modifies."""
-
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        raise NotImplementedError
-
-    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        return self.change(super().loss(optimizer, batch, ctx), batch, ctx)
+Change = Callable[[Loss, Batch, StepContext], Loss]
 
 
-class NotFinite(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, total=loss.total * float("nan"))
+def changed(change: Change) -> type[LmObjective]:
+    """An objective with a loss that `change` modifies."""
+
+    class Changed(LmObjective):
+        def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
+            return change(super().loss(optimizer, batch, ctx), batch, ctx)
+
+    return Changed
 
 
-class NoElements(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, count=loss.count * 0)
+def with_total(change: Callable[[Tensor], Tensor]) -> type[LmObjective]:
+    return changed(lambda loss, batch, ctx: replace(loss, total=change(loss.total)))
 
 
-class NoScalar(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, total=loss.total[None])
-
-
-class HalfPrecision(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, total=loss.total.bfloat16())
-
-
-class Attached(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, sums={"again": loss.total})
-
-
-class Ragged(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, sums={"rows": batch["mask"].sum(1)})
-
-
-class EmbeddingOnly(Changed):
+def embedding_only(loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
     """Loss with a gradient only for the embedding."""
-
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        block = ctx.parts["model"].block
-        return replace(loss, total=block.embed.weight.square().sum())
+    return replace(loss, total=ctx.parts["model"].block.embed.weight.square().sum())
 
 
-class NotLearning(Changed):
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        return replace(loss, total=loss.total + (0.0 * loss.total - loss.total).detach() + 9.0)
-
+class NotLearning(with_total(lambda total: total + (0.0 * total - total).detach() + 9.0)):
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {"main": OptimizerSpec(("model",), lr=0.0)}
 
 
-class Counting(Changed):
+class Counting(LmObjective):
     """Loss that depends on a counter that no checkpoint holds."""
 
     calls = 0
 
-    def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         self.calls += 1
+        loss = super().loss(optimizer, batch, ctx)
         return replace(loss, total=loss.total * (1 + self.calls % 5))
 
 
@@ -301,13 +276,22 @@ class FloatImages(LmObjective):
         (NoActiveOptimizer, "no optimizer is active"),
         (UnknownOptimizer, "lists 'mian', which is not an optimizer"),
         (PartialGroups, r"leave out model\.block"),
-        (NotFinite, "`total` is nan"),
-        (NoElements, "`count` is 0, must be positive"),
-        (NoScalar, "must be a scalar"),
-        (HalfPrecision, "not float32"),
-        (Attached, r"`sums\['again'\]` requires grad"),
-        (Ragged, "differ between micro-batches"),
-        (EmbeddingOnly, r"gives no gradient to model\.block\.mix"),
+        (with_total(lambda total: total * float("nan")), "`total` is nan"),
+        (with_total(lambda total: total[None]), "must be a scalar"),
+        (with_total(lambda total: total.bfloat16()), "not float32"),
+        (
+            changed(lambda loss, batch, ctx: replace(loss, count=loss.count * 0)),
+            "`count` is 0, must be positive",
+        ),
+        (
+            changed(lambda loss, batch, ctx: replace(loss, sums={"again": loss.total})),
+            r"`sums\['again'\]` requires grad",
+        ),
+        (
+            changed(lambda loss, batch, ctx: replace(loss, sums={"rows": batch["mask"].sum(1)})),
+            "differ between micro-batches",
+        ),
+        (changed(embedding_only), r"gives no gradient to model\.block\.mix"),
         (EmptyValidation, "validate: `count` is 0"),
         (FloatImages, "`images` returns 'made' as float64"),
         (NotLearning, "change the loss from"),
@@ -392,14 +376,12 @@ def test_buffer_that_changes_or_is_lost_is_reported(
 # batches
 
 
-def example_of(change: Callable[[Batch], Batch], name: str) -> type[LmType]:
+def example_of(change: Callable[[Batch], Batch]) -> type[LmType]:
     class Broken(LmType):
         def example(self, config: Any, data: Any, size: int) -> Batch:
             return change(super().example(config, data, size))
 
-    Broken.__qualname__ = name
-    globals()[name] = Broken
-    return Broken
+    return picklable(Broken)
 
 
 class NoPickle(LmType):
@@ -411,11 +393,11 @@ class NoPickle(LmType):
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (example_of(lambda batch: {**batch, "more": {"x": 1}}, "Nested"), "neither a tensor nor"),
-        (example_of(lambda batch: {**batch, "mask": batch["mask"][:1]}, "Few"), "has 1 rows for 8"),
-        (example_of(lambda batch: {"ids": batch["ids"]}, "Less"), "the batcher returns"),
+        (example_of(lambda batch: {**batch, "more": {"x": 1}}), "neither a tensor nor"),
+        (example_of(lambda batch: {**batch, "mask": batch["mask"][:1]}), "has 1 rows for 8"),
+        (example_of(lambda batch: {"ids": batch["ids"]}), "the batcher returns"),
         (
-            example_of(lambda batch: {**batch, "mask": batch["mask"].double()}, "Wide"),
+            example_of(lambda batch: {**batch, "mask": batch["mask"].double()}),
             "float64 with 2",
         ),
         (NoPickle, "the batcher cannot be pickled"),
@@ -426,120 +408,41 @@ def test_broken_batch_is_reported(broken: Any, sentence: str, rows: Path, tmp_pa
         check(broken(), rows, tmp_path)
 
 
-# policies
-
-
-def ignores_rng(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
-    return sampler(batch, steps=steps, rng=rng) + 0.1 * torch.rand(())
-
-
-def shares_rng(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
-    actions = sampler(batch, steps=steps, rng=rng)
-    return actions + actions.mean()
-
-
-def infinite(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
-    return sampler(batch, steps=steps, rng=rng) * float("inf")
-
-
-class WithSampler(DiffusionPolicyType):
-    """Diffusion policy with another sampler."""
-
-    sampler: ClassVar[Any] = None
-
-    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-        policy = super().policy(config, parts, assets, folder)
-        policy._sampler = partial(type(self).sampler, policy._sampler)
-        return policy
-
-
-class IgnoresRng(WithSampler):
-    sampler: ClassVar[Any] = staticmethod(ignores_rng)
-
-
-class SharesNoise(WithSampler):
-    sampler: ClassVar[Any] = staticmethod(shares_rng)
-
-
-class Infinite(WithSampler):
-    sampler: ClassVar[Any] = staticmethod(infinite)
-
-
-def with_gradients(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
-    actions = sampler(batch, steps=steps, rng=rng)
-    return actions * torch.ones((), requires_grad=True)
-
-
-class WithGradients(WithSampler):
-    """Policy whose actions have gradients, which `RoboticsPolicy` detaches."""
-
-    sampler: ClassVar[Any] = staticmethod(with_gradients)
-
-
-class TensorPolicy(RoboticsPolicy):
-    def act(self, *args: Any, **keys: Any) -> Any:
-        actions = super().act(*args, **keys)
-        return {name: torch.tensor(value, requires_grad=True) for name, value in actions.items()}
-
-
-class ReturnsTensors(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-        policy = super().policy(config, parts, assets, folder)
-        return TensorPolicy(policy._sampler, policy._batcher, assets)
-
-
-class ReturnsNetwork(DiffusionPolicyType):
+class ReturnsNetwork(LmType):
     def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> Any:
         del config, assets, folder
         return parts["model"]
 
 
-class LacksField(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-        policy = super().policy(config, parts, assets, folder)
-        return FieldlessPolicy(policy._sampler, policy._batcher, assets)
-
-
-class FieldlessPolicy(RoboticsPolicy):
-    def act(self, *args: Any, **keys: Any) -> Any:
-        return dict(list(super().act(*args, **keys).items())[1:])
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_data(tmp_path_factory.mktemp("world"))
-
-
-BACKBONE = {
-    "type": "keypoint_backbone",
-    "hidden_dim": 16,
-    "channels": [4, 8],
-    "num_keypoints": 4,
-}
-TRANSFORMER = {"hidden_dim": 32, "n_layers": 1, "n_heads": 2, "ffn_type": "gelu"}
-KEYS = {"vision_language_backbone": BACKBONE, "transformer": TRANSFORMER}
+def as_tensors(actions: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, requires_grad=True) for name, value in actions.items()}
 
 
 @pytest.mark.parametrize(
-    ("broken", "sentence"),
+    ("change", "sentence"),
     [
-        (IgnoresRng, "randomness that is not from the seeds"),
-        (SharesNoise, "depend on the others in its batch"),
-        (Infinite, "not finite"),
-        (ReturnsTensors, "act returns a tensor with gradients"),
-        (ReturnsNetwork, "is not a Policy: it has no 'sees'"),
-        (LacksField, "act returns no actions for"),
+        (lambda plan: {**plan, "grip": plan["grip"] + np.random.rand()}, "not from the seeds"),
+        (
+            lambda plan: {**plan, "grip": plan["grip"] + plan["grip"].mean()},
+            "depend on the others in its batch",
+        ),
+        (lambda plan: {**plan, "grip": plan["grip"] * np.inf}, "not finite"),
+        (as_tensors, "act returns a tensor with gradients"),
+        (lambda plan: {"grip": plan["grip"]}, "act returns no actions for"),
     ],
 )
-def test_broken_policy_is_reported(
-    broken: Any, sentence: str, shards: Path, tmp_path: Path
-) -> None:
+def test_broken_policy_is_reported(change: Callable[[dict[str, Any]], Any], sentence: str) -> None:
+    class Broken(LookPolicy):
+        def act(self, *args: Any, **keys: Any) -> Any:
+            return change(super().act(*args, **keys))
+
     with pytest.raises(AssertionError, match=sentence):
-        check(broken(), shards, tmp_path, **KEYS)
+        check_policy(Broken())
 
 
-def test_sampler_may_return_gradients(shards: Path, tmp_path: Path) -> None:
-    check(WithGradients(), shards, tmp_path, **KEYS)
+def test_policy_of_a_model_type_is_checked(rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="is not a Policy: it has no 'sees'"):
+        check(ReturnsNetwork(), rows, tmp_path)
 
 
 def test_correct_toy_passes(rows: Path, tmp_path: Path) -> None:

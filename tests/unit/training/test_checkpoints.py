@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.builders.errors import fails
 from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
 from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.artifacts.run.locations import find_checkpoint
@@ -88,7 +89,7 @@ def all_tensors(state: TrainState) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", [{}, {"tied": True}, {"frozen": True}])
 def test_resumed_training_is_bitwise_equal(kind: dict[str, bool], tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
+    run = RunDir(tmp_path / "run")
     state = train(new_state(**kind), 3)
     folder = save(run, state)
     resumed = new_state(seed=1, **kind)
@@ -99,6 +100,9 @@ def test_resumed_training_is_bitwise_equal(kind: dict[str, bool], tmp_path: Path
     assert resumed.averages["model"].updates == 5
     for name, value in all_tensors(state).items():
         assert torch.equal(all_tensors(resumed)[name], value), name
+    folders = save(run, state), save(RunDir(tmp_path / "again"), resumed)
+    first, second = ((folder / TRAINER).read_bytes() for folder in folders)
+    assert first == second
 
 
 def test_options_of_a_restored_optimizer_are_those_of_its_run(tmp_path: Path) -> None:
@@ -203,9 +207,8 @@ def test_unsaved_part_must_equal_that_of_the_first_start(tmp_path: Path) -> None
     other = new_state()
     nn.init.ones_(other.parts["teacher"].module.weight)
     other.unsaved = unsaved_digests(other.parts)
-    with pytest.raises(DataError) as caught:
+    with fails("data.other_weights") as caught:
         load_checkpoint(folder, other)
-    assert caught.value.code == "data.other_weights"
     assert caught.value.details["parts"] == ["teacher"]
 
 
@@ -263,14 +266,39 @@ def test_failure_while_writing_leaves_no_checkpoint(
     assert json.loads((tmp_path / "latest.json").read_text())["step"] == 1
 
 
-def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    state = new_state()
-    for _ in range(5):
-        save(run, train(state), 2)
-    assert [step for step, _ in run.checkpoints()] == [4, 5]
+@pytest.mark.parametrize(
+    ("retention", "steps"), [(Retention(2), [6, 7]), (Retention(2, every=3), [3, 6, 7])]
+)
+def test_latest_checkpoints_and_those_at_multiples_are_kept(
+    retention: Retention, steps: list[int], tmp_path: Path
+) -> None:
+    run, state = RunDir(tmp_path), new_state()
+    for _ in range(7):
+        save_checkpoint(run, train(state), RUNTIME, retention)
+    assert [step for step, _ in run.checkpoints()] == steps
     latest = json.loads((tmp_path / "latest.json").read_text())
-    assert latest == {"checkpoint": "checkpoints/step_00000005", "step": 5}
+    assert latest == {"checkpoint": "checkpoints/step_00000007", "step": 7}
+
+
+def moments(content: dict[str, Any], **changes: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The state of a trainer with other moments of a weight."""
+    stored = content["optimizers"]["main"]["state"]["model.0.weight"]
+    stored |= {name: change(stored[name]) for name, change in changes.items()}
+    return content
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "list": lambda _: ["a", "list"],
+    "text": lambda _: "a text",
+    "step": lambda content: {**content, "step": 10**9},
+    "shape": lambda content: moments(content, exp_avg=lambda _: torch.zeros(7, 7)),
+    "nan": lambda content: moments(content, exp_avg_sq=lambda value: value * torch.nan),
+    "sparse": lambda content: moments(content, exp_avg=torch.Tensor.to_sparse),
+    "steps": lambda content: moments(content, step=lambda _: torch.ones(3)),
+    "optimizer": lambda content: {**content, "optimizers": {"main": ["no", "state"]}},
+    "names": lambda content: {**content, "optimizers": {"generator": {}}},
+    "dropped": lambda content: {**content, "dropped": {"bad": "many"}},
+}
 
 
 def test_checkpoint_of_a_stop_replaces_no_planned_one_and_is_removed_with_the_next(
@@ -283,26 +311,6 @@ def test_checkpoint_of_a_stop_replaces_no_planned_one_and_is_removed_with_the_ne
         if stopped:
             assert [step for step, _ in run.checkpoints()] == [1, 2, 3]
     assert [step for step, _ in run.checkpoints()] == [2, 4]
-
-
-def test_checkpoints_at_multiples_stay_besides_the_latest(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    state = new_state()
-
-    for _ in range(7):
-        save_checkpoint(run, train(state), RUNTIME, Retention(2, every=3))
-
-    assert [step for step, _ in run.checkpoints()] == [3, 6, 7]
-
-
-def test_trainer_state_has_the_same_bytes_after_a_resume(tmp_path: Path) -> None:
-    run, again = RunDir(tmp_path / "run"), RunDir(tmp_path / "again")
-    state = train(new_state(), 3)
-    resumed = new_state(seed=1)
-    load_checkpoint(save(run, state), resumed)
-    folders = save(run, train(state)), save(again, train(resumed))
-    first, second = ((folder / TRAINER).read_bytes() for folder in folders)
-    assert first == second
 
 
 def test_trainer_state_does_not_depend_on_object_identity(tmp_path: Path) -> None:
@@ -322,9 +330,8 @@ def test_wrong_shape_names_the_key_and_changes_nothing(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state(width=3)))
     other = new_state(width=4)
     before = all_tensors(other)["model.0.weight"].clone()
-    with pytest.raises(DataError) as caught:
+    with fails("data.checkpoint_mismatch") as caught:
         load_checkpoint(folder, other)
-    assert caught.value.code == "data.checkpoint_mismatch"
     assert caught.value.details["problems"] == ["0.weight is [2, 3], the model has [2, 4]"]
     assert torch.equal(all_tensors(other)["model.0.weight"], before)
 
@@ -348,83 +355,26 @@ def test_damaged_file_is_a_data_error(name: str, content: bytes | None, tmp_path
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-20] if content == b"cut" else content)
-    with pytest.raises(DataError) as caught:
+    with fails("data.broken_checkpoint"):
         load_checkpoint(folder, new_state())
-    assert caught.value.code == "data.broken_checkpoint"
 
 
-def _list(_content: dict[str, Any]) -> Any:
-    return ["a", "list"]
-
-
-def _text(_content: dict[str, Any]) -> Any:
-    return "a text"
-
-
-def _step(content: dict[str, Any]) -> Any:
-    return {**content, "step": 10**9}
-
-
-def _moments(content: dict[str, Any]) -> Any:
-    content["optimizers"]["main"]["state"]["model.0.weight"]["exp_avg"] = torch.zeros(7, 7)
-    return content
-
-
-def _nan(content: dict[str, Any]) -> Any:
-    content["optimizers"]["main"]["state"]["model.0.weight"]["exp_avg_sq"].fill_(torch.nan)
-    return content
-
-
-def _sparse(content: dict[str, Any]) -> Any:
-    moments = content["optimizers"]["main"]["state"]["model.0.weight"]
-    moments["exp_avg"] = moments["exp_avg"].to_sparse()
-    return content
-
-
-def _steps(content: dict[str, Any]) -> Any:
-    content["optimizers"]["main"]["state"]["model.0.weight"]["step"] = torch.ones(3)
-    return content
-
-
-def _optimizer(content: dict[str, Any]) -> Any:
-    return {**content, "optimizers": {"main": ["no", "state"]}}
-
-
-def _dropped(content: dict[str, Any]) -> Any:
-    return {**content, "dropped": {"bad": "many"}}
-
-
-@pytest.mark.parametrize(
-    "change", [_list, _text, _step, _moments, _nan, _sparse, _steps, _optimizer, _dropped]
-)
-def test_broken_trainer_state_is_a_short_data_error(
-    change: Callable[[dict[str, Any]], Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_trainer_state_is_a_short_data_error(name: str, tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
-    torch.save(change(torch.load(folder / TRAINER, weights_only=True)), folder / TRAINER)
-    with pytest.raises(DataError) as caught:
+    torch.save(BROKEN[name](torch.load(folder / TRAINER, weights_only=True)), folder / TRAINER)
+    with fails("data.broken_checkpoint") as caught:
         load_checkpoint(folder, new_state())
-    assert caught.value.code == "data.broken_checkpoint"
     assert caught.value.details["path"] == str(folder / TRAINER)
     assert "\n" not in caught.value.message + caught.value.hint
 
 
-@pytest.mark.parametrize("name", [MODEL, EMA])
-def test_weights_that_are_not_finite_are_an_error(name: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
-    weights = load_file(folder / name)
-    weights["1.weight"][0, 0] = torch.nan
-    save_file(weights, folder / name)
-    with pytest.raises(DataError) as caught:
-        load_checkpoint(folder, new_state())
-    assert caught.value.code == "data.weights_not_finite"
-    assert caught.value.details["tensors"] == ["1.weight"]
-
-
-def test_trainer_state_of_other_optimizers_is_a_data_error(tmp_path: Path) -> None:
-    folder = save(RunDir(tmp_path), train(new_state()))
-    state = new_state()
-    state.optimizers["generator"] = state.optimizers.pop("main")
-    with pytest.raises(DataError) as caught:
-        load_checkpoint(folder, state)
-    assert caught.value.code == "data.broken_checkpoint"
+    for name in (EMA, MODEL):
+        whole = load_file(folder / name)
+        save_file({**whole, "1.weight": torch.full((2, 2), torch.nan)}, folder / name)
+        with fails("data.weights_not_finite") as caught:
+            load_checkpoint(folder, new_state())
+        assert caught.value.details["tensors"] == ["1.weight"]
+        save_file(whole, folder / name)

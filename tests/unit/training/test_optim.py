@@ -51,6 +51,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     module.output_layer.weight.requires_grad_(False)
     trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert decays(module).keys() == trainable
+    assert len(optimizer_of(nn.LayerNorm(3)).param_groups) == 1  # no matrices
 
 
 def test_parameters_with_a_rate_factor_keep_their_decay() -> None:
@@ -112,10 +113,6 @@ def test_published_rule_goes_by_names() -> None:
         "Norm.weight",
         "Norm.bias",
     }
-
-
-def test_module_without_matrices_has_one_group() -> None:
-    assert len(optimizer_of(nn.LayerNorm(3)).param_groups) == 1
 
 
 def test_spec_can_set_rates_and_groups() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from tests.builders.errors import fails
 from vlatool.cli.app import run as run_command
 from vlatool.cli.forms import write_error_file
-from vlatool.errors import DataError, EnvironmentProblem, PartialFailure, VlatoolError
+from vlatool.errors import DataError, PartialFailure, VlatoolError
 from vlatool.training.ranks import (
     Launch,
     PartialResult,
@@ -47,6 +48,7 @@ def test_error_of_a_rank_is_passed_completely(tmp_path: Path) -> None:
     assert (reported.exit_code, reported.kind, reported.code) == (3, "data", "data.x")
     assert (reported.message, reported.hint) == ("rank 1: no x", "write y")
     assert reported.details == {"path": str(tmp_path), "rank": 1, "exit_code": 3}
+    assert rank_error(RankExit(0, 3, 0, DATA)).message == "no x"
 
 
 def test_partial_result_is_passed_with_the_error(tmp_path: Path) -> None:
@@ -125,14 +127,11 @@ def test_variables_of_slurm_are_those_of_torchrun(
     assert slurm_variables(SLURM | changes) == expected
 
 
-def test_batch_script_of_slurm_is_no_rank() -> None:
-    assert slurm_variables({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) == {}
-
-
 def test_incomplete_variables_of_slurm_are_an_error() -> None:
-    with pytest.raises(EnvironmentProblem) as caught:
+    batch_script = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}
+    assert slurm_variables(batch_script) == {}
+    with fails("environment.slurm"):
         slurm_variables({"SLURM_STEP_NUM_TASKS": "8"})
-    assert caught.value.code == "environment.slurm"
 
 
 def test_command_on_ranks_reads_the_variables_of_slurm(
@@ -141,7 +140,3 @@ def test_command_on_ranks_reads_the_variables_of_slurm(
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert run_command(["train", "--preset", "diffusion-policy-tiny"]) == 6
     assert "SLURM_STEP_NUM_TASKS" in capsys.readouterr().err
-
-
-def test_error_of_rank_0_has_no_prefix() -> None:
-    assert rank_error(RankExit(0, 3, 0, DATA)).message == "no x"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import Override, load_config
@@ -137,15 +138,13 @@ def test_run_of_its_name_is_an_error_with(
     place: str, changes: dict[str, object], code: str, tmp_path: Path
 ) -> None:
     _write_run(tmp_path / place / "a", 4)
-    with pytest.raises(UsageError) as caught:
+    with fails(code):
         _chosen(tmp_path, **changes)
-    assert caught.value.code == code
 
 
 def test_remote_folder_with_other_files_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "remote/a").mkdir(parents=True)
     (tmp_path / "remote/a/thesis.tex").touch()
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.output_exists"):
         _chosen(tmp_path)
-    assert caught.value.code == "usage.output_exists"
     assert _chosen(tmp_path, fresh=True).root.name == "a-2"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import UsageError
 from vlatool.jobs.record import OutputRecord
@@ -139,9 +140,8 @@ def test_folder_that_is_not_a_run_is_unchanged(overwrite: bool, tmp_path: Path) 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.output_exists"):
         start_run(RunDir(tmp_path), config_of(overwrite=overwrite))
-    assert caught.value.code == "usage.output_exists"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -174,20 +174,14 @@ def test_damaged_list_of_a_run_is_rewritten(tmp_path: Path) -> None:
     assert {entry.path for entry in listed} >= {entry.path for entry in run.recorded_files()}
 
 
-def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
-    run = finished(tmp_path)
-    init = {"init_from": str(tmp_path)}
-    with pytest.raises(UsageError) as caught:
-        with_base_config(NEW.model_copy(update={"overwrite": True, **init}), run)
-    assert caught.value.code == "usage.overwrites_origin"
-
-
-def test_overwrite_replaces_no_output_of_another_command(tmp_path: Path) -> None:
+def test_overwrite_replaces_no_initial_weights_and_no_output_of_another_command(
+    tmp_path: Path,
+) -> None:
     run = finished(tmp_path / "run")
+    replacing = OLD.model_copy(update={"overwrite": True})
+    with fails("usage.overwrites_origin"):
+        with_base_config(replacing.model_copy(update={"init_from": str(run.root)}), run)
     OutputRecord("export", {}).save(run.root)
-
-    with pytest.raises(UsageError) as caught:
-        earlier_run(run, OLD.model_copy(update={"overwrite": True}))
-
-    assert caught.value.code == "usage.output_exists"
+    with fails("usage.output_exists"):
+        earlier_run(run, replacing)
     assert run.latest() is not None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
-from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.jobs.executor import default_workers
 from vlatool.training.ranks import Machine
 from vlatool.training.start import check_processes, rank_arguments, torchrun_options
@@ -46,9 +46,8 @@ def test_torchrun_parses_its_options() -> None:
 
 @pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4), (10**50, 0)])
 def test_invalid_number_of_processes_is_an_error(processes: int, gpus: int) -> None:
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.nproc"):
         check_processes(processes, gpus)
-    assert caught.value.code == "usage.nproc"
 
 
 @pytest.mark.parametrize(("more", "gpus", "warnings"), [(0, 0, 0), (1, 0, 1), (1, 10**4, 0)])
@@ -59,23 +58,17 @@ def test_more_processes_than_processors_are_a_warning(more: int, gpus: int, warn
 
 
 def test_more_processes_than_gpus_are_an_error_with_the_number_of_gpus() -> None:
-    with pytest.raises(EnvironmentProblem) as caught:
+    check_processes(2, 2)
+    with fails("environment.gpus", 6) as caught:
         check_processes(3, 2)
-    assert (caught.value.code, caught.value.exit_code) == ("environment.gpus", 6)
     assert caught.value.hint.endswith("--nproc 2")
-
-
-@pytest.mark.parametrize(("processes", "gpus"), [(2, 0), (2, 2), (1, 8)])
-def test_numbers_that_can_be_started(processes: int, gpus: int) -> None:
-    check_processes(processes, gpus)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rank_cannot_start_other_ranks(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.nproc_in_rank"):
         check_processes(processes, 0)
-    assert caught.value.code == "usage.nproc_in_rank"
 
 
 def test_machines_of_a_job_are_counted_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -91,6 +84,5 @@ def test_machines_of_a_job_are_counted_in_the_order_of_their_numbers(tmp_path: P
 @pytest.mark.parametrize("text", ["", "[]", '{"hosts": ["a"], "current_host": "b"}'])
 def test_file_that_does_not_name_this_machine_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "hosts.json").write_text(text)
-    with pytest.raises(EnvironmentProblem) as caught:
+    with fails("environment.hosts"):
         Machine.of_environment({"VLATOOL_HOSTS": str(tmp_path / "hosts.json")})
-    assert caught.value.code == "environment.hosts"

@@ -44,44 +44,6 @@ def decay_after(updates: int, **keys: Any) -> float:
     return average.decay()
 
 
-# Source: reference/training 4.1
-@pytest.mark.parametrize(
-    ("updates", "decay"),
-    [
-        (0, 0),
-        (1, 0),
-        (2, 0.405396442),
-        (3, 0.561308662),
-        (4, 0.646446609),
-        (10, 0.822172059),
-        (100, 0.968377223),
-        (781, 0.993231199),
-        (1000, 0.994376587),
-        (10_000, 0.999),
-        (100_000, 0.999822172),
-        (150_000, 0.999868801),
-        (215_443, 0.9998999998),
-        (215_444, 0.9999),
-    ],
-)
-def test_adaptive_decay_golden(updates: int, decay: float) -> None:
-    assert decay_after(updates) == pytest.approx(decay, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("updates", "decay"),
-    [(101, 0), (102, 0.370039475), (103, 0.519250143), (1100, 0.99), (10_000, 0.997831082)],
-)
-def test_adaptive_decay_after_a_delay_golden(updates: int, decay: float) -> None:
-    result = decay_after(updates, update_after_step=100, power=2 / 3)
-    assert result == pytest.approx(decay, abs=1e-9)
-
-
-@pytest.mark.parametrize(("updates", "decay"), [(0, 0), (1, 0), (2, 0.99), (3, 0.99)])
-def test_smallest_decay_golden(updates: int, decay: float) -> None:
-    assert decay_after(updates, min_value=0.99) == decay
-
-
 def test_smallest_decay_above_the_largest_is_an_error() -> None:
     with pytest.raises(ValidationError, match=r"min_value 0.99 is above max_value 0.9"):
         EmaConfig(min_value=0.99, max_value=0.9)
@@ -183,11 +145,47 @@ def test_frozen_weights_are_their_own_average() -> None:
     assert average.weights["weight"].data_ptr() != module.weight.data_ptr()
 
 
-@pytest.mark.parametrize(
-    ("updates", "decay"),
-    [(0, 0), (1, 2 / 11), (2, 3 / 12), (8_990, 8_991 / 9_000), (8_991, 0.999), (10**6, 0.999)],
-)
-def test_rising_decay(updates: int, decay: float) -> None:
-    result = decay_after(updates, type="rising", max_value=0.999)
+DELAYED = {"update_after_step": 100, "power": 2 / 3}
 
-    assert result == pytest.approx(decay, abs=0 if decay == 0.999 else 1e-12)
+
+SMALLEST = {"min_value": 0.99}
+
+
+RISING = {"type": "rising", "max_value": 0.999}
+
+
+# Source: reference/training 4.1
+@pytest.mark.parametrize(
+    ("keys", "decays"),
+    [
+        (
+            {},
+            {
+                0: 0,
+                1: 0,
+                2: 0.405396442,
+                3: 0.561308662,
+                4: 0.646446609,
+                10: 0.822172059,
+                100: 0.968377223,
+                781: 0.993231199,
+                1000: 0.994376587,
+                10_000: 0.999,
+                100_000: 0.999822172,
+                150_000: 0.999868801,
+                215_443: 0.9998999998,
+                215_444: 0.9999,
+            },
+        ),
+        (
+            DELAYED,
+            {101: 0, 102: 0.370039475, 103: 0.519250143, 1100: 0.99, 10_000: 0.997831082},
+        ),
+        (SMALLEST, {0: 0, 1: 0, 2: 0.99, 3: 0.99}),
+        (RISING, {0: 0, 1: 2 / 11, 2: 3 / 12, 8_990: 8_991 / 9_000, 8_991: 0.999, 10**6: 0.999}),
+    ],
+    ids=["adaptive", "delayed", "smallest", "rising"],
+)
+def test_decay_golden(keys: dict[str, Any], decays: dict[int, float]) -> None:
+    actual = {updates: decay_after(updates, **keys) for updates in decays}
+    assert actual == pytest.approx(decays, rel=0, abs=1e-9 if keys in ({}, DELAYED) else 1e-12)

@@ -43,24 +43,15 @@ def test_each_sum_keeps_its_shape_and_name() -> None:
     assert (total.packed[0].item(), total.count.item()) == (3, 4)
 
 
-def test_dummy_micro_batch_counts_nothing() -> None:
-    total = reduced(
-        make_loss(2.0, 3.0, n=torch.ones(2)), dummies=(make_loss(7.0, 5.0, n=torch.ones(2)),)
-    )
+def test_dummy_micro_batch_counts_nothing_and_other_losses_must_be_finite() -> None:
+    bad = make_loss(float("nan"), float("inf"), n=torch.full((2,), float("nan")))
+    dummies = (make_loss(7.0, 5.0, n=torch.ones(2)), bad)
+    total = reduced(make_loss(2.0, 3.0, n=torch.ones(2)), dummies=dummies)
     assert total.packed[:2].tolist() == [2, 3]
     assert total.sums["n"].tolist() == [1, 1]
-
-
-def test_non_finite_numbers_of_a_dummy_micro_batch_are_ignored() -> None:
-    bad = make_loss(float("nan"), float("inf"), n=torch.full((2,), float("nan")))
-    total = reduced(make_loss(2.0, 3.0, n=torch.ones(2)), dummies=(bad,))
     assert not total.is_bad
     assert total.packed.isfinite().all()
-
-
-def test_loss_that_is_not_finite_is_counted() -> None:
     assert reduced(make_loss(1.0), make_loss(float("inf"))).is_bad
-    assert not reduced(make_loss(1.0), make_loss(2.0)).is_bad
 
 
 def test_extra_numbers_are_reduced_with_the_sums() -> None:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from vlatool.errors import UsageError
+from tests.builders.errors import fails
 from vlatool.world.env import LiberoPickPlaceEnv, PickPlaceEnv
 from vlatool.world.recording import expert_action, expert_episode
 from vlatool.world.registration import ENVIRONMENT, LIBERO_ENVIRONMENT, register_environments
@@ -39,22 +39,14 @@ def test_actions_of_libero_move_the_hand_as_the_recorded_ones() -> None:
 
 
 def test_reset_options_decide_target_and_instruction() -> None:
-    observation, info = PickPlaceEnv().reset(
-        seed=0, options={"target": "green", "instruction": "fetch it"}
-    )
-    assert (info["target"], observation["instruction"]) == ("green", "fetch it")
-
-
-def test_target_does_not_change_the_start() -> None:
     env = PickPlaceEnv()
-    starts = [env.reset(seed=3, options={"target": c})[0]["proprio"] for c in ("red", "blue")]
-    np.testing.assert_array_equal(*starts)
-
-
-def test_unknown_target_is_rejected() -> None:
-    with pytest.raises(UsageError) as caught:
-        PickPlaceEnv().reset(options={"target": "pink"})
-    assert caught.value.code == "usage.unknown_target"
+    options = {"target": "green", "instruction": "fetch it"}
+    observation, info = env.reset(seed=3, options=options)
+    assert (info["target"], observation["instruction"]) == ("green", "fetch it")
+    other = env.reset(seed=3, options={"target": "blue"})[0]
+    np.testing.assert_array_equal(observation["proprio"], other["proprio"])
+    with fails("usage.unknown_target"):
+        env.reset(options={"target": "pink"})
 
 
 def test_episode_without_motion_is_truncated() -> None:

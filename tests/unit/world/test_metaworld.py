@@ -83,17 +83,18 @@ def test_images_at_the_start_are_those_after_the_next_update(reach: Simulator) -
     again = reach.images()
     np.testing.assert_array_equal(front, again["front"])
     np.testing.assert_array_equal(side, again["side"])
-
-
-def test_other_seeds_give_other_starts(reach: Simulator) -> None:
     actions = {started(reach, seed)[-1].tobytes() for seed in range(20)}
-    assert len(actions) == 20
+    assert len(actions) == 20  # other seeds give other starts
 
 
-def test_no_start_of_a_recording_is_one_of_a_rollout(
+def test_the_recorded_expert_succeeds_from_a_start_that_no_rollout_has(
     reach: Simulator, recorded: SimulatedEpisode
 ) -> None:
     assert (recorded.images["front"][0] != started(reach, 1)[1]).any()
+    assert (recorded.task, recorded.success) == ("reach-v3", True)
+    assert 20 < len(recorded) < 200
+    assert np.abs(recorded.actions).max() <= 1.0
+    assert len(recorded.images["side"]) == len(recorded.actions) == len(recorded)
 
 
 def test_the_environment_passes_the_gymnasium_checker(reach: Simulator) -> None:
@@ -110,13 +111,6 @@ def test_the_environment_shows_images_and_proprioception_only(reach: Simulator) 
     assert (seen["instruction"], info["success"]) == ("reach the goal", False)
     assert env.render().shape == (64, 128, 3)
     env.close()
-
-
-def test_the_recorded_expert_succeeds(recorded: SimulatedEpisode) -> None:
-    assert (recorded.task, recorded.success) == ("reach-v3", True)
-    assert 20 < len(recorded) < 200
-    assert np.abs(recorded.actions).max() <= 1.0
-    assert len(recorded.images["side"]) == len(recorded.actions) == len(recorded)
 
 
 def test_a_machine_that_cannot_render_is_a_problem_of_the_environment() -> None:
