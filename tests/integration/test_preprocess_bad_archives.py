@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.preprocessing import (
-    FRAMES,
-    failure_of,
-    has_message_and_hint,
-    processed,
-    refusal,
-)
+from tests.builders import preprocessing
 from tests.builders.spartan import spartan_task
 
 
@@ -49,7 +43,7 @@ def patch_directory(path: Path, at: int, value: bytes) -> None:
 
 def ends_early(path: Path) -> None:
     """Writes a member whose deflate stream is much shorter than its declared size."""
-    head = npy(f"({FRAMES}, 10)")
+    head = npy(f"({preprocessing.FRAMES}, 10)")
     add_member(path, "robot__x", head + bytes(480))
     content = path.read_bytes()
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -75,7 +69,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
         "data.broken_npz",
     ),
     "member larger than memory": (
-        lambda path: add_member(path, "robot__x", npy(f"({FRAMES}, {10**15})")),
+        lambda path: add_member(path, "robot__x", npy(f"({preprocessing.FRAMES}, {10**15})")),
         "data.broken_npz",
     ),
     "directory that declares 4 GB": (
@@ -106,27 +100,27 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_bad_archive_is_reported_with_its_path(
     tmp_path: Path, spoil: Callable[[Path], None], code: str
 ) -> None:
-    source = spartan_task(tmp_path / "raw", 2, FRAMES)
-    path = processed(source) / "observations.npz"
+    source = spartan_task(tmp_path / "raw", 2, preprocessing.FRAMES)
+    path = preprocessing.processed(source) / "observations.npz"
     spoil(path)
 
-    failure = failure_of(refusal(source, tmp_path / "out"))
+    failure = preprocessing.failure_of(preprocessing.refusal(source, tmp_path / "out"))
 
     assert (failure["code"], failure["details"]["path"]) == (code, str(path))
-    assert has_message_and_hint(failure)
+    assert preprocessing.has_message_and_hint(failure)
 
 
 def test_array_that_inflates_to_gigabytes_is_rejected_before_it_is_inflated(tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", 2, FRAMES)
-    path = processed(source) / "observations.npz"
+    source = spartan_task(tmp_path / "raw", 2, preprocessing.FRAMES)
+    path = preprocessing.processed(source) / "observations.npz"
     with (
         zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("robot__x.npy", "w", force_zip64=True) as member,
     ):
-        member.write(npy(f"({FRAMES}, 24000000)"))
-        for _ in range(FRAMES * 24):
+        member.write(npy(f"({preprocessing.FRAMES}, 24000000)"))
+        for _ in range(preprocessing.FRAMES * 24):
             member.write(bytes(8_000_000))
 
-    failure = failure_of(refusal(source, tmp_path / "out"))
+    failure = preprocessing.failure_of(preprocessing.refusal(source, tmp_path / "out"))
 
     assert (failure["code"], failure["details"]["field"]) == ("data.broken_npz", "robot__x")

@@ -240,13 +240,11 @@ def with_nan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out/shards"
 
 
-def test_nan_is_kept_in_the_samples_when_allowed(with_nan: Path) -> None:
+def test_nan_is_kept_when_allowed_and_left_out_of_statistics_of_strict_json(with_nan: Path) -> None:
     has_nan = [np.isnan(arrays(sample)[XYZ]).any() for sample in samples(with_nan)]
 
     assert sum(has_nan) == 4  # the windows of anchors 0 to 3 contain frame 2
 
-
-def test_statistics_leave_out_rows_with_nan(with_nan: Path) -> None:
     entry = read_stats(with_nan / "stats.json")
     rows = np.concatenate(
         [a[XYZ][a["past_mask"] | a["future_mask"]] for a in map(arrays, samples(with_nan))]
@@ -256,8 +254,6 @@ def test_statistics_leave_out_rows_with_nan(with_nan: Path) -> None:
     np.testing.assert_allclose(entry[XYZ]["mean"], finite.mean(axis=0))
     assert sum(entry[XYZ]["count"]) == len(finite)
 
-
-def test_statistics_of_data_with_nan_are_strict_json(with_nan: Path) -> None:
     def reject_constant(literal: str) -> None:
         raise AssertionError(literal)
 
@@ -277,7 +273,9 @@ def test_unknown_camera_is_reported_with_a_suggestion(
     error = refusal(source, tmp_path / "out", **options)
 
     assert (error.code, error.exit_code) == ("data.unknown_camera", 3)
+    assert error.details["camera"] == "scene_right_o"
     assert "scene_right_0" in error.hint
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("key", "twice"), [("camera_names", "front"), ("image_indices", 1)])
@@ -297,6 +295,9 @@ def test_task_without_annotation_is_a_warning(tmp_path: Path) -> None:
 
 
 BAD_FILES = [
+    ("language_annotations_path", None, "data.broken_annotations"),
+    ("validation_episodes_path", None, "data.broken_file"),
+    ("action_fields_config_path", None, "data.broken_file"),
     ("language_annotations_path", "language_dict: [a]", "data.broken_annotations"),
     ("language_annotations_path", "a: b", "data.broken_annotations"),
     (
@@ -351,11 +352,12 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("key", "content", "code"), BAD_FILES)
-def test_side_file_of_another_form_is_reported_with_its_path(
-    tmp_path: Path, key: str, content: str, code: str
+def test_missing_side_file_or_one_of_another_form_is_reported_with_its_path(
+    tmp_path: Path, key: str, content: str | None, code: str
 ) -> None:
     path = tmp_path / "side"
-    path.write_text(content)
+    if content is not None:
+        path.write_text(content)
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
 
     error = refusal(source, tmp_path / "out", source={key: str(path)})
@@ -363,18 +365,6 @@ def test_side_file_of_another_form_is_reported_with_its_path(
     assert (error.code, error.exit_code) == (code, 3)
     assert str(path) in error.message
     assert has_message_and_hint(vars(error))
-
-
-@pytest.mark.parametrize(
-    "key", ["language_annotations_path", "validation_episodes_path", "action_fields_config_path"]
-)
-def test_missing_side_file_is_reported_with_its_path(tmp_path: Path, key: str) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
-
-    error = refusal(source, tmp_path / "out", source={key: str(tmp_path / "none")})
-
-    assert error.exit_code == 3
-    assert str(tmp_path / "none") in error.message
 
 
 @pytest.mark.parametrize(
@@ -434,25 +424,45 @@ def test_episode_shorter_than_the_window_is_dropped_and_named(tmp_path: Path) ->
     assert [name[:9] for name in result.empty_episodes] == ["ShortTask"]
 
 
-def test_nan_of_a_lerobot_episode_is_kept_when_allowed(tmp_path: Path) -> None:
-    def change(number: int, columns: Columns) -> None:
-        columns["observation.state"][2][1] = float("nan")
-
-    root = lerobot_dataset(tmp_path / "raw", (FRAMES,), change=change)
-
-    assert run(root, tmp_path / "out", format="lerobot", fail_on_nan=False).samples == FRAMES
-
-
-def test_nan_of_a_lerobot_episode_is_reported(tmp_path: Path) -> None:
+def test_nan_of_a_lerobot_episode_is_reported_or_kept_when_allowed(tmp_path: Path) -> None:
     def change(number: int, columns: Columns) -> None:
         if number == 1:
             columns["observation.state"][2][1] = float("nan")
 
     root = lerobot_dataset(tmp_path / "raw", (FRAMES, FRAMES), change=change)
-
     failure = failure_of(refusal(root, tmp_path / "out", format="lerobot"))
-
     assert (failure["code"], has_message_and_hint(failure)) == ("data.not_finite", True)
+    kept = run(root, tmp_path / "kept", format="lerobot", fail_on_nan=False)
+    assert kept.samples == 2 * FRAMES
+
+
+LEFT, RIGHT = "observation.images.left", "observation.images.right"
+
+
+@pytest.mark.parametrize("episode", [0, 1])
+def test_episode_without_a_declared_video_is_an_error_unless_options_allow_it(
+    tmp_path: Path, episode: int
+) -> None:
+    root = tmp_path / "raw"
+    lerobot_dataset(root, (FRAMES, FRAMES), cameras={LEFT: "video", RIGHT: "video"})
+    next(root.rglob(f"{RIGHT}/episode_{episode:06d}.mp4")).unlink()
+
+    error = refusal(root, tmp_path / "out", format="lerobot")
+    assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
+    assert failure_of(error)["code"] == "data.missing_video"
+    stored = [metadata(sample)["camera_names"] for sample in samples(tmp_path / "out/shards")]
+    assert stored == [[LEFT, RIGHT]] * FRAMES
+
+    keys: dict[str, Any] = {"format": "lerobot", "dry_run": True}
+    dropped = run(root, tmp_path / "dropped", skip_episodes_missing_cameras=True, **keys)
+    assert (dropped.samples, dropped.failures) == (FRAMES, ())
+    assert dropped.dropped == {"episode_missing_camera": 1}
+    chosen = run(root, tmp_path / "chosen", camera_names=[LEFT], **keys)
+    assert (chosen.samples, chosen.failures) == (2 * FRAMES, ())
+
+    next(root.rglob(f"{LEFT}/episode_{episode:06d}.mp4")).unlink()
+    error = refusal(root, tmp_path / "none", format="lerobot", episodes=str(episode))
+    assert error.exit_code == 3
 
 
 def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:
@@ -460,67 +470,6 @@ def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:
     (processed(source) / "notes").symlink_to(tmp_path / "gone")
 
     assert run(source, tmp_path / "out").samples == 2 * FRAMES
-
-
-LEFT, RIGHT = "observation.images.left", "observation.images.right"
-
-
-def without_right_video(root: Path, episode: int) -> Path:
-    """Writes two episodes of two cameras; one episode lacks a video."""
-    cameras = {LEFT: "video", RIGHT: "video"}
-    lerobot_dataset(root, (FRAMES, FRAMES), cameras=cameras)
-    next(root.rglob(f"{RIGHT}/episode_{episode:06d}.mp4")).unlink()
-    return root
-
-
-@pytest.mark.parametrize("episode", [0, 1])
-def test_any_episode_without_a_declared_video_is_an_error(tmp_path: Path, episode: int) -> None:
-    root = without_right_video(tmp_path / "raw", episode)
-
-    error = refusal(root, tmp_path / "out", format="lerobot")
-
-    assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
-    assert failure_of(error)["code"] == "data.missing_video"
-    stored = [metadata(sample)["camera_names"] for sample in samples(tmp_path / "out/shards")]
-    assert stored == [[LEFT, RIGHT]] * FRAMES
-
-
-def test_episode_without_a_declared_video_is_dropped_and_counted_with_the_option(
-    tmp_path: Path,
-) -> None:
-    root = without_right_video(tmp_path / "raw", 0)
-
-    result = run(root, tmp_path / "out", format="lerobot", skip_episodes_missing_cameras=True)
-
-    assert (result.samples, result.failures) == (FRAMES, ())
-    assert result.dropped == {"episode_missing_camera": 1}
-
-
-def test_missing_video_of_a_camera_that_is_not_selected_is_ignored(tmp_path: Path) -> None:
-    root = without_right_video(tmp_path / "raw", 0)
-
-    result = run(root, tmp_path / "out", format="lerobot", camera_names=[LEFT])
-
-    assert (result.samples, result.failures) == (2 * FRAMES, ())
-
-
-def test_single_episode_without_its_declared_video_is_not_stored_without_images(
-    tmp_path: Path,
-) -> None:
-    root = without_right_video(tmp_path / "raw", 0)
-    next(root.rglob(f"{LEFT}/episode_000000.mp4")).unlink()
-
-    error = refusal(root, tmp_path / "out", format="lerobot", episodes="0")
-
-    assert error.exit_code == 3
-
-
-def test_episode_manifest_names_are_those_of_the_files(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "raw", (FRAMES,))
-
-    run(root, tmp_path / "out", format="lerobot")
-
-    assert len(list(samples(tmp_path / "out/episodes"))) == FRAMES
 
 
 def test_equal_ids_of_two_sources_are_both_stored(tmp_path: Path) -> None:

@@ -10,18 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.builders import tokenizers
 from tests.builders.s3_runs import digests
-from tests.builders.tokenizers import (
-    LOSSES,
-    NETWORK,
-    PIXELS,
-    SIZES,
-    image_data,
-    open_titok,
-    tiny_titok,
-    write_stage_1,
-    write_teacher,
-)
 from tests.builders.verifying import verified
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir
@@ -49,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> dict[str, Any]:
-    return image_data(folder)
+    return tokenizers.image_data(folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +49,12 @@ def shards(data: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def sources(folder: Path) -> dict[str, Any]:
-    return {"type": "titok", **SIZES, "vqgan": NETWORK, "teacher": write_teacher(folder)}
+    return {
+        "type": "titok",
+        **tokenizers.SIZES,
+        "vqgan": tokenizers.NETWORK,
+        "teacher": tokenizers.write_teacher(folder),
+    }
 
 
 def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> RunDir:
@@ -88,7 +83,7 @@ def first(folder: Path, data: dict[str, Any], sources: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def second(folder: Path, data: dict[str, Any], sources: dict[str, Any], first: str) -> str:
-    keys = {**sources, "stage": 2, "init_weight": first, "losses": LOSSES}
+    keys = {**sources, "stage": 2, "init_weight": first, "losses": tokenizers.LOSSES}
     return str(run(folder, "second", data, keys).root)
 
 
@@ -127,8 +122,8 @@ def test_first_stage_is_decoded_by_its_teacher(first: str, second: str, shards: 
 
 
 def test_continuous_tokens_have_no_metrics_of_codes(tmp_path: Path, shards: str) -> None:
-    keys = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
-    save_file(Titok(tiny_titok(**keys)).state_dict(), tmp_path / "kl.safetensors")
+    keys = tokenizers.PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
+    save_file(Titok(tokenizers.tiny_titok(**keys)).state_dict(), tmp_path / "kl.safetensors")
 
     result = evaluated(str(tmp_path / "kl.safetensors"), shards, output=str(tmp_path / "out"))
 
@@ -200,7 +195,7 @@ def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path
     weights.write_bytes(content)
     assert [finding.code for finding in verified(tmp_path).findings] == ["output.digest_mismatch"]
     with pytest.raises(DataError) as caught:
-        open_titok(str(tmp_path))
+        tokenizers.open_titok(str(tmp_path))
     assert caught.value.code == "data.broken_export"
 
 
@@ -208,7 +203,8 @@ def test_exported_weights_are_those_of_the_run(first: str, tmp_path: Path) -> No
     tokenizer_export(TokenizerExportConfig(checkpoint=first, output=str(tmp_path / "pair")))
 
     trained, exported = (
-        open_titok(location)[1].state_dict() for location in (first, str(tmp_path / "pair"))
+        tokenizers.open_titok(location)[1].state_dict()
+        for location in (first, str(tmp_path / "pair"))
     )
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[name], exported[name]) for name in trained)
@@ -238,7 +234,7 @@ def test_evaluation_outside_a_run_needs_an_output(
     folder: Path, sources: dict[str, Any], shards: str
 ) -> None:
     with pytest.raises(VlatoolError) as error:
-        evaluated(write_stage_1(folder), shards, teacher=sources["teacher"])
+        evaluated(tokenizers.write_stage_1(folder), shards, teacher=sources["teacher"])
 
     assert (error.value.code, error.value.exit_code) == ("usage.needs_output", 2)
 
@@ -246,7 +242,7 @@ def test_evaluation_outside_a_run_needs_an_output(
 def test_teacher_with_another_codebook_is_an_error(
     first: str, folder: Path, data: dict[str, Any]
 ) -> None:
-    network = {**NETWORK, "codebook_size": 16}
+    network = {**tokenizers.NETWORK, "codebook_size": 16}
     model = {"type": "vqgan", **network, "losses": {"discriminator_weight": 0}}
     other = run(folder, "other", data, model)
     opened = open_tokenizer(first, torch.device("cpu"), {"teacher": str(other.root)})

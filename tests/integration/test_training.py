@@ -22,19 +22,11 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.builders import training
 from tests.builders.forks import Forks, Started
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import run as preprocessed
 from tests.builders.recording import Recorder
-from tests.builders.training import (
-    CAMERAS,
-    HAND,
-    XYZ,
-    damage_image,
-    tiny_arguments,
-    tiny_config,
-    world_shards,
-)
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
@@ -55,19 +47,19 @@ VLATOOL = [sys.executable, "-m", "vlatool"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
+    return training.world_shards(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of six steps with a checkpoint at three."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_config(data, run))
+    train(training.tiny_config(data, run))
     return run
 
 
 def run_training(data: Path, run: Path, **changes: Any) -> TrainResult:
-    return train(tiny_config(data, run, **changes))
+    return train(training.tiny_config(data, run, **changes))
 
 
 def same_weights(first: Path, second: Path, step: int = 6) -> bool:
@@ -126,7 +118,7 @@ def test_loss_of_the_bar_is_that_of_the_result(data: Path, tmp_path: Path) -> No
         def progress(self, name: str, total: int | None, unit: str) -> Bar:
             return Bar()
 
-    config = tiny_config(data, tmp_path / "run", total_train_steps=3, log_every_n_steps=3)
+    config = training.tiny_config(data, tmp_path / "run", total_train_steps=3, log_every_n_steps=3)
     assert train(config, reporter=Bars()).loss == pytest.approx(shown[-1], rel=1e-8)
 
 
@@ -134,7 +126,7 @@ def test_config_of_a_run_is_derived_and_can_be_trained_again(
     finished: Path, tmp_path: Path
 ) -> None:
     config = load_config(TrainConfig, files=[str(finished / "config.yaml")]).config
-    assert config.data.camera_names == CAMERAS
+    assert config.data.camera_names == training.CAMERAS
     assert (config.data.action_dim, config.data.proprioception_dim) == (4, 4)
     assert config.model.vision_language_backbone.num_cameras == 2
     train(config.model_copy(update={"save_path": str(tmp_path), "name": "again"}))
@@ -145,7 +137,7 @@ def test_statistics_of_a_run_are_those_of_the_fields_it_uses(finished: Path, dat
     statistics = json.loads((finished / "stats.json").read_text())
     assert len(statistics) == 4
     whole = json.loads((data / "shards" / "stats.json").read_text())
-    assert statistics[XYZ]["mean"] == whole[XYZ]["mean"]
+    assert statistics[training.XYZ]["mean"] == whole[training.XYZ]["mean"]
 
 
 def test_same_command_on_a_complete_run_does_nothing(finished: Path, data: Path) -> None:
@@ -235,7 +227,7 @@ def test_run_that_died_between_planned_checkpoints_resumes_from_one_by_the_clock
                 raise RuntimeError("the machine is lost")
 
     run = RunDir(tmp_path / "run")
-    config = tiny_config(data, run.root, num_checkpoints=1, save_every_minutes=1e-6)
+    config = training.tiny_config(data, run.root, num_checkpoints=1, save_every_minutes=1e-6)
     with pytest.raises(RuntimeError, match="lost"):
         train(config, reporter=Dying())
     ((step, folder),) = run.checkpoints()
@@ -248,7 +240,7 @@ def test_run_that_died_between_planned_checkpoints_resumes_from_one_by_the_clock
 
 def test_start_says_how_much_a_kill_loses(data: Path, tmp_path: Path) -> None:
     recorder = Recorder()
-    train(tiny_config(data, tmp_path / "run"), reporter=recorder)
+    train(training.tiny_config(data, tmp_path / "run"), reporter=recorder)
     assert any("loses at most 5 min" in note for note in recorder.notes)
 
 
@@ -281,7 +273,7 @@ def test_resume_with_other_harmless_keys_ends_with_the_same_bits(
 
 
 def test_keys_that_may_differ_are_the_documented_ones(data: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, tmp_path / "run")
+    config = training.tiny_config(data, tmp_path / "run")
     section = _section("Resuming with other options")
     prefixes = re.findall(r"^- `([a-z_.]+)`", section, re.MULTILINE)
     compared = set(_leaves(identity_keys(config)))
@@ -300,7 +292,7 @@ def test_data_may_be_moved(finished: Path, data: Path, tmp_path: Path) -> None:
 
 def test_other_data_at_the_same_location_are_an_error(finished: Path, tmp_path: Path) -> None:
     run = half_of(finished, tmp_path / "cut")
-    other = world_shards(tmp_path, episodes=2, frames=10)
+    other = training.world_shards(tmp_path, episodes=2, frames=10)
     with pytest.raises(UsageError) as caught:
         run_training(other, run)
     assert caught.value.code == "usage.output_differs"
@@ -343,7 +335,7 @@ def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -
 
 
 def test_typed_warmup_as_long_as_the_run_is_an_error(data: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, tmp_path / "run", hparams__warmup=1000, dry_run=True)
+    config = training.tiny_config(data, tmp_path / "run", hparams__warmup=1000, dry_run=True)
     with pytest.raises(ConfigError) as caught:
         train(config, typed={"hparams.warmup"})
     assert caught.value.code == "usage.warmup_too_long"
@@ -379,7 +371,7 @@ def test_larger_budget_reports_the_change_of_the_rate(data: Path, tmp_path: Path
     run_training(data, tmp_path / "run", total_train_steps=2)
     recorder = Recorder()
 
-    train(tiny_config(data, tmp_path / "run", total_train_steps=4), reporter=recorder)
+    train(training.tiny_config(data, tmp_path / "run", total_train_steps=4), reporter=recorder)
 
     assert any("recomputed" in note for note in recorder.notes)
 
@@ -420,8 +412,8 @@ def test_train_without_data_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"data__action_fields": f"{XYZ}z"}, "data.unknown_field"),
-        ({"data__proprioception_fields": f"{HAND}s"}, "data.unknown_field"),
+        ({"data__action_fields": f"{training.XYZ}z"}, "data.unknown_field"),
+        ({"data__proprioception_fields": f"{training.HAND}s"}, "data.unknown_field"),
         ({"data__camera_names": "scene_rihgt_0"}, "data.unknown_camera_names"),
         ({"data__image_indices": "-5"}, "data.unknown_image_indices"),
         ({"data__lowdim_future_timesteps": 99}, "data.window_too_large"),
@@ -453,8 +445,8 @@ def test_data_without_a_camera_are_an_error(tmp_path: Path) -> None:
 
 def test_misspelt_field_names_the_nearest(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        run_training(data, tmp_path / "run", data__action_fields=f"{XYZ}z")
-    assert XYZ in caught.value.hint
+        run_training(data, tmp_path / "run", data__action_fields=f"{training.XYZ}z")
+    assert training.XYZ in caught.value.hint
 
 
 def test_loss_that_is_not_finite_names_samples_and_keeps_weights(
@@ -484,7 +476,7 @@ def _write_nan(shard: Path) -> None:
         for member, content in members:
             if member.name.endswith("lowdim.npz"):
                 arrays = dict(np.load(io.BytesIO(content)))
-                arrays[XYZ] = np.full_like(arrays[XYZ], np.nan)
+                arrays[training.XYZ] = np.full_like(arrays[training.XYZ], np.nan)
                 buffer = io.BytesIO()
                 np.savez(buffer, **arrays)
                 content = buffer.getvalue()
@@ -494,7 +486,7 @@ def _write_nan(shard: Path) -> None:
 
 def test_broken_sample_is_dropped_counted_and_reported(data: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(data, tmp_path / "data")
-    damage_image(sorted((broken / "shards").glob("*.tar"))[0])
+    training.damage_image(sorted((broken / "shards").glob("*.tar"))[0])
     result = run_training(broken, tmp_path / "run")
     assert result.dropped == {"broken_sample": 1}
     assert "1 sample dropped: broken sample" in result.text()
@@ -503,7 +495,7 @@ def test_broken_sample_is_dropped_counted_and_reported(data: Path, tmp_path: Pat
 def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(data, tmp_path / "data")
     for shard in (broken / "shards").glob("*.tar"):
-        damage_image(shard)
+        training.damage_image(shard)
     with pytest.raises(DataError) as caught:
         run_training(broken, tmp_path / "run", data__max_dropped_share=0.0)
     assert caught.value.code == "data.too_many_dropped"
@@ -515,7 +507,7 @@ def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None
 def test_full_disk_while_a_checkpoint_is_written_is_reported(
     limit: int, data: Path, tmp_path: Path
 ) -> None:
-    command = shlex.join([*VLATOOL, "--json", *tiny_arguments(data, tmp_path / "run")])
+    command = shlex.join([*VLATOOL, "--json", *training.tiny_arguments(data, tmp_path / "run")])
     done = subprocess.run(
         ["bash", "-c", f"ulimit -f {limit}; exec {command}"],
         capture_output=True,
@@ -592,7 +584,7 @@ def test_open_loop_error_of_an_overfit_run_is_small(tmp_path: Path) -> None:
         "num_checkpoints": 1,
         "model__num_action_head_repeats": 4,
     }
-    small, run = world_shards(tmp_path, episodes=1, frames=3), tmp_path / "run"
+    small, run = training.world_shards(tmp_path, episodes=1, frames=3), tmp_path / "run"
     run_training(small, run, **changes)
     config = OpenLoopConfig(
         checkpoint=str(run), data=str(small), output=str(tmp_path / "eval"), weights="raw"
@@ -619,7 +611,7 @@ def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
 ) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 200, "num_checkpoints": 1, "data__num_workers": 1}
-    words = ["--json", *tiny_arguments(data, run, **keys)]
+    words = ["--json", *training.tiny_arguments(data, run, **keys)]
     started = started_training(warm, words, run)
     os.killpg(started.pid, signal.SIGTERM)
     stopped = started.finish()
@@ -648,7 +640,7 @@ class Stopping(Recorder):
 def test_stopped_run_that_the_same_command_does_not_name_is_named_with_its_option(
     data: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(data, tmp_path / "run", name="null")
+    config = training.tiny_config(data, tmp_path / "run", name="null")
     reporter = Stopping()
     with pytest.raises(KeyboardInterrupt):
         train(config, typed=frozenset(), reporter=reporter)
@@ -660,7 +652,7 @@ def test_ctrl_c_while_loader_workers_start_is_no_bug(
     data: Path, warm: Forks, tmp_path: Path
 ) -> None:
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 2}
-    started = warm.start(["--json", *tiny_arguments(data, tmp_path / "run", **keys)])
+    started = warm.start(["--json", *training.tiny_arguments(data, tmp_path / "run", **keys)])
     process, deadline = psutil.Process(started.pid), time.monotonic() + 60
     while time.monotonic() < deadline and not process.children():
         assert started.is_running(), started.finish()
@@ -675,7 +667,7 @@ def test_ctrl_c_while_loader_workers_start_is_no_bug(
 def test_killed_loader_worker_is_reported(data: Path, warm: Forks, tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 1}
-    started = started_training(warm, ["--json", *tiny_arguments(data, run, **keys)], run)
+    started = started_training(warm, ["--json", *training.tiny_arguments(data, run, **keys)], run)
     for loader in loaders_of(started.pid):
         os.kill(loader, signal.SIGKILL)
     done = started.finish()
@@ -686,7 +678,7 @@ def test_killed_loader_worker_is_reported(data: Path, warm: Forks, tmp_path: Pat
 def test_loader_workers_of_a_killed_trainer_end(data: Path, warm: Forks, tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 2}
-    started = started_training(warm, ["--json", *tiny_arguments(data, run, **keys)], run)
+    started = started_training(warm, ["--json", *training.tiny_arguments(data, run, **keys)], run)
     left = psutil.Process(started.pid).children(recursive=True)
     assert len(loaders_of(started.pid)) == 2
     os.kill(started.pid, signal.SIGKILL)
@@ -700,7 +692,7 @@ def test_checkpoint_of_a_stop_is_removed_when_the_run_is_complete(
 ) -> None:
     run = RunDir(tmp_path / "run")
     keys = {"total_train_steps": 60, "num_checkpoints": 2, "max_checkpoint_limit": 1}
-    started = started_training(warm, tiny_arguments(data, run.root, **keys), run.root)
+    started = started_training(warm, training.tiny_arguments(data, run.root, **keys), run.root)
     os.kill(started.pid, signal.SIGTERM)
     assert started.finish().code == 143
     assert json.loads((run.latest()[1] / "manifest.json").read_text())["stopped"]
@@ -731,7 +723,7 @@ def two_processes(
         "-m",
         "vlatool",
         "--json",
-        *tiny_arguments(data, run, **SHORT),
+        *training.tiny_arguments(data, run, **SHORT),
     ]
     # The data set is its own validation data: only its figures are compared.
     command += ["--data.val_dataset_manifest", str(data)]

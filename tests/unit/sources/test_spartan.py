@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.builders.spartan import (
-    CAMERAS,
-    TASK,
-    Change,
-    Documents,
-    action_vectors,
-    image,
-    robot_signals,
-    session_folder,
-    spartan_episode,
-    spartan_task,
-)
+from tests.builders import spartan
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.sources.base import select
@@ -38,26 +27,26 @@ def read(root: Path, number: int = 0, **config: Any) -> Episode:
     return reader.read(list(reader.discover([root]))[number])
 
 
-def read_changed(folder: Path, change: Change, **config: Any) -> Episode:
-    spartan_task(folder, 1, changes={0: change})
+def read_changed(folder: Path, change: spartan.Change, **config: Any) -> Episode:
+    spartan.spartan_task(folder, 1, changes={0: change})
     return read(folder, **config)
 
 
-def read_error(folder: Path, change: Change) -> DataError:
+def read_error(folder: Path, change: spartan.Change) -> DataError:
     with pytest.raises(DataError) as caught:
         read_changed(folder, change)
     return caught.value
 
 
-def set_value(document: str, key: str, value: Any) -> Change:
-    def change(documents: Documents) -> None:
+def set_value(document: str, key: str, value: Any) -> spartan.Change:
+    def change(documents: spartan.Documents) -> None:
         documents[document][key] = value
 
     return change
 
 
-def drop(document: str, key: str | None = None) -> Change:
-    def change(documents: Documents) -> None:
+def drop(document: str, key: str | None = None) -> spartan.Change:
+    def change(documents: spartan.Documents) -> None:
         if key is None:
             del documents[document]
         else:
@@ -76,7 +65,7 @@ def annotations(folder: Path, tasks: dict[str, Any]) -> str:
 
 
 def test_episode_2_comes_before_episode_10(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 12, frames=1)
+    spartan.spartan_task(tmp_path, 12, frames=1)
 
     assert [ref.path.name for ref in discover(tmp_path)] == [f"episode_{n}" for n in range(12)]
 
@@ -86,64 +75,64 @@ def test_episode_2_comes_before_episode_10(tmp_path: Path) -> None:
     [
         lambda root: root,
         lambda root: root / "tasks",
-        lambda root: root / "tasks" / TASK,
-        lambda root: session_folder(root).parent,
-        session_folder,
+        lambda root: root / "tasks" / spartan.TASK,
+        lambda root: spartan.session_folder(root).parent,
+        spartan.session_folder,
     ],
     ids=["root", "tasks", "task", "stamp", "diffusion_spartan"],
 )
 def test_any_folder_above_the_episodes_can_be_the_source(
     tmp_path: Path, below: Callable[[Path], Path]
 ) -> None:
-    spartan_task(tmp_path, 2)
+    spartan.spartan_task(tmp_path, 2)
 
     refs = discover(below(tmp_path))
 
     assert [ref.path.name for ref in refs] == ["episode_0", "episode_1"]
-    assert {ref.task for ref in refs} == {TASK}
+    assert {ref.task for ref in refs} == {spartan.TASK}
 
 
 def test_id_does_not_depend_on_the_folder_that_was_given(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 1)
+    spartan.spartan_task(tmp_path, 1)
 
-    (above,), (below,) = discover(tmp_path), discover(session_folder(tmp_path))
+    (above,), (below,) = discover(tmp_path), discover(spartan.session_folder(tmp_path))
 
     assert above.id == below.id
 
 
 def test_an_episode_folder_itself_can_be_the_source(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 2)
+    spartan.spartan_task(tmp_path, 2)
 
-    (ref,) = discover(session_folder(tmp_path) / "episode_1")
+    (ref,) = discover(spartan.session_folder(tmp_path) / "episode_1")
 
     assert ref.path.name == "episode_1"
 
 
 def test_sources_are_merged_in_the_order_given(tmp_path: Path) -> None:
-    spartan_task(tmp_path / "b", 1, task="TurnCupUpsideDown")
-    spartan_task(tmp_path / "a", 2)
+    spartan.spartan_task(tmp_path / "b", 1, task="TurnCupUpsideDown")
+    spartan.spartan_task(tmp_path / "a", 2)
 
     refs = discover(tmp_path / "b", tmp_path / "a")
 
-    assert [ref.task for ref in refs] == ["TurnCupUpsideDown", TASK, TASK]
+    assert [ref.task for ref in refs] == ["TurnCupUpsideDown", spartan.TASK, spartan.TASK]
 
 
 def test_episode_below_two_sources_is_used_once(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 2)
+    spartan.spartan_task(tmp_path, 2)
 
-    assert len(discover(tmp_path, session_folder(tmp_path))) == 2
+    assert len(discover(tmp_path, spartan.session_folder(tmp_path))) == 2
 
 
 def test_sessions_with_equal_stamp_and_number_get_different_ids(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 1)
-    spartan_task(tmp_path, 1, task="TurnCupUpsideDown")
+    spartan.spartan_task(tmp_path, 1)
+    spartan.spartan_task(tmp_path, 1, task="TurnCupUpsideDown")
 
     assert len({ref.id for ref in discover(tmp_path)}) == 2
 
 
 def test_equal_ids_from_two_sources_get_a_suffix(tmp_path: Path) -> None:
     for copy in ("a", "b", "c"):
-        spartan_task(tmp_path / copy, 1)
+        spartan.spartan_task(tmp_path / copy, 1)
 
     ids = [ref.id for ref in discover(tmp_path / "a", tmp_path / "b", tmp_path / "c")]
 
@@ -151,7 +140,7 @@ def test_equal_ids_from_two_sources_get_a_suffix(tmp_path: Path) -> None:
 
 
 def test_ids_are_safe_in_file_names_and_tar_keys(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 1, stamp="2024.11,14 {x}::y")
+    spartan.spartan_task(tmp_path, 1, stamp="2024.11,14 {x}::y")
 
     (ref,) = discover(tmp_path)
 
@@ -160,14 +149,14 @@ def test_ids_are_safe_in_file_names_and_tar_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["episode_x", "episode_1.tar", "episode", "my_episode_1"])
 def test_folders_with_similar_names_are_not_episodes(tmp_path: Path, name: str) -> None:
-    spartan_task(tmp_path, 1)
-    spartan_episode(session_folder(tmp_path) / name)
+    spartan.spartan_task(tmp_path, 1)
+    spartan.spartan_episode(spartan.session_folder(tmp_path) / name)
 
     assert [ref.path.name for ref in discover(tmp_path)] == ["episode_0"]
 
 
 def test_source_without_episodes_is_rejected_with_its_name(tmp_path: Path) -> None:
-    spartan_task(tmp_path / "good", 1)
+    spartan.spartan_task(tmp_path / "good", 1)
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(DataError) as caught:
@@ -232,7 +221,9 @@ def test_cameras_have_semantic_names_in_the_order_of_the_metadata(tmp_path: Path
     episode = read_changed(
         tmp_path,
         lambda d: d["metadata"].update(
-            camera_id_to_semantic_name={id_: CAMERAS[id_] for id_ in reversed(CAMERAS)}
+            camera_id_to_semantic_name={
+                id_: spartan.CAMERAS[id_] for id_ in reversed(spartan.CAMERAS)
+            }
         ),
     )
 
@@ -240,19 +231,19 @@ def test_cameras_have_semantic_names_in_the_order_of_the_metadata(tmp_path: Path
 
 
 def test_images_are_those_of_their_camera_and_frame(tmp_path: Path) -> None:
-    episode = read(spartan_task(tmp_path, 1))
+    episode = read(spartan.spartan_task(tmp_path, 1))
 
     (read_image,) = episode.cameras["wrist_left_minus"].read([4])
 
-    assert (read_image == image(4, 1, (24, 32))).all()
+    assert (read_image == spartan.image(4, 1, (24, 32))).all()
 
 
 def test_lowdim_fields_are_the_observations_and_the_parts_of_the_action_vector(
     tmp_path: Path,
 ) -> None:
-    episode = read(spartan_task(tmp_path, 1))
+    episode = read(spartan.spartan_task(tmp_path, 1))
 
-    np.testing.assert_array_equal(episode.lowdim[XYZ], robot_signals(6)[XYZ])
+    np.testing.assert_array_equal(episode.lowdim[XYZ], spartan.robot_signals(6)[XYZ])
     for name, part in {
         "robot__action__poses__right::panda__xyz": slice(0, 3),
         "robot__action__poses__right::panda__rot_6d": slice(3, 9),
@@ -261,25 +252,25 @@ def test_lowdim_fields_are_the_observations_and_the_parts_of_the_action_vector(
         "robot__action__grippers__right::panda_hand": slice(18, 19),
         "robot__action__grippers__left::panda_hand": slice(19, 20),
     }.items():
-        np.testing.assert_array_equal(episode.lowdim[name], action_vectors(6)[:, part])
+        np.testing.assert_array_equal(episode.lowdim[name], spartan.action_vectors(6)[:, part])
 
 
 def test_depth_and_label_images_are_not_fields(tmp_path: Path) -> None:
-    episode = read(spartan_task(tmp_path, 1))
+    episode = read(spartan.spartan_task(tmp_path, 1))
 
     assert not [name for name in episode.lowdim if name.endswith(("_depth", "_label"))]
 
 
 def test_depth_and_label_images_are_not_inflated(tmp_path: Path) -> None:
-    def noise(documents: Documents) -> None:
+    def noise(documents: spartan.Documents) -> None:
         rng = np.random.default_rng(0)
         for name, values in documents["observations"].items():
             if name in unused:
                 documents["observations"][name] = rng.integers(0, 9999, values.shape, values.dtype)
 
-    unused = [f"{camera}_{kind}" for camera in CAMERAS for kind in ("depth", "label")]
-    spartan_task(tmp_path, 1, size=(48, 64), changes={0: noise})
-    path = session_folder(tmp_path) / "episode_0/processed/observations.npz"
+    unused = [f"{camera}_{kind}" for camera in spartan.CAMERAS for kind in ("depth", "label")]
+    spartan.spartan_task(tmp_path, 1, size=(48, 64), changes={0: noise})
+    path = spartan.session_folder(tmp_path) / "episode_0/processed/observations.npz"
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         for name in unused:
@@ -294,7 +285,7 @@ def test_depth_and_label_images_are_not_inflated(tmp_path: Path) -> None:
 
 
 def test_skill_type_is_never_loaded(tmp_path: Path) -> None:
-    assert "skill_type" not in read(spartan_task(tmp_path, 1)).lowdim
+    assert "skill_type" not in read(spartan.spartan_task(tmp_path, 1)).lowdim
 
 
 def test_object_array_among_the_observations_is_rejected_with_its_key(tmp_path: Path) -> None:
@@ -350,14 +341,14 @@ def test_wide_action_vector_is_cut(tmp_path: Path) -> None:
         (set_value("observations", "robot__version", np.array(1.0)), "robot__version"),
     ],
 )
-def test_array_of_another_length_is_named(tmp_path: Path, change: Change, key: str) -> None:
+def test_array_of_another_length_is_named(tmp_path: Path, change: spartan.Change, key: str) -> None:
     error = read_error(tmp_path, change)
 
     assert (error.code, error.details["field"]) == ("data.length_mismatch", key)
 
 
 def test_episode_without_frames_is_rejected(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 1, frames=0)
+    spartan.spartan_task(tmp_path, 1, frames=0)
 
     with pytest.raises(DataError) as caught:
         read(tmp_path)
@@ -373,7 +364,7 @@ def test_one_dimensional_field_becomes_one_dimension(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_value_is_reported_with_field_and_frame(tmp_path: Path, value: float) -> None:
-    def spoil(documents: Documents) -> None:
+    def spoil(documents: spartan.Documents) -> None:
         documents["observations"][XYZ][4, 1] = value
 
     episode = read_changed(tmp_path, spoil)
@@ -411,20 +402,20 @@ def test_mapped_camera_without_images_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_camera_id_made_of_digits_stays_text(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 1, cameras={"0123": "front"})
+    spartan.spartan_task(tmp_path, 1, cameras={"0123": "front"})
 
     assert list(read(tmp_path).cameras) == ["front"]
 
 
 def test_camera_names_are_lower_case_because_tar_readers_make_them_so(tmp_path: Path) -> None:
-    spartan_task(tmp_path, 1, cameras={"X": "Front_0"})
+    spartan.spartan_task(tmp_path, 1, cameras={"X": "Front_0"})
 
     assert list(read(tmp_path).cameras) == ["front_0"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "", "a,b", "{a}"])
 def test_camera_name_that_is_not_a_member_name_is_rejected(tmp_path: Path, name: str) -> None:
-    spartan_task(tmp_path, 1, cameras={"X": name})
+    spartan.spartan_task(tmp_path, 1, cameras={"X": name})
 
     with pytest.raises(DataError) as caught:
         read(tmp_path)
@@ -434,8 +425,8 @@ def test_camera_name_that_is_not_a_member_name_is_rejected(tmp_path: Path, name:
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00\x01"])
 def test_broken_metadata_is_rejected_with_its_path(tmp_path: Path, content: bytes) -> None:
-    spartan_task(tmp_path, 1)
-    path = session_folder(tmp_path) / "episode_0/processed/metadata.yaml"
+    spartan.spartan_task(tmp_path, 1)
+    path = spartan.session_folder(tmp_path) / "episode_0/processed/metadata.yaml"
     path.write_bytes(content)
 
     with pytest.raises(DataError) as caught:
@@ -445,7 +436,7 @@ def test_broken_metadata_is_rejected_with_its_path(tmp_path: Path, content: byte
 
 
 def test_calibration_goes_to_the_semantic_name(tmp_path: Path) -> None:
-    calibration = read(spartan_task(tmp_path, 1)).calibration["scene_right_0"]
+    calibration = read(spartan.spartan_task(tmp_path, 1)).calibration["scene_right_0"]
 
     assert calibration.intrinsics is not None
     assert calibration.intrinsics[:2, 2].tolist() == [16, 12]
@@ -462,7 +453,7 @@ def test_pose_group_without_measured_counterpart_is_left_out(tmp_path: Path) -> 
 def test_policy_predicts_relative_poses_and_absolute_grippers_left_arm_first(
     tmp_path: Path,
 ) -> None:
-    assert read(spartan_task(tmp_path, 1)).action_fields == (
+    assert read(spartan.spartan_task(tmp_path, 1)).action_fields == (
         "robot__action__poses__left::panda__xyz_relative",
         "robot__action__poses__left::panda__rot_6d_relative",
         "robot__action__grippers__left::panda_hand",
@@ -479,7 +470,7 @@ def test_annotations_of_the_task_keep_the_published_kinds_and_order(tmp_path: Pa
     path = annotations(
         tmp_path,
         {
-            TASK: {
+            spartan.TASK: {
                 "nonsense": ["x"],
                 "alternative": ["c"],
                 "randomized": ["b", "d"],
@@ -489,7 +480,7 @@ def test_annotations_of_the_task_keep_the_published_kinds_and_order(tmp_path: Pa
         },
     )
 
-    episode = read(spartan_task(tmp_path, 1), language_annotations_path=path)
+    episode = read(spartan.spartan_task(tmp_path, 1), language_annotations_path=path)
 
     assert list(episode.language.items()) == [
         ("original", ["a"]),
@@ -508,7 +499,7 @@ def test_task_without_annotation_falls_back_with_a_warning(
     tmp_path: Path, instruction: str | None, sentence: str
 ) -> None:
     path = annotations(tmp_path, {"Other": {"original": ["o"]}})
-    spartan_task(tmp_path, 1, instruction=instruction)
+    spartan.spartan_task(tmp_path, 1, instruction=instruction)
 
     episode = read(tmp_path, language_annotations_path=path)
 
@@ -522,7 +513,7 @@ def test_task_without_annotation_falls_back_with_a_warning(
 def test_own_instruction_without_annotations_is_no_finding(
     tmp_path: Path, instruction: str | None, codes: list[str]
 ) -> None:
-    episode = read(spartan_task(tmp_path, 1, instruction=instruction))
+    episode = read(spartan.spartan_task(tmp_path, 1, instruction=instruction))
 
     assert [finding.code for finding in episode.findings] == codes
 
@@ -530,7 +521,7 @@ def test_own_instruction_without_annotations_is_no_finding(
 def test_configured_task_replaces_that_of_the_path(tmp_path: Path) -> None:
     path = annotations(tmp_path, {"Mine": {"original": ["do mine"]}})
 
-    episode = read(spartan_task(tmp_path, 1), language_annotations_path=path, task="Mine")
+    episode = read(spartan.spartan_task(tmp_path, 1), language_annotations_path=path, task="Mine")
 
     assert episode.language == {"original": ["do mine"]}
 
@@ -540,7 +531,7 @@ def test_broken_annotations_file_is_rejected_before_any_episode(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "annotations.yaml").write_text(content)
-    source = spartan_task(tmp_path, 1)
+    source = spartan.spartan_task(tmp_path, 1)
     config = SpartanConfig(language_annotations_path=str(tmp_path / "annotations.yaml"))
 
     with pytest.raises(DataError) as caught:
