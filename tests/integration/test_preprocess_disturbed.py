@@ -144,17 +144,6 @@ def test_restored_source_gives_the_undisturbed_bytes(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_killed_run_resumes_and_gives_the_undisturbed_bytes(
-    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    killed_run(source, tmp_path / "out")
-
-    result = run(source, tmp_path / "out")
-
-    assert result.resumed == 2
-    assert contents(tmp_path / "out") == undisturbed
-
-
 def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -173,35 +162,31 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("spoil", [tear, blank, empty, flip, Path.unlink])
-def test_episode_with_a_damaged_journal_entry_is_done_again(
+JOURNAL, TARS = ".vlatool/journal/items/*", "episodes/*.tar"
+
+
+@pytest.mark.parametrize(
+    ("files", "spoil"),
+    [
+        ("", None),
+        *((JOURNAL, spoil) for spoil in (tear, blank, empty, flip, Path.unlink)),
+        *((TARS, spoil) for spoil in (Path.unlink, tear)),
+    ],
+)
+def test_killed_run_resumes_with_what_is_whole_and_gives_the_undisturbed_bytes(
     source: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
-    spoil: Callable[[Path], None],
+    files: str,
+    spoil: Callable[[Path], None] | None,
 ) -> None:
     killed_run(source, tmp_path / "out")
-    spoil(min((tmp_path / "out/.vlatool/journal/items").iterdir()))
+    if spoil is not None:
+        spoil(min((tmp_path / "out").glob(files)))
 
     result = run(source, tmp_path / "out")
 
-    assert result.resumed == 1
-    assert contents(tmp_path / "out") == undisturbed
-
-
-@pytest.mark.parametrize("spoil", [Path.unlink, tear])
-def test_episode_with_a_missing_tar_is_done_again(
-    source: Path,
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-    spoil: Callable[[Path], None],
-) -> None:
-    killed_run(source, tmp_path / "out")
-    spoil(min((tmp_path / "out/episodes").glob("*.tar")))
-
-    result = run(source, tmp_path / "out")
-
-    assert result.resumed == 1
+    assert result.resumed == (1 if spoil else 2)
     assert contents(tmp_path / "out") == undisturbed
 
 

@@ -111,11 +111,19 @@ def repeat_from_first_shard(keys: list[str], contents: dict[str, Members]) -> No
     keys += ["sample-0000", "sample-0001"]
 
 
-def test_an_unchanged_output_is_valid(intact: Path) -> None:
+def test_options_that_change_nothing_of_a_valid_output(intact: Path) -> None:
     result = verified(intact)
     assert (result.whole, result.findings) == (True, ())
     assert result.checked["samples"] == 6
     assert result.checked["pictures"] == 24
+
+    assert verified(intact, samples=2).checked["samples_read"] == 2
+
+    result = verified(intact / "shards/manifest.jsonl")
+    assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
+
+    result = verified(shard(intact))
+    assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
 
 
 @pytest.mark.parametrize("options", [{"full": True}, {"quick": True}, {"samples": 1}])
@@ -136,9 +144,15 @@ def write_index(shard: Path, **changes: Any) -> None:
     index_path(shard).write_bytes(replace(index, **changes).content())
 
 
-def test_the_index_of_a_shard_is_not_an_unlisted_file(output: Path) -> None:
+def test_the_index_of_a_shard_and_an_output_within_the_folder_are_not_unlisted_files(
+    output: Path,
+) -> None:
     for path in (output / "shards").glob("*.tar"):
         write_index(path)
+    assert verified(output).findings == ()
+
+    (output / "tokens/.vlatool").mkdir(parents=True)
+    (output / "tokens/codes.npz").write_bytes(b"codes")
     assert verified(output).findings == ()
 
 
@@ -163,12 +177,6 @@ def test_an_index_that_cannot_be_read_is_an_error(output: Path) -> None:
     assert verified(output).codes == {"shards.index_mismatch": 1}
 
 
-def test_an_output_within_the_folder_is_not_checked(output: Path) -> None:
-    (output / "tokens/.vlatool").mkdir(parents=True)
-    (output / "tokens/codes.npz").write_bytes(b"codes")
-    assert verified(output).findings == ()
-
-
 def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     folder = output / "pictures"
     folder.mkdir()
@@ -181,10 +189,6 @@ def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     assert verified(output).codes == {"output.digest_mismatch": 1}
     (folder / "c").write_text("c")
     assert verified(output).codes == {"output.size_mismatch": 1}
-
-
-def test_few_samples_are_evenly_spaced_over_the_shards(intact: Path) -> None:
-    assert verified(intact, samples=2).checked["samples_read"] == 2
 
 
 def test_a_preprocessed_data_set_is_valid(tmp_path: Path) -> None:
@@ -229,16 +233,6 @@ def test_an_output_in_s3_is_verified_there(output: Path, s3_bucket: str) -> None
         ("output.unlisted_file", {"path": "notes.txt"})
     ]
     assert result.checked["samples"] == 6
-
-
-def test_a_manifest_is_verified_with_its_folder(intact: Path) -> None:
-    result = verified(intact / "shards/manifest.jsonl")
-    assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
-
-
-def test_a_single_shard_is_verified(intact: Path) -> None:
-    result = verified(shard(intact))
-    assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
 
 
 BREAKS: dict[str, tuple[Break, set[str]]] = {
