@@ -173,13 +173,6 @@ def test_rows_are_sorted_by_frame_index_with_their_images(tmp_path: Path) -> Non
 # Defects that are tolerated and reported
 
 
-def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "set", version="v2.0", info={"codebase_version": "v2.3.0"})
-    reader, refs = discover(root)
-    assert codes(reader.source_findings) == ["lerobot.version_mismatch"]
-    assert refs[0].extras["recording"].dataset.info.layout == "v2.0"
-
-
 def test_a_wrong_template_falls_back_to_the_file_name_with_one_warning(tmp_path: Path) -> None:
     wrong = "data/chunk-{episode_index:03d}/episode_{episode_index:06d}.parquet"
     root = lerobot_dataset(tmp_path / "set", [3, 3, 3], cameras={}, info={"data_path": wrong})
@@ -327,23 +320,18 @@ def test_a_file_that_the_list_lacks_is_an_error_of_its_episode(tmp_path: Path) -
     assert (finding.code, finding.severity) == ("lerobot.unlisted_episode", "error")
 
 
-@pytest.mark.parametrize("state", ["missing", "empty", "other files"])
+@pytest.mark.parametrize("state", ["missing", "empty", "other files", "empty list"])
 def test_a_source_without_episodes_says_what_was_searched(tmp_path: Path, state: str) -> None:
     root = tmp_path / "set"
-    if state != "missing":
+    if state == "empty list":
+        lerobot_dataset(root, [])
+    elif state != "missing":
         root.mkdir()
     if state == "other files":
         (root / "readme.txt").write_text("hello")
-    with pytest.raises(DataError) as caught:
-        LeRobotReader(LeRobotConfig()).discover([root])
-    assert caught.value.code == "data.no_episodes"
-    assert caught.value.details["path"] == str(root)
-    assert "meta/info.json" in caught.value.details["searched"]
-
-
-def test_empty_episode_list_has_no_episodes(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "set", [])
-    assert read_error(root).code == "data.no_episodes"
+    error = read_error(root)
+    assert (error.code, error.details["path"]) == ("data.no_episodes", str(root))
+    assert ("meta/info.json" in error.details.get("searched", ())) == (state != "empty list")
 
 
 def test_an_older_version_is_rejected(tmp_path: Path) -> None:
@@ -353,17 +341,15 @@ def test_an_older_version_is_rejected(tmp_path: Path) -> None:
     assert read_error(root).code == "data.unsupported_version"
 
 
-def test_unknown_key_is_rejected_in_discover_with_a_suggestion(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "set", cameras={})
+def test_unknown_key_is_rejected_in_discover_with_a_suggestion_and_a_camera_is_no_number(
+    tmp_path: Path,
+) -> None:
+    root = lerobot_dataset(tmp_path / "set")
     with pytest.raises(DataError) as caught:
-        LeRobotReader(LeRobotConfig(observation_keys=["observation.stat"])).discover([root])
+        discover(root, observation_keys=["observation.stat"])
     assert caught.value.code == "data.unknown_field"
     assert caught.value.details["field"] == "observation.stat"
     assert "observation.state" in caught.value.hint
-
-
-def test_camera_is_not_a_numeric_key(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "set")
     assert read_error(root, action_keys=[FRONT]).code == "data.not_numeric"
 
 
@@ -405,24 +391,24 @@ def test_a_broken_line_of_the_list_is_named(tmp_path: Path) -> None:
     assert (error.code, error.details["line"]) == ("data.bad_metadata", 3)
 
 
-def test_a_missing_parquet_file_fails_that_episode_only(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "set", cameras={})
-    data_file(root, 0).unlink()
-    error = read_error(root, 0)
-    assert error.code == "data.missing_file"
-    assert error.details["path"] == str(data_file(root, 0))
-    assert read(root, 1).num_frames == 4
-
-
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(LFS_POINTER.encode(), "data.lfs_pointer"), (b"PAR1 no footer", "data.bad_parquet")],
+    [
+        (None, "data.missing_file"),
+        (LFS_POINTER.encode(), "data.lfs_pointer"),
+        (b"PAR1 no footer", "data.bad_parquet"),
+    ],
 )
-def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes, code: str) -> None:
+def test_a_missing_or_damaged_parquet_file_fails_that_episode_only(
+    tmp_path: Path, content: bytes | None, code: str
+) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
-    data_file(root, 0).write_bytes(content)
+    data_file(root, 0).unlink()
+    if content is not None:
+        data_file(root, 0).write_bytes(content)
     error = read_error(root)
     assert (error.code, error.details["path"]) == (code, str(data_file(root, 0)))
+    assert read(root, 1).num_frames == 4
 
 
 def test_number_of_rows_must_match_the_list(tmp_path: Path) -> None:
