@@ -174,7 +174,9 @@ def test_configured_action_width_is_required(tmp_path: Path) -> None:
     assert (error.code, error.exit_code) == ("data.action_width", 3)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a\nb", "x" * 101])
-def test_invalid_file_name_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="name"):
-        libero.convert(tmp_path / "raw", tmp_path / "A", name=name)
+@pytest.mark.parametrize(
+    ("key", "value"), [*(("name", text) for text in ("a/b", "a\nb", "x" * 101)), ("qa_mode", "3")]
+)
+def test_invalid_file_name_or_mode_is_rejected(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        libero.convert(tmp_path / "raw", tmp_path / "A", **{key: value})

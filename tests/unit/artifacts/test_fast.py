@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +47,10 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_written_files_are_read_back(folder: Path) -> None:
-    assert read_fast(folder) == byte_tokenizer()
-
-
-def test_the_published_names_and_keys_are_written(folder: Path) -> None:
+def test_written_files_have_the_published_names_and_keys_and_are_read_back(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
     assert json.loads((folder / PROCESSOR_NAME).read_text()) == PUBLISHED
+    assert read_fast(folder) == byte_tokenizer()
 
 
 def test_code_in_the_folder_is_listed_and_never_run(folder: Path) -> None:
@@ -90,9 +86,12 @@ def test_the_class_may_name_the_repository_it_came_from(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [PROCESSOR_NAME, TOKENIZER_NAME])
-def test_a_folder_without_one_of_the_files_is_refused(folder: Path, name: str) -> None:
+def test_a_folder_with_a_missing_or_damaged_file_is_refused(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    for damaged in (data[: len(data) // 2], b"\xff" + data):
+        (folder / name).write_bytes(damaged)
+        assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
     (folder / name).unlink()
-
     assert error_of(folder) == ("data.no_fast_tokenizer", 3)
 
 
@@ -173,16 +172,6 @@ def with_level(**changes: Any) -> dict[str, Any]:
 )
 def test_an_unsupported_tokenizer_is_refused(folder: Path, content: Any) -> None:
     (folder / TOKENIZER_NAME).write_text(json.dumps(content))
-
-    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"\xff" + data]
-)
-def test_a_damaged_file_is_refused(folder: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = folder / TOKENIZER_NAME
-    path.write_bytes(damage(path.read_bytes()))
 
     assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
 

@@ -154,25 +154,19 @@ def test_windows_with_two_questions_are_encoded_once() -> None:
     assert ([window.task for window in distinct], indices) == (["task 0", "task 1"], [0, 0, 1, 1])
 
 
-def test_packed_samples_render_the_lines_of_samples() -> None:
+def test_packed_samples_render_the_lines_of_samples_and_are_read_back() -> None:
     samples = packed()
     expected = [episode.render_sample(samples.sample(at, "../A/")) for at in range(len(samples))]
     assert list(samples.lines("../A/")) == expected
     assert [samples.line(at, "../A/") for at in range(len(samples))] == expected
     third = samples.sample(3, "../A/")
-    assert (third.conversation.kind, third.conversation.task, third.conversation.action_ids) == (
-        "wm",
-        "task 1",
-        (7,),
-    )
+    asked = third.conversation
+    assert (asked.kind, asked.task, asked.action_ids) == ("wm", "task 1", (7,))
     assert third.images == ("../A/p1", "../A/p0")
-    assert third.conversation.codes[:, 0].tolist() == [64, 96]
-
-
-def test_packed_samples_have_deterministic_bytes_and_are_read_back() -> None:
-    content = packed().content()
+    assert asked.codes[:, 0].tolist() == [64, 96]
+    content = samples.content()
     assert content == packed().content()
-    assert list(episode.EpisodeSamples.parse(content).lines()) == list(packed().lines())
+    assert list(episode.EpisodeSamples.parse(content).lines("../A/")) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,13 +190,11 @@ def test_packed_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> No
         episode.EpisodeSamples.parse(content)
 
 
-def test_lines_parsed_together_equal_lines_parsed_alone() -> None:
+def test_lines_parsed_together_equal_lines_parsed_alone_and_are_validated() -> None:
     changed = replace(windows()[1], images=("p9", "p0"))
     lines = [render_window(window)[:-1] for window in [*windows(), changed, windows()[0]]]
     assert list(parse_windows(lines)) == [parse_window(line) for line in lines]
 
-
-def test_a_line_with_equal_images_is_validated_too() -> None:
     first, second = (render_window(window)[:-1] for window in windows()[:2])
     for broken in (second.replace(b'"user"', b'"system"'), second.replace(b"{", b"[", 1)):
         with pytest.raises(ValueError, match=r"\w"):

@@ -54,28 +54,21 @@ def test_episodes_are_in_the_folder_or_in_its_images(tree: Path, subfolder: str)
     assert [episode.num_frames for episode in episodes] == [4, 4]
 
 
-def test_frames_are_in_the_order_of_names(tmp_path: Path) -> None:
+def test_frames_are_in_the_order_of_names_and_episodes_in_that_of_numbers(tmp_path: Path) -> None:
     names = ["a_10.png", "B_1.PNG", "a_2.png"]
     for number, name in enumerate(names):
-        write(tmp_path, f"episode_3/{name}", saved(image(number)))
+        write(tmp_path, f"episode_9/{name}", saved(image(number)))
+    write(tmp_path, "episode_10/a.png", saved(image(3)))
 
-    (episode,) = read(tmp_path)
+    episode, _ = read(tmp_path)
 
     assert episode.frame_metadata["file"] == ("B_1.PNG", "a_10.png", "a_2.png")
     expected = np.stack([np.asarray(image(number)) for number in (1, 0, 2)])
     assert np.array_equal(episode.cameras[CAMERA].read([0, 1, 2]), expected)
-
-
-def test_a_folder_of_images_is_one_episode(tree: Path) -> None:
-    (episode,) = read(tree / "images/episode_000001")
-    assert (episode.id, episode.num_frames) == ("episode_000001", 4)
-
-
-def test_episodes_are_numbered_by_their_folders(tmp_path: Path) -> None:
-    for number in (10, 9):
-        write(tmp_path, f"episode_{number}/a.png", saved(image(number)))
     refs = list(ImagesReader(ImagesConfig()).discover([tmp_path]))
     assert [ref.number for ref in refs] == [9, 10]
+    (alone,) = read(tmp_path / "episode_9")
+    assert (alone.id, alone.num_frames) == ("episode_9", 3)
 
 
 def test_other_extensions_can_be_named(tree: Path) -> None:

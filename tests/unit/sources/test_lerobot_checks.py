@@ -280,3 +280,16 @@ def test_statistics_of_an_episode_are_compared_with_its_rows(tmp_path: Path) -> 
     findings = episode_findings(root)
     assert {finding.code for finding in findings} == {"lerobot.stats_contradict"}
     assert {finding.place["field"] for finding in findings} == {"observation.gripper"}
+
+
+def test_dimensions_that_never_change_and_equal_episodes_are_reported(tmp_path: Path) -> None:
+    def equal_rows(_number: int, columns: Columns) -> None:
+        columns["observation.state"] = [[float(row)] * 3 for row in range(4)]
+        columns["action"] = [[float(row), 1.0] for row in range(4)]
+
+    findings = source_findings(lerobot_dataset(tmp_path / "pick", (4, 4), change=equal_rows))
+    codes = {finding.code: finding for finding in findings}
+    assert {*codes} == {"lerobot.constant_dimensions", "lerobot.duplicate_episode"}
+    assert codes["lerobot.constant_dimensions"].place["field"] == "action"
+    assert "1 of 2 dimensions never change" in codes["lerobot.constant_dimensions"].message
+    assert "episode 1 has the same" in codes["lerobot.duplicate_episode"].message

@@ -43,19 +43,12 @@ def always_down() -> str:
     raise ConnectionResetError
 
 
-def test_operation_succeeds_after_temporary_failures() -> None:
+def test_operation_succeeds_after_temporary_failures_and_waits_that_grow_to_ten_seconds() -> None:
     clock = Clock()
     errors = [ConnectionRefusedError(), TimeoutError(), http.client.IncompleteRead(b"")]
 
-    assert retry.retrying(Flaky(errors), "s3://b/k", policy=clock.policy) == "answer"
-    assert clock.sleeps == [0.5, 1.0, 2.0]
-
-
-def test_waits_grow_to_ten_seconds() -> None:
-    clock = Clock()
-
-    retry.retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.policy)
-
+    operation = Flaky([*errors, *([TimeoutError()] * 5)])
+    assert retry.retrying(operation, "s3://b/k", policy=clock.policy) == "answer"
     assert clock.sleeps == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
@@ -71,25 +64,16 @@ def test_outage_of_a_minute_is_survived_by_default(monkeypatch: pytest.MonkeyPat
     assert retry.retrying(down_for_a_minute, "s3://b/k", policy=clock.policy) == "answer"
 
 
-def test_timeout_is_a_storage_error_with_the_location() -> None:
-    clock = Clock()
-
-    with pytest.raises(StorageError) as caught:
-        retry.retrying(always_down, "s3://b/k", retry_timeout_s=30, policy=clock.policy)
-
-    assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
-    assert caught.value.details["path"] == "s3://b/k"
-    assert clock.passed == 30, "one last attempt at the timeout"
-
-
-def test_timeout_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_is_a_storage_error_with_the_location(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "7")
-    clock = Clock()
+    for options, passed in (({"retry_timeout_s": 30}, 30), ({}, 7)):
+        clock = Clock()
+        with pytest.raises(StorageError) as caught:
+            retry.retrying(always_down, "s3://b/k", policy=clock.policy, **options)
 
-    with pytest.raises(StorageError):
-        retry.retrying(always_down, "s3://b/k", policy=clock.policy)
-
-    assert clock.passed == 7
+        assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
+        assert caught.value.details["path"] == "s3://b/k"
+        assert clock.passed == passed, "one last attempt at the timeout"
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])

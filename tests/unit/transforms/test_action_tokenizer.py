@@ -46,22 +46,15 @@ def error_of(work: Callable[[], object]) -> tuple[str, int]:
     return caught.value.code, caught.value.exit_code
 
 
-def test_published_coefficients_decode_to_the_published_actions() -> None:
-    chunks, _ = fast.byte_tokenizer().decode([guide_ids()], fast.STEPS, fast.WIDTH)
-    actions = read_profile("libero").denormalize(chunks[0])
-
-    first = [0.0191, 0.0041, -0.0006, -0.0054, -0.0055, 0.0045, -1.0]
-    last = [-0.0045, -0.7180, -0.1270, 0.0631, 0.0168, 0.0045, -1.0]
-    np.testing.assert_array_equal(actions[[0, -1]].round(4), np.array([first, last], np.float32))
-
-
-def test_published_actions_encode_to_the_published_coefficients() -> None:
+def test_published_coefficients_decode_to_the_published_actions_and_back() -> None:
     profile = read_profile("libero")
     chunks, _ = fast.byte_tokenizer().decode([guide_ids()], fast.STEPS, fast.WIDTH)
     actions = profile.denormalize(chunks)
 
+    first = [0.0191, 0.0041, -0.0006, -0.0054, -0.0055, 0.0045, -1.0]
+    last = [-0.0045, -0.7180, -0.1270, 0.0631, 0.0168, 0.0045, -1.0]
+    np.testing.assert_array_equal(actions[0, [0, -1]].round(4), np.array([first, last], np.float32))
     result = fast.byte_tokenizer().coefficients(profile.normalize(actions))
-
     np.testing.assert_array_equal(result, fast.guide_coefficients()[None])
 
 
@@ -103,22 +96,18 @@ def test_each_byte_has_the_character_of_the_published_encoder() -> None:
     assert encoded == "".join(byte_characters()[byte] for byte in text.encode())
 
 
-def test_decoded_chunks_are_exact_up_to_rounding(tokenizer: ActionTokenizer) -> None:
-    chunks = fast.smooth_chunks()
-
-    back, problems = tokenizer.decode(tokenizer.encode(chunks), fast.STEPS, fast.WIDTH)
+@pytest.mark.parametrize(
+    "chunks",
+    [fast.smooth_chunks(), np.random.default_rng(3).normal(100, 20, (5, 1, 6))],
+    ids=["fitted", "unlike the fitted"],
+)
+def test_decoded_chunks_are_exact_up_to_rounding(
+    tokenizer: ActionTokenizer, chunks: np.ndarray
+) -> None:
+    back, problems = tokenizer.decode(tokenizer.encode(chunks), *chunks.shape[1:])
 
     assert problems == [None] * len(chunks)
     assert back.dtype == np.float32
-    np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
-
-
-def test_chunks_unlike_the_fitted_ones_are_encoded_too(tokenizer: ActionTokenizer) -> None:
-    chunks = np.random.default_rng(3).normal(100, 20, (5, 1, 6))
-
-    back, problems = tokenizer.decode(tokenizer.encode(chunks), 1, 6)
-
-    assert problems == [None] * 5
     np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
 
 
@@ -133,20 +122,15 @@ def test_fitting_again_gives_the_same_vocabulary(tokenizer: ActionTokenizer) -> 
     assert fitted(fast.smooth_chunks()).document == tokenizer.document
 
 
-def test_ids_of_a_chunk_do_not_depend_on_its_neighbors(tokenizer: ActionTokenizer) -> None:
+def test_ids_of_a_chunk_depend_neither_on_its_neighbors_nor_on_an_earlier_shape(
+    tokenizer: ActionTokenizer,
+) -> None:
     chunks = fast.smooth_chunks()
+    before = tokenizer.encode(chunks)
 
-    assert tokenizer.encode(chunks) == [tokenizer.encode(chunk[None])[0] for chunk in chunks]
-
-
-def test_no_state_is_kept_of_another_shape(tokenizer: ActionTokenizer) -> None:
-    before = tokenizer.encode(fast.smooth_chunks())
+    assert before == [tokenizer.encode(chunk[None])[0] for chunk in chunks]
     tokenizer.encode(np.ones((2, 4, 3)))
-
-    assert tokenizer.encode(fast.smooth_chunks()) == before
-
-
-def test_no_chunks_give_no_ids(tokenizer: ActionTokenizer) -> None:
+    assert tokenizer.encode(chunks) == before
     assert tokenizer.encode(np.zeros((0, fast.STEPS, fast.WIDTH))) == []
     assert tokenizer.decode([], fast.STEPS, fast.WIDTH)[1] == []
 

@@ -55,12 +55,13 @@ def test_published_intrinsics_equal_the_published_numbers(
     np.testing.assert_allclose(result, matrix(*expected), atol=1e-4)
 
 
-def test_published_intrinsics_drop_skew() -> None:
-    geometry = make_geometry((480, 640), (224, 224), "center_crop")
+def test_published_intrinsics_drop_skew_and_exact_ones_keep_it() -> None:
+    skewed = matrix(10, 10, 5, 5, skew=4)
+    cropped = make_geometry((480, 640), (224, 224), "center_crop")
+    resized = make_geometry((480, 640), (240, 320), "resize_no_crop")
 
-    result = published_intrinsics(matrix(1, 1, 1, 1, skew=5), geometry, "center_crop")
-
-    assert result[0, 1] == 0
+    assert published_intrinsics(skewed, cropped, "center_crop")[0, 1] == 0
+    assert resized.intrinsics(skewed)[0, 1] == 2
 
 
 # Source: formats/lbm-preprocessing 2.5, 4; sizes are (height, width)
@@ -103,12 +104,6 @@ def test_exact_intrinsics_point_at_the_pixel_where_a_dot_lands(
     center = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
     projected = geometry.intrinsics(matrix(1, 1, 0, 0)) @ (column, row, 1)
     np.testing.assert_allclose(center, projected[:2], atol=0.6)
-
-
-def test_exact_intrinsics_keep_skew() -> None:
-    geometry = make_geometry((480, 640), (240, 320), "resize_no_crop")
-
-    assert geometry.intrinsics(matrix(10, 10, 5, 5, skew=4))[0, 1] == 2
 
 
 @pytest.mark.parametrize("size", [(111, 111), (113, 111), (223, 97)])

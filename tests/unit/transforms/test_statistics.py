@@ -21,49 +21,54 @@ def golden_windows() -> tuple[np.ndarray, np.ndarray]:
     return (2 * t + c + 10 * b).astype(float), valid
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Any]:
-    return statistics.summary(of(*golden_windows()))
-
-
 def both(*values: float) -> list[list[float]]:
     """Values per step for dimension 0; dimension 1 is one more."""
     return [[value, value + 1] for value in values]
 
 
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("count", [2, 3, 3, 2]),
-        ("percentile_sample_count", [2, 3, 3, 2]),
-        ("mean_per_timestep", both(15, 12, 14, 11)),
-        ("std_per_timestep", [[s, s] for s in (50**0.5, 10, 10, 50**0.5)]),
-        ("min_per_timestep", both(10, 2, 4, 6)),
-        ("max_per_timestep", both(20, 22, 24, 16)),
-        ("mean", [13, 14]),
-        ("std", [82.2**0.5, 82.2**0.5]),  # 9.066421565
-        ("min", [2, 3]),
-        ("max", [24, 25]),
-        ("percentile_1", [2.18, 3.18]),
-        ("percentile_2", [2.36, 3.36]),
-        ("percentile_5", [2.9, 3.9]),
-        ("percentile_95", [23.1, 24.1]),
-        ("percentile_98", [23.64, 24.64]),
-        ("percentile_99", [23.82, 24.82]),
-        ("percentile_1_per_timestep", both(10.1, 2.2, 4.2, 6.1)),
-    ],
-)
-def test_statistics_equal_the_published_vectors(
-    golden: dict[str, Any], key: str, expected: list[Any]
-) -> None:
-    np.testing.assert_allclose(golden[key], expected, rtol=0, atol=1e-8)
+GOLDEN: dict[str, list[Any]] = {
+    "count": [2, 3, 3, 2],
+    "percentile_sample_count": [2, 3, 3, 2],
+    "mean_per_timestep": both(15, 12, 14, 11),
+    "std_per_timestep": [[s, s] for s in (50**0.5, 10, 10, 50**0.5)],
+    "min_per_timestep": both(10, 2, 4, 6),
+    "max_per_timestep": both(20, 22, 24, 16),
+    "mean": [13, 14],
+    "std": [82.2**0.5, 82.2**0.5],  # 9.066421565
+    "min": [2, 3],
+    "max": [24, 25],
+    "percentile_1": [2.18, 3.18],
+    "percentile_2": [2.36, 3.36],
+    "percentile_5": [2.9, 3.9],
+    "percentile_95": [23.1, 24.1],
+    "percentile_98": [23.64, 24.64],
+    "percentile_99": [23.82, 24.82],
+    "percentile_1_per_timestep": both(10.1, 2.2, 4.2, 6.1),
+}
 
 
-def test_entry_has_every_published_key(golden: dict[str, Any]) -> None:
+@pytest.mark.parametrize("groups", [[1, 1, 1], [2, 1], [1, 2], [3]], ids=str)
+def test_any_grouping_gives_the_published_vectors(groups: list[int]) -> None:
+    values, valid = golden_windows()
+    bounds = np.cumsum(groups)[:-1]
+    total = statistics.StatisticsAccumulator()
+    assert total.total() is None
+
+    for part in zip(np.split(values, bounds), np.split(valid, bounds), strict=True):
+        total.add(of(*part))
+
+    merged = total.total()
+    assert merged is not None
+    for entry in (statistics.summary(merged), statistics.summary(of(values, valid))):
+        for key, expected in GOLDEN.items():
+            np.testing.assert_allclose(entry[key], expected, rtol=0, atol=1e-8, err_msg=key)
+
+
+def test_entry_has_every_published_key() -> None:
     plain = ["mean", "std", "min", "max", *(f"percentile_{p}" for p in statistics.PERCENTILES)]
     states = ["tdigest_state", "tdigest_state_per_timestep"]
 
-    assert set(golden) == {
+    assert set(statistics.summary(of(*golden_windows()))) == {
         *plain,
         *(f"{key}_per_timestep" for key in plain),
         *states,
@@ -206,37 +211,6 @@ def test_state_has_the_published_form() -> None:
 
 
 # parts
-
-
-@pytest.mark.parametrize("groups", [[1, 1, 1], [2, 1], [1, 2], [3]], ids=str)
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("count", [2, 3, 3, 2]),
-        ("mean", [13, 14]),
-        ("std", [82.2**0.5, 82.2**0.5]),
-        ("percentile_1", [2.18, 3.18]),
-        ("percentile_98", [23.64, 24.64]),
-        ("percentile_1_per_timestep", both(10.1, 2.2, 4.2, 6.1)),
-    ],
-)
-def test_any_grouping_gives_the_published_vectors(
-    groups: list[int], key: str, expected: list[Any]
-) -> None:
-    values, valid = golden_windows()
-    bounds = np.cumsum(groups)[:-1]
-    total = statistics.StatisticsAccumulator()
-
-    for part in zip(np.split(values, bounds), np.split(valid, bounds), strict=True):
-        total.add(of(*part))
-
-    merged = total.total()
-    assert merged is not None
-    np.testing.assert_allclose(statistics.summary(merged)[key], expected, rtol=0, atol=1e-8)
-
-
-def test_total_of_no_parts_is_none() -> None:
-    assert statistics.StatisticsAccumulator().total() is None
 
 
 @pytest.mark.parametrize("parts", [20, 200])
