@@ -17,6 +17,7 @@ from vlatool.artifacts.profile import read_profile
 from vlatool.artifacts.tar import read_index
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import output_files
 from vlatool.sinks.jsonl import JsonlSink
 from vlatool.sources.lerobot.reader import LiberoReader
@@ -224,7 +225,8 @@ def test_reader_fulfills_the_contract_of_a_format(raw: Path) -> None:
 
 
 def test_sink_fulfills_the_contract_of_a_sink() -> None:
-    check_sink(JsonlSink, {"past_steps": 2, "future_steps": 2, "resize_images_size": None})
+    config = {"past_steps": 2, "future_steps": 2, "resize_images_size": None}
+    check_sink(JsonlSink, config, make_executor=SerialExecutor)
 
 
 def test_two_workers_write_the_same_bytes(raw: Path, output_folder: Path, tmp_path: Path) -> None:

@@ -31,20 +31,16 @@ def sample() -> StoredSample:
         ("front_t0.png", ImageName("front", 0, is_auxiliary=False), "front"),
         ("front_depth_t0.png", ImageName("front_depth", 0, is_auxiliary=True), "front"),
         ("front_depth_t0.jpg", ImageName("front_depth", 0, is_auxiliary=False), "front_depth"),
+        (image_suffix("a_t1", -3), ImageName("a_t1", -3, is_auxiliary=False), "a_t1"),
+        *((suffix, None, None) for suffix in ("lowdim.npz", "front.jpg", "_t0.jpg")),
+        ("front_t1.jpg.txt", None, None),
     ],
 )
-def test_suffix_of_an_image_is_parsed(suffix: str, name: ImageName, camera: str) -> None:
+def test_suffix_of_an_image_is_parsed(
+    suffix: str, name: ImageName | None, camera: str | None
+) -> None:
     parsed = parse_image(suffix)
     assert (parsed, parsed and parsed.base_camera) == (name, camera)
-
-
-@pytest.mark.parametrize("suffix", ["lowdim.npz", "front.jpg", "_t0.jpg", "front_t1.jpg.txt"])
-def test_other_members_are_not_images(suffix: str) -> None:
-    assert parse_image(suffix) is None
-
-
-def test_a_written_suffix_is_parsed_back() -> None:
-    assert parse_image(image_suffix("a_t1", -3)) == ImageName("a_t1", -3, is_auxiliary=False)
 
 
 def test_a_sample_has_images_arrays_and_instructions(sample: StoredSample) -> None:
