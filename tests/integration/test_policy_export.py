@@ -95,38 +95,29 @@ def test_exported_weights_loaded_again_are_those_of_the_run(
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
-# Source: reference/training 1.7
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [
-        ("hparams.warmup", str),
-        ("hparams.decay", str),
-        ("hparams.lr", float),
-        ("ema.alpha", float),
-        ("data.normalization.epsilon", float),
-        ("data.dataset_statistics.0", str),
-        ("data.dataset_weighting.0", float),
-        ("data.pose_groups.0.position_key", str),
-        ("model.noise_scheduler.clamp_range.0", float),
-        ("data.prefetch_factor", int),
-    ],
-)
-def test_exported_values_have_the_published_types(published: Path, key: str, kind: type) -> None:
-    value = yaml.safe_load((published / "config.yaml").read_text())
-    for part in key.split("."):
-        value = value[int(part) if part.isdigit() else part]
-
-    assert type(value) is kind
+def test_exported_values_have_the_published_types(published: Path) -> None:
+    tree = yaml.safe_load((published / "config.yaml").read_text())
+    for key, kind in {
+        "hparams.warmup": str,
+        "hparams.decay": str,
+        "hparams.lr": float,
+        "ema.alpha": float,
+        "data.normalization.epsilon": float,
+        "data.dataset_statistics.0": str,
+        "data.dataset_weighting.0": float,
+        "data.pose_groups.0.position_key": str,
+        "model.noise_scheduler.clamp_range.0": float,
+        "data.prefetch_factor": int,
+    }.items():
+        value = tree
+        for part in key.split("."):
+            value = value[int(part) if part.isdigit() else part]
+        assert type(value) is kind, key
 
 
-def test_export_has_the_provenance_of_the_data(data: Path, published: Path) -> None:
-    metadata = json.loads((published / "processing_metadata.json").read_text())
-
-    assert (metadata["dataset_sources"], metadata["num_sources"]) == ([str(data)], 1)
-    assert metadata["command_line"]["arguments"]["camera_names"] == CAMERAS
-
-
-def test_exported_files_have_the_published_names_and_keys(published: Path) -> None:
+def test_exported_files_have_the_published_names_keys_and_provenance(
+    published: Path, data: Path
+) -> None:
     tree = yaml.safe_load((published / "config.yaml").read_text())
 
     assert set(tree["model"]["vision_language_backbone"]) == CLIP_KEYS
@@ -138,6 +129,11 @@ def test_exported_files_have_the_published_names_and_keys(published: Path) -> No
     assert tree["data"]["camera_names"] == CAMERAS
     content = read_pickled_weights(published / "checkpoints/checkpoint_1.pt")
     assert (content["checkpoint_num"], content["global_step"]) == (1, 2)
+
+    metadata = json.loads((published / "processing_metadata.json").read_text())
+
+    assert (metadata["dataset_sources"], metadata["num_sources"]) == ([str(data)], 1)
+    assert metadata["command_line"]["arguments"]["camera_names"] == CAMERAS
 
 
 def test_exported_configuration_resolves_to_the_model_of_the_run(

@@ -7,7 +7,6 @@ import pytest
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import contents
-from tests.builders.spartan import spartan_task
 from vlatool.cli.app import run
 from vlatool.errors import ConfigError
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -25,32 +24,17 @@ def preprocessed(*words: str, output: Path) -> int:
     return run(["-q", "preprocess", *words, "-o", str(output), "--workers", "1", *WINDOW])
 
 
-def test_output_is_that_of_the_format_by_name(source: Path, tmp_path: Path) -> None:
-    keys = ["--source.observation-keys", "observation.state"]
-    codes = (
-        preprocessed(str(source), *keys, output=tmp_path / "found"),
-        preprocessed("lerobot", str(source), *keys, output=tmp_path / "named"),
-    )
-    assert codes == (0, 0)
-    assert contents(tmp_path / "found") == contents(tmp_path / "named")
-
-
-def test_named_and_detected_format_resume_each_other(source: Path, tmp_path: Path) -> None:
-    assert preprocessed("lerobot", str(source), output=tmp_path / "out") == 0
-    assert preprocessed(str(source), output=tmp_path / "out") == 0
-
-
-def test_source_in_the_working_folder_is_found(
+def test_output_is_that_of_the_format_by_name_and_both_resume_each_other(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source.parent)
-    assert preprocessed(source.name, output=tmp_path / "out") == 0
-
-
-def test_a_function_call_needs_no_format(tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", 1)
+    keys = ["--source.observation-keys", "observation.state"]
+    assert preprocessed(source.name, *keys, output=tmp_path / "found") == 0
+    assert preprocessed("lerobot", str(source), *keys, output=tmp_path / "named") == 0
+    assert contents(tmp_path / "found") == contents(tmp_path / "named")
+    assert preprocessed(source.name, *keys, output=tmp_path / "named") == 0
     config = PreprocessConfig(sources=[str(source)], output=str(tmp_path / "out"), dry_run=True)
-    assert preprocess(config).episodes == 1
+    assert preprocess(config).episodes == 2
 
 
 @pytest.mark.parametrize(

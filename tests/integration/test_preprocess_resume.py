@@ -34,10 +34,6 @@ def break_actions(source: Path) -> bytes:
     return content
 
 
-def restore_actions(source: Path, content: bytes) -> None:
-    (processed(source) / "actions.npz").write_bytes(content)
-
-
 def action_file(path: Path, names: list[str]) -> Path:
     stops = np.cumsum(list(_ACTION_WIDTHS.values())).tolist()
     path.write_text(yaml.safe_dump({"action_key_fields": names, "action_index_fields": stops}))
@@ -90,7 +86,7 @@ def test_repaired_first_episode_with_more_cameras_gives_the_undisturbed_bytes(
 def test_killed_overwrite_uses_nothing_of_the_earlier_run(source: Path, tmp_path: Path) -> None:
     output, content = tmp_path / "out", break_actions(source)
     partial_run(source, output, jpeg_quality=50)
-    restore_actions(source, content)
+    (processed(source) / "actions.npz").write_bytes(content)
     record = read_record(output)
     assert record is not None
     # After the new record is written and before the old data are removed.
@@ -129,16 +125,6 @@ def test_file_edited_in_place_with_the_same_size_is_detected(source: Path, tmp_p
 
     assert error.code == "usage.output_differs"
     assert "its last change was at" in error.message
-
-
-def test_killed_overwrite_resumes_with_overwrite(source: Path, tmp_path: Path) -> None:
-    output, content = tmp_path / "out", break_actions(source)
-    partial_run(source, output, overwrite=True)
-    restore_actions(source, content)
-
-    result = run(source, output, overwrite=True)
-
-    assert result.resumed == 2
 
 
 def test_numbers_too_large_to_square_are_stored_and_reported_as_null(tmp_path: Path) -> None:

@@ -506,6 +506,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
         "image_resizing_filter": "lanczos",
         "image_metadata": False,
     },
+    "lbm-cameras-6": {"camera_names": SIX},
     "lbm-1past-14future": {
         **SHARDS,
         "past_lowdim_steps": 1,

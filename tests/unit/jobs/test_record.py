@@ -135,7 +135,9 @@ def test_incomplete_output_is_resumed_with_other_inputs_and_by_another_release(
 ) -> None:
     folder = make_output(tmp_path / "out", before)
 
-    assert start_run(folder, record(episodes=["b"] if before.inputs else [])) is not None
+    now = record(episodes=["b"] if before.inputs else [])
+    assert start_run(folder, now) is not None
+    assert start_run(folder, now, overwrite=True) is not None
     assert (folder / "shards/old.tar").exists()
 
 
