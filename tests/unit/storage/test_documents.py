@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,37 +67,26 @@ def test_text_with_any_tag_is_a_value_or_a_document_error(kind: str, form: str) 
             documents.parse_yaml(form.format(kind, text))
 
 
-def test_depth_up_to_the_limit_is_read() -> None:
+def test_depth_up_to_the_limit_aliases_and_constants_are_read() -> None:
     text = "[" * documents.MAX_DEPTH + "]" * documents.MAX_DEPTH
 
     assert documents.parse_json(text) == documents.parse_yaml(text)
 
-
-def test_aliases_count_with_the_size_of_their_anchors() -> None:
     assert documents.check_yaml("a: &a [1, 2]\nb: *a") == 9
 
-
-def test_constants_are_converted() -> None:
     assert documents.parse_json("[NaN]", constants=lambda _: None) == [None]
 
 
 @pytest.mark.parametrize("read", [documents.read_json, documents.read_yaml])
-def test_large_file_is_an_error_before_it_is_read(read: object, tmp_path: Path) -> None:
-    assert callable(read)
-    path = tmp_path / "large"
+def test_large_file_is_an_error_before_it_is_read_and_a_pipe_and_a_device_are_none(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path, pipe = tmp_path / "large", tmp_path / "pipe"
     with path.open("wb") as file:
         file.truncate(300 * 2**20)
-
     with pytest.raises(documents.DocumentError, match="300 MiB"):
         read(path)
-
-
-@pytest.mark.parametrize("read", [documents.read_json, documents.read_yaml])
-def test_a_pipe_and_a_device_are_no_documents(read: object, tmp_path: Path) -> None:
-    assert callable(read)
-    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-
     for endless in (pipe, Path("/dev/zero")):
         with pytest.raises(FileNotFoundError, match="no file"):
             read(endless)
