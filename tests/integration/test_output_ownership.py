@@ -73,18 +73,20 @@ def is_replaced(output: Path, command: Callable[[], object]) -> bool:
     return (read_record(output), contents(output)) != before
 
 
-def test_rollouts_do_not_replace_a_data_set(data: Path, trained: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(data, tmp_path / "data"))
+@pytest.mark.parametrize(("owner", "command"), [("data", "preprocess"), ("trained", "train")])
+def test_rollouts_do_not_replace_a_data_set_or_run_and_name_its_command(
+    owner: str, command: str, request: pytest.FixtureRequest, trained: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(request.getfixturevalue(owner), tmp_path / "out"))
+    before = read_record(output), contents(output)
     config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
+    with pytest.raises(UsageError) as caught:
+        rollout(config)
 
-    assert not is_replaced(output, lambda: rollout(config))
-
-
-def test_rollouts_do_not_replace_a_run(trained: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(trained, tmp_path / "run"))
-    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
-
-    assert not is_replaced(output, lambda: rollout(config))
+    assert caught.value.code == "usage.output_exists"
+    assert f"vlatool {command}" in caught.value.message
+    assert "--overwrite" not in caught.value.hint
+    assert (read_record(output), contents(output)) == before
 
 
 def test_training_does_not_replace_a_data_set(data: Path, tmp_path: Path) -> None:
@@ -188,15 +190,6 @@ def test_report_of_earlier_rollouts_stays_until_it_is_replaced(
     assert (tmp_path / "report.json").exists()
 
 
-def test_error_names_the_command_that_owns_the_folder(data: Path, trained: Path) -> None:
-    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(data), episodes=1)
-    with pytest.raises(UsageError) as caught:
-        rollout(config)
-
-    assert "vlatool preprocess" in caught.value.message
-    assert "--overwrite" not in caught.value.hint
-
-
 def empty_list(output: Path) -> None:
     (output / ".vlatool/files.jsonl").write_text("")
 
@@ -207,23 +200,18 @@ def torn_list(output: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [empty_list, torn_list])
-def test_output_with_a_damaged_file_list_is_repaired(tmp_path: Path, spoil: Change) -> None:
+def test_output_with_a_damaged_file_list_is_repaired_and_partial_files_are_removed(
+    tmp_path: Path, spoil: Change
+) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
     spoil(tmp_path)
     (tmp_path / "words/cat").unlink()
-
-    run_toy(ToyJob(tmp_path, WORDS))
-
-    assert (tmp_path / "words/cat").read_text() == "cat"
-
-
-def test_partial_files_beside_the_record_are_removed(tmp_path: Path) -> None:
     leftover = tmp_path / ".vlatool/.files.jsonl.77-a.partial"
-    leftover.parent.mkdir()
     leftover.touch()
 
     run_toy(ToyJob(tmp_path, WORDS))
 
+    assert (tmp_path / "words/cat").read_text() == "cat"
     assert not leftover.exists()
 
 
@@ -301,24 +289,20 @@ def evaluations(folder: Path, data: Path, trained: Path) -> dict[str, Callable[[
 
 
 @pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
-@pytest.mark.parametrize("names", [(), ("report.json",)])
-def test_evaluation_does_not_touch_foreign_files(
-    data: Path, trained: Path, tmp_path: Path, command: str, names: tuple[str, ...]
-) -> None:
-    before = foreign_files(tmp_path, *names)
-
-    assert not is_replaced(tmp_path, evaluations(tmp_path, data, trained)[command])
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
-def test_report_without_a_record_is_a_foreign_file(
+def test_evaluation_does_not_touch_foreign_files_or_a_report_without_a_record(
     data: Path, trained: Path, tmp_path: Path, command: str
 ) -> None:
-    (tmp_path / "report.json").write_text("mine")
-
-    assert not is_replaced(tmp_path, evaluations(tmp_path, data, trained)[command])
-    assert (tmp_path / "report.json").read_text() == "mine"
+    for name, make in {
+        "none": lambda folder: foreign_files(folder),
+        "report": lambda folder: foreign_files(folder, "report.json"),
+        "alone": lambda folder: (folder / "report.json").write_text("mine"),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder)
+        before = contents(folder)
+        assert not is_replaced(folder, evaluations(folder, data, trained)[command])
+        assert contents(folder) == before
 
 
 def test_open_loop_rewrites_its_own_report(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -334,11 +318,19 @@ def test_open_loop_rewrites_its_own_report(data: Path, trained: Path, tmp_path: 
     assert json.loads((tmp_path / "report/report.json").read_text())["samples"] == 1
 
 
-def test_demo_does_not_touch_foreign_files(tmp_path: Path) -> None:
-    before = foreign_files(tmp_path)
-
-    assert not is_replaced(tmp_path, lambda: demo(DemoConfig(output=str(tmp_path))))
-    assert contents(tmp_path) == before
+def test_demo_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1, FRAMES)
+    mine = tmp_path / "mine"
+    before = foreign_files(mine)
+    config = SampleConfig(layout="spartan", output=str(mine), episodes=1, frames=4)
+    for command in (
+        lambda: sample(config),
+        lambda: run(source, mine),
+        lambda: run(source, mine, overwrite=True),
+        lambda: demo(DemoConfig(output=str(mine))),
+    ):
+        assert not is_replaced(mine, command)
+    assert contents(mine) == before
 
 
 def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
@@ -350,58 +342,32 @@ def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
     assert contents(tmp_path / "data") == before
 
 
-def test_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
-    before = foreign_files(tmp_path / "mine")
-    config = SampleConfig(layout="spartan", output=str(tmp_path / "mine"), episodes=1, frames=4)
-
-    assert not is_replaced(tmp_path / "mine", lambda: sample(config))
-    assert not is_replaced(tmp_path / "mine", lambda: run(source, tmp_path / "mine"))
-    assert not is_replaced(
-        tmp_path / "mine", lambda: run(source, tmp_path / "mine", overwrite=True)
-    )
-    assert contents(tmp_path / "mine") == before
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["{}", '{"a": 1}', "[]", '{"observation.state": {"mean": [0.0], "std": [1.0]}}', "notes"],
-)
-def test_merged_statistics_do_not_replace_a_foreign_file(
-    data: Path, tmp_path: Path, content: str
-) -> None:
-    target = tmp_path / "stats.json"
-    target.write_text(content)
-    config = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
-
-    assert not is_replaced(tmp_path, lambda: stats_merge(config))
-    assert target.read_text() == content
-
-
-def test_merged_statistics_do_not_replace_those_of_a_run(
+def test_merged_statistics_do_not_replace_a_foreign_file_or_those_of_a_run(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
+    target = tmp_path / "stats.json"
+    config = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
+    numbers = '{"observation.state": {"mean": [0.0], "std": [1.0]}}'
+    for content in ("{}", '{"a": 1}', "[]", numbers, "notes"):
+        target.write_text(content)
+        assert not is_replaced(tmp_path, lambda: stats_merge(config))
+        assert target.read_text() == content
+
     output = Path(shutil.copytree(trained, tmp_path / "run"))
-    config = StatsMergeConfig(sources=[str(data)] * 2, output=str(output / "stats.json"))
+    own = config.model_copy(update={"output": str(output / "stats.json")})
+    assert not is_replaced(output, lambda: stats_merge(own))
 
-    assert not is_replaced(output, lambda: stats_merge(config))
 
-
-@pytest.mark.parametrize("content", ["mine", "a: [", "seed: 3\n", ""])
-def test_resolved_configuration_does_not_replace_a_foreign_file(
-    tmp_path: Path, content: str
+def test_resolved_configuration_replaces_an_earlier_one_and_no_foreign_file(
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "mine.yaml").write_text(content)
-    resolved = load_config(DemoConfig)
+    path, resolved = tmp_path / "demo.yaml", load_config(DemoConfig)
+    for content in ("mine", "a: [", "seed: 3\n", ""):
+        path.write_text(content)
+        assert not is_replaced(tmp_path, lambda: resolve_config(resolved, output=str(path)))
+        assert path.read_text() == content
 
-    assert not is_replaced(
-        tmp_path, lambda: resolve_config(resolved, output=str(tmp_path / "mine.yaml"))
-    )
-    assert (tmp_path / "mine.yaml").read_text() == content
-
-
-def test_resolved_configuration_replaces_an_earlier_one(tmp_path: Path) -> None:
+    path.unlink()
     for _ in range(2):
-        resolve_config(load_config(DemoConfig), output=str(tmp_path / "demo.yaml"))
-
-    assert "rollouts: 50" in (tmp_path / "demo.yaml").read_text()
+        resolve_config(resolved, output=str(path))
+    assert "rollouts: 50" in path.read_text()
