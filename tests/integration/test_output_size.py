@@ -136,15 +136,20 @@ def test_error_names_the_file_of_damaged_digests(with_episodes: Path) -> None:
     assert str(path) in caught.value.message
 
 
-def test_merged_statistics_can_be_merged_again(with_episodes: Path, tmp_path: Path) -> None:
-    target = tmp_path / "merged.json"
-    stats_merge(
-        StatsMergeConfig(sources=[str(with_episodes), str(with_episodes)], output=str(target))
-    )
+def test_merged_statistics_can_be_merged_again_and_replace_no_foreign_digests(
+    with_episodes: Path, tmp_path: Path
+) -> None:
+    target, digests = tmp_path / "merged.json", tmp_path / "merged_digests.npz"
+    config = StatsMergeConfig(sources=[str(with_episodes)] * 2, output=str(target))
+    digests.write_text("mine")
+    with pytest.raises(UsageError):
+        stats_merge(config)
+    assert digests.read_text() == "mine"
 
+    digests.unlink()
+    stats_merge(config)
     again = stats_merge(StatsMergeConfig(sources=[str(target), str(target)]))
-
-    assert (tmp_path / "merged_digests.npz").exists()
+    assert digests.exists()
     assert next(iter(again.statistics.values()))["count"][1] == 4 * 2 * FRAMES
 
 
@@ -161,18 +166,6 @@ def test_digests_of_an_earlier_merge_are_removed_with_other_statistics(
     stats_merge(StatsMergeConfig(**keys, **changes))
 
     assert not (tmp_path / "merged_digests.npz").exists()
-
-
-def test_merge_does_not_replace_foreign_digests(with_episodes: Path, tmp_path: Path) -> None:
-    (tmp_path / "merged_digests.npz").write_text("mine")
-    keys = {
-        "sources": [str(with_episodes), str(with_episodes)],
-        "output": str(tmp_path / "merged.json"),
-    }
-
-    with pytest.raises(UsageError):
-        stats_merge(StatsMergeConfig(**keys))
-    assert (tmp_path / "merged_digests.npz").read_text() == "mine"
 
 
 def test_inspect_counts_the_files_of_the_data_set_only(source: Path) -> None:

@@ -28,8 +28,8 @@ from tests.builders.spartan import CAMERAS, TASK, Documents, image, session_fold
 from vlatool.cli.app import run as run_command
 from vlatool.cli.keys import declared_keys
 from vlatool.config.resolve import load_config
-from vlatool.workflows.preprocess import PreprocessConfig
-from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.errors import ConfigError
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 FRAMES = 6
 CAMERA = next(iter(CAMERAS))
@@ -75,64 +75,28 @@ def still_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-# Windows hold rows a-1 to a+3 that exist. Population deviations: anchor 6 (0 0 0 0 5) 2; 7 and 8
-# (two or three 5 of five) 2.449; 9 (0 5 5 5) 2.165; 10 and 11 (only 5) 0.
 @pytest.mark.parametrize(
-    ("threshold", "expected"),
-    [(1.0, [6, 7, 8, 9]), (2.0, [7, 8, 9]), (2.3, [7, 8]), (2.5, [])],
+    ("options", "expected"),
+    [
+        ({"still_threshold": 1.0}, [6, 7, 8, 9]),
+        ({"still_threshold": 2.0}, [7, 8, 9]),
+        ({"still_threshold": 2.5}, []),
+        ({"still_field_thresholds": {"robot__actual__joint": 4.9}}, [6, 7, 8, 9]),
+        ({"still_field_thresholds": {"robot__version": 0.1}}, []),
+    ],
 )
-def test_published_rule_keeps_windows_with_a_deviation_above_the_threshold(
-    still_source: Path, tmp_path: Path, threshold: float, expected: list[int]
+def test_windows_with_a_deviation_or_range_above_the_threshold_are_kept(
+    still_source: Path, tmp_path: Path, options: Mapping[str, Any], expected: list[int]
 ) -> None:
-    options = {"filter_still_samples": True, "still_threshold": threshold, "image_indices": [0]}
+    keys = {"filter_still_samples": True, "image_indices": [0], **options}
     if not expected:
-        assert refusal(still_source, tmp_path / "out", **options).details["dropped"] == {
-            "still": 12
-        }
+        assert refusal(still_source, tmp_path / "out", **keys).details["dropped"] == {"still": 12}
         return
 
-    result = run(still_source, tmp_path / "out", **options)
+    result = run(still_source, tmp_path / "out", **keys)
 
     anchors = {metadata(sample)["anchor_timestep"] for sample in samples(tmp_path / "out/shards")}
     assert (sorted(anchors), result.dropped) == (expected, {"still": 12 - len(expected)})
-
-
-@pytest.mark.parametrize(
-    ("thresholds", "expected"),
-    [
-        ({"robot__actual__joint": 4.9}, [6, 7, 8, 9]),
-        ({"robot__actual__joint": 5.0}, None),
-        ({"robot__version": 0.1}, None),
-    ],
-)
-def test_range_rule_checks_only_the_named_fields(
-    still_source: Path, tmp_path: Path, thresholds: Mapping[str, float], expected: list[int] | None
-) -> None:
-    options = {"filter_still_samples": True, "still_field_thresholds": thresholds}
-    if expected is None:
-        assert refusal(still_source, tmp_path / "out", **options).code == "data.no_samples"
-        return
-
-    run(still_source, tmp_path / "out", **options)
-
-    anchors = {metadata(sample)["anchor_timestep"] for sample in samples(tmp_path / "out/shards")}
-    assert sorted(anchors) == expected
-
-
-def test_threshold_of_an_unknown_field_is_reported_with_a_suggestion(
-    still_source: Path, tmp_path: Path
-) -> None:
-    thresholds = {"robot__actual__jiont": 0.1}
-
-    error = refusal(
-        still_source,
-        tmp_path / "out",
-        filter_still_samples=True,
-        still_field_thresholds=thresholds,
-    )
-
-    assert (error.code, error.exit_code) == ("data.unknown_field", 3)
-    assert "robot__actual__joint" in error.hint
 
 
 # images
@@ -287,40 +251,25 @@ def test_several_sources_make_one_output(tmp_path: Path) -> None:
 
 # pose groups. Source: formats/lbm-preprocessing 4
 
-REFERENCE = ([1, 2, 3], [0, 1, 0, -1, 0, 0])
-CURRENT = ([2, 2, 3], [1, 0, 0, 0, 1, 0])
+REFERENCE, CURRENT = [1, 2, 3], [2, 2, 3]
 RELATIVE = ([0, 1, 0], [0, -1, 0, 1, 0, 0])
-# The reference has rows (0 1 0), (-1 0 0), (0 0 1): a quarter turn about -z.
-ROTATIONS: dict[str, tuple[list[float], list[float]]] = {
-    "rot_6d": ([0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]),
-    "axis_angle": ([0, 0, -np.pi / 2], [0, 0, 0]),
-    "euler_xyz": ([0, 0, -np.pi / 2], [0, 0, 0]),
-    "quaternion_xyzw": ([0, 0, -(0.5**0.5), 0.5**0.5], [0, 0, 0, 1]),
-    "quaternion_wxyz": ([0.5**0.5, 0, 0, -(0.5**0.5)], [1, 0, 0, 0]),
-}
+# The reference is a quarter turn about -z.
+QUATERNIONS = ([0, 0, -(0.5**0.5), 0.5**0.5], [0, 0, 0, 1])
 
 
-@pytest.mark.parametrize("form", ROTATIONS)
-def test_pose_in_parts_of_a_vector_gets_the_published_relative_fields(
-    tmp_path: Path, form: str
-) -> None:
-    reference, current = ROTATIONS[form]
-    rows = [[*REFERENCE[0], *reference], *[[*CURRENT[0], *current]] * 4]
-    width = len(rows[0])
+def test_pose_in_parts_of_a_vector_gets_the_published_relative_fields(tmp_path: Path) -> None:
+    reference, current = QUATERNIONS
+    rows = [[*REFERENCE, *reference], *[[*CURRENT, *current]] * 4]
 
     def change(number: int, columns: Columns) -> None:
         del number
         flat = pa.array(np.array(rows, np.float64).ravel())
-        columns["observation.state"] = pa.FixedSizeListArray.from_arrays(flat, width)
+        columns["observation.state"] = pa.FixedSizeListArray.from_arrays(flat, 7)
 
     features = {
-        "observation.state": {"dtype": "float64", "shape": [width], "names": None},
+        "observation.state": {"dtype": "float64", "shape": [7], "names": None},
         "action": {"dtype": "float32", "shape": [2], "names": None},
-        "observation.images.front": {
-            "dtype": "image",
-            "shape": [32, 48, 3],
-            "names": ["height", "width", "channel"],
-        },
+        "observation.images.front": {"dtype": "image", "shape": [32, 48, 3], "names": None},
     }
     root = lerobot_dataset(
         tmp_path / "raw",
@@ -332,8 +281,8 @@ def test_pose_in_parts_of_a_vector_gets_the_published_relative_fields(
     group = {
         "name": "hand",
         "position_key": "observation.state[0:3]",
-        "rotation_key": f"observation.state[3:{width}]",
-        "rotation": form,
+        "rotation_key": "observation.state[3:7]",
+        "rotation": "quaternion_xyzw",
     }
 
     run(root, tmp_path / "out", format="lerobot", pose_groups=[group])
@@ -355,45 +304,6 @@ def test_without_statistics_no_statistics_are_written(source: Path, tmp_path: Pa
     run(source, tmp_path / "out", compute_statistics=False)
 
     assert not list((tmp_path / "out").rglob("stats*.json"))
-
-
-# Source: formats/lbm-preprocessing 4; fx fy cx cy
-@pytest.mark.parametrize(
-    ("size", "stored", "expected"),
-    [
-        (
-            (480, 640),
-            (616.1290, 615.7580, 321.2690, 247.8640),
-            (287.52688, 287.35373, 112.59221, 115.66987),
-        ),
-        (
-            (600, 960),
-            (416.31268, 415.36661, 484.25815, 304.04462),
-            (155.42340, 155.07020, 113.58971, 113.50999),
-        ),
-    ],
-)
-def test_compat_gives_the_published_intrinsics(
-    tmp_path: Path,
-    size: tuple[int, int],
-    stored: tuple[float, ...],
-    expected: tuple[float, ...],
-) -> None:
-    def change(documents: Documents) -> None:
-        fx, fy, cx, cy = stored
-        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        documents["intrinsics"][CAMERA] = matrix
-
-    raw = spartan_task(
-        tmp_path / "raw", 1, 1, changes={0: change}, size=size, cameras={CAMERA: NAME}
-    )
-    shape = {"resize_images_size": [224, 224], "image_indices": [0], "max_padding_right": 9}
-    run(raw, tmp_path / "out", compat=True, **shape)
-
-    matrix = arrays(next(samples(tmp_path / "out/shards")))[f"rescaled_intrinsics.{NAME}"][0]
-
-    actual = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 # presets. Source: formats/lbm-preprocessing 3
@@ -524,37 +434,75 @@ def test_no_file_of_the_data_has_a_path_of_the_machine(
 # other layouts
 
 
-def test_libero_episodes_become_lbm_shards(tmp_path: Path) -> None:
-    sample(
-        SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=8, workers=1)
-    )
-
-    result = run(
-        tmp_path / "raw",
-        tmp_path / "out",
-        format="lerobot",
-        camera_names=["image", "wrist_image"],
-        source={"observation_keys": ["state"], "action_keys": ["actions"]},
-    )
-
-    read = list(samples(tmp_path / "out/shards"))
-    assert (result.samples, len(read)) == (8, 8)
-    assert {"image_t0.jpg", "wrist_image_t-1.jpg"} <= set(read[0])
-    assert set(arrays(read[0])) >= {"state", "actions", "past_mask", "future_mask"}
-
-
-def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
-    (tmp_path / "cameras.yaml").write_text("- left\n- right\n")
-    config = tmp_path / "config.yaml"
-    config.write_text(f"camera_names: include {tmp_path}/cameras.yaml\n")
-
-    resolved = load_config(PreprocessConfig, files=[str(config)])
-
-    assert resolved.config.camera_names == ["left", "right"]
-
-
 @pytest.mark.parametrize("name", ["spartan", "lerobot"])
 def test_every_key_has_a_group_in_the_help(name: str) -> None:
     schema = PreprocessConfig.specialize({"format": name, "sink": "lbm"})
     ungrouped = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
     assert ungrouped == {"format", "sources"}
+
+
+# detected formats
+
+
+WINDOW = ["--past-lowdim-steps", "1", "--future-lowdim-steps", "2", "--max-padding-right", "2"]
+
+
+@pytest.fixture
+def pick(tmp_path: Path) -> Path:
+    return lerobot_dataset(tmp_path / "pick", (4, 4), cameras={})
+
+
+def preprocessed(*words: str, output: Path) -> int:
+    """Exit code of `vlatool preprocess WORDS...`."""
+    return run_command(["-q", "preprocess", *words, "-o", str(output), "--workers", "1", *WINDOW])
+
+
+def test_output_is_that_of_the_format_by_name_and_both_resume_each_other(
+    pick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pick.parent)
+    keys = ["--source.observation-keys", "observation.state"]
+    assert preprocessed(pick.name, *keys, output=tmp_path / "found") == 0
+    assert preprocessed("lerobot", str(pick), *keys, output=tmp_path / "named") == 0
+    assert contents(tmp_path / "found") == contents(tmp_path / "named")
+    assert preprocessed(pick.name, *keys, output=tmp_path / "named") == 0
+    config = PreprocessConfig(sources=[str(pick)], output=str(tmp_path / "out"), dry_run=True)
+    assert preprocess(config).episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "exit_code", "word"),
+    [
+        (["lerobto", "pick"], "usage.unknown_format", 2, "lerobot"),
+        (["lerobto"], "usage.unknown_format", 2, "lerobot"),
+        (["./gone"], "data.no_source", 3, "gone"),
+        (["pick", "--observation-keys", "x"], "usage.unknown_option", 2, "--observation-keys"),
+        (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "observation_keys"),
+        (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "lerobot key"),
+        (["meta"], "data.no_episodes", 3, "meta"),
+    ],
+    ids=["misspelt", "misspelt alone", "missing", "flat key", "misspelt key", "key", "no source"],
+)
+def test_argument_that_is_neither_source_nor_format_is_reported(
+    words: list[str],
+    code: str,
+    exit_code: int,
+    word: str,
+    pick: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "meta").mkdir()
+    monkeypatch.chdir(pick.parent)
+    assert run_command(["--json", "preprocess", *words, "-o", "out"]) == exit_code
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == code
+    assert word in error["message"] + error["hint"]
+
+
+def test_keys_of_a_detected_format_are_checked(pick: Path, tmp_path: Path) -> None:
+    tree = {"sources": [str(pick)], "output": str(tmp_path / "out"), "source": {"action_key": 1}}
+    with pytest.raises(ConfigError) as caught:
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    assert caught.value.code == "config.unknown_key"

@@ -91,7 +91,7 @@ def evaluated(checkpoint: str, data: str, **keys: Any) -> TokenizerEvalResult:
     return tokenizer_eval(TokenizerEvalConfig(checkpoint=checkpoint, data=data, **keys))
 
 
-def test_second_stage_has_all_metrics_and_baselines(second: str, shards: str) -> None:
+def test_second_stage_has_all_metrics_and_a_page_of_images(second: str, shards: str) -> None:
     result = evaluated(second, shards)
 
     names = {"psnr", "ssim", "psnr_of_mean_error", "mean_picture_psnr", "block_psnr"}
@@ -103,8 +103,6 @@ def test_second_stage_has_all_metrics_and_baselines(second: str, shards: str) ->
     assert result.not_measured.keys() == {"lpips", "rfid"}
     assert json.loads(Path(result.report).read_text()) == json.loads(json.dumps(result.document()))
 
-
-def test_page_shows_every_chosen_image_three_times(second: str, shards: str) -> None:
     result = evaluated(second, shards)
     page = Path(result.page).read_text()
 
@@ -157,28 +155,24 @@ def test_results_can_be_written_to_object_storage(second: str, shards: str, s3_b
     assert files.keys() == {"report.html", "report.json"}
 
 
-def test_exported_folder_has_the_metrics_of_the_run(
+def test_exported_folder_has_the_metrics_of_the_run_and_equal_bytes_each_time(
     second: str, shards: str, tmp_path: Path
 ) -> None:
-    pair = tmp_path / "pair"
-    tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(pair)))
-
-    names = {path.name for path in pair.iterdir() if path.is_file()}
-    assert names == {"config.yaml", "pytorch_model.bin"}
+    pairs = [tmp_path / name for name in ("one", "two")]
+    for pair in pairs:
+        tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(pair)))
+    first, second_ = (
+        {path.name: path.read_bytes() for path in pair.iterdir() if path.is_file()}
+        for pair in pairs
+    )
+    assert first == second_
+    assert first.keys() == {"config.yaml", "pytorch_model.bin"}
     exported, trained = (
-        open_tokenizer(location, torch.device("cpu")) for location in (str(pair), second)
+        open_tokenizer(location, torch.device("cpu")) for location in (str(pairs[0]), second)
     )
     assert exported.preprocessing == trained.preprocessing
-    result = evaluated(str(pair), shards, output=str(tmp_path / "out"))
+    result = evaluated(str(pairs[0]), shards, output=str(tmp_path / "out"))
     assert result.figures == evaluated(second, shards).figures
-
-
-def test_export_of_the_same_run_has_equal_bytes(second: str, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(tmp_path / name)))
-
-    for name in ("config.yaml", "pytorch_model.bin"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path: Path) -> None:
@@ -199,15 +193,25 @@ def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path
     assert caught.value.code == "data.broken_export"
 
 
-def test_exported_weights_are_those_of_the_run(first: str, tmp_path: Path) -> None:
-    tokenizer_export(TokenizerExportConfig(checkpoint=first, output=str(tmp_path / "pair")))
-
+def test_exported_first_stage_has_the_weights_of_the_run_and_needs_teacher_and_output(
+    first: str, folder: Path, sources: dict[str, Any], shards: str, tmp_path: Path
+) -> None:
+    pair = str(tmp_path / "pair")
+    tokenizer_export(TokenizerExportConfig(checkpoint=first, output=pair))
     trained, exported = (
-        tokenizers.open_titok(location)[1].state_dict()
-        for location in (first, str(tmp_path / "pair"))
+        tokenizers.open_titok(location)[1].state_dict() for location in (first, pair)
     )
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[name], exported[name]) for name in trained)
+
+    stage_1 = tokenizers.write_stage_1(folder)
+    for location, keys, code in (
+        (pair, {"output": str(tmp_path / "out")}, "usage.no_teacher"),
+        (stage_1, {"teacher": sources["teacher"]}, "usage.needs_output"),
+    ):
+        with pytest.raises(VlatoolError) as error:
+            evaluated(location, shards, **keys)
+        assert (error.value.code, error.value.exit_code) == (code, 2)
 
 
 def test_export_into_a_foreign_folder_is_an_error(second: str, tmp_path: Path) -> None:
@@ -217,26 +221,6 @@ def test_export_into_a_foreign_folder_is_an_error(second: str, tmp_path: Path) -
 
     assert error.value.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_evaluation_of_a_first_stage_without_a_teacher_is_an_error(
-    first: str, shards: str, tmp_path: Path
-) -> None:
-    pair = str(tmp_path / "pair")
-    tokenizer_export(TokenizerExportConfig(checkpoint=first, output=pair))
-    with pytest.raises(VlatoolError) as error:
-        evaluated(pair, shards, output=str(tmp_path / "out"))
-
-    assert (error.value.code, error.value.exit_code) == ("usage.no_teacher", 2)
-
-
-def test_evaluation_outside_a_run_needs_an_output(
-    folder: Path, sources: dict[str, Any], shards: str
-) -> None:
-    with pytest.raises(VlatoolError) as error:
-        evaluated(tokenizers.write_stage_1(folder), shards, teacher=sources["teacher"])
-
-    assert (error.value.code, error.value.exit_code) == ("usage.needs_output", 2)
 
 
 def test_teacher_with_another_codebook_is_an_error(

@@ -267,14 +267,7 @@ def test_keys_that_may_differ_are_the_documented_ones(data: Path, tmp_path: Path
     assert all(any(f"{name}.".startswith(f"{key}.") for name in free) for key in prefixes)
 
 
-def test_data_may_be_moved(finished: Path, data: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(data, tmp_path / "elsewhere")
-    run = half_of(finished, tmp_path / "cut")
-    assert run_training(moved, run).status == "trained"
-    assert same_weights(finished, run)
-
-
-def test_other_data_at_the_same_location_are_an_error(finished: Path, tmp_path: Path) -> None:
+def test_data_may_be_moved_but_not_be_others(finished: Path, data: Path, tmp_path: Path) -> None:
     run = half_of(finished, tmp_path / "cut")
     other = training.world_shards(tmp_path, episodes=2, frames=10)
     with pytest.raises(UsageError) as caught:
@@ -284,6 +277,9 @@ def test_other_data_at_the_same_location_are_an_error(finished: Path, tmp_path: 
         "data set 1: 48 samples (now 20 samples)",
         "statistics: other contents",
     ]
+    moved = shutil.copytree(data, tmp_path / "elsewhere")
+    assert run_training(moved, run).status == "trained"
+    assert same_weights(finished, run)
 
 
 def test_file_with_the_name_of_a_later_checkpoint_is_found_at_the_start(
@@ -340,32 +336,28 @@ def test_other_options_or_a_smaller_budget_are_an_error_that_names_them(
     assert caught.value.details["differences"] == [difference]
 
 
-def test_larger_budget_resumes_and_equals_a_run_with_that_budget(
-    data: Path, tmp_path: Path
+@pytest.mark.parametrize("scheduler", ["const", "cosine"])
+def test_larger_budget_resumes_and_equals_a_run_with_that_budget_and_rate(
+    scheduler: str, data: Path, tmp_path: Path
 ) -> None:
-    constant = {"hparams__lr_scheduler": "const", "hparams__warmup": 0}
-    run_training(data, tmp_path / "grown", total_train_steps=2, **constant)
-    run_training(data, tmp_path / "whole", total_train_steps=4, **constant)
+    keys = {"hparams__lr_scheduler": scheduler, "hparams__warmup": 0}
+    run_training(data, tmp_path / "grown", total_train_steps=2, **keys)
+    recorder = Recorder()
+    grown = training.tiny_config(data, tmp_path / "grown", total_train_steps=4, **keys)
 
-    result = run_training(data, tmp_path / "grown", total_train_steps=4, **constant)
+    result = train(grown, reporter=recorder)
 
     assert (result.status, result.steps) == ("trained", 4)
-    assert same_weights(tmp_path / "whole", tmp_path / "grown", step=4)
-    assert run_training(data, tmp_path / "grown", total_train_steps=4, **constant).status == (
-        "already complete"
-    )
+    assert any("recomputed" in note for note in recorder.notes) == (scheduler == "cosine")
+    assert train(grown).status == "already complete"
+    if scheduler == "const":
+        run_training(data, tmp_path / "whole", total_train_steps=4, **keys)
+        assert same_weights(tmp_path / "whole", tmp_path / "grown", step=4)
 
 
-def test_larger_budget_reports_the_change_of_the_rate(data: Path, tmp_path: Path) -> None:
-    run_training(data, tmp_path / "run", total_train_steps=2)
-    recorder = Recorder()
-
-    train(training.tiny_config(data, tmp_path / "run", total_train_steps=4), reporter=recorder)
-
-    assert any("recomputed" in note for note in recorder.notes)
-
-
-def test_overwrite_restarts(data: Path, tmp_path: Path) -> None:
+def test_overwrite_restarts_a_run_and_leaves_a_folder_with_other_content(
+    data: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run_training(data, run, total_train_steps=2)
     result = run_training(data, run, total_train_steps=1, overwrite=True)
@@ -373,23 +365,15 @@ def test_overwrite_restarts(data: Path, tmp_path: Path) -> None:
     assert [step for step, _ in RunDir(run).checkpoints()] == [1]
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1]
 
-
-def test_folder_with_other_content_is_unchanged(data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "thesis.txt").write_text("three years")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").write_text("three years")
     with pytest.raises(UsageError) as caught:
-        run_training(data, run)
+        run_training(data, tmp_path / "other")
     assert caught.value.code == "usage.output_exists"
-    assert [path.name for path in run.rglob("*")] == ["thesis.txt"]
+    assert [path.name for path in (tmp_path / "other").rglob("*")] == ["thesis.txt"]
 
 
 # errors
-
-
-def test_train_without_data_is_a_usage_error() -> None:
-    done = run_command(["-q", "train", "-p", "diffusion-policy-tiny", "--output", "x", "--dry-run"])
-    assert done == UsageError.exit_code
 
 
 @pytest.mark.parametrize(
@@ -440,10 +424,25 @@ def test_loss_that_is_not_finite_names_samples_and_keeps_weights(
     assert RunDir(run).checkpoints() == []
 
 
-def test_samples_with_values_that_are_not_finite_are_dropped(data: Path, tmp_path: Path) -> None:
+def test_broken_samples_are_dropped_counted_and_reported_unless_they_are_too_many(
+    data: Path, tmp_path: Path
+) -> None:
     broken = shutil.copytree(data, tmp_path / "data")
-    _write_nan(sorted((broken / "shards").glob("*.tar"))[0])
-    result = run_training(broken, tmp_path / "run", data__max_dropped_share=1.0)
+    first, *others = sorted((broken / "shards").glob("*.tar"))
+    training.damage_image(first)
+    result = run_training(broken, tmp_path / "run")
+    assert result.dropped == {"broken_sample": 1}
+    assert "1 sample dropped: broken sample" in result.text()
+
+    for shard in others:
+        training.damage_image(shard)
+    with pytest.raises(DataError) as caught:
+        run_training(broken, tmp_path / "many", data__max_dropped_share=0.0)
+    assert caught.value.code == "data.too_many_dropped"
+    assert caught.value.details["dropped"]["broken_sample"] > 0
+
+    _write_nan(first)
+    result = run_training(broken, tmp_path / "nan", data__max_dropped_share=1.0)
     assert result.dropped["not_finite"] > 0
 
 
@@ -461,24 +460,6 @@ def _write_nan(shard: Path) -> None:
                 content = buffer.getvalue()
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-
-
-def test_broken_sample_is_dropped_counted_and_reported(data: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(data, tmp_path / "data")
-    training.damage_image(sorted((broken / "shards").glob("*.tar"))[0])
-    result = run_training(broken, tmp_path / "run")
-    assert result.dropped == {"broken_sample": 1}
-    assert "1 sample dropped: broken sample" in result.text()
-
-
-def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(data, tmp_path / "data")
-    for shard in (broken / "shards").glob("*.tar"):
-        training.damage_image(shard)
-    with pytest.raises(DataError) as caught:
-        run_training(broken, tmp_path / "run", data__max_dropped_share=0.0)
-    assert caught.value.code == "data.too_many_dropped"
-    assert caught.value.details["dropped"]["broken_sample"] > 0
 
 
 @pytest.mark.parametrize("limit", [60, 150])
@@ -536,6 +517,9 @@ SHORT = {**STILL, "total_train_steps": 2, "num_checkpoints": 1, "total_val_sampl
 def test_validation_measures_raw_and_averaged_weights_the_same_way_each_time(
     data: Path, tmp_path: Path
 ) -> None:
+    with pytest.raises(UsageError) as caught:
+        run_training(data, tmp_path / "run", total_val_samples=20)
+    assert caught.value.code == "usage.no_validation_data"
     changes = {"data__val_dataset_manifest": str(data), "total_val_samples": 20}
     result = run_training(data, tmp_path / "run", **changes, num_checkpoints=2, **STILL)
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val/loss" in row]
@@ -543,12 +527,6 @@ def test_validation_measures_raw_and_averaged_weights_the_same_way_each_time(
     # With a learning rate of zero all four values are equal.
     assert len({row[key] for row in rows for key in ("val/loss", "val/ema/loss")}) == 1
     assert result.loss is not None
-
-
-def test_validation_needs_held_out_data(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        run_training(data, tmp_path / "run", total_val_samples=20)
-    assert caught.value.code == "usage.no_validation_data"
 
 
 # learning

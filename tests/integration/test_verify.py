@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,26 @@ import pytest
 from PIL import Image
 
 from tests.builders import shards as built
+from tests.builders.broken_sources import (
+    LEROBOT_ERRORS,
+    LEROBOT_ODDITIES,
+    SPARTAN_ERRORS,
+    SPARTAN_ODDITIES,
+    Make,
+)
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.lerobot_shared import edit_list
+from tests.builders.preprocessing import has_message_and_hint, options_for
 from tests.builders.shards import Members, shard_output
 from tests.builders.verifying import verified
 from vlatool.artifacts.tar import ShardIndex, index_path, scan_tar
 from vlatool.cli.app import run
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 Break = Callable[[Path], Any]
 
@@ -44,15 +53,6 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output(intact: Path, tmp_path: Path) -> Path:
     """Copy that a test may damage."""
     return Path(shutil.copytree(intact, tmp_path / "out"))
-
-
-def test_progress_counts_shards_and_episodes_separately(
-    intact: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["--progress", "json", "verify", str(intact)]) == 0
-    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    last = {item.get("name"): item["fields"] for item in events}
-    assert last["shards"] == last["episodes"] == {"samples": verified(intact).checked["samples"]}
 
 
 def shard(output: Path) -> Path:
@@ -191,28 +191,13 @@ def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     assert verified(output).codes == {"output.size_mismatch": 1}
 
 
-def test_a_preprocessed_data_set_is_valid(tmp_path: Path) -> None:
-    tree = {
-        "format": "lerobot",
-        "sources": [str(lerobot_dataset(tmp_path / "pick"))],
-        "output": str(tmp_path / "out"),
-        "samples_per_shard": 4,
-        "past_lowdim_steps": 1,
-        "future_lowdim_steps": 2,
-        "workers": 1,
-    }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-    assert severe(verified(tmp_path / "out", full=True)) == set()
-
-
-def test_a_downloaded_folder_of_shards_is_valid(intact: Path, tmp_path: Path) -> None:
+def test_a_downloaded_folder_of_shards_is_valid_with_a_manifest_at_its_root(
+    intact: Path, tmp_path: Path
+) -> None:
     shutil.copytree(intact / "shards", tmp_path / "shards")
     assert severe(verified(tmp_path)) == set()
     assert severe(verified(tmp_path / "shards")) == set()
 
-
-def test_a_manifest_at_the_root_is_followed(intact: Path, tmp_path: Path) -> None:
-    shutil.copytree(intact / "shards", tmp_path / "shards")
     for name in ("manifest.jsonl", "stats.json", "preprocessing_config.yaml"):
         (tmp_path / "shards" / name).rename(tmp_path / name)
     edit(tmp_path / "manifest.jsonl", lambda text: text.replace('"shard_', '"shards/shard_'))
@@ -447,12 +432,11 @@ def test_wrong_statistics_have_their_code(
     assert severe(result) == {code}
 
 
-def test_statistics_are_recomputed_only_with_full(tmp_path: Path) -> None:
-    output = shard_output(tmp_path / "out", stats=lambda s: s["state"].update(mean=[0.0, 0.0]))
-    assert verified(output).findings == ()
-
-
-def test_quick_compares_sizes_but_no_digests(output: Path) -> None:
+def test_statistics_are_recomputed_only_with_full_and_digests_not_with_quick(
+    output: Path, tmp_path: Path
+) -> None:
+    other = shard_output(tmp_path / "other", stats=lambda s: s["state"].update(mean=[0.0, 0.0]))
+    assert verified(other).findings == ()
     flip_image_byte(output)
     assert not any("digest" in code for code in verified(output, quick=True).codes)
 
@@ -471,7 +455,10 @@ def test_an_incomplete_run_is_reported(
 
 
 def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
+    broken = lerobot_dataset(tmp_path / "broken", info={"fps": 0})
+    assert verified(broken).codes == {"data.bad_metadata": 1}
     source = lerobot_dataset(tmp_path / "pick")
+    assert verified(source, full=True).findings == ()
     (source / "data/chunk-000/episode_000001.parquet").unlink()
     result = verified(source)
     assert (result.kind, result.format, result.whole) == ("source", "lerobot", False)
@@ -479,15 +466,6 @@ def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
     assert matches.code == "lerobot.missing_file"
     assert matches.place["path"] == "data/chunk-000/episode_000001.parquet"
     assert Path(next(word for word in matches.message.split() if "/" in word)).parent.is_dir()
-
-
-def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> None:
-    source = lerobot_dataset(tmp_path / "pick", info={"fps": 0})
-    assert verified(source).codes == {"data.bad_metadata": 1}
-
-
-def test_an_unchanged_source_is_valid(tmp_path: Path) -> None:
-    assert verified(lerobot_dataset(tmp_path / "pick"), full=True).findings == ()
 
 
 def test_many_findings_of_a_code_are_counted_and_the_first_kept(tmp_path: Path) -> None:
@@ -527,20 +505,21 @@ def test_the_command_prints_the_findings_and_exits_with_3(
     assert document["whole"] is False
     assert "shards.missing_shard" in document["codes"]
 
-
-def test_jsonl_has_a_line_per_finding_and_one_for_the_error(
-    output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shard(output).unlink()
     assert run(["verify", str(output), "--jsonl"]) == 3
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert {"code", "severity", "place", "message", "action"} == set(findings[0])
     assert last["error"]["code"] == "data.verification_failed"
 
 
-def test_a_valid_output_exits_with_0(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["verify", str(intact)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("valid: ")
+def test_a_valid_output_exits_with_0_and_progress_counts_shards_and_episodes_separately(
+    intact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--progress", "json", "verify", str(intact)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1].startswith("valid: ")
+    events = [json.loads(line) for line in shown.err.splitlines()]
+    last = {item.get("name"): item["fields"] for item in events}
+    assert last["shards"] == last["episodes"] == {"samples": verified(intact).checked["samples"]}
 
 
 def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:
@@ -558,3 +537,56 @@ def test_several_processes_have_the_same_findings_in_the_same_order(tmp_path: Pa
     assert results[0].codes["lerobot.length_mismatch"] == 2
     assert results[0].checked["episodes"] == 16
     assert results[0] == results[1]
+
+
+# agreement with preprocess
+
+
+def cases(
+    expected: set[tuple[int, int]], lerobot: dict[str, Make], spartan: dict[str, Make]
+) -> list[object]:
+    return [
+        pytest.param(expected, name, make, id=f"{name}: {label}")
+        for name, table in (("lerobot", lerobot), ("spartan", spartan))
+        for label, make in table.items()
+    ]
+
+
+def code_of_verify(source: Path) -> int:
+    """Exit code of `verify`."""
+    try:
+        verify(VerifyConfig(location=str(source)))
+    except VlatoolError as error:
+        return error.exit_code
+    return 0
+
+
+def preprocessed(source: Path, output: Path, name: str) -> int:
+    """Exit code of `preprocess`; its error has two lines."""
+    tree = options_for(source, output, format=name)
+    try:
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    except VlatoolError as error:
+        failures = error.details.get("failures", [vars(error)])
+        assert all(map(has_message_and_hint, failures)), failures
+        return error.exit_code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("expected", "name", "make"),
+    [
+        *cases({(3, 3), (3, 4)}, LEROBOT_ERRORS, SPARTAN_ERRORS),
+        *cases({(0, 0)}, LEROBOT_ODDITIES, SPARTAN_ODDITIES),
+    ],
+)
+def test_what_verify_finds_is_left_out_and_reported_and_nothing_else(
+    expected: set[tuple[int, int]], name: str, make: Make, tmp_path: Path
+) -> None:
+    make(tmp_path / "set")
+
+    codes = code_of_verify(tmp_path / "set"), preprocessed(tmp_path / "set", tmp_path / "out", name)
+
+    assert codes in expected
+    with suppress(DataError):  # or it is rejected
+        inspect(InspectConfig(location=str(tmp_path / "set"), format=name)).text()

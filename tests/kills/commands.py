@@ -61,31 +61,6 @@ class Workspace:
     out: Path  # output folder
     remote: str = ""  # remote folder of a command that writes to `out` and there
 
-    @property
-    def raw(self) -> Path:
-        """Raw episodes."""
-        return self.inputs / "raw"
-
-    @property
-    def data(self) -> Path:
-        """Training data."""
-        return self.inputs / "data"
-
-    @property
-    def windows(self) -> Path:
-        """Windows, with codes of their images."""
-        return self.inputs / "windows"
-
-    @property
-    def images(self) -> Path:
-        """Images of two episodes."""
-        return self.inputs / "pictures"
-
-    @property
-    def policy(self) -> Path:
-        """A trained policy."""
-        return self.inputs / "policy"
-
 
 @dataclass(frozen=True)
 class Command:
@@ -258,7 +233,7 @@ def _sample(workspace: Workspace, layout: Any = "spartan") -> None:
 
 
 def _preprocess(workspace: Workspace, **options: Any) -> None:
-    run(workspace.raw, workspace.out, **options)
+    run(workspace.inputs / "raw", workspace.out, **options)
 
 
 def _windows(workspace: Workspace, **options: Any) -> None:
@@ -273,7 +248,7 @@ def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None
 
 
 def _images(workspace: Workspace, **options: Any) -> None:
-    image_shards(workspace.images, workspace.out, val_ratio=0.5, **options)
+    image_shards(workspace.inputs / "pictures", workspace.out, val_ratio=0.5, **options)
 
 
 def _split(workspace: Workspace, val_ratio: float = 0.5) -> None:
@@ -282,11 +257,13 @@ def _split(workspace: Workspace, val_ratio: float = 0.5) -> None:
 
 def _merge(workspace: Workspace, **options: Any) -> None:
     target = str(workspace.out / "merged.json")
-    stats_merge(StatsMergeConfig(sources=[str(workspace.data)] * 2, output=target, **options))
+    stats_merge(
+        StatsMergeConfig(sources=[f"{workspace.inputs}/data"] * 2, output=target, **options)
+    )
 
 
 def _published_shards(workspace: Workspace) -> None:
-    shutil.copytree(workspace.data / "shards", workspace.out)
+    shutil.copytree(workspace.inputs / "data" / "shards", workspace.out)
     for name in ("stats.json", "stats_digests.npz"):
         (workspace.out / name).unlink()
 
@@ -303,7 +280,7 @@ def _compute(workspace: Workspace, **options: Any) -> None:
 
 def _train(workspace: Workspace, **options: Any) -> None:
     budget = {"total_train_steps": 3, "num_checkpoints": 2}
-    train(tiny_config(workspace.data, workspace.out, **budget, **options))
+    train(tiny_config(workspace.inputs / "data", workspace.out, **budget, **options))
 
 
 def _train_synced(workspace: Workspace, **options: Any) -> None:
@@ -326,35 +303,37 @@ def _compose(workspace: Workspace, **options: Any) -> None:
 
 def _open_loop(workspace: Workspace, samples: int = 2) -> None:
     keys = {
-        "checkpoint": str(workspace.policy),
-        "data": str(workspace.data),
+        "checkpoint": f"{workspace.inputs}/policy",
+        "data": f"{workspace.inputs}/data",
         "output": str(workspace.out),
     }
     open_loop(OpenLoopConfig(**keys, max_samples=samples))
 
 
 def _predict(workspace: Workspace) -> None:
-    keys = {"source": str(workspace.data), "output": str(workspace.out)}
-    predict(PredictConfig(checkpoint=str(workspace.policy), **keys, inference_steps=1))
+    keys = {"source": f"{workspace.inputs}/data", "output": str(workspace.out)}
+    predict(PredictConfig(checkpoint=f"{workspace.inputs}/policy", **keys, inference_steps=1))
 
 
 def _rollout(workspace: Workspace, seed: int = 0) -> None:
     keys = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
-    rollout(RolloutConfig(checkpoint=str(workspace.policy), output=str(workspace.out), **keys))
+    rollout(
+        RolloutConfig(checkpoint=f"{workspace.inputs}/policy", output=str(workspace.out), **keys)
+    )
 
 
 def _fit_fast(workspace: Workspace, **options: Any) -> None:
-    keys = {"sources": [str(workspace.data)], "output": str(workspace.out), "workers": 1}
+    keys = {"sources": [f"{workspace.inputs}/data"], "output": str(workspace.out), "workers": 1}
     fit_fast(FitFastConfig(**keys, vocab_size=300, **options))
 
 
 def _build(workspace: Workspace, **options: Any) -> None:
-    keys = {"data": str(workspace.windows), "fast": str(workspace.inputs / "fast")}
+    keys = {"data": f"{workspace.inputs}/windows", "fast": str(workspace.inputs / "fast")}
     build_dataset(BuildDatasetConfig(**keys, output=str(workspace.out), **options))
 
 
 def _export(workspace: Workspace) -> None:
-    export(ExportConfig(source=str(workspace.windows / "tokens"), output=str(workspace.out)))
+    export(ExportConfig(source=f"{workspace.inputs}/windows/tokens", output=str(workspace.out)))
 
 
 def _demo(workspace: Workspace) -> None:
@@ -366,7 +345,9 @@ def _resolve(workspace: Workspace) -> None:
 
 
 def _page(workspace: Workspace) -> None:
-    inspect(InspectConfig(location=str(workspace.data), html=str(workspace.out / "page.html")))
+    inspect(
+        InspectConfig(location=f"{workspace.inputs}/data", html=str(workspace.out / "page.html"))
+    )
 
 
 COMMANDS = (

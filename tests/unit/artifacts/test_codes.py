@@ -132,16 +132,12 @@ def test_a_broken_file_is_named(tree: Path, text: str) -> None:
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[0])
 
 
-def test_a_packed_code_out_of_range_names_its_image(tree: Path) -> None:
+def test_a_packed_code_out_of_range_names_its_image_and_a_torn_file_is_refused(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, [*GOOD[:-1], 4096]], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))
     error = error_of(folder)
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[1])
-
-
-def test_a_torn_packed_file_is_refused(tree: Path) -> None:
-    folder = write_tree_codes(tree, "packed")
     path = folder / "episode_000000.npz"
     path.write_bytes(path.read_bytes()[:-30])
     assert error_of(folder).code == "data.broken_codes"

@@ -51,7 +51,7 @@ def test_libero_has_the_published_numbers() -> None:
     assert libero.scale[-1] == np.float32(0.9987710118293762)
 
 
-def test_normalizing_is_exact_in_float32() -> None:
+def test_normalizing_is_exact_in_float32_and_of_one_width() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
     libero = read_profile("libero")
 
@@ -62,6 +62,9 @@ def test_normalizing_is_exact_in_float32() -> None:
     np.testing.assert_array_equal(
         libero.denormalize(normalized), normalized * libero.scale + libero.center
     )
+
+    with pytest.raises(ValueError, match="7"):
+        read_profile("libero").normalize(np.zeros((16, 6)))
 
 
 def test_every_shipped_profile_reads() -> None:
@@ -93,17 +96,12 @@ def test_profiles_that_differ_but_in_name_are_refused_with_the_dimension() -> No
     assert code == ("data.profile_mismatch", 3)
 
 
-def test_an_unknown_name_is_a_usage_error() -> None:
+def test_an_unknown_name_and_a_missing_gripper_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_profile("liberro")
-
     assert caught.value.code == "usage.unknown_profile"
     assert "libero" in caught.value.hint
-
-
-def test_a_missing_gripper_cannot_be_normalized(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, PLAIN)
-
     code = error_of(lambda: read_profile(str(tmp_path), "normalised"))
     assert code == ("usage.no_gripper", 2)
 
@@ -152,8 +150,3 @@ def test_a_computed_profile_has_mean_and_deviation_of_the_rows_or_one_if_nothing
     np.testing.assert_allclose(profile.std, rows.astype(np.float64).std(axis=0))
     still = np.array([[1000.0, 0.0], [1000.0005, 1.0]])
     assert compute_profile("mine", still).std == (1.0, 0.5)
-
-
-def test_actions_of_another_width_are_not_normalized() -> None:
-    with pytest.raises(ValueError, match="7"):
-        read_profile("libero").normalize(np.zeros((16, 6)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.image_shards.format import expand_braces, find_shards
+from vlatool.artifacts.image_shards.format import expand_braces, find_shards, validation_positions
 from vlatool.errors import DataError
 
 
@@ -81,3 +81,27 @@ def test_pattern_of_too_many_shards_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         find_shards("a-{0..99999999999}.tar")
     assert caught.value.code == "data.too_many_shards"
+
+
+# split of shards
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "expected"),
+    [
+        (1, 0.01, [0]),
+        (2, 0.01, [0]),
+        (50, 0.01, [0]),
+        (150, 0.01, [0, 75]),
+        (1693, 0.01, list(range(0, 1585, 99))),
+        (0, 0.5, []),
+        (5, 0.3, [0, 2]),
+        (5, 0.5, [0, 1, 2]),
+        (2, 0.99, [0, 1]),
+        (100, 0.01, [0]),
+    ],
+)
+def test_ratio_is_spread_evenly_and_takes_the_next_whole_number(
+    count: int, ratio: float, expected: list[int]
+) -> None:
+    assert validation_positions(count, ratio) == expected

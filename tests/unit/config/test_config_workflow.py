@@ -76,8 +76,8 @@ def test_values_of_what_was_written_are_inherited_and_those_of_another_file_type
     """Values of a preset only cause warnings, and so do those of a file written from it."""
     first = load_config(TrainConfig, presets=["diffusion-policy-tiny"])
     written = resolve_config(first, output=str(tmp_path / "own.yaml")).output
-    kept = first.config.model_dump(mode="json", exclude={"overwrite", "dry_run"})
-    RunDir(tmp_path).write_config(kept)
+    tree = first.config.model_dump(mode="json", exclude={"overwrite", "dry_run"})
+    RunDir(tmp_path).write_config(tree)
     for path in (written, tmp_path / "config.yaml"):
         assert load_config(TrainConfig, files=[str(path)]).typed == frozenset()
 

@@ -67,8 +67,8 @@ def test_frames_are_in_the_order_of_names_and_episodes_in_that_of_numbers(tmp_pa
     assert np.array_equal(episode.cameras[CAMERA].read([0, 1, 2]), expected)
     refs = list(ImagesReader(ImagesConfig()).discover([tmp_path]))
     assert [ref.number for ref in refs] == [9, 10]
-    (alone,) = read(tmp_path / "episode_9")
-    assert (alone.id, alone.num_frames) == ("episode_9", 3)
+    (single,) = read(tmp_path / "episode_9")
+    assert (single.id, single.num_frames) == ("episode_9", 3)
 
 
 def test_other_extensions_can_be_named(tree: Path) -> None:
@@ -157,15 +157,15 @@ class TestFindings:
 
 
 class TestDetection:
-    def test_images_are_detected_without_a_format(self, tree: Path) -> None:
+    def test_images_are_detected_unless_they_are_beside_recordings(
+        self, tree: Path, tmp_path: Path
+    ) -> None:
         assert detect_source(tree, None).format == "images"
 
-    def test_preview_beside_recordings_is_not_detected_as_images(self, tmp_path: Path) -> None:
         source = lerobot_dataset(tmp_path / "pick", [3], cameras={})
         write(source, "preview.png", saved(image(0)))
         assert detect_source(source, None).format == "lerobot"
 
-    def test_episode_folders_of_recordings_are_not_detected_as_images(self, tmp_path: Path) -> None:
         source = spartan_task(tmp_path / "raw", 1, 2)
         folder = next(source.rglob("episode_*")).parent
         assert detect_source(folder, None).format == "spartan"

@@ -146,19 +146,20 @@ def test_a_defect_of_the_files_has_its_code_and_place(
     assert path is None or matches[0].place["path"] == str(root / path)
 
 
-def test_the_data_and_a_video_can_be_missing_together(tmp_path: Path) -> None:
+def test_another_length_than_listed_and_files_that_are_missing_together_are_reported(
+    tmp_path: Path,
+) -> None:
     root = lerobot_dataset(tmp_path / "pick")
+    listed = (root / "meta/episodes.jsonl").read_text()
+    lines = [{"episode_index": n, "tasks": [TASKS[n]], "length": 9} for n in (0, 1)]
+    write_lines(root / "meta/episodes.jsonl", lines)
+    assert [finding.code for finding in episode_findings(root)] == ["lerobot.length_mismatch"]
+
+    (root / "meta/episodes.jsonl").write_text(listed)
     (root / DATA).unlink()
     (root / VIDEO).unlink()
     codes = [finding.code for finding in episode_findings(root)]
     assert codes == ["lerobot.missing_file", "lerobot.missing_video"]
-
-
-def test_another_length_than_listed_is_reported(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "pick")
-    lines = [{"episode_index": n, "tasks": [TASKS[n]], "length": 9} for n in (0, 1)]
-    write_lines(root / "meta/episodes.jsonl", lines)
-    assert [finding.code for finding in episode_findings(root)] == ["lerobot.length_mismatch"]
 
 
 def test_images_of_another_size_than_declared_are_reported(tmp_path: Path) -> None:

@@ -75,10 +75,14 @@ def test_a_padding_chunk_has_the_published_gripper_coefficient(
     assert not result[1:].any()
 
 
-def test_zeros_are_encoded_as_the_distance_of_the_lowest_coefficient() -> None:
+def test_zeros_are_encoded_as_the_distance_of_the_lowest_and_lower_ones_counted() -> None:
     (ids,) = fast.byte_tokenizer().encode(np.zeros((1, fast.STEPS, fast.WIDTH)))
-
     assert ids == list((chr(-fast.LOWEST) * fast.STEPS * fast.WIDTH).encode())
+
+    chunks = np.array([[[0.0, -3.0]], [[0.0, 1.0]]])
+    encoded = ActionTokenizer(fast.byte_document(), 10.0, -20).encode_counted(chunks)
+    assert encoded.clamped.tolist() == [1, 0]
+    assert encoded.ids[0] == [20, 0]
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.2, 0), (0.6, 2), (1.0, 2), (1.4, 4)])
@@ -111,15 +115,17 @@ def test_decoded_chunks_are_exact_up_to_rounding(
     np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
 
 
-def test_a_fitted_vocabulary_shortens(tokenizer: ActionTokenizer) -> None:
-    quality = action_quality(tokenizer, fast.smooth_chunks())
-
+def test_a_fitted_vocabulary_shortens_is_picklable_and_the_same_each_time(
+    tokenizer: ActionTokenizer,
+) -> None:
+    chunks = fast.smooth_chunks()
+    quality = action_quality(tokenizer, chunks)
     assert quality.lengths.mean() < fast.STEPS * fast.WIDTH / 2
     assert (quality.exact, quality.in_range) == (1, 1)
-
-
-def test_fitting_again_gives_the_same_vocabulary(tokenizer: ActionTokenizer) -> None:
-    assert fitted(fast.smooth_chunks()).document == tokenizer.document
+    assert fitted(chunks).document == tokenizer.document
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy == tokenizer
+    assert copy.encode(chunks) == tokenizer.encode(chunks)
 
 
 def test_ids_of_a_chunk_depend_neither_on_its_neighbors_nor_on_an_earlier_shape(
@@ -133,15 +139,6 @@ def test_ids_of_a_chunk_depend_neither_on_its_neighbors_nor_on_an_earlier_shape(
     assert tokenizer.encode(chunks) == before
     assert tokenizer.encode(np.zeros((0, fast.STEPS, fast.WIDTH))) == []
     assert tokenizer.decode([], fast.STEPS, fast.WIDTH)[1] == []
-
-
-def test_coefficients_below_the_lowest_are_counted() -> None:
-    chunks = np.array([[[0.0, -3.0]], [[0.0, 1.0]]])
-
-    encoded = ActionTokenizer(fast.byte_document(), 10.0, -20).encode_counted(chunks)
-
-    assert encoded.clamped.tolist() == [1, 0]
-    assert encoded.ids[0] == [20, 0]
 
 
 @pytest.mark.parametrize(
@@ -213,16 +210,6 @@ def test_a_coefficient_that_the_vocabulary_cannot_encode_is_refused() -> None:
     assert few.encode(np.full((1, 1, 1), 5.0)) == [[50]]
     code = error_of(lambda: few.encode(np.full((1, 1, 1), 6.5)))
     assert code == ("data.action_not_encodable", 3)
-
-
-def test_tokenizer_is_picklable(tokenizer: ActionTokenizer) -> None:
-    chunks = fast.smooth_chunks()[:3]
-    tokenizer.encode(chunks)
-
-    copy = pickle.loads(pickle.dumps(tokenizer))
-
-    assert copy == tokenizer
-    assert copy.encode(chunks) == tokenizer.encode(chunks)
 
 
 def test_the_digest_is_that_of_the_ids_not_of_the_layout(tokenizer: ActionTokenizer) -> None:
