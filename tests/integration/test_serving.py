@@ -11,7 +11,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -486,28 +486,21 @@ def test_clients_that_vanish_leave_the_others_alone() -> None:
     assert len(policy.sizes) <= before + 3
 
 
-def test_half_a_handshake_and_half_a_frame_leave_the_others_alone(url: str) -> None:
-    address = urlsplit(url)
-    assert address.hostname
-    assert address.port
-    with socket.create_connection((address.hostname, address.port)) as half:
-        half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nUpgr")
+def test_half_a_handshake_half_a_frame_and_another_version_leave_the_others_alone(
+    url: str,
+) -> None:
+    address = (urlsplit(url).hostname or "", urlsplit(url).port or 0)
+    start = b"GET / HTTP/1.1\r\nHost: x\r\nUpgr"
+    version = b"ade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n"
+    with socket.create_connection(address) as half:
+        half.sendall(start)
         with raw_client(url) as client:
             client.socket.sendall(b"\x82\xfe\x10\x00half")
             with vlatool.connect(url) as other:
                 assert other.act(look(1))
             client.socket.close()
-
-
-def test_a_websocket_of_another_version_is_rejected(url: str) -> None:
-    lines = ["Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 8"]
-    request = "\r\n".join(
-        ["GET / HTTP/1.1", *lines, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""]
-    )
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 0)) as client:
-        client.sendall(request.encode())
-        assert client.recv(100).startswith(b"HTTP/1.1 4")
+        half.sendall(version + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+        assert half.recv(100).startswith(b"HTTP/1.1 4")
 
 
 def test_a_hundred_clients_at_once_get_their_plans() -> None:
@@ -537,18 +530,15 @@ def test_only_a_client_with_the_key_is_served(tmp_path: Path) -> None:
             with pytest.raises(VlatoolError) as failed:
                 vlatool.connect(url, api_key=wrong)
             assert failed.value.code == "environment.wrong_key"
+        with pytest.raises(VlatoolError) as failed:
+            vlatool.connect(url, api_key="sesame\n")
+        assert failed.value.code == "usage.no_key"
+        assert "sesame" not in str(failed.value)
         with vlatool.connect(url, api_key="open sesame") as client:
             assert client.act({"x": 1.0})
         assert http(url, "/healthz") == (200, "OK\n")
         assert http(url, "/metrics")[0] == 401
         assert 'vlatool_rejections_total{code="key"} 4' in http(url, "/metrics", "open sesame")[1]
-
-
-def test_a_key_that_cannot_be_sent_is_not_shown() -> None:
-    with served() as url, pytest.raises(VlatoolError) as failed:
-        vlatool.connect(url, api_key="sesame\n")
-    assert failed.value.code == "usage.no_key"
-    assert "sesame" not in str(failed.value)
 
 
 def own_certificate(folder: Path) -> tuple[Path, Path]:
@@ -678,26 +668,18 @@ def test_a_stopped_server_answers_what_it_computes() -> None:
         assert answer.result()["grip"].shape == (5, 1)
 
 
-BAD_STARTS: Mapping[str, tuple[Callable[[int], list[str]], str, int]] = {
-    "no checkpoint": (lambda port: [], "usage.missing_key", 2),
-    "absent checkpoint": (lambda port: ["absent"], "data.no_checkpoint", 3),
-    "port in use": (lambda port: ["absent", "--port", str(port)], "usage.port_in_use", 2),
-    "unknown host": (lambda port: ["absent", "--host", "no such host"], "usage.no_key", 2),
-    "host of another": (
-        lambda port: ["absent", "--host", "192.0.2.1", "--key-file", "key"],
-        "usage.bad_host",
-        2,
-    ),
-    "no key": (lambda port: ["absent", "--host", "0.0.0.0"], "usage.no_key", 2),
-    "absent key": (lambda port: ["absent", "--key-file", "absent"], "usage.unreadable_file", 2),
-    "empty key": (lambda port: ["absent", "--key-file", "empty"], "usage.no_key", 2),
-    "pipe as key": (lambda port: ["absent", "--key-file", "pipe"], "usage.unreadable_file", 2),
-    "no certificate": (lambda port: ["absent", "--certificate", "key"], "usage.bad_certificate", 2),
-    "key without certificate": (
-        lambda port: ["absent", "--private-key", "key"],
-        "usage.bad_certificate",
-        2,
-    ),
+BAD_STARTS: Mapping[str, tuple[str, str, int]] = {
+    "no checkpoint": ("", "usage.missing_key", 2),
+    "absent checkpoint": ("absent", "data.no_checkpoint", 3),
+    "port in use": ("absent --port PORT", "usage.port_in_use", 2),
+    "unknown host": ("absent --host no_such_host", "usage.no_key", 2),
+    "host of another": ("absent --host 192.0.2.1 --key-file key", "usage.bad_host", 2),
+    "no key": ("absent --host 0.0.0.0", "usage.no_key", 2),
+    "absent key": ("absent --key-file absent", "usage.unreadable_file", 2),
+    "empty key": ("absent --key-file empty", "usage.no_key", 2),
+    "pipe as key": ("absent --key-file pipe", "usage.unreadable_file", 2),
+    "no certificate": ("absent --certificate key", "usage.bad_certificate", 2),
+    "key without certificate": ("absent --private-key key", "usage.bad_certificate", 2),
 }
 
 
@@ -711,9 +693,8 @@ def test_bad_options_are_named_before_anything_is_loaded(
     os.mkfifo(tmp_path / "pipe")
     arguments, code, exit_code = BAD_STARTS[name]
     with socket.create_server(("127.0.0.1", 0)) as other:
-        assert (
-            run(["serve", "--json", "--port", "0", *arguments(other.getsockname()[1])]) == exit_code
-        )
+        words = arguments.replace("PORT", str(other.getsockname()[1])).split()
+        assert run(["serve", "--json", "--port", "0", *words]) == exit_code
     assert json.loads(capsys.readouterr().out)["error"]["code"] == code
 
 
@@ -758,7 +739,7 @@ def test_without_the_extra_server_and_client_name_it(
     assert (caught.value.code, caught.value.details["extra"]) == (MISSING, "serve")
 
 
-def test_images_of_full_size_and_requests_of_megabytes_are_answered() -> None:
+def test_images_of_full_size_are_answered_if_requests_may_be_as_large() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
     observation = {**look(1), "front": image}
     with served(LookPolicy(), max_request_mb=8) as url, vlatool.connect(url) as client:
@@ -767,9 +748,3 @@ def test_images_of_full_size_and_requests_of_megabytes_are_answered() -> None:
         with pytest.raises(VlatoolError) as caught:
             client.act({**observation, "pose": np.zeros(1_000_000)})
         assert caught.value.code == "data.request_too_large"
-        with raw_client(url) as raw:
-            raw.send(bytes(8_000_001))
-            with pytest.raises(ConnectionClosed) as closed:
-                raw.recv(10)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == TOO_BIG

@@ -55,7 +55,7 @@ def test_every_shard_is_in_one_list_and_a_pattern_selects_other_names(
     assert lines(folder / "val_files.txt") == ["test-3.tar"]
 
 
-def test_the_split_equals_that_of_preprocess(tmp_path: Path) -> None:
+def test_the_split_equals_that_of_preprocess_and_needs_every_listed_shard(tmp_path: Path) -> None:
     tree = window_tree(tmp_path / "A", episodes=5, frames=1)
     image_shards(tree, tmp_path / "one", val_ratio=0.3)
     image_shards(tree, tmp_path / "two")
@@ -64,6 +64,10 @@ def test_the_split_equals_that_of_preprocess(tmp_path: Path) -> None:
 
     for name in ("train_files.txt", "val_files.txt"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+        (tmp_path / "two" / name).unlink()
+    next((tmp_path / "two").glob("*.tar")).unlink()
+    assert split_error(shards=str(tmp_path / "two")).code == "data.missing_shard"
+    assert not (tmp_path / "two/train_files.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -139,12 +143,3 @@ class TestErrors:
     )
     def test_invalid_values(self, tmp_path: Path, words: list[str]) -> None:
         assert app.run(["split", str(published(tmp_path, [1, 2])), *words, "-q"]) == 2
-
-
-def test_a_listed_shard_must_exist(tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    image_shards(window_tree(tmp_path / "A", episodes=3, frames=1), shards)
-    next(shards.glob("*.tar")).unlink()
-
-    assert split_error(shards=str(shards)).code == "data.missing_shard"
-    assert not (shards / "train_files.txt").exists()

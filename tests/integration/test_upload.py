@@ -127,14 +127,11 @@ def test_upload_of_a_slow_hub_is_not_silent(
     assert len(lines) >= 3
 
 
-def other_files(hub: WebServer, data: Path) -> None:
-    uploaded(data)
-    (hub.folder / "lab/pick/notes.txt").write_text("of another")
-    (hub.folder / "lab/pick/meta/tasks.jsonl").write_text("{}\n")
-
-
 def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, data: Path) -> None:
-    other_files(hub, data)
+    uploaded(data)
+    there = hub.folder / "lab/pick"
+    (there / "notes.txt").write_text("of another")
+    (there / "meta/tasks.jsonl").write_text("{}\n")
     with pytest.raises(VlatoolError) as caught:
         uploaded(data)
     assert caught.value.code == "usage.other_files"
@@ -142,7 +139,6 @@ def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, d
 
     result = uploaded(data, overwrite=True)
 
-    there = hub.folder / "lab/pick"
     assert (result.sent_files, result.removed_files) == (1, 1)
     assert names(there) == names(data) - {"meta/.env"} | {"README.md"}
     assert hub.written.tags == {"v2.1": hub.written.commit}

@@ -23,6 +23,7 @@ from vlatool.workflows.verify import InspectConfig, inspect
 
 Break = Callable[[Path], Any]
 FIRST = "episode_000000"
+FAST_PROFILE, OTHER_PROFILE = "lines/fast/profile.yaml", read_profile("libero", "normalised")
 
 
 @pytest.fixture(scope="module")
@@ -230,14 +231,6 @@ def other_codes_everywhere(workspace: Path) -> None:
     folder.manifest.of_episodes(digests, folder.manifest.pictures).save(folder.path)
 
 
-def other_fast(workspace: Path) -> None:
-    plain_fast(workspace / "lines/fast", scale=9.0)
-
-
-def other_profile(workspace: Path) -> None:
-    write_profile(workspace / "lines/fast/profile.yaml", read_profile("libero", "normalised"))
-
-
 @pytest.mark.parametrize(
     ("name", "change", "code"),
     [
@@ -249,8 +242,8 @@ def other_profile(workspace: Path) -> None:
         ("packed", in_packed(images=lambda images: images[:, ::-1]), "no_window"),
         ("lines", other_windows, "other_action_ids"),
         ("lines", other_codes_everywhere, "other_codes"),
-        ("lines", other_fast, "other_fast"),
-        ("lines", other_profile, "other_fast"),
+        ("lines", lambda folder: plain_fast(folder / "lines/fast", scale=9.0), "other_fast"),
+        ("lines", lambda folder: write_profile(folder / FAST_PROFILE, OTHER_PROFILE), "other_fast"),
         ("packed", other_codes, "broken_inputs"),
     ],
 )

@@ -161,9 +161,12 @@ def frame_source(folder: Path, array: np.ndarray, name: str = "cam") -> NpzFrame
     [range(7), range(6, -1, -1), [0, 3, 6], [5, 5, 2, 2, 6], []],
     ids=["forward", "backward", "gaps", "repeats", "none"],
 )
-def test_streamed_frames_equal_the_whole_array(tmp_path: Path, indices: Any) -> None:
+def test_streamed_frames_equal_the_whole_array_whose_size_is_height_then_width(
+    tmp_path: Path, indices: Any
+) -> None:
     array = images()
     frames = frame_source(tmp_path, array)
+    assert frames.size == (4, 5)
 
     one_by_one = [frames.read([index])[0] for index in indices]
 
@@ -171,10 +174,6 @@ def test_streamed_frames_equal_the_whole_array(tmp_path: Path, indices: Any) -> 
     assert all(
         (frame == array[index]).all() for frame, index in zip(one_by_one, indices, strict=True)
     )
-
-
-def test_size_is_height_then_width(tmp_path: Path) -> None:
-    assert frame_source(tmp_path, images()).size == (4, 5)
 
 
 @pytest.mark.parametrize("index", [-1, 7])
