@@ -37,7 +37,6 @@ from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
 WORDS = "ant cat"
-Change = Callable[[Path], None]
 
 
 class Interrupting(NullReporter):
@@ -89,17 +88,15 @@ def test_rollouts_do_not_replace_a_data_set_or_run_and_name_its_command(
     assert (read_record(output), contents(output)) == before
 
 
-def test_training_does_not_replace_a_data_set(data: Path, tmp_path: Path) -> None:
+def test_training_does_not_replace_a_data_set_nor_data_their_own_source(
+    data: Path, tmp_path: Path
+) -> None:
     output = Path(shutil.copytree(data, tmp_path / "data"))
     config = tiny_config(data, output, total_train_steps=1, overwrite=True)
-
     assert not is_replaced(output, lambda: train(config))
 
-
-def test_data_do_not_replace_their_own_source(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=4, workers=1))
-
     assert not is_replaced(raw, lambda: run(raw, raw, overwrite=True))
 
 
@@ -190,21 +187,13 @@ def test_report_of_earlier_rollouts_stays_until_it_is_replaced(
     assert (tmp_path / "report.json").exists()
 
 
-def empty_list(output: Path) -> None:
-    (output / ".vlatool/files.jsonl").write_text("")
-
-
-def torn_list(output: Path) -> None:
-    content = (output / ".vlatool/files.jsonl").read_bytes()
-    (output / ".vlatool/files.jsonl").write_bytes(content[:-20])
-
-
-@pytest.mark.parametrize("spoil", [empty_list, torn_list])
+@pytest.mark.parametrize("stop", [0, -20])
 def test_output_with_a_damaged_file_list_is_repaired_and_partial_files_are_removed(
-    tmp_path: Path, spoil: Change
+    tmp_path: Path, stop: int
 ) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
-    spoil(tmp_path)
+    files = tmp_path / ".vlatool/files.jsonl"
+    files.write_bytes(files.read_bytes()[:stop])
     (tmp_path / "words/cat").unlink()
     leftover = tmp_path / ".vlatool/.files.jsonl.77-a.partial"
     leftover.touch()
@@ -215,20 +204,17 @@ def test_output_with_a_damaged_file_list_is_repaired_and_partial_files_are_remov
     assert not leftover.exists()
 
 
-def test_unreadable_record_is_an_error(tmp_path: Path) -> None:
+def test_output_inside_the_record_folder_of_another_and_an_unreadable_record_are_errors(
+    tmp_path: Path,
+) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
-    (tmp_path / ".vlatool/run.json").unlink()
-    (tmp_path / ".vlatool/run.json").mkdir()
-
-    with pytest.raises(StorageError):
-        run_toy(ToyJob(tmp_path, WORDS))
-
-
-def test_output_inside_the_record_folder_of_another_is_refused(tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, WORDS))
-
     with pytest.raises(UsageError):
         run_toy(ToyJob(tmp_path / ".vlatool/inner", WORDS))
+
+    (tmp_path / ".vlatool/run.json").unlink()
+    (tmp_path / ".vlatool/run.json").mkdir()
+    with pytest.raises(StorageError):
+        run_toy(ToyJob(tmp_path, WORDS))
 
 
 def test_too_many_bugs_are_a_bug_error(tmp_path: Path) -> None:

@@ -14,17 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.builders import training
 from tests.builders.base_models import clip_base
 from tests.builders.recording import Recorder
-from tests.builders.training import (
-    CAMERAS,
-    HAND,
-    HAND_COMMAND,
-    XYZ,
-    XYZ_COMMAND,
-    tiny_config,
-    world_shards,
-)
 from tests.builders.web_server import web_server
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import load_config, parse_override
@@ -61,7 +53,7 @@ CLIP_KEYS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
+    return training.world_shards(tmp_path_factory.mktemp("world"), episodes=2)
 
 
 def config(data: Path, run: Path, **changes: Any) -> TrainConfig:
@@ -75,8 +67,8 @@ def config(data: Path, run: Path, **changes: Any) -> TrainConfig:
             "transformer": {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 8},
         },
         "data.num_workers": 0,
-        "data.proprioception_fields": f"{XYZ},{HAND}",
-        "data.action_fields": f"{XYZ_COMMAND}_relative,{HAND_COMMAND}",
+        "data.proprioception_fields": f"{training.XYZ},{training.HAND}",
+        "data.action_fields": f"{training.XYZ_COMMAND}_relative,{training.HAND_COMMAND}",
         "data.dataset_manifest": str(data),
         "hparams.global_batch_size": 4,
         "hparams.per_gpu_batch_size": "null",
@@ -119,7 +111,9 @@ def published(exported: Path, tmp_path: Path) -> Path:
         "image"
     ].pop("crop")
     rules = {"method": "std", "scope": "global", "epsilon": 1e-8, "enabled": True}
-    tree["data"]["normalization"]["field_configs"] = dict.fromkeys([HAND, HAND_COMMAND], rules)
+    tree["data"]["normalization"]["field_configs"] = dict.fromkeys(
+        [training.HAND, training.HAND_COMMAND], rules
+    )
     tree["model"]["transformer"] |= {"max_seq_len": 2048, "cast_output_to_float32": False}
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     sections = {"model": tree["model"], "processor": tree["data"]}
@@ -139,7 +133,7 @@ def chunk(location: Path | str, **options: Any) -> dict[str, np.ndarray]:
     policy = load_policy(location, **options)
     generator = np.random.default_rng(3)
     observation: dict[str, Any] = {
-        name: generator.integers(0, 256, (96, 128, 3), dtype=np.uint8) for name in CAMERAS
+        name: generator.integers(0, 256, (96, 128, 3), dtype=np.uint8) for name in training.CAMERAS
     }
     observation |= {name: np.zeros(width) for name, width in policy.fields.items()}
     for name in observation:
@@ -202,7 +196,7 @@ def test_relative_poses_of_published_data_refer_to_the_measured_pose(
     )
     exported = yaml.safe_load((tmp_path / "export/config.yaml").read_text())
     keys = [group["position_key"] for group in exported["data"]["pose_groups"]]
-    assert keys == [XYZ_COMMAND]
+    assert keys == [training.XYZ_COMMAND]
 
 
 def test_files_with_their_earlier_names_are_read(published: Path) -> None:
@@ -313,22 +307,18 @@ def finding_codes(location: Path, kind: str = "experiment") -> set[str]:
     return set(result.codes)
 
 
-def test_verify_of_a_file_of_weights_compares_its_checksums(published: Path) -> None:
+def test_verify_compares_the_checksums_of_a_file_of_weights_and_the_files_of_an_export(
+    published: Path, exported: Path, tmp_path: Path
+) -> None:
     path = published / "checkpoints/ema_9.pt"
     assert finding_codes(path, "experiment_file") == set()
-
     damage(path)
-
     assert finding_codes(path, "experiment_file") == {"experiment.broken_weights"}
     assert inspect(InspectConfig(location=str(path))).document()["number"] == 9
 
-
-def test_verify_compares_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "export"))
     assert finding_codes(folder) == set()
-
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "# mine\n")
-
     assert finding_codes(folder) == {"output.size_mismatch"}
 
 
@@ -397,14 +387,14 @@ def test_exported_files_have_the_published_names_keys_and_provenance(
     normalizer = yaml.safe_load((exported / "config_normalizer.yaml").read_text())
     assert normalizer == tree["data"]["normalization"]
     assert (tree["total_train_samples"], tree["hparams"]["per_gpu_batch_size"]) == (8, 4)
-    assert tree["data"]["camera_names"] == CAMERAS
+    assert tree["data"]["camera_names"] == training.CAMERAS
     content = read_pickled_weights(exported / "checkpoints/checkpoint_1.pt")
     assert (content["checkpoint_num"], content["global_step"]) == (1, 2)
 
     metadata = json.loads((exported / "processing_metadata.json").read_text())
 
     assert (metadata["dataset_sources"], metadata["num_sources"]) == ([str(data)], 1)
-    assert metadata["command_line"]["arguments"]["camera_names"] == CAMERAS
+    assert metadata["command_line"]["arguments"]["camera_names"] == training.CAMERAS
 
 
 def test_exported_configuration_resolves_to_the_model_of_the_run(run: Path, exported: Path) -> None:
@@ -421,34 +411,26 @@ def test_exported_configuration_resolves_to_the_model_of_the_run(run: Path, expo
     assert dumps[0] == dumps[1]
 
 
-def test_dry_run_says_that_a_run_cannot_be_exported(data: Path, run: Path, tmp_path: Path) -> None:
-    planned = train(tiny_config(data, tmp_path / "run", dry_run=True))
+def test_policy_without_a_published_layout_is_an_error_of_which_a_dry_run_tells(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    planned = train(training.tiny_config(data, tmp_path / "run", dry_run=True))
     assert "keypoint_backbone" in planned.export_problem
     assert planned.export_problem in planned.text()
-
     assert train(config(data, run.parent / "other", dry_run=True)).export_problem == ""
 
-
-def test_policy_without_a_published_layout_is_an_error(data: Path, tmp_path: Path) -> None:
-    train(tiny_config(data, tmp_path / "run", total_train_steps=1))
-
+    train(training.tiny_config(data, tmp_path / "run", total_train_steps=1))
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
     assert (caught.value.code, (tmp_path / "out").exists()) == ("usage.not_exportable", False)
 
 
 def test_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run/checkpoints/step_00000002"
-    folder.parent.mkdir(parents=True)
-    for path in (run / "config.yaml", run / "stats.json", run / "preprocessing_config.yaml"):
-        (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
-    folder.mkdir()
-    for path in RunDir(run).checkpoint(2).iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "model.safetensors").write_bytes(b"half")
+    copy = RunDir(Path(shutil.copytree(run, tmp_path / "run")))
+    (copy.checkpoint(2) / "model.safetensors").write_bytes(b"half")
 
     with pytest.raises(DataError) as caught:
-        export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
+        export(ExportConfig(source=str(copy.root), output=str(tmp_path / "out")))
     assert caught.value.code == "data.broken_checkpoint"
 
 

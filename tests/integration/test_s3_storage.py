@@ -571,17 +571,6 @@ class TestProcesses:
         # In a separate process: this one has many threads and must not be forked.
         subprocess.run([sys.executable, "-c", FORKED, str(root / "file")], check=True)
 
-    def test_library_is_not_loaded_before_it_is_needed(self) -> None:
-        code = (
-            "import sys, vlatool.storage.lock, vlatool.storage.tree; print('boto3' in sys.modules)"
-        )
-
-        result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-
-        assert result.stdout == "False\n"
-
 
 class TestReaders:
     def test_config_file_and_what_it_includes(self, root: RemotePath, tmp_path: Path) -> None:

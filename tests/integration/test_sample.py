@@ -80,7 +80,6 @@ def test_spartan_observations_have_the_published_keys_shapes_and_no_other(sparta
     assert {key: value.shape for key, value in robot.items()} == robot_shapes()
     assert {value.dtype for value in robot.values()} == {np.dtype(np.float64)}
 
-    arrays = np.load(spartan / "observations.npz")
     for camera in CABOT_IDS:
         assert (arrays[camera].shape, arrays[camera].dtype) == ((6, 64, 64, 3), np.uint8)
         depth, label = arrays[f"{camera}_depth"], arrays[f"{camera}_label"]
@@ -88,10 +87,9 @@ def test_spartan_observations_have_the_published_keys_shapes_and_no_other(sparta
         assert (label.shape, label.dtype) == ((6, 64, 64), np.int16)
 
     cameras = {f"{camera}{kind}" for camera in CABOT_IDS for kind in ("", "_depth", "_label")}
-    files = set(np.load(spartan / "observations.npz").files)
-    assert files == cameras | set(robot_shapes()) | {"language_instruction"}
+    assert set(arrays.files) == cameras | set(robot_shapes()) | {"language_instruction"}
 
-    text = np.load(spartan / "observations.npz")["language_instruction"]
+    text = arrays["language_instruction"]
     assert (text.shape, text.dtype.kind) == ((6,), "U")
     assert text[0] == "put the green block in the bin"
 
@@ -124,7 +122,6 @@ def test_spartan_calibration_agrees_with_metadata_and_pose_data(spartan: Path) -
     metadata = yaml.safe_load((spartan / "metadata.yaml").read_text())
     assert list(metadata["camera_id_to_semantic_name"].items()) == list(CABOT_IDS.items())
 
-    extrinsics = np.load(spartan / "extrinsics.npz")
     for camera in CABOT_IDS:
         poses = yaml.safe_load((spartan / f"images_{camera}/pose_data.yaml").read_text())
         pose = poses[2]["camera_to_world"]

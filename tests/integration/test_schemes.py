@@ -242,21 +242,15 @@ class TestWeb:
 
         assert caught.value.code == "data.broken_checkpoint"
 
-    def test_files_of_an_episode_are_requested_only_when_it_is_read(
+    def test_files_of_an_episode_are_requested_only_when_it_is_read_and_a_listing_is_an_error(
         self, server: WebServer, tmp_path: Path
     ) -> None:
         source = f"{server.endpoint}/lab/world/lerobot"
-
         preprocessed(source, tmp_path / "out", dry_run=True, episodes="0")
-
         requested = {path for _, path, _ in server.faults.requests}
         assert not [path for path in requested if path.endswith("episode_000001.mp4")]
 
-    def test_source_that_needs_a_listing_is_an_error(
-        self, server: WebServer, tmp_path: Path
-    ) -> None:
         words = ["preprocess", "spartan", f"{server.endpoint}/lab/world/raw"]
-
         assert app.run([*words, "-o", str(tmp_path / "out"), "-q"]) == 5
 
 

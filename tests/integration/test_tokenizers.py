@@ -1,8 +1,8 @@
 """Visual tokenizers as model types: contract checks, weights, errors."""
 
+import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,64 +309,47 @@ class Code:
         return os.mkdir, ("made-by-a-pickle",)
 
 
-def holds_code(path: Path) -> None:
-    torch.save({"latent_tokens": Code()}, path)
+def state(**keys: Any) -> dict[str, torch.Tensor]:
+    return Titok(tiny_titok(**keys)).state_dict()
 
 
-def is_continuous(path: Path) -> None:
-    keys = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
-    torch.save(Titok(tiny_titok(**keys)).state_dict(), path)
+def stored(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
-def lacks_a_tensor(path: Path) -> None:
-    state = Titok(tiny_titok()).state_dict()
-    del state["encoder.ln_post.bias"]
-    torch.save(state, path)
-
-
-def has_another_width(path: Path) -> None:
-    torch.save(Titok(tiny_titok(num_latent_tokens=4)).state_dict(), path)
-
-
-def is_truncated(path: Path) -> None:
-    torch.save(Titok(tiny_titok()).state_dict(), path)
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def is_empty(path: Path) -> None:
-    path.touch()
-
-
-def is_text(path: Path) -> None:
-    path.write_text("hello")
-
-
-def is_nested(path: Path) -> None:
-    torch.save({"state_dict": Titok(tiny_titok()).state_dict()}, path)
+CONTINUOUS = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
+LOST = "encoder.ln_post.bias"
 
 
 @pytest.mark.parametrize(
-    ("write", "code", "reason"),
+    ("content", "code", "reason"),
     [
-        (holds_code, "data.unsafe_checkpoint", ""),
-        (is_continuous, "data.checkpoint_mismatch", "bottleneck is kl"),
-        (lacks_a_tensor, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
-        (has_another_width, "data.checkpoint_mismatch", "latent tokens is 4"),
-        (is_truncated, "data.broken_checkpoint", "it is truncated"),
-        (is_empty, "data.broken_checkpoint", "it is empty"),
-        (is_text, "data.broken_checkpoint", "it is not a file of weights"),
-        (is_nested, "data.broken_checkpoint", ""),
+        (stored({"latent_tokens": Code()}), "unsafe_checkpoint", ""),
+        (stored(state(**CONTINUOUS)), "checkpoint_mismatch", "bottleneck is kl"),
+        (
+            stored({name: value for name, value in state().items() if name != LOST}),
+            "checkpoint_mismatch",
+            f"missing {LOST}",
+        ),
+        (stored(state(num_latent_tokens=4)), "checkpoint_mismatch", "latent tokens is 4"),
+        (stored(state())[:5000], "broken_checkpoint", "it is truncated"),
+        (b"", "broken_checkpoint", "it is empty"),
+        (b"hello", "broken_checkpoint", "it is not a file of weights"),
+        (stored({"state_dict": state()}), "broken_checkpoint", ""),
     ],
+    ids=["code", "continuous", "lost", "width", "truncated", "empty", "text", "nested"],
 )
 def test_weights_that_do_not_match_raise_an_error(
-    write: Callable[[Path], None], code: str, reason: str, tmp_path: Path
+    content: bytes, code: str, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights.bin"
-    write(path)
+    path.write_bytes(content)
     with pytest.raises(DataError) as error:
         load_titok(Titok(tiny_titok()), tiny_titok(), str(path))
 
-    assert (error.value.code, error.value.exit_code) == (code, 3)
+    assert (error.value.code, error.value.exit_code) == (f"data.{code}", 3)
     problems = "; ".join(error.value.details.get("problems", []))
     assert reason in problems + error.value.message
     assert not Path("made-by-a-pickle").exists()

@@ -666,31 +666,15 @@ def loaders_of(pid: int) -> list[int]:
     return [child.pid for server in servers for child in server.children()]
 
 
-@pytest.fixture(scope="module")
-def two_processes(
-    data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> "tuple[Path, subprocess.CompletedProcess[str]]":
-    """A run of two processes with a validation, and the end of its command."""
-    run = tmp_path_factory.mktemp("processes") / "run"
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [
-        sys.executable,
-        *launch,
-        "-m",
-        "vlatool",
-        "--json",
-        *training.tiny_arguments(data, run, **SHORT),
-    ]
-    # The data set is its own validation data: only its figures are compared.
-    command += ["--data.val_dataset_manifest", str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    return run, done
-
-
-def test_two_processes_write_one_run(
-    two_processes: "tuple[Path, subprocess.CompletedProcess[str]]",
+def test_two_processes_write_one_run_with_the_errors_of_sampled_chunks_of_one(
+    data: Path, tmp_path: Path
 ) -> None:
-    run, done = two_processes
+    run, keys = tmp_path / "run", SHORT | {"data__val_dataset_manifest": str(data)}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*launch, "-m", "vlatool", "--json", *training.tiny_arguments(data, run, **SHORT)]
+    # The data set is its own validation data: only its figures are compared.
+    command = [sys.executable, *words, "--data.val_dataset_manifest", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # only rank 0 prints its result, once
     assert (result["steps"], result["samples"]) == (2, 16)
@@ -699,17 +683,8 @@ def test_two_processes_write_one_run(
     assert [row["step"] for row in rows] == [1, 2, 2]
     assert rows[-1]["samples"] == 16
 
-
-def test_errors_of_sampled_chunks_are_equal_for_one_and_two_processes(
-    data: Path,
-    two_processes: "tuple[Path, subprocess.CompletedProcess[str]]",
-    tmp_path: Path,
-) -> None:
-    run_training(data, tmp_path / "run", **SHORT, data__val_dataset_manifest=str(data))
-
-    ours, theirs = (
-        read_metrics(run / "metrics.jsonl")[-1] for run in (tmp_path / "run", two_processes[0])
-    )
+    run_training(data, tmp_path / "single", **keys)
+    ours, theirs = read_metrics(tmp_path / "single" / "metrics.jsonl")[-1], rows[-1]
     names = [name for name in ours if "sampled_mae" in name]
     assert len(names) == 2 * 2 * 3  # weights, fields, steps
     assert [theirs[name] for name in names] == pytest.approx([ours[n] for n in names], rel=1e-5)

@@ -14,14 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.builders import broken_sources
 from tests.builders import shards as built
-from tests.builders.broken_sources import (
-    LEROBOT_ERRORS,
-    LEROBOT_ODDITIES,
-    SPARTAN_ERRORS,
-    SPARTAN_ODDITIES,
-    Make,
-)
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.lerobot_shared import edit_list
 from tests.builders.preprocessing import has_message_and_hint, options_for
@@ -538,7 +532,9 @@ def test_several_processes_have_the_same_findings_in_the_same_order(tmp_path: Pa
 
 
 def cases(
-    expected: set[tuple[int, int]], lerobot: dict[str, Make], spartan: dict[str, Make]
+    expected: set[tuple[int, int]],
+    lerobot: dict[str, broken_sources.Make],
+    spartan: dict[str, broken_sources.Make],
 ) -> list[object]:
     return [
         pytest.param(expected, name, make, id=f"{name}: {label}")
@@ -571,12 +567,12 @@ def preprocessed(source: Path, output: Path, name: str) -> int:
 @pytest.mark.parametrize(
     ("expected", "name", "make"),
     [
-        *cases({(3, 3), (3, 4)}, LEROBOT_ERRORS, SPARTAN_ERRORS),
-        *cases({(0, 0)}, LEROBOT_ODDITIES, SPARTAN_ODDITIES),
+        *cases({(3, 3), (3, 4)}, broken_sources.LEROBOT_ERRORS, broken_sources.SPARTAN_ERRORS),
+        *cases({(0, 0)}, broken_sources.LEROBOT_ODDITIES, broken_sources.SPARTAN_ODDITIES),
     ],
 )
 def test_what_verify_finds_is_left_out_and_reported_and_nothing_else(
-    expected: set[tuple[int, int]], name: str, make: Make, tmp_path: Path
+    expected: set[tuple[int, int]], name: str, make: broken_sources.Make, tmp_path: Path
 ) -> None:
     make(tmp_path / "set")
 

@@ -6,7 +6,8 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,137 +351,72 @@ def _page(workspace: Workspace) -> None:
     )
 
 
+def _overwriting(name: str, run: Callable[..., object], /, **earlier: Any) -> Command:
+    """A command over the output of a run with other options."""
+    return Command(f"{name} --overwrite", partial(run, overwrite=True), partial(run, **earlier))
+
+
+def _in_s3(command: Command) -> Command:
+    return replace(command, result=bucket_digests, is_remote=True)
+
+
+SYNCED = Command("train --remote-sync", _train_synced, result=last_run_files, has_copy=True)
+ROLLOUT = Command("eval rollout", _rollout, result=rollout_files)
 COMMANDS = (
     Command("sample spartan", _sample),
-    Command("sample lerobot", lambda workspace: _sample(workspace, "lerobot")),
+    Command("sample lerobot", partial(_sample, layout="lerobot")),
     Command("preprocess", _preprocess),
-    Command(
-        "preprocess --no-keep-episodes",
-        lambda workspace: _preprocess(workspace, keep_episodes=False),
-    ),
-    Command(
-        "preprocess --overwrite",
-        lambda workspace: _preprocess(workspace, overwrite=True),
-        lambda workspace: _preprocess(workspace, seed=7, jpeg_quality=50),
-    ),
-    Command("preprocess to S3", _preprocess, result=bucket_digests, is_remote=True),
-    Command(
-        "preprocess to S3 --overwrite",
-        lambda workspace: _preprocess(workspace, overwrite=True),
-        lambda workspace: _preprocess(workspace, seed=7),
-        bucket_digests,
-        is_remote=True,
-    ),
+    Command("preprocess --no-keep-episodes", partial(_preprocess, keep_episodes=False)),
+    _overwriting("preprocess", _preprocess, seed=7, jpeg_quality=50),
+    _in_s3(Command("preprocess to S3", _preprocess)),
+    _in_s3(_overwriting("preprocess to S3", _preprocess, seed=7)),
     Command("preprocess libero", _windows),
-    Command(
-        "preprocess libero --overwrite",
-        lambda workspace: _windows(workspace, overwrite=True, qa_mode="vla"),
-        lambda workspace: _windows(workspace, name="other"),
-    ),
-    Command("preprocess libero to S3", _windows, result=bucket_digests, is_remote=True),
+    _overwriting("preprocess libero", _windows, name="other", qa_mode="vla"),
+    _in_s3(Command("preprocess libero to S3", _windows)),
     Command("preprocess to a LeRobot set", _lerobot),
-    Command(
-        "preprocess to a LeRobot set --overwrite",
-        lambda workspace: _lerobot(workspace, overwrite=True),
-        lambda workspace: _lerobot(workspace, layout_version="v2.1"),
-    ),
-    Command("preprocess to a LeRobot set in S3", _lerobot, result=bucket_digests, is_remote=True),
+    _overwriting("preprocess to a LeRobot set", _lerobot, layout_version="v2.1"),
+    _in_s3(Command("preprocess to a LeRobot set in S3", _lerobot)),
     Command("preprocess images", _images),
-    Command(
-        "preprocess images --overwrite",
-        lambda workspace: _images(workspace, overwrite=True),
-        lambda workspace: _images(workspace, image_format="jpeg"),
-    ),
+    _overwriting("preprocess images", _images, image_format="jpeg"),
     Command("split", _split, _images),
     Command("stats merge", _merge),
-    Command(
-        "stats merge over an earlier one", _merge, lambda workspace: _merge(workspace, compact=True)
-    ),
+    Command("stats merge over an earlier one", _merge, partial(_merge, compact=True)),
     Command("stats compute", _compute, _published_shards),
-    Command(
-        "stats compute --overwrite",
-        lambda workspace: _compute(workspace, overwrite=True),
-        _other_statistics,
-    ),
+    Command("stats compute --overwrite", partial(_compute, overwrite=True), _other_statistics),
     Command("tokenizer fit-fast", _fit_fast),
-    Command(
-        "tokenizer fit-fast --overwrite",
-        lambda workspace: _fit_fast(workspace, overwrite=True),
-        lambda workspace: _fit_fast(workspace, scale=20),
-    ),
+    _overwriting("tokenizer fit-fast", _fit_fast, scale=20),
     Command("compose", _compose),
-    Command(
-        "compose --overwrite",
-        lambda workspace: _compose(workspace, overwrite=True),
-        lambda workspace: _compose(workspace, seed=3),
-    ),
-    Command("tokenizer fit-fast to S3", _fit_fast, result=bucket_digests, is_remote=True),
+    _overwriting("compose", _compose, seed=3),
+    _in_s3(Command("tokenizer fit-fast to S3", _fit_fast)),
     Command("build-dataset", _build),
-    Command("build-dataset --packed", lambda workspace: _build(workspace, packed=True)),
-    Command(
-        "build-dataset --lines-per-file", lambda workspace: _build(workspace, lines_per_file=3)
-    ),
-    Command(
-        "build-dataset --overwrite",
-        lambda workspace: _build(workspace, overwrite=True),
-        lambda workspace: _build(workspace, kinds=["wm"]),
-    ),
-    Command(
-        "build-dataset to S3",
-        lambda workspace: _build(workspace, absolute=True),
-        result=bucket_digests,
-        is_remote=True,
-    ),
+    Command("build-dataset --packed", partial(_build, packed=True)),
+    Command("build-dataset --lines-per-file", partial(_build, lines_per_file=3)),
+    _overwriting("build-dataset", _build, kinds=["wm"]),
+    _in_s3(Command("build-dataset to S3", partial(_build, absolute=True))),
     Command("export of codes", _export),
     Command("encode", _encode),
-    Command("encode --layout packed", lambda workspace: _encode(workspace, layout="packed")),
-    Command("encode to S3", _encode, result=bucket_digests, is_remote=True),
+    Command("encode --layout packed", partial(_encode, layout="packed")),
+    _in_s3(Command("encode to S3", _encode)),
     Command("decode", _decode),
     Command("download", _download, has_journal=True),
     Command("download --raw", _download_raw, has_journal=True),
     Command(
-        "download --raw --keep-archive",
-        lambda workspace: _download_raw(workspace, keep_archive=True),
-        has_journal=True,
+        "download --raw --keep-archive", partial(_download_raw, keep_archive=True), has_journal=True
     ),
-    Command("decode to S3", _decode, result=bucket_digests, is_remote=True),
+    _in_s3(Command("decode to S3", _decode)),
     Command("tokenizer train", _tokenizer_train, result=run_files),
     Command("tokenizer eval", _tokenizer_eval),
-    Command("tokenizer eval to S3", _tokenizer_eval, result=bucket_digests, is_remote=True),
+    _in_s3(Command("tokenizer eval to S3", _tokenizer_eval)),
     Command("tokenizer export", _tokenizer_export),
-    Command("tokenizer export to S3", _tokenizer_export, result=bucket_digests, is_remote=True),
+    _in_s3(Command("tokenizer export to S3", _tokenizer_export)),
     Command("train", _train, result=run_files),
-    Command(
-        "train --overwrite",
-        lambda workspace: _train(workspace, overwrite=True),
-        lambda workspace: _train(workspace, hparams__lr=0.5),
-        run_files,
-    ),
-    Command(
-        "train --remote-sync",
-        _train_synced,
-        result=last_run_files,
-        has_copy=True,
-        loses_machine=True,
-    ),
-    Command(
-        "train --remote-sync on a new machine",
-        _train_synced,
-        _lose_machine,
-        last_run_files,
-        has_copy=True,
-    ),
+    replace(_overwriting("train", _train, hparams__lr=0.5), result=run_files),
+    replace(SYNCED, loses_machine=True),
+    replace(SYNCED, name="train --remote-sync on a new machine", prepare=_lose_machine),
     Command("eval open-loop", _open_loop),
-    Command(
-        "eval open-loop over an earlier one", _open_loop, lambda workspace: _open_loop(workspace, 1)
-    ),
-    Command("eval rollout", _rollout, result=rollout_files),
-    Command(
-        "eval rollout over an earlier one",
-        _rollout,
-        lambda workspace: _rollout(workspace, 5),
-        result=rollout_files,
-    ),
+    Command("eval open-loop over an earlier one", _open_loop, partial(_open_loop, samples=1)),
+    ROLLOUT,
+    replace(ROLLOUT, name="eval rollout over an earlier one", prepare=partial(_rollout, seed=5)),
     Command("predict", _predict),
     Command("demo", _demo, result=demo_files),
     Command("resolve-config --output", _resolve),
