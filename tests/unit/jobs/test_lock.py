@@ -50,18 +50,14 @@ def test_error_of_further_processes_names_the_first_until_it_is_killed(
         pass
 
 
-def test_lock_is_free_after_an_error(tmp_path: Path) -> None:
+def test_lock_is_free_after_an_error_and_an_output_that_is_a_file_a_storage_error(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(DataError), output_lock(tmp_path, "first"):
         raise DataError("broken")
-
     with output_lock(tmp_path, "second"):
-        pass
-
-
-def test_output_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
+        (tmp_path / "out").touch()
 
     with pytest.raises(StorageError) as caught, output_lock(tmp_path / "out", "first"):
         pass
-
     assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)

@@ -223,13 +223,18 @@ def test_shifted_timestamps_are_reported_and_do_not_shift_images(
     assert frame_of(episode.cameras[FRONT].read([2])[0]) == 2
 
 
-def test_several_tasks_in_the_rows_keep_the_first_and_warn(tmp_path: Path) -> None:
-    def alternate(_number: int, columns: Columns) -> None:
+def test_several_tasks_in_the_rows_keep_the_first_and_warn_and_a_column_may_hold_the_sentence(
+    tmp_path: Path,
+) -> None:
+    def change(_number: int, columns: Columns) -> None:
         columns["task_index"] = np.arange(len(columns["index"])) % 2
+        columns["said"] = ["wave"] * len(columns["index"])
 
-    episode = read(lerobot_dataset(tmp_path / "set", cameras={}, change=alternate))
+    root = lerobot_dataset(tmp_path / "set", cameras={}, change=change)
+    episode = read(root)
     assert episode.language == {"original": [TASKS[0]]}
     assert codes(episode.findings) == ["lerobot.several_tasks"]
+    assert read(root, task_column="said").task == "wave"
 
 
 def test_an_unreadable_task_table_is_replaced_by_the_list_and_several_tasks_need_an_option(
@@ -253,14 +258,6 @@ def test_an_unreadable_task_table_is_replaced_by_the_list_and_several_tasks_need
     assert read(root, 1).task == "task 1"
     assert read_error(root).code == "data.ambiguous_task"
     assert read(root, task_join=" / ").task == "a / b"
-
-
-def test_a_task_column_may_hold_the_sentence(tmp_path: Path) -> None:
-    def write(_number: int, columns: Columns) -> None:
-        columns["said"] = ["wave"] * len(columns["index"])
-
-    root = lerobot_dataset(tmp_path / "set", cameras={}, change=write)
-    assert read(root, task_column="said").task == "wave"
 
 
 # Errors
@@ -303,14 +300,7 @@ def test_a_source_without_episodes_says_what_was_searched(tmp_path: Path, state:
     assert ("meta/info.json" in error.details.get("searched", ())) == (state != "empty list")
 
 
-def test_an_older_version_is_rejected(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "set", info={"codebase_version": "v1.6"})
-    (root / "meta/episodes.jsonl").unlink()
-    (root / "meta/episodes_stats.jsonl").unlink()
-    assert read_error(root).code == "data.unsupported_version"
-
-
-def test_unknown_key_is_rejected_in_discover_with_a_suggestion_and_a_camera_is_no_number(
+def test_unknown_key_or_an_older_version_is_rejected_and_a_camera_is_no_number(
     tmp_path: Path,
 ) -> None:
     root = lerobot_dataset(tmp_path / "set")
@@ -320,6 +310,11 @@ def test_unknown_key_is_rejected_in_discover_with_a_suggestion_and_a_camera_is_n
     assert caught.value.details["field"] == "observation.stat"
     assert "observation.state" in caught.value.hint
     assert read_error(root, action_keys=[FRONT]).code == "data.not_numeric"
+
+    edit_info(root, codebase_version="v1.6")
+    (root / "meta/episodes.jsonl").unlink()
+    (root / "meta/episodes_stats.jsonl").unlink()
+    assert read_error(root).code == "data.unsupported_version"
 
 
 @pytest.mark.parametrize(
@@ -417,21 +412,19 @@ def test_bad_values_name_field_and_row(
     assert error.details["field"] == "observation.state"
 
 
-def test_a_column_missing_from_one_episode_is_named(tmp_path: Path) -> None:
-    def drop(number: int, columns: Columns) -> None:
-        if number == 1:
+def test_a_column_missing_from_one_episode_is_named_and_an_unknown_task_rejected(
+    tmp_path: Path,
+) -> None:
+    def change(number: int, columns: Columns) -> None:
+        if number == 0:
+            columns["task_index"] = np.full(len(columns["index"]), 9)
+        else:
             columns.pop("action")
 
-    error = read_error(lerobot_dataset(tmp_path / "set", cameras={}, change=drop), 1)
+    root = lerobot_dataset(tmp_path / "set", cameras={}, change=change)
+    assert read_error(root).code == "data.unknown_task"
+    error = read_error(root, 1)
     assert (error.code, error.details["field"]) == ("data.missing_column", "action")
-
-
-def test_task_number_outside_the_table_is_rejected(tmp_path: Path) -> None:
-    def number_nine(_number: int, columns: Columns) -> None:
-        columns["task_index"] = np.full(len(columns["index"]), 9)
-
-    error = read_error(lerobot_dataset(tmp_path / "set", cameras={}, change=number_nine))
-    assert error.code == "data.unknown_task"
 
 
 # Other forms of image columns
@@ -445,7 +438,9 @@ def with_images(root: Path, cells: Any) -> Any:
     return read(root).cameras["image"]
 
 
-def test_raw_bytes_and_paths_are_images(tmp_path: Path) -> None:
+def test_raw_bytes_and_paths_are_images_and_gray_and_transparent_ones_become_rgb(
+    tmp_path: Path,
+) -> None:
     root = tmp_path / "set"
     (root / "images").mkdir(parents=True)
     (root / "images/two.png").write_bytes(encoded_image(2))
@@ -454,6 +449,13 @@ def test_raw_bytes_and_paths_are_images(tmp_path: Path) -> None:
     assert [frame_of(image) for image in camera.read([0, 1])] == [2, 4]
     camera = with_images(tmp_path / "raw", [encoded_image(7), encoded_image(8)])
     assert [frame_of(image) for image in camera.read([1, 0])] == [8, 7]
+
+    cells: list[bytes] = []
+    for mode in ("L", "RGBA", "P"):
+        buffer = io.BytesIO()
+        Image.new(mode, (4, 3), 0).save(buffer, "PNG")
+        cells.append(buffer.getvalue())
+    assert with_images(tmp_path / "gray", cells).read([0, 1, 2]).shape == (3, 3, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -475,12 +477,3 @@ def test_unusable_images_name_column_and_row(
         camera.read([0, 1])
     assert caught.value.code == code
     assert caught.value.details["field"] == "image"
-
-
-def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
-    cells: list[bytes] = []
-    for mode in ("L", "RGBA", "P"):
-        buffer = io.BytesIO()
-        Image.new(mode, (4, 3), 0).save(buffer, "PNG")
-        cells.append(buffer.getvalue())
-    assert with_images(tmp_path / "set", cells).read([0, 1, 2]).shape == (3, 3, 4, 3)

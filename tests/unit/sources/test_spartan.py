@@ -1,3 +1,4 @@
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,16 +46,6 @@ def set_value(document: str, key: str, value: Any) -> spartan.Change:
     return change
 
 
-def drop(document: str, key: str | None = None) -> spartan.Change:
-    def change(documents: spartan.Documents) -> None:
-        if key is None:
-            del documents[document]
-        else:
-            del documents[document][key]
-
-    return change
-
-
 def annotations(folder: Path, tasks: dict[str, Any]) -> str:
     path = folder / "annotations.yaml"
     path.write_text(yaml.safe_dump({"language_dict": tasks}))
@@ -64,10 +55,18 @@ def annotations(folder: Path, tasks: dict[str, Any]) -> str:
 # discovery
 
 
-def test_episode_2_comes_before_episode_10(tmp_path: Path) -> None:
-    spartan.spartan_task(tmp_path, 12, frames=1)
+def test_episode_2_comes_before_episode_10_and_similar_names_are_no_episodes(
+    tmp_path: Path,
+) -> None:
+    spartan.spartan_task(tmp_path, 12, frames=1, stamp="2024.11,14 {x}::y")
+    folder = next(tmp_path.rglob("episode_0")).parent
+    for name in ("episode_x", "episode_1.tar", "episode", "my_episode_1"):
+        spartan.spartan_episode(folder / name)
 
-    assert [ref.path.name for ref in discover(tmp_path)] == [f"episode_{n}" for n in range(12)]
+    refs = discover(tmp_path)
+
+    assert [ref.path.name for ref in refs] == [f"episode_{n}" for n in range(12)]
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", ref.id) for ref in refs)
 
 
 @pytest.mark.parametrize(
@@ -108,31 +107,19 @@ def test_sources_are_merged_in_the_order_given_and_equal_ids_get_a_suffix(tmp_pa
     assert [ref.id for ref in refs[2:]] == [f"{second}-2", f"{first}-2"]
 
 
-def test_ids_are_safe_in_file_names_and_tar_keys(tmp_path: Path) -> None:
-    spartan.spartan_task(tmp_path, 1, stamp="2024.11,14 {x}::y")
-
-    (ref,) = discover(tmp_path)
-
-    assert set(ref.id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-
-
-@pytest.mark.parametrize("name", ["episode_x", "episode_1.tar", "episode", "my_episode_1"])
-def test_folders_with_similar_names_are_not_episodes(tmp_path: Path, name: str) -> None:
-    spartan.spartan_task(tmp_path, 1)
-    spartan.spartan_episode(spartan.session_folder(tmp_path) / name)
-
-    assert [ref.path.name for ref in discover(tmp_path)] == ["episode_0"]
-
-
-def test_source_without_episodes_is_rejected_with_its_name(tmp_path: Path) -> None:
-    spartan.spartan_task(tmp_path / "good", 1)
+def test_source_without_episodes_is_rejected_with_its_name_and_an_episode_without_frames(
+    tmp_path: Path,
+) -> None:
+    spartan.spartan_task(tmp_path / "good", 1, frames=0)
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(DataError) as caught:
         discover(tmp_path / "good", tmp_path / "empty")
-
     assert caught.value.code == "data.no_episodes"
     assert caught.value.details["path"] == str(tmp_path / "empty")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "good")
+    assert caught.value.code == "data.empty_episode"
 
 
 # selection
@@ -180,26 +167,15 @@ def test_invalid_selection_or_one_of_a_missing_episode_is_an_error(
 
 
 def test_cameras_have_semantic_names_in_the_order_of_the_metadata(tmp_path: Path) -> None:
-    episode = read_changed(
-        tmp_path,
-        lambda d: d["metadata"].update(
-            camera_id_to_semantic_name={
-                id_: spartan.CAMERAS[id_] for id_ in reversed(spartan.CAMERAS)
-            }
-        ),
-    )
-
-    assert list(episode.cameras) == ["wrist_left_minus", "scene_right_0"]
+    names = {camera: spartan.CAMERAS[camera] for camera in reversed(spartan.CAMERAS)}
+    change = set_value("metadata", "camera_id_to_semantic_name", names)
+    assert list(read_changed(tmp_path, change).cameras) == ["wrist_left_minus", "scene_right_0"]
 
 
 def test_images_and_fields_are_those_of_the_recording(tmp_path: Path) -> None:
     episode = read(spartan.spartan_task(tmp_path, 1))
-
     (read_image,) = episode.cameras["wrist_left_minus"].read([4])
-
     assert (read_image == spartan.image(4, 1, (24, 32))).all()
-
-    episode = read(spartan.spartan_task(tmp_path, 1))
 
     np.testing.assert_array_equal(episode.lowdim[XYZ], spartan.robot_signals(6)[XYZ])
     for name, part in {
@@ -211,21 +187,15 @@ def test_images_and_fields_are_those_of_the_recording(tmp_path: Path) -> None:
         "robot__action__grippers__left::panda_hand": slice(19, 20),
     }.items():
         np.testing.assert_array_equal(episode.lowdim[name], spartan.action_vectors(6)[:, part])
-
-    episode = read(spartan.spartan_task(tmp_path, 1))
-
     assert not [name for name in episode.lowdim if name.endswith(("_depth", "_label"))]
+    assert "skill_type" not in episode.lowdim
 
-    assert "skill_type" not in read(spartan.spartan_task(tmp_path, 1)).lowdim
-
-    calibration = read(spartan.spartan_task(tmp_path, 1)).calibration["scene_right_0"]
-
+    calibration = episode.calibration["scene_right_0"]
     assert calibration.intrinsics is not None
     assert calibration.intrinsics[:2, 2].tolist() == [16, 12]
     assert calibration.extrinsics is not None
     assert calibration.extrinsics[:, 0, 3].tolist() == [0, 1, 2, 3, 4, 5]
-
-    assert read(spartan.spartan_task(tmp_path, 1)).action_fields == (
+    assert episode.action_fields == (
         "robot__action__poses__left::panda__xyz_relative",
         "robot__action__poses__left::panda__rot_6d_relative",
         "robot__action__grippers__left::panda_hand",
@@ -278,15 +248,6 @@ def test_wide_action_vector_is_cut_and_a_field_of_one_axis_gets_another(tmp_path
     assert lowdim["robot__x"].shape == (6, 1)
 
 
-def test_episode_without_frames_is_rejected(tmp_path: Path) -> None:
-    spartan.spartan_task(tmp_path, 1, frames=0)
-
-    with pytest.raises(DataError) as caught:
-        read(tmp_path)
-
-    assert caught.value.code == "data.empty_episode"
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_value_is_reported_with_field_and_frame(tmp_path: Path, value: float) -> None:
     def spoil(documents: spartan.Documents) -> None:
@@ -311,11 +272,17 @@ def test_metadata_without_camera_mapping_is_rejected(tmp_path: Path, mapping: An
     )
 
 
-def test_mapped_camera_without_images_is_a_warning(tmp_path: Path) -> None:
-    episode = read_changed(tmp_path, drop("observations", "BFS_23595718"))
+def test_mapped_camera_without_images_is_a_warning_and_a_pose_that_is_not_measured_left_out(
+    tmp_path: Path,
+) -> None:
+    def change(documents: spartan.Documents) -> None:
+        del documents["observations"]["BFS_23595718"], documents["observations"][XYZ]
+
+    episode = read_changed(tmp_path, change)
 
     assert list(episode.cameras) == ["scene_right_0"]
     assert "spartan.camera_without_pictures" in [finding.code for finding in episode.findings]
+    assert {group.name.split("_")[0] for group in episode.pose_groups} == {"right"}
 
 
 def test_camera_id_of_digits_stays_text_and_names_are_lower_case_as_tar_readers_make_them(
@@ -334,12 +301,6 @@ def test_camera_name_that_is_not_a_member_name_is_rejected(tmp_path: Path, name:
         read(tmp_path)
 
     assert caught.value.code == "data.bad_camera_name"
-
-
-def test_pose_group_without_measured_counterpart_is_left_out(tmp_path: Path) -> None:
-    episode = read_changed(tmp_path, drop("observations", XYZ))
-
-    assert {group.name.split("_")[0] for group in episode.pose_groups} == {"right"}
 
 
 # language

@@ -63,18 +63,15 @@ def test_value_of_a_file_is_created_once(tmp_path: Path) -> None:
     assert (results, calls) == ({b"content"}, ["call"])
 
 
-def test_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written_is_an_error_and_its_folder_that_of_the_desktop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = version(tmp_path / "a")
-
     with pytest.raises(StorageError) as caught:
         FileCache(tmp_path / "a" / "cache").open_copy(file)
-
     assert caught.value.code == "storage.write"
 
-
-def test_cache_folder_follows_the_desktop_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-
     assert default_cache_folder() == Path("/somewhere/vlatool")
 
 
