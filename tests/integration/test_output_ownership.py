@@ -39,14 +39,12 @@ from vlatool.world.registration import ENVIRONMENT
 WORDS = "ant cat"
 
 
-class Interrupting(NullReporter):
+class Interrupting(NullReporter, NullProgress):
     """Reporter that raises KeyboardInterrupt after the first episode."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Any:
-        return InterruptingProgress()
+        return self
 
-
-class InterruptingProgress(NullProgress):
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         raise KeyboardInterrupt
 
@@ -217,11 +215,23 @@ def test_output_inside_the_record_folder_of_another_and_an_unreadable_record_are
         run_toy(ToyJob(tmp_path, WORDS))
 
 
-def test_too_many_bugs_are_a_bug_error(tmp_path: Path) -> None:
-    job = ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": ZeroDivisionError("x")}))
+def test_item_whose_error_has_details_that_are_not_json_fails_alone_and_too_many_bugs_are_an_error(
+    tmp_path: Path,
+) -> None:
+    error = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
+    run_of = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": error})))
+    assert [failure["details"] for failure in run_of.failures] == [
+        {"path": str(tmp_path), "row": "3"}
+    ]
+    assert (tmp_path / "words/ant").exists()
 
+    bug = Write(tmp_path / "bug", bad={"cat": ZeroDivisionError("x")})
     with pytest.raises(BugError):
-        run_job(job, SerialExecutor(), options=JobConfig(max_failures=0))
+        run_job(
+            ToyJob(tmp_path / "bug", WORDS, bug),
+            SerialExecutor(),
+            options=JobConfig(max_failures=0),
+        )
 
 
 def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
@@ -232,17 +242,6 @@ def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
     text = f"{source}/a and /data{tmp_path}/sim/bc"
     assert run_of.redact_paths(text) == f"raw/a and /data{tmp_path}/sim/bc"
     json.dumps(run_of.redact_paths([text]))
-
-
-def test_item_whose_error_has_details_that_are_not_json_fails_alone(tmp_path: Path) -> None:
-    error = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
-
-    run_of = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": error})))
-
-    assert [failure["details"] for failure in run_of.failures] == [
-        {"path": str(tmp_path), "row": "3"}
-    ]
-    assert (tmp_path / "words/ant").exists()
 
 
 def test_rank_that_ends_with_an_error_aborts_the_others(tmp_path: Path) -> None:

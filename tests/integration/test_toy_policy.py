@@ -86,11 +86,10 @@ def config(run: Path, output: Path, **keys: Any) -> RolloutConfig:
     return RolloutConfig(**{**defaults, "episodes": 5, "batch_size": 2, **KEYS, **keys})
 
 
-def test_policy_keeps_the_contract() -> None:
+def test_rollouts_of_a_policy_without_images_that_keeps_the_contract(
+    run: Path, tmp_path: Path
+) -> None:
     check_policy(PushPolicy())
-
-
-def test_rollouts_of_a_policy_without_images(run: Path, tmp_path: Path) -> None:
     words = {"env_options": {"words": "to the middle"}, "instruction_key": "task.words"}
     result = rollout(config(run, tmp_path / "words", **words))
     assert (result.figures["successes"], result.figures["errors"]) == (5, 0)
@@ -305,7 +304,7 @@ class Killed(BaseException):
     """End of a run from outside."""
 
 
-class KilledAtEnd(NullReporter):
+class KilledAtEnd(NullReporter, NullProgress):
     """Reporter that ends a run after 28 episodes, in the last group."""
 
     def __init__(self) -> None:
@@ -315,12 +314,6 @@ class KilledAtEnd(NullReporter):
         del name, unit
         assert total == 29
         return self
-
-    def __enter__(self) -> "KilledAtEnd":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         del fields

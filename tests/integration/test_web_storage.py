@@ -136,16 +136,6 @@ class TestWeb:
         assert caught.value.code == "storage.changed"
         assert big.read_bytes() == BIG
 
-    @pytest.mark.parametrize(
-        "text", ["https://user:secret@host/x", "https://host/x?token=secret", "s3://a:secret@b/x"]
-    )
-    def test_credentials_in_a_location_are_an_error_and_not_shown(self, text: str) -> None:
-        with pytest.raises(UsageError) as caught:
-            location(text)
-
-        assert caught.value.code == "usage.credentials_in_location"
-        assert "secret" not in f"{caught.value.message} {caught.value.hint}"
-
 
 @pytest.fixture
 def hub(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WebServer:
@@ -171,14 +161,6 @@ class TestHub:
         assert not (self.root / "missing").exists()
         assert (self.root / "big.bin").read_bytes() == BIG
 
-    def test_revision_is_pinned_to_the_commit(self, hub: WebServer) -> None:
-        path = pinned(location("hf://datasets/lab/blocks/meta/info.json"))
-
-        assert str(path) == f"hf://datasets/lab/blocks@{COMMIT}/meta/info.json"
-        assert path.read_text() == "{}"
-        assert pinned(path) == path
-        assert hub.endpoint in str(hub)
-
     @pytest.mark.parametrize(
         ("text", "error", "code"),
         [
@@ -196,17 +178,35 @@ class TestHub:
         assert getattr(caught.value, "code", "") == code
 
     @pytest.mark.parametrize(
-        "text", ["hf://datasets/lab", "hf://spaces/a/b", "hf://lab", "hf://./blocks"]
+        ("text", "code"),
+        [
+            ("https://user:secret@host/x", "usage.credentials_in_location"),
+            ("https://host/x?token=secret", "usage.credentials_in_location"),
+            ("s3://a:secret@b/x", "usage.credentials_in_location"),
+            ("hf://datasets/lab", "usage.bad_location"),
+            ("hf://spaces/a/b", "usage.bad_location"),
+            ("hf://lab", "usage.bad_location"),
+            ("hf://./blocks", "usage.bad_location"),
+        ],
     )
-    def test_incomplete_location_is_an_error(self, text: str) -> None:
+    def test_incomplete_location_is_an_error_as_are_credentials_which_are_not_shown(
+        self, text: str, code: str
+    ) -> None:
         with pytest.raises(UsageError) as caught:
             location(text)
 
-        assert caught.value.code == "usage.bad_location"
+        assert caught.value.code == code
+        assert "secret" not in f"{caught.value.message} {caught.value.hint}"
 
-    def test_name_without_a_kind_is_a_model(self, hub: WebServer) -> None:
+    def test_revision_is_pinned_to_the_commit_and_a_name_without_a_kind_is_a_model(
+        self, hub: WebServer
+    ) -> None:
+        path = pinned(location("hf://datasets/lab/blocks/meta/info.json"))
+        assert str(path) == f"hf://datasets/lab/blocks@{COMMIT}/meta/info.json"
+        assert path.read_text() == "{}"
+        assert pinned(path) == path
+
         path = location("hf://lab/blocks@main/meta/info.json")
-
         assert hub.endpoint
         assert str(path) == "hf://models/lab/blocks@main/meta/info.json"
         assert path.read_text() == "{}"

@@ -83,13 +83,18 @@ def test_new_folder_is_claimed_and_accepts_other_options_until_something_is_writ
     assert start_run(tmp_path / "out", record(2)) is None
 
 
-def test_complete_output_of_the_same_options_is_returned(tmp_path: Path) -> None:
-    make_output(tmp_path / "out", record(result=RESULT))
-
-    done = start_run(tmp_path / "out", record())
-
+def test_complete_output_is_returned_and_replaced_on_request_if_its_record_is_lost(
+    tmp_path: Path,
+) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
+    done = start_run(folder, record(1))
     assert done is not None
     assert done.result == RESULT
+
+    (folder / ".vlatool/run.json").unlink()
+    (folder / ".vlatool/files.jsonl").touch()
+    assert start_error(folder, record(1)).code == "usage.output_exists"
+    assert start_run(folder, record(1), overwrite=True) is None
 
 
 def test_other_options_or_inputs_are_refused_with_the_difference_and_change_nothing(
@@ -116,15 +121,6 @@ def test_overwrite_removes_the_files_of_the_earlier_run_and_keeps_those_of_other
 
     assert start_run(folder, record(2), overwrite=True) is None
     assert [path.name for path in (folder / "shards").iterdir()] == ["notes.txt"]
-
-
-def test_output_without_a_record_can_be_overwritten(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, RESULT))
-    (folder / ".vlatool/run.json").unlink()
-    (folder / ".vlatool/files.jsonl").touch()
-
-    assert start_error(folder, record(1)).code == "usage.output_exists"
-    assert start_run(folder, record(1), overwrite=True) is None
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,15 @@ def test_frames_are_in_the_order_of_names_and_episodes_in_that_of_numbers(tmp_pa
     assert (single.id, single.num_frames) == ("episode_9", 3)
 
 
-def test_other_extensions_can_be_named(tree: Path) -> None:
+def test_other_extensions_can_be_named_and_a_folder_without_images_has_no_episodes(
+    tree: Path, tmp_path: Path
+) -> None:
     write(tree, "images/episode_000000/x.tiff", saved(image(0), "TIFF"))
     assert [episode.num_frames for episode in read(tree, extensions=["TIFF", ".png"])] == [5, 4]
 
-
-def test_a_folder_without_images_has_no_episodes(tmp_path: Path) -> None:
-    write(tmp_path, "episode_000000/notes.txt")
+    write(tmp_path / "empty", "episode_000000/notes.txt")
     with pytest.raises(DataError) as caught:
-        read(tmp_path)
+        read(tmp_path / "empty")
     assert caught.value.code == "data.no_episodes"
 
 

@@ -41,28 +41,15 @@ def test_padding_limit_keeps_the_published_count_of_anchors() -> None:
     assert windows.anchors.tolist() == list(range(122))
 
 
-def test_zero_padding_zeroes_only_padded_rows_of_a_copy() -> None:
+def test_zero_padding_zeroes_only_padded_rows_of_a_copy_and_keeps_text_and_calibration() -> None:
     windows = make_windows(3, WindowSpec(1, 1, padding="zero", **WIDE_OPEN))
-
-    cut = windows.cut(np.arange(1.0, 4.0)[:, None])[..., 0]
-
-    assert cut.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0]]
-
-    values = np.ones((3, 1))
-
-    make_windows(3, WindowSpec(2, 2, padding="zero", **WIDE_OPEN)).cut(values)
-
-    assert values.tolist() == [[1], [1], [1]]
-
-
-def test_zero_padding_keeps_text_of_the_edge_row_and_calibration() -> None:
-    windows = make_windows(2, WindowSpec(1, 0, padding="zero", **WIDE_OPEN))
-
-    assert windows.cut(np.array(["a", "b"])).tolist() == [["a", "a"], ["a", "b"]]
-
-    windows = make_windows(3, WindowSpec(1, 1, padding="zero", **WIDE_OPEN))
-
+    values = np.arange(1.0, 4.0)[:, None]
+    assert windows.cut(values)[..., 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0]]
+    assert values.tolist() == [[1], [2], [3]]
     assert windows.cut_edge_padded(np.arange(3)).tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
+
+    windows = make_windows(2, WindowSpec(1, 0, padding="zero", **WIDE_OPEN))
+    assert windows.cut(np.array(["a", "b"])).tolist() == [["a", "a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("copy", "edge"), ("reflect", "reflect")])
