@@ -220,11 +220,6 @@ def test_map_of_the_documentation_shows_the_rooms_and_their_order() -> None:
     assert {name for name in rooms if (SOURCE / name).is_dir()} - drawn == {"testing"}
 
 
-def test_nobody_imports_the_contract_checks() -> None:
-    others = (name for name in NAMES if _room(name) != CHECKS)
-    assert not [name for name in others if CHECKS in map(_room, _own_imports(name))]
-
-
 def test_modules_models_and_folders_do_not_import_each_other_in_a_circle() -> None:
     assert _cycle({module: _own_imports(name) for module, name in MODULES.items()}) == []
 
