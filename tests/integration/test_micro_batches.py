@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.builders.preset_runs import (
-    GROUPS,
-    PRESETS,
-    ROOT,
-    SPLITS,
-    groups_of,
-    train_all,
-    write_sources,
-)
+from tests.builders import preset_runs
 
 # Largest difference of a loss at any step, and of an output after the last one, relative to its
 # largest value (measured: 7e-6). It is rounding: sums of other micro-batches have another order.
@@ -38,22 +30,26 @@ NO_GRADIENT = (
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the weights of all presets and splits."""
     root = tmp_path_factory.mktemp("presets")
-    write_sources(root)
-    (root / GROUPS).write_text(json.dumps(groups_of(root)))
+    preset_runs.write_sources(root)
+    (root / preset_runs.GROUPS).write_text(json.dumps(preset_runs.groups_of(root)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{preset_runs.ROOT / 'src'}{os.pathsep}{preset_runs.ROOT}",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, *launch, "-m", "tests.builders.preset_runs", str(root)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    train_all(root, 1)
+    preset_runs.train_all(root, 1)
     return root
 
 
 @pytest.mark.slow
 def test_results_do_not_depend_on_processes_and_micro_batches(runs: Path) -> None:
-    groups = json.loads((runs / GROUPS).read_text())
-    assert sorted(name for names in groups.values() for name in names) == PRESETS
-    whole, *splits = SPLITS
+    groups = json.loads((runs / preset_runs.GROUPS).read_text())
+    assert sorted(name for names in groups.values() for name in names) == preset_runs.PRESETS
+    whole, *splits = preset_runs.SPLITS
     differing: list[str] = []
     for preset in groups:
         expected = load_file(whole.file(runs, preset))

@@ -37,17 +37,14 @@ from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
 WORDS = "ant cat"
-Change = Callable[[Path], None]
 
 
-class Interrupting(NullReporter):
+class Interrupting(NullReporter, NullProgress):
     """Reporter that raises KeyboardInterrupt after the first episode."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Any:
-        return InterruptingProgress()
+        return self
 
-
-class InterruptingProgress(NullProgress):
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         raise KeyboardInterrupt
 
@@ -73,31 +70,31 @@ def is_replaced(output: Path, command: Callable[[], object]) -> bool:
     return (read_record(output), contents(output)) != before
 
 
-def test_rollouts_do_not_replace_a_data_set(data: Path, trained: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(data, tmp_path / "data"))
+@pytest.mark.parametrize(("owner", "command"), [("data", "preprocess"), ("trained", "train")])
+def test_rollouts_do_not_replace_a_data_set_or_run_and_name_its_command(
+    owner: str, command: str, request: pytest.FixtureRequest, trained: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(request.getfixturevalue(owner), tmp_path / "out"))
+    before = read_record(output), contents(output)
     config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
+    with pytest.raises(UsageError) as caught:
+        rollout(config)
 
-    assert not is_replaced(output, lambda: rollout(config))
-
-
-def test_rollouts_do_not_replace_a_run(trained: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(trained, tmp_path / "run"))
-    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
-
-    assert not is_replaced(output, lambda: rollout(config))
+    assert caught.value.code == "usage.output_exists"
+    assert f"vlatool {command}" in caught.value.message
+    assert "--overwrite" not in caught.value.hint
+    assert (read_record(output), contents(output)) == before
 
 
-def test_training_does_not_replace_a_data_set(data: Path, tmp_path: Path) -> None:
+def test_training_does_not_replace_a_data_set_nor_data_their_own_source(
+    data: Path, tmp_path: Path
+) -> None:
     output = Path(shutil.copytree(data, tmp_path / "data"))
     config = tiny_config(data, output, total_train_steps=1, overwrite=True)
-
     assert not is_replaced(output, lambda: train(config))
 
-
-def test_data_do_not_replace_their_own_source(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=4, workers=1))
-
     assert not is_replaced(raw, lambda: run(raw, raw, overwrite=True))
 
 
@@ -188,66 +185,53 @@ def test_report_of_earlier_rollouts_stays_until_it_is_replaced(
     assert (tmp_path / "report.json").exists()
 
 
-def test_error_names_the_command_that_owns_the_folder(data: Path, trained: Path) -> None:
-    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(data), episodes=1)
-    with pytest.raises(UsageError) as caught:
-        rollout(config)
-
-    assert "vlatool preprocess" in caught.value.message
-    assert "--overwrite" not in caught.value.hint
-
-
-def empty_list(output: Path) -> None:
-    (output / ".vlatool/files.jsonl").write_text("")
-
-
-def torn_list(output: Path) -> None:
-    content = (output / ".vlatool/files.jsonl").read_bytes()
-    (output / ".vlatool/files.jsonl").write_bytes(content[:-20])
-
-
-@pytest.mark.parametrize("spoil", [empty_list, torn_list])
-def test_output_with_a_damaged_file_list_is_repaired(tmp_path: Path, spoil: Change) -> None:
+@pytest.mark.parametrize("stop", [0, -20])
+def test_output_with_a_damaged_file_list_is_repaired_and_partial_files_are_removed(
+    tmp_path: Path, stop: int
+) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
-    spoil(tmp_path)
+    files = tmp_path / ".vlatool/files.jsonl"
+    files.write_bytes(files.read_bytes()[:stop])
     (tmp_path / "words/cat").unlink()
-
-    run_toy(ToyJob(tmp_path, WORDS))
-
-    assert (tmp_path / "words/cat").read_text() == "cat"
-
-
-def test_partial_files_beside_the_record_are_removed(tmp_path: Path) -> None:
     leftover = tmp_path / ".vlatool/.files.jsonl.77-a.partial"
-    leftover.parent.mkdir()
     leftover.touch()
 
     run_toy(ToyJob(tmp_path, WORDS))
 
+    assert (tmp_path / "words/cat").read_text() == "cat"
     assert not leftover.exists()
 
 
-def test_unreadable_record_is_an_error(tmp_path: Path) -> None:
+def test_output_inside_the_record_folder_of_another_and_an_unreadable_record_are_errors(
+    tmp_path: Path,
+) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
+    with pytest.raises(UsageError):
+        run_toy(ToyJob(tmp_path / ".vlatool/inner", WORDS))
+
     (tmp_path / ".vlatool/run.json").unlink()
     (tmp_path / ".vlatool/run.json").mkdir()
-
     with pytest.raises(StorageError):
         run_toy(ToyJob(tmp_path, WORDS))
 
 
-def test_output_inside_the_record_folder_of_another_is_refused(tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, WORDS))
+def test_item_whose_error_has_details_that_are_not_json_fails_alone_and_too_many_bugs_are_an_error(
+    tmp_path: Path,
+) -> None:
+    error = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
+    run_of = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": error})))
+    assert [failure["details"] for failure in run_of.failures] == [
+        {"path": str(tmp_path), "row": "3"}
+    ]
+    assert (tmp_path / "words/ant").exists()
 
-    with pytest.raises(UsageError):
-        run_toy(ToyJob(tmp_path / ".vlatool/inner", WORDS))
-
-
-def test_too_many_bugs_are_a_bug_error(tmp_path: Path) -> None:
-    job = ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": ZeroDivisionError("x")}))
-
+    bug = Write(tmp_path / "bug", bad={"cat": ZeroDivisionError("x")})
     with pytest.raises(BugError):
-        run_job(job, SerialExecutor(), options=JobConfig(max_failures=0))
+        run_job(
+            ToyJob(tmp_path / "bug", WORDS, bug),
+            SerialExecutor(),
+            options=JobConfig(max_failures=0),
+        )
 
 
 def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
@@ -258,17 +242,6 @@ def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
     text = f"{source}/a and /data{tmp_path}/sim/bc"
     assert run_of.redact_paths(text) == f"raw/a and /data{tmp_path}/sim/bc"
     json.dumps(run_of.redact_paths([text]))
-
-
-def test_item_whose_error_has_details_that_are_not_json_fails_alone(tmp_path: Path) -> None:
-    error = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
-
-    run_of = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": error})))
-
-    assert [failure["details"] for failure in run_of.failures] == [
-        {"path": str(tmp_path), "row": "3"}
-    ]
-    assert (tmp_path / "words/ant").exists()
 
 
 def test_rank_that_ends_with_an_error_aborts_the_others(tmp_path: Path) -> None:
@@ -301,24 +274,20 @@ def evaluations(folder: Path, data: Path, trained: Path) -> dict[str, Callable[[
 
 
 @pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
-@pytest.mark.parametrize("names", [(), ("report.json",)])
-def test_evaluation_does_not_touch_foreign_files(
-    data: Path, trained: Path, tmp_path: Path, command: str, names: tuple[str, ...]
-) -> None:
-    before = foreign_files(tmp_path, *names)
-
-    assert not is_replaced(tmp_path, evaluations(tmp_path, data, trained)[command])
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
-def test_report_without_a_record_is_a_foreign_file(
+def test_evaluation_does_not_touch_foreign_files_or_a_report_without_a_record(
     data: Path, trained: Path, tmp_path: Path, command: str
 ) -> None:
-    (tmp_path / "report.json").write_text("mine")
-
-    assert not is_replaced(tmp_path, evaluations(tmp_path, data, trained)[command])
-    assert (tmp_path / "report.json").read_text() == "mine"
+    for name, make in {
+        "none": lambda folder: foreign_files(folder),
+        "report": lambda folder: foreign_files(folder, "report.json"),
+        "alone": lambda folder: (folder / "report.json").write_text("mine"),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder)
+        before = contents(folder)
+        assert not is_replaced(folder, evaluations(folder, data, trained)[command])
+        assert contents(folder) == before
 
 
 def test_open_loop_rewrites_its_own_report(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -334,11 +303,19 @@ def test_open_loop_rewrites_its_own_report(data: Path, trained: Path, tmp_path: 
     assert json.loads((tmp_path / "report/report.json").read_text())["samples"] == 1
 
 
-def test_demo_does_not_touch_foreign_files(tmp_path: Path) -> None:
-    before = foreign_files(tmp_path)
-
-    assert not is_replaced(tmp_path, lambda: demo(DemoConfig(output=str(tmp_path))))
-    assert contents(tmp_path) == before
+def test_demo_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1, FRAMES)
+    mine = tmp_path / "mine"
+    before = foreign_files(mine)
+    config = SampleConfig(layout="spartan", output=str(mine), episodes=1, frames=4)
+    for command in (
+        lambda: sample(config),
+        lambda: run(source, mine),
+        lambda: run(source, mine, overwrite=True),
+        lambda: demo(DemoConfig(output=str(mine))),
+    ):
+        assert not is_replaced(mine, command)
+    assert contents(mine) == before
 
 
 def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
@@ -350,58 +327,32 @@ def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
     assert contents(tmp_path / "data") == before
 
 
-def test_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
-    before = foreign_files(tmp_path / "mine")
-    config = SampleConfig(layout="spartan", output=str(tmp_path / "mine"), episodes=1, frames=4)
-
-    assert not is_replaced(tmp_path / "mine", lambda: sample(config))
-    assert not is_replaced(tmp_path / "mine", lambda: run(source, tmp_path / "mine"))
-    assert not is_replaced(
-        tmp_path / "mine", lambda: run(source, tmp_path / "mine", overwrite=True)
-    )
-    assert contents(tmp_path / "mine") == before
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["{}", '{"a": 1}', "[]", '{"observation.state": {"mean": [0.0], "std": [1.0]}}', "notes"],
-)
-def test_merged_statistics_do_not_replace_a_foreign_file(
-    data: Path, tmp_path: Path, content: str
-) -> None:
-    target = tmp_path / "stats.json"
-    target.write_text(content)
-    config = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
-
-    assert not is_replaced(tmp_path, lambda: stats_merge(config))
-    assert target.read_text() == content
-
-
-def test_merged_statistics_do_not_replace_those_of_a_run(
+def test_merged_statistics_do_not_replace_a_foreign_file_or_those_of_a_run(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
+    target = tmp_path / "stats.json"
+    config = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
+    numbers = '{"observation.state": {"mean": [0.0], "std": [1.0]}}'
+    for content in ("{}", '{"a": 1}', "[]", numbers, "notes"):
+        target.write_text(content)
+        assert not is_replaced(tmp_path, lambda: stats_merge(config))
+        assert target.read_text() == content
+
     output = Path(shutil.copytree(trained, tmp_path / "run"))
-    config = StatsMergeConfig(sources=[str(data)] * 2, output=str(output / "stats.json"))
+    own = config.model_copy(update={"output": str(output / "stats.json")})
+    assert not is_replaced(output, lambda: stats_merge(own))
 
-    assert not is_replaced(output, lambda: stats_merge(config))
 
-
-@pytest.mark.parametrize("content", ["mine", "a: [", "seed: 3\n", ""])
-def test_resolved_configuration_does_not_replace_a_foreign_file(
-    tmp_path: Path, content: str
+def test_resolved_configuration_replaces_an_earlier_one_and_no_foreign_file(
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "mine.yaml").write_text(content)
-    resolved = load_config(DemoConfig)
+    path, resolved = tmp_path / "demo.yaml", load_config(DemoConfig)
+    for content in ("mine", "a: [", "seed: 3\n", ""):
+        path.write_text(content)
+        assert not is_replaced(tmp_path, lambda: resolve_config(resolved, output=str(path)))
+        assert path.read_text() == content
 
-    assert not is_replaced(
-        tmp_path, lambda: resolve_config(resolved, output=str(tmp_path / "mine.yaml"))
-    )
-    assert (tmp_path / "mine.yaml").read_text() == content
-
-
-def test_resolved_configuration_replaces_an_earlier_one(tmp_path: Path) -> None:
+    path.unlink()
     for _ in range(2):
-        resolve_config(load_config(DemoConfig), output=str(tmp_path / "demo.yaml"))
-
-    assert "rollouts: 50" in (tmp_path / "demo.yaml").read_text()
+        resolve_config(resolved, output=str(path))
+    assert "rollouts: 50" in path.read_text()

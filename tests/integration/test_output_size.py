@@ -19,15 +19,16 @@ from vlatool.workflows.stats import StatsMergeConfig, stats_merge
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return spartan_task(tmp_path / "raw", 2, FRAMES)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw") / "raw", 2, FRAMES)
 
 
-@pytest.fixture
-def with_episodes(source: Path, tmp_path: Path) -> Path:
-    run(source, tmp_path / "with_episodes")
-    return tmp_path / "with_episodes"
+@pytest.fixture(scope="module")
+def with_episodes(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("output") / "with_episodes"
+    run(source, output)
+    return output
 
 
 def shards(output: Path) -> dict[str, bytes]:
@@ -95,14 +96,19 @@ def test_episodes_left_by_a_killed_run_are_removed_by_the_next(
     assert not (tmp_path / "small/episodes").exists()
 
 
-def test_statistics_are_written_once(with_episodes: Path) -> None:
+def test_statistics_are_written_once_and_digests_beside_them_merge_like_those_inside(
+    with_episodes: Path, tmp_path: Path
+) -> None:
     names = sorted(
         path.relative_to(with_episodes).as_posix() for path in with_episodes.rglob("*stats*")
     )
-
     assert names == ["shards/stats.json", "shards/stats_digests.npz"]
     for entry in read_stats(with_episodes / "shards/stats.json").values():
         assert entry["tdigest_state"] is entry["tdigest_state_per_timestep"] is None
+
+    published = with_states_inside(Path(shutil.copytree(with_episodes, tmp_path / "published")))
+    each = [read_mergeable(folder / "shards/stats.json") for folder in (with_episodes, published)]
+    assert merge_stats([each[0], each[0]]) == merge_stats([each[1], each[1]])
 
 
 def with_states_inside(output: Path) -> Path:
@@ -118,33 +124,30 @@ def with_states_inside(output: Path) -> Path:
     return output
 
 
-def test_digests_in_a_separate_file_merge_like_those_inside_the_statistics(
-    with_episodes: Path, tmp_path: Path
-) -> None:
-    published = with_states_inside(Path(shutil.copytree(with_episodes, tmp_path / "published")))
-    each = [read_mergeable(folder / "shards/stats.json") for folder in (with_episodes, published)]
-
-    assert merge_stats([each[0], each[0]]) == merge_stats([each[1], each[1]])
-
-
-def test_error_names_the_file_of_damaged_digests(with_episodes: Path) -> None:
-    path = with_episodes / "shards/stats_digests.npz"
+def test_error_names_the_file_of_damaged_digests(with_episodes: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(with_episodes, tmp_path / "damaged"))
+    path = output / "shards/stats_digests.npz"
     path.write_bytes(path.read_bytes()[:100])
 
     with pytest.raises(DataError) as caught:
-        stats_merge(StatsMergeConfig(sources=[str(with_episodes), str(with_episodes)]))
+        stats_merge(StatsMergeConfig(sources=[str(output), str(output)]))
     assert str(path) in caught.value.message
 
 
-def test_merged_statistics_can_be_merged_again(with_episodes: Path, tmp_path: Path) -> None:
-    target = tmp_path / "merged.json"
-    stats_merge(
-        StatsMergeConfig(sources=[str(with_episodes), str(with_episodes)], output=str(target))
-    )
+def test_merged_statistics_can_be_merged_again_and_replace_no_foreign_digests(
+    with_episodes: Path, tmp_path: Path
+) -> None:
+    target, digests = tmp_path / "merged.json", tmp_path / "merged_digests.npz"
+    config = StatsMergeConfig(sources=[str(with_episodes)] * 2, output=str(target))
+    digests.write_text("mine")
+    with pytest.raises(UsageError):
+        stats_merge(config)
+    assert digests.read_text() == "mine"
 
+    digests.unlink()
+    stats_merge(config)
     again = stats_merge(StatsMergeConfig(sources=[str(target), str(target)]))
-
-    assert (tmp_path / "merged_digests.npz").exists()
+    assert digests.exists()
     assert next(iter(again.statistics.values()))["count"][1] == 4 * 2 * FRAMES
 
 
@@ -163,19 +166,8 @@ def test_digests_of_an_earlier_merge_are_removed_with_other_statistics(
     assert not (tmp_path / "merged_digests.npz").exists()
 
 
-def test_merge_does_not_replace_foreign_digests(with_episodes: Path, tmp_path: Path) -> None:
-    (tmp_path / "merged_digests.npz").write_text("mine")
-    keys = {
-        "sources": [str(with_episodes), str(with_episodes)],
-        "output": str(tmp_path / "merged.json"),
-    }
-
-    with pytest.raises(UsageError):
-        stats_merge(StatsMergeConfig(**keys))
-    assert (tmp_path / "merged_digests.npz").read_text() == "mine"
-
-
-def test_inspect_counts_the_files_of_the_data_set_only(source: Path) -> None:
+def test_inspect_counts_the_files_of_the_data_set_only(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1, FRAMES)
     before = inspect(InspectConfig(location=str(source))).document()["bytes"]
     run(source, source / "shards-of-it")
     (source / ".vlatool").mkdir()

@@ -104,8 +104,10 @@ def test_data_without_a_tar_per_episode_are_searched(run: Path, data: Path, tmp_
 def test_recorded_steps_end_with_the_episode_and_errors_are_over_them(
     run: Path, data: Path, tmp_path: Path
 ) -> None:
-    result = predicted(run, data.parent / "raw", tmp_path, frame=FRAMES - 3)
+    keys = {"frame": FRAMES - 3, "instruction": "stop"}
+    result = predicted(run, data.parent / "raw", tmp_path, **keys)
 
+    assert result.instruction == "stop"
     field = result.fields[HAND_COMMAND]
     assert len(field.recorded) == 3
     assert len(field.predicted) > 3
@@ -116,11 +118,6 @@ def test_recorded_steps_end_with_the_episode_and_errors_are_over_them(
     assert document["frame"] == FRAMES - 3
     assert (tmp_path / "actions.html").stat().st_size > 1000
     assert "step 1" in result.text()
-
-
-def test_instruction_replaces_that_of_the_episode(run: Path, data: Path, tmp_path: Path) -> None:
-    changed = predicted(run, data, tmp_path, instruction="stop")
-    assert changed.instruction == "stop"
 
 
 @pytest.mark.parametrize(

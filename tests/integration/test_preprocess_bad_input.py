@@ -5,6 +5,8 @@ Source: formats/spartan 10, 11; formats/lbm-preprocessing 5; formats/lerobot 12.
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.builders import preprocessing
 from tests.builders.lerobot import Columns, lerobot_dataset
 from tests.builders.preprocessing import (
     CAMERA,
@@ -61,137 +64,79 @@ def test_pickled_array_is_never_executed(tmp_path: Path, document: str, key: str
     assert not (tmp_path / "sprung").exists()
 
 
+DOCUMENTS = ("metadata", "observations", "actions", "intrinsics", "extrinsics")
+# Code to what is wrong, and a part of the message.
 BAD_CONTENT = {
-    "observation of dates": (
-        value("observations", "robot__x", np.zeros((FRAMES, 1), "M8[s]")),
-        "data.bad_field",
-        "robot__x",
-    ),
-    "observation of complex numbers": (
-        value("observations", "robot__x", np.zeros((FRAMES, 1), complex)),
-        "data.bad_field",
-        "robot__x",
-    ),
-    "observation of records": (
-        value("observations", "robot__x", np.zeros(FRAMES, [("a", "f8")])),
-        "data.bad_field",
-        "robot__x",
-    ),
-    "observation without channels": (
-        value("observations", "robot__x", np.zeros((FRAMES, 0))),
-        "data.bad_field",
-        "robot__x",
-    ),
-    "observation of one value": (
-        value("observations", "robot__x", np.float64(3)),
-        "data.length_mismatch",
-        "robot__x",
-    ),
-    "observation of another length": (
-        value("observations", "robot__version", np.zeros((FRAMES - 1, 1))),
-        "data.length_mismatch",
-        "robot__version",
-    ),
-    "pictures of another length": (
-        value("observations", CAMERA, np.zeros((FRAMES - 1, 24, 32, 3), np.uint8)),
-        "data.length_mismatch",
-        "camera scene_right_0",
-    ),
-    "actions of another length": (
-        value("actions", "actions", np.zeros((FRAMES - 1, 20))),
-        "data.length_mismatch",
-        "actions.npz: 'actions'",
-    ),
-    "extrinsics of another length": (
-        value("extrinsics", CAMERA, np.tile(np.eye(4), (FRAMES - 1, 1, 1))),
-        "data.length_mismatch",
-        "scene_right_0",
-    ),
-    "actions of text": (
-        value("actions", "actions", np.full((FRAMES, 20), "x")),
-        "data.narrow_actions",
-        "actions",
-    ),
-    "actions too narrow": (
-        value("actions", "actions", np.zeros((FRAMES, 19))),
-        "data.narrow_actions",
-        "actions",
-    ),
-    "archive without actions": (without("actions", "actions"), "data.missing_array", "actions"),
-    "intrinsics of text": (
-        value("intrinsics", CAMERA, np.full((3, 3), "x")),
-        "data.bad_calibration",
-        CAMERA,
-    ),
-    "intrinsics with NaN": (
-        value("intrinsics", CAMERA, np.full((3, 3), np.nan)),
-        "data.bad_calibration",
-        CAMERA,
-    ),
-    "extrinsics of another shape": (
-        value("extrinsics", CAMERA, np.eye(3)),
-        "data.bad_calibration",
-        CAMERA,
-    ),
-    "pictures in floats": (
-        value("observations", CAMERA, np.zeros((FRAMES, 24, 32, 3))),
-        "data.not_pictures",
-        CAMERA,
-    ),
-    "pictures without pixels": (
-        value("observations", CAMERA, np.zeros((FRAMES, 0, 32, 3), np.uint8)),
-        "data.broken_npz",
-        CAMERA,
-    ),
-    "NaN": (
-        value("observations", XYZ, np.full((FRAMES, 3), np.nan)),
-        "data.not_finite",
-        XYZ,
-    ),
-    "infinity": (
-        value("actions", "actions", np.full((FRAMES, 20), np.inf)),
-        "data.not_finite",
-        "robot__action__poses__right::panda__xyz",
-    ),
-    "other fields than the first": (
-        without("observations", "robot__version"),
-        "data.schema_mismatch",
-        "robot__version",
-    ),
-    "no camera mapping": (
-        without("metadata", "camera_id_to_semantic_name"),
-        "data.missing_field",
-        "camera_id_to_semantic_name",
-    ),
-    "camera mapping of another form": (
-        value("metadata", "camera_id_to_semantic_name", ["a"]),
-        "data.missing_field",
-        "camera_id_to_semantic_name",
-    ),
-    "mapping to cameras that are not there": (
-        value("metadata", "camera_id_to_semantic_name", {"none": "front"}),
-        "data.no_cameras",
-        "observations.npz",
-    ),
-    "camera name with a comma": (named("a,b"), "data.bad_camera_name", "a,b"),
-    "camera name with a slash": (named("a/b"), "data.bad_camera_name", "a/b"),
-    "camera name with a newline": (named("scene_right_0\n"), "data.bad_camera_name", "metadata"),
-    "camera name with a brace": (named("a{0..3}"), "data.bad_camera_name", "a{0..3}"),
-    "camera name twice, in capitals": (
-        named("WRIST_left_minus"),
-        "data.bad_camera_name",
-        "wrist_left_minus",
-    ),
-    **{
-        f"no {name}": (without(name), "data.missing_file", f"processed/{name}.")
-        for name in ("metadata", "observations", "actions", "intrinsics", "extrinsics")
-    },
+    "data.bad_field": [
+        (value("observations", "robot__x", np.zeros((FRAMES, 1), "M8[s]")), "robot__x"),
+        (value("observations", "robot__x", np.zeros((FRAMES, 1), complex)), "robot__x"),
+        (value("observations", "robot__x", np.zeros(FRAMES, [("a", "f8")])), "robot__x"),
+        (value("observations", "robot__x", np.zeros((FRAMES, 0))), "robot__x"),
+    ],
+    "data.length_mismatch": [
+        (value("observations", "robot__x", np.float64(3)), "robot__x"),
+        (value("observations", "robot__version", np.zeros((FRAMES - 1, 1))), "robot__version"),
+        (
+            value("observations", CAMERA, np.zeros((FRAMES - 1, 24, 32, 3), np.uint8)),
+            "camera scene_right_0",
+        ),
+        (value("actions", "actions", np.zeros((FRAMES - 1, 20))), "actions.npz: 'actions'"),
+        (value("extrinsics", CAMERA, np.tile(np.eye(4), (FRAMES - 1, 1, 1))), "scene_right_0"),
+    ],
+    "data.narrow_actions": [
+        (value("actions", "actions", np.full((FRAMES, 20), "x")), "actions"),
+        (value("actions", "actions", np.zeros((FRAMES, 19))), "actions"),
+    ],
+    "data.missing_array": [
+        (without("actions", "actions"), "actions"),
+    ],
+    "data.bad_calibration": [
+        (value("intrinsics", CAMERA, np.full((3, 3), "x")), CAMERA),
+        (value("intrinsics", CAMERA, np.full((3, 3), np.nan)), CAMERA),
+        (value("extrinsics", CAMERA, np.eye(3)), CAMERA),
+    ],
+    "data.not_pictures": [
+        (value("observations", CAMERA, np.zeros((FRAMES, 24, 32, 3))), CAMERA),
+    ],
+    "data.broken_npz": [
+        (value("observations", CAMERA, np.zeros((FRAMES, 0, 32, 3), np.uint8)), CAMERA),
+    ],
+    "data.not_finite": [
+        (value("observations", XYZ, np.full((FRAMES, 3), np.nan)), XYZ),
+        (
+            value("actions", "actions", np.full((FRAMES, 20), np.inf)),
+            "robot__action__poses__right::panda__xyz",
+        ),
+    ],
+    "data.schema_mismatch": [
+        (without("observations", "robot__version"), "robot__version"),
+    ],
+    "data.missing_field": [
+        (without("metadata", "camera_id_to_semantic_name"), "camera_id_to_semantic_name"),
+        (value("metadata", "camera_id_to_semantic_name", ["a"]), "camera_id_to_semantic_name"),
+    ],
+    "data.no_cameras": [
+        (value("metadata", "camera_id_to_semantic_name", {"none": "front"}), "observations.npz"),
+    ],
+    "data.bad_camera_name": [
+        (named("a,b"), "a,b"),
+        (named("a/b"), "a/b"),
+        (named("scene_right_0\n"), "metadata"),
+        (named("a{0..3}"), "a{0..3}"),
+        (named("WRIST_left_minus"), "wrist_left_minus"),
+    ],
+    "data.missing_file": [
+        *((without(name), f"processed/{name}.") for name in DOCUMENTS),
+    ],
 }
 
 
-@pytest.mark.parametrize(("change", "code", "location"), BAD_CONTENT.values(), ids=BAD_CONTENT)
+@pytest.mark.parametrize(
+    ("code", "change", "location"),
+    [(code, *row) for code, rows in BAD_CONTENT.items() for row in rows],
+)
 def test_bad_episode_is_reported_with_code_and_location_and_the_other_is_written(
-    tmp_path: Path, change: Callable[[Documents], None], code: str, location: str
+    tmp_path: Path, code: str, change: Callable[[Documents], None], location: str
 ) -> None:
     error = refusal(with_broken(tmp_path, change), tmp_path / "out")
 
@@ -240,13 +185,11 @@ def with_nan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out/shards"
 
 
-def test_nan_is_kept_in_the_samples_when_allowed(with_nan: Path) -> None:
+def test_nan_is_kept_when_allowed_and_left_out_of_statistics_of_strict_json(with_nan: Path) -> None:
     has_nan = [np.isnan(arrays(sample)[XYZ]).any() for sample in samples(with_nan)]
 
     assert sum(has_nan) == 4  # the windows of anchors 0 to 3 contain frame 2
 
-
-def test_statistics_leave_out_rows_with_nan(with_nan: Path) -> None:
     entry = read_stats(with_nan / "stats.json")
     rows = np.concatenate(
         [a[XYZ][a["past_mask"] | a["future_mask"]] for a in map(arrays, samples(with_nan))]
@@ -256,8 +199,6 @@ def test_statistics_leave_out_rows_with_nan(with_nan: Path) -> None:
     np.testing.assert_allclose(entry[XYZ]["mean"], finite.mean(axis=0))
     assert sum(entry[XYZ]["count"]) == len(finite)
 
-
-def test_statistics_of_data_with_nan_are_strict_json(with_nan: Path) -> None:
     def reject_constant(literal: str) -> None:
         raise AssertionError(literal)
 
@@ -277,7 +218,9 @@ def test_unknown_camera_is_reported_with_a_suggestion(
     error = refusal(source, tmp_path / "out", **options)
 
     assert (error.code, error.exit_code) == ("data.unknown_camera", 3)
+    assert error.details["camera"] == "scene_right_o"
     assert "scene_right_0" in error.hint
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("key", "twice"), [("camera_names", "front"), ("image_indices", 1)])
@@ -296,66 +239,40 @@ def test_task_without_annotation_is_a_warning(tmp_path: Path) -> None:
     assert result.warnings == ("source.language_fallback: 1 episode",)
 
 
-BAD_FILES = [
-    ("language_annotations_path", "language_dict: [a]", "data.broken_annotations"),
-    ("language_annotations_path", "a: b", "data.broken_annotations"),
-    (
-        "language_annotations_path",
-        "language_dict: {T: {original: text}}",
-        "data.broken_annotations",
-    ),
-    pytest.param("language_annotations_path", "{", "data.broken_annotations", id="no yaml"),
-    pytest.param(
-        "language_annotations_path", "[" * 100_000, "data.broken_annotations", id="deep yaml"
-    ),
-    pytest.param(
-        "action_fields_config_path", "[" * 100_000, "data.broken_file", id="deep action fields"
-    ),
-    pytest.param("validation_episodes_path", "[" * 100_000, "data.broken_file", id="deep json"),
-    pytest.param(
-        "validation_episodes_path", '{"T": [1e999]}', "data.broken_file", id="endless number"
-    ),
-    ("validation_episodes_path", "[1]", "data.broken_file"),
-    ("validation_episodes_path", '{"T": 3}', "data.broken_file"),
-    ("validation_episodes_path", '{"T": "12"}', "data.broken_file"),
-    ("validation_episodes_path", '{"T": ["x"]}', "data.broken_file"),
-    ("validation_episodes_path", "{", "data.broken_file"),
-    ("action_fields_config_path", "[1]", "data.broken_file"),
-    ("action_fields_config_path", "action_key_fields: [a]", "data.broken_file"),
-    (
-        "action_fields_config_path",
+DEEP = "[" * 100_000
+# Key and code to contents; None: no file.
+BAD_FILES: dict[tuple[str, str], list[str | None]] = {
+    ("language_annotations_path", "data.broken_annotations"): [
+        *(None, "{", DEEP, "a: b", "language_dict: [a]", "language_dict: {T: {original: text}}"),
+    ],
+    ("validation_episodes_path", "data.broken_file"): [
+        *(None, "{", DEEP, "[1]", '{"T": 3}', '{"T": "12"}', '{"T": ["x"]}', '{"T": [1e999]}'),
+    ],
+    ("action_fields_config_path", "data.broken_file"): [
+        *(None, DEEP, "[1]", "action_key_fields: [a]"),
         "{action_key_fields: [a, b], action_index_fields: [1]}",
-        "data.broken_file",
-    ),
-    (
-        "action_fields_config_path",
         "{action_key_fields: [a, a], action_index_fields: [1, 2]}",
-        "data.broken_file",
-    ),
-    (
-        "action_fields_config_path",
         "{action_key_fields: [a, b], action_index_fields: [2, 1]}",
-        "data.broken_file",
-    ),
-    (
-        "action_fields_config_path",
         "{action_key_fields: [a], action_index_fields: [1], pose_groups: [{name: x}]}",
-        "data.broken_file",
-    ),
-    (
-        "action_fields_config_path",
         "{action_key_fields: [a], action_index_fields: [1], pose_groups: [x]}",
-        "data.broken_file",
-    ),
-]
+    ],
+}
 
 
-@pytest.mark.parametrize(("key", "content", "code"), BAD_FILES)
-def test_side_file_of_another_form_is_reported_with_its_path(
-    tmp_path: Path, key: str, content: str, code: str
+@pytest.mark.parametrize(
+    ("key", "code", "content"),
+    [
+        pytest.param(*names, content, id=f"{names[0]} {number}")
+        for names, contents in BAD_FILES.items()
+        for number, content in enumerate(contents)
+    ],
+)
+def test_missing_side_file_or_one_of_another_form_is_reported_with_its_path(
+    tmp_path: Path, key: str, code: str, content: str | None
 ) -> None:
     path = tmp_path / "side"
-    path.write_text(content)
+    if content is not None:
+        path.write_text(content)
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
 
     error = refusal(source, tmp_path / "out", source={key: str(path)})
@@ -366,29 +283,12 @@ def test_side_file_of_another_form_is_reported_with_its_path(
 
 
 @pytest.mark.parametrize(
-    "key", ["language_annotations_path", "validation_episodes_path", "action_fields_config_path"]
-)
-def test_missing_side_file_is_reported_with_its_path(tmp_path: Path, key: str) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
-
-    error = refusal(source, tmp_path / "out", source={key: str(tmp_path / "none")})
-
-    assert error.exit_code == 3
-    assert str(tmp_path / "none") in error.message
-
-
-@pytest.mark.parametrize(
     ("options", "reason", "option"),
     [
         ({"future_lowdim_steps": 50, "max_padding_right": 0}, "padding", "--max-padding"),
-        pytest.param(
-            {"filter_still_samples": True, "still_threshold": 1e9},
-            "still",
-            "--still-threshold",
-        ),
-        pytest.param({"only_successful": True}, "success_unknown", "--only-successful"),
+        ({"filter_still_samples": True, "still_threshold": 1e9}, "still", "--still-threshold"),
+        ({"only_successful": True}, "success_unknown", "--only-successful"),
     ],
-    ids=["padding", "still", "success"],
 )
 def test_zero_samples_end_with_a_hint_at_the_option(
     tmp_path: Path, options: dict[str, Any], reason: str, option: str
@@ -434,25 +334,45 @@ def test_episode_shorter_than_the_window_is_dropped_and_named(tmp_path: Path) ->
     assert [name[:9] for name in result.empty_episodes] == ["ShortTask"]
 
 
-def test_nan_of_a_lerobot_episode_is_kept_when_allowed(tmp_path: Path) -> None:
-    def change(number: int, columns: Columns) -> None:
-        columns["observation.state"][2][1] = float("nan")
-
-    root = lerobot_dataset(tmp_path / "raw", (FRAMES,), change=change)
-
-    assert run(root, tmp_path / "out", format="lerobot", fail_on_nan=False).samples == FRAMES
-
-
-def test_nan_of_a_lerobot_episode_is_reported(tmp_path: Path) -> None:
+def test_nan_of_a_lerobot_episode_is_reported_or_kept_when_allowed(tmp_path: Path) -> None:
     def change(number: int, columns: Columns) -> None:
         if number == 1:
             columns["observation.state"][2][1] = float("nan")
 
     root = lerobot_dataset(tmp_path / "raw", (FRAMES, FRAMES), change=change)
-
     failure = failure_of(refusal(root, tmp_path / "out", format="lerobot"))
-
     assert (failure["code"], has_message_and_hint(failure)) == ("data.not_finite", True)
+    allowed = run(root, tmp_path / "allowed", format="lerobot", fail_on_nan=False)
+    assert allowed.samples == 2 * FRAMES
+
+
+LEFT, RIGHT = "observation.images.left", "observation.images.right"
+
+
+@pytest.mark.parametrize("episode", [0, 1])
+def test_episode_without_a_declared_video_is_an_error_unless_options_allow_it(
+    tmp_path: Path, episode: int
+) -> None:
+    root = tmp_path / "raw"
+    lerobot_dataset(root, (FRAMES, FRAMES), cameras={LEFT: "video", RIGHT: "video"})
+    next(root.rglob(f"{RIGHT}/episode_{episode:06d}.mp4")).unlink()
+
+    error = refusal(root, tmp_path / "out", format="lerobot")
+    assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
+    assert failure_of(error)["code"] == "data.missing_video"
+    stored = [metadata(sample)["camera_names"] for sample in samples(tmp_path / "out/shards")]
+    assert stored == [[LEFT, RIGHT]] * FRAMES
+
+    keys: dict[str, Any] = {"format": "lerobot", "dry_run": True}
+    dropped = run(root, tmp_path / "dropped", skip_episodes_missing_cameras=True, **keys)
+    assert (dropped.samples, dropped.failures) == (FRAMES, ())
+    assert dropped.dropped == {"episode_missing_camera": 1}
+    chosen = run(root, tmp_path / "chosen", camera_names=[LEFT], **keys)
+    assert (chosen.samples, chosen.failures) == (2 * FRAMES, ())
+
+    next(root.rglob(f"{LEFT}/episode_{episode:06d}.mp4")).unlink()
+    error = refusal(root, tmp_path / "none", format="lerobot", episodes=str(episode))
+    assert error.exit_code == 3
 
 
 def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:
@@ -460,67 +380,6 @@ def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:
     (processed(source) / "notes").symlink_to(tmp_path / "gone")
 
     assert run(source, tmp_path / "out").samples == 2 * FRAMES
-
-
-LEFT, RIGHT = "observation.images.left", "observation.images.right"
-
-
-def without_right_video(root: Path, episode: int) -> Path:
-    """Writes two episodes of two cameras; one episode lacks a video."""
-    cameras = {LEFT: "video", RIGHT: "video"}
-    lerobot_dataset(root, (FRAMES, FRAMES), cameras=cameras)
-    next(root.rglob(f"{RIGHT}/episode_{episode:06d}.mp4")).unlink()
-    return root
-
-
-@pytest.mark.parametrize("episode", [0, 1])
-def test_any_episode_without_a_declared_video_is_an_error(tmp_path: Path, episode: int) -> None:
-    root = without_right_video(tmp_path / "raw", episode)
-
-    error = refusal(root, tmp_path / "out", format="lerobot")
-
-    assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
-    assert failure_of(error)["code"] == "data.missing_video"
-    stored = [metadata(sample)["camera_names"] for sample in samples(tmp_path / "out/shards")]
-    assert stored == [[LEFT, RIGHT]] * FRAMES
-
-
-def test_episode_without_a_declared_video_is_dropped_and_counted_with_the_option(
-    tmp_path: Path,
-) -> None:
-    root = without_right_video(tmp_path / "raw", 0)
-
-    result = run(root, tmp_path / "out", format="lerobot", skip_episodes_missing_cameras=True)
-
-    assert (result.samples, result.failures) == (FRAMES, ())
-    assert result.dropped == {"episode_missing_camera": 1}
-
-
-def test_missing_video_of_a_camera_that_is_not_selected_is_ignored(tmp_path: Path) -> None:
-    root = without_right_video(tmp_path / "raw", 0)
-
-    result = run(root, tmp_path / "out", format="lerobot", camera_names=[LEFT])
-
-    assert (result.samples, result.failures) == (2 * FRAMES, ())
-
-
-def test_single_episode_without_its_declared_video_is_not_stored_without_images(
-    tmp_path: Path,
-) -> None:
-    root = without_right_video(tmp_path / "raw", 0)
-    next(root.rglob(f"{LEFT}/episode_000000.mp4")).unlink()
-
-    error = refusal(root, tmp_path / "out", format="lerobot", episodes="0")
-
-    assert error.exit_code == 3
-
-
-def test_episode_manifest_names_are_those_of_the_files(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "raw", (FRAMES,))
-
-    run(root, tmp_path / "out", format="lerobot")
-
-    assert len(list(samples(tmp_path / "out/episodes"))) == FRAMES
 
 
 def test_equal_ids_of_two_sources_are_both_stored(tmp_path: Path) -> None:
@@ -532,3 +391,106 @@ def test_equal_ids_of_two_sources_are_both_stored(tmp_path: Path) -> None:
     read = list(samples(tmp_path / "out/shards"))
     assert len({metadata(sample)["episode_id"] for sample in read}) == 2
     assert len({sample["__key__"] for sample in read}) == 2 * FRAMES
+
+
+# damaged archives
+
+
+def npy(shape: str, header_bytes: int = 0) -> bytes:
+    """Header of an npy file; `header_bytes` pads it."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = header.ljust(header_bytes) + b"\n"
+    return b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
+
+
+def add_member(path: Path, name: str, data: bytes, method: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr(f"{name}.npy", data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def patch_directory(path: Path, at: int, value: bytes) -> None:
+    """Changes all entries of the central directory at an offset."""
+    content = bytearray(path.read_bytes())
+    position = content.find(b"PK\x01\x02")
+    while position >= 0:
+        content[position + at : position + at + len(value)] = value
+        position = content.find(b"PK\x01\x02", position + 4)
+    path.write_bytes(content)
+
+
+def ends_early(path: Path) -> None:
+    """Writes a member whose deflate stream is much shorter than its declared size."""
+    head = npy(f"({preprocessing.FRAMES}, 10)")
+    add_member(path, "robot__x", head + bytes(480))
+    content = path.read_bytes()
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    short = stream.compress(head + bytes(8)) + stream.flush()
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    whole = stream.compress(head + bytes(480)) + stream.flush()
+    start = content.rfind(b"robot__x.npy", 0, content.find(b"PK\x01\x02")) + 12
+    end = content.find(b"PK\x01\x02", start)
+    padded = (short + b"\xff" * len(whole))[: end - start]
+    path.write_bytes(content[:start] + padded + content[end:])
+
+
+BAD_ARCHIVES: dict[str, Callable[[Path], object]] = {
+    "truncated": truncate,
+    "cut in half": cut_in_half,
+    "empty": lambda path: path.write_bytes(b""),
+    "no archive": lambda path: path.write_bytes(b"hello" * 100),
+    "wrong checksums": lambda path: patch_directory(path, 16, b"\1\2\3\4"),
+    "encrypted": lambda path: patch_directory(path, 8, b"\x01\x00"),
+    "unknown compression": lambda path: patch_directory(path, 10, b"\x63\x00"),
+    "bzip2": lambda path: add_member(path, "robot__x", npy("(6, 0)"), zipfile.ZIP_BZIP2),
+    "member larger than memory": lambda path: add_member(
+        path, "robot__x", npy(f"({preprocessing.FRAMES}, {10**15})")
+    ),
+    "directory that declares 4 GB": lambda path: patch_directory(path, 24, b"\xf0\xff\xff\xff"),
+    "stream that ends early": ends_early,
+    "oversized header": lambda path: add_member(path, "robot__x", npy("(6, 0)", 20_000)),
+    "header of a gigabyte": lambda path: add_member(
+        path, "robot__x", b"\x93NUMPY\x02\x00\xff\xff\xff\x3f"
+    ),
+    "header that is code": lambda path: add_member(
+        path, "robot__x", npy("__import__('os').abort()")
+    ),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("spoil", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
+def test_bad_archive_is_reported_with_its_path(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    source = spartan_task(tmp_path / "raw", 2, preprocessing.FRAMES)
+    path = preprocessing.processed(source) / "observations.npz"
+    spoil(path)
+
+    failure = preprocessing.failure_of(preprocessing.refusal(source, tmp_path / "out"))
+
+    assert (failure["code"], failure["details"]["path"]) == ("data.broken_npz", str(path))
+    assert preprocessing.has_message_and_hint(failure)
+
+
+def test_array_that_inflates_to_gigabytes_is_rejected_before_it_is_inflated(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 2, preprocessing.FRAMES)
+    path = preprocessing.processed(source) / "observations.npz"
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("robot__x.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(npy(f"({preprocessing.FRAMES}, 24000000)"))
+        for _ in range(preprocessing.FRAMES * 24):
+            member.write(bytes(8_000_000))
+
+    failure = preprocessing.failure_of(preprocessing.refusal(source, tmp_path / "out"))
+
+    assert (failure["code"], failure["details"]["field"]) == ("data.broken_npz", "robot__x")

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from tests.builders.forks import Forks
 from tests.builders.preprocessing import (
@@ -25,26 +28,23 @@ from tests.builders.preprocessing import (
     run,
     samples,
 )
-from tests.builders.spartan import session_folder, spartan_task
-from vlatool.errors import VlatoolError
-from vlatool.events import NullReporter
+from tests.builders.spartan import CAMERAS, Documents, session_folder, spartan_task
+from vlatool.errors import PartialFailure, VlatoolError
+from vlatool.events import NullProgress, NullReporter
 from vlatool.jobs.journal import Journal
+from vlatool.jobs.record import read_record
+from vlatool.sources.spartan.config import _ACTION_WIDTHS
 
 
-def test_lock_of_a_killed_run_does_not_block(tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
+def test_lock_of_a_killed_run_does_not_block_and_an_output_that_is_a_file_is_an_error(
+    pristine: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out/.vlatool").mkdir(parents=True)
     (tmp_path / "out/.vlatool/lock").write_text('{"pid": 1, "command": "x", "started": "y"}')
+    assert run(pristine, tmp_path / "out").samples == EPISODES * FRAMES
 
-    assert run(source, tmp_path / "out").samples == FRAMES
-
-
-def test_output_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
-    (tmp_path / "out").touch()
-
-    error = refusal(source, tmp_path / "out")
-
+    (tmp_path / "file").touch()
+    error = refusal(pristine, tmp_path / "file")
     assert (error.exit_code, has_message_and_hint(vars(error))) == (5, True)
 
 
@@ -52,7 +52,7 @@ class SimulatedKill(BaseException):
     """Simulated kill of a run."""
 
 
-class After(NullReporter):
+class After(NullReporter, NullProgress):
     """Reporter that calls a function after a number of episodes."""
 
     def __init__(self, episodes: int, action: Callable[[], None]) -> None:
@@ -63,12 +63,6 @@ class After(NullReporter):
         del total, unit
         self._counts = name == "episodes"
         return self
-
-    def __enter__(self) -> "After":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         del fields
@@ -144,64 +138,37 @@ def test_restored_source_gives_the_undisturbed_bytes(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_killed_run_resumes_and_gives_the_undisturbed_bytes(
-    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    killed_run(source, tmp_path / "out")
-
-    result = run(source, tmp_path / "out")
-
-    assert result.resumed == 2
-    assert contents(tmp_path / "out") == undisturbed
+JOURNAL, TARS = ".vlatool/journal/items/*", "episodes/*.tar"
 
 
-def tear(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def blank(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("spoil", [tear, blank, empty, flip, Path.unlink])
-def test_episode_with_a_damaged_journal_entry_is_done_again(
+@pytest.mark.parametrize(
+    ("files", "spoil"),
+    [
+        ("", None),
+        (JOURNAL, lambda data: data[: len(data) // 2]),
+        (JOURNAL, lambda data: bytes(len(data))),
+        (JOURNAL, lambda data: b""),
+        (JOURNAL, lambda data: bytes(byte ^ 0xFF * (at == 999) for at, byte in enumerate(data))),
+        (JOURNAL, None),
+        (TARS, None),
+        (TARS, lambda data: data[: len(data) // 2]),
+    ],
+)
+def test_killed_run_resumes_with_what_is_whole_and_gives_the_undisturbed_bytes(
     source: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
-    spoil: Callable[[Path], None],
+    files: str,
+    spoil: Callable[[bytes], bytes] | None,
 ) -> None:
     killed_run(source, tmp_path / "out")
-    spoil(min((tmp_path / "out/.vlatool/journal/items").iterdir()))
+    if files:
+        path = min((tmp_path / "out").glob(files))
+        path.write_bytes(spoil(path.read_bytes())) if spoil else path.unlink()
 
     result = run(source, tmp_path / "out")
 
-    assert result.resumed == 1
-    assert contents(tmp_path / "out") == undisturbed
-
-
-@pytest.mark.parametrize("spoil", [Path.unlink, tear])
-def test_episode_with_a_missing_tar_is_done_again(
-    source: Path,
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-    spoil: Callable[[Path], None],
-) -> None:
-    killed_run(source, tmp_path / "out")
-    spoil(min((tmp_path / "out/episodes").glob("*.tar")))
-
-    result = run(source, tmp_path / "out")
-
-    assert result.resumed == 1
+    assert result.resumed == (1 if files else 2)
     assert contents(tmp_path / "out") == undisturbed
 
 
@@ -335,28 +302,11 @@ def test_source_without_read_permission_is_reported(
     locked = episode_folder(source, 1) / location
     locked.chmod(0)
 
-    words = [sys.executable, "-m", "vlatool", *command_line(source, tmp_path / "out")]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=90, preexec_fn=like_other_users
-    )
+    code, error = exit_code_and_error(command_line(source, tmp_path / "out"), like_other_users)
     locked.chmod(0o700)
 
-    assert done.returncode in (3, 4, 5)
-    assert "episode_1" in done.stdout
-
-
-def test_unreachable_cluster_ends_with_exit_code_6(
-    source: Path, tmp_path: Path, light: Forks
-) -> None:
-    """The address fails at once; test_ray_executor has one that does not answer."""
-    pytest.importorskip("ray")
-    pytest.importorskip("vlatool.jobs.ray_executor")
-
-    words = command_line(source, tmp_path / "out", engine="ray", ray_address="nonsense")
-    code, error = failed(light, words)
-
-    assert (code, has_message_and_hint(error)) == (6, True)
-    assert "nonsense" in error["message"]
+    assert code in (3, 4, 5)
+    assert "episode_1" in json.dumps(error)
 
 
 @pytest.mark.parametrize(
@@ -364,29 +314,141 @@ def test_unreachable_cluster_ends_with_exit_code_6(
     [
         ({"camera_names": "nobody"}, 3, "data.unknown_camera"),
         ({"episodes": "7"}, 3, "data.no_episodes"),
-        ({"stride": "0"}, 2, "config.too_small"),
+        ({"stride": "0"}, 2, "config.invalid"),
+        ({}, 4, "partial.episodes_failed"),
+        ({"engine": "ray", "ray_address": "nonsense"}, 6, "environment.ray_unreachable"),
     ],
-    ids=["camera", "episode", "stride"],
+    ids=["camera", "episode", "stride", "broken", "cluster"],
 )
 def test_command_line_ends_with_the_exit_code_of_its_error(
-    pristine: Path,
-    tmp_path: Path,
-    light: Forks,
-    options: dict[str, Any],
-    exit_code: int,
-    code: str,
+    source: Path, tmp_path: Path, light: Forks, options: dict[str, Any], exit_code: int, code: str
 ) -> None:
-    returned, error = failed(light, command_line(pristine, tmp_path / "out", **options))
+    if "engine" in options:
+        pytest.importorskip("ray")
+    (processed(source) / "actions.npz").write_bytes(b"cut off")
 
-    assert returned == exit_code
+    returned, error = failed(light, command_line(source, tmp_path / "out", **options))
+
+    assert (returned, has_message_and_hint(error)) == (exit_code, True)
     assert error["code"] == code or exit_code == 2
 
 
-def test_broken_episode_ends_the_command_with_exit_code_4(
-    source: Path, tmp_path: Path, light: Forks
+# reuse of journal entries
+
+
+def partial_run(source: Path, output: Path, **options: Any) -> None:
+    """Runs with a broken second episode, which is left out; the journal remains."""
+    with pytest.raises(PartialFailure):
+        run(source, output, **options)
+
+
+def break_actions(source: Path) -> bytes:
+    path = processed(source) / "actions.npz"
+    content = path.read_bytes()
+    path.write_bytes(b"cut")
+    return content
+
+
+def action_file(path: Path, names: list[str]) -> Path:
+    stops = np.cumsum(list(_ACTION_WIDTHS.values())).tolist()
+    path.write_text(yaml.safe_dump({"action_key_fields": names, "action_index_fields": stops}))
+    return path
+
+
+def test_other_content_of_a_side_file_is_another_run(source: Path, tmp_path: Path) -> None:
+    names = list(_ACTION_WIDTHS)
+    path = action_file(tmp_path / "fields.yaml", names)
+    run(source, tmp_path / "out", source={"action_fields_config_path": str(path)})
+    action_file(path, [f"my_{name}" for name in names])
+
+    error = refusal(source, tmp_path / "out", source={"action_fields_config_path": str(path)})
+
+    assert error.code == "usage.output_differs"
+
+
+def test_pose_groups_of_an_action_file_reach_the_workers(source: Path, tmp_path: Path) -> None:
+    path = action_file(tmp_path / "fields.yaml", list(_ACTION_WIDTHS))
+
+    result = run(
+        source, tmp_path / "out", source={"action_fields_config_path": str(path)}, workers=2
+    )
+
+    assert not any(name.endswith("_relative") for name in result.action_fields)
+    stats = json.loads((tmp_path / "out/shards/stats.json").read_text())
+    assert not any(name.endswith("_relative") for name in stats)
+
+
+def test_repaired_first_episode_with_more_cameras_gives_the_undisturbed_bytes(
+    tmp_path: Path,
 ) -> None:
-    (processed(source) / "actions.npz").write_bytes(b"cut off")
+    def one_camera(documents: Documents) -> None:
+        (first, name), *_ = CAMERAS.items()
+        documents["metadata"]["camera_id_to_semantic_name"] = {first: name}
 
-    code, error = failed(light, command_line(source, tmp_path / "out"))
+    source = spartan_task(tmp_path / "raw", 3, FRAMES, changes={1: one_camera})
+    path = processed(source, 0) / "actions.npz"
+    content = path.read_bytes()
+    path.write_bytes(b"cut")
+    partial_run(source, tmp_path / "out")
+    path.write_bytes(content)
 
-    assert (code, error["code"]) == (4, "partial.episodes_failed")
+    run(source, tmp_path / "out")
+    run(source, tmp_path / "fresh")
+
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_killed_overwrite_uses_nothing_of_the_earlier_run(source: Path, tmp_path: Path) -> None:
+    output, content = tmp_path / "out", break_actions(source)
+    partial_run(source, output, jpeg_quality=50)
+    (processed(source) / "actions.npz").write_bytes(content)
+    record = read_record(output)
+    assert record is not None
+    # After the new record is written and before the old data are removed.
+    options = {**record.options, "jpeg_quality": 95}
+    journal = output / ".vlatool/journal"
+    assert journal.is_dir()
+    type(record)(record.command, options).save(output)
+
+    run(source, output, jpeg_quality=95)
+    run(source, tmp_path / "fresh", jpeg_quality=95)
+
+    assert contents(output) == contents(tmp_path / "fresh")
+
+
+def test_same_layout_at_another_location_is_read_again(tmp_path: Path) -> None:
+    def shifted(documents: Documents) -> None:
+        documents["observations"]["robot__version"] += 1
+
+    here = spartan_task(tmp_path / "a/raw", 3, FRAMES)
+    there = spartan_task(tmp_path / "b/raw", 3, FRAMES, changes=dict.fromkeys(range(3), shifted))
+    break_actions(here)
+    partial_run(here, tmp_path / "out")
+
+    run(there, tmp_path / "out")
+    run(there, tmp_path / "fresh")
+
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_file_edited_in_place_with_the_same_size_is_detected(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "out")
+    path = processed(source) / "observations.npz"
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
+
+    error = refusal(source, tmp_path / "out")
+
+    assert error.code == "usage.output_differs"
+    assert "its last change was at" in error.message
+
+
+def test_numbers_too_large_to_square_are_stored_and_reported_as_null(tmp_path: Path) -> None:
+    def huge(documents: Documents) -> None:
+        documents["observations"]["robot__version"][:] = np.finfo(np.float64).max
+
+    source = spartan_task(tmp_path / "raw", 2, FRAMES, changes={1: huge})
+
+    run(source, tmp_path / "out")
+
+    stats = json.loads((tmp_path / "out/shards/stats.json").read_text(), parse_constant=pytest.fail)
+    assert stats["robot__version"]["std"] == [None]

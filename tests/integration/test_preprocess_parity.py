@@ -36,8 +36,8 @@ DISCARDED = "robot__desired__wrench__right::panda"
 @pytest.fixture(scope="module")
 def raw(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parity") / "raw"
-    vlatool(light, "sample", "spartan", folder, "--episodes", 2, "--frames", 12, "--cameras", 6,
-            "--size", "published", "--depth")  # fmt: skip
+    vlatool(light, "sample", "spartan", folder, "--episodes", 2, "--frames", 10, "--cameras", 4,
+            "--size", "published")  # fmt: skip
     return folder
 
 

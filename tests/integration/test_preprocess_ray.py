@@ -9,13 +9,12 @@ import pytest
 
 from tests.builders.jsonl_sink import ToySink
 from tests.builders.lerobot import lerobot_dataset
-from tests.builders.libero import convert, libero_dataset
-from tests.builders.preprocessing import contents, run
+from tests.builders.preprocessing import contents, refusal, run
 from tests.builders.spartan import spartan_task
 from vlatool.cli.app import run as vlatool
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
-from vlatool.testing.sinks import check_sink
+from vlatool.testing.sinks import SinkChecks
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 ray = pytest.importorskip("ray")
@@ -40,22 +39,21 @@ def address() -> Iterator[str]:
     cluster.shutdown()
 
 
-def test_two_nodes_write_the_same_bytes_as_one_process(address: str, tmp_path: Path) -> None:
+def test_two_nodes_write_the_same_bytes_as_one_process_and_a_broken_episode_fails_alone(
+    address: str, tmp_path: Path
+) -> None:
     source = spartan_task(tmp_path / "raw", episodes=EPISODES, frames=9)
+    broken = next(source.rglob("episode_1/processed/observations.npz"))
+    broken.write_bytes(broken.read_bytes()[:500])
 
-    local = run(source, tmp_path / "local")
-    distributed = run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
+    local = refusal(source, tmp_path / "local")
+    cluster = {"engine": "ray", "ray_address": address, "workers": None}
+    distributed = refusal(source, tmp_path / "spread", **cluster)
 
-    assert (distributed.episodes, distributed.samples) == (local.episodes, local.samples)
-    assert contents(tmp_path / "spread") == contents(tmp_path / "local")
-
-
-def test_two_nodes_write_the_same_windows_as_one_process(address: str, tmp_path: Path) -> None:
-    source = libero_dataset(tmp_path / "raw", (2, 1, 2))
-
-    convert(source, tmp_path / "local")
-    convert(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
-
+    for error in (local, distributed):
+        assert isinstance(error, PartialFailure)
+        assert isinstance(error.result, PreprocessResult)
+        assert (error.result.episodes, len(error.result.failures)) == (EPISODES - 1, 1)
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 
@@ -101,18 +99,7 @@ def test_launched_driver_writes_the_same_bytes_and_its_relative_paths_are_those_
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 
-def test_broken_episode_fails_alone(address: str, tmp_path: Path) -> None:
-    source = spartan_task(tmp_path / "raw", episodes=3, frames=9)
-    broken = next(source.rglob("episode_1/processed/observations.npz"))
-    broken.write_bytes(broken.read_bytes()[:500])
-
-    with pytest.raises(PartialFailure) as caught:
-        run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
-
-    assert isinstance(caught.value.result, PreprocessResult)
-    assert caught.value.result.episodes == 2
-    assert len(caught.value.result.failures) == 1
-
-
-def test_toy_sink_passes_the_contract_checks_on_a_cluster(address: str) -> None:
-    check_sink(ToySink, make_executor=lambda: RayExecutor(address=address))
+def test_run_killed_on_a_cluster_is_resumed_there(address: str, tmp_path: Path) -> None:
+    checks = SinkChecks(ToySink, ToySink.Config(), tmp_path)
+    checks.check_quiet_run()
+    checks.check_killed_run("killed on a cluster", lambda: RayExecutor(address=address), 1)

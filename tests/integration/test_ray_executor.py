@@ -163,6 +163,7 @@ class NotForWorkers:
 
 
 def test_outcomes_come_in_the_order_of_the_items(joined: RayExecutor) -> None:
+    assert list(joined.map(slow_first, [])) == []
     outcomes = list(joined.map(slow_first, range(12)))
 
     assert [outcome.item for outcome in outcomes] == list(range(12))
@@ -197,10 +198,6 @@ def test_items_are_read_only_as_the_cluster_needs_them(joined: RayExecutor, tmp_
 
     assert before <= 2 * 2 + 1
     assert rest == list(range(1, 40))
-
-
-def test_no_items_give_no_outcomes(joined: RayExecutor) -> None:
-    assert list(joined.map(slow_first, [])) == []
 
 
 def test_worker_killed_once_costs_nothing_because_its_item_is_retried(
@@ -260,12 +257,12 @@ def test_node_that_dies_costs_only_its_tasks(
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["nobody", "not_ray"])
-def test_address_without_a_cluster_fails_in_bounded_time(apart: Any, *, answers: bool) -> None:
+@pytest.mark.parametrize("kind", ["nobody", "not Ray", "malformed"])
+def test_address_without_a_cluster_fails_in_bounded_time(apart: Any, kind: str) -> None:
     started = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        if not answers:
+        address = f"127.0.0.1:{server.getsockname()[1]}" if kind != "malformed" else "nonsense"
+        if kind == "nobody":
             server.close()
         with pytest.raises(EnvironmentProblem) as caught:
             RayExecutor(address=address, connect_s=2).__enter__()
@@ -275,13 +272,6 @@ def test_address_without_a_cluster_fails_in_bounded_time(apart: Any, *, answers:
     assert address in caught.value.message
     assert "\n" not in caught.value.message + caught.value.hint
     assert not ray.is_initialized()
-
-
-def test_malformed_address_is_an_error(apart: Any) -> None:
-    with pytest.raises(EnvironmentProblem) as caught:
-        RayExecutor(address="nonsense").__enter__()
-
-    assert caught.value.code == "environment.ray_unreachable"
 
 
 def inspect_private_clusters(home: str, address: str) -> None:
@@ -387,19 +377,27 @@ def private(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return json.loads(done.stdout)
 
 
-def test_cluster_that_happens_to_run_is_not_joined(private: dict[str, Any], cluster: Any) -> None:
+def test_private_cluster_is_own_sends_no_statistics_leaves_nothing_and_may_be_followed_by_another(
+    private: dict[str, Any], cluster: Any
+) -> None:
     assert private["address"] != cluster.address
+    assert private["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert private["left"] == []
+    assert private["variables_left"] == []
+    assert private["agents"] == ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
+    assert private["second"] == [0, 1, 4]
+    assert private["joining"] == "environment.ray_one_cluster"
 
 
-def test_token_of_a_private_cluster_is_written_nowhere(private: dict[str, Any]) -> None:
+def test_token_of_a_private_cluster_is_written_nowhere_and_others_cannot_join_it(
+    private: dict[str, Any],
+) -> None:
     assert private["environment"]["RAY_AUTH_MODE"] == "token"
     assert len(private["environment"]["RAY_AUTH_TOKEN"]) == 64
     assert (private["processes"] > 4, private["log_files"] > 4) == (True, True)
     assert private["with_token"] == []
     assert private["home"] == []
 
-
-def test_other_processes_cannot_join_a_private_cluster(private: dict[str, Any]) -> None:
     assert private["join_attempts"] == {
         "no_token": ["", True],
         "wrong_token": ["", True],
@@ -407,32 +405,15 @@ def test_other_processes_cannot_join_a_private_cluster(private: dict[str, Any]) 
     }
 
 
-def test_private_cluster_sends_no_statistics_and_leaves_nothing(private: dict[str, Any]) -> None:
-    assert private["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert private["left"] == []
-    assert private["variables_left"] == []
-
-
-def test_agents_of_a_private_cluster_can_be_found_by_the_guard(private: dict[str, Any]) -> None:
-    assert private["agents"] == ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
-
-
-def test_process_may_have_private_clusters_again_but_join_no_other(private: dict[str, Any]) -> None:
-    assert private["second"] == [0, 1, 4]
-    assert private["joining"] == "environment.ray_one_cluster"
-
-
-def test_handler_of_sigterm_is_kept_and_ray_is_disconnected(apart: Any) -> None:
+def test_handler_of_sigterm_and_an_existing_connection_are_kept_and_others_disconnected(
+    apart: Any,
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
-
     with RayExecutor(address=apart.address):
         inside = signal.getsignal(signal.SIGTERM)
-
     assert inside is before
     assert not ray.is_initialized()
 
-
-def test_existing_connection_to_ray_is_used_and_kept(apart: Any) -> None:
     ray.init(address=apart.address, log_to_driver=False)
     try:
         with RayExecutor() as executor:
@@ -440,7 +421,6 @@ def test_existing_connection_to_ray_is_used_and_kept(apart: Any) -> None:
         assert ray.is_initialized()
     finally:
         ray.shutdown()
-
     assert [outcome.value for outcome in outcomes] == [0, 1, 4]
 
 

@@ -70,6 +70,13 @@ def test_fresh_machine_continues_the_remote_run_and_ends_with_the_same_bits(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
     upload(root / "half", prefix / "first")
+    before = {file.name for file in files_below(prefix)}
+    planned = _train(root, prefix, tmp_path / "new", dry_run=True)
+    assert (planned.start, planned.status) == ("continue", "planned")
+    assert f"continues the run in {prefix}/first;" in planned.text()
+    assert not (tmp_path / "new").exists()
+    assert {file.name for file in files_below(prefix)} == before
+
     reporter = Recorder()
     result = _train(root, prefix, tmp_path / "new", reporter)
     assert (result.status, result.steps) == ("trained", STEPS)
@@ -100,7 +107,7 @@ def test_machine_that_does_not_share_the_disk_of_rank_0_gets_the_checkpoint(
     assert digests(copy) == digests(RunDir(root / "half").checkpoint(HALF))
 
 
-def test_run_of_another_learning_rate_with_the_same_name_is_an_error_that_names_it(
+def test_run_of_another_learning_rate_is_an_error_and_fresh_starts_one_beside_the_remote_one(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
     upload(root / "half", prefix / "run")
@@ -110,11 +117,6 @@ def test_run_of_another_learning_rate_with_the_same_name_is_an_error_that_names_
     assert "--fresh" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
 
-
-def test_fresh_starts_a_run_beside_the_remote_one_and_leaves_that(
-    root: Path, prefix: RemotePath, tmp_path: Path
-) -> None:
-    upload(root / "half", prefix / "run")
     before = digests(prefix / "run")
     result = _train(root, prefix, tmp_path / "run", fresh=True)
     assert digests(prefix / "run") == before
@@ -164,13 +166,19 @@ def test_key_that_leads_out_of_the_run_is_an_error(
 
 
 @pytest.mark.parametrize("name", [f"checkpoints/step_{STEPS:08}", "images", "eval", "checkpoints"])
-def test_file_in_the_place_of_a_folder_is_found_before_the_training(
+def test_file_in_the_place_of_a_folder_is_found_before_the_training_or_an_overwrite(
     name: str, root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
+    run = Path(shutil.copytree(root / "half", tmp_path / "run"))
+    (run / f"checkpoints/step_{STEPS:08}").touch()
+    with pytest.raises(StorageError, match="is a file") as caught:
+        _train(root, prefix, run, overwrite=True)
+    assert caught.value.code == "storage.write"
+
     upload(root / "half", prefix / "run")
     (prefix / "run" / name).write_bytes(b"x")
     with pytest.raises(StorageError, match=f"{name}: is a file"):
-        _train(root, prefix, tmp_path / "run")
+        _train(root, prefix, tmp_path / "new/run")
 
 
 def test_stolen_lock_is_noticed_before_the_next_file(prefix: RemotePath, tmp_path: Path) -> None:
@@ -202,16 +210,6 @@ def test_changed_letter_of_the_origins_is_found(root: Path, tmp_path: Path) -> N
     (run / "origins.json").write_bytes(origins)
 
     assert verified(run).codes["run.broken_kept"] == 1
-
-
-def test_file_in_the_place_of_a_folder_is_found_before_an_overwrite(
-    root: Path, prefix: RemotePath, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(root / "half", tmp_path / "run"))
-    (run / f"checkpoints/step_{STEPS:08}").touch()
-    with pytest.raises(StorageError, match="is a file") as caught:
-        _train(root, prefix, run, overwrite=True)
-    assert caught.value.code == "storage.write"
 
 
 def _first_line(rows: bytes) -> bytes:
@@ -270,18 +268,6 @@ def test_remote_run_with_the_empty_lock_file_of_a_local_run_can_be_written(
         assert b"vlatool train" in lock.read_bytes()
 
 
-def test_dry_run_says_that_the_remote_run_continues_and_writes_nothing(
-    root: Path, prefix: RemotePath, tmp_path: Path
-) -> None:
-    upload(root / "half", prefix / "first")
-    before = {file.name for file in files_below(prefix)}
-    result = _train(root, prefix, tmp_path / "new", dry_run=True)
-    assert (result.start, result.status) == ("continue", "planned")
-    assert f"continues the run in {prefix}/first;" in result.text()
-    assert not (tmp_path / "new").exists()
-    assert {file.name for file in files_below(prefix)} == before
-
-
 def test_run_that_lives_elsewhere_is_an_error_after_one_wait(
     root: Path,
     prefix: RemotePath,
@@ -289,7 +275,7 @@ def test_run_that_lives_elsewhere_is_an_error_after_one_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv(SPEED_VARIABLE, "10")
+    monkeypatch.setenv(SPEED_VARIABLE, "30")
     with output_lock(prefix / "run", "vlatool train"), pytest.raises(UsageError) as caught:
         _train(root, prefix, tmp_path / "run")
     assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)

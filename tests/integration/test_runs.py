@@ -48,12 +48,10 @@ def test_list_has_state_step_losses_and_last_change_of_each_run(folder: Path) ->
     assert (second["step"], second["total_steps"], second["loss"]) == (20, 100, 3.0)
     assert all(run["changed"].endswith("+00:00") and not run["findings"] for run in (first, second))
 
-
-def test_state_of_a_run_that_is_training_or_stopped(tmp_path: Path) -> None:
-    run = run_folder(tmp_path / "run", [1.0], complete=False, stopped=True)
+    run = run_folder(folder / "third", [1.0], complete=False, stopped=True)
     with output_lock(run, "vlatool train"):
-        assert [run.state for run in listed(tmp_path).runs] == ["running"]
-    assert [run.state for run in listed(tmp_path).runs] == ["stopped"]
+        assert listed(folder).document()["runs"][1]["state"] == "running"
+    assert listed(folder).document()["runs"][1]["state"] == "stopped"
 
 
 def test_comparison_has_differing_keys_and_metrics_at_the_last_common_step(folder: Path) -> None:
@@ -113,7 +111,13 @@ def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> N
     text = (files / "first.html").read_text()
     assert "presets/hparams/fast.yaml:3" in text
     assert text.count("<img ") == 1
-    listed(folder, html=str(target))  # pages of its own are replaced
+    listed(folder, html=str(target))  # pages of its own are replaced, those of others are not
+    (files / "first.html").write_text("mine")
+    target.unlink()
+    with pytest.raises(UsageError) as caught:
+        listed(folder, html=str(target))
+    assert caught.value.code == "usage.bad_target"
+    assert not target.exists()
 
 
 def _bomb(path: Path) -> None:
@@ -204,15 +208,6 @@ def test_names_of_runs_give_the_terminal_no_orders(
     for text in (document, table, error):
         assert not set(text) & set("\x1b\x9b\x07\r")
     assert "red\\u001b[31m\\u009b2J" in table
-
-
-def test_page_replaces_no_file_of_another_program(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "all_files").mkdir()
-    (tmp_path / "all_files/first.html").write_text("mine")
-    with pytest.raises(UsageError) as caught:
-        listed(folder, html=str(tmp_path / "all.html"))
-    assert caught.value.code == "usage.bad_target"
-    assert not (tmp_path / "all.html").exists()
 
 
 @pytest.fixture

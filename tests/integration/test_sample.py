@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from scipy.spatial.transform import Rotation
 
 from tests.builders.metaworld import skip_without_metaworld
 from vlatool.errors import UsageError
-from vlatool.jobs.record import read_record
 from vlatool.workflows.sample import SampleConfig, SampleResult, sample
 
 CABOT_IDS = {
@@ -76,35 +74,27 @@ def robot_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def test_spartan_robot_arrays_have_the_published_keys_and_shapes(spartan: Path) -> None:
+def test_spartan_observations_have_the_published_keys_shapes_and_no_other(spartan: Path) -> None:
     arrays = np.load(spartan / "observations.npz")
     robot = {key: arrays[key] for key in arrays.files if key.startswith("robot__")}
     assert {key: value.shape for key, value in robot.items()} == robot_shapes()
     assert {value.dtype for value in robot.values()} == {np.dtype(np.float64)}
 
-
-def test_spartan_cameras_are_keyed_by_id_with_depth_and_labels(spartan: Path) -> None:
-    arrays = np.load(spartan / "observations.npz")
     for camera in CABOT_IDS:
         assert (arrays[camera].shape, arrays[camera].dtype) == ((6, 64, 64, 3), np.uint8)
         depth, label = arrays[f"{camera}_depth"], arrays[f"{camera}_label"]
         assert (depth.shape, depth.dtype) == ((6, 64, 64), np.uint16)
         assert (label.shape, label.dtype) == ((6, 64, 64), np.int16)
 
-
-def test_spartan_has_no_other_observation(spartan: Path) -> None:
     cameras = {f"{camera}{kind}" for camera in CABOT_IDS for kind in ("", "_depth", "_label")}
-    files = set(np.load(spartan / "observations.npz").files)
-    assert files == cameras | set(robot_shapes()) | {"language_instruction"}
+    assert set(arrays.files) == cameras | set(robot_shapes()) | {"language_instruction"}
 
-
-def test_spartan_instruction_is_unicode_per_frame(spartan: Path) -> None:
-    text = np.load(spartan / "observations.npz")["language_instruction"]
+    text = arrays["language_instruction"]
     assert (text.shape, text.dtype.kind) == ((6,), "U")
     assert text[0] == "put the green block in the bin"
 
 
-def test_spartan_action_is_the_next_desired_pose_in_published_order(spartan: Path) -> None:
+def test_spartan_actions_are_the_next_desired_poses_and_their_skills_objects(spartan: Path) -> None:
     arrays = np.load(spartan / "observations.npz")
     actions = np.load(spartan / "actions.npz")["actions"]
     order = [
@@ -116,8 +106,6 @@ def test_spartan_action_is_the_next_desired_pose_in_published_order(spartan: Pat
     assert (actions.shape, actions.dtype) == ((6, 20), np.float64)
     np.testing.assert_array_equal(actions[:-1], desired[1:])
 
-
-def test_spartan_skill_type_is_an_object_member(spartan: Path) -> None:
     with zipfile.ZipFile(spartan / "actions.npz") as archive:
         assert set(archive.namelist()) == {"actions.npy", "skill_type.npy"}
         header = archive.read("skill_type.npy")[:128]
@@ -125,20 +113,15 @@ def test_spartan_skill_type_is_an_object_member(spartan: Path) -> None:
     assert b"'shape': (6,)" in header
 
 
-def test_spartan_calibration_has_published_shapes(spartan: Path) -> None:
+def test_spartan_calibration_agrees_with_metadata_and_pose_data(spartan: Path) -> None:
     intrinsics, extrinsics = (np.load(spartan / f"{n}trinsics.npz") for n in ("in", "ex"))
     for camera in CABOT_IDS:
         assert (intrinsics[camera].shape, intrinsics[camera].dtype) == ((3, 3), np.float32)
         assert (extrinsics[camera].shape, extrinsics[camera].dtype) == ((6, 4, 4), np.float64)
 
-
-def test_spartan_metadata_maps_ids_to_names_in_order(spartan: Path) -> None:
     metadata = yaml.safe_load((spartan / "metadata.yaml").read_text())
     assert list(metadata["camera_id_to_semantic_name"].items()) == list(CABOT_IDS.items())
 
-
-def test_spartan_pose_data_agrees_with_extrinsics(spartan: Path) -> None:
-    extrinsics = np.load(spartan / "extrinsics.npz")
     for camera in CABOT_IDS:
         poses = yaml.safe_load((spartan / f"images_{camera}/pose_data.yaml").read_text())
         pose = poses[2]["camera_to_world"]
@@ -164,9 +147,10 @@ def test_spartan_folder_has_every_file(spartan: Path) -> None:
 def test_bytes_depend_on_seed_and_not_on_workers(tmp_path: Path, layout: str) -> None:
     run(tmp_path / "a", layout, frames=5)
     run(tmp_path / "b", layout, frames=5, workers=2)
-    run(tmp_path / "c", layout, frames=5, seed=1)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert digests(tmp_path / "a") != digests(tmp_path / "c")
+    if layout == "spartan":  # all layouts write the same world
+        run(tmp_path / "c", layout, frames=5, seed=1)
+        assert digests(tmp_path / "a") != digests(tmp_path / "c")
 
 
 def test_lerobot_tables_and_videos_agree_with_meta(tmp_path: Path) -> None:
@@ -182,13 +166,8 @@ def test_lerobot_tables_and_videos_agree_with_meta(tmp_path: Path) -> None:
             assert sum(1 for _ in container.decode(video=0)) == len(table)
     columns = set(info["features"]) - set(result.cameras)
     assert set(rows[0].column_names) == columns
-
-
-def test_lerobot_statistics_cover_every_feature(tmp_path: Path) -> None:
-    run(tmp_path, "lerobot", frames=5, layout_version="v2.1")
-    info = json.loads((tmp_path / "meta/info.json").read_text())
     lines = (tmp_path / "meta/episodes_stats.jsonl").read_text().splitlines()
-    assert [json.loads(line)["episode_index"] for line in lines] == [0, 1]
+    assert [json.loads(line)["episode_index"] for line in lines] == [0, 1, 2]
     assert set(json.loads(lines[0])["stats"]) == set(info["features"])
 
 
@@ -231,44 +210,6 @@ def test_complete_output_is_unchanged(tmp_path: Path) -> None:
     assert again.document() == first.document() | changed
 
 
-def test_interrupted_output_is_rewritten(tmp_path: Path) -> None:
-    run(tmp_path, frames=3)
-    whole = digests(tmp_path)
-    record = read_record(tmp_path)
-    assert record is not None
-    replace(record, complete=False).save(tmp_path)
-    next(tmp_path.rglob("observations.npz")).unlink()
-    run(tmp_path, frames=3)
-    assert digests(tmp_path) == whole
-
-
-def test_other_options_on_the_same_output_are_rejected(tmp_path: Path) -> None:
-    run(tmp_path, frames=3)
-    with pytest.raises(UsageError) as caught:
-        run(tmp_path, frames=4)
-    assert caught.value.details["differences"] == ["frames 3 (now 4)"]
-
-
-def test_output_of_another_command_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError) as caught:
-        run(tmp_path)
-    assert caught.value.code == "usage.output_exists"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"layout": "libero", "cameras": 4}, {"layout": "lerobot", "depth": True}],
-    ids=["cameras", "depth"],
-)
-def test_options_that_a_layout_does_not_support_are_rejected(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    with pytest.raises(UsageError):
-        run(tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -278,10 +219,11 @@ def test_options_that_a_layout_does_not_support_are_rejected(
         ({"world": "metaworld", "task": ["reach-v3"], "size": "published"}, "usage.layout"),
         ({"world": "metaworld", "task": ["reach-v3"], "frames": 4}, "usage.world_option"),
         ({"task": ["reach-v3"]}, "usage.world_option"),
+        ({"layout": "libero", "cameras": 4}, "usage.cameras"),
+        ({"depth": True}, "usage.depth"),
     ],
-    ids=["no-task", "task", "layout", "size", "frames", "builtin"],
 )
-def test_options_that_a_world_does_not_support_are_rejected(
+def test_options_that_a_world_or_layout_does_not_support_are_rejected(
     tmp_path: Path, options: dict[str, Any], code: str
 ) -> None:
     with pytest.raises(UsageError) as caught:

@@ -121,17 +121,12 @@ def test_minimal_scheme_is_source_and_output_of_preprocess(
     assert verified(f"{memory}/out").counts["error"] == 0
 
 
-def test_files_of_several_episodes_are_read_from_every_scheme(
-    remote: str, world: Path, tmp_path: Path
-) -> None:
-    preprocessed(str(world / "shared"), tmp_path / "here")
-    preprocessed(f"{remote}/shared", tmp_path / "there")
-    shards = [tmp_path / name / "shards/shard_000000.tar" for name in ("here", "there")]
-    assert shards[0].read_bytes() == shards[1].read_bytes()
-
-
 def test_a_large_remote_video_is_read_in_ranges(
-    memory: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: str,
+    world: Path,
+    here_of: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A file may exceed the 64 MiB up to which one is read at once."""
     uploaded(world / "shared", f"{memory}/shared")
@@ -148,26 +143,37 @@ def test_a_large_remote_video_is_read_in_ranges(
         return get(self, key, start, stop, etag)
 
     monkeypatch.setattr(MemoryRemote, "get", counted_get)
-    preprocessed(str(world / "shared"), tmp_path / "here")
     preprocessed(f"{memory}/shared", tmp_path / "there")
-    shards = [tmp_path / name / "shards/shard_000000.tar" for name in ("here", "there")]
+    folders = (here_of["shared"], tmp_path / "there")
+    shards = [folder / "shards/shard_000000.tar" for folder in folders]
     assert shards[0].read_bytes() == shards[1].read_bytes()
     assert sum(requested) < unused // 4
 
 
-def test_output_has_the_bytes_of_local_data(remote: str, world: Path, tmp_path: Path) -> None:
-    preprocessed(str(world / "lerobot"), tmp_path / "here")
-    preprocessed(f"{remote}/lerobot", tmp_path / "there")
+@pytest.fixture(scope="module")
+def here_of(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Outputs of local data."""
+    root = tmp_path_factory.mktemp("here")
+    for name in ("lerobot", "shared"):
+        preprocessed(str(world / name), root / name)
+    return {name: root / name for name in ("lerobot", "shared")}
 
-    here, outputs = contents(tmp_path / "here"), contents(tmp_path / "there")
-    assert here.keys() == outputs.keys()
-    assert [name for name in here if here[name] != outputs[name]] in (
-        [],
-        ["shards/preprocessing_config.yaml"],
-    )
-    recorded = options(tmp_path / "there")
-    recorded.pop("versions", None)
-    assert recorded == options(tmp_path / "here")
+
+def test_output_has_the_bytes_of_local_data(
+    remote: str, here_of: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("lerobot", "shared"):  # one file per episode, and files of several
+        there = tmp_path / f"there-{name}"
+        preprocessed(f"{remote}/{name}", there)
+        here, outputs = contents(here_of[name]), contents(there)
+        assert here.keys() == outputs.keys()
+        assert [name for name in here if here[name] != outputs[name]] in (
+            [],
+            ["shards/preprocessing_config.yaml"],
+        )
+        recorded = options(there)
+        recorded.pop("versions", None)
+        assert recorded == options(here_of[name])
 
 
 def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
@@ -213,13 +219,16 @@ def test_training_and_evaluation_give_the_numbers_of_local_data(
 
 
 class TestWeb:
-    def test_results_of_a_remote_run_need_an_output(self, server: WebServer) -> None:
-        root = f"{server.endpoint}/lab/world"
-
+    def test_optimizer_state_is_not_fetched_for_a_policy_whose_results_need_an_output(
+        self, server: WebServer, world: Path, tmp_path: Path
+    ) -> None:
+        keys: Any = {"checkpoint": f"{server.endpoint}/lab/world/run", "data": str(world / "data")}
         with pytest.raises(UsageError) as caught:
-            open_loop(OpenLoopConfig(checkpoint=f"{root}/run", data=f"{root}/data"))
-
+            open_loop(OpenLoopConfig(**keys))
         assert caught.value.code == "usage.needs_output"
+
+        open_loop(OpenLoopConfig(**keys, output=str(tmp_path / "eval"), max_samples=8))
+        assert not [path for _, path, _ in server.faults.requests if path.endswith("trainer.pt")]
 
     def test_damaged_remote_weights_are_an_error(
         self, server: WebServer, tmp_path: Path, memory: str, world: Path
@@ -233,34 +242,15 @@ class TestWeb:
 
         assert caught.value.code == "data.broken_checkpoint"
 
-    def test_optimizer_state_is_not_fetched_for_a_policy(
-        self, server: WebServer, world: Path, tmp_path: Path
-    ) -> None:
-        run = f"{server.endpoint}/lab/world/run"
-        output = str(tmp_path / "eval")
-        config = OpenLoopConfig(
-            checkpoint=run, data=str(world / "data"), output=output, max_samples=8
-        )
-
-        open_loop(config)
-
-        assert not [path for _, path, _ in server.faults.requests if path.endswith("trainer.pt")]
-
-    def test_files_of_an_episode_are_requested_only_when_it_is_read(
+    def test_files_of_an_episode_are_requested_only_when_it_is_read_and_a_listing_is_an_error(
         self, server: WebServer, tmp_path: Path
     ) -> None:
         source = f"{server.endpoint}/lab/world/lerobot"
-
         preprocessed(source, tmp_path / "out", dry_run=True, episodes="0")
-
         requested = {path for _, path, _ in server.faults.requests}
         assert not [path for path in requested if path.endswith("episode_000001.mp4")]
 
-    def test_source_that_needs_a_listing_is_an_error(
-        self, server: WebServer, tmp_path: Path
-    ) -> None:
         words = ["preprocess", "spartan", f"{server.endpoint}/lab/world/raw"]
-
         assert app.run([*words, "-o", str(tmp_path / "out"), "-q"]) == 5
 
 
@@ -273,17 +263,12 @@ class TestHub:
         server.faults.commit = "f" * 40
         monkeypatch.setenv("VLATOOL_TEST", "another process")
 
-    def test_commit_is_in_records(self, server: WebServer, tmp_path: Path) -> None:
-        preprocessed(self.lerobot, tmp_path / "out")
-
-        assert options(tmp_path / "out")["versions"] == {self.lerobot: COMMIT}
-        record = (tmp_path / "out/.vlatool/run.json").read_text()
-        assert COMMIT in record
-
     def test_preprocessing_does_not_mix_commits(
         self, server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         preprocessed(self.lerobot, tmp_path / "out")
+        assert options(tmp_path / "out")["versions"] == {self.lerobot: COMMIT}
+        assert COMMIT in (tmp_path / "out/.vlatool/run.json").read_text()
         self.moved(server, monkeypatch)
 
         with pytest.raises(UsageError) as caught:

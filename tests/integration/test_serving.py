@@ -11,7 +11,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -403,15 +403,6 @@ def test_a_request_is_at_most_as_large_as_the_observation_needs() -> None:
             assert robot.act({**look(1), "front": np.zeros((480, 640, 3), np.uint8)})
 
 
-def test_a_request_over_the_limit_ends_its_connection() -> None:
-    with served(max_request_mb=0.001) as url, raw_client(url) as client:
-        client.send(pack({"x": np.zeros(200)}))
-        with pytest.raises(ConnectionClosed) as closed:
-            client.recv(10)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == TOO_BIG
-
-
 def test_a_client_too_many_is_rejected() -> None:
     with served(max_clients=1) as url:
         with vlatool.connect(url) as first:
@@ -448,37 +439,29 @@ def test_a_slow_policy_gets_a_timeout() -> None:
 # clients that fail or vanish
 
 
-def test_an_action_that_is_not_finite_is_an_error_of_its_client_alone() -> None:
-    huge = {**look(1), "pose": np.array([1e308, 1e308])}
-    with pytest.raises(VlatoolError, match="not finite: move, grip"):
-        local(LookPolicy()).act(huge)
-    with (
-        served(LookPolicy(), batch_size=2, batch_wait_ms=1000) as url,
-        ThreadPoolExecutor(1) as pool,
-        vlatool.connect(url) as good,
-        vlatool.connect(url) as bad,
-    ):
-        answer = pool.submit(good.act, look(1))
-        with pytest.raises(VlatoolError, match="not finite: move, grip"):
-            bad.act(huge)
-        assert_equal(answer.result(), local(LookPolicy()).act(look(1)))
-
-
-def test_a_request_that_fails_does_not_fail_the_others_of_its_batch() -> None:
-    policy = LookPolicy()
-    with served(policy, batch_size=2, batch_wait_ms=1000) as url:
+@pytest.mark.parametrize(
+    ("request_", "message", "code"),
+    [
+        ({"pose": np.array([1e308, 1e308])}, "not finite: move, grip", "data.action_not_finite"),
+        (look(BAD_NUMBER), "RuntimeError the wrong number", "environment.policy_failed"),
+    ],
+)
+def test_a_request_that_fails_does_not_fail_the_others_of_its_batch(
+    request_: Mapping[str, Any], message: str, code: str
+) -> None:
+    with served(LookPolicy(), batch_size=2, batch_wait_ms=1000) as url:
         with (
             vlatool.connect(url) as good,
             vlatool.connect(url) as bad,
             ThreadPoolExecutor(1) as pool,
         ):
             answer = pool.submit(good.act, look(1))
-            with pytest.raises(VlatoolError) as failed:
-                bad.act(look(BAD_NUMBER))
+            with pytest.raises(VlatoolError, match=message) as failed:
+                bad.act({**look(1), **request_})
             assert_equal(answer.result(), local(LookPolicy()).act(look(1)))
         metrics = http(url, "/metrics")[1]
-    assert failed.value.message.endswith("RuntimeError the wrong number")
-    assert 'vlatool_errors_total{code="environment.policy_failed"} 1' in metrics
+    assert failed.value.code == code
+    assert f'vlatool_errors_total{{code="{code}"}} 1' in metrics
     assert "vlatool_requests_total 1" in metrics
 
 
@@ -503,28 +486,21 @@ def test_clients_that_vanish_leave_the_others_alone() -> None:
     assert len(policy.sizes) <= before + 3
 
 
-def test_half_a_handshake_and_half_a_frame_leave_the_others_alone(url: str) -> None:
-    address = urlsplit(url)
-    assert address.hostname
-    assert address.port
-    with socket.create_connection((address.hostname, address.port)) as half:
-        half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nUpgr")
+def test_half_a_handshake_half_a_frame_and_another_version_leave_the_others_alone(
+    url: str,
+) -> None:
+    address = (urlsplit(url).hostname or "", urlsplit(url).port or 0)
+    start = b"GET / HTTP/1.1\r\nHost: x\r\nUpgr"
+    version = b"ade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n"
+    with socket.create_connection(address) as half:
+        half.sendall(start)
         with raw_client(url) as client:
             client.socket.sendall(b"\x82\xfe\x10\x00half")
             with vlatool.connect(url) as other:
                 assert other.act(look(1))
             client.socket.close()
-
-
-def test_a_websocket_of_another_version_is_rejected(url: str) -> None:
-    lines = ["Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 8"]
-    request = "\r\n".join(
-        ["GET / HTTP/1.1", *lines, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""]
-    )
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 0)) as client:
-        client.sendall(request.encode())
-        assert client.recv(100).startswith(b"HTTP/1.1 4")
+        half.sendall(version + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+        assert half.recv(100).startswith(b"HTTP/1.1 4")
 
 
 def test_a_hundred_clients_at_once_get_their_plans() -> None:
@@ -554,18 +530,15 @@ def test_only_a_client_with_the_key_is_served(tmp_path: Path) -> None:
             with pytest.raises(VlatoolError) as failed:
                 vlatool.connect(url, api_key=wrong)
             assert failed.value.code == "environment.wrong_key"
+        with pytest.raises(VlatoolError) as failed:
+            vlatool.connect(url, api_key="sesame\n")
+        assert failed.value.code == "usage.no_key"
+        assert "sesame" not in str(failed.value)
         with vlatool.connect(url, api_key="open sesame") as client:
             assert client.act({"x": 1.0})
         assert http(url, "/healthz") == (200, "OK\n")
         assert http(url, "/metrics")[0] == 401
         assert 'vlatool_rejections_total{code="key"} 4' in http(url, "/metrics", "open sesame")[1]
-
-
-def test_a_key_that_cannot_be_sent_is_not_shown() -> None:
-    with served() as url, pytest.raises(VlatoolError) as failed:
-        vlatool.connect(url, api_key="sesame\n")
-    assert failed.value.code == "usage.no_key"
-    assert "sesame" not in str(failed.value)
 
 
 def own_certificate(folder: Path) -> tuple[Path, Path]:
@@ -695,26 +668,18 @@ def test_a_stopped_server_answers_what_it_computes() -> None:
         assert answer.result()["grip"].shape == (5, 1)
 
 
-BAD_STARTS: Mapping[str, tuple[Callable[[int], list[str]], str, int]] = {
-    "no checkpoint": (lambda port: [], "usage.missing_key", 2),
-    "absent checkpoint": (lambda port: ["absent"], "data.no_checkpoint", 3),
-    "port in use": (lambda port: ["absent", "--port", str(port)], "usage.port_in_use", 2),
-    "unknown host": (lambda port: ["absent", "--host", "no such host"], "usage.no_key", 2),
-    "host of another": (
-        lambda port: ["absent", "--host", "192.0.2.1", "--key-file", "key"],
-        "usage.bad_host",
-        2,
-    ),
-    "no key": (lambda port: ["absent", "--host", "0.0.0.0"], "usage.no_key", 2),
-    "absent key": (lambda port: ["absent", "--key-file", "absent"], "usage.unreadable_file", 2),
-    "empty key": (lambda port: ["absent", "--key-file", "empty"], "usage.no_key", 2),
-    "pipe as key": (lambda port: ["absent", "--key-file", "pipe"], "usage.unreadable_file", 2),
-    "no certificate": (lambda port: ["absent", "--certificate", "key"], "usage.bad_certificate", 2),
-    "key without certificate": (
-        lambda port: ["absent", "--private-key", "key"],
-        "usage.bad_certificate",
-        2,
-    ),
+BAD_STARTS: Mapping[str, tuple[str, str, int]] = {
+    "no checkpoint": ("", "usage.missing_key", 2),
+    "absent checkpoint": ("absent", "data.no_checkpoint", 3),
+    "port in use": ("absent --port PORT", "usage.port_in_use", 2),
+    "unknown host": ("absent --host no_such_host", "usage.no_key", 2),
+    "host of another": ("absent --host 192.0.2.1 --key-file key", "usage.bad_host", 2),
+    "no key": ("absent --host 0.0.0.0", "usage.no_key", 2),
+    "absent key": ("absent --key-file absent", "usage.unreadable_file", 2),
+    "empty key": ("absent --key-file empty", "usage.no_key", 2),
+    "pipe as key": ("absent --key-file pipe", "usage.unreadable_file", 2),
+    "no certificate": ("absent --certificate key", "usage.bad_certificate", 2),
+    "key without certificate": ("absent --private-key key", "usage.bad_certificate", 2),
 }
 
 
@@ -728,9 +693,8 @@ def test_bad_options_are_named_before_anything_is_loaded(
     os.mkfifo(tmp_path / "pipe")
     arguments, code, exit_code = BAD_STARTS[name]
     with socket.create_server(("127.0.0.1", 0)) as other:
-        assert (
-            run(["serve", "--json", "--port", "0", *arguments(other.getsockname()[1])]) == exit_code
-        )
+        words = arguments.replace("PORT", str(other.getsockname()[1])).split()
+        assert run(["serve", "--json", "--port", "0", *words]) == exit_code
     assert json.loads(capsys.readouterr().out)["error"]["code"] == code
 
 
@@ -775,7 +739,7 @@ def test_without_the_extra_server_and_client_name_it(
     assert (caught.value.code, caught.value.details["extra"]) == (MISSING, "serve")
 
 
-def test_images_of_full_size_and_requests_of_megabytes_are_answered() -> None:
+def test_images_of_full_size_are_answered_if_requests_may_be_as_large() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
     observation = {**look(1), "front": image}
     with served(LookPolicy(), max_request_mb=8) as url, vlatool.connect(url) as client:

@@ -16,6 +16,7 @@ import vlatool
 from tests.builders.jsonl_sink import INDEX, Lines, ToySink
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode, EpisodeRef
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, SINKS
@@ -29,7 +30,7 @@ TOY = Path(__file__).parents[1] / "builders/jsonl_sink.py"
 
 
 def test_lbm_fulfills_the_sink_contract() -> None:
-    check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 16})
+    check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 16}, make_executor=SerialExecutor)
 
 
 def test_toy_fulfills_the_sink_contract() -> None:
@@ -149,7 +150,7 @@ class Zeros(Lines):
 )
 def test_violation_of_the_sink_contract_is_reported(sink: type[ToySink], sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        check_sink(sink)
+        check_sink(sink, make_executor=SerialExecutor)
 
 
 def built_in(registry: Any) -> list[str]:

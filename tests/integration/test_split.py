@@ -42,14 +42,20 @@ def test_shards_are_sorted_by_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 50])
-def test_every_shard_is_in_one_list(tmp_path: Path, count: int) -> None:
+def test_every_shard_is_in_one_list_and_a_pattern_selects_other_names(
+    tmp_path: Path, count: int
+) -> None:
     folder = published(tmp_path, list(range(count)))
     split(SplitConfig(shards=str(folder)))
     listed = [*lines(folder / "train_files.txt"), *lines(folder / "val_files.txt")]
     assert sorted(listed) == sorted(f"train-episode_{number}.tar" for number in range(count))
+    for number in (3, 4):
+        (folder / f"test-{number}.tar").touch()
+    split(SplitConfig(shards=str(folder), file_pattern=r"^test-(\d+)\.tar$"))
+    assert lines(folder / "val_files.txt") == ["test-3.tar"]
 
 
-def test_the_split_equals_that_of_preprocess(tmp_path: Path) -> None:
+def test_the_split_equals_that_of_preprocess_and_needs_every_listed_shard(tmp_path: Path) -> None:
     tree = window_tree(tmp_path / "A", episodes=5, frames=1)
     image_shards(tree, tmp_path / "one", val_ratio=0.3)
     image_shards(tree, tmp_path / "two")
@@ -58,6 +64,10 @@ def test_the_split_equals_that_of_preprocess(tmp_path: Path) -> None:
 
     for name in ("train_files.txt", "val_files.txt"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+        (tmp_path / "two" / name).unlink()
+    next((tmp_path / "two").glob("*.tar")).unlink()
+    assert split_error(shards=str(tmp_path / "two")).code == "data.missing_shard"
+    assert not (tmp_path / "two/train_files.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -80,14 +90,6 @@ def test_paths_are_relative_to_their_list_unless_absolute_is_set(
     ]
 
 
-def test_a_pattern_selects_other_names(tmp_path: Path) -> None:
-    folder = published(tmp_path, [1, 2])
-    for number in (3, 4):
-        (folder / f"test-{number}.tar").touch()
-    split(SplitConfig(shards=str(folder), file_pattern=r"^test-(\d+)\.tar$"))
-    assert lines(folder / "val_files.txt") == ["test-3.tar"]
-
-
 def test_the_published_command_works_with_its_own_option_names(tmp_path: Path) -> None:
     folder = published(tmp_path, [1, 2])
     names = [str(tmp_path / name) for name in ("t.txt", "v.txt")]
@@ -105,24 +107,28 @@ def test_shards_in_s3_have_lists_there_and_here(tmp_path: Path, s3_bucket: str) 
 
 
 class TestErrors:
-    def test_a_single_shard(self, tmp_path: Path) -> None:
-        error = split_error(shards=str(published(tmp_path, [7])))
-        assert (error.code, error.exit_code) == ("data.too_few_shards", 3)
-        assert not (tmp_path / "val_files.txt").exists()
-
-    def test_a_folder_without_shards(self, tmp_path: Path) -> None:
-        error = split_error(shards=str(published(tmp_path, [])))
-        assert (error.code, error.exit_code) == ("data.no_shards", 3)
-
-    def test_a_pattern_without_a_number(self, tmp_path: Path) -> None:
-        error = split_error(shards=str(published(tmp_path, [1])), file_pattern=r"^(train).*\.tar$")
-        assert (error.code, error.exit_code) == ("data.bad_file_pattern", 3)
-
-    def test_one_file_for_both_lists(self, tmp_path: Path) -> None:
-        same = str(tmp_path / "x.txt")
-        folder = str(published(tmp_path, [1, 2]))
-        error = split_error(shards=folder, train_output=same, val_output=same)
-        assert (error.code, error.exit_code) == ("usage.conflict", 2)
+    @pytest.mark.parametrize(
+        ("numbers", "options", "code", "exit_code"),
+        [
+            ([7], {}, "data.too_few_shards", 3),
+            ([], {}, "data.no_shards", 3),
+            ([1], {"file_pattern": r"^(train).*\.tar$"}, "data.bad_file_pattern", 3),
+            ([1, 2], {"train_output": "x.txt", "val_output": "x.txt"}, "usage.conflict", 2),
+        ],
+    )
+    def test_shards_that_cannot_be_split(
+        self,
+        numbers: list[int],
+        options: dict[str, str],
+        code: str,
+        exit_code: int,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        error = split_error(shards=str(published(tmp_path, numbers)), **options)
+        assert (error.code, error.exit_code) == (code, exit_code)
+        assert not list(tmp_path.glob("*_files.txt"))
 
     def test_a_file_that_is_not_a_list_is_not_replaced(self, tmp_path: Path) -> None:
         folder = str(published(tmp_path, [1, 2]))
@@ -137,12 +143,3 @@ class TestErrors:
     )
     def test_invalid_values(self, tmp_path: Path, words: list[str]) -> None:
         assert app.run(["split", str(published(tmp_path, [1, 2])), *words, "-q"]) == 2
-
-
-def test_a_listed_shard_must_exist(tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    image_shards(window_tree(tmp_path / "A", episodes=3, frames=1), shards)
-    next(shards.glob("*.tar")).unlink()
-
-    assert split_error(shards=str(shards)).code == "data.missing_shard"
-    assert not (shards / "train_files.txt").exists()

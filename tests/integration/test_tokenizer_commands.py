@@ -10,18 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.builders import tokenizers
 from tests.builders.s3_runs import digests
-from tests.builders.tokenizers import (
-    LOSSES,
-    NETWORK,
-    PIXELS,
-    SIZES,
-    image_data,
-    open_titok,
-    tiny_titok,
-    write_stage_1,
-    write_teacher,
-)
 from tests.builders.verifying import verified
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir
@@ -49,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> dict[str, Any]:
-    return image_data(folder)
+    return tokenizers.image_data(folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +49,12 @@ def shards(data: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def sources(folder: Path) -> dict[str, Any]:
-    return {"type": "titok", **SIZES, "vqgan": NETWORK, "teacher": write_teacher(folder)}
+    return {
+        "type": "titok",
+        **tokenizers.SIZES,
+        "vqgan": tokenizers.NETWORK,
+        "teacher": tokenizers.write_teacher(folder),
+    }
 
 
 def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> RunDir:
@@ -88,7 +83,7 @@ def first(folder: Path, data: dict[str, Any], sources: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def second(folder: Path, data: dict[str, Any], sources: dict[str, Any], first: str) -> str:
-    keys = {**sources, "stage": 2, "init_weight": first, "losses": LOSSES}
+    keys = {**sources, "stage": 2, "init_weight": first, "losses": tokenizers.LOSSES}
     return str(run(folder, "second", data, keys).root)
 
 
@@ -96,9 +91,13 @@ def evaluated(checkpoint: str, data: str, **keys: Any) -> TokenizerEvalResult:
     return tokenizer_eval(TokenizerEvalConfig(checkpoint=checkpoint, data=data, **keys))
 
 
-def test_second_stage_has_all_metrics_and_baselines(second: str, shards: str) -> None:
-    result = evaluated(second, shards)
+@pytest.fixture(scope="module")
+def of_second(second: str, shards: str) -> TokenizerEvalResult:
+    return evaluated(second, shards)
 
+
+def test_second_stage_has_all_metrics_and_a_page_of_images(of_second: TokenizerEvalResult) -> None:
+    result = of_second
     names = {"psnr", "ssim", "psnr_of_mean_error", "mean_picture_psnr", "block_psnr"}
     names |= {"psnr_of_moving_pixels"}
     codes = {"codebook_usage", "codebook_entropy", "changed_codes", "constant_places"}
@@ -108,27 +107,24 @@ def test_second_stage_has_all_metrics_and_baselines(second: str, shards: str) ->
     assert result.not_measured.keys() == {"lpips", "rfid"}
     assert json.loads(Path(result.report).read_text()) == json.loads(json.dumps(result.document()))
 
-
-def test_page_shows_every_chosen_image_three_times(second: str, shards: str) -> None:
-    result = evaluated(second, shards)
     page = Path(result.page).read_text()
-
     keys = [key for group in result.extremes.values() for key in group]
     assert len(keys) == len(set(keys)) == 12
     assert page.count("<img") == 3 * len(keys)
 
 
-def test_first_stage_is_decoded_by_its_teacher(first: str, second: str, shards: str) -> None:
-    codes = ("codebook_usage", "codebook_entropy", "changed_codes")
-    stage_1, stage_2 = evaluated(first, shards), evaluated(second, shards)
-
-    assert [stage_1.figures[name] for name in codes] == [stage_2.figures[name] for name in codes]
-    assert stage_1.figures["psnr"] != stage_2.figures["psnr"]
+def test_first_stage_is_decoded_by_its_teacher(
+    first: str, of_second: TokenizerEvalResult, shards: str
+) -> None:
+    stage_1, stage_2 = evaluated(first, shards).figures, of_second.figures
+    for name in ("codebook_usage", "codebook_entropy", "changed_codes"):
+        assert stage_1[name] == stage_2[name]
+    assert stage_1["psnr"] != stage_2["psnr"]
 
 
 def test_continuous_tokens_have_no_metrics_of_codes(tmp_path: Path, shards: str) -> None:
-    keys = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
-    save_file(Titok(tiny_titok(**keys)).state_dict(), tmp_path / "kl.safetensors")
+    keys = tokenizers.PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
+    save_file(Titok(tokenizers.tiny_titok(**keys)).state_dict(), tmp_path / "kl.safetensors")
 
     result = evaluated(str(tmp_path / "kl.safetensors"), shards, output=str(tmp_path / "out"))
 
@@ -136,22 +132,21 @@ def test_continuous_tokens_have_no_metrics_of_codes(tmp_path: Path, shards: str)
     assert not any(name.startswith("code") for name in result.figures)
 
 
-def test_metrics_do_not_depend_on_batches(second: str, shards: str) -> None:
-    few, many = evaluated(second, shards, batch_size=5), evaluated(second, shards)
+def test_metrics_depend_neither_on_batches_nor_on_processes(
+    second: str, of_second: TokenizerEvalResult, shards: str, tmp_path: Path
+) -> None:
+    few = evaluated(second, shards, batch_size=5, output=str(tmp_path / "few"))
+    assert few.figures == pytest.approx(of_second.figures, rel=1e-6)
+    assert few.extremes.keys() == of_second.extremes.keys()
 
-    assert few.figures == pytest.approx(many.figures, rel=1e-6)
-    assert few.extremes.keys() == many.extremes.keys()
-
-
-def test_two_processes_report_the_metrics_of_one(second: str, shards: str, tmp_path: Path) -> None:
     arguments = [second, shards, "--output", str(tmp_path / "two"), "--nproc", "2"]
     command = [sys.executable, "-m", "vlatool", "tokenizer", "eval", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    two, single = json.loads(done.stdout), evaluated(second, shards)
-    assert two["figures"] == pytest.approx(single.figures)
-    assert two["extremes"].keys() == single.extremes.keys()
+    two = json.loads(done.stdout)
+    assert two["figures"] == pytest.approx(of_second.figures)
+    assert two["extremes"].keys() == of_second.extremes.keys()
     assert two["pictures"] == 12
 
 
@@ -162,28 +157,24 @@ def test_results_can_be_written_to_object_storage(second: str, shards: str, s3_b
     assert files.keys() == {"report.html", "report.json"}
 
 
-def test_exported_folder_has_the_metrics_of_the_run(
-    second: str, shards: str, tmp_path: Path
+def test_exported_folder_has_the_metrics_of_the_run_and_equal_bytes_each_time(
+    second: str, of_second: TokenizerEvalResult, shards: str, tmp_path: Path
 ) -> None:
-    pair = tmp_path / "pair"
-    tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(pair)))
-
-    names = {path.name for path in pair.iterdir() if path.is_file()}
-    assert names == {"config.yaml", "pytorch_model.bin"}
+    pairs = [tmp_path / name for name in ("one", "two")]
+    for pair in pairs:
+        tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(pair)))
+    first, second_ = (
+        {path.name: path.read_bytes() for path in pair.iterdir() if path.is_file()}
+        for pair in pairs
+    )
+    assert first == second_
+    assert first.keys() == {"config.yaml", "pytorch_model.bin"}
     exported, trained = (
-        open_tokenizer(location, torch.device("cpu")) for location in (str(pair), second)
+        open_tokenizer(location, torch.device("cpu")) for location in (str(pairs[0]), second)
     )
     assert exported.preprocessing == trained.preprocessing
-    result = evaluated(str(pair), shards, output=str(tmp_path / "out"))
-    assert result.figures == evaluated(second, shards).figures
-
-
-def test_export_of_the_same_run_has_equal_bytes(second: str, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(tmp_path / name)))
-
-    for name in ("config.yaml", "pytorch_model.bin"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    result = evaluated(str(pairs[0]), shards, output=str(tmp_path / "out"))
+    assert result.figures == of_second.figures
 
 
 def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path: Path) -> None:
@@ -200,18 +191,29 @@ def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path
     weights.write_bytes(content)
     assert [finding.code for finding in verified(tmp_path).findings] == ["output.digest_mismatch"]
     with pytest.raises(DataError) as caught:
-        open_titok(str(tmp_path))
+        tokenizers.open_titok(str(tmp_path))
     assert caught.value.code == "data.broken_export"
 
 
-def test_exported_weights_are_those_of_the_run(first: str, tmp_path: Path) -> None:
-    tokenizer_export(TokenizerExportConfig(checkpoint=first, output=str(tmp_path / "pair")))
-
+def test_exported_first_stage_has_the_weights_of_the_run_and_needs_teacher_and_output(
+    first: str, folder: Path, sources: dict[str, Any], shards: str, tmp_path: Path
+) -> None:
+    pair = str(tmp_path / "pair")
+    tokenizer_export(TokenizerExportConfig(checkpoint=first, output=pair))
     trained, exported = (
-        open_titok(location)[1].state_dict() for location in (first, str(tmp_path / "pair"))
+        tokenizers.open_titok(location)[1].state_dict() for location in (first, pair)
     )
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[name], exported[name]) for name in trained)
+
+    stage_1 = tokenizers.write_stage_1(folder)
+    for location, keys, code in (
+        (pair, {"output": str(tmp_path / "out")}, "usage.no_teacher"),
+        (stage_1, {"teacher": sources["teacher"]}, "usage.needs_output"),
+    ):
+        with pytest.raises(VlatoolError) as error:
+            evaluated(location, shards, **keys)
+        assert (error.value.code, error.value.exit_code) == (code, 2)
 
 
 def test_export_into_a_foreign_folder_is_an_error(second: str, tmp_path: Path) -> None:
@@ -223,30 +225,10 @@ def test_export_into_a_foreign_folder_is_an_error(second: str, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_evaluation_of_a_first_stage_without_a_teacher_is_an_error(
-    first: str, shards: str, tmp_path: Path
-) -> None:
-    pair = str(tmp_path / "pair")
-    tokenizer_export(TokenizerExportConfig(checkpoint=first, output=pair))
-    with pytest.raises(VlatoolError) as error:
-        evaluated(pair, shards, output=str(tmp_path / "out"))
-
-    assert (error.value.code, error.value.exit_code) == ("usage.no_teacher", 2)
-
-
-def test_evaluation_outside_a_run_needs_an_output(
-    folder: Path, sources: dict[str, Any], shards: str
-) -> None:
-    with pytest.raises(VlatoolError) as error:
-        evaluated(write_stage_1(folder), shards, teacher=sources["teacher"])
-
-    assert (error.value.code, error.value.exit_code) == ("usage.needs_output", 2)
-
-
 def test_teacher_with_another_codebook_is_an_error(
     first: str, folder: Path, data: dict[str, Any]
 ) -> None:
-    network = {**NETWORK, "codebook_size": 16}
+    network = {**tokenizers.NETWORK, "codebook_size": 16}
     model = {"type": "vqgan", **network, "losses": {"discriminator_weight": 0}}
     other = run(folder, "other", data, model)
     opened = open_tokenizer(first, torch.device("cpu"), {"teacher": str(other.root)})

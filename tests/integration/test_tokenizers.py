@@ -1,8 +1,8 @@
 """Visual tokenizers as model types: contract checks, weights, errors."""
 
+import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from tests.builders.tokenizers import (
     image_data,
     open_titok,
     tiny_titok,
-    write_stage_1,
     write_teacher,
 )
 from tests.builders.web_server import web_server
@@ -58,11 +57,6 @@ def data(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def teacher(folder: Path) -> str:
     return write_teacher(folder)
-
-
-@pytest.fixture(scope="module")
-def stage_1(folder: Path) -> str:
-    return write_stage_1(folder)
 
 
 def test_vqgan_passes_the_contract_checks(data: dict[str, Any]) -> None:
@@ -133,13 +127,6 @@ def weights(run: RunDir, name: str) -> dict[str, torch.Tensor]:
     return read_weights(run.checkpoint(STEPS) / name)
 
 
-def test_sizes_of_a_teacher_that_is_a_run_are_read(chain: dict[str, RunDir]) -> None:
-    section = chain["first"].config_tree()["model"]
-
-    assert section["vqgan"]["channel_mult"] == NETWORK["channel_mult"]
-    assert section["image_size"] == SIDE
-
-
 def test_stage_2_starts_from_the_averaged_weights_of_stage_1_and_freezes_its_tokens(
     chain: dict[str, RunDir],
 ) -> None:
@@ -154,15 +141,34 @@ def test_stage_2_starts_from_the_averaged_weights_of_stage_1_and_freezes_its_tok
     trained = [k for k in first if k.startswith("decoder.")]
     assert not any(torch.equal(first[k], second[k]) for k in trained)
 
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    codes = [open_titok(str(chain[name].root))[1].codes(pixels) for name in ("first", "second")]
 
-def test_checkpoints_of_stage_2_hold_no_frozen_weights(chain: dict[str, RunDir]) -> None:
+    assert torch.equal(*codes)
+
+    section = chain["first"].config_tree()["model"]
+
+    assert section["vqgan"]["channel_mult"] == NETWORK["channel_mult"]
+    assert section["image_size"] == SIDE
+
+
+def test_checkpoints_of_stage_2_hold_no_frozen_weights_which_inspect_counts_and_verify_misses(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
     folder = chain["second"].checkpoint(STEPS)
     (frozen,) = folder.parent.glob("*.safetensors")
     tokens = ("encoder.", "quantize.", "latent_tokens")
-
     assert all(name.startswith(tokens) for name in load_file(frozen))
     for name in ("model.safetensors", "ema.safetensors"):
         assert not any(key.startswith(tokens) for key in load_file(folder / name))
+
+    copy = Path(shutil.copytree(chain["second"].root, tmp_path / "run"))
+    stored = weights(chain["second"], "model.safetensors").values()
+    assert inspect(copy).facts["weights"]["parameters"] == sum(map(torch.numel, stored))
+    (frozen,) = copy.glob("checkpoints/*.safetensors")
+    frozen.unlink()
+    (finding,) = check(copy, CheckOptions())
+    assert (finding.code, finding.place["path"]) == ("run.missing_file", str(frozen))
 
 
 def test_checkpoint_that_was_copied_alone_names_what_lies_beside_it(
@@ -186,19 +192,6 @@ def test_checkpoint_that_was_copied_alone_names_what_lies_beside_it(
     assert open_titok(str(copy))[0].stage == 2
 
 
-def test_inspect_counts_frozen_weights_and_verify_misses_them(
-    chain: dict[str, RunDir], tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(chain["second"].root, tmp_path / "run"))
-    stored = weights(chain["second"], "model.safetensors").values()
-    assert inspect(copy).facts["weights"]["parameters"] == sum(map(torch.numel, stored))
-
-    (frozen,) = copy.glob("checkpoints/*.safetensors")
-    frozen.unlink()
-    (finding,) = check(copy, CheckOptions())
-    assert (finding.code, finding.place["path"]) == ("run.missing_file", str(frozen))
-
-
 def test_stage_2_on_a_web_server_is_read_with_its_frozen_weights(chain: dict[str, RunDir]) -> None:
     run_dir = chain["second"]
     expected = weights(run_dir, "ema.safetensors")
@@ -212,16 +205,22 @@ def test_stage_2_on_a_web_server_is_read_with_its_frozen_weights(chain: dict[str
         assert torch.equal(initial[name], value)
 
 
-def test_codes_are_the_same_after_stage_2(chain: dict[str, RunDir]) -> None:
-    pixels = torch.rand(2, 3, SIDE, SIDE)
-    codes = [open_titok(str(chain[name].root))[1].codes(pixels) for name in ("first", "second")]
-
-    assert torch.equal(*codes)
-
-
-def test_discriminator_and_its_means_change_from_its_first_step_on(
+def test_metrics_have_the_use_of_the_codebook_validations_and_the_late_discriminator(
     chain: dict[str, RunDir],
 ) -> None:
+    last = [row for row in read_metrics(chain["first"].metrics) if "loss" in row][-1]
+
+    names = ("codebook_usage", "codebook_perplexity", "dead_codes", "right_codes")
+    assert all(name in last for name in names)
+
+    rows = {row["step"]: row for row in read_metrics(chain["first"].metrics) if "val/loss" in row}
+
+    assert list(rows) == [2, 4]
+    assert 0 < rows[4]["val/ema/loss"] != rows[4]["val/loss"]
+
+    for run_dir in chain.values():
+        assert run_dir.image(STEPS, "reconstruction").is_file()
+
     rows = {row["step"]: row for row in read_metrics(chain["second"].metrics) if "loss" in row}
 
     assert not any(name.startswith("discriminator/") for name in rows[2])
@@ -244,38 +243,6 @@ def test_cache_of_teacher_codes_changes_no_weight(
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_metrics_contain_the_use_of_the_codebook(chain: dict[str, RunDir]) -> None:
-    last = [row for row in read_metrics(chain["first"].metrics) if "loss" in row][-1]
-
-    names = ("codebook_usage", "codebook_perplexity", "dead_codes", "right_codes")
-    assert all(name in last for name in names)
-
-
-def test_published_interval_validates_on_all_images(chain: dict[str, RunDir]) -> None:
-    rows = {row["step"]: row for row in read_metrics(chain["first"].metrics) if "val/loss" in row}
-
-    assert list(rows) == [2, 4]
-    assert 0 < rows[4]["val/ema/loss"] != rows[4]["val/loss"]
-
-
-def test_images_are_logged_during_training(chain: dict[str, RunDir]) -> None:
-    for run_dir in chain.values():
-        assert run_dir.image(STEPS, "reconstruction").is_file()
-
-
-def test_published_files_open_like_the_run(chain: dict[str, RunDir], tmp_path: Path) -> None:
-    config, model = open_titok(str(chain["second"].root))
-    save_published(tmp_path, config, model)
-
-    published, loaded = open_titok(str(tmp_path))
-
-    assert {**published.model_dump(), "losses": 0} == {
-        **config.model_dump(), "losses": 0, "teacher": None,
-    }  # fmt: skip
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[name])
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
 def test_file_of_a_checkpoint_has_the_config_of_its_run(
     chain: dict[str, RunDir], name: str
@@ -286,44 +253,44 @@ def test_file_of_a_checkpoint_has_the_config_of_its_run(
     assert all(torch.equal(loaded[key], value) for key, value in stored.items())
 
 
-def test_published_file_has_the_config_beside_it(chain: dict[str, RunDir], tmp_path: Path) -> None:
-    save_published(tmp_path, *open_titok(str(chain["second"].root)))
+def test_published_files_open_like_the_run_unless_the_configuration_has_no_tokenizer(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    config, model = open_titok(str(chain["second"].root))
+    save_published(tmp_path, config, model)
 
-    assert open_titok(str(tmp_path / "pytorch_model.bin"))[0] == open_titok(str(tmp_path))[0]
+    published, loaded = open_titok(str(tmp_path))
+
+    assert {**published.model_dump(), "losses": 0} == {
+        **config.model_dump(), "losses": 0, "teacher": None,
+    }  # fmt: skip
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    assert open_titok(str(tmp_path / "pytorch_model.bin"))[0] == published
+
+    (tmp_path / "config.yaml").write_text("model: {}")
+    with pytest.raises(DataError) as error:
+        open_titok(str(tmp_path))
+    assert error.value.code == "data.broken_config"
 
 
-def test_invalid_configuration_of_a_run_raises_an_error(
+def test_invalid_configuration_of_a_run_or_another_size_raises_an_error(
     chain: dict[str, RunDir], tmp_path: Path
 ) -> None:
     shutil.copytree(chain["second"].root, tmp_path / "run")
+    preprocessing = tmp_path / "run" / "preprocessing_config.yaml"
+    before = preprocessing.read_text()
+    preprocessing.write_text(f"crop_size: {2 * SIDE}\n")
+    with pytest.raises(DataError) as error:
+        open_tokenizer(str(tmp_path / "run"), torch.device("cpu"))
+    assert error.value.code == "data.broken_config"
+
+    preprocessing.write_text(before)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("num_latent_tokens", "num_latent_tokenz"))
     with pytest.raises(DataError) as error:
         open_titok(str(tmp_path / "run"))
-
     assert (error.value.code, error.value.exit_code) == ("data.broken_config", 3)
-
-
-def test_preprocessing_of_another_size_raises_an_error(
-    chain: dict[str, RunDir], tmp_path: Path
-) -> None:
-    shutil.copytree(chain["second"].root, tmp_path / "run")
-    (tmp_path / "run" / "preprocessing_config.yaml").write_text(f"crop_size: {2 * SIDE}\n")
-    with pytest.raises(DataError) as error:
-        open_tokenizer(str(tmp_path / "run"), torch.device("cpu"))
-
-    assert error.value.code == "data.broken_config"
-
-
-def test_published_configuration_without_a_tokenizer_raises_an_error(
-    chain: dict[str, RunDir], tmp_path: Path
-) -> None:
-    save_published(tmp_path, *open_titok(str(chain["second"].root)))
-    (tmp_path / "config.yaml").write_text("model: {}")
-    with pytest.raises(DataError) as error:
-        open_titok(str(tmp_path))
-
-    assert error.value.code == "data.broken_config"
 
 
 def test_sizes_of_a_file_of_weights_are_inferred(tmp_path: Path) -> None:
@@ -342,64 +309,47 @@ class Code:
         return os.mkdir, ("made-by-a-pickle",)
 
 
-def holds_code(path: Path) -> None:
-    torch.save({"latent_tokens": Code()}, path)
+def state(**keys: Any) -> dict[str, torch.Tensor]:
+    return Titok(tiny_titok(**keys)).state_dict()
 
 
-def is_continuous(path: Path) -> None:
-    keys = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
-    torch.save(Titok(tiny_titok(**keys)).state_dict(), path)
+def stored(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
-def lacks_a_tensor(path: Path) -> None:
-    state = Titok(tiny_titok()).state_dict()
-    del state["encoder.ln_post.bias"]
-    torch.save(state, path)
-
-
-def has_another_width(path: Path) -> None:
-    torch.save(Titok(tiny_titok(num_latent_tokens=4)).state_dict(), path)
-
-
-def is_truncated(path: Path) -> None:
-    torch.save(Titok(tiny_titok()).state_dict(), path)
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def is_empty(path: Path) -> None:
-    path.touch()
-
-
-def is_text(path: Path) -> None:
-    path.write_text("hello")
-
-
-def is_nested(path: Path) -> None:
-    torch.save({"state_dict": Titok(tiny_titok()).state_dict()}, path)
+CONTINUOUS = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
+LOST = "encoder.ln_post.bias"
 
 
 @pytest.mark.parametrize(
-    ("write", "code", "reason"),
+    ("content", "code", "reason"),
     [
-        (holds_code, "data.unsafe_checkpoint", ""),
-        (is_continuous, "data.checkpoint_mismatch", "bottleneck is kl"),
-        (lacks_a_tensor, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
-        (has_another_width, "data.checkpoint_mismatch", "latent tokens is 4"),
-        (is_truncated, "data.broken_checkpoint", "it is truncated"),
-        (is_empty, "data.broken_checkpoint", "it is empty"),
-        (is_text, "data.broken_checkpoint", "it is not a file of weights"),
-        (is_nested, "data.broken_checkpoint", ""),
+        (stored({"latent_tokens": Code()}), "unsafe_checkpoint", ""),
+        (stored(state(**CONTINUOUS)), "checkpoint_mismatch", "bottleneck is kl"),
+        (
+            stored({name: value for name, value in state().items() if name != LOST}),
+            "checkpoint_mismatch",
+            f"missing {LOST}",
+        ),
+        (stored(state(num_latent_tokens=4)), "checkpoint_mismatch", "latent tokens is 4"),
+        (stored(state())[:5000], "broken_checkpoint", "it is truncated"),
+        (b"", "broken_checkpoint", "it is empty"),
+        (b"hello", "broken_checkpoint", "it is not a file of weights"),
+        (stored({"state_dict": state()}), "broken_checkpoint", ""),
     ],
+    ids=["code", "continuous", "lost", "width", "truncated", "empty", "text", "nested"],
 )
 def test_weights_that_do_not_match_raise_an_error(
-    write: Callable[[Path], None], code: str, reason: str, tmp_path: Path
+    content: bytes, code: str, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights.bin"
-    write(path)
+    path.write_bytes(content)
     with pytest.raises(DataError) as error:
         load_titok(Titok(tiny_titok()), tiny_titok(), str(path))
 
-    assert (error.value.code, error.value.exit_code) == (code, 3)
+    assert (error.value.code, error.value.exit_code) == (f"data.{code}", 3)
     problems = "; ".join(error.value.details.get("problems", []))
     assert reason in problems + error.value.message
     assert not Path("made-by-a-pickle").exists()

@@ -86,24 +86,16 @@ def config(run: Path, output: Path, **keys: Any) -> RolloutConfig:
     return RolloutConfig(**{**defaults, "episodes": 5, "batch_size": 2, **KEYS, **keys})
 
 
-def test_policy_keeps_the_contract() -> None:
+def test_rollouts_of_a_policy_without_images_that_keeps_the_contract(
+    run: Path, tmp_path: Path
+) -> None:
     check_policy(PushPolicy())
-
-
-def test_rollouts_of_a_policy_without_images(run: Path, tmp_path: Path) -> None:
-    result = rollout(config(run, tmp_path))
-    assert (result.figures["successes"], result.figures["errors"]) == (5, 0)
-
-
-def test_instruction_of_a_nested_observation(run: Path, tmp_path: Path) -> None:
     words = {"env_options": {"words": "to the middle"}, "instruction_key": "task.words"}
-    rows = rollout(config(run, tmp_path, episodes=1, **words)).document()["rollouts"]
-    assert rows[0]["instruction"] == "to the middle"
-
-
-def test_success_of_several_goals_is_a_list(run: Path, tmp_path: Path) -> None:
+    result = rollout(config(run, tmp_path / "words", **words))
+    assert (result.figures["successes"], result.figures["errors"]) == (5, 0)
+    assert result.document()["rollouts"][0]["instruction"] == "to the middle"
     missed = {"env_options": {"goals": [False, False]}, "success_key": "goals"}
-    assert rollout(config(run, tmp_path, **missed)).figures["successes"] == 0
+    assert rollout(config(run, tmp_path / "missed", **missed)).figures["successes"] == 0
 
 
 @pytest.mark.parametrize("source", [FieldMap(key="x", start=1), FieldMap(constant=[0.0, 1.0])])
@@ -129,13 +121,10 @@ def test_loaded_policy_acts_as_in_the_rollout_of_its_seed(run: Path, tmp_path: P
     assert info == recorded["info"]
 
 
-def test_data_without_recorded_actions_are_an_error(run: Path, tmp_path: Path) -> None:
+def test_open_loop_needs_data_with_recorded_actions(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path), output=str(tmp_path)))
     assert caught.value.code == "data.no_actions"
-
-
-def test_open_loop_needs_data(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'data' needs a value"):
         open_loop(OpenLoopConfig(checkpoint=str(run), output=str(tmp_path)))
 
@@ -198,16 +187,6 @@ def test_exception_of_an_environment_ends_one_episode(parallel: int) -> None:
     assert [row.steps for row in broken if row.error is not None] == [0, 2]
 
 
-def test_errors_are_counted_apart_in_report_text_and_record(run: Path, tmp_path: Path) -> None:
-    options = {"broken": [BROKEN_RESET, BROKEN_STEP]}
-    result = partial(config(run, tmp_path, env_options=options))
-    document = json.loads((tmp_path / "report.json").read_text())
-    assert (document["episodes"], document["errors"], document["success_rate"]) == (3, 2, 1.0)
-    assert {row["seed"]: row["error"] for row in document["rollouts"] if row["error"]} == ERRORS
-    assert "ended by an error of the environment: 2" in result.text()
-    assert ERRORS[BROKEN_STEP] in result.text()
-
-
 def outputs(folder: Path) -> dict[str, bytes]:
     """Files of an output of rollouts, without those that hold times."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -223,17 +202,24 @@ def test_processes_give_equal_files_and_an_ended_one_ends_one_episode(
     options = {"broken": [BROKEN_RESET, BROKEN_STEP]}
     for count in (1, 2):
         name = f"{count} processes"
-        partial(config(run, tmp_path / name, env_options=options, env_processes=count, **keys))
+        result = partial(
+            config(run, tmp_path / name, env_options=options, env_processes=count, **keys)
+        )
+        assert "ended by an error of the environment: 2" in result.text()
+        assert ERRORS[BROKEN_STEP] in result.text()
     whole = outputs(tmp_path / "1 processes")
     assert outputs(tmp_path / "2 processes") == whole
     assert {*whole} == {"report.json", "episodes.png", "videos/100-success.mp4"}
+    document = json.loads(whole["report.json"])
+    assert (document["episodes"], document["errors"], document["success_rate"]) == (3, 2, 1.0)
+    assert {row["seed"]: row["error"] for row in document["rollouts"] if row["error"]} == ERRORS
 
     options = {"broken": [BROKEN_RESET, BROKEN_STEP, KILLED]}
     killed = partial(config(run, tmp_path / "killed", env_options=options, env_processes=2))
 
     rows = {row["seed"]: row for row in killed.figures["rollouts"]}
     assert rows[KILLED]["error"] == "the process of the environment ended with SIGKILL"
-    others = {row["seed"]: row for row in json.loads(whole["report.json"])["rollouts"]}
+    others = {row["seed"]: row for row in document["rollouts"]}
     assert {**rows, KILLED: None} == {**others, KILLED: None}
 
 
@@ -318,7 +304,7 @@ class Killed(BaseException):
     """End of a run from outside."""
 
 
-class KilledAtEnd(NullReporter):
+class KilledAtEnd(NullReporter, NullProgress):
     """Reporter that ends a run after 28 episodes, in the last group."""
 
     def __init__(self) -> None:
@@ -328,12 +314,6 @@ class KilledAtEnd(NullReporter):
         del name, unit
         assert total == 29
         return self
-
-    def __enter__(self) -> "KilledAtEnd":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         del fields

@@ -93,10 +93,19 @@ def test_two_processes_train_the_model_that_one_trains(root: Path, model: str, p
     assert_close_runs(root, f"{model}-one", f"{model}-{placed}")
 
 
-def test_only_the_first_rank_has_whole_models_in_memory(root: Path) -> None:
+def test_only_the_first_rank_has_whole_models_and_a_bad_loss_changes_no_weight_on_any(
+    root: Path,
+) -> None:
     # Rank 0 also builds on the meta device: to look at a model before the run starts.
     devices = [(root / f"devices-{rank}").read_text() for rank in (0, 1)]
     assert devices == ["cpu meta", "meta"]
+
+    results = [(root / f"halted-{rank}").read_text().split() for rank in (0, 1)]
+    assert results[0] == results[1]
+    code, samples, changed = results[0]
+    assert code == "data.loss_not_finite"
+    assert "block-0-30" in samples
+    assert changed == "[]"
 
 
 def test_killed_run_equals_the_uninterrupted_one(root: Path) -> None:
@@ -113,17 +122,13 @@ def test_run_continues_another_one_of_any_model_type(root: Path, model: str) -> 
     assert_equal_runs(root, f"{model}-one", f"{model}-continued")
 
 
-def test_killed_run_of_two_ranks_equals_the_uninterrupted_one(root: Path) -> None:
+def test_resumed_runs_of_two_ranks_equal_the_uninterrupted_ones(root: Path) -> None:
     assert_equal_runs(root, "toy_gan-ddp", "toy_gan-ddp-resumed")
 
-
-def test_sharded_checkpoint_is_resumed_with_one_process(root: Path) -> None:
     half_of(root, "toy_gan-fsdp", "toy_gan-fsdp-to-one")
     resumed(root, "toy_gan", "toy_gan-fsdp-to-one")
     assert_close_runs(root, "toy_gan-one", "toy_gan-fsdp-to-one")
 
-
-def test_checkpoint_of_one_process_is_resumed_sharded(root: Path) -> None:
     assert_close_runs(root, "toy_gan-one", "toy_gan-one-to-fsdp")
 
 
@@ -163,7 +168,7 @@ def test_teacher_is_not_saved_and_another_one_is_an_error(root: Path) -> None:
     assert caught.value.code == "data.other_weights"
 
 
-def test_only_the_generator_has_an_average(root: Path) -> None:
+def test_files_of_a_run_have_one_average_tied_weights_once_and_images(root: Path) -> None:
     files = {name.split()[0] for name in tensors(root, "toy_gan-one")}
     assert files == {
         "critic.safetensors",
@@ -172,10 +177,11 @@ def test_only_the_generator_has_an_average(root: Path) -> None:
         "model.safetensors",
     }
 
-
-def test_tied_weights_are_saved_once(root: Path) -> None:
     names = [name for name in tensors(root, "toy_lm-one") if name.startswith("model.")]
     assert sum("embed.weight" in name or "project.weight" in name for name in names) == 1
+
+    names = [path.name for path in sorted((root / "toy_gan-one" / "images").iterdir())]
+    assert names == ["step_00000004_made.png", "step_00000008_made.png"]
 
 
 def test_empty_micro_batch_of_one_rank_does_not_hang_the_other(root: Path) -> None:
@@ -183,15 +189,6 @@ def test_empty_micro_batch_of_one_rank_does_not_hang_the_other(root: Path) -> No
     assert losses(root, "toy_gan-empty") == pytest.approx(losses(root, "toy_gan-empty-one"))
     assert (root / "dropped-0").read_text() == "{'no_number': 1}"
     assert (root / "dropped-1").read_text() == "{'no_number': 1}"
-
-
-def test_loss_of_one_rank_that_is_not_finite_changes_no_weight_on_any(root: Path) -> None:
-    results = [(root / f"halted-{rank}").read_text().split() for rank in (0, 1)]
-    assert results[0] == results[1]
-    code, samples, changed = results[0]
-    assert code == "data.loss_not_finite"
-    assert "block-0-30" in samples
-    assert changed == "[]"
 
 
 def test_gradient_checkpointing_gives_the_same_weights(root: Path) -> None:
@@ -204,11 +201,6 @@ def test_gradient_checkpointing_gives_the_same_weights(root: Path) -> None:
 def test_compiled_blocks_give_the_same_weights_up_to_rounding(root: Path) -> None:
     train(toy_config(root, "toy_gan", "toy_gan-compiled", hparams__torchcompile=True))
     assert_close_runs(root, "toy_gan-one", "toy_gan-compiled")
-
-
-def test_images_are_written_at_checkpoints(root: Path) -> None:
-    names = [path.name for path in sorted((root / "toy_gan-one" / "images").iterdir())]
-    assert names == ["step_00000004_made.png", "step_00000008_made.png"]
 
 
 def test_images_are_those_of_the_averaged_weights(root: Path) -> None:

@@ -53,7 +53,7 @@ def numbers(run: Path) -> dict[str, dict[int, float]]:
     return by_name
 
 
-def test_tensorboard_has_each_metric_of_each_step_once(root: Path) -> None:
+def test_trackers_have_each_metric_and_image_of_each_step_once(root: Path) -> None:
     shown = {
         tag: [(event.step, event.value) for event in scalars]
         for tag, scalars in events(root / "tracked", "scalars").items()
@@ -63,16 +63,12 @@ def test_tensorboard_has_each_metric_of_each_step_once(root: Path) -> None:
         for tag, values in numbers(root / "tracked").items()
     }
 
-
-def test_wandb_has_the_rows_of_the_metrics_file(root: Path) -> None:
     rows = [row for row in wandb_rows(root / "tracked" / "wandb") if "samples" in row]
     expected = read_metrics(RunDir(root / "tracked").metrics)
     # A run that resumes on disk has all rows, because those of a killed one may be lost.
     assert [row["step"] for row in rows] == [*range(1, STEPS + 1)] * 2
     assert rows[STEPS:] == expected
 
-
-def test_trackers_have_the_images(root: Path) -> None:
     assert [event.step for event in events(root / "tracked", "images")["made"]] == [4, 8]
     rows = [row for row in wandb_rows(root / "tracked" / "wandb") if "samples" not in row]
     assert [row["step"] for row in rows] == [4, 8, 8]

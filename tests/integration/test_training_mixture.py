@@ -11,18 +11,11 @@ from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.train import train
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Data with both cameras, and with one of them."""
-    root = tmp_path_factory.mktemp("data")
-    both = world_shards(root / "both", episodes=2)
-    return both, world_shards(root / "one", episodes=1, cameras=CAMERAS[:1])
-
-
-@pytest.fixture(scope="module")
-def run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "mixed"
-    both, single = (str(path) for path in folders)
+def test_metrics_contain_errors_of_fields_and_losses_of_data_sets_and_the_policy_is_evaluated(
+    tmp_path: Path,
+) -> None:
+    run, both = tmp_path / "runs/mixed", world_shards(tmp_path / "both", episodes=2)
+    single = world_shards(tmp_path / "one", episodes=1, cameras=CAMERAS[:1])
     keys = {
         "data__dataset_manifest": f"[{both}, {single}]",
         "data__dataset_weighting": "[3, 1]",
@@ -35,11 +28,7 @@ def run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
         "total_val_samples": 4,
         "total_train_steps": 2,
     }
-    train(tiny_config(folders[0], folder, **keys))
-    return folder
-
-
-def test_metrics_contain_errors_of_fields_and_losses_of_data_sets(run: Path) -> None:
+    train(tiny_config(both, run, **keys))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = next(row for row in rows if "loss" in row)
     validated = next(row for row in rows if "val/loss" in row)
@@ -48,18 +37,10 @@ def test_metrics_contain_errors_of_fields_and_losses_of_data_sets(run: Path) -> 
     for row, prefix in ((trained, ""), (validated, "val/")):
         xyz, hand = (row[prefix + name] for name in names)
         assert (3 * xyz + hand) / 4 == pytest.approx(row[f"{prefix}loss"], rel=1e-5)
-    assert {name for name in trained if name.startswith("loss/")} == {
-        "loss/both/data",
-        "loss/one/data",
-    }
+    losses = {name for name in trained if name.startswith("loss/")}
+    assert losses == {"loss/both/data", "loss/one/data"}
 
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_policy_is_evaluated_on_each_data_set(
-    run: Path, folders: tuple[Path, Path], number: int, tmp_path: Path
-) -> None:
-    config = OpenLoopConfig(
-        checkpoint=str(run), data=str(folders[number]), output=str(tmp_path / "x"), max_samples=2
-    )
-
-    assert open_loop(config).samples == 2
+    for data in (both, single):  # with both cameras, and with one of them
+        output = str(tmp_path / "evaluations" / data.parent.name)
+        keys = {"checkpoint": str(run), "data": str(data), "output": output}
+        assert open_loop(OpenLoopConfig(**keys, max_samples=2)).samples == 2

@@ -103,7 +103,10 @@ def test_interrupted_upload_continues_with_the_files_that_are_missing(
     assert sent[-1] == "README.md"
 
 
-def test_busy_hub_is_asked_again(hub: WebServer, data: Path) -> None:
+def test_plan_creates_nothing_and_a_busy_hub_is_asked_again(hub: WebServer, data: Path) -> None:
+    plan = uploaded(data, dry_run=True)
+    assert (plan.status, plan.sent_files, hub.written.is_private) == ("planned", plan.files, {})
+
     hub.faults.fail_next, hub.faults.status = 1, 503
     assert uploaded(data).status == "written"
 
@@ -111,9 +114,9 @@ def test_busy_hub_is_asked_again(hub: WebServer, data: Path) -> None:
 def test_upload_of_a_slow_hub_is_not_silent(
     hub: WebServer, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reporters, "LINE_EVERY_S", 0.1)
-    monkeypatch.setattr(upload_command, "_SHOWN_EVERY_S", 0.1)
-    hub.faults.delay_s = 0.5
+    monkeypatch.setattr(reporters, "LINE_EVERY_S", 0.04)
+    monkeypatch.setattr(upload_command, "_SHOWN_EVERY_S", 0.04)
+    hub.faults.delay_s = 0.2
 
     config = UploadConfig(folder=str(data), location=TARGET)
     upload(config, reporter=reporters.LineReporter())
@@ -124,14 +127,11 @@ def test_upload_of_a_slow_hub_is_not_silent(
     assert len(lines) >= 3
 
 
-def other_files(hub: WebServer, data: Path) -> None:
-    uploaded(data)
-    (hub.folder / "lab/pick/notes.txt").write_text("of another")
-    (hub.folder / "lab/pick/meta/tasks.jsonl").write_text("{}\n")
-
-
 def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, data: Path) -> None:
-    other_files(hub, data)
+    uploaded(data)
+    there = hub.folder / "lab/pick"
+    (there / "notes.txt").write_text("of another")
+    (there / "meta/tasks.jsonl").write_text("{}\n")
     with pytest.raises(VlatoolError) as caught:
         uploaded(data)
     assert caught.value.code == "usage.other_files"
@@ -139,7 +139,6 @@ def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, d
 
     result = uploaded(data, overwrite=True)
 
-    there = hub.folder / "lab/pick"
     assert (result.sent_files, result.removed_files) == (1, 1)
     assert names(there) == names(data) - {"meta/.env"} | {"README.md"}
     assert hub.written.tags == {"v2.1": hub.written.commit}
@@ -211,12 +210,6 @@ def test_nothing_is_created_for_what_cannot_be_uploaded(
     assert error.code == code
     assert hub.written.is_private == {}
     assert not any(text in str(error.details) + error.message for text in (SECRET, "hunter22"))
-
-
-def test_plan_counts_and_creates_nothing(hub: WebServer, data: Path) -> None:
-    plan = uploaded(data, dry_run=True)
-
-    assert (plan.status, plan.sent_files, hub.written.is_private) == ("planned", plan.files, {})
 
 
 def test_run_is_uploaded_without_folders_of_this_machine(tmp_path: Path) -> None:

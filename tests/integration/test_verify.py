@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.builders import broken_sources
 from tests.builders import shards as built
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.lerobot_shared import edit_list
+from tests.builders.preprocessing import has_message_and_hint, options_for
 from tests.builders.shards import Members, shard_output
 from tests.builders.verifying import verified
 from vlatool.artifacts.tar import ShardIndex, index_path, scan_tar
 from vlatool.cli.app import run
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 Break = Callable[[Path], Any]
 
@@ -44,15 +47,6 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output(intact: Path, tmp_path: Path) -> Path:
     """Copy that a test may damage."""
     return Path(shutil.copytree(intact, tmp_path / "out"))
-
-
-def test_progress_counts_shards_and_episodes_separately(
-    intact: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["--progress", "json", "verify", str(intact)]) == 0
-    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    last = {item.get("name"): item["fields"] for item in events}
-    assert last["shards"] == last["episodes"] == {"samples": verified(intact).checked["samples"]}
 
 
 def shard(output: Path) -> Path:
@@ -111,18 +105,22 @@ def repeat_from_first_shard(keys: list[str], contents: dict[str, Members]) -> No
     keys += ["sample-0000", "sample-0001"]
 
 
-def test_an_unchanged_output_is_valid(intact: Path) -> None:
+def test_options_that_change_nothing_of_a_valid_output(intact: Path) -> None:
     result = verified(intact)
     assert (result.whole, result.findings) == (True, ())
     assert result.checked["samples"] == 6
     assert result.checked["pictures"] == 24
 
+    assert verified(intact, samples=2).checked["samples_read"] == 2
 
-@pytest.mark.parametrize("options", [{"full": True}, {"quick": True}, {"samples": 1}])
-def test_an_unchanged_output_is_valid_with_all_options(
-    intact: Path, options: dict[str, Any]
-) -> None:
-    assert verified(intact, **options).findings == ()
+    result = verified(intact / "shards/manifest.jsonl")
+    assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
+
+    result = verified(shard(intact))
+    assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
+
+    for options in ({"full": True}, {"quick": True}, {"samples": 1}):
+        assert verified(intact, **options).findings == ()
 
 
 def write_index(shard: Path, **changes: Any) -> None:
@@ -136,10 +134,19 @@ def write_index(shard: Path, **changes: Any) -> None:
     index_path(shard).write_bytes(replace(index, **changes).content())
 
 
-def test_the_index_of_a_shard_is_not_an_unlisted_file(output: Path) -> None:
+def test_the_index_of_a_shard_is_no_unlisted_file_nor_is_an_output_within_the_folder(
+    output: Path,
+) -> None:
     for path in (output / "shards").glob("*.tar"):
         write_index(path)
     assert verified(output).findings == ()
+
+    (output / "tokens/.vlatool").mkdir(parents=True)
+    (output / "tokens/codes.npz").write_bytes(b"codes")
+    assert verified(output).findings == ()
+
+    index_path(shard(output)).write_bytes(b"PK")
+    assert verified(output).codes == {"shards.index_mismatch": 1}
 
 
 @pytest.mark.parametrize(
@@ -158,17 +165,6 @@ def test_an_index_of_another_shard_is_an_error(changes: dict[str, Any], output: 
     assert result.findings[0].place["path"] == "shards/shard_000001.index.npz"
 
 
-def test_an_index_that_cannot_be_read_is_an_error(output: Path) -> None:
-    index_path(shard(output)).write_bytes(b"PK")
-    assert verified(output).codes == {"shards.index_mismatch": 1}
-
-
-def test_an_output_within_the_folder_is_not_checked(output: Path) -> None:
-    (output / "tokens/.vlatool").mkdir(parents=True)
-    (output / "tokens/codes.npz").write_bytes(b"codes")
-    assert verified(output).findings == ()
-
-
 def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     folder = output / "pictures"
     folder.mkdir()
@@ -183,32 +179,13 @@ def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     assert verified(output).codes == {"output.size_mismatch": 1}
 
 
-def test_few_samples_are_evenly_spaced_over_the_shards(intact: Path) -> None:
-    assert verified(intact, samples=2).checked["samples_read"] == 2
-
-
-def test_a_preprocessed_data_set_is_valid(tmp_path: Path) -> None:
-    tree = {
-        "format": "lerobot",
-        "sources": [str(lerobot_dataset(tmp_path / "pick"))],
-        "output": str(tmp_path / "out"),
-        "samples_per_shard": 4,
-        "past_lowdim_steps": 1,
-        "future_lowdim_steps": 2,
-        "workers": 1,
-    }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-    assert severe(verified(tmp_path / "out", full=True)) == set()
-
-
-def test_a_downloaded_folder_of_shards_is_valid(intact: Path, tmp_path: Path) -> None:
+def test_a_downloaded_folder_of_shards_is_valid_with_a_manifest_at_its_root(
+    intact: Path, tmp_path: Path
+) -> None:
     shutil.copytree(intact / "shards", tmp_path / "shards")
     assert severe(verified(tmp_path)) == set()
     assert severe(verified(tmp_path / "shards")) == set()
 
-
-def test_a_manifest_at_the_root_is_followed(intact: Path, tmp_path: Path) -> None:
-    shutil.copytree(intact / "shards", tmp_path / "shards")
     for name in ("manifest.jsonl", "stats.json", "preprocessing_config.yaml"):
         (tmp_path / "shards" / name).rename(tmp_path / name)
     edit(tmp_path / "manifest.jsonl", lambda text: text.replace('"shard_', '"shards/shard_'))
@@ -229,16 +206,6 @@ def test_an_output_in_s3_is_verified_there(output: Path, s3_bucket: str) -> None
         ("output.unlisted_file", {"path": "notes.txt"})
     ]
     assert result.checked["samples"] == 6
-
-
-def test_a_manifest_is_verified_with_its_folder(intact: Path) -> None:
-    result = verified(intact / "shards/manifest.jsonl")
-    assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
-
-
-def test_a_single_shard_is_verified(intact: Path) -> None:
-    result = verified(shard(intact))
-    assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
 
 
 BREAKS: dict[str, tuple[Break, set[str]]] = {
@@ -393,27 +360,27 @@ def test_a_defect_of_a_sample_has_its_code_and_place(
     assert matches[0].place.get("field") == field
 
 
-def test_an_episode_with_fewer_cameras_is_complete(tmp_path: Path) -> None:
-    def change(key: str, members: Members) -> None:
+def test_an_episode_with_fewer_cameras_and_one_with_depth_and_labels_are_complete(
+    tmp_path: Path,
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("I;16", built.SIZE).save(buffer, "PNG")
+
+    def fewer(key: str, members: Members) -> None:
         del key
         for offset in built.OFFSETS:
             del members[f"wrist_t{offset}.jpg"]
         metadata = {"anchor_relative_idx": built.PAST, "camera_names": ["front"]}
         members["metadata.json"] = json.dumps(metadata).encode()
 
-    assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
-
-
-def test_depth_and_label_images_are_not_cameras(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("I;16", built.SIZE).save(buffer, "PNG")
-
-    def change(key: str, members: Members) -> None:
+    def more(key: str, members: Members) -> None:
         del key
         for side in ("depth", "label"):
             members |= {f"front_{side}_t{offset}.png": buffer.getvalue() for offset in (-1, 0)}
 
-    assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
+    for change in (fewer, more):
+        output = shard_output(tmp_path / change.__name__, change=change)
+        assert verified(output).findings == ()
 
 
 def test_allowed_nan_is_a_warning(tmp_path: Path) -> None:
@@ -453,12 +420,11 @@ def test_wrong_statistics_have_their_code(
     assert severe(result) == {code}
 
 
-def test_statistics_are_recomputed_only_with_full(tmp_path: Path) -> None:
-    output = shard_output(tmp_path / "out", stats=lambda s: s["state"].update(mean=[0.0, 0.0]))
-    assert verified(output).findings == ()
-
-
-def test_quick_compares_sizes_but_no_digests(output: Path) -> None:
+def test_statistics_are_recomputed_only_with_full_and_digests_not_with_quick(
+    output: Path, tmp_path: Path
+) -> None:
+    other = shard_output(tmp_path / "other", stats=lambda s: s["state"].update(mean=[0.0, 0.0]))
+    assert verified(other).findings == ()
     flip_image_byte(output)
     assert not any("digest" in code for code in verified(output, quick=True).codes)
 
@@ -477,7 +443,10 @@ def test_an_incomplete_run_is_reported(
 
 
 def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
+    broken = lerobot_dataset(tmp_path / "broken", info={"fps": 0})
+    assert verified(broken).codes == {"data.bad_metadata": 1}
     source = lerobot_dataset(tmp_path / "pick")
+    assert verified(source, full=True).findings == ()
     (source / "data/chunk-000/episode_000001.parquet").unlink()
     result = verified(source)
     assert (result.kind, result.format, result.whole) == ("source", "lerobot", False)
@@ -485,15 +454,6 @@ def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
     assert matches.code == "lerobot.missing_file"
     assert matches.place["path"] == "data/chunk-000/episode_000001.parquet"
     assert Path(next(word for word in matches.message.split() if "/" in word)).parent.is_dir()
-
-
-def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> None:
-    source = lerobot_dataset(tmp_path / "pick", info={"fps": 0})
-    assert verified(source).codes == {"data.bad_metadata": 1}
-
-
-def test_an_unchanged_source_is_valid(tmp_path: Path) -> None:
-    assert verified(lerobot_dataset(tmp_path / "pick"), full=True).findings == ()
 
 
 def test_many_findings_of_a_code_are_counted_and_the_first_kept(tmp_path: Path) -> None:
@@ -507,18 +467,19 @@ def test_many_findings_of_a_code_are_counted_and_the_first_kept(tmp_path: Path) 
     assert "and 117 more" in result.text()
 
 
-def test_a_missing_location_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        verify(VerifyConfig(location=str(tmp_path)))
-    assert caught.value.code == "data.no_episodes"
-
-
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({}, "usage.missing_key"), ({"location": "x", "full": True, "quick": True}, "usage.conflict")],
+    [
+        ({}, "usage.missing_key"),
+        ({"location": "x", "full": True, "quick": True}, "usage.conflict"),
+        ({"location": "."}, "data.no_episodes"),
+    ],
 )
-def test_wrong_options_are_rejected(options: dict[str, Any], code: str) -> None:
-    with pytest.raises(UsageError) as caught:
+def test_wrong_options_are_rejected(
+    options: dict[str, Any], code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VlatoolError) as caught:
         verify(VerifyConfig(**options))
     assert caught.value.code == code
 
@@ -533,20 +494,21 @@ def test_the_command_prints_the_findings_and_exits_with_3(
     assert document["whole"] is False
     assert "shards.missing_shard" in document["codes"]
 
-
-def test_jsonl_has_a_line_per_finding_and_one_for_the_error(
-    output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shard(output).unlink()
     assert run(["verify", str(output), "--jsonl"]) == 3
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert {"code", "severity", "place", "message", "action"} == set(findings[0])
     assert last["error"]["code"] == "data.verification_failed"
 
 
-def test_a_valid_output_exits_with_0(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["verify", str(intact)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("valid: ")
+def test_a_valid_output_exits_with_0_and_progress_counts_shards_and_episodes_separately(
+    intact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--progress", "json", "verify", str(intact)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1].startswith("valid: ")
+    events = [json.loads(line) for line in shown.err.splitlines()]
+    last = {item.get("name"): item["fields"] for item in events}
+    assert last["shards"] == last["episodes"] == {"samples": verified(intact).checked["samples"]}
 
 
 def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:
@@ -564,3 +526,58 @@ def test_several_processes_have_the_same_findings_in_the_same_order(tmp_path: Pa
     assert results[0].codes["lerobot.length_mismatch"] == 2
     assert results[0].checked["episodes"] == 16
     assert results[0] == results[1]
+
+
+# agreement with preprocess
+
+
+def cases(
+    expected: set[tuple[int, int]],
+    lerobot: dict[str, broken_sources.Make],
+    spartan: dict[str, broken_sources.Make],
+) -> list[object]:
+    return [
+        pytest.param(expected, name, make, id=f"{name}: {label}")
+        for name, table in (("lerobot", lerobot), ("spartan", spartan))
+        for label, make in table.items()
+    ]
+
+
+def code_of_verify(source: Path) -> int:
+    """Exit code of `verify`."""
+    try:
+        verify(VerifyConfig(location=str(source)))
+    except VlatoolError as error:
+        return error.exit_code
+    return 0
+
+
+def preprocessed(source: Path, output: Path, name: str) -> int:
+    """Exit code of `preprocess`; its error has two lines."""
+    tree = options_for(source, output, format=name)
+    try:
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    except VlatoolError as error:
+        failures = error.details.get("failures", [vars(error)])
+        assert all(map(has_message_and_hint, failures)), failures
+        return error.exit_code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("expected", "name", "make"),
+    [
+        *cases({(3, 3), (3, 4)}, broken_sources.LEROBOT_ERRORS, broken_sources.SPARTAN_ERRORS),
+        *cases({(0, 0)}, broken_sources.LEROBOT_ODDITIES, broken_sources.SPARTAN_ODDITIES),
+    ],
+)
+def test_what_verify_finds_is_left_out_and_reported_and_nothing_else(
+    expected: set[tuple[int, int]], name: str, make: broken_sources.Make, tmp_path: Path
+) -> None:
+    make(tmp_path / "set")
+
+    codes = code_of_verify(tmp_path / "set"), preprocessed(tmp_path / "set", tmp_path / "out", name)
+
+    assert codes in expected
+    with suppress(DataError):  # or it is rejected
+        inspect(InspectConfig(location=str(tmp_path / "set"), format=name)).text()

@@ -15,11 +15,9 @@ from tests.builders.verifying import verified
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.stats.format import write_stats
-from vlatool.cli.app import run as run_command
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.documents import write_checksummed
-from vlatool.storage.uri import location
 from vlatool.workflows.verify import InspectConfig, inspect
 
 STEPS = (2, 4)
@@ -65,19 +63,14 @@ def test_an_unchanged_run_is_valid(intact: Path, options: dict[str, Any]) -> Non
     assert result.checked["files"] == 2 * len(STEPS)
 
 
-def test_a_single_checkpoint_is_verified(run: RunDir, tmp_path: Path) -> None:
+def test_a_single_checkpoint_is_verified_and_inspected(run: RunDir, tmp_path: Path) -> None:
     checkpoint = Path(shutil.move(run.checkpoint(4), tmp_path / "step_00000004"))
     assert (verified(checkpoint).kind, verified(checkpoint).findings) == ("checkpoint", ())
+    result = inspect(InspectConfig(location=str(checkpoint))).document()
+    assert (result["kind"], result["checkpoint"]["step"]) == ("checkpoint", 4)
+    assert result["weights"] == {"parameters": 12, "tensors": 1, "dtypes": ("F32",)}
     (checkpoint / "trainer.pt").write_bytes(b"countess")
     assert verified(checkpoint).codes == {"run.digest_mismatch": 1}
-
-
-def test_a_run_in_s3_is_verified_there(run: RunDir, s3_bucket: str) -> None:
-    remote = location(f"s3://{s3_bucket}/run")
-    for path in sorted(run.root.rglob("*")):
-        if path.is_file():
-            (remote / path.relative_to(run.root).as_posix()).write_bytes(path.read_bytes())
-    assert verified(remote).findings == ()
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -118,126 +111,103 @@ def misfit_weights(run: RunDir) -> None:
     CheckpointManifest.of(folder, 4, 32).write(folder)
 
 
-BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
-    "no config": (lambda run: run.config.unlink(), {"broken_config"}, "error"),
-    "config with a wrong value": (spoil_config, {"broken_config"}, "error"),
-    "config that is no YAML": (lambda run: run.config.write_text("{"), {"broken_config"}, "error"),
-    "statistics": (lambda run: run.stats.write_text("["), {"broken_statistics"}, "error"),
-    "statistics that are not finite": (
-        lambda run: run.stats.write_text('{"a": {"mean": [0.0, NaN], "std": [1.0, 1.0]}}'),
-        {"broken_statistics"},
-        "error",
-    ),
-    "statistics that others were trained with": (
-        change_statistics,
-        {"broken_statistics"},
-        "error",
-    ),
-    "metrics that are a folder": (hide_metrics, {"broken_metrics"}, "error"),
-    "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
-    "record": (
-        lambda run: write_checksummed(run.root / ".vlatool/run.json", {"command": "train"}),
-        {"broken_record"},
-        "error",
-    ),
-    "record with a flipped bit": (flip_record, {"broken_record"}, "error"),
-    "no metrics": (lambda run: run.metrics.unlink(), {"no_metrics"}, "warning"),
-    "metrics of no step": (
-        lambda run: run.metrics.write_text('{"loss": 1.0}\n{"step": 2}\n'),
-        {"broken_metrics"},
-        "error",
-    ),
-    "metrics cut off": (
-        lambda run: run.metrics.write_text('{"step": 1}\n{"step": 2, "lo'),
-        {"cut_metrics"},
-        "info",
-    ),
-    "no checkpoint yet": (
-        lambda run: (shutil.rmtree(run.checkpoints_folder), run.latest_file.unlink()),
-        {"no_checkpoint"},
-        "warning",
-    ),
-    "latest is gone": (lambda run: run.latest_file.unlink(), {"broken_latest"}, "error"),
-    "latest is no JSON": (lambda run: run.latest_file.write_text("{"), {"broken_latest"}, "error"),
-    "latest names nothing": (lambda run: run.write_latest(6), {"broken_latest"}, "error"),
-    "latest is behind": (lambda run: run.write_latest(2), {"stale_latest"}, "warning"),
-    "unfinished checkpoint": (
-        lambda run: (run.checkpoint(2) / "manifest.json").unlink(),
-        {"unfinished_checkpoint"},
-        "warning",
-    ),
-    "newest checkpoint without manifest": (
-        lambda run: (run.latest_file.write_text("{}"), manifest(run).unlink(), run.write_latest(2)),
-        {"broken_manifest"},
-        "error",
-    ),
-    "broken manifest": (lambda run: manifest(run).write_text("{}"), {"broken_manifest"}, "error"),
-    "manifest of another step": (
-        lambda run: rewrite(manifest(run), lambda tree: tree.update(step=7)),
-        {"broken_manifest"},
-        "error",
-    ),
-    "manifest that leaves its folder": (
-        lambda run: rewrite(manifest(run), lambda t: t["files"].update({"../x": {}})),
-        {"broken_manifest"},
-        "error",
-    ),
-    "missing file": (
-        lambda run: (run.checkpoint(2) / "trainer.pt").unlink(),
-        {"missing_file"},
-        "error",
-    ),
-    "longer file": (
-        lambda run: (run.checkpoint(2) / "trainer.pt").write_bytes(b"counters!"),
-        {"size_mismatch"},
-        "error",
-    ),
-    "flipped byte": (
-        lambda run: (run.checkpoint(2) / "trainer.pt").write_bytes(b"countess"),
-        {"digest_mismatch"},
-        "error",
-    ),
-    "name that no file can have": (
-        lambda run: rewrite(
-            manifest(run), lambda t: t["files"].update({"x" * 300: {"bytes": 1, "sha256": ""}})
+# Severity to what is damaged, how, and the code.
+BREAKS: dict[str, dict[str, tuple[Callable[[RunDir], Any], str]]] = {
+    "error": {
+        "no config": (lambda run: run.config.unlink(), "broken_config"),
+        "config with a wrong value": (spoil_config, "broken_config"),
+        "config that is no YAML": (lambda run: run.config.write_text("{"), "broken_config"),
+        "statistics": (lambda run: run.stats.write_text("["), "broken_statistics"),
+        "statistics that are not finite": (
+            lambda run: run.stats.write_text('{"a": {"mean": [0.0, NaN], "std": [1.0, 1.0]}}'),
+            "broken_statistics",
         ),
-        {"unreadable_file"},
-        "error",
-    ),
-    "weights that do not fit their header": (misfit_weights, {"broken_weights"}, "error"),
-    "stranger": (
-        lambda run: (run.checkpoint(2) / "notes.txt").write_text("x"),
-        {"unlisted_file"},
-        "warning",
-    ),
+        "statistics that others were trained with": (change_statistics, "broken_statistics"),
+        "metrics that are a folder": (hide_metrics, "broken_metrics"),
+        "options": (lambda run: run.options.unlink(), "broken_options"),
+        "record": (
+            lambda run: write_checksummed(run.root / ".vlatool/run.json", {"command": "train"}),
+            "broken_record",
+        ),
+        "record with a flipped bit": (flip_record, "broken_record"),
+        "metrics of no step": (
+            lambda run: run.metrics.write_text('{"loss": 1.0}\n{"step": 2}\n'),
+            "broken_metrics",
+        ),
+        "latest is gone": (lambda run: run.latest_file.unlink(), "broken_latest"),
+        "latest is no JSON": (lambda run: run.latest_file.write_text("{"), "broken_latest"),
+        "latest names nothing": (lambda run: run.write_latest(6), "broken_latest"),
+        "newest checkpoint without manifest": (
+            lambda run: (
+                run.latest_file.write_text("{}"),
+                manifest(run).unlink(),
+                run.write_latest(2),
+            ),
+            "broken_manifest",
+        ),
+        "broken manifest": (lambda run: manifest(run).write_text("{}"), "broken_manifest"),
+        "manifest of another step": (
+            lambda run: rewrite(manifest(run), lambda tree: tree.update(step=7)),
+            "broken_manifest",
+        ),
+        "manifest that leaves its folder": (
+            lambda run: rewrite(manifest(run), lambda t: t["files"].update({"../x": {}})),
+            "broken_manifest",
+        ),
+        "missing file": (lambda run: (run.checkpoint(2) / "trainer.pt").unlink(), "missing_file"),
+        "longer file": (
+            lambda run: (run.checkpoint(2) / "trainer.pt").write_bytes(b"counters!"),
+            "size_mismatch",
+        ),
+        "flipped byte": (
+            lambda run: (run.checkpoint(2) / "trainer.pt").write_bytes(b"countess"),
+            "digest_mismatch",
+        ),
+        "name that no file can have": (
+            lambda run: rewrite(
+                manifest(run), lambda t: t["files"].update({"x" * 300: {"bytes": 1, "sha256": ""}})
+            ),
+            "unreadable_file",
+        ),
+        "weights that do not fit their header": (misfit_weights, "broken_weights"),
+    },
+    "warning": {
+        "no metrics": (lambda run: run.metrics.unlink(), "no_metrics"),
+        "no checkpoint yet": (
+            lambda run: (shutil.rmtree(run.checkpoints_folder), run.latest_file.unlink()),
+            "no_checkpoint",
+        ),
+        "latest is behind": (lambda run: run.write_latest(2), "stale_latest"),
+        "unfinished checkpoint": (
+            lambda run: (run.checkpoint(2) / "manifest.json").unlink(),
+            "unfinished_checkpoint",
+        ),
+        "stranger": (
+            lambda run: (run.checkpoint(2) / "notes.txt").write_text("x"),
+            "unlisted_file",
+        ),
+    },
+    "info": {
+        "metrics cut off": (
+            lambda run: run.metrics.write_text('{"step": 1}\n{"step": 2, "lo'),
+            "cut_metrics",
+        ),
+    },
 }
 
 
-@pytest.mark.parametrize("name", BREAKS)
-def test_a_defect_of_a_run_has_its_code(name: str, run: RunDir) -> None:
-    break_it, codes, severity = BREAKS[name]
+@pytest.mark.parametrize(
+    ("severity", "name"), [(severity, name) for severity in BREAKS for name in BREAKS[severity]]
+)
+def test_a_defect_of_a_run_has_its_code(severity: str, name: str, run: RunDir) -> None:
+    break_it, code = BREAKS[severity][name]
     break_it(run)
     result = verified(run.root)
-    assert {finding.code for finding in result.findings} == {f"run.{code}" for code in codes}
+    assert {finding.code for finding in result.findings} == {f"run.{code}"}
     assert {finding.severity for finding in result.findings} == {severity}
-    assert all(
-        not str(finding.place["path"]).startswith("/") for finding in result.findings[:1] if codes
-    )
+    assert not str(result.findings[0].place["path"]).startswith("/")
 
 
 def test_quick_compares_no_digests(run: RunDir) -> None:
     (run.checkpoint(2) / "trainer.pt").write_bytes(b"countess")
     assert verified(run.root, quick=True).findings == ()
-
-
-def test_the_command_exits_with_3(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    (run.checkpoint(2) / "trainer.pt").unlink()
-    assert run_command(["verify", str(run.root), "--json"]) == 3
-    document = json.loads(capsys.readouterr().out)
-    assert document["findings"][0]["place"]["path"] == "checkpoints/step_00000002/trainer.pt"
-
-
-def test_a_single_checkpoint_is_inspected(run: RunDir) -> None:
-    result = inspect(InspectConfig(location=str(run.checkpoint(4)))).document()
-    assert (result["kind"], result["checkpoint"]["step"]) == ("checkpoint", 4)
-    assert result["weights"] == {"parameters": 12, "tensors": 1, "dtypes": ("F32",)}

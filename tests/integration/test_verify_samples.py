@@ -23,6 +23,7 @@ from vlatool.workflows.verify import InspectConfig, inspect
 
 Break = Callable[[Path], Any]
 FIRST = "episode_000000"
+FAST_PROFILE, OTHER_PROFILE = "lines/fast/profile.yaml", read_profile("libero", "normalised")
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +118,12 @@ def test_a_defect_of_lines_has_its_code(workspace: Path, change: Break, code: st
     assert f"samples.{code}" in finding_codes(workspace / "lines")
 
 
-def test_damaged_packed_samples_are_reported(workspace: Path) -> None:
+def test_damaged_packed_samples_and_each_missing_image_are_reported_once(workspace: Path) -> None:
+    next((workspace / f"A/images/{FIRST}").iterdir()).unlink()
+    assert verified(workspace / "packed").codes == {"samples.missing_picture": 1}
     path = workspace / f"packed/packed/{FIRST}.npz"
     path.write_bytes(path.read_bytes()[:-40])
-    assert finding_codes(workspace / "packed") == {"samples.broken_file"}
-
-
-def test_each_missing_image_of_packed_samples_is_reported_once(workspace: Path) -> None:
-    next((workspace / f"A/images/{FIRST}").iterdir()).unlink()
-    result = verified(workspace / "packed")
-    assert result.codes == {"samples.missing_picture": 1}
+    assert "samples.broken_file" in finding_codes(workspace / "packed")
 
 
 def test_an_interrupted_build_is_incomplete(tmp_path: Path) -> None:
@@ -134,7 +131,10 @@ def test_an_interrupted_build_is_incomplete(tmp_path: Path) -> None:
     assert verified(tmp_path).codes == {"output.incomplete": 1}
 
 
-def test_quick_reads_no_line(workspace: Path) -> None:
+def test_missing_file_list_and_an_unread_line_with_quick_are_no_errors(workspace: Path) -> None:
+    (workspace / "lines" / NAME).unlink()
+    assert finding_codes(workspace / "lines") == set()
+
     in_lines(b"</Rec>.", b"</Rec>,")(workspace)
     assert finding_codes(workspace / "lines", quick=True) == set()
 
@@ -231,14 +231,6 @@ def other_codes_everywhere(workspace: Path) -> None:
     folder.manifest.of_episodes(digests, folder.manifest.pictures).save(folder.path)
 
 
-def other_fast(workspace: Path) -> None:
-    plain_fast(workspace / "lines/fast", scale=9.0)
-
-
-def other_profile(workspace: Path) -> None:
-    write_profile(workspace / "lines/fast/profile.yaml", read_profile("libero", "normalised"))
-
-
 @pytest.mark.parametrize(
     ("name", "change", "code"),
     [
@@ -250,8 +242,8 @@ def other_profile(workspace: Path) -> None:
         ("packed", in_packed(images=lambda images: images[:, ::-1]), "no_window"),
         ("lines", other_windows, "other_action_ids"),
         ("lines", other_codes_everywhere, "other_codes"),
-        ("lines", other_fast, "other_fast"),
-        ("lines", other_profile, "other_fast"),
+        ("lines", lambda folder: plain_fast(folder / "lines/fast", scale=9.0), "other_fast"),
+        ("lines", lambda folder: write_profile(folder / FAST_PROFILE, OTHER_PROFILE), "other_fast"),
         ("packed", other_codes, "broken_inputs"),
     ],
 )
@@ -271,20 +263,20 @@ def test_samples_without_their_inputs_are_not_compared(workspace: Path) -> None:
     assert "samples.not_compared" in result.codes
 
 
-def test_every_broken_file_of_codes_is_reported(workspace: Path) -> None:
-    for path in (workspace / f"A/TiToken/{FIRST}").iterdir():
-        path.write_text("[]")
-    assert verified(workspace / "A/TiToken").codes["codes.broken"] == 6
-
-
-def test_published_codes_without_manifest_are_valid(workspace: Path) -> None:
+def test_every_broken_file_of_codes_is_reported_and_a_missing_manifest_is_valid(
+    workspace: Path,
+) -> None:
     (workspace / "A/TiToken/manifest.json").unlink()
     result = verified(workspace / "A/TiToken")
     assert result.whole
     assert "codes.no_manifest" in result.codes
 
+    for path in (workspace / f"A/TiToken/{FIRST}").iterdir():
+        path.write_text("[]")
+    assert verified(workspace / "A/TiToken").codes["codes.broken"] == 6
 
-def test_samples_are_inspected_by_their_manifest(outputs: Path) -> None:
+
+def test_samples_and_codes_are_inspected_by_their_manifests(outputs: Path) -> None:
     report = inspect(InspectConfig(location=str(outputs / "packed"))).document()
     assert (report["samples"], report["layout"]) == (12, "packed")
     assert report["kinds"] == {"vla": 6, "wm": 6}
@@ -292,12 +284,9 @@ def test_samples_are_inspected_by_their_manifest(outputs: Path) -> None:
     assert ids["min"] <= ids["mean"] <= ids["max"]
     assert sum(report["id_counts"].values()) == 6
     assert len(report["tasks"]) == 2
-
-
-@pytest.mark.parametrize("name", ["TiToken", "tokens"])
-def test_codes_are_inspected(outputs: Path, name: str) -> None:
-    report = inspect(InspectConfig(location=str(outputs / "A" / name))).document()
-    assert (report["episodes"], report["pictures"], report["tokenizer"]) == (2, 12, "builder")
+    for name in ("TiToken", "tokens"):
+        codes = inspect(InspectConfig(location=str(outputs / "A" / name))).document()
+        assert (codes["episodes"], codes["pictures"], codes["tokenizer"]) == (2, 12, "builder")
 
 
 def test_a_sample_is_shown_without_its_windows(workspace: Path, tmp_path: Path) -> None:
@@ -318,8 +307,3 @@ def test_a_page_shows_images_actions_and_ids(outputs: Path, tmp_path: Path, name
     assert text.count("<img") == 2 * 64
     assert re.findall(r"<h2>Sample \d+, (\w+), episode_", text) == ["vla", "wm"]
     assert "gripper" in text
-
-
-def test_a_missing_file_list_is_not_an_error(workspace: Path) -> None:
-    (workspace / "lines" / NAME).unlink()
-    assert finding_codes(workspace / "lines") == set()

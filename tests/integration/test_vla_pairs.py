@@ -89,22 +89,21 @@ def test_futures_are_the_images_of_the_next_frames(made: Path, form: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("episode", "frame", "code"),
-    [("3", 0, "data.unknown_episode"), ("0", FRAMES, "data.unknown_frame")],
+    ("changes", "find", "code"),
+    [
+        ({}, ("3", 0), "data.unknown_episode"),
+        ({}, ("0", FRAMES), "data.unknown_frame"),
+        ({"codes_digest": "0"}, ("0", 0), "data.datasets_differ"),
+        ({"past_steps": 8}, ("0", 0), "data.datasets_differ"),
+        ({"num_codes": 60}, ("0", 0), "data.datasets_differ"),
+    ],
 )
-def test_episodes_and_frames_that_are_not_there(
-    made: Path, episode: str, frame: int, code: str
+def test_what_is_not_there_and_data_of_another_form_than_those_of_the_run(
+    made: Path, changes: dict[str, Any], find: tuple[str, int], code: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        pairs_of(made / "lines").find(episode, frame)
+        pairs_of(made / "lines", **changes).find(*find)
     assert caught.value.code == code
-
-
-@pytest.mark.parametrize("changes", [{"codes_digest": "0"}, {"past_steps": 8}, {"num_codes": 60}])
-def test_data_of_another_form_than_those_of_the_run(made: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError) as caught:
-        pairs_of(made / "lines", **changes)
-    assert caught.value.code == "data.datasets_differ"
 
 
 def test_missing_image_of_a_later_step_is_named(made: Path, tmp_path: Path) -> None:

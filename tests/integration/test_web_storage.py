@@ -1,14 +1,14 @@
 """Paths on web servers and a hub; both run on a thread and inject faults."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
-from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
+from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, VlatoolError
 from vlatool.storage import http, web_requests
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
@@ -49,27 +49,20 @@ class TestWeb:
             assert file.read() == BIG[-7:]
         assert RemotePath(f"{server.endpoint}/empty.bin").read_bytes() == b""
 
-    def test_missing_file_does_not_exist(self, server: WebServer) -> None:
+    def test_missing_file_does_not_exist_and_folders_are_neither_listed_nor_written(
+        self, server: WebServer
+    ) -> None:
         missing = location(f"{server.endpoint}/missing.json")
-
         assert not missing.is_file()
         with pytest.raises(FileNotFoundError):
             missing.read_bytes()
-
-    def test_folder_cannot_be_listed(self, server: WebServer) -> None:
         with pytest.raises(StorageError) as caught:
             list(location(server.endpoint).iterdir())
-
         assert caught.value.code == "storage.no_list"
-
-    @pytest.mark.parametrize("write", [write_bytes, lambda path, _: remove_file(path)])
-    def test_web_server_is_read_only(
-        self, server: WebServer, write: Callable[[Path, bytes], None]
-    ) -> None:
-        with pytest.raises(StorageError) as caught:
-            write(location(f"{server.endpoint}/new.bin"), b"x")
-
-        assert (caught.value.code, caught.value.exit_code) == ("storage.read_only", 5)
+        for write in (lambda: write_bytes(missing, b"x"), lambda: remove_file(missing)):
+            with pytest.raises(StorageError) as caught:
+                write()
+            assert (caught.value.code, caught.value.exit_code) == ("storage.read_only", 5)
 
     @pytest.mark.parametrize(
         "faults",
@@ -113,13 +106,23 @@ class TestWeb:
 
         assert caught.value.code == "storage.unsupported"
 
-    def test_wrong_content_length_is_an_error(self, server: WebServer, big: RemotePath) -> None:
-        server.faults.longer_by = 1000
+    @pytest.mark.parametrize(
+        ("faults", "code", "exit_code"),
+        [
+            ({"longer_by": 1000}, "storage.changed", 5),
+            ({"page": True}, "data.web_page", 3),
+            ({"status": 403, "fail_next": 9}, "storage.forbidden", 5),
+        ],
+    )
+    def test_answer_that_is_not_the_file_is_an_error(
+        self, server: WebServer, big: RemotePath, faults: dict[str, int], code: str, exit_code: int
+    ) -> None:
+        vars(server.faults).update(faults)
 
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(VlatoolError) as caught:
             big.read_bytes()
 
-        assert caught.value.exit_code == 5
+        assert (caught.value.code, caught.value.exit_code) == (code, exit_code)
 
     def test_changed_file_is_read_again_from_its_start(
         self, server: WebServer, big: RemotePath
@@ -132,34 +135,6 @@ class TestWeb:
 
         assert caught.value.code == "storage.changed"
         assert big.read_bytes() == BIG
-
-    def test_web_page_instead_of_data_is_an_error(self, server: WebServer, big: RemotePath) -> None:
-        server.faults.page = True
-
-        with pytest.raises(DataError) as caught:
-            big.read_bytes()
-
-        assert (caught.value.code, caught.value.exit_code) == ("data.web_page", 3)
-
-    def test_denied_access_is_reported_immediately(
-        self, server: WebServer, big: RemotePath
-    ) -> None:
-        server.faults.status, server.faults.fail_next = 403, 9
-
-        with pytest.raises(StorageError) as caught:
-            big.read_bytes()
-
-        assert caught.value.code == "storage.forbidden"
-
-    @pytest.mark.parametrize(
-        "text", ["https://user:secret@host/x", "https://host/x?token=secret", "s3://a:secret@b/x"]
-    )
-    def test_credentials_in_a_location_are_an_error_and_not_shown(self, text: str) -> None:
-        with pytest.raises(UsageError) as caught:
-            location(text)
-
-        assert caught.value.code == "usage.credentials_in_location"
-        assert "secret" not in f"{caught.value.message} {caught.value.hint}"
 
 
 @pytest.fixture
@@ -186,14 +161,6 @@ class TestHub:
         assert not (self.root / "missing").exists()
         assert (self.root / "big.bin").read_bytes() == BIG
 
-    def test_revision_is_pinned_to_the_commit(self, hub: WebServer) -> None:
-        path = pinned(location("hf://datasets/lab/blocks/meta/info.json"))
-
-        assert str(path) == f"hf://datasets/lab/blocks@{COMMIT}/meta/info.json"
-        assert path.read_text() == "{}"
-        assert pinned(path) == path
-        assert hub.endpoint in str(hub)
-
     @pytest.mark.parametrize(
         ("text", "error", "code"),
         [
@@ -211,17 +178,35 @@ class TestHub:
         assert getattr(caught.value, "code", "") == code
 
     @pytest.mark.parametrize(
-        "text", ["hf://datasets/lab", "hf://spaces/a/b", "hf://lab", "hf://./blocks"]
+        ("text", "code"),
+        [
+            ("https://user:secret@host/x", "usage.credentials_in_location"),
+            ("https://host/x?token=secret", "usage.credentials_in_location"),
+            ("s3://a:secret@b/x", "usage.credentials_in_location"),
+            ("hf://datasets/lab", "usage.bad_location"),
+            ("hf://spaces/a/b", "usage.bad_location"),
+            ("hf://lab", "usage.bad_location"),
+            ("hf://./blocks", "usage.bad_location"),
+        ],
     )
-    def test_incomplete_location_is_an_error(self, text: str) -> None:
+    def test_incomplete_location_is_an_error_as_are_credentials_which_are_not_shown(
+        self, text: str, code: str
+    ) -> None:
         with pytest.raises(UsageError) as caught:
             location(text)
 
-        assert caught.value.code == "usage.bad_location"
+        assert caught.value.code == code
+        assert "secret" not in f"{caught.value.message} {caught.value.hint}"
 
-    def test_name_without_a_kind_is_a_model(self, hub: WebServer) -> None:
+    def test_revision_is_pinned_to_the_commit_and_a_name_without_a_kind_is_a_model(
+        self, hub: WebServer
+    ) -> None:
+        path = pinned(location("hf://datasets/lab/blocks/meta/info.json"))
+        assert str(path) == f"hf://datasets/lab/blocks@{COMMIT}/meta/info.json"
+        assert path.read_text() == "{}"
+        assert pinned(path) == path
+
         path = location("hf://lab/blocks@main/meta/info.json")
-
         assert hub.endpoint
         assert str(path) == "hf://models/lab/blocks@main/meta/info.json"
         assert path.read_text() == "{}"

@@ -17,6 +17,7 @@ from vlatool.artifacts.profile import read_profile
 from vlatool.artifacts.tar import read_index
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import output_files
 from vlatool.sinks.jsonl import JsonlSink
 from vlatool.sources.lerobot.reader import LiberoReader
@@ -53,42 +54,19 @@ def steps(*frames: int) -> tuple[str, ...]:
 # the published form
 
 
-def test_an_episode_of_20_steps_has_40_lines(output_folder: Path) -> None:
-    kinds = Counter(item.kind for item in windows(output_folder))
-    assert kinds == {"vla": FRAMES, "wm": FRAMES}
-
-
-def test_lines_of_a_frame_are_vla_then_wm(output_folder: Path) -> None:
-    assert [item.kind for item in windows(output_folder)][:4] == ["vla", "wm"] * 2
-
-
-def test_first_line_has_the_first_step_as_all_past_images(output_folder: Path) -> None:
-    assert windows(output_folder)[0].images == steps(*[0] * 16)
-
-
-def test_past_ends_with_the_anchor(output_folder: Path) -> None:
-    assert windows(output_folder)[2 * 17].images == steps(*range(2, 18))
-
-
-def test_future_starts_after_the_anchor_and_ends_with_the_last_step(output_folder: Path) -> None:
-    assert windows(output_folder)[2 * 10].future == steps(*range(11, 20), *[19] * 7)
-
-
-def test_last_line_has_the_last_step_as_all_future_images(output_folder: Path) -> None:
-    assert windows(output_folder)[-1].future == steps(*[FRAMES - 1] * 16)
-
-
-def test_actions_start_at_the_anchor(output_folder: Path) -> None:
-    assert np.array_equal(windows(output_folder)[6].actions, actions(FRAMES)[3:19])
-
-
-def test_padded_action_is_six_zeros_and_the_last_gripper(output_folder: Path) -> None:
+def test_lines_and_steps_of_an_episode_have_the_published_form(output_folder: Path) -> None:
+    lines = windows(output_folder)
+    kinds = [item.kind for item in lines]
+    assert Counter(kinds) == {"vla": FRAMES, "wm": FRAMES}
+    assert kinds[:4] == ["vla", "wm"] * 2
+    assert lines[0].images == steps(*[0] * 16)
+    assert lines[2 * 17].images == steps(*range(2, 18))
+    assert lines[2 * 10].future == steps(*range(11, 20), *[19] * 7)
+    assert lines[-1].future == steps(*[FRAMES - 1] * 16)
+    assert np.array_equal(lines[6].actions, actions(FRAMES)[3:19])
     gripper = float(actions(FRAMES)[-1, -1])
-    assert windows(output_folder)[-1].actions[1] == (0, 0, 0, 0, 0, 0, gripper)
-
-
-def test_instruction_is_the_listed_one(output_folder: Path) -> None:
-    assert {item.task for item in windows(output_folder)} == {TASK}
+    assert lines[-1].actions[1] == (0, 0, 0, 0, 0, 0, gripper)
+    assert {item.task for item in lines} == {TASK}
 
 
 def test_several_listed_instructions_are_joined(tmp_path: Path) -> None:
@@ -97,7 +75,7 @@ def test_several_listed_instructions_are_joined(tmp_path: Path) -> None:
     assert windows(tmp_path / "A")[0].task == "open it / close it"
 
 
-def test_every_image_of_every_line_exists(output_folder: Path) -> None:
+def test_folder_has_each_image_once_an_index_and_a_manifest(output_folder: Path) -> None:
     named = {
         name for number in (0, 1) for item in windows(output_folder, number) for name in item.images
     }
@@ -108,20 +86,14 @@ def test_every_image_of_every_line_exists(output_folder: Path) -> None:
     assert named == present
     assert len(present) == 2 * (FRAMES + 3)
 
-
-def test_stored_images_of_the_right_kind_keep_their_bytes(output_folder: Path) -> None:
     assert (output_folder / path("wrist_image", 2)).read_bytes() == png(2, 1)
 
-
-def test_index_has_the_byte_range_of_each_line(output_folder: Path) -> None:
     file = output_folder / "data/episode_000001.jsonl"
     index, content = read_index(lines_index_path(file)), file.read_bytes()
     assert index is not None
     assert [content[at : at + n] for at, n in index.ranges()] == content.splitlines(keepends=True)
     assert index.shard_bytes == len(content)
 
-
-def test_manifest_describes_the_windows(output_folder: Path) -> None:
     manifest = json.loads((output_folder / "manifest.json").read_text())
     values = {key: manifest[key] for key in ("cameras", "action_width", "samples", "untouched")}
     assert values == {
@@ -130,14 +102,10 @@ def test_manifest_describes_the_windows(output_folder: Path) -> None:
         "samples": 2 * (FRAMES + 3),
         "untouched": 2 * (FRAMES + 3),
     }
+    assert tuple(manifest["action_names"]) == read_profile("libero").dimensions
 
 
 # options
-
-
-def test_dimensions_of_actions_have_the_names_of_the_published_profile(output_folder: Path) -> None:
-    manifest = json.loads((output_folder / "manifest.json").read_text())
-    assert tuple(manifest["action_names"]) == read_profile("libero").dimensions
 
 
 @pytest.mark.parametrize(
@@ -166,40 +134,26 @@ def test_random_lines_follow_the_seed_and_do_not_alternate(raw: Path, tmp_path: 
     assert set(first) == {"vla", "wm"}
 
 
-def test_unknown_mode_is_rejected(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="qa_mode"):
-        convert(raw, tmp_path / "A", qa_mode="3")
-
-
-def test_windows_have_the_configured_lengths(raw: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "A", past_steps=2, future_steps=3, name="LIBERO")
+def test_windows_have_the_configured_lengths_cameras_and_the_name_of_the_source(
+    raw: Path, tmp_path: Path
+) -> None:
+    cameras = ["wrist_image", "image"]
+    convert(raw, tmp_path / "A", past_steps=2, future_steps=3, camera_names=cameras)
     window = windows(tmp_path / "A")[2 * 5]
-    assert (window.images, window.future) == (steps(4, 5), steps(6, 7, 8))
+    names = [
+        path(camera, frame).replace("LIBERO", "raw") for frame in range(4, 9) for camera in cameras
+    ]
+    assert [*window.images, *window.future] == names
     assert len(window.actions) == 3
 
 
-def test_names_start_with_the_name_of_the_source(raw: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "A", episodes="1")
-    assert windows(tmp_path / "A", 1)[0].images[0].startswith("images/episode_000001/raw_image_")
-
-
-def test_cameras_have_the_configured_order(raw: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "A", camera_names=["wrist_image", "image"], name="LIBERO", episodes="1")
-    images = windows(tmp_path / "A", 1)[0].images
-    assert images[:2] == (path("wrist_image", 0, 1), path("image", 0, 1))
-
-
-def test_images_of_another_size_are_resized(tmp_path: Path) -> None:
+def test_images_of_another_size_are_resized_unless_the_size_is_unset(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", (2,), size=64)
     result = convert(raw, tmp_path / "A")
     images = list((tmp_path / "A/images").rglob("*.png"))
     assert {Image.open(item).size for item in images} == {(256, 256)}
     assert result.amounts == {"pictures": 4, "untouched": 0}
-
-
-def test_unset_size_keeps_stored_images(tmp_path: Path) -> None:
-    raw = libero_dataset(tmp_path / "raw", (2,), size=64)
-    assert convert(raw, tmp_path / "A", resize_images_size=None).amounts["untouched"] == 4
+    assert convert(raw, tmp_path / "B", resize_images_size=None).amounts["untouched"] == 4
 
 
 @pytest.mark.parametrize("options", [{"mode": "L"}, {"mode": "RGBA"}, {"format": "JPEG"}])
@@ -234,11 +188,10 @@ def test_one_camera_of_a_set_with_video(tmp_path: Path) -> None:
     assert first.actions[-1] == (0.0, first.actions[2][1])
 
 
-def test_libero_is_detected_before_its_base_format(raw: Path, tmp_path: Path) -> None:
+def test_libero_is_detected_before_its_base_format_and_another_sink_can_be_chosen(
+    raw: Path, tmp_path: Path
+) -> None:
     assert convert(raw, tmp_path / "A", format="", episodes="1").samples == 6
-
-
-def test_another_sink_can_be_chosen(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "out", sink="lbm", episodes="0")
     assert (tmp_path / "out/shards/manifest.jsonl").is_file()
 
@@ -262,7 +215,8 @@ def test_reader_fulfills_the_contract_of_a_format(raw: Path) -> None:
 
 
 def test_sink_fulfills_the_contract_of_a_sink() -> None:
-    check_sink(JsonlSink, {"past_steps": 2, "future_steps": 2, "resize_images_size": None})
+    config = {"past_steps": 2, "future_steps": 2, "resize_images_size": None}
+    check_sink(JsonlSink, config, make_executor=SerialExecutor)
 
 
 def test_two_workers_write_the_same_bytes(raw: Path, output_folder: Path, tmp_path: Path) -> None:
@@ -270,13 +224,11 @@ def test_two_workers_write_the_same_bytes(raw: Path, output_folder: Path, tmp_pa
     assert contents(tmp_path / "A") == contents(output_folder)
 
 
-def test_complete_folder_is_not_changed(raw: Path, tmp_path: Path) -> None:
+def test_complete_folder_is_not_changed_and_foreign_files_are_kept(
+    raw: Path, tmp_path: Path
+) -> None:
     convert(raw, tmp_path / "A", episodes="1")
     assert convert(raw, tmp_path / "A", episodes="1").status == "already complete"
-
-
-def test_foreign_files_are_kept(raw: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "A", episodes="1")
     (tmp_path / "A/TiToken").mkdir()
     (tmp_path / "A/TiToken/mine.json").touch()
     convert(raw, tmp_path / "A", episodes="0", overwrite=True)
@@ -300,33 +252,19 @@ def test_bucket_gets_the_same_bytes(raw: Path, output_folder: Path, s3_bucket: s
 # the sink that a format has by nature
 
 
-def sink_of(**options: Any) -> str:
-    return with_format(PreprocessConfig(**options)).sink.type
+def detected(raw: Path, **keys: Any) -> Any:
+    values = [
+        Override(key, value, "here") for key, value in {"sources": [str(raw)], **keys}.items()
+    ]
+    return with_format(load_config(PreprocessConfig, overrides=values).config).sink
 
 
-def test_default_sink_of_a_format_is_used_if_none_is_given() -> None:
-    assert sink_of(format="libero", sources=["raw"]) == "jsonl"
-
-
-def test_default_sink_is_lbm() -> None:
-    assert sink_of(format="lerobot", sources=["raw"]) == "lbm"
-
-
-def test_given_sink_overrides_that_of_the_detected_format(raw: Path) -> None:
-    values = [Override("sources", [str(raw)], "here"), Override("sink", "lbm", "here")]
-    config = load_config(PreprocessConfig, overrides=values).config
-    assert with_format(config).sink.type == "lbm"
-
-
-def test_keys_are_those_of_the_sink_of_the_detected_format(raw: Path) -> None:
-    values = [Override("sources", [str(raw)], "here"), Override("seed", 5, "here")]
-    sink = with_format(load_config(PreprocessConfig, overrides=values).config).sink
+def test_sink_is_that_of_the_format_with_its_keys_unless_it_is_given(raw: Path) -> None:
+    assert with_format(PreprocessConfig(format="libero", sources=["raw"])).sink.type == "jsonl"
+    assert with_format(PreprocessConfig(format="lerobot", sources=["raw"])).sink.type == "lbm"
+    assert detected(raw, sink="lbm").type == "lbm"
+    sink = detected(raw, seed=5)
     assert sink.model_dump(include={"type", "seed"}) == {"type": "jsonl", "seed": 5}
-
-
-def test_key_of_another_sink_is_rejected(raw: Path) -> None:
-    values = [Override("sources", [str(raw)], "here"), Override("stride", 2, "here")]
-    config = load_config(PreprocessConfig, overrides=values).config
     with pytest.raises(ConfigError) as caught:
-        with_format(config)
+        detected(raw, stride=2)
     assert caught.value.exit_code == 2

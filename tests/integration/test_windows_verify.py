@@ -14,7 +14,9 @@ from vlatool.artifacts.windows.format import is_windows
 from vlatool.workflows.verify import InspectConfig, inspect
 
 LINES = "data/episode_000000.jsonl"
+INDEX, MANIFEST = "data/episode_000000.index.npz", "manifest.json"
 IMAGE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
+OTHER = "images/episode_000000/other.png"
 
 
 @pytest.fixture(scope="module")
@@ -51,56 +53,36 @@ def line(number: int, change: Callable[[dict[str, object]], object]) -> Callable
     return apply
 
 
-def text(old: str, new: str, count: int = 1) -> Callable[[Path], object]:
-    return lambda folder: (folder / LINES).write_text(
-        (folder / LINES).read_text().replace(old, new, count)
-    )
+def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Change of a file."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def without_last_line(folder: Path) -> None:
-    lines = (folder / LINES).read_text().splitlines(keepends=True)
-    (folder / LINES).write_text("".join(lines[:-1]))
+def text(old: str, new: str) -> Callable[[Path], object]:
+    return edit(LINES, lambda data: data.replace(old.encode(), new.encode(), 1))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no JSON": (text("{", "", 1), "windows.bad_line"),
-    "another sentence": (text("should be executed?", "should be done?"), "windows.bad_line"),
-    "no full stop": (text("</Rec>.", "</Rec>"), "windows.bad_line"),
-    "another image": (text("frame_000002.png", "frame_000001.png"), "windows.wrong_line"),
-    "another instruction": (text(TASK, "do nothing"), "windows.wrong_line"),
-    "another action": (line(0, lambda row: row.update(actions=[[1.0]] * 16)), "windows.wrong_line"),
-    "a line lost": (without_last_line, "windows.wrong_line"),
-    "cut off": (
-        lambda at: (at / LINES).write_bytes((at / LINES).read_bytes()[:-1]),
-        "windows.broken_lines",
-    ),
-    "missing image": (lambda at: (at / IMAGE).unlink(), "windows.missing_picture"),
-    "extra image": (
-        lambda at: (at / IMAGE).with_name("other.png").write_bytes(png(1)),
-        "windows.unused_picture",
-    ),
+    "no JSON": (text("{", ""), "bad_line"),
+    "another sentence": (text("should be executed?", "should be done?"), "bad_line"),
+    "no full stop": (text("</Rec>.", "</Rec>"), "bad_line"),
+    "another image": (text("frame_000002.png", "frame_000001.png"), "wrong_line"),
+    "another instruction": (text(TASK, "do nothing"), "wrong_line"),
+    "another action": (line(0, lambda row: row.update(actions=[[1.0]] * 16)), "wrong_line"),
+    "a line lost": (edit(LINES, lambda data: data[: data[:-1].rindex(b"\n") + 1]), "wrong_line"),
+    "cut off": (edit(LINES, lambda data: data[:-1]), "broken_lines"),
+    "missing image": (lambda at: (at / IMAGE).unlink(), "missing_picture"),
+    "extra image": (lambda at: (at / OTHER).write_bytes(png(1)), "unused_picture"),
     "episode without lines": (
         lambda at: shutil.copytree((at / IMAGE).parent, at / "images/episode_000009"),
-        "windows.unused_picture",
+        "unused_picture",
     ),
-    "image of other bytes": (
-        lambda at: (at / IMAGE).write_bytes((at / IMAGE).read_bytes()[::-1]),
-        "output.digest_mismatch",
-    ),
-    "index of another file": (
-        lambda at: (at / "data/episode_000000.index.npz").write_bytes(b""),
-        "windows.index_mismatch",
-    ),
-    "no manifest": (lambda at: (at / "manifest.json").unlink(), "windows.no_manifest"),
-    "broken manifest": (
-        lambda at: (at / "manifest.json").write_text('{"format": "vlatool.windows"}'),
-        "windows.broken_manifest",
-    ),
+    "index of another file": (lambda at: (at / INDEX).write_bytes(b""), "index_mismatch"),
+    "no manifest": (lambda at: (at / MANIFEST).unlink(), "no_manifest"),
+    "broken manifest": (lambda at: (at / MANIFEST).write_text("{}"), "broken_manifest"),
     "manifest of more": (
-        lambda at: (at / "manifest.json").write_text(
-            (at / "manifest.json").read_text().replace('"samples": 6', '"samples": 7')
-        ),
-        "windows.count_mismatch",
+        edit(MANIFEST, lambda data: data.replace(b'"samples": 6', b'"samples": 7')),
+        "count_mismatch",
     ),
 }
 
@@ -109,29 +91,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_damage_is_reported(folder: Path, case: str) -> None:
     damage, code = DAMAGES[case]
     damage(folder)
-    assert code in verified(folder).codes
+    assert f"windows.{code}" in verified(folder).codes
 
 
-@pytest.mark.parametrize("options", [{}, {"full": True}, {"quick": True}])
-def test_intact_folder_has_no_findings(intact: Path, options: dict[str, bool]) -> None:
-    result = verified(intact, **options)
-    assert (result.kind, result.findings) == ("windows", ())
+def test_published_folder_with_codes_is_checked_against_the_published_rules(folder: Path) -> None:
+    codes = write_tree_codes(folder, "json")
+    (codes / "manifest.json").unlink()
+    assert verified(folder).findings == ()
+    assert set(verified(published(folder)).codes) == {"output.no_file_list", "windows.no_manifest"}
 
-
-def test_published_folder_is_checked_against_the_published_rules(folder: Path) -> None:
-    assert set(verified(published(folder)).codes) == {
-        "output.no_file_list",
-        "windows.no_manifest",
-    }
-
-
-def test_damage_of_a_published_folder_is_reported(folder: Path) -> None:
-    text("frame_000002.png", "frame_000001.png")(published(folder))
+    text("frame_000002.png", "frame_000001.png")(folder)
     assert "windows.wrong_line" in verified(folder).codes
 
 
-def test_pixels_are_decoded_with_full(folder: Path) -> None:
+def test_other_bytes_are_found_and_pixels_decoded_with_full(folder: Path) -> None:
     (folder / IMAGE).write_bytes(png(1, size=64))
+    assert verified(folder).codes.keys() == {"output.size_mismatch"}
     assert "windows.broken_picture" in verified(folder, full=True).codes
 
 
@@ -144,32 +119,22 @@ def test_missing_episode_is_reported(tmp_path: Path) -> None:
     assert set(verified(tmp_path / "A").codes) == {"output.partial"}
 
 
-@pytest.mark.parametrize("name", ["data", "images", ".vlatool"])
-def test_subfolders_are_not_recognized_as_windows(intact: Path, name: str) -> None:
-    assert not is_windows(intact / name)
-
-
-def test_report_of_a_folder(intact: Path) -> None:
+def test_intact_folder_has_no_findings_and_a_report(intact: Path) -> None:
+    for options in ({}, {"full": True}, {"quick": True}):
+        result = verified(intact, **options)
+        assert (result.kind, result.findings) == ("windows", ())
     report = inspect(InspectConfig(location=str(intact))).document()
     summary = [report[key] for key in ("status", "samples", "episodes", "tasks")]
     assert summary == ["whole", 6, 1, (TASK,)]
+    assert not any(is_windows(intact / name) for name in ("data", "images", ".vlatool"))
 
 
-def test_page_shows_all_images_of_a_window(intact: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    inspect(InspectConfig(location=str(intact), html=str(page), html_samples=1))
-    assert page.read_text().count("<img ") == 2 * (16 + 16)
-
-
-def test_page_reports_a_missing_image(folder: Path, tmp_path: Path) -> None:
+def test_page_shows_all_images_of_a_window_and_reports_a_missing_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = InspectConfig(location=str(folder), html=str(tmp_path / "page.html"), html_samples=1)
+    inspect(config)
+    assert (tmp_path / "page.html").read_text().count("<img ") == 2 * (16 + 16)
     (folder / IMAGE).unlink()
-    page = tmp_path / "page.html"
-    inspect(InspectConfig(location=str(folder), html=str(page), html_samples=1))
-    assert "is missing" in page.read_text()
-
-
-def test_published_codes_in_a_folder_of_windows_are_not_its_files(folder: Path) -> None:
-    codes = write_tree_codes(folder, "json")
-    (codes / "manifest.json").unlink()
-
-    assert verified(folder).findings == ()
+    inspect(config)
+    assert "is missing" in (tmp_path / "page.html").read_text()

@@ -6,7 +6,8 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +61,6 @@ class Workspace:
     inputs: Path  # folder of `make_inputs`; never written to
     out: Path  # output folder
     remote: str = ""  # remote folder of a command that writes to `out` and there
-
-    @property
-    def raw(self) -> Path:
-        """Raw episodes."""
-        return self.inputs / "raw"
-
-    @property
-    def data(self) -> Path:
-        """Training data."""
-        return self.inputs / "data"
-
-    @property
-    def windows(self) -> Path:
-        """Windows, with codes of their images."""
-        return self.inputs / "windows"
-
-    @property
-    def images(self) -> Path:
-        """Images of two episodes."""
-        return self.inputs / "pictures"
-
-    @property
-    def policy(self) -> Path:
-        """A trained policy."""
-        return self.inputs / "policy"
 
 
 @dataclass(frozen=True)
@@ -258,7 +234,7 @@ def _sample(workspace: Workspace, layout: Any = "spartan") -> None:
 
 
 def _preprocess(workspace: Workspace, **options: Any) -> None:
-    run(workspace.raw, workspace.out, **options)
+    run(workspace.inputs / "raw", workspace.out, **options)
 
 
 def _windows(workspace: Workspace, **options: Any) -> None:
@@ -273,7 +249,7 @@ def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None
 
 
 def _images(workspace: Workspace, **options: Any) -> None:
-    image_shards(workspace.images, workspace.out, val_ratio=0.5, **options)
+    image_shards(workspace.inputs / "pictures", workspace.out, val_ratio=0.5, **options)
 
 
 def _split(workspace: Workspace, val_ratio: float = 0.5) -> None:
@@ -282,11 +258,13 @@ def _split(workspace: Workspace, val_ratio: float = 0.5) -> None:
 
 def _merge(workspace: Workspace, **options: Any) -> None:
     target = str(workspace.out / "merged.json")
-    stats_merge(StatsMergeConfig(sources=[str(workspace.data)] * 2, output=target, **options))
+    stats_merge(
+        StatsMergeConfig(sources=[f"{workspace.inputs}/data"] * 2, output=target, **options)
+    )
 
 
 def _published_shards(workspace: Workspace) -> None:
-    shutil.copytree(workspace.data / "shards", workspace.out)
+    shutil.copytree(workspace.inputs / "data" / "shards", workspace.out)
     for name in ("stats.json", "stats_digests.npz"):
         (workspace.out / name).unlink()
 
@@ -303,7 +281,7 @@ def _compute(workspace: Workspace, **options: Any) -> None:
 
 def _train(workspace: Workspace, **options: Any) -> None:
     budget = {"total_train_steps": 3, "num_checkpoints": 2}
-    train(tiny_config(workspace.data, workspace.out, **budget, **options))
+    train(tiny_config(workspace.inputs / "data", workspace.out, **budget, **options))
 
 
 def _train_synced(workspace: Workspace, **options: Any) -> None:
@@ -326,35 +304,37 @@ def _compose(workspace: Workspace, **options: Any) -> None:
 
 def _open_loop(workspace: Workspace, samples: int = 2) -> None:
     keys = {
-        "checkpoint": str(workspace.policy),
-        "data": str(workspace.data),
+        "checkpoint": f"{workspace.inputs}/policy",
+        "data": f"{workspace.inputs}/data",
         "output": str(workspace.out),
     }
     open_loop(OpenLoopConfig(**keys, max_samples=samples))
 
 
 def _predict(workspace: Workspace) -> None:
-    keys = {"source": str(workspace.data), "output": str(workspace.out)}
-    predict(PredictConfig(checkpoint=str(workspace.policy), **keys, inference_steps=1))
+    keys = {"source": f"{workspace.inputs}/data", "output": str(workspace.out)}
+    predict(PredictConfig(checkpoint=f"{workspace.inputs}/policy", **keys, inference_steps=1))
 
 
 def _rollout(workspace: Workspace, seed: int = 0) -> None:
     keys = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
-    rollout(RolloutConfig(checkpoint=str(workspace.policy), output=str(workspace.out), **keys))
+    rollout(
+        RolloutConfig(checkpoint=f"{workspace.inputs}/policy", output=str(workspace.out), **keys)
+    )
 
 
 def _fit_fast(workspace: Workspace, **options: Any) -> None:
-    keys = {"sources": [str(workspace.data)], "output": str(workspace.out), "workers": 1}
+    keys = {"sources": [f"{workspace.inputs}/data"], "output": str(workspace.out), "workers": 1}
     fit_fast(FitFastConfig(**keys, vocab_size=300, **options))
 
 
 def _build(workspace: Workspace, **options: Any) -> None:
-    keys = {"data": str(workspace.windows), "fast": str(workspace.inputs / "fast")}
+    keys = {"data": f"{workspace.inputs}/windows", "fast": str(workspace.inputs / "fast")}
     build_dataset(BuildDatasetConfig(**keys, output=str(workspace.out), **options))
 
 
 def _export(workspace: Workspace) -> None:
-    export(ExportConfig(source=str(workspace.windows / "tokens"), output=str(workspace.out)))
+    export(ExportConfig(source=f"{workspace.inputs}/windows/tokens", output=str(workspace.out)))
 
 
 def _demo(workspace: Workspace) -> None:
@@ -366,140 +346,77 @@ def _resolve(workspace: Workspace) -> None:
 
 
 def _page(workspace: Workspace) -> None:
-    inspect(InspectConfig(location=str(workspace.data), html=str(workspace.out / "page.html")))
+    inspect(
+        InspectConfig(location=f"{workspace.inputs}/data", html=str(workspace.out / "page.html"))
+    )
 
 
+def _overwriting(name: str, run: Callable[..., object], /, **earlier: Any) -> Command:
+    """A command over the output of a run with other options."""
+    return Command(f"{name} --overwrite", partial(run, overwrite=True), partial(run, **earlier))
+
+
+def _in_s3(command: Command) -> Command:
+    return replace(command, result=bucket_digests, is_remote=True)
+
+
+SYNCED = Command("train --remote-sync", _train_synced, result=last_run_files, has_copy=True)
+ROLLOUT = Command("eval rollout", _rollout, result=rollout_files)
 COMMANDS = (
     Command("sample spartan", _sample),
-    Command("sample lerobot", lambda workspace: _sample(workspace, "lerobot")),
+    Command("sample lerobot", partial(_sample, layout="lerobot")),
     Command("preprocess", _preprocess),
-    Command(
-        "preprocess --no-keep-episodes",
-        lambda workspace: _preprocess(workspace, keep_episodes=False),
-    ),
-    Command(
-        "preprocess --overwrite",
-        lambda workspace: _preprocess(workspace, overwrite=True),
-        lambda workspace: _preprocess(workspace, seed=7, jpeg_quality=50),
-    ),
-    Command("preprocess to S3", _preprocess, result=bucket_digests, is_remote=True),
-    Command(
-        "preprocess to S3 --overwrite",
-        lambda workspace: _preprocess(workspace, overwrite=True),
-        lambda workspace: _preprocess(workspace, seed=7),
-        bucket_digests,
-        is_remote=True,
-    ),
+    Command("preprocess --no-keep-episodes", partial(_preprocess, keep_episodes=False)),
+    _overwriting("preprocess", _preprocess, seed=7, jpeg_quality=50),
+    _in_s3(Command("preprocess to S3", _preprocess)),
+    _in_s3(_overwriting("preprocess to S3", _preprocess, seed=7)),
     Command("preprocess libero", _windows),
-    Command(
-        "preprocess libero --overwrite",
-        lambda workspace: _windows(workspace, overwrite=True, qa_mode="vla"),
-        lambda workspace: _windows(workspace, name="other"),
-    ),
-    Command("preprocess libero to S3", _windows, result=bucket_digests, is_remote=True),
+    _overwriting("preprocess libero", _windows, name="other", qa_mode="vla"),
+    _in_s3(Command("preprocess libero to S3", _windows)),
     Command("preprocess to a LeRobot set", _lerobot),
-    Command(
-        "preprocess to a LeRobot set --overwrite",
-        lambda workspace: _lerobot(workspace, overwrite=True),
-        lambda workspace: _lerobot(workspace, layout_version="v2.1"),
-    ),
-    Command("preprocess to a LeRobot set in S3", _lerobot, result=bucket_digests, is_remote=True),
+    _overwriting("preprocess to a LeRobot set", _lerobot, layout_version="v2.1"),
+    _in_s3(Command("preprocess to a LeRobot set in S3", _lerobot)),
     Command("preprocess images", _images),
-    Command(
-        "preprocess images --overwrite",
-        lambda workspace: _images(workspace, overwrite=True),
-        lambda workspace: _images(workspace, image_format="jpeg"),
-    ),
+    _overwriting("preprocess images", _images, image_format="jpeg"),
     Command("split", _split, _images),
     Command("stats merge", _merge),
-    Command(
-        "stats merge over an earlier one", _merge, lambda workspace: _merge(workspace, compact=True)
-    ),
+    Command("stats merge over an earlier one", _merge, partial(_merge, compact=True)),
     Command("stats compute", _compute, _published_shards),
-    Command(
-        "stats compute --overwrite",
-        lambda workspace: _compute(workspace, overwrite=True),
-        _other_statistics,
-    ),
+    Command("stats compute --overwrite", partial(_compute, overwrite=True), _other_statistics),
     Command("tokenizer fit-fast", _fit_fast),
-    Command(
-        "tokenizer fit-fast --overwrite",
-        lambda workspace: _fit_fast(workspace, overwrite=True),
-        lambda workspace: _fit_fast(workspace, scale=20),
-    ),
+    _overwriting("tokenizer fit-fast", _fit_fast, scale=20),
     Command("compose", _compose),
-    Command(
-        "compose --overwrite",
-        lambda workspace: _compose(workspace, overwrite=True),
-        lambda workspace: _compose(workspace, seed=3),
-    ),
-    Command("tokenizer fit-fast to S3", _fit_fast, result=bucket_digests, is_remote=True),
+    _overwriting("compose", _compose, seed=3),
+    _in_s3(Command("tokenizer fit-fast to S3", _fit_fast)),
     Command("build-dataset", _build),
-    Command("build-dataset --packed", lambda workspace: _build(workspace, packed=True)),
-    Command(
-        "build-dataset --lines-per-file", lambda workspace: _build(workspace, lines_per_file=3)
-    ),
-    Command(
-        "build-dataset --overwrite",
-        lambda workspace: _build(workspace, overwrite=True),
-        lambda workspace: _build(workspace, kinds=["wm"]),
-    ),
-    Command(
-        "build-dataset to S3",
-        lambda workspace: _build(workspace, absolute=True),
-        result=bucket_digests,
-        is_remote=True,
-    ),
+    Command("build-dataset --packed", partial(_build, packed=True)),
+    Command("build-dataset --lines-per-file", partial(_build, lines_per_file=3)),
+    _overwriting("build-dataset", _build, kinds=["wm"]),
+    _in_s3(Command("build-dataset to S3", partial(_build, absolute=True))),
     Command("export of codes", _export),
     Command("encode", _encode),
-    Command("encode --layout packed", lambda workspace: _encode(workspace, layout="packed")),
-    Command("encode to S3", _encode, result=bucket_digests, is_remote=True),
+    Command("encode --layout packed", partial(_encode, layout="packed")),
+    _in_s3(Command("encode to S3", _encode)),
     Command("decode", _decode),
     Command("download", _download, has_journal=True),
     Command("download --raw", _download_raw, has_journal=True),
     Command(
-        "download --raw --keep-archive",
-        lambda workspace: _download_raw(workspace, keep_archive=True),
-        has_journal=True,
+        "download --raw --keep-archive", partial(_download_raw, keep_archive=True), has_journal=True
     ),
-    Command("decode to S3", _decode, result=bucket_digests, is_remote=True),
+    _in_s3(Command("decode to S3", _decode)),
     Command("tokenizer train", _tokenizer_train, result=run_files),
     Command("tokenizer eval", _tokenizer_eval),
-    Command("tokenizer eval to S3", _tokenizer_eval, result=bucket_digests, is_remote=True),
+    _in_s3(Command("tokenizer eval to S3", _tokenizer_eval)),
     Command("tokenizer export", _tokenizer_export),
-    Command("tokenizer export to S3", _tokenizer_export, result=bucket_digests, is_remote=True),
+    _in_s3(Command("tokenizer export to S3", _tokenizer_export)),
     Command("train", _train, result=run_files),
-    Command(
-        "train --overwrite",
-        lambda workspace: _train(workspace, overwrite=True),
-        lambda workspace: _train(workspace, hparams__lr=0.5),
-        run_files,
-    ),
-    Command(
-        "train --remote-sync",
-        _train_synced,
-        result=last_run_files,
-        has_copy=True,
-        loses_machine=True,
-    ),
-    Command(
-        "train --remote-sync on a new machine",
-        _train_synced,
-        _lose_machine,
-        last_run_files,
-        has_copy=True,
-    ),
+    replace(_overwriting("train", _train, hparams__lr=0.5), result=run_files),
+    replace(SYNCED, loses_machine=True),
+    replace(SYNCED, name="train --remote-sync on a new machine", prepare=_lose_machine),
     Command("eval open-loop", _open_loop),
-    Command(
-        "eval open-loop over an earlier one", _open_loop, lambda workspace: _open_loop(workspace, 1)
-    ),
-    Command("eval rollout", _rollout, result=rollout_files),
-    Command(
-        "eval rollout over an earlier one",
-        _rollout,
-        lambda workspace: _rollout(workspace, 5),
-        result=rollout_files,
-    ),
+    Command("eval open-loop over an earlier one", _open_loop, partial(_open_loop, samples=1)),
+    ROLLOUT,
+    replace(ROLLOUT, name="eval rollout over an earlier one", prepare=partial(_rollout, seed=5)),
     Command("predict", _predict),
     Command("demo", _demo, result=demo_files),
     Command("resolve-config --output", _resolve),

@@ -12,11 +12,9 @@ from vlatool.events import counted
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 episodes"), (1, "1 episode"), (3000, "3,000 episodes")]
 )
-def test_a_count_has_its_noun_in_the_right_number(count: int, text: str) -> None:
+def test_a_count_has_its_noun_and_verb_in_the_right_number(count: int, text: str) -> None:
     assert counted(count, "episode") == text
 
-
-def test_a_verb_follows_the_number() -> None:
     texts = [counted(count, "image is", "images are") for count in (1, 2)]
     assert texts == ["1 image is", "2 images are"]
 

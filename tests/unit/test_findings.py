@@ -27,7 +27,7 @@ def test_codes_are_unique_and_documented() -> None:
     assert {SPARTAN.name, LEROBOT.name} <= {row["code"].partition(".")[0] for row in rows}
 
 
-def test_finding_omits_unknown_parts_of_its_place() -> None:
+def test_finding_has_the_known_parts_of_its_place() -> None:
     finding = CODES("bent", "it is bent", path="a", frame=None)
     assert finding.document() == {
         "code": "acme.bent",
@@ -36,6 +36,10 @@ def test_finding_omits_unknown_parts_of_its_place() -> None:
         "message": "it is bent",
         "action": "straighten it",
     }
+    for line, shown, place in ((0, "f", {}), (3, "f:3", {"line": 3})):
+        finding = CODES.at("bent", Path("f"), "it is bent", line=line, field="k")
+        assert finding.message == f"{shown}: it is bent"
+        assert finding.place == {"path": "f", **place, "field": "k"}
 
 
 def test_data_error_becomes_a_finding_with_its_code_and_place() -> None:
@@ -87,14 +91,3 @@ def test_error_that_reading_tolerates_is_a_warning(strict: bool, severity: str) 
     report = Collector(CODES, strict=strict)
     report.note("lost", "it is lost")
     assert [finding.severity for finding in report.findings] == [severity]
-
-
-@pytest.mark.parametrize(
-    ("line", "message", "position"),
-    [(0, "f: it is bent", {"path": "f"}), (3, "f:3: it is bent", {"path": "f", "line": 3})],
-)
-def test_finding_of_a_path_names_it_and_the_line(
-    line: int, message: str, position: dict[str, object]
-) -> None:
-    finding = CODES.at("bent", Path("f"), "it is bent", line=line, field="k")
-    assert (finding.message, finding.place) == (message, {**position, "field": "k"})

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import vlatool
 from vlatool.cli.commands import COMMANDS
 
@@ -29,17 +27,14 @@ RENAMED = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_is_importable_under_its_name(command: str) -> None:
-    name = RENAMED.get(command, command.split()[-1].replace("-", "_"))
-    assert name in dir(vlatool)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_public_name_is_callable_and_documented(name: str) -> None:
-    value: Any = getattr(vlatool, name)
-    assert callable(value)
-    assert value.__doc__
+def test_commands_are_importable_under_their_names_which_are_callable_and_documented() -> None:
+    for command in COMMANDS:
+        name = RENAMED.get(command, command.split()[-1].replace("-", "_"))
+        assert name in dir(vlatool)
+    for name in NAMES:
+        value: Any = getattr(vlatool, name)
+        assert callable(value), name
+        assert value.__doc__, name
 
 
 def test_type_checkers_know_the_same_names() -> None:

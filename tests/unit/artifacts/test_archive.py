@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from collections.abc import Callable
 
 import pytest
 
@@ -124,22 +123,17 @@ DAMAGED: dict[str, bytes] = {
 }
 
 
-def _unsafe(kind: str) -> tuple[bytes, str]:
-    return HOSTILE[kind] + END, "data.unsafe_archive"
-
-
-def _damaged(kind: str) -> tuple[bytes, str]:
-    return DAMAGED[kind] + END, "data.broken_archive"
-
-
 @pytest.mark.parametrize(
-    ("kind", "make"),
-    [*((kind, _unsafe) for kind in HOSTILE), *((kind, _damaged) for kind in DAMAGED)],
+    ("data", "code"),
+    [
+        pytest.param(data, f"data.{kind}_archive", id=name)
+        for kind, table in (("unsafe", HOSTILE), ("broken", DAMAGED))
+        for name, data in table.items()
+    ],
 )
-def test_hostile_archive_is_an_error(kind: str, make: Callable[[str], tuple[bytes, str]]) -> None:
-    data, code = make(kind)
+def test_hostile_archive_is_an_error(data: bytes, code: str) -> None:
     with pytest.raises(DataError) as caught:
-        read(data)
+        read(data + END)
     assert caught.value.code == code
 
 

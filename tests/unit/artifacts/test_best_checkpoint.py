@@ -59,22 +59,18 @@ def test_retention_keeps_the_best_planned_checkpoint(
     assert find_checkpoint(named_best(tmp_path / "best"))[1] == run.checkpoint(best)
 
 
-def test_best_of_a_run_without_its_file_is_by_the_metrics(tmp_path: Path) -> None:
+def test_best_of_a_run_without_its_file_is_by_the_metrics_or_an_error(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", {1: 0.1, 2: 0.9, 3: 0.5})
     run.best_file.unlink()
     assert named_best(run.root / "best") == run.checkpoint(2)
     assert not run.best_file.exists()
 
-
-def test_best_of_a_run_without_measurements_is_an_error(tmp_path: Path) -> None:
-    run = run_with(tmp_path / "run", {})
-    assert not run.best_file.exists()
+    unmeasured = run_with(tmp_path / "unmeasured", {})
+    assert not unmeasured.best_file.exists()
     with pytest.raises(DataError) as caught:
-        named_best(run.root / "best")
+        named_best(unmeasured.root / "best")
     assert caught.value.code == "data.no_best"
 
-
-def test_run_that_is_named_best_is_itself(tmp_path: Path) -> None:
-    run = run_with(tmp_path / "best", {1: 0.1})
-    assert named_best(run.root) == run.root
-    assert find_checkpoint(named_best(run.root / "best"))[1] == run.checkpoint(1)
+    best = run_with(tmp_path / "best", {1: 0.1})
+    assert named_best(best.root) == best.root, "a run of this name is itself"
+    assert find_checkpoint(named_best(best.root / "best"))[1] == best.checkpoint(1)

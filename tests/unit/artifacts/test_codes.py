@@ -101,8 +101,13 @@ def test_packed_codes_are_small_integers_in_equal_bytes(tmp_path: Path) -> None:
     assert tuple(arrays["stems"]) == STEMS
 
 
-def test_a_published_folder_without_manifest_is_read(tree: Path) -> None:
+def test_a_folder_is_read_without_digests_of_episodes_and_without_a_manifest(tree: Path) -> None:
     folder = write_tree_codes(tree, "json")
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["episode_digests"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert CodesFolder.open(folder).read("episode_000000").stems == STEMS
+
     (folder / "manifest.json").unlink()
     opened = CodesFolder.open(folder)
     assert (opened.layout, opened.has_manifest) == ("json", False)
@@ -110,15 +115,12 @@ def test_a_published_folder_without_manifest_is_read(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["json", "packed"])
-def test_an_image_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
-    error = error_of(write_tree_codes(tree, layout), stems=[STEMS[0], "other"])
+def test_an_image_or_episode_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
+    folder = write_tree_codes(tree, layout)
+    error = error_of(folder, stems=[STEMS[0], "other"])
     assert (error.code, error.details["pictures"]) == ("data.missing_codes", ["other"])
     assert "other" in error.message
-
-
-@pytest.mark.parametrize("layout", ["json", "packed"])
-def test_an_episode_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
-    error = error_of(write_tree_codes(tree, layout), "episode_000009")
+    error = error_of(folder, "episode_000009")
     assert (error.code, error.details["episode"]) == ("data.missing_codes", "episode_000009")
 
 
@@ -130,16 +132,12 @@ def test_a_broken_file_is_named(tree: Path, text: str) -> None:
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[0])
 
 
-def test_a_packed_code_out_of_range_names_its_image(tree: Path) -> None:
+def test_a_packed_code_out_of_range_names_its_image_and_a_torn_file_is_refused(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, [*GOOD[:-1], 4096]], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))
     error = error_of(folder)
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[1])
-
-
-def test_a_torn_packed_file_is_refused(tree: Path) -> None:
-    folder = write_tree_codes(tree, "packed")
     path = folder / "episode_000000.npz"
     path.write_bytes(path.read_bytes()[:-30])
     assert error_of(folder).code == "data.broken_codes"
@@ -166,31 +164,21 @@ def test_an_invalid_manifest_is_refused(tree: Path, change: dict[str, Any]) -> N
 
 
 def test_packed_codes_are_preferred_if_both_are_of_one_tokenizer(tree: Path) -> None:
-    write_tree_codes(tree, "json")
+    with pytest.raises(DataError) as missing:
+        select_codes(tree)
+    assert missing.value.code == "data.no_codes"
+
+    path = write_tree_codes(tree, "json") / "manifest.json"
     write_tree_codes(tree, "packed")
     assert select_codes(tree).path == tree / "tokens"
     assert select_codes(tree, tree / "TiToken").layout == "json"
-
-
-def test_a_renamed_tokenizer_is_the_same_tokenizer(tree: Path) -> None:
-    path = write_tree_codes(tree, "json") / "manifest.json"
-    write_tree_codes(tree, "packed")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "renamed"}))
-    assert select_codes(tree).path == tree / "tokens"
+    assert select_codes(tree).path == tree / "tokens", "a renamed tokenizer is the same"
 
-
-def test_codes_of_two_tokenizers_are_ambiguous(tree: Path) -> None:
-    write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed", name="another")
     with pytest.raises(UsageError) as caught:
         select_codes(tree)
     assert caught.value.code == "usage.two_codes"
-
-
-def test_a_tree_without_codes_is_refused(tree: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        select_codes(tree)
-    assert caught.value.code == "data.no_codes"
 
 
 def test_saved_manifest_is_read_back(tmp_path: Path) -> None:
@@ -219,11 +207,3 @@ def test_codes_that_the_manifest_does_not_list_are_an_error(tree: Path) -> None:
     codes = EpisodeCodes("episode_000002", STEMS, np.array([GOOD, GOOD], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))
     assert error_of(folder, "episode_000002").code == "data.codes_changed"
-
-
-def test_a_manifest_without_digests_of_episodes_is_read(tree: Path) -> None:
-    folder = write_tree_codes(tree, "json")
-    content = json.loads((folder / "manifest.json").read_text())
-    del content["episode_digests"]
-    (folder / "manifest.json").write_text(json.dumps(content))
-    assert CodesFolder.open(folder).read("episode_000000").stems == STEMS

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +6,7 @@ import numpy as np
 import pytest
 
 from tests.builders.fast import LOWEST, byte_document, byte_tokenizer, smooth_chunks
-from vlatool.artifacts.fast.format import (
-    CODE_NAME,
-    NAMES,
-    PROCESSOR_NAME,
-    TOKENIZER_CONFIG_NAME,
-    TOKENIZER_NAME,
-    fast_digest,
-    ignored_code,
-    read_fast,
-    write_fast,
-)
+from vlatool.artifacts.fast import format as fast
 from vlatool.errors import DataError
 
 PUBLISHED = {
@@ -33,13 +22,13 @@ PUBLISHED = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_fast(tmp_path, byte_tokenizer(), vocab_size=2048)
+    fast.write_fast(tmp_path, byte_tokenizer(), vocab_size=2048)
     return tmp_path
 
 
 def error_of(folder: Path) -> tuple[str, int]:
     with pytest.raises(DataError) as caught:
-        read_fast(folder)
+        fast.read_fast(folder)
     assert caught.value.hint
     return caught.value.code, caught.value.exit_code
 
@@ -48,30 +37,27 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_written_files_are_read_back(folder: Path) -> None:
-    assert read_fast(folder) == byte_tokenizer()
-
-
-def test_the_published_names_and_keys_are_written(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
-    assert json.loads((folder / PROCESSOR_NAME).read_text()) == PUBLISHED
+def test_written_files_have_the_published_names_and_keys_and_are_read_back(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(fast.NAMES)
+    assert json.loads((folder / fast.PROCESSOR_NAME).read_text()) == PUBLISHED
+    assert fast.read_fast(folder) == byte_tokenizer()
 
 
 def test_code_in_the_folder_is_listed_and_never_run(folder: Path) -> None:
-    (folder / CODE_NAME).write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    (folder / fast.CODE_NAME).write_text(f"open({str(folder / 'ran')!r}, 'w')")
 
-    assert read_fast(folder) == byte_tokenizer()
-    assert ignored_code(folder) == [CODE_NAME]
+    assert fast.read_fast(folder) == byte_tokenizer()
+    assert fast.ignored_code(folder) == [fast.CODE_NAME]
     assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        (PROCESSOR_NAME, {"processor_class": "OtherProcessor"}),
-        (PROCESSOR_NAME, {"auto_map": {"AutoProcessor": "other.OtherProcessor"}}),
-        (PROCESSOR_NAME, {"auto_map": "other.OtherProcessor"}),
-        (TOKENIZER_CONFIG_NAME, {"auto_map": {"AutoTokenizer": ["other.Tokenizer", None]}}),
+        (fast.PROCESSOR_NAME, {"processor_class": "OtherProcessor"}),
+        (fast.PROCESSOR_NAME, {"auto_map": {"AutoProcessor": "other.OtherProcessor"}}),
+        (fast.PROCESSOR_NAME, {"auto_map": "other.OtherProcessor"}),
+        (fast.TOKENIZER_CONFIG_NAME, {"auto_map": {"AutoTokenizer": ["other.Tokenizer", None]}}),
     ],
 )
 def test_a_folder_that_needs_other_code_is_refused(
@@ -82,27 +68,35 @@ def test_a_folder_that_needs_other_code_is_refused(
     assert error_of(folder) == ("data.remote_code", 3)
 
 
-def test_the_class_may_name_the_repository_it_came_from(folder: Path) -> None:
+def test_the_class_may_name_its_repository_and_the_digest_changes_with_the_rounding(
+    folder: Path,
+) -> None:
     name = "owner/fast--processing_action_tokenizer.UniversalActionProcessor"
-    change(folder / PROCESSOR_NAME, auto_map={"AutoProcessor": name})
+    change(folder / fast.PROCESSOR_NAME, auto_map={"AutoProcessor": name})
+    assert fast.read_fast(folder) == byte_tokenizer()
 
-    assert read_fast(folder) == byte_tokenizer()
+    before = fast.fast_digest(folder)
+    change(folder / fast.PROCESSOR_NAME, scale=20)
+    assert fast.fast_digest(folder) != before
 
 
-@pytest.mark.parametrize("name", [PROCESSOR_NAME, TOKENIZER_NAME])
-def test_a_folder_without_one_of_the_files_is_refused(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [fast.PROCESSOR_NAME, fast.TOKENIZER_NAME])
+def test_a_folder_with_a_missing_or_damaged_file_is_refused(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    for damaged in (data[: len(data) // 2], b"\xff" + data):
+        (folder / name).write_bytes(damaged)
+        assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
     (folder / name).unlink()
-
     assert error_of(folder) == ("data.no_fast_tokenizer", 3)
 
 
 @pytest.mark.parametrize("key", ["scale", "vocab_size", "min_token"])
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     content = {name: entry for name, entry in PUBLISHED.items() if name != key}
-    (folder / PROCESSOR_NAME).write_text(json.dumps(content))
+    (folder / fast.PROCESSOR_NAME).write_text(json.dumps(content))
 
     with pytest.raises(DataError, match=key) as caught:
-        read_fast(folder)
+        fast.read_fast(folder)
 
     assert caught.value.code == "data.broken_fast_tokenizer"
 
@@ -122,7 +116,7 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     ],
 )
 def test_a_wrong_value_is_refused(folder: Path, changes: dict[str, Any]) -> None:
-    change(folder / PROCESSOR_NAME, **changes)
+    change(folder / fast.PROCESSOR_NAME, **changes)
 
     assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
 
@@ -172,34 +166,17 @@ def with_level(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_an_unsupported_tokenizer_is_refused(folder: Path, content: Any) -> None:
-    (folder / TOKENIZER_NAME).write_text(json.dumps(content))
-
-    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"\xff" + data]
-)
-def test_a_damaged_file_is_refused(folder: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = folder / TOKENIZER_NAME
-    path.write_bytes(damage(path.read_bytes()))
+    (folder / fast.TOKENIZER_NAME).write_text(json.dumps(content))
 
     assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
 
 
 def test_two_files_suffice_to_encode(folder: Path) -> None:
-    for name in set(NAMES) - {PROCESSOR_NAME, TOKENIZER_NAME}:
+    for name in set(fast.NAMES) - {fast.PROCESSOR_NAME, fast.TOKENIZER_NAME}:
         (folder / name).unlink()
 
     chunks = smooth_chunks()[:2]
-    assert read_fast(folder).encode(chunks) == byte_tokenizer().encode(chunks)
+    assert fast.read_fast(folder).encode(chunks) == byte_tokenizer().encode(chunks)
     assert np.array_equal(
-        read_fast(folder).decode(byte_tokenizer().encode(chunks), 16, 7)[1], [None] * 2
+        fast.read_fast(folder).decode(byte_tokenizer().encode(chunks), 16, 7)[1], [None] * 2
     )
-
-
-def test_the_digest_changes_with_the_rounding(folder: Path) -> None:
-    before = fast_digest(folder)
-    change(folder / PROCESSOR_NAME, scale=20)
-
-    assert fast_digest(folder) != before

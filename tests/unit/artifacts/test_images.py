@@ -10,16 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.builders.images import HEIGHT, WIDTH, image, saved
-from vlatool.artifacts.images import (
-    MAX_SCANS,
-    decode_rgb,
-    decoded_size,
-    encode_jpeg,
-    image_info,
-    is_png,
-    open_image,
-    png_info,
-)
+from vlatool.artifacts import images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
 
@@ -38,8 +29,6 @@ def by_pillow(data: bytes) -> np.ndarray:
 def with_size(data: bytes, side: int) -> bytes:
     """JPEG or PNG with another size in its header."""
     if data.startswith(b"\x89PNG"):
-        import zlib
-
         head = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
         return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
     at = data.index(b"\xff\xc0") + 5
@@ -60,13 +49,9 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_pixels_equal_those_of_pillow(name: str) -> None:
-    assert (decode_rgb(IMAGES[name]) == by_pillow(IMAGES[name])).all()
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_decoded_size_is_width_height(name: str) -> None:
-    assert decoded_size(IMAGES[name]) == (56, 40)
+def test_pixels_equal_those_of_pillow_and_the_size_is_width_height(name: str) -> None:
+    assert (images.decode_rgb(IMAGES[name]) == by_pillow(IMAGES[name])).all()
+    assert images.decoded_size(IMAGES[name]) == (56, 40)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +62,7 @@ def test_decoded_size_is_width_height(name: str) -> None:
 def test_flawed_jpeg_that_pillow_reads_has_pillows_pixels(flaw: Any) -> None:
     data = flaw(IMAGES["4:2:0"])
 
-    assert (decode_rgb(data) == by_pillow(data)).all()
+    assert (images.decode_rgb(data) == by_pillow(data)).all()
 
 
 BROKEN = {
@@ -96,7 +81,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("read", [decode_rgb, decoded_size])
+@pytest.mark.parametrize("read", [images.decode_rgb, images.decoded_size])
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_image_is_refused(name: str, read: Any) -> None:
     with pytest.raises(ValueError, match=r"\S"):
@@ -105,7 +90,7 @@ def test_broken_image_is_refused(name: str, read: Any) -> None:
 
 @pytest.mark.parametrize("name", ["large jpeg", "large png"])
 def test_limit_is_checked_before_decoding(name: str) -> None:
-    with pytest.raises(ValueError, match="9000 x 9000"), open_image(BROKEN[name]):
+    with pytest.raises(ValueError, match="9000 x 9000"), images.open_image(BROKEN[name]):
         pass
 
 
@@ -114,14 +99,14 @@ def test_message_is_the_same_every_time() -> None:
     messages = set()
     for _ in range(3):
         with pytest.raises(ValueError, match="not an image") as caught:
-            decode_rgb(BROKEN["text"])
+            images.decode_rgb(BROKEN["text"])
         messages.add(str(caught.value))
 
     assert len(messages) == 1
 
 
 def test_jpeg_has_optimized_tables() -> None:
-    assert encode_jpeg(PIXELS, 95) == IMAGES["4:2:0"]
+    assert images.encode_jpeg(PIXELS, 95) == IMAGES["4:2:0"]
 
 
 def png(mode: str = "RGB", size: tuple[int, int] = (4, 3), **options: object) -> bytes:
@@ -146,54 +131,42 @@ def interlaced() -> bytes:
     return bytes(data)
 
 
-def test_size_is_height_and_width() -> None:
-    assert png_info(png()).size == (3, 4)
-
-
-@pytest.mark.parametrize("data", [png(), png(compress_level=1), with_chunk(b"tEXt", b"a\0b")])
-def test_rgb_of_8_bits_is_plain(data: bytes) -> None:
-    assert png_info(data).is_plain_rgb
+def test_size_of_a_png_is_height_and_width_and_bytes_after_its_end_are_detected() -> None:
+    assert images.png_info(png()).size == (3, 4)
+    assert not images.is_png(b"\xff\xd8\xff")
+    with pytest.raises(ValueError, match="after its end"):
+        images.png_info(png() + b"\0")
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "is_plain"),
     [
-        png("L"),
-        png("P"),
-        png("RGBA"),
-        png("I;16"),
-        interlaced(),
-        png("RGB", transparency=(0, 0, 0)),
-        with_chunk(b"acTL", bytes(8)),
-        with_chunk(b"ABcD", b""),
-        with_chunk(b"PLTE", bytes(3)),
+        *((data, True) for data in (png(), png(compress_level=1), with_chunk(b"tEXt", b"a\0b"))),
+        *((png(mode), False) for mode in ("L", "P", "RGBA", "I;16")),
+        (interlaced(), False),
+        (png("RGB", transparency=(0, 0, 0)), False),
+        (with_chunk(b"acTL", bytes(8)), False),
+        (with_chunk(b"ABcD", b""), False),
+        (with_chunk(b"PLTE", bytes(3)), False),
     ],
 )
-def test_other_pixel_formats_are_not_plain(data: bytes) -> None:
-    assert not png_info(data).is_plain_rgb
+def test_only_a_png_of_rgb_of_8_bits_is_plain(data: bytes, *, is_plain: bool) -> None:
+    assert images.png_info(data).is_plain_rgb == is_plain
 
 
-@pytest.mark.parametrize("at", [0, 12, 20, 30, 45, -10, -1])
-def test_a_changed_byte_is_detected(at: int) -> None:
-    data = bytearray(png())
-    data[at] ^= 1
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(
+            lambda data, at=at: data[:at] + bytes([data[at] ^ 1]) + data[at:][1:]
+            for at in range(0, 60, 5)
+        ),
+        *(lambda data, stop=stop: data[:stop] for stop in (0, 4, 8, 20, 33, -13, -1)),
+    ],
+)
+def test_a_changed_byte_and_truncation_are_detected(damage: Callable[[bytes], bytes]) -> None:
     with pytest.raises(ValueError, match="PNG"):
-        png_info(bytes(data))
-
-
-@pytest.mark.parametrize("length", [0, 4, 8, 20, 33, -13, -1])
-def test_truncation_is_detected(length: int) -> None:
-    with pytest.raises(ValueError, match="PNG"):
-        png_info(png()[:length])
-
-
-def test_bytes_after_the_end_are_detected() -> None:
-    with pytest.raises(ValueError, match="after its end"):
-        png_info(png() + b"\0")
-
-
-def test_jpeg_is_not_png() -> None:
-    assert not is_png(b"\xff\xd8\xff")
+        images.png_info(damage(png()))
 
 
 PNG = saved(image(0))
@@ -201,25 +174,24 @@ PNG = saved(image(0))
 
 @pytest.mark.parametrize(("kind", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
 def test_rgb_of_eight_bits_is_plain(kind: str, name: str) -> None:
-    info = image_info(saved(image(0), kind))
+    info = images.image_info(saved(image(0), kind))
     assert (info.format, info.size, info.is_plain) == (name, (HEIGHT, WIDTH), True)
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG")]
 )
-def test_gray_alpha_palette_and_print_colors_are_not_plain(mode: str, kind: str) -> None:
-    assert not image_info(saved(image(0).convert(mode), kind)).is_plain
-
-
-def test_one_transparent_color_is_not_plain() -> None:
-    assert not image_info(saved(image(0), transparency=(1, 2, 3))).is_plain
+def test_gray_alpha_palette_print_and_transparent_colors_are_not_plain(
+    mode: str, kind: str
+) -> None:
+    assert not images.image_info(saved(image(0).convert(mode), kind)).is_plain
+    assert not images.image_info(saved(image(0), transparency=(1, 2, 3))).is_plain
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_frames_of_an_animation_are_counted(kind: str) -> None:
     more = [image(1), image(2)]
-    info = image_info(saved(image(0), kind, save_all=True, append_images=more))
+    info = images.image_info(saved(image(0), kind, save_all=True, append_images=more))
     assert (info.frames, info.is_plain) == (3, False)
 
 
@@ -238,20 +210,18 @@ def test_frames_of_an_animation_are_counted(kind: str) -> None:
 )
 def test_header_of_a_broken_image_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        image_info(data)
+        images.image_info(data)
 
 
-@pytest.mark.parametrize("read", [decode_rgb, decoded_size, image_info])
-def test_jpeg_of_more_scans_than_the_limit_is_refused(read: Callable[[bytes], object]) -> None:
+@pytest.mark.parametrize("read", [images.decode_rgb, images.decoded_size, images.image_info])
+def test_jpeg_of_more_scans_than_the_limit_and_png_without_pixels_are_refused(
+    read: Callable[[bytes], object],
+) -> None:
     data = IMAGES["progressive"]
     scan = data[data.rindex(b"\xff\xda") : -2]
 
     read(data[:-2] + scan * 10 + data[-2:])
     with pytest.raises(ValueError, match="scans"):
-        read(data[:-2] + scan * MAX_SCANS + data[-2:])
-
-
-@pytest.mark.parametrize("read", [decode_rgb, decoded_size, image_info])
-def test_png_without_pixels_is_refused(read: Callable[[bytes], object]) -> None:
+        read(data[:-2] + scan * images.MAX_SCANS + data[-2:])
     with pytest.raises(ValueError, match=r"0 x 0|not an image"):
         read(with_size(stored("RGB", "PNG"), 0))

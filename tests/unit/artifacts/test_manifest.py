@@ -1,3 +1,4 @@
+import io
 import tarfile
 from pathlib import Path
 
@@ -62,40 +63,31 @@ def test_blank_lines_and_extra_keys_are_tolerated(tmp_path: Path, separator: str
         pytest.param(f'{{"shard": "{"n" * 300}", "num_sequences": 1}}', id="long name"),
         '{"shard": "a\\u0000", "num_sequences": 1}',
         '{"shard": "a\\ud800", "num_sequences": 1}',
-        '{"shard": "a", "num_sequences": 10000001}',
-        '{"shard": "a", "num_sequences": Infinity}',
-        pytest.param(f'{{"shard": "a", "num_sequences": {"9" * 5000}}}', id="digits"),
         pytest.param("[" * 100_000 + "]" * 100_000, id="deep"),
     ],
 )
-def test_broken_line_is_refused(tmp_path: Path, line: str) -> None:
-    good = '{"shard": "a", "num_sequences": 1}\n'
+def test_broken_line_is_refused_by_number(tmp_path: Path, line: str) -> None:
+    good = '{"shard": "a", "num_sequences": 1}\n\n'
 
-    assert error_of(manifest(tmp_path, good + line)).code == "data.broken_manifest"
+    error = error_of(manifest(tmp_path, good + line))
 
-
-def test_broken_line_is_named_by_number(tmp_path: Path) -> None:
-    error = error_of(manifest(tmp_path, '{"shard": "a", "num_sequences": 1}\n\n{'))
-
-    assert error.details["line"] == 3
+    assert (error.code, error.details["line"]) == ("data.broken_manifest", 3)
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
+        (None, "data.no_manifest"),
         ("", "data.empty_manifest"),
         ("\n", "data.empty_manifest"),
         (b"\xff\xfe\x00", "data.broken_manifest"),
     ],
 )
-def test_file_without_shards_is_refused(tmp_path: Path, content: str | bytes, code: str) -> None:
-    assert error_of(manifest(tmp_path, content)).code == code
-
-
-def test_missing_manifest_is_a_data_error(tmp_path: Path) -> None:
-    error = error_of(tmp_path / "manifest.jsonl")
-
-    assert (error.code, error.exit_code) == ("data.no_manifest", 3)
+def test_file_without_shards_is_refused(
+    tmp_path: Path, content: str | bytes | None, code: str
+) -> None:
+    path = tmp_path / "manifest.jsonl" if content is None else manifest(tmp_path, content)
+    assert (error_of(path).code, error_of(path).exit_code) == (code, 3)
 
 
 def test_written_manifest_has_the_published_bytes(tmp_path: Path) -> None:
@@ -109,35 +101,22 @@ def test_written_manifest_has_the_published_bytes(tmp_path: Path) -> None:
     )
 
 
-def whole_shard(folder: Path) -> Path:
-    path = folder / "a.tar"
-    with tarfile.open(path, "w") as archive:
+def test_cut_off_shard_is_refused_by_name(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as archive:
         archive.addfile(tarfile.TarInfo("k.txt"))
         info = tarfile.TarInfo("k.bin")
         info.size = 30_000
-        archive.addfile(info, (folder / "data").open("rb"))
-    return path
+        archive.addfile(info, io.BytesIO(b"\x01" * 30_000))
+    content = shard.read_bytes()
+    check_shards(tmp_path / "manifest.jsonl", [Shard(shard, 1)])
 
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    (tmp_path / "data").write_bytes(b"\x01" * 30_000)
-    return whole_shard(tmp_path)
-
-
-def test_whole_shard_passes(shard: Path) -> None:
-    check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])
-
-
-@pytest.mark.parametrize("length", [0, 500, 700, 10240, 20480])
-def test_cut_off_shard_is_refused_by_name(shard: Path, length: int) -> None:
-    shard.write_bytes(shard.read_bytes()[:length])
-
-    with pytest.raises(DataError) as caught:
-        check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])
-
-    assert caught.value.code == "data.short_shard"
-    assert caught.value.details["shard"] == str(shard)
+    for length in (0, 500, 700, 10240, 20480):
+        shard.write_bytes(content[:length])
+        with pytest.raises(DataError) as caught:
+            check_shards(tmp_path / "manifest.jsonl", [Shard(shard, 1)])
+        assert caught.value.code == "data.short_shard"
+        assert caught.value.details["shard"] == str(shard)
 
 
 def test_missing_shard_is_refused_by_name(tmp_path: Path) -> None:

@@ -38,22 +38,20 @@ def error_of(work: Callable[[], object]) -> tuple[str, int]:
     return caught.value.code, caught.value.exit_code
 
 
-def test_libero_has_the_published_numbers_and_a_raw_gripper() -> None:
+def test_libero_has_the_published_numbers() -> None:
     libero = read_profile("libero")
 
     np.testing.assert_array_equal(libero.center, np.array([*MEAN[:6], 0], np.float32))
     np.testing.assert_allclose(libero.scale, [*SPREAD, 1], rtol=1e-9 + 2**-24)
     assert libero.center.dtype == libero.scale.dtype == np.float32
 
-
-def test_libero_with_a_normalized_gripper_is_the_profile_of_the_guide() -> None:
     libero = read_profile("libero", "normalised")
 
     assert libero.center[-1] == np.float32(MEAN[-1])
     assert libero.scale[-1] == np.float32(0.9987710118293762)
 
 
-def test_normalizing_is_exact_in_float32() -> None:
+def test_normalizing_is_exact_in_float32_and_of_one_width() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
     libero = read_profile("libero")
 
@@ -65,20 +63,20 @@ def test_normalizing_is_exact_in_float32() -> None:
         libero.denormalize(normalized), normalized * libero.scale + libero.center
     )
 
+    with pytest.raises(ValueError, match="7"):
+        read_profile("libero").normalize(np.zeros((16, 6)))
+
 
 def test_every_shipped_profile_reads() -> None:
     assert "libero" in profile_names()
     assert [read_profile(name).name for name in profile_names()] == profile_names()
 
 
-def test_written_files_are_read_back(tmp_path: Path) -> None:
+def test_written_files_and_documents_of_manifests_are_read_back(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, read_profile("libero"))
 
     assert read_profile(str(tmp_path)) == read_profile("libero")
     assert read_profile(str(tmp_path / NAME)) == read_profile("libero")
-
-
-def test_the_document_of_a_manifest_reads_back_equal() -> None:
     assert parse_profile(PLAIN.document(), "manifest") == PLAIN
 
 
@@ -87,34 +85,23 @@ def test_the_digest_is_that_of_the_numbers() -> None:
     assert read_profile("libero").digest != read_profile("libero", "normalised").digest
 
 
-def test_equal_profiles_may_have_different_names() -> None:
+def test_profiles_that_differ_but_in_name_are_refused_with_the_dimension() -> None:
     check_same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
-
-
-def test_profiles_that_differ_are_refused_with_the_dimension() -> None:
     with pytest.raises(DataError, match="gripper") as caught:
         check_same_profile(read_profile("libero"), read_profile("libero", "normalised"))
 
     assert (caught.value.code, caught.value.exit_code) == ("data.profile_mismatch", 3)
     assert all("gripper" in difference for difference in caught.value.details["differences"])
-
-
-def test_profiles_of_another_width_are_refused() -> None:
     code = error_of(lambda: check_same_profile(PLAIN, read_profile("libero")))
     assert code == ("data.profile_mismatch", 3)
 
 
-def test_an_unknown_name_is_a_usage_error() -> None:
+def test_an_unknown_name_and_a_missing_gripper_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_profile("liberro")
-
     assert caught.value.code == "usage.unknown_profile"
     assert "libero" in caught.value.hint
-
-
-def test_a_missing_gripper_cannot_be_normalized(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, PLAIN)
-
     code = error_of(lambda: read_profile(str(tmp_path), "normalised"))
     assert code == ("usage.no_gripper", 2)
 
@@ -154,21 +141,12 @@ def test_a_file_without_a_profile_is_refused(tmp_path: Path, text: str) -> None:
     assert error_of(lambda: read_profile(str(tmp_path))) == ("data.broken_profile", 3)
 
 
-def test_a_computed_profile_has_mean_and_deviation_of_the_rows() -> None:
+def test_a_computed_profile_has_mean_and_deviation_of_the_rows_or_one_if_nothing_changes() -> None:
     rows = np.random.default_rng(1).normal(3, 2, (50, 2)).astype(np.float32)
 
     profile = compute_profile("mine", rows)
 
     np.testing.assert_allclose(profile.mean, rows.astype(np.float64).mean(axis=0))
     np.testing.assert_allclose(profile.std, rows.astype(np.float64).std(axis=0))
-
-
-def test_a_dimension_that_never_changes_is_scaled_by_one() -> None:
-    rows = np.array([[1000.0, 0.0], [1000.0005, 1.0]])
-
-    assert compute_profile("mine", rows).std == (1.0, 0.5)
-
-
-def test_actions_of_another_width_are_not_normalized() -> None:
-    with pytest.raises(ValueError, match="7"):
-        read_profile("libero").normalize(np.zeros((16, 6)))
+    still = np.array([[1000.0, 0.0], [1000.0005, 1.0]])
+    assert compute_profile("mine", still).std == (1.0, 0.5)

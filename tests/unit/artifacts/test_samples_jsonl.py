@@ -12,17 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.samples.episode import (
-    KINDS,
-    Conversation,
-    EpisodeSamples,
-    TokenSample,
-    assemble,
-    distinct_windows,
-    parse_messages,
-    parse_sample,
-    render_sample,
-)
+from vlatool.artifacts.samples import episode
 from vlatool.artifacts.windows.format import (
     Kind,
     Window,
@@ -54,7 +44,7 @@ TEXTS = {
 def conversation(
     kind: Any = "vla", task: str = "fold it", ids: tuple[int, ...] = (7, 2047, 0)
 ) -> Any:
-    return Conversation(kind, task, 2, ids, CODES)
+    return episode.Conversation(kind, task, 2, ids, CODES)
 
 
 def line_of(asked: str, answered: str, images: object = ("a.png", "b.png")) -> bytes:
@@ -70,9 +60,9 @@ def test_text_is_the_published_one(kind: str) -> None:
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("task", ["fold it", 'say "no"\\', "лей чай", "", "a. Based on the images"])
 def test_rendered_line_is_parsed_back(kind: str, task: str) -> None:
-    sample = TokenSample(conversation(kind, task), ("../A/a.png", "../A/b.png"))
-    line = render_sample(sample)
-    parsed = parse_sample(line)
+    sample = episode.TokenSample(conversation(kind, task), ("../A/a.png", "../A/b.png"))
+    line = episode.render_sample(sample)
+    parsed = episode.parse_sample(line)
     assert (parsed.conversation.kind, parsed.conversation.task, parsed.images) == (
         kind,
         task,
@@ -80,7 +70,7 @@ def test_rendered_line_is_parsed_back(kind: str, task: str) -> None:
     )
     assert parsed.conversation.action_ids == (7, 2047, 0)
     np.testing.assert_array_equal(parsed.conversation.codes, CODES)
-    assert render_sample(parsed) == line
+    assert episode.render_sample(parsed) == line
     assert line.endswith(b"\n")
     assert [*json.loads(line)] == ["messages", "images"]
 
@@ -97,7 +87,7 @@ def test_published_lines_are_parsed_and_rendered_unchanged() -> None:
     kinds: list[Kind] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
-        conversation = parse_messages(messages)
+        conversation = episode.parse_messages(messages)
         assert [conversation.question(), conversation.answer()] == [
             message["content"] for message in messages
         ]
@@ -136,13 +126,13 @@ ASKED, ANSWERED = TEXTS["vla"]
 )
 def test_an_invalid_line_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        parse_sample(line)
+        episode.parse_sample(line)
 
 
 @pytest.mark.parametrize("word", ["<image>", "<Act>", "</Act>", "<Rec>", "</Rec>", "<action>"])
 def test_an_instruction_with_a_tag_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        render_sample(TokenSample(conversation(task=f"do {word}"), ()))
+        episode.render_sample(episode.TokenSample(conversation(task=f"do {word}"), ()))
 
 
 def windows() -> list[Window]:
@@ -150,39 +140,33 @@ def windows() -> list[Window]:
     return [
         Window(kind, f"task {step}", (f"p{step}", "p0"), (f"p{step + 1}", "p3"), [[0.1 * step]])
         for step in range(2)
-        for kind in KINDS
+        for kind in episode.KINDS
     ]
 
 
-def packed() -> EpisodeSamples:
+def packed() -> episode.EpisodeSamples:
     codes = {f"p{n}": np.arange(32, dtype=np.uint16) + 32 * n for n in range(4)}
-    return assemble(windows(), [[5, 6], [7]], codes)
+    return episode.assemble(windows(), [[5, 6], [7]], codes)
 
 
 def test_windows_with_two_questions_are_encoded_once() -> None:
-    distinct, indices = distinct_windows(windows())
+    distinct, indices = episode.distinct_windows(windows())
     assert ([window.task for window in distinct], indices) == (["task 0", "task 1"], [0, 0, 1, 1])
 
 
-def test_packed_samples_render_the_lines_of_samples() -> None:
+def test_packed_samples_render_the_lines_of_samples_and_are_read_back() -> None:
     samples = packed()
-    expected = [render_sample(samples.sample(at, "../A/")) for at in range(len(samples))]
+    expected = [episode.render_sample(samples.sample(at, "../A/")) for at in range(len(samples))]
     assert list(samples.lines("../A/")) == expected
     assert [samples.line(at, "../A/") for at in range(len(samples))] == expected
     third = samples.sample(3, "../A/")
-    assert (third.conversation.kind, third.conversation.task, third.conversation.action_ids) == (
-        "wm",
-        "task 1",
-        (7,),
-    )
+    asked = third.conversation
+    assert (asked.kind, asked.task, asked.action_ids) == ("wm", "task 1", (7,))
     assert third.images == ("../A/p1", "../A/p0")
-    assert third.conversation.codes[:, 0].tolist() == [64, 96]
-
-
-def test_packed_samples_have_deterministic_bytes_and_are_read_back() -> None:
-    content = packed().content()
+    assert asked.codes[:, 0].tolist() == [64, 96]
+    content = samples.content()
     assert content == packed().content()
-    assert list(EpisodeSamples.parse(content).lines()) == list(packed().lines())
+    assert list(episode.EpisodeSamples.parse(content).lines("../A/")) == expected
 
 
 @pytest.mark.parametrize(
@@ -203,16 +187,14 @@ def test_packed_samples_have_deterministic_bytes_and_are_read_back() -> None:
 def test_packed_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
     content = replace(packed(), **change).content()
     with pytest.raises(ValueError, match=r"\w"):
-        EpisodeSamples.parse(content)
+        episode.EpisodeSamples.parse(content)
 
 
-def test_lines_parsed_together_equal_lines_parsed_alone() -> None:
+def test_lines_parsed_together_equal_lines_parsed_alone_and_are_validated() -> None:
     changed = replace(windows()[1], images=("p9", "p0"))
     lines = [render_window(window)[:-1] for window in [*windows(), changed, windows()[0]]]
     assert list(parse_windows(lines)) == [parse_window(line) for line in lines]
 
-
-def test_a_line_with_equal_images_is_validated_too() -> None:
     first, second = (render_window(window)[:-1] for window in windows()[:2])
     for broken in (second.replace(b'"user"', b'"system"'), second.replace(b"{", b"[", 1)):
         with pytest.raises(ValueError, match=r"\w"):

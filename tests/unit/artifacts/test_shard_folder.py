@@ -23,38 +23,28 @@ def test_an_output_is_found_from_each_of_its_paths(part: str, output: Path) -> N
     assert set(folder.statistics()) == {"state", "action"}
 
 
-def test_a_folder_under_any_name_is_found_by_its_manifest(output: Path, tmp_path: Path) -> None:
+def test_a_folder_under_any_name_is_found_by_its_manifest_and_episodes_without_shards(
+    output: Path, tmp_path: Path
+) -> None:
     (tmp_path / "published").symlink_to(output / "shards")
     folder = ShardFolder.open(tmp_path / "published")
     assert (folder.path, folder.output) == (tmp_path / "published", tmp_path / "published")
     assert folder.episodes is None
-
-
-def test_episodes_are_used_if_there_are_no_shards(tmp_path: Path) -> None:
+    assert ShardFolder.find(output / "shards/stats.json") is None, "statistics are no manifest"
     (tmp_path / "episodes").mkdir()
     (tmp_path / "episodes/manifest.jsonl").touch()
     assert ShardFolder.open(tmp_path).path == tmp_path / "episodes"
-
-
-def test_episodes_have_the_options_of_the_shards(output: Path) -> None:
     episodes = ShardFolder.open(output).episodes
     assert episodes is not None
     assert [shard.num_sequences for shard in episodes.shards()] == [2, 2, 2]
     assert episodes.options() == ShardFolder.open(output).options()
 
 
-def test_missing_data_is_an_error_that_names_the_paths_tried(tmp_path: Path) -> None:
+def test_missing_data_is_an_error_and_an_unfinished_output_is_an_output(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         ShardFolder.open(tmp_path)
     assert caught.value.code == "data.no_manifest"
     assert all(name in caught.value.message for name in ("shards/manifest.jsonl", "episodes/"))
-
-
-def test_statistics_are_not_a_manifest(output: Path) -> None:
-    assert ShardFolder.find(output / "shards/stats.json") is None
-
-
-def test_an_unfinished_output_is_an_output(tmp_path: Path) -> None:
     assert not is_output(tmp_path)
     OutputRecord("preprocess", {}).save(tmp_path)
     assert is_output(tmp_path)

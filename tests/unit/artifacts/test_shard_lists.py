@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.image_shards.format import expand_braces, find_shards
+from vlatool.artifacts.image_shards.format import expand_braces, find_shards, validation_positions
 from vlatool.errors import DataError
 
 
@@ -36,24 +36,16 @@ def names(text: object, split: str = "train") -> list[str]:
     return [path.name for path in find_shards(str(text), split)]  # pyright: ignore[reportArgumentType]
 
 
-def test_folder_without_lists_selects_all_tars(tmp_path: Path) -> None:
-    assert names(tars(tmp_path / "a")) == ["s-0.tar", "s-1.tar", "s-2.tar"]
-
-
-def test_folder_with_lists_selects_the_tars_of_the_split(tmp_path: Path) -> None:
+def test_folder_selects_the_tars_of_the_split_or_all_without_lists(tmp_path: Path) -> None:
     folder = tars(tmp_path / "a")
+    assert names(folder) == ["s-0.tar", "s-1.tar", "s-2.tar"]
     (folder / "train_files.txt").write_text("s-2.tar\n\ns-0.tar\n")
-    (folder / "val_files.txt").write_text("s-1.tar\n")
-    assert names(folder) == ["s-2.tar", "s-0.tar"]
-    assert names(folder, "val") == ["s-1.tar"]
-
-
-def test_folder_without_the_list_of_the_split_is_refused(tmp_path: Path) -> None:
-    folder = tars(tmp_path / "a")
-    (folder / "train_files.txt").write_text("s-2.tar\n")
     with pytest.raises(DataError) as caught:
         find_shards(str(folder), "val")
     assert caught.value.code == "data.no_shards"
+    (folder / "val_files.txt").write_text("s-1.tar\n")
+    assert names(folder) == ["s-2.tar", "s-0.tar"]
+    assert names(folder, "val") == ["s-1.tar"]
 
 
 def test_wildcards_are_expanded_in_folders(tmp_path: Path) -> None:
@@ -62,17 +54,13 @@ def test_wildcards_are_expanded_in_folders(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/*/s-[01].tar") == ["s-0.tar", "s-1.tar", "s-0.tar"]
 
 
-def test_paths_of_a_list_are_relative_to_it(tmp_path: Path) -> None:
-    folder = tars(tmp_path / "a")
-    (tmp_path / "list.txt").write_text("a/s-1.tar\n")
-    assert find_shards(str(tmp_path / "list.txt")) == [folder / "s-1.tar"]
-
-
-def test_paths_of_a_published_list_may_be_relative_to_the_working_directory(
+def test_paths_of_a_list_are_relative_to_it_or_to_the_working_directory_as_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tars(tmp_path / "a")
-    (folder / "list.txt").write_text("a/s-1.tar\n")
+    for path in (tmp_path / "list.txt", folder / "list.txt"):
+        path.write_text("a/s-1.tar\n")
+    assert find_shards(str(tmp_path / "list.txt")) == [folder / "s-1.tar"]
     monkeypatch.chdir(tmp_path)
     assert find_shards("a/list.txt") == [Path("a/s-1.tar")]
 
@@ -93,3 +81,27 @@ def test_pattern_of_too_many_shards_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         find_shards("a-{0..99999999999}.tar")
     assert caught.value.code == "data.too_many_shards"
+
+
+# split of shards
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "expected"),
+    [
+        (1, 0.01, [0]),
+        (2, 0.01, [0]),
+        (50, 0.01, [0]),
+        (150, 0.01, [0, 75]),
+        (1693, 0.01, list(range(0, 1585, 99))),
+        (0, 0.5, []),
+        (5, 0.3, [0, 2]),
+        (5, 0.5, [0, 1, 2]),
+        (2, 0.99, [0, 1]),
+        (100, 0.01, [0]),
+    ],
+)
+def test_ratio_is_spread_evenly_and_takes_the_next_whole_number(
+    count: int, ratio: float, expected: list[int]
+) -> None:
+    assert validation_positions(count, ratio) == expected

@@ -24,32 +24,16 @@ def stats_of(*parts: tuple[np.ndarray, np.ndarray], name: str = "action") -> dic
     return {name: summary(of(values, valid))}
 
 
-def unmergeable(*parts: dict[str, Any]) -> str:
-    with pytest.raises(DataError) as caught:
-        merge_stats(parts)
-    return caught.value.code
-
-
-def test_written_statistics_read_back_equal(tmp_path: Path) -> None:
-    stats = stats_of(windows(1))
-
-    write_stats(tmp_path / "stats.json", stats)
-
-    assert read_stats(tmp_path / "stats.json") == stats
-
-
-def test_statistics_are_written_as_one_line_of_strict_json(tmp_path: Path) -> None:
-    write_stats(tmp_path / "stats.json", stats_of(windows(1)))
-
-    (line,) = (tmp_path / "stats.json").read_text().splitlines()
-    json.loads(line, parse_constant=lambda name: pytest.fail(name))
-
-
-def test_statistics_that_are_not_json_are_never_written(tmp_path: Path) -> None:
+def test_statistics_are_written_as_one_line_of_strict_json_and_read_back(tmp_path: Path) -> None:
+    stats, path = stats_of(windows(1)), tmp_path / "stats.json"
     with pytest.raises(ValueError, match="JSON"):
-        write_stats(tmp_path / "stats.json", {"a": {"mean": [float("nan")]}})
-
+        write_stats(path, {"a": {"mean": [float("nan")]}})
     assert list(tmp_path.iterdir()) == []
+
+    write_stats(path, stats)
+    (line,) = path.read_text().splitlines()
+    json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    assert read_stats(path) == stats
 
 
 def test_nan_and_infinity_literals_become_null(tmp_path: Path) -> None:
@@ -88,12 +72,6 @@ def test_merge_of_two_data_sets_equals_statistics_of_the_union() -> None:
         np.testing.assert_allclose(merged[key], expected[key], rtol=1e-9, err_msg=key)
 
 
-def test_merge_keeps_the_common_fields() -> None:
-    first = {**stats_of(windows(1)), **stats_of(windows(2), name="only_here")}
-
-    assert list(merge_stats([first, stats_of(windows(3))])) == ["action"]
-
-
 def test_merge_accepts_scalar_std_and_null_extremes() -> None:
     first = stats_of(windows(1, samples=1))
     first["action"] |= {"std_per_timestep": 0.0, "min_per_timestep": [[None, None]] * 3}
@@ -103,20 +81,11 @@ def test_merge_accepts_scalar_std_and_null_extremes() -> None:
     assert merged["min"] == stats_of(windows(2))["action"]["min"]
 
 
-def test_merge_of_different_window_lengths_is_refused() -> None:
-    parts = stats_of(windows(1)), stats_of(windows(1, steps=4))
-
-    assert unmergeable(*parts) == "data.unmergeable_statistics"
-
-
-def test_merge_without_digest_state_is_refused() -> None:
+def test_merge_needs_digest_states_unless_the_data_set_is_single() -> None:
+    single = {"action": {"mean": [0.0], "tdigest_state_per_timestep": None}}
+    assert merge_stats([single]) == single
     second = stats_of(windows(2))
     second["action"]["tdigest_state_per_timestep"] = None
-
-    assert unmergeable(stats_of(windows(1)), second) == "data.unmergeable_statistics"
-
-
-def test_single_data_set_needs_no_digest_state() -> None:
-    stats = {"action": {"mean": [0.0], "tdigest_state_per_timestep": None}}
-
-    assert merge_stats([stats]) == stats
+    with pytest.raises(DataError) as caught:
+        merge_stats([stats_of(windows(1)), second])
+    assert caught.value.code == "data.unmergeable_statistics"

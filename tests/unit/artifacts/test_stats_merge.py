@@ -57,19 +57,12 @@ def test_counts_of_a_mixture_are_whole_numbers() -> None:
     assert {type(count) for count in merged["count"]} == {int}
 
 
-def test_field_of_unequal_channels_may_be_left_out() -> None:
+def test_field_that_a_part_lacks_or_of_unequal_channels_is_named() -> None:
     fit, wide = stats(NUMBERS, "x", "y"), stats(NUMBERS[..., :1], "y")
-
     merged = merge_parts([StatsPart(fit), StatsPart({**fit, **wide})], leave_out_unequal=True)
-
     assert (list(merged.statistics), list(merged.left_out)) == (["x"], ["y"])
 
-
-def test_field_that_a_part_lacks_is_named() -> None:
-    parts = [StatsPart(stats(NUMBERS, "x", "y")), StatsPart(stats(NUMBERS, "x", "z"))]
-
-    merged = merge_parts(parts)
-
+    merged = merge_parts([StatsPart(fit), StatsPart(stats(NUMBERS, "x", "z"))])
     assert list(merged.statistics) == ["x"]
     assert merged.left_out == {"y": "not in 1 of 2", "z": "not in 1 of 2"}
 

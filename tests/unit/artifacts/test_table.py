@@ -33,11 +33,8 @@ def test_every_folder_has_its_functions(folder: str) -> None:
         assert callable(getattr(import_module(f"{folder}.{part}"), name))
 
 
-def test_an_empty_folder_is_not_recognized(tmp_path: Path) -> None:
+def test_an_empty_folder_and_one_with_another_manifest_are_not_recognized(tmp_path: Path) -> None:
     assert recognize(tmp_path) is None
-
-
-def test_a_folder_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"files": {}}')
     assert recognize(tmp_path) is None
 

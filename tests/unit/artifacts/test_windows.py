@@ -60,19 +60,17 @@ def test_parsed_window_equals_the_rendered_one(kind: Kind, task: str) -> None:
     assert parse_window(render_window(window)) == window
 
 
-def test_letters_beyond_ascii_are_not_escaped() -> None:
+def test_letters_beyond_ascii_are_not_escaped_and_numbers_finite() -> None:
     assert "ü".encode() in render_window(replace(WINDOW, task="ü"))
+
+    with pytest.raises(ValueError, match="JSON"):
+        render_window(replace(WINDOW, actions=((float("nan"),),)))
 
 
 @pytest.mark.parametrize("word", RESERVED)
 def test_instruction_with_a_tag_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match="instruction"):
         render_window(replace(WINDOW, task=f"take {word}"))
-
-
-def test_number_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        render_window(replace(WINDOW, actions=((float("nan"),),)))
 
 
 def changed(key: str, value: object) -> bytes:

@@ -32,8 +32,10 @@ def modules_after(*argv: str, env: dict[str, str] | None = None) -> set[str]:
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["--help", "--json"]])
-def test_help_loads_nothing_heavy(argv: list[str]) -> None:
-    assert not modules_after(*argv) & HEAVY
+def test_help_loads_no_command_and_nothing_heavy(argv: list[str]) -> None:
+    loaded = modules_after(*argv)
+    assert not loaded & {*HEAVY, "vlatool.cli.forms"}
+    assert not {name for name in loaded if name.startswith("vlatool.workflows")}
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["version"], ["plugins", "--help"]])
@@ -61,12 +63,6 @@ def test_completion_of_commands_loads_nothing_heavy() -> None:
     )
     assert set(done.stdout.split()) == {"predict", "preprocess", "presets"}
     assert not set(done.stderr.splitlines()) & HEAVY
-
-
-def test_help_imports_no_command() -> None:
-    loaded = modules_after("--help")
-    assert not {name for name in loaded if name.startswith("vlatool.workflows")}
-    assert "vlatool.cli.forms" not in loaded
 
 
 @pytest.mark.parametrize(

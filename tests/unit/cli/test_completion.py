@@ -57,12 +57,9 @@ def test_values_after_equals(line: Line, expected: list[str]) -> None:
     assert values(WORDS, line) == expected
 
 
-def test_sections_of_flat_commands_are_completed_after_a_dot() -> None:
+def test_sections_of_flat_commands_are_completed_after_a_dot_and_arguments_are_no_keys() -> None:
     assert values(FLAT, Line([], "--")) == ["--preset", "--data", "--image-size"]
     assert values(FLAT, Line([], "--sink.")) == ["--sink.image-size"]
-
-
-def test_arguments_of_a_command_are_not_keys() -> None:
     assert values(FLAT, Line([], "hp")) == []
 
 

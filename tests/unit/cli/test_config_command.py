@@ -189,14 +189,11 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
     assert nearest in caught.value.hint
 
 
-def test_key_of_another_format_is_answered_with_its_name() -> None:
+def test_key_of_another_format_or_of_a_section_is_answered_with_its_name() -> None:
     schema = PreprocessConfig.specialize({"format": "lerobot"})
     with pytest.raises(VlatoolError) as caught:
         read(ConfigSpec(lambda args: schema), schema, ["--data-discard-keys", "a"])
     assert "format spartan" in caught.value.hint
-
-
-def test_key_of_a_section_without_its_name_is_an_error_with_the_correct_option() -> None:
     with pytest.raises(VlatoolError) as caught:
         tree("--lr", "1")
     assert caught.value.code == "usage.unknown_option"
@@ -221,23 +218,16 @@ def test_argument_and_option_for_one_key_are_an_error() -> None:
     assert caught.value.code == "usage.given_twice"
 
 
-def test_help_lists_every_key_with_type_default_and_description(
+def test_help_lists_keys_with_type_default_and_description_by_the_headings_of_their_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(typer.Exit):
         flat("--help-all")
-    shown = " ".join(capsys.readouterr().out.split())
+    text = capsys.readouterr().out
+    shown = " ".join(text.split())
     assert "--samples-per-shard N Samples in one shard. [100]" in shown
     assert "--[no-]overwrite Replace an earlier output. [false]" in shown
-    assert "--observation-keys" in shown
-
-
-def test_help_groups_keys_by_the_headings_of_their_class(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(typer.Exit):
-        flat("--help-all")
-    _, *sections = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    _, *sections = re.split(r"^(\S.*):$", text, flags=re.MULTILINE)
     groups = {
         title: re.findall(r"--[a-z-]+", text)
         for title, text in zip(sections[::2], sections[1::2], strict=True)
@@ -266,12 +256,11 @@ def test_bare_word_of_a_flat_command_is_its_argument() -> None:
     assert flat("a=b").layout == "a=b"
 
 
-def test_compat_ignores_unknown_keys_of_files(tmp_path: Path) -> None:
+def test_compat_ignores_unknown_keys_of_files_and_is_no_option_of_a_flat_command(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("hparams: {lr: 5, momentum: 1}\n")
     assert tree("--compat", "--config", str(file)).hparams.lr == 5
-
-
-def test_compat_is_no_option_of_a_flat_command() -> None:
     with pytest.raises(VlatoolError):
         flat("--compat")

@@ -29,26 +29,18 @@ def test_json_has_no_nan_and_no_arrays() -> None:
     assert json.loads(to_json(value)) == {"loss": None, "mean": [0, 1], "count": 3, "1": ["a"]}
 
 
-def partial_failure() -> PartialFailure:
-    error = PartialFailure("1 of 4 episodes failed", details={"failures": [{"item": "e"}]})
-    error.result = Counted(3)
-    return error
-
-
-def test_partial_failure_is_one_document_with_result_and_error(
+def test_partial_failure_prints_its_result_before_the_error_or_one_document(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_error(partial_failure(), OutputOptions(json=True))
+    error = PartialFailure("1 of 4 episodes failed", details={"failures": [{"item": "e"}]})
+    error.result = Counted(3)
+    write_error(error, OutputOptions(json=True))
     document = json.loads(capsys.readouterr().out)
     assert document["episodes"] == 3
     assert document["error"]["kind"] == "partial"
     assert document["error"]["details"]["failures"]
 
-
-def test_partial_failure_prints_its_result_before_the_error(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    write_error(partial_failure(), OutputOptions())
+    write_error(error, OutputOptions())
     streams = capsys.readouterr()
     assert streams.out == "3 episodes\n"
     assert streams.err.startswith("error: ")
@@ -88,19 +80,7 @@ def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]
     assert streams.err.startswith("preprocess: 4/4 episodes (100 %)")
 
 
-def test_line_during_progress_has_the_time_left() -> None:
-    class Nowhere:
-        def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
-
-    bar = reporters.ProgressCounter("train", 100, "steps", Nowhere(), 1e9)
-    time.sleep(0.11)
-    bar.advance(50, loss=0.123456)
-    line = reporters.progress_line(bar, is_end=False)
-    assert " left" in line
-    assert line.endswith("loss 0.1235")
-
-
-def test_items_of_an_earlier_run_do_not_count_in_the_rate() -> None:
+def test_line_during_progress_has_the_time_left_by_a_rate_without_items_of_an_earlier_run() -> None:
     class Nowhere:
         def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
@@ -108,9 +88,12 @@ def test_items_of_an_earlier_run_do_not_count_in_the_rate() -> None:
     bar.advance(5_000)
     assert bar.rate is None
     time.sleep(0.11)
-    bar.advance(1)
+    bar.advance(1, loss=0.123456)
     assert bar.rate is not None
     assert bar.rate < 100
+    line = reporters.progress_line(bar, is_end=False)
+    assert " left" in line
+    assert line.endswith("loss 0.1235")
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

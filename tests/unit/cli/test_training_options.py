@@ -9,22 +9,12 @@ from vlatool.cli.training_options import expand_data, expand_run
 from vlatool.errors import UsageError
 
 
-def test_data_folders_become_the_key_of_folders() -> None:
+def test_data_folders_become_the_key_of_folders_and_a_run_its_parent_and_name() -> None:
     """The folders are not opened: the data kind reads them in `load_info`."""
-    assert expand_data(["no/such/folder", "s3://bucket/data/"]) == {
-        "data.folders": ["no/such/folder", "s3://bucket/data/"]
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "save_path", "name"),
-    [("runs/first", "runs", "first"), ("first", ".", "first"), ("/a/b/c/", "/a/b", "c")],
-)
-def test_run_folder_is_parent_and_name(text: str, save_path: str, name: str) -> None:
-    assert expand_run([text]) == {"save_path": save_path, "name": name}
-
-
-def test_run_folder_needs_a_name() -> None:
+    folders = ["no/such/folder", "s3://bucket/data/"]
+    assert expand_data(folders) == {"data.folders": folders}
+    for text, *run in (("runs/first", "runs", "first"), ("a", ".", "a"), ("/a/b/c/", "/a/b", "c")):
+        assert [*expand_run([text]).values()] == run
     with pytest.raises(UsageError):
         expand_run(["/"])
 

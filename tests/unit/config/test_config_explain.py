@@ -86,14 +86,8 @@ def test_dotted_keys_have_type_and_default(root_schema, key, type_text, default)
     assert (info.type_text, info.default) == (type_text, default)
 
 
-def test_sections_are_no_keys(root_schema):
+def test_needed_keys_without_value_are_listed_and_sections_are_none(root_schema):
     assert "hparams" not in {info.key for info in dotted_keys(root_schema)}
-
-
-def test_choices_of_a_union_are_its_types(root_schema):
     assert choices(root_schema, "model.backbone.type") == ["vit_backbone", "clip_backbone"]
-
-
-def test_needed_keys_without_value_are_listed(root_schema):
     assert unset_required(root_schema()) == ["data", "num_epochs or total_train_samples"]
     assert unset_required(root_schema(data="x", num_epochs=1)) == []

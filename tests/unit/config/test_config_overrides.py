@@ -8,28 +8,31 @@ from vlatool.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    "typed",
-    [("cameras=a,b",), ("cameras=[a, b]",), ("cameras=a", "cameras=b"), ('cameras=["a", "b"]',)],
+    ("typed", "key", "expected"),
+    [
+        (("cameras=a,b",), "cameras", ["a", "b"]),
+        (("cameras=[a, b]",), "cameras", ["a", "b"]),
+        (("cameras=a", "cameras=b"), "cameras", ["a", "b"]),
+        (('cameras=["a", "b"]',), "cameras", ["a", "b"]),
+        (("cameras=a",), "cameras", ["a"]),
+        (("cameras=",), "cameras", []),
+        (("name=a", "name=b"), "name", "b"),
+        (("name=include_test",), "name", "include_test"),
+        (("name=a=b",), "name", "a=b"),
+        *(
+            ((f"name={text}",), "name", text)
+            for text in ("1e-4", "012", "true", "a: b", "x # y", "s3://b/k", "-5", " a")
+        ),
+    ],
 )
-def test_lists_are_typed_three_ways(load, typed):
-    assert load(set_=typed).config.cameras == ["a", "b"]
-
-
-def test_one_value_makes_a_list_of_one(load):
-    assert load(set_=("cameras=a",)).config.cameras == ["a"]
-
-
-def test_nothing_makes_an_empty_list(write, load):
+def test_lists_are_typed_three_ways_and_text_is_kept_as_typed(write, load, typed, key, expected):
     write("a.yaml", "cameras: [x]")
-    assert load("a.yaml", set_=("cameras=",)).config.cameras == []
+    assert getattr(load("a.yaml", set_=typed).config, key) == expected
 
 
-def test_repeated_scalar_takes_the_last(load):
-    assert load(set_=("name=a", "name=b")).config.name == "b"
-
-
-def test_pair_of_numbers(load):
-    assert load(set_=("hparams.betas=0.5,1",)).config.hparams.betas == (0.5, 1.0)
+def test_pair_of_numbers_and_dashes_in_keys(load):
+    hparams = load(set_=("hparams.betas=0.5,1", "--hparams.grad-clip-norm=2")).config.hparams
+    assert (hparams.betas, hparams.grad_clip_norm) == ((0.5, 1.0), 2.0)
 
 
 def test_flow_mapping_merges_deeply(write, load):
@@ -44,23 +47,6 @@ def test_include_loads_a_file_relative_to_the_current_folder(write, load):
     assert resolved.config.model.backbone.width == 5
     assert resolved.config.model.backbone.depth == 9
     assert resolved.origins["model.backbone.width"] == "sub/vit.yaml:2"
-
-
-def test_text_that_only_starts_like_include_is_text(load):
-    assert load(set_=("name=include_test",)).config.name == "include_test"
-
-
-@pytest.mark.parametrize("text", ["1e-4", "012", "true", "a: b", "x # y", "s3://b/k", "-5", " a"])
-def test_text_field_keeps_what_was_typed(load, text):
-    assert load(set_=(f"name={text}",)).config.name == text
-
-
-def test_dashes_are_underscores_in_keys(load):
-    assert load(set_=("--hparams.grad-clip-norm=2",)).config.hparams.grad_clip_norm == 2.0
-
-
-def test_value_may_contain_the_equals_sign(load):
-    assert load(set_=("name=a=b",)).config.name == "a=b"
 
 
 def test_typed_values_stay(load):

@@ -67,13 +67,10 @@ def test_key_of_a_flat_section_is_reported_as_written(write, problems, text, key
     assert problem["message"].startswith(f'"{key}" is "often"')
 
 
-def test_last_notation_of_a_flat_key_is_reported(write, problems):
+def test_last_notation_of_a_flat_key_is_reported_and_a_misspelled_one_suggests_it(write, problems):
     write("a.yaml", "every: often")
     keys = [problem["key"] for problem in problems("a.yaml", set_=("source.every=x",))]
     assert keys == ["source.every"]
-
-
-def test_misspelled_flat_key_suggests_a_flat_key(problems):
     [problem] = problems(set_=("evry=2",))
     assert problem["suggestions"] == ("every",)
 
@@ -93,10 +90,14 @@ def test_items_of_lists_have_keys_with_their_index(write, problems):
     assert problem["suggestions"][0] == "model.extra_backbones.1.width"
 
 
-def test_unknown_type_lists_the_valid_ones(problems):
-    [problem] = problems(set_=("model.backbone.type=zzz",))
-    assert "vit_backbone" in problem["message"]
-    assert "clip_backbone" in problem["message"]
+def test_unknown_type_or_a_scalar_for_a_section_is_a_problem_of_that_key(problems):
+    for typed in ("model.backbone.type=zzz", "model.backbone=vit", "model.backbone=3"):
+        [problem] = problems(set_=(typed,))
+        assert problem["key"] == typed.partition("=")[0]
+        assert problem["code"] == "config.invalid_value"
+        assert "vit_backbone" in problem["message"]
+        assert "clip_backbone" in problem["message"]
+    assert [problem["key"] for problem in problems(set_=("hparams=null",))] == ["hparams"]
 
 
 def test_missing_type_without_a_default_is_reported(write, problems):
@@ -117,15 +118,6 @@ def test_key_of_another_entry_of_a_registry_names_it(problems, key):
     [problem] = problems(set_=(f"{key}=true",))
     assert (problem["key"], problem["suggestions"]) == (key, ())
     assert "reader other" in problem["message"]
-
-
-def test_scalar_for_a_section_is_a_problem_of_that_key(problems):
-    [problem] = problems(set_=("model.backbone=3",))
-    assert (problem["key"], problem["code"]) == ("model.backbone", "config.invalid_value")
-
-
-def test_null_for_a_section_is_a_problem_of_that_key(problems):
-    assert [problem["key"] for problem in problems(set_=("hparams=null",))] == ["hparams"]
 
 
 @pytest.mark.parametrize("section", ["", "hparams:\n"])
@@ -173,8 +165,3 @@ def test_invalid_value_is_reported_with_valid_ones(problems, typed, expected):
 
 def test_integer_of_thousands_of_digits_is_valid_text(load):
     assert load(set_=("name=" + "9" * 5_000,)).config.name == "9" * 5_000
-
-
-def test_text_instead_of_a_section_lists_its_types(problems):
-    [problem] = problems(set_=("model.backbone=vit",))
-    assert problem["message"].endswith("of type vit_backbone or clip_backbone")

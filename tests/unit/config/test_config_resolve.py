@@ -51,60 +51,34 @@ def test_values_know_file_and_line(write, load):
     }
 
 
-def test_another_type_drops_the_inherited_section(write, load):
-    write("a.yaml", "model: {backbone: {type: vit_backbone, width: 8}}")
-    config = load("a.yaml", set_=("model.backbone.type=clip_backbone",)).config
-    assert config.model.backbone.type == "clip_backbone"
-
-
-def test_the_same_type_keeps_the_inherited_section(write, load):
+def test_section_is_inherited_by_the_same_type_and_dropped_by_another(write, load):
     write("a.yaml", "model: {backbone: {type: vit_backbone, width: 8}}")
     write("b.yaml", "model: {backbone: {type: vit_backbone, depth: 9}}")
     backbone = load("a.yaml", "b.yaml").config.model.backbone
     assert (backbone.width, backbone.depth) == (8, 9)
+    for files in (("a.yaml",), ()):
+        other = load(*files, set_=("model.backbone.type=clip_backbone",)).config.model.backbone
+        assert (other.type, other.hf_pretrained) == ("clip_backbone", "clip")
+    part = load(set_=("model.backbone.depth=7",)).config.model.backbone
+    assert (part.type, part.width, part.depth) == ("vit_backbone", 48, 7)
 
 
-def test_part_of_a_union_section_keeps_the_default_member(load):
-    backbone = load(set_=("model.backbone.depth=7",)).config.model.backbone
-    assert (backbone.type, backbone.width, backbone.depth) == ("vit_backbone", 48, 7)
-
-
-def test_another_type_drops_what_the_default_member_had(load):
-    backbone = load(set_=("model.backbone.type=clip_backbone",)).config.model.backbone
-    assert backbone.hf_pretrained == "clip"
-
-
-def test_later_choice_of_an_exclusive_group_removes_the_earlier(write, load):
-    write("a.yaml", "num_epochs: 3")
+def test_later_choice_of_an_exclusive_group_removes_the_earlier(write, load, problems):
+    write("a.yaml", "num_epochs: 3\ntotal_train_samples: null")
     config = load("a.yaml", set_=("total_train_samples=50",)).config
     assert (config.num_epochs, config.total_train_samples) == (None, 50)
-
-
-def test_two_of_an_exclusive_group_in_one_layer_are_an_error(write, problems):
-    write("a.yaml", "num_epochs: 3\ntotal_train_samples: 50")
-    assert [problem["code"] for problem in problems("a.yaml")] == ["config.conflict"]
-
-
-def test_null_is_no_choice_of_an_exclusive_group(write, load):
-    write("a.yaml", "num_epochs: 3\ntotal_train_samples: null")
     assert load("a.yaml").config.num_epochs == 3
+    write("b.yaml", "num_epochs: 3\ntotal_train_samples: 50")
+    assert [problem["code"] for problem in problems("b.yaml")] == ["config.conflict"]
 
 
-def test_flat_key_moves_into_its_section(load):
-    resolved = load(set_=("camera=wrist",))
-    assert resolved.config.source.camera == "wrist"
-    assert resolved.origins == {"source.camera": "command line, --set camera"}
-
-
-def test_flat_key_wins_over_an_earlier_layer(write, load):
+def test_flat_key_moves_into_its_section_and_wins_over_an_earlier_layer(write, load, problems):
     write("a.yaml", "source: {camera: left, every: 3}")
-    source = load("a.yaml", set_=("camera=wrist",)).config.source
-    assert (source.camera, source.every) == ("wrist", 3)
-
-
-def test_flat_key_given_twice_is_an_error(write, problems):
-    write("a.yaml", "camera: right\nsource: {camera: left}")
-    assert [problem["key"] for problem in problems("a.yaml")] == ["camera"]
+    resolved = load("a.yaml", set_=("camera=wrist",))
+    assert (resolved.config.source.camera, resolved.config.source.every) == ("wrist", 3)
+    assert resolved.origins["source.camera"] == "command line, --set camera"
+    write("b.yaml", "camera: right\nsource: {camera: left}")
+    assert [problem["key"] for problem in problems("b.yaml")] == ["camera"]
 
 
 def test_specialized_class_validates():

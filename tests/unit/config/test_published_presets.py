@@ -260,43 +260,23 @@ JOBS["vla-diffusion-tiny-test"] = {
     "data.num_workers": 0,
     "data.prefetch_factor": 4,  # null, which is the default
 }
-# Keys that the recommended presets change; each file has the reason.
 RULES = {"model.clean_padded_steps", "hparams.decay_by_name"}
+LOADER = {"data.prefetch_factor", "data.num_workers"}
+POLICY = {*RULES, *LOADER, "model.vision_language_backbone.image_words"}
+CLAMP, WARMUP = {"model.noise_scheduler.clamp_range"}, {"hparams.warmup"}
 CORRECTED = {
-    "diffusion-policy-bellpepper": {
-        *RULES,
-        "model.vision_language_backbone.image_words",
-        "data.prefetch_factor",
-        "data.num_workers",
-        "hparams.warmup",
-    },
+    "diffusion-policy-bellpepper": POLICY | WARMUP,
     "diffusion-policy-lbm1": {
-        *RULES,
-        "model.vision_language_backbone.image_words",
-        "model.noise_scheduler.clamp_range",
-        "data.prefetch_factor",
-        "data.num_workers",
+        *POLICY,
+        *CLAMP,
         "data.mask_padded_images",
         "hparams.grad_clip_norm",
     },
-    "lbm-hparams-4cams": {
-        *RULES,
-        "model.vision_language_backbone.image_words",
-        "model.noise_scheduler.clamp_range",
-        "data.prefetch_factor",
-        "data.num_workers",
-        "hparams.warmup",
-        "hparams.precision",
-    },
+    "lbm-hparams-4cams": POLICY | CLAMP | WARMUP | {"hparams.precision"},
+    "vla-diffusion-tiny-test": RULES | WARMUP,
+    "vla-diffusion-bellpepper": RULES | LOADER | WARMUP | {"data.processor"},
 }
-CORRECTED["vla-diffusion-tiny-test"] = {*RULES, "hparams.warmup"}
-CORRECTED["vla-diffusion-bellpepper"] = {
-    *RULES,
-    "data.processor",
-    "data.prefetch_factor",
-    "data.num_workers",
-    "hparams.warmup",
-}
+
 CORRECTED["lbm-hparams-6cams"] = CORRECTED["lbm-hparams-4cams"]
 CORRECTED["lbm-multitask-4cams"] = CORRECTED["lbm-hparams-4cams"] | {"data.mask_padded_images"}
 
@@ -506,6 +486,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
         "image_resizing_filter": "lanczos",
         "image_metadata": False,
     },
+    "lbm-cameras-6": {"camera_names": SIX},
     "lbm-1past-14future": {
         **SHARDS,
         "past_lowdim_steps": 1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.jobs import KillsWorker
-from vlatool.errors import BugError, DataError, UsageError
+from vlatool.errors import BugError, DataError
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import (
     Executor,
@@ -64,6 +64,7 @@ def odd_fails(item: int) -> int:
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_outcomes_come_in_the_order_of_the_items(executor: Executor) -> None:
+    assert list(executor.map(slow_first, [])) == []
     outcomes = list(executor.map(slow_first, range(6)))
 
     assert [outcome.item for outcome in outcomes] == list(range(6))
@@ -71,27 +72,20 @@ def test_outcomes_come_in_the_order_of_the_items(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_error_of_one_item_stays_with_the_item(executor: Executor) -> None:
+def test_error_of_one_item_stays_with_the_item_and_an_unexpected_one_is_a_bug(
+    executor: Executor,
+) -> None:
     outcomes = list(executor.map(odd_fails, range(5)))
 
     assert [outcome.value for outcome in outcomes] == [0, None, 2, None, 4]
     error = outcomes[1].error
-    assert error is not None
+    assert isinstance(error, DataError)
     assert (error.code, error.hint, error.details) == ("data.odd", "be even", {"item": 1})
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_unexpected_error_becomes_a_bug_with_its_traceback(executor: Executor) -> None:
-    error = next(executor.map(odd_fails, [3])).error
-
-    assert isinstance(error, BugError)
-    assert error.code == "bug.unexpected"
-    assert "odd_fails" in error.details["traceback"][-1]
-    assert "ZeroDivisionError" in error.message
-
-
-def test_no_items_give_no_outcomes() -> None:
-    assert list(ProcessExecutor(2).map(slow_first, [])) == []
+    unexpected = outcomes[3].error
+    assert isinstance(unexpected, BugError)
+    assert unexpected.code == "bug.unexpected"
+    assert "odd_fails" in unexpected.details["traceback"][-1]
+    assert "ZeroDivisionError" in unexpected.message
 
 
 def test_items_are_read_only_as_workers_need_them() -> None:
@@ -109,34 +103,22 @@ def test_items_are_read_only_as_workers_need_them() -> None:
     assert len(taken) <= 3
 
 
-def test_worker_killed_once_costs_nothing_because_its_item_is_retried(tmp_path: Path) -> None:
-    outcomes = list(ProcessExecutor(2).map(KillsWorker(tmp_path, times=1), range(8)))
+@pytest.mark.parametrize(("times", "third"), [(1, 2), (99, None)])
+def test_worker_killed_once_costs_nothing_and_every_time_only_its_item(
+    tmp_path: Path, times: int, third: int | None
+) -> None:
+    outcomes = list(ProcessExecutor(2).map(KillsWorker(tmp_path, times=times), range(8)))
 
-    assert [outcome.value for outcome in outcomes] == list(range(8))
-
-
-def test_worker_killed_every_time_costs_only_its_item(tmp_path: Path) -> None:
-    outcomes = list(ProcessExecutor(2).map(KillsWorker(tmp_path, times=99), range(8)))
-
-    assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5, 6, 7]
+    assert [outcome.value for outcome in outcomes] == [0, 1, third, 3, 4, 5, 6, 7]
     error = outcomes[2].error
-    assert isinstance(error, DataError)
-    assert error.code == "data.worker_died"
+    assert (error is None) == (third is not None)
+    if error is not None:
+        assert (type(error), error.code) == (DataError, "data.worker_died")
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, SerialExecutor), (3, ProcessExecutor)])
 def test_one_worker_needs_no_pool(workers: int, kind: type) -> None:
     assert isinstance(make_executor(workers), kind)
-
-
-def raises_usage(item: int) -> int:
-    raise UsageError("never a data error", code="usage.x")
-
-
-def test_error_class_is_kept_between_processes() -> None:
-    (outcome,) = ProcessExecutor(2).map(raises_usage, [1])
-
-    assert isinstance(outcome.error, UsageError)
 
 
 STOPS_EARLY = """

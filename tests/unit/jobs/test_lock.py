@@ -33,50 +33,31 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_error_of_a_second_process_names_the_first(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
-    with pytest.raises(UsageError) as caught, output_lock(tmp_path, "vlatool second"):
-        pytest.fail("both hold the folder")
-
-    assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
-    assert "vlatool first" in caught.value.message
-    assert str(holder.pid) in caught.value.message
-
-
-def test_failed_attempt_keeps_the_name_of_the_lock_holder(
+def test_error_of_further_processes_names_the_first_until_it_is_killed(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     for _ in range(2):
         with pytest.raises(UsageError) as caught, output_lock(tmp_path, "vlatool second"):
-            pass
+            pytest.fail("both hold the folder")
+        assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
+        assert "vlatool first" in caught.value.message
+        assert str(holder.pid) in caught.value.message
 
-    assert str(holder.pid) in caught.value.message
-
-
-def test_lock_of_a_killed_process_does_not_block(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / ".vlatool/lock").read_text(), "the killed run left its name"
-
     with output_lock(tmp_path, "vlatool second"):
         pass
 
 
-def test_lock_is_free_after_an_error(tmp_path: Path) -> None:
+def test_lock_is_free_after_an_error_and_an_output_that_is_a_file_a_storage_error(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(DataError), output_lock(tmp_path, "first"):
         raise DataError("broken")
-
     with output_lock(tmp_path, "second"):
-        pass
-
-
-def test_output_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
+        (tmp_path / "out").touch()
 
     with pytest.raises(StorageError) as caught, output_lock(tmp_path / "out", "first"):
         pass
-
     assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)

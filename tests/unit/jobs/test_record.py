@@ -73,40 +73,39 @@ def test_output_with_a_damaged_record_is_not_resumed(tmp_path: Path) -> None:
     assert start_run(folder, record(1), overwrite=True) is None
 
 
-def test_new_folder_is_claimed_with_an_incomplete_record(tmp_path: Path) -> None:
-    assert start_run(tmp_path / "out", record()) is None
-
+def test_new_folder_is_claimed_and_accepts_other_options_until_something_is_written(
+    tmp_path: Path,
+) -> None:
+    assert start_run(tmp_path / "out", record(1)) is None
     saved = read_record(tmp_path / "out")
     assert saved is not None
     assert saved.result is None
+    assert start_run(tmp_path / "out", record(2)) is None
 
 
-def test_complete_output_of_the_same_options_is_returned(tmp_path: Path) -> None:
-    make_output(tmp_path / "out", record(result=RESULT))
-
-    done = start_run(tmp_path / "out", record())
-
+def test_complete_output_is_returned_and_replaced_on_request_if_its_record_is_lost(
+    tmp_path: Path,
+) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
+    done = start_run(folder, record(1))
     assert done is not None
     assert done.result == RESULT
 
-
-def test_other_options_are_refused_with_the_difference(tmp_path: Path) -> None:
-    error = start_error(make_output(tmp_path / "out", record(1, RESULT)), record(2))
-
-    assert (error.code, error.exit_code) == ("usage.output_differs", 2)
-    assert error.details["differences"] == ["seed 1 (now 2)"]
+    (folder / ".vlatool/run.json").unlink()
+    (folder / ".vlatool/files.jsonl").touch()
+    assert start_error(folder, record(1)).code == "usage.output_exists"
+    assert start_run(folder, record(1), overwrite=True) is None
 
 
-def test_other_inputs_are_refused(tmp_path: Path) -> None:
+def test_other_options_or_inputs_are_refused_with_the_difference_and_change_nothing(
+    tmp_path: Path,
+) -> None:
     folder = make_output(tmp_path / "out", record(1, RESULT, episodes=["a"]))
 
+    error = start_error(folder, record(2, episodes=["a"]))
+    assert (error.code, error.exit_code) == ("usage.output_differs", 2)
+    assert error.details["differences"] == ["seed 1 (now 2)"]
     assert start_error(folder, record(1, episodes=["b"])).code == "usage.output_differs"
-
-
-def test_refused_run_does_not_change_the_output(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, RESULT))
-
-    start_error(folder, record(2))
 
     before = read_record(folder)
     assert before is not None
@@ -114,48 +113,28 @@ def test_refused_run_does_not_change_the_output(tmp_path: Path) -> None:
     assert (folder / "shards/old.tar").exists()
 
 
-def test_overwrite_removes_the_files_of_the_earlier_run(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, RESULT))
-
-    assert start_run(folder, record(2), overwrite=True) is None
-    assert not (folder / "shards/old.tar").exists()
-
-
-def test_overwrite_keeps_files_of_others(tmp_path: Path) -> None:
+def test_overwrite_removes_the_files_of_the_earlier_run_and_keeps_those_of_others(
+    tmp_path: Path,
+) -> None:
     folder = make_output(tmp_path / "out", record(1, RESULT))
     (folder / "shards/notes.txt").touch()
 
-    start_run(folder, record(2), overwrite=True)
-
-    assert (folder / "shards/notes.txt").exists()
-
-
-def test_output_without_a_record_can_be_overwritten(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, RESULT))
-    (folder / ".vlatool/run.json").unlink()
-    (folder / ".vlatool/files.jsonl").touch()
-
-    assert start_error(folder, record(1)).code == "usage.output_exists"
-    assert start_run(folder, record(1), overwrite=True) is None
+    assert start_run(folder, record(2), overwrite=True) is None
+    assert [path.name for path in (folder / "shards").iterdir()] == ["notes.txt"]
 
 
-def test_incomplete_output_of_the_same_options_is_kept_for_resuming(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record())
+@pytest.mark.parametrize(
+    "before", [record(), record(episodes=["a"]), replace(record(), version="0.0.1")]
+)
+def test_incomplete_output_is_resumed_with_other_inputs_and_by_another_release(
+    tmp_path: Path, before: OutputRecord
+) -> None:
+    folder = make_output(tmp_path / "out", before)
 
-    assert start_run(folder, record()) is not None
+    now = record(episodes=["b"] if before.inputs else [])
+    assert start_run(folder, now) is not None
+    assert start_run(folder, now, overwrite=True) is not None
     assert (folder / "shards/old.tar").exists()
-
-
-def test_incomplete_output_can_be_resumed_with_other_inputs(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, episodes=["a"]))
-
-    assert start_run(folder, record(1, episodes=["b"])) is not None
-
-
-def test_incomplete_output_of_another_release_is_resumed(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", replace(record(), version="0.0.1"))
-
-    assert start_run(folder, record()) is not None
 
 
 @pytest.mark.parametrize("result", [None, RESULT], ids=["unfinished", "complete"])
@@ -184,12 +163,6 @@ def test_folder_with_foreign_files_is_refused_even_with_overwrite(
         start_run(tmp_path, record(), overwrite=overwrite)
 
     assert caught.value.code == "usage.output_exists"
-
-
-def test_folder_of_a_run_that_wrote_nothing_accepts_other_options(tmp_path: Path) -> None:
-    start_run(tmp_path / "out", record(1))
-
-    assert start_run(tmp_path / "out", record(2)) is None
 
 
 def test_messages_have_short_digests_and_words_for_inputs(tmp_path: Path) -> None:

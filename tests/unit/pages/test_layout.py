@@ -15,19 +15,15 @@ def test_positions_are_the_centers_of_equal_parts(
     assert evenly_spaced(total, count) == positions
 
 
-def test_a_card_that_cannot_be_made_shows_the_error() -> None:
+def test_cards_groups_and_sections_without_content_show_errors_or_nothing() -> None:
     def fail() -> Section:
         raise DataError("a.tar: is torn & empty")
 
     assert "is torn &amp; empty" in card("sample", fail).body
 
-
-def test_a_group_without_cards_has_no_heading() -> None:
     assert group("Samples (0 of 0)", []) == []
     assert len(group("Samples (1 of 1)", [Section("first", "body")])) == 2
 
-
-def test_empty_sections_have_no_link() -> None:
     text = page("raw", "source", [Section("Overview", "<b>1</b>"), Section("Problems", "")])
     assert ">Overview</a>" in text
     assert "Problems" not in text
@@ -38,11 +34,8 @@ def test_a_table_escapes_text_and_aligns_numbers() -> None:
     assert "<td>&lt;pick&gt;</td><td class=number>3</td>" in text
 
 
-def test_the_name_below_a_one_is_no_plural() -> None:
-    text = tiles({"episodes": "1", "frames": 40})
+def test_the_name_below_a_one_is_no_plural_and_empty_tiles_are_left_out() -> None:
+    text = tiles({"episodes": "1", "frames": 40, "split": "", "fps": None})
     assert "<b>1</b><span>episode</span>" in text
     assert "<b>40</b><span>frames</span>" in text
-
-
-def test_tiles_leave_empty_values_out() -> None:
-    assert "split" not in tiles({"images": 4, "split": "", "fps": None})
+    assert "split" not in text

@@ -10,7 +10,7 @@ def test_pairs_are_aligned_and_empty_values_left_out() -> None:
     assert text.splitlines() == ["on disk  4 kB", "cameras  left", "         right"]
 
 
-def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
+def test_numbers_of_a_table_are_aligned_to_the_right_and_its_rows_limited() -> None:
     table = text_table("Tasks", ("task", "episodes"), [("pick", 9), ("place", 10)])
     assert table.splitlines() == [
         "Tasks",
@@ -19,13 +19,9 @@ def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
         "  place        10",
     ]
 
-
-def test_a_long_table_says_how_many_rows_are_hidden() -> None:
     lines = text_table("Tasks", ("task",), [(number,) for number in range(100)]).splitlines()
     assert lines[-1] == "  ... and 40 more; use --json for all"
 
-
-def test_a_table_without_rows_is_empty() -> None:
     assert text_table("Tasks", ("task",), []) == ""
 
 
@@ -36,10 +32,8 @@ def test_a_range_has_both_ends(values: list[float | None], text: str) -> None:
     assert range_text(values) == text
 
 
-def test_numbers_have_four_digits() -> None:
+def test_numbers_have_four_digits_and_consecutive_indices_are_a_range() -> None:
     assert [number_text(value) for value in (1 / 3, None)] == ["0.3333", "-"]
 
-
-def test_consecutive_indices_are_a_range() -> None:
     assert indices_text([0, 1, 2, 7]) == "0-2, 7"
     assert indices_text(range(0, 40, 2), limit=2) == "0, 2, ..."

@@ -38,7 +38,7 @@ def test_reader_passes_the_contract_checks(shards: Path) -> None:
     check_reader(ImageShardsReader, shards)
 
 
-def test_each_tar_is_an_episode_with_the_images_and_names_of_its_source(shards: Path) -> None:
+def test_format_is_detected_and_each_tar_is_an_episode(shards: Path) -> None:
     episodes = read(shards)
     assert [episode.id for episode in episodes] == [f"episode_{i:06d}" for i in range(3)]
     source = sorted((shards.parent / "A" / "images" / "episode_000001").iterdir())
@@ -47,6 +47,9 @@ def test_each_tar_is_an_episode_with_the_images_and_names_of_its_source(shards: 
     expected = [np.asarray(Image.open(path)) for path in source]
     np.testing.assert_array_equal(images, expected)
     assert episodes[1].cameras[CAMERA].size == (HEIGHT, WIDTH)
+    detected = detect_source(shards, None)
+    assert detected.format == "image-shards"
+    assert detected.reader.survey(detected.refs).frames == 12
 
 
 @pytest.mark.parametrize("below", ["train_files.txt", "train-episode_000001.tar"])
@@ -56,20 +59,11 @@ def test_source_may_be_a_list_or_one_tar(shards: Path, below: str) -> None:
 
 
 def test_images_without_metadata_have_the_names_of_their_members(tmp_path: Path) -> None:
-    episode = read(write_image_shards(tmp_path / "published"))[1]
-    assert list(episode.frame_metadata["file"]) == [f"{i:08d}.png" for i in range(3)]
-
-
-def test_format_is_detected_and_counted_without_reading_tars(shards: Path) -> None:
-    detected = detect_source(shards, None)
-    assert detected.format == "image-shards"
-    assert detected.reader.survey(detected.refs).frames == 12
-
-
-def test_folder_without_image_shards_has_no_episodes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path)
     assert caught.value.code == "data.no_episodes"
+    episode = read(write_image_shards(tmp_path / "published"))[1]
+    assert list(episode.frame_metadata["file"]) == [f"{i:08d}.png" for i in range(3)]
 
 
 def test_shards_of_shards_have_the_same_images(shards: Path) -> None:

@@ -41,8 +41,9 @@ def codes(source: Path, *, deep: bool = False) -> Counter[str]:
     return Counter(finding.code for finding in findings)
 
 
-def test_reader_passes_the_contract_checks(tree: Path) -> None:
+def test_reader_passes_the_contract_checks_and_a_good_tree_has_no_findings(tree: Path) -> None:
     check_reader(ImagesReader, tree)
+    assert codes(tree, deep=True) == {}
 
 
 @pytest.mark.parametrize("subfolder", ["", "images"])
@@ -54,39 +55,32 @@ def test_episodes_are_in_the_folder_or_in_its_images(tree: Path, subfolder: str)
     assert [episode.num_frames for episode in episodes] == [4, 4]
 
 
-def test_frames_are_in_the_order_of_names(tmp_path: Path) -> None:
+def test_frames_are_in_the_order_of_names_and_episodes_in_that_of_numbers(tmp_path: Path) -> None:
     names = ["a_10.png", "B_1.PNG", "a_2.png"]
     for number, name in enumerate(names):
-        write(tmp_path, f"episode_3/{name}", saved(image(number)))
+        write(tmp_path, f"episode_9/{name}", saved(image(number)))
+    write(tmp_path, "episode_10/a.png", saved(image(3)))
 
-    (episode,) = read(tmp_path)
+    episode, _ = read(tmp_path)
 
     assert episode.frame_metadata["file"] == ("B_1.PNG", "a_10.png", "a_2.png")
     expected = np.stack([np.asarray(image(number)) for number in (1, 0, 2)])
     assert np.array_equal(episode.cameras[CAMERA].read([0, 1, 2]), expected)
-
-
-def test_a_folder_of_images_is_one_episode(tree: Path) -> None:
-    (episode,) = read(tree / "images/episode_000001")
-    assert (episode.id, episode.num_frames) == ("episode_000001", 4)
-
-
-def test_episodes_are_numbered_by_their_folders(tmp_path: Path) -> None:
-    for number in (10, 9):
-        write(tmp_path, f"episode_{number}/a.png", saved(image(number)))
     refs = list(ImagesReader(ImagesConfig()).discover([tmp_path]))
     assert [ref.number for ref in refs] == [9, 10]
+    (single,) = read(tmp_path / "episode_9")
+    assert (single.id, single.num_frames) == ("episode_9", 3)
 
 
-def test_other_extensions_can_be_named(tree: Path) -> None:
+def test_other_extensions_can_be_named_and_a_folder_without_images_has_no_episodes(
+    tree: Path, tmp_path: Path
+) -> None:
     write(tree, "images/episode_000000/x.tiff", saved(image(0), "TIFF"))
     assert [episode.num_frames for episode in read(tree, extensions=["TIFF", ".png"])] == [5, 4]
 
-
-def test_a_folder_without_images_has_no_episodes(tmp_path: Path) -> None:
-    write(tmp_path, "episode_000000/notes.txt")
+    write(tmp_path / "empty", "episode_000000/notes.txt")
     with pytest.raises(DataError) as caught:
-        read(tmp_path)
+        read(tmp_path / "empty")
     assert caught.value.code == "data.no_episodes"
 
 
@@ -104,50 +98,33 @@ class TestFindings:
     def add_file(self, tree: Path, name: str, content: bytes = b"") -> Path:
         return write(tree, f"images/episode_000000/{name}", content)
 
-    def test_good_tree_has_no_findings(self, tree: Path) -> None:
-        assert codes(tree, deep=True) == {}
-
     @pytest.mark.parametrize(
-        ("name", "code"),
+        ("name", "content", "code"),
         [
-            (".DS_Store", "images.hidden_files"),
-            ("x.png.tmp", "images.hidden_files"),
-            ("notes.txt", "images.other_files"),
+            (".DS_Store", b"", "hidden_files"),
+            ("x.png.tmp", b"", "hidden_files"),
+            ("notes.txt", b"", "other_files"),
+            ("z.png", b"", "picture_unreadable"),
+            ("z.png", saved(image(0))[:99], "picture_unreadable"),
+            ("z.png", saved(image(0).convert("L")), "not_rgb"),
+            ("z.png", saved(image(0).convert("RGBA")), "not_rgb"),
+            ("z.png", saved(image(0, 9, 9)), "mixed_sizes"),
+            ("z.png", saved(image(0), save_all=True, append_images=[image(1)]), "several_frames"),
         ],
     )
-    def test_files_that_are_not_images_are_counted(self, tree: Path, name: str, code: str) -> None:
-        self.add_file(tree, name)
-        assert codes(tree) == {code: 1}
-
-    @pytest.mark.parametrize(
-        ("content", "code"),
-        [
-            (b"", "images.picture_unreadable"),
-            (saved(image(0))[:99], "images.picture_unreadable"),
-            (saved(image(0).convert("L")), "images.not_rgb"),
-            (saved(image(0).convert("RGBA")), "images.not_rgb"),
-            (saved(image(0, 9, 9)), "images.mixed_sizes"),
-            (
-                saved(image(0), save_all=True, append_images=[image(1)]),
-                "images.several_frames",
-            ),
-        ],
-    )
-    def test_each_defect_of_an_image_has_a_code(
-        self, tree: Path, content: bytes, code: str
+    def test_other_files_are_counted_and_each_defect_of_an_image_has_a_code(
+        self, tree: Path, name: str, content: bytes, code: str
     ) -> None:
-        self.add_file(tree, "z.png", content)
-        assert codes(tree) == {code: 1}
+        self.add_file(tree, name, content)
+        assert codes(tree) == {f"images.{code}": 1}
 
-    def test_broken_link_is_reported(self, tree: Path) -> None:
-        os.symlink(tree / "nothing.png", tree / "images/episode_000000/z.png")
-        assert codes(tree) == {"images.missing_file": 1}
-
-    def test_link_to_an_image_is_read(self, tree: Path) -> None:
+    def test_link_to_an_image_is_read_and_a_broken_one_reported(self, tree: Path) -> None:
         target = self.add_file(tree, "y.png", saved(image(0)))
         os.symlink(target, tree / "images/episode_000000/z.png")
         assert read(tree)[0].num_frames == 6
         assert codes(tree) == {}
+        os.symlink(tree / "nothing.png", tree / "images/episode_000000/zz.png")
+        assert codes(tree) == {"images.missing_file": 1}
 
     def test_file_over_the_limit_is_reported(self, tree: Path) -> None:
         os.truncate(self.add_file(tree, "z.png"), 2**28 + 1)  # sparse file, no bytes on disk
@@ -164,15 +141,15 @@ class TestFindings:
 
 
 class TestDetection:
-    def test_images_are_detected_without_a_format(self, tree: Path) -> None:
+    def test_images_are_detected_unless_they_are_beside_recordings(
+        self, tree: Path, tmp_path: Path
+    ) -> None:
         assert detect_source(tree, None).format == "images"
 
-    def test_preview_beside_recordings_is_not_detected_as_images(self, tmp_path: Path) -> None:
         source = lerobot_dataset(tmp_path / "pick", [3], cameras={})
         write(source, "preview.png", saved(image(0)))
         assert detect_source(source, None).format == "lerobot"
 
-    def test_episode_folders_of_recordings_are_not_detected_as_images(self, tmp_path: Path) -> None:
         source = spartan_task(tmp_path / "raw", 1, 2)
         folder = next(source.rglob("episode_*")).parent
         assert detect_source(folder, None).format == "spartan"

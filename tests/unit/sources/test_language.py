@@ -12,8 +12,16 @@ def load(folder: Path, text: str) -> dict[str, dict[str, list[str]]]:
     return language_annotations(str(path))
 
 
-def test_without_a_file_there_are_no_sentences() -> None:
+def test_missing_file_is_a_data_error_and_an_unreadable_one_a_storage_error(
+    tmp_path: Path,
+) -> None:
     assert language_annotations(None) == {}
+    with pytest.raises(DataError) as missing:
+        language_annotations(str(tmp_path / "missing.yaml"))
+    assert missing.value.code == "data.broken_annotations"
+    with pytest.raises(StorageError) as caught:
+        language_annotations(str(tmp_path))
+    assert caught.value.exit_code == 5
 
 
 def test_known_kinds_are_exported_in_their_order(tmp_path: Path) -> None:
@@ -42,17 +50,3 @@ def test_broken_file_is_rejected_with_its_location(tmp_path: Path, text: str, na
 
     assert (caught.value.code, caught.value.exit_code) == ("data.broken_annotations", 3)
     assert named in caught.value.message
-
-
-def test_missing_file_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        language_annotations(str(tmp_path / "missing.yaml"))
-
-    assert caught.value.code == "data.broken_annotations"
-
-
-def test_unreadable_file_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError) as caught:
-        language_annotations(str(tmp_path))
-
-    assert caught.value.exit_code == 5

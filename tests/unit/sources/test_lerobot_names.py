@@ -51,25 +51,21 @@ def test_names_of_a_feature(names: Any, expected: tuple[str, ...], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("names", "modality", "expected"),
     [
-        (None, ("arm.0", "arm.1", "gripper")),
-        (["motor_0", "motor_1", "motor_2"], ("arm.0", "arm.1", "gripper")),
-        (["hip", "knee", "toe"], ("hip", "knee", "toe")),
+        (None, json.dumps(GROUPS), ("arm.0", "arm.1", "gripper")),
+        (["motor_0", "motor_1", "motor_2"], json.dumps(GROUPS), ("arm.0", "arm.1", "gripper")),
+        (["hip", "knee", "toe"], json.dumps(GROUPS), ("hip", "knee", "toe")),
+        (None, "[" * 100_000, ()),
+        (None, "3", ()),
+        (None, '{"state": 3}', ()),
+        (None, '{"state": {"arm": {"start": 0, "end": 1000000000}}}', ()),
     ],
 )
-def test_groups_name_numbered_dimensions(
-    names: Any, expected: tuple[str, ...], tmp_path: Path
+def test_usable_groups_name_numbered_dimensions(
+    names: Any, modality: str, expected: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert names_of(dataset(tmp_path, names, json.dumps(GROUPS))) == expected
-
-
-@pytest.mark.parametrize(
-    "modality",
-    ["[" * 100_000, "3", '{"state": 3}', '{"state": {"arm": {"start": 0, "end": 1000000000}}}'],
-)
-def test_unusable_groups_give_no_names(modality: str, tmp_path: Path) -> None:
-    assert names_of(dataset(tmp_path, None, modality)) == ()
+    assert names_of(dataset(tmp_path, names, modality)) == expected
 
 
 def test_unreadable_groups_are_reported(tmp_path: Path) -> None:

@@ -80,12 +80,19 @@ def test_all_versions_read_back_identical(
         assert before == after
 
 
-def test_rows_of_one_large_row_group_are_those_of_their_episode(tmp_path: Path) -> None:
+def test_rows_of_one_large_row_group_and_lists_of_several_files_are_those_of_their_episode(
+    tmp_path: Path,
+) -> None:
     root = shared(tmp_path, per_file=5)
     expected = [facts(episode)["fields"] for episode in read_all(root)]
     table = pq.read_table(root / DATA_FILE)
     pq.write_table(table, root / DATA_FILE)
     assert pq.ParquetFile(root / DATA_FILE).num_row_groups == 1
+    assert [facts(episode)["fields"] for episode in read_all(root)] == expected
+    columns = read_list(root)
+    for file, numbers in enumerate([[4, 1], [0, 3, 2]]):
+        part = {name: [values[number] for number in numbers] for name, values in columns.items()}
+        pq.write_table(pa.table(part), root / f"meta/episodes/chunk-000/file-{file:03d}.parquet")
     assert [facts(episode)["fields"] for episode in read_all(root)] == expected
 
 
@@ -119,16 +126,6 @@ def test_the_layout_counts_and_not_the_stated_version(tmp_path: Path) -> None:
     old = lerobot_dataset(tmp_path / "old/set", info={"codebase_version": "v3.0"})
     assert codes_of(old)[0] == ["lerobot.version_mismatch"]
     assert [len(read_all(path)) for path in (root, old)] == [5, 2]
-
-
-def test_episodes_are_looked_up_by_number_in_lists_of_several_files(tmp_path: Path) -> None:
-    root = shared(tmp_path)
-    expected = [facts(episode)["fields"] for episode in read_all(root)]
-    columns = read_list(root)
-    for file, numbers in enumerate([[4, 1], [0, 3, 2]]):
-        part = {name: [values[number] for number in numbers] for name, values in columns.items()}
-        pq.write_table(pa.table(part), root / f"meta/episodes/chunk-000/file-{file:03d}.parquet")
-    assert [facts(episode)["fields"] for episode in read_all(root)] == expected
 
 
 # Defects

@@ -59,8 +59,14 @@ def codes(reader: Reader, *, deep: bool = False) -> list[str]:
     return [finding.code for finding in check_episode(reader, REF, deep=deep)]
 
 
-def test_a_good_episode_has_no_findings() -> None:
+def test_findings_of_reading_missing_fields_and_decoded_images_are_reported() -> None:
     assert codes(Reader()) == []
+    read_findings = (SOURCE("no_language", "a"), Finding("acme.bent", "warning", "b"))
+    assert codes(Reader(findings=read_findings)) == ["source.no_language", "acme.bent"]
+    assert codes(Reader(lowdim={})) == ["source.no_fields"]
+    reader = Reader(cameras={"front": Images()})
+    assert codes(reader) == []
+    assert codes(reader, deep=True) == ["pictures.unreadable", "pictures.black"]
 
 
 def test_reader_error_becomes_a_finding_with_its_code() -> None:
@@ -68,21 +74,6 @@ def test_reader_error_becomes_a_finding_with_its_code() -> None:
     assert [(finding.code, finding.severity, finding.place) for finding in findings] == [
         ("data.no", "error", {"episode": "one"})
     ]
-
-
-def test_findings_of_reading_are_reported_with_their_episode() -> None:
-    read_findings = (SOURCE("no_language", "a"), Finding("acme.bent", "warning", "b"))
-    assert codes(Reader(findings=read_findings)) == ["source.no_language", "acme.bent"]
-
-
-def test_an_episode_without_fields_is_an_error() -> None:
-    assert codes(Reader(lowdim={})) == ["source.no_fields"]
-
-
-def test_images_are_decoded_only_with_deep() -> None:
-    reader = Reader(cameras={"front": Images()})
-    assert codes(reader) == []
-    assert codes(reader, deep=True) == ["pictures.unreadable", "pictures.black"]
 
 
 def test_renamed_episode_is_reported() -> None:

@@ -9,24 +9,14 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError, StorageError
-from vlatool.storage.atomic import (
-    GuardedFile,
-    atomic_folder,
-    open_atomic,
-    remove_file,
-    remove_partials,
-    remove_partials_of,
-    remove_tree,
-    write_json,
-    write_text,
-)
+from vlatool.storage import atomic
 from vlatool.storage.crash_points import VARIABLE
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "deep/file.bin"
 
-    with open_atomic(path) as file:
+    with atomic.open_atomic(path) as file:
         file.write(b"abc")
         assert not path.exists()
 
@@ -34,26 +24,26 @@ def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def write_and_fail(path: Path, error: BaseException) -> None:
-    with open_atomic(path) as file:
+    with atomic.open_atomic(path) as file:
         file.write(b"new")
         raise error
 
 
 def fill_and_fail(path: Path) -> None:
-    with atomic_folder(path) as folder:
+    with atomic.atomic_folder(path) as folder:
         (folder / "a").touch()
         raise DataError("broken")
 
 
-def test_error_inside_the_block_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_error_inside_the_block_leaves_nothing_behind_and_keeps_the_earlier_file(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(DataError):
         write_and_fail(tmp_path / "file", DataError("broken"))
 
     assert list(tmp_path.iterdir()) == []
 
-
-def test_error_inside_the_block_keeps_the_earlier_file(tmp_path: Path) -> None:
-    write_text(tmp_path / "file", "old")
+    atomic.write_text(tmp_path / "file", "old")
 
     with pytest.raises(KeyboardInterrupt):
         write_and_fail(tmp_path / "file", KeyboardInterrupt())
@@ -65,7 +55,7 @@ def test_path_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StorageError) as caught:
-        write_text(tmp_path / "file" / "below", "x")
+        atomic.write_text(tmp_path / "file" / "below", "x")
 
     assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)
     assert caught.value.details["path"] == str(tmp_path / "file" / "below")
@@ -73,32 +63,34 @@ def test_path_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
 
 def test_json_with_nan_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "file", float("nan"))
+        atomic.write_json(tmp_path / "file", float("nan"))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_appears_only_when_the_block_ends(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "out") as folder:
-        (folder / "a").write_text("1")
-        assert not (tmp_path / "out").exists()
-
-    assert (tmp_path / "out/a").read_text() == "1"
-
-
-def test_folder_replaces_an_earlier_one_whole(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").touch()
-
-    with atomic_folder(tmp_path / "out") as folder:
-        (folder / "new").touch()
-
-    assert os.listdir(tmp_path / "out") == ["new"]
+def test_folder_appears_and_replaces_an_earlier_one_only_when_the_block_ends(
+    tmp_path: Path,
+) -> None:
+    for name in ("old", "new"):
+        before = os.listdir(tmp_path)
+        with atomic.atomic_folder(tmp_path / "out") as folder:
+            (folder / name).write_text("1")
+            assert [path for path in os.listdir(tmp_path) if path[0] != "."] == before
+        assert os.listdir(tmp_path / "out") == [name]
 
 
-def test_error_inside_a_folder_block_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_error_or_missing_input_inside_a_block_is_no_write_error_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(DataError):
         fill_and_fail(tmp_path / "out")
+
+    assert list(tmp_path.iterdir()) == []
+
+    with pytest.raises(FileNotFoundError), atomic.open_atomic(tmp_path / "out"):
+        (tmp_path / "missing").read_bytes()
+    with pytest.raises(FileNotFoundError), atomic.atomic_folder(tmp_path / "folder"):
+        (tmp_path / "missing").read_bytes()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -107,23 +99,14 @@ def test_only_partial_files_of_killed_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/.a.tar.17.partial").touch()
     (tmp_path / ".folder.18.partial").mkdir()
-    (tmp_path / "shards/a.tar").touch()
-    (tmp_path / "notes.partial").touch()
+    others = ["a.tar", "notes.partial", ".download.partial", ".notes.txt.partial", ".partial"]
+    others.append(".x.12a.partial")
+    for name in others:
+        (tmp_path / "shards" / name).touch()
 
-    remove_partials(tmp_path)
+    atomic.remove_partials(tmp_path)
 
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "notes.partial", "shards"]
-
-
-def test_missing_input_inside_the_block_is_no_write_error(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(FileNotFoundError), open_atomic(tmp_path / "out"):
-        (tmp_path / "missing").read_bytes()
-    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "folder"):
-        (tmp_path / "missing").read_bytes()
-
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted(["shards", *others])
 
 
 def test_file_that_grows_too_large_is_a_storage_error_with_its_path(tmp_path: Path) -> None:
@@ -131,7 +114,7 @@ def test_file_that_grows_too_large_is_a_storage_error_with_its_path(tmp_path: Pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
     try:
         with pytest.raises(StorageError) as caught:
-            write_text(tmp_path / "file", "x" * 100_000)
+            atomic.write_text(tmp_path / "file", "x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
@@ -141,32 +124,33 @@ def test_file_that_grows_too_large_is_a_storage_error_with_its_path(tmp_path: Pa
 
 
 def test_full_disk_is_reported_with_a_hint() -> None:
-    with pytest.raises(StorageError) as caught, GuardedFile(Path("/dev/full"), Path("out")) as file:
+    with (
+        pytest.raises(StorageError) as caught,
+        atomic.GuardedFile(Path("/dev/full"), Path("out")) as file,
+    ):
         file.write(b"x")
 
     assert "No space left" in caught.value.message
     assert "free space" in caught.value.hint
 
 
-def test_removing_missing_files_does_nothing(tmp_path: Path) -> None:
-    remove_tree(tmp_path / "folder")
-    remove_file(tmp_path / "file")
+def test_removed_tree_is_gone_and_removing_missing_files_does_nothing(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / "folder/below/file", "x")
 
-
-def test_removed_tree_is_gone(tmp_path: Path) -> None:
-    write_text(tmp_path / "folder/below/file", "x")
-
-    remove_tree(tmp_path / "folder")
+    atomic.remove_tree(tmp_path / "folder")
 
     assert list(tmp_path.iterdir()) == []
+
+    atomic.remove_tree(tmp_path / "folder")
+    atomic.remove_file(tmp_path / "file")
 
 
 def test_files_that_a_library_made_private_get_the_mode_of_all_others(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        with atomic_folder(tmp_path / "out") as folder:
+        with atomic.atomic_folder(tmp_path / "out") as folder:
             os.close(os.open(folder / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
-        write_text(tmp_path / "other", "x")
+        atomic.write_text(tmp_path / "other", "x")
     finally:
         os.umask(before)
 
@@ -175,11 +159,11 @@ def test_files_that_a_library_made_private_get_the_mode_of_all_others(tmp_path: 
 
 
 def write_file(path: Path) -> None:
-    write_text(path, "x")
+    atomic.write_text(path, "x")
 
 
 def write_folder(path: Path) -> None:
-    with atomic_folder(path) as folder:
+    with atomic.atomic_folder(path) as folder:
         (folder / "a").touch()
 
 
@@ -202,19 +186,10 @@ def test_partial_files_of_live_writers_are_kept(tmp_path: Path) -> None:
     for name in (live, dead, f".other.html.{ended}-ab.partial", ".page.html.mine.partial"):
         (tmp_path / name).touch()
 
-    remove_partials_of(tmp_path / "page.html")
+    atomic.remove_partials_of(tmp_path / "page.html")
 
     assert not (tmp_path / dead).exists()
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_hidden_files_of_other_programs_are_kept(tmp_path: Path) -> None:
-    for name in (".download.partial", ".notes.txt.partial", ".x.12a.partial", ".partial"):
-        (tmp_path / name).touch()
-
-    remove_partials(tmp_path)
-
-    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_interrupted_removal_leaves_a_partial_folder(tmp_path: Path) -> None:
@@ -230,5 +205,5 @@ def test_interrupted_removal_leaves_a_partial_folder(tmp_path: Path) -> None:
 
     assert ended.returncode == -signal.SIGKILL
     assert (folder.exists(), len(list(tmp_path.iterdir()))) == (False, 1)
-    remove_partials(tmp_path)
+    atomic.remove_partials(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -27,19 +27,15 @@ def counting(calls: list[str]) -> Callable[[], bytes]:
     return make
 
 
-def test_copy_is_the_file(tmp_path: Path) -> None:
-    file = version(tmp_path / "a")
-
-    with FileCache(tmp_path / "cache").open_copy(file) as copy:
-        assert copy.read() == (tmp_path / "a").read_bytes()
-
-
-def test_copy_is_made_once(tmp_path: Path) -> None:
+def test_copy_of_each_version_of_a_file_is_made_once(tmp_path: Path) -> None:
     file, cache = version(tmp_path / "a"), FileCache(tmp_path / "cache")
-    cache.open_copy(file).close()
-    (tmp_path / "a").unlink()
-
-    cache.open_copy(file).close()
+    for _ in range(2):
+        with cache.open_copy(file) as copy:
+            assert copy.read() == b"a........."
+        (tmp_path / "a").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        FileVersion.of(tmp_path / "a")
+    assert version(tmp_path / "a").name != file.name
 
 
 def test_least_recently_opened_copies_are_removed(tmp_path: Path) -> None:
@@ -56,13 +52,6 @@ def test_least_recently_opened_copies_are_removed(tmp_path: Path) -> None:
     assert not (cache.folder / f"{files[1].name}.copy").exists()
 
 
-def test_another_content_is_another_version(tmp_path: Path) -> None:
-    first = version(tmp_path / "a")
-    os.utime(tmp_path / "a", (1, 1))
-
-    assert FileVersion.of(tmp_path / "a").name != first.name
-
-
 def test_value_of_a_file_is_created_once(tmp_path: Path) -> None:
     file, calls = version(tmp_path / "a"), list[str]()
 
@@ -74,23 +63,15 @@ def test_value_of_a_file_is_created_once(tmp_path: Path) -> None:
     assert (results, calls) == ({b"content"}, ["call"])
 
 
-def test_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written_is_an_error_and_its_folder_that_of_the_desktop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = version(tmp_path / "a")
-
     with pytest.raises(StorageError) as caught:
         FileCache(tmp_path / "a" / "cache").open_copy(file)
-
     assert caught.value.code == "storage.write"
 
-
-def test_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        FileVersion.of(tmp_path / "nothing")
-
-
-def test_cache_folder_follows_the_desktop_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-
     assert default_cache_folder() == Path("/somewhere/vlatool")
 
 

@@ -2,19 +2,12 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vlatool.storage.documents import (
-    MAX_DEPTH,
-    DocumentError,
-    check_yaml,
-    parse_json,
-    parse_yaml,
-    read_json,
-    read_yaml,
-)
+from vlatool.storage import documents
 
 MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
@@ -27,7 +20,7 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{", "line 1"),
         ("\n[1,,2]", "line 2"),
         ("[" * 100_000, "levels"),
-        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "levels"),
+        ("[" * (documents.MAX_DEPTH + 1) + "]" * (documents.MAX_DEPTH + 1), "levels"),
         ("9" * 5_000, "digits"),
         (b"\xff", "UTF-8"),
         ("[" + "[]," * 4_000_001 + "1]", "lists and mappings"),
@@ -35,8 +28,8 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ids=lambda value: str(value)[:20],
 )
 def test_json_that_cannot_be_read_has_a_reason(text: str | bytes, reason: str) -> None:
-    with pytest.raises(DocumentError, match=reason):
-        parse_json(text)
+    with pytest.raises(documents.DocumentError, match=reason):
+        documents.parse_json(text)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +50,8 @@ def test_json_that_cannot_be_read_has_a_reason(text: str | bytes, reason: str) -
     ],
 )
 def test_yaml_that_cannot_be_read_has_a_reason(text: str, reason: str) -> None:
-    with pytest.raises(DocumentError, match=reason):
-        parse_yaml(text)
+    with pytest.raises(documents.DocumentError, match=reason):
+        documents.parse_yaml(text)
 
 
 @pytest.mark.parametrize("kind", ["bool", "int", "float", "timestamp", "binary", "null", "set"])
@@ -70,41 +63,30 @@ def test_text_with_any_tag_is_a_value_or_a_document_error(kind: str, form: str) 
     times = ["2026-13-01", "2026-01-01T99:99:99", "2026-01-01 00:00:00 +99:99"]
     nodes = ["{=: foo}", "{=: {=: x}}", "[1]", "{a: b}", "!!int", '"\\0"', "1e999", "9" * 5_000]
     for text in ("", '""', "foo", *marks, *times, *nodes):
-        with contextlib.suppress(DocumentError):
-            parse_yaml(form.format(kind, text))
+        with contextlib.suppress(documents.DocumentError):
+            documents.parse_yaml(form.format(kind, text))
 
 
-def test_depth_up_to_the_limit_is_read() -> None:
-    text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
+def test_depth_up_to_the_limit_aliases_and_constants_are_read() -> None:
+    text = "[" * documents.MAX_DEPTH + "]" * documents.MAX_DEPTH
 
-    assert parse_json(text) == parse_yaml(text)
+    assert documents.parse_json(text) == documents.parse_yaml(text)
 
+    assert documents.check_yaml("a: &a [1, 2]\nb: *a") == 9
 
-def test_aliases_count_with_the_size_of_their_anchors() -> None:
-    assert check_yaml("a: &a [1, 2]\nb: *a") == 9
-
-
-def test_constants_are_converted() -> None:
-    assert parse_json("[NaN]", constants=lambda _: None) == [None]
+    assert documents.parse_json("[NaN]", constants=lambda _: None) == [None]
 
 
-@pytest.mark.parametrize("read", [read_json, read_yaml])
-def test_large_file_is_an_error_before_it_is_read(read: object, tmp_path: Path) -> None:
-    assert callable(read)
-    path = tmp_path / "large"
+@pytest.mark.parametrize("read", [documents.read_json, documents.read_yaml])
+def test_large_file_is_an_error_before_it_is_read_and_a_pipe_and_a_device_are_none(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path, pipe = tmp_path / "large", tmp_path / "pipe"
     with path.open("wb") as file:
         file.truncate(300 * 2**20)
-
-    with pytest.raises(DocumentError, match="300 MiB"):
+    with pytest.raises(documents.DocumentError, match="300 MiB"):
         read(path)
-
-
-@pytest.mark.parametrize("read", [read_json, read_yaml])
-def test_a_pipe_and_a_device_are_no_documents(read: object, tmp_path: Path) -> None:
-    assert callable(read)
-    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-
     for endless in (pipe, Path("/dev/zero")):
         with pytest.raises(FileNotFoundError, match="no file"):
             read(endless)

@@ -6,13 +6,14 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from tests.builders.s3_server import CREDENTIALS
 from tests.builders.web_server import COMMIT, response, serving
 from vlatool.errors import DataError, EnvironmentProblem, StorageError
-from vlatool.storage import s3, web_requests
+from vlatool.storage import http, hub, s3, web_requests
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.remote_path import RemotePath
 
@@ -33,23 +34,10 @@ HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Link": '<http://127.0.0.1:9/?cursor=1>; rel="next"',
 }
-PIECES = ["-1", "9" * 30, "0x8", "1e9", " ", "\t", ",", ";", "%", "%%00", "\x01", "\x7f", "\xff"]
-PIECES += [
-    "\xb2",
-    "\xe2\x80\xae",
-    "bytes",
-    "*",
-    "/",
-    "//",
-    "://",
-    "[",
-    "]",
-    "@",
-    ":99999",
-    "\\",
-    '"',
-]
-PIECES += ['"', "<", ">", "..", "None", "nan", "inf", "gzip", "identity", "\r\n ", "x" * 3_000]
+PIECES = ["-1", "9" * 30, "0x8", "1e9", " ", "\t", ",", ";", "%", "%%00", "\x01", "\x7f"]
+PIECES += ["\xff", "\xb2", "\xe2\x80\xae", "bytes", "*", "/", "//", "://", "[", "]", "@"]
+PIECES += [":99999", "\\", '"', '"', "<", ">", "..", "None", "nan", "inf", "gzip"]
+PIECES += ["identity", "\r\n ", "x" * 3_000]
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +87,43 @@ def test_generated_header_is_read_or_an_error(name: str) -> None:
             path = RemotePath(f"{endpoint}/file-{next(NUMBERS)}.bin")
             check(path.stat, value)
             check(path.read_bytes, value)
+
+
+# headers and answers of a table
+
+
+TEXTS = ["", "x", "-1", "1, 2", "\xb2", "9" * 5_000, "1e3", "0x10", "\u00bd", "nan", "\t", "1 2"]
+DATES = ["0", "Mon, 99 Jan 2026 00:00:00 GMT", "Mon, 01 Jan 99999 00:00:00 GMT", "Mon,", ",", ", ,"]
+DATES += ["Mon, 01 Jan 0001 00:00:00 +9999", "Mon, 01 Jan 2026 99:99:99 -0000", "1 2 3 4 5 6 7"]
+RANGES = ["bytes", "bytes */8", "bytes 0-7/*", "bytes 7-0/8", "bytes 0-9/8", "bytes -1-7/8"]
+RANGES += ["bytes 0-7/\xb2", "bytes \xb2-7/8", f"bytes 0-7/{'9' * 5_000}", "items 0-7/8"]
+LOCATIONS = ["http://[", "http://a:99999/", "http://a:b/", "ftp://a/b", "file:///etc/passwd"]
+LOCATIONS += ["http://", "http:// /", "//", "http://\xff/", "http://a\x01/", "http://.../"]
+LOCATIONS += ["?" * 3, "http://a b/"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *itertools.product(["Content-Length"], TEXTS),
+        *itertools.product(["Last-Modified", "Date"], [*TEXTS, *DATES]),
+        *itertools.product(["Content-Range"], [*TEXTS, *RANGES]),
+        *itertools.product(["ETag"], ['"\x01"', '"\xff"', '"a\r\n b"', '"']),
+        *itertools.product(["Location"], [*LOCATIONS, *TEXTS]),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_any_header_is_read_or_a_storage_error(name: str, text: str) -> None:
+    def answer(first: str) -> Iterator[bytes]:
+        status = "302 Found" if name == "Location" else "206 Partial Content"
+        headers = {"Content-Length": "8", "Content-Range": "bytes 0-7/8", name: text}
+        yield response(status, headers, b"" if first.startswith("HEAD") else b"12345678")
+
+    with serving(answer) as endpoint:
+        path = RemotePath(f"{endpoint}/file.bin")
+        for read in (path.stat, path.read_bytes):
+            with suppress(StorageError, FileNotFoundError):
+                read()
 
 
 FILE = {"type": "file", "path": "a/b.bin", "size": 8, "oid": "0" * 40}
@@ -296,3 +321,81 @@ def test_tls_handshake_without_an_end_takes_a_limited_time(
         with pytest.raises(StorageError):
             RemotePath(f"{url}/file.bin").read_bytes()
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "HTTP/1.1 404 Missing\r\n\r\n",
+        "HTTP/1.1 500 Error\r\n\r\n",
+        "HTTP/1.1 302 Found\r\nLocation: /other\r\n\r\n",
+        "HTTP/1.1 206 Partial\r\nContent-Range: bytes 0-999999/1000000\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: ",
+        "HT",
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize(
+    "body", [drops, lambda: itertools.repeat(b"x" * 4096)], ids=["drops", "endless"]
+)
+def test_answer_without_an_end_takes_a_limited_time(
+    start: str, body: Callable[[], Iterator[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "LARGEST_WHOLE", 2**20)
+
+    def answer(first: str) -> Iterator[bytes]:
+        del first
+        yield start.encode()
+        yield from body()
+
+    started = time.monotonic()
+    with serving(answer) as endpoint, suppress(StorageError, FileNotFoundError):
+        RemotePath(f"{endpoint}/file.bin").read_bytes()
+
+    assert time.monotonic() - started < 4
+
+
+JSON = ["[]", "{}", "null", "1", '"x"', "[[]]", "[null]", '{"sha": null}']
+JSON += ['{"sha": "../x"}', "[{}]", "<html>please log in</html>", "", "{", "\xff"]
+JSON += ["[" * 10_000, "9" * 5_000, '"\\ud800"']
+ENTRY = {"type": "file", "path": "a", "size": 1, "oid": "0"}
+WRONG = {"path": [None, 1, "", "/etc/x", "../x", "a/../x", "a//b", "a\0"], "oid": [None, 1, []]}
+WRONG |= {"size": [None, -1, 1.5, "1", True, []], "lfs": [{}, {"oid": 1}], "type": [None, 1]}
+ROWS = [json.dumps([{**ENTRY, key: value}]) for key, values in WRONG.items() for value in values]
+
+
+@pytest.mark.parametrize("place", ["revision", "tree"])
+@pytest.mark.parametrize("document", [*JSON, *ROWS], ids=lambda text: ascii(text)[:50])
+def test_any_answer_of_a_hub_is_read_or_a_storage_error(
+    document: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(first: str) -> Iterator[bytes]:
+        is_tree = "/tree/" in first
+        content = document if is_tree == (place == "tree") else json.dumps({"sha": COMMIT})
+        yield response("200 OK", {}, content.encode("latin-1"))
+
+    with serving(answer) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with suppress(StorageError, FileNotFoundError):
+            list(RemotePath("hf://datasets/lab/blocks").iterdir())
+
+
+@pytest.mark.parametrize("target", ["", "?cursor={}", "http://127.0.0.2/x", "http://[", "ftp://x"])
+def test_pages_of_a_hub_without_an_end_are_a_storage_error(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_MAX_PAGES", 20)
+    numbers = itertools.count()
+
+    def answer(first: str) -> Iterator[bytes]:
+        url = target.format(next(numbers)) or first.split()[1]
+        link = {"Link": f'<{url}>; rel="next"'} if "/tree/" in first else {}
+        yield response("200 OK", link, b"[]" if link else json.dumps({"sha": COMMIT}).encode())
+
+    with serving(answer) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with pytest.raises(StorageError) as caught:
+            list(RemotePath("hf://datasets/lab/blocks").iterdir())
+
+    assert caught.value.code == "storage.refused"

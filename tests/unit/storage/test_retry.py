@@ -8,15 +8,7 @@ import pytest
 
 from vlatool.errors import StorageError, UsageError
 from vlatool.jobs.executor import ProcessExecutor
-from vlatool.storage.retry import (
-    SPEED_VARIABLE,
-    ProcessClock,
-    RetryAdvice,
-    RetryPolicy,
-    RetryWarnings,
-    retry_timeout,
-    retrying,
-)
+from vlatool.storage import retry
 
 
 class Clock:
@@ -25,7 +17,7 @@ class Clock:
     def __init__(self) -> None:
         self.passed = 0.0
         self.sleeps: list[float] = []
-        self.policy = RetryPolicy(self, lambda _, longest: longest, RetryWarnings())
+        self.policy = retry.RetryPolicy(self, lambda _, longest: longest, retry.RetryWarnings())
 
     def now(self) -> float:
         return self.passed
@@ -51,19 +43,12 @@ def always_down() -> str:
     raise ConnectionResetError
 
 
-def test_operation_succeeds_after_temporary_failures() -> None:
+def test_operation_succeeds_after_temporary_failures_and_waits_that_grow_to_ten_seconds() -> None:
     clock = Clock()
     errors = [ConnectionRefusedError(), TimeoutError(), http.client.IncompleteRead(b"")]
 
-    assert retrying(Flaky(errors), "s3://b/k", policy=clock.policy) == "answer"
-    assert clock.sleeps == [0.5, 1.0, 2.0]
-
-
-def test_waits_grow_to_ten_seconds() -> None:
-    clock = Clock()
-
-    retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.policy)
-
+    operation = Flaky([*errors, *([TimeoutError()] * 5)])
+    assert retry.retrying(operation, "s3://b/k", policy=clock.policy) == "answer"
     assert clock.sleeps == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
@@ -76,28 +61,19 @@ def test_outage_of_a_minute_is_survived_by_default(monkeypatch: pytest.MonkeyPat
             raise ConnectionRefusedError
         return "answer"
 
-    assert retrying(down_for_a_minute, "s3://b/k", policy=clock.policy) == "answer"
+    assert retry.retrying(down_for_a_minute, "s3://b/k", policy=clock.policy) == "answer"
 
 
-def test_timeout_is_a_storage_error_with_the_location() -> None:
-    clock = Clock()
-
-    with pytest.raises(StorageError) as caught:
-        retrying(always_down, "s3://b/k", retry_timeout_s=30, policy=clock.policy)
-
-    assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
-    assert caught.value.details["path"] == "s3://b/k"
-    assert clock.passed == 30, "one last attempt at the timeout"
-
-
-def test_timeout_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_is_a_storage_error_with_the_location(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "7")
-    clock = Clock()
+    for options, passed in (({"retry_timeout_s": 30}, 30), ({}, 7)):
+        clock = Clock()
+        with pytest.raises(StorageError) as caught:
+            retry.retrying(always_down, "s3://b/k", policy=clock.policy, **options)
 
-    with pytest.raises(StorageError):
-        retrying(always_down, "s3://b/k", policy=clock.policy)
-
-    assert clock.passed == 7
+        assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
+        assert caught.value.details["path"] == "s3://b/k"
+        assert clock.passed == passed, "one last attempt at the timeout"
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
@@ -105,7 +81,7 @@ def test_invalid_timeout_is_a_usage_error(text: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", text)
 
     with pytest.raises(UsageError) as caught:
-        retry_timeout()
+        retry.retry_timeout()
 
     assert caught.value.code == "usage.bad_environment"
 
@@ -113,10 +89,10 @@ def test_invalid_timeout_is_a_usage_error(text: str, monkeypatch: pytest.MonkeyP
 def test_requested_wait_is_respected() -> None:
     clock = Clock()
 
-    retrying(
+    retry.retrying(
         Flaky([ValueError()]),
         "s3://b/k",
-        classify=lambda _: RetryAdvice("busy", 25.0),
+        classify=lambda _: retry.RetryAdvice("busy", 25.0),
         policy=clock.policy,
     )
 
@@ -127,7 +103,7 @@ def test_permanent_error_is_raised_immediately() -> None:
     clock = Clock()
 
     with pytest.raises(PermissionError):
-        retrying(Flaky([PermissionError()]), "s3://b/k", policy=clock.policy)
+        retry.retrying(Flaky([PermissionError()]), "s3://b/k", policy=clock.policy)
 
     assert clock.sleeps == []
 
@@ -138,7 +114,7 @@ def test_warnings_say_attempt_time_left_and_reason_at_growing_intervals(
     clock = Clock()
 
     with caplog.at_level(logging.WARNING), pytest.raises(StorageError):
-        retrying(always_down, "s3://b/k", retry_timeout_s=180, policy=clock.policy)
+        retry.retrying(always_down, "s3://b/k", retry_timeout_s=180, policy=clock.policy)
 
     text = "s3://b/k: no connection (ConnectionResetError); attempt {} failed, retrying for {} s"
     assert caplog.messages == [
@@ -157,13 +133,13 @@ class SecondError(ConnectionError): ...
 
 
 def fail_twice(_: int) -> None:
-    retrying(Flaky([FirstError(), SecondError()]), "s3://b/k")
+    retry.retrying(Flaky([FirstError(), SecondError()]), "s3://b/k")
 
 
 def test_warnings_of_workers_are_logged_by_the_process_that_started_them(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SPEED_VARIABLE, "100")
+    monkeypatch.setenv(retry.SPEED_VARIABLE, "100")
     with caplog.at_level(logging.WARNING), ProcessExecutor(2) as executor:
         assert not [
             outcome.error for outcome in executor.map(fail_twice, range(6)) if outcome.error
@@ -179,8 +155,8 @@ def test_warnings_of_workers_are_logged_by_the_process_that_started_them(
 
 
 def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SPEED_VARIABLE, "1000")
-    clock, event = ProcessClock(), threading.Event()
+    monkeypatch.setenv(retry.SPEED_VARIABLE, "1000")
+    clock, event = retry.ProcessClock(), threading.Event()
     started = time.monotonic()
 
     before = clock.now()

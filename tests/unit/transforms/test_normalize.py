@@ -77,37 +77,25 @@ def test_nearly_constant_dimension_counts_relative_to_its_size() -> None:
     assert scale(stats=stats).constant.tolist() == [True, False]
 
 
-def test_step_that_never_changes_has_scale_one_although_others_do() -> None:
+def test_step_that_never_changes_has_scale_one_and_each_has_its_own_statistics() -> None:
     result = scale("std", "per_timestep")
 
     assert result.scale.tolist() == [[2, 1], [1, 1]]
     assert result.constant.tolist() == [False, True]
-
-
-def test_per_timestep_uses_the_statistics_of_each_step() -> None:
-    result = scale("std", "per_timestep")
-
     assert result.normalize(np.array([[5.0, 5.0], [5.0, 5.0]])).tolist() == [[2, 0], [2, 0]]
 
 
-def test_steps_selects_the_steps_of_a_cropped_window() -> None:
+def test_steps_selects_the_steps_of_a_cropped_window_unless_the_scale_is_global() -> None:
     assert scale("std", "per_timestep").steps(1, 1).center.tolist() == [[3, 5]]
 
-
-def test_steps_of_a_global_scale_is_the_scale() -> None:
     assert scale().steps(1, 1).center.tolist() == [2, 5]
 
 
-def test_epsilon_is_the_smallest_scale() -> None:
-    stats = {**STATS, "std": [1e-4, 0.0]}
+def test_epsilon_is_the_smallest_scale_and_a_scalar_applies_to_every_dimension() -> None:
+    small, scalar = {**STATS, "std": [1e-4, 0.0]}, {**STATS, "std": 0.5}
 
-    assert scale(stats=stats, epsilon=0.01).scale.tolist() == pytest.approx([0.01, 1.0])
-
-
-def test_scalar_std_applies_to_every_dimension() -> None:
-    stats = {**STATS, "std": 0.5}
-
-    assert scale(stats=stats).scale.tolist() == [0.5, 1.0]
+    assert scale(stats=small, epsilon=0.01).scale.tolist() == pytest.approx([0.01, 1.0])
+    assert scale(stats=scalar).scale.tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("method", ["std", "min_max", "percentile_5_95"])
@@ -119,17 +107,10 @@ def test_denormalize_inverts_normalize(method: Method, centered: bool) -> None:
     np.testing.assert_allclose(result.denormalize(result.normalize(values)), values, atol=1e-6)
 
 
-def test_missing_statistic_is_refused_by_field_and_key() -> None:
-    with pytest.raises(DataError) as caught:
-        scale("percentile_5_95", stats={**STATS, "percentile_5": None})
-
-    assert caught.value.code == "data.missing_statistics"
-    assert caught.value.details == {"field": "f", "key": "percentile_5"}
-
-
 @pytest.mark.parametrize(
     ("method", "scope", "key", "value"),
     [
+        ("percentile_5_95", "global", "percentile_5", None),
         ("percentile_5_95", "global", "percentile_5", [None, 5.0]),
         ("percentile_5_95", "global", "percentile_95", [6.0, float("nan")]),
         ("std", "global", "mean", [float("inf"), 5.0]),
@@ -146,13 +127,14 @@ def test_missing_statistic_is_refused_by_field_and_key() -> None:
         ("std", "per_timestep", "std_per_timestep", [[2.0, 0.0]] * 3),
     ],
 )
-def test_statistics_of_wrong_type_or_shape_are_refused(
+def test_missing_statistics_and_those_of_wrong_type_or_shape_are_refused(
     method: Method, scope: Scope, key: str, value: Any
 ) -> None:
     with pytest.raises(DataError) as caught:
         scale(method, scope, stats={**STATS, key: value})
 
-    assert caught.value.code == "data.broken_statistics"
+    code = "data.missing_statistics" if value is None else "data.broken_statistics"
+    assert caught.value.code == code
     assert caught.value.details == {"field": "f", "key": key}
 
 

@@ -65,12 +65,13 @@ def test_chunks_at_the_end_repeat_the_last_frame() -> None:
     assert chunks[:, :, 0].tolist() == [[1, 2, 3], [2, 3, 3], [3, 3, 3]]
 
 
-def test_whole_fields_keep_their_names() -> None:
-    result = with_pose_groups(
-        episode(xyz=XYZ, rot=ROT6D), [group(position_key="xyz", rotation_key="rot")]
-    )
+def test_whole_fields_keep_their_names_and_those_of_actions_are_predicted_relative() -> None:
+    base = episode(state=ROT6D, gripper=XYZ)
 
-    assert set(result.lowdim) == {"xyz", "rot"}
+    result = with_pose_groups(base, [group(position_key="gripper", rotation_key="state")])
+
+    assert set(result.lowdim) == {"state", "gripper"}
+    assert result.action_fields == ("state_relative", "gripper_relative")
 
 
 def test_reference_is_the_pose_of_another_group() -> None:
@@ -83,14 +84,6 @@ def test_reference_is_the_pose_of_another_group() -> None:
     relative = relative_fields(windows, result.pose_groups, anchor=0)
 
     np.testing.assert_allclose(relative["hand__xyz_relative"][0, 0], [0, 1, 0])
-
-
-def test_actions_that_form_a_pose_are_predicted_relative() -> None:
-    base = episode(state=ROT6D, gripper=XYZ)
-
-    result = with_pose_groups(base, [group(position_key="gripper", rotation_key="state")])
-
-    assert result.action_fields == ("state_relative", "gripper_relative")
 
 
 @pytest.mark.parametrize(

@@ -15,32 +15,29 @@ def pose(rotation: list[list[float]], center: list[float]) -> np.ndarray:
     return transform
 
 
-def test_point_in_front_of_an_unmoved_camera() -> None:
-    # u = 100 * 0.2 / 2 + 32, v = 50 * -0.4 / 2 + 24
-    pixels, visible = project(np.array([[0.2, -0.4, 2.0]]), K, np.eye(4))
-    np.testing.assert_allclose(pixels, [[42.0, 14.0]], rtol=1e-12)
+SKEWED = K + np.array([[0, 10, 0], [0, 0, 0], [0, 0, 0]])
+# Above the origin looking down: camera x = base x, camera y = -base y, camera z = -base z.
+DOWN = pose([[1, 0, 0], [0, -1, 0], [0, 0, -1]], [0.0, 0.0, 2.0])
+# The camera looks along base x: its x is -base y, its y is -base z, its z is base x.
+FORWARD = pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [1.0, 0.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("point", "intrinsics", "extrinsics", "expected"),
+    [
+        ([0.2, -0.4, 2.0], K, np.eye(4), [100 * 0.2 / 2 + 32, 50 * -0.4 / 2 + 24]),
+        ([0.1, 0.2, 1.0], K, DOWN, [100 * 0.1 + 32, 50 * -0.2 + 24]),
+        ([3.0, 0.4, 0.1], K, FORWARD, [100 * -0.4 / 2 + 32, 50 * 0.4 / 2 + 24]),
+        ([0.0, 1.0, 1.0], SKEWED, np.eye(4), [42.0, 74.0]),
+    ],
+    ids=["unmoved", "down", "forward", "skewed"],
+)
+def test_extrinsics_are_the_pose_of_the_camera_not_its_inverse(
+    point: list[float], intrinsics: np.ndarray, extrinsics: np.ndarray, expected: list[float]
+) -> None:
+    pixels, visible = project(np.array([point]), intrinsics, extrinsics)
+    np.testing.assert_allclose(pixels, [expected], rtol=1e-12)
     assert visible.tolist() == [True]
-
-
-def test_extrinsics_are_the_pose_of_the_camera_not_its_inverse() -> None:
-    # Above the origin looking down: camera x = base x, camera y = -base y, camera z = -base z.
-    down = pose([[1, 0, 0], [0, -1, 0], [0, 0, -1]], [0.0, 0.0, 2.0])
-    pixels, _ = project(np.array([[0.1, 0.2, 1.0]]), K, down)
-    np.testing.assert_allclose(pixels, [[100 * 0.1 + 32, 50 * -0.2 + 24]], rtol=1e-12)
-
-
-def test_rotation_that_is_not_symmetric_is_inverted() -> None:
-    # The camera looks along base x: its x is -base y, its y is -base z, its z is base x.
-    forward = pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [1.0, 0.0, 0.5])
-    pixels, _ = project(np.array([[3.0, 0.4, 0.1]]), K, forward)
-    np.testing.assert_allclose(pixels, [[100 * -0.4 / 2 + 32, 50 * 0.4 / 2 + 24]], rtol=1e-12)
-
-
-def test_skew_moves_points_sideways() -> None:
-    skewed = K.copy()
-    skewed[0, 1] = 10.0
-    pixels, _ = project(np.array([[0.0, 1.0, 1.0]]), skewed, np.eye(4))
-    np.testing.assert_allclose(pixels, [[42.0, 74.0]], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +49,6 @@ def test_point_without_a_projection_is_not_visible(point: list[float]) -> None:
     assert np.isnan(pixels[0]).all()
     np.testing.assert_allclose(pixels[1], [32.0, 24.0], rtol=1e-12)
 
-
-def test_no_points_give_no_pixels() -> None:
     pixels, visible = project(np.zeros((0, 3)), K, np.eye(4))
     assert pixels.shape == (0, 2)
     assert visible.shape == (0,)

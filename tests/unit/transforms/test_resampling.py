@@ -87,20 +87,13 @@ def test_default_filter_is_within_38_db_of_the_published_one(
     assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 38
 
 
-def test_default_filter_is_not_the_published_one() -> None:
-    image = photo(96, 128)
-
-    fast = resize(image, (64, 64), "center_crop", "lanczos_vips")
-
-    assert (fast != resize(image, (64, 64), "center_crop", "lanczos")).any()
-
-
-def test_published_filter_is_that_of_pillow() -> None:
+def test_published_filter_is_that_of_pillow_and_not_the_default_one() -> None:
     image = photo(96, 144)
     box = (24, 0, 120, 96)
     theirs = Image.fromarray(image).resize((64, 64), Image.Resampling.LANCZOS, box=box)
 
     assert (resize(image, (64, 64), "center_crop", "lanczos") == np.asarray(theirs)).all()
+    assert (resize(image, (64, 64), "center_crop", "lanczos_vips") != np.asarray(theirs)).any()
 
 
 @pytest.mark.parametrize("target", [(96, 96), (30, 200)])

@@ -6,13 +6,8 @@ from hypothesis.extra.numpy import arrays
 
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError
+from vlatool.transforms import rotations
 from vlatool.transforms.relative import actual_field, relative_fields
-from vlatool.transforms.rotations import (
-    absolute_pose,
-    matrix_from_rot6d,
-    relative_pose,
-    rot6d_from_matrix,
-)
 
 IDENTITY = [1, 0, 0, 0, 1, 0]
 
@@ -32,25 +27,23 @@ def array(*values: float) -> np.ndarray:
 def test_relative_pose_equals_the_published_vectors(
     current: tuple[np.ndarray, np.ndarray], expected_xyz: list[int], expected_rot6d: list[int]
 ) -> None:
-    xyz, rot6d = relative_pose(*current, array(1, 2, 3), array(0, 1, 0, -1, 0, 0))
+    xyz, rot6d = rotations.relative_pose(*current, array(1, 2, 3), array(0, 1, 0, -1, 0, 0))
 
     np.testing.assert_allclose(xyz, expected_xyz, atol=1e-15)
     np.testing.assert_allclose(rot6d, expected_rot6d, atol=1e-15)
 
 
-def test_rot6d_that_is_not_orthonormal_is_orthonormalized() -> None:
-    np.testing.assert_allclose(matrix_from_rot6d(array(2, 0, 0, 1, 3, 0)), np.eye(3), atol=1e-15)
-
-
-def test_rot6d_is_the_first_two_rows_of_the_matrix() -> None:
-    matrix = matrix_from_rot6d(array(0, 1, 0, -1, 0, 0))
+def test_rot6d_is_the_first_two_rows_of_the_orthonormalized_matrix() -> None:
+    matrix = rotations.matrix_from_rot6d(array(0, 1, 0, -1, 0, 0))
 
     assert matrix.tolist() == [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]
-    assert rot6d_from_matrix(matrix).tolist() == [0, 1, 0, -1, 0, 0]
+    assert rotations.rot6d_from_matrix(matrix).tolist() == [0, 1, 0, -1, 0, 0]
 
+    np.testing.assert_allclose(
+        rotations.matrix_from_rot6d(array(2, 0, 0, 1, 3, 0)), np.eye(3), atol=1e-15
+    )
 
-def test_zero_rotation_gives_no_nan() -> None:
-    assert np.isfinite(matrix_from_rot6d(np.zeros(6))).all()
+    assert np.isfinite(rotations.matrix_from_rot6d(np.zeros(6))).all()
 
 
 coordinates = arrays(np.float64, (2, 3), elements=st.floats(-10, 10))
@@ -70,7 +63,7 @@ def rot6d_of(quaternion: np.ndarray) -> np.ndarray:
 def test_absolute_pose_inverts_relative_pose(positions: np.ndarray, turns: np.ndarray) -> None:
     current, reference = ((p, rot6d_of(q)) for p, q in zip(positions, turns, strict=True))
 
-    xyz, rot6d = absolute_pose(*relative_pose(*current, *reference), *reference)
+    xyz, rot6d = rotations.absolute_pose(*rotations.relative_pose(*current, *reference), *reference)
 
     np.testing.assert_allclose(xyz, current[0], atol=1e-12)
     np.testing.assert_allclose(rot6d, current[1], atol=1e-12)

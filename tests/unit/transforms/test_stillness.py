@@ -31,13 +31,11 @@ def test_published_threshold_is_strict_and_the_deviation_that_of_the_population(
     assert moving_mask(windows(), fields, StillnessSpec(threshold)).tolist() == [moves]
 
 
-def test_largest_dimension_decides() -> None:
+def test_largest_dimension_of_any_field_decides() -> None:
     fields = {"action": np.hstack([np.zeros((FRAMES, 1)), JUMP, np.zeros((FRAMES, 1))])}
 
     assert moving_mask(windows(), fields, StillnessSpec(1.9)).all()
 
-
-def test_one_moving_field_is_enough() -> None:
     fields = {"action": JUMP, "joint": np.zeros((FRAMES, 1))}
 
     assert moving_mask(windows(), fields, StillnessSpec(1.9)).all()
@@ -61,23 +59,17 @@ def test_published_rule_considers_fields_by_their_names(name: str, moves: bool) 
     assert moving_mask(windows(), fields, StillnessSpec(0.1)).tolist() == [moves]
 
 
-def test_window_without_considered_fields_is_kept() -> None:
+def test_text_nan_and_windows_of_one_row_are_still_and_those_without_fields_kept() -> None:
     assert moving_mask(windows(), {"state": np.zeros((FRAMES, 1))}, StillnessSpec()).all()
 
-
-def test_text_is_not_considered() -> None:
     fields = {"action_text": np.array(["a", "b", "c", "d", "e"]), "action": np.zeros((FRAMES, 1))}
 
     assert not moving_mask(windows(), fields, StillnessSpec()).any()
 
-
-def test_window_of_one_real_row_is_still() -> None:
     mask = moving_mask(windows(future=3), {"action": JUMP}, StillnessSpec(0.1))
 
     assert mask.tolist() == [False, True, True, True, False]
 
-
-def test_nan_counts_as_still_as_published() -> None:
     fields = {"action": np.full((FRAMES, 1), np.nan)}
 
     assert not moving_mask(windows(), fields, StillnessSpec()).any()
@@ -91,23 +83,16 @@ def test_padding_does_not_count_as_movement(padding: str) -> None:
     assert not moving_mask(make_windows(FRAMES, spec), fields, StillnessSpec(0.0)).any()
 
 
-@pytest.mark.parametrize(("threshold", "moves"), [(4.9, True), (5.0, False)])
-def test_range_rule_is_strict(threshold: float, moves: bool) -> None:
+@pytest.mark.parametrize(
+    ("threshold", "gripper", "moves"),
+    [(4.9, JUMP, True), (5.0, JUMP, False), (0.1, 0 * JUMP, False), (0.1, np.nan * JUMP, True)],
+)
+def test_range_rule_is_strict_and_ignores_other_fields(
+    threshold: float, gripper: np.ndarray, moves: bool
+) -> None:
     spec = StillnessSpec(field_thresholds={"gripper": threshold})
 
-    assert moving_mask(windows(), {"gripper": JUMP}, spec).tolist() == [moves]
-
-
-def test_range_rule_ignores_other_fields() -> None:
-    spec = StillnessSpec(field_thresholds={"gripper": 0.1})
-
-    assert not moving_mask(windows(), {"gripper": 0 * JUMP, "action": JUMP}, spec).any()
-
-
-def test_nan_does_not_count_as_still_by_the_range_rule() -> None:
-    spec = StillnessSpec(field_thresholds={"gripper": 0.1})
-
-    assert moving_mask(windows(), {"gripper": np.full((FRAMES, 1), np.nan)}, spec).all()
+    assert moving_mask(windows(), {"gripper": gripper, "action": JUMP}, spec).tolist() == [moves]
 
 
 @pytest.mark.parametrize("field", ["griper", "words"])

@@ -41,50 +41,15 @@ def test_padding_limit_keeps_the_published_count_of_anchors() -> None:
     assert windows.anchors.tolist() == list(range(122))
 
 
-def test_left_padding_limit_drops_the_first_anchors() -> None:
-    windows = make_windows(10, WindowSpec(3, 0, max_padding_left=1))
-
-    assert windows.anchors.tolist() == list(range(2, 10))
-
-
-def test_stride_counts_from_the_first_frame() -> None:
-    windows = make_windows(10, WindowSpec(1, 2, stride=4, **WIDE_OPEN))
-
-    assert windows.anchors.tolist() == [0, 4, 8]
-
-
-def test_window_at_episode_end_repeats_last_frame() -> None:
-    windows = make_windows(5, WindowSpec(1, 3, **WIDE_OPEN))
-
-    assert windows.rows[-1].tolist() == [3, 4, 4, 4, 4]
-
-
-def test_zero_padding_zeroes_only_padded_rows() -> None:
+def test_zero_padding_zeroes_only_padded_rows_of_a_copy_and_keeps_text_and_calibration() -> None:
     windows = make_windows(3, WindowSpec(1, 1, padding="zero", **WIDE_OPEN))
-
-    cut = windows.cut(np.arange(1.0, 4.0)[:, None])[..., 0]
-
-    assert cut.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0]]
-
-
-def test_zero_padding_keeps_text_of_the_edge_row() -> None:
-    windows = make_windows(2, WindowSpec(1, 0, padding="zero", **WIDE_OPEN))
-
-    assert windows.cut(np.array(["a", "b"])).tolist() == [["a", "a"], ["a", "b"]]
-
-
-def test_calibration_is_edge_padded_whatever_the_strategy() -> None:
-    windows = make_windows(3, WindowSpec(1, 1, padding="zero", **WIDE_OPEN))
-
+    values = np.arange(1.0, 4.0)[:, None]
+    assert windows.cut(values)[..., 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0]]
+    assert values.tolist() == [[1], [2], [3]]
     assert windows.cut_edge_padded(np.arange(3)).tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
 
-
-def test_zero_padding_leaves_the_source_untouched() -> None:
-    values = np.ones((3, 1))
-
-    make_windows(3, WindowSpec(2, 2, padding="zero", **WIDE_OPEN)).cut(values)
-
-    assert values.tolist() == [[1], [1], [1]]
+    windows = make_windows(2, WindowSpec(1, 0, padding="zero", **WIDE_OPEN))
+    assert windows.cut(np.array(["a", "b"])).tolist() == [["a", "a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("copy", "edge"), ("reflect", "reflect")])
