@@ -65,7 +65,7 @@ class TrainResult(Result):
     checkpoint: str | None
     checkpoint_steps: tuple[int, ...]
     dataset_samples: int
-    blocks_in_use: int  # blocks of the order that samples are drawn from at a time
+    blocks_in_use: int  # estimated number of shards that all ranks read at a time
     dropped: Mapping[str, int]
     acts: bool  # True if the model type has policies
     seconds: float
