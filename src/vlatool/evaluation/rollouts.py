@@ -251,7 +251,7 @@ _VIDEOS = "videos"
 _SHEET_FRAMES = 7
 _PERCENTILES = (50, 90, 99, 100)
 
-# Task, empty without a suite; indices of the episodes.
+# (task, "" without a suite; indices of its episodes)
 Group = tuple[str, range]
 
 

@@ -239,7 +239,7 @@ def option_differences(
 ) -> list[str]:
     """Dotted keys with old and new value, where these are not equal as JSON.
 
-    What `KEY digest` says of a KEY that both have counts more than its value, if both have it.
+    A KEY for which both have a `KEY digest` is compared by that digest, not by its value.
     """
     words = words or {}
     return [

@@ -171,8 +171,8 @@ class CodeRevival(nn.Module):
         """Counts the steps without use, and replaces dead codes.
 
         `table`: weights of the codebook [N, D], sharded or not, which are changed; `counts`: number
-        of vectors of the step that were mapped to each code, [N]; `candidates`: sum of `candidates`
-        over all micro-batches and ranks.
+        of vectors of the step that were mapped to each code, [N]; `candidates`: [N, D + 1],
+        summed over all micro-batches and ranks; the last column counts them, and 1 is used.
         """
         # Takes 0.4 s, and only training needs it.
         from torch.distributed.tensor import DTensor, distribute_tensor

@@ -28,7 +28,7 @@ LABEL_HEIGHT = 14
 MAX_LEFT = 8
 MAX_BELOW = 6
 
-_MOST_BELOW = 6
+_MAX_TICKS_BELOW = 6  # number of ticks under a plot
 _GAP = 5
 # Share of a step that rounding errors stay below.
 _STEP_ROUNDING = 1e-6
@@ -46,9 +46,9 @@ class Ticks:
 def ticks_below(low: float, high: float, *, whole: bool = False, signed: bool = False) -> Ticks:
     """Ticks from `low` to `high` with labels under a plot."""
     ticks = Ticks((), ())
-    for step in _steps((high - low) / _MOST_BELOW, whole=whole):
+    for step in _steps((high - low) / _MAX_TICKS_BELOW, whole=whole):
         first, last = -_floor(-low, step), _floor(high, step)
-        if last - first >= _MOST_BELOW:
+        if last - first >= _MAX_TICKS_BELOW:
             continue
         ticks = _ticks(range(first, last + 1), step, MAX_BELOW, signed=signed)
         width = max(map(len, ticks.texts), default=0) * CHAR_WIDTH + _GAP
@@ -179,12 +179,12 @@ def field_charts(
     charts: list[str] = []
     constant: dict[Html, str] = {}
     for field in fields:
-        # Dimensions whose finite numbers change, bool [C].
         numbers = _drawable(field.values)
         is_finite = np.isfinite(numbers)
         low = np.where(is_finite, numbers, np.inf).min(axis=0)
         high = np.where(is_finite, numbers, -np.inf).max(axis=0)
         largest = np.where(is_finite, np.abs(numbers), 0.0).max(axis=0)
+        # Dimensions whose finite numbers change, bool [C].
         varies = (high - low) > _ROUNDING * np.maximum(1.0, largest)
         for label, indices in dimension_groups(field.names, np.flatnonzero(varies).tolist()):
             charts.append(_field_chart(axis, positions, field, label, indices, dots=dots))
@@ -234,7 +234,7 @@ def chart(
     label: str,  # HTML
     axis: Axis,  # horizontal axis
     drawing: str,  # SVG elements
-    left: Iterable[tuple[float, str]],
+    left: Iterable[tuple[float, str]],  # (distance from the top as a share of the height, text)
     legend: str = "",  # HTML
     *,
     size: str = "",  # CSS class of the height

@@ -116,9 +116,9 @@ class RemoteLock:
             )
 
     def acquire(self, stale_after_s: float) -> None:
-        """Acquires the lock, of another owner once it was not renewed for `stale_after_s`.
+        """Acquires the lock; takes it over once its owner has not renewed it for `stale_after_s`.
 
-        An owner that was killed looks like one that lives until then: this waits for one of both.
+        A killed owner looks alive until then: this polls until it renews (an error) or is stale.
         """
         clock, first, deadline, misses = ProcessClock(), None, math.inf, 0
         etag: str | None = ""  # version to replace: empty for none, None while the owner may live

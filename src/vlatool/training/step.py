@@ -92,7 +92,7 @@ def split_by_rate(
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Sets the learning rate of the next update, times the factor of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
+        group["lr"] = rate * group["rate"]  # of the group: its factor
 
 
 def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tensor) -> Tensor:
@@ -290,10 +290,10 @@ class TrainStep:
         updates: list[OptimizerStep] = []
         for name in names:
             numbers = [] if updates else extra
-            update = self._optimizer_step(name, state, objective, micro_batches, numbers)
+            result = self._optimizer_step(name, state, objective, micro_batches, numbers)
             with torch.no_grad():
-                objective.update_buffers(name, update.sums.sums, update.ok)
-            updates.append(update)
+                objective.update_buffers(name, result.sums.sums, result.ok)
+            updates.append(result)
         specs = objective.optimizers()
         for name, average in state.averages.items():
             oks = [step.ok for step in updates if name in specs[step.optimizer].parts]

@@ -239,6 +239,7 @@ def _sort(means: Array, weights: Array) -> Digest:
 
 
 def _join_neighbors(digest: Digest, counts: Array) -> Digest:
+    """Joins centroids [cells, M] of t-digests in bins of the arcsine scale; `counts`: [cells]."""
     total = np.maximum(counts, 1)[:, None]
     weights = _weights(digest)
     middle = (np.cumsum(weights, axis=1) - weights / 2) / total

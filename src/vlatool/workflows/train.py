@@ -65,9 +65,9 @@ class TrainResult(Result):
     checkpoint: str | None
     checkpoint_steps: tuple[int, ...]
     dataset_samples: int
-    blocks_in_use: int
+    blocks_in_use: int  # estimated number of shards that all ranks read at a time
     dropped: Mapping[str, int]
-    acts: bool
+    acts: bool  # True if the model type has policies
     seconds: float
     export_problem: str = ""  # reason why `export` rejects it
     next: str = ""  # command that measures the model; empty after a dry run, or if there is none
@@ -207,7 +207,7 @@ def _prepare(
     before = None if config.name is None else RunDir(_output(config))
     config, info, rules = resume.resolved(config, before, reporter)
     from vlatool.training.data import DataStreams, check_samples, validation_data
-    from vlatool.training.run import RunSetup  # torch: locations that fail answer before
+    from vlatool.training.run import RunSetup  # imports torch, slow: errors of locations come first
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)

@@ -492,7 +492,7 @@ def _lerobot_version(folder: Path) -> str:
 
 
 def _files_there(writer: RepositoryWriter, *, is_planned: bool) -> Mapping[str, ObjectInfo]:
-    """Files of the repository, without that of the hub; a plan may be for one that is not there."""
+    """Files of the repository, without the hub's own; none if a plan lacks the credentials."""
     try:
         files = writer.files()
     except EnvironmentProblem as error:

@@ -101,6 +101,7 @@ class ImageDecoder:
             augmentation = by_size[size] if size in by_size else self._sample(size, rng)
             by_size[size] = augmentation
             cropped = pixels if augmentation.box is None else augmentation.box.of(pixels)
+            # The first image decides the shape; a buffer of another shape is not used.
             if images is None or (number == 0 and images.shape[1:] != cropped.shape):
                 images = np.empty((len(self._names), *cropped.shape), np.uint8)
             if images.shape[1:] != cropped.shape:

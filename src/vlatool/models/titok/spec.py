@@ -80,9 +80,7 @@ class TitokType(ModelType):
         return derived, rules
 
     def build(self, config: TitokConfig) -> Mapping[str, Part]:
-        """Returns the tokenizer and, for the proxy head in stage 1, the teacher. Otherwise the
-        tokenizer and the networks of the pixel losses.
-        """
+        """The tokenizer, and the teacher (proxy head of stage 1) or the networks of the losses."""
         from vlatool.models.titok.model import Titok, TitokBlock
         from vlatool.models.vqgan.model import ResidualBlock, Vqgan
         from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part

@@ -470,7 +470,7 @@ def _other_fields(
     ]
     try:
         columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
-    except DataError:  # of one column at least
+    except DataError:  # at least one column is broken: each is read alone below
         columns = []
     for name, column in zip_longest(others, columns):
         try:
