@@ -25,7 +25,7 @@ from vlatool.workflows.export import ExportConfig, check_equal, example_outputs,
 OTHER_DATA = {"future-vla-libero", "future-vla-tiny"}
 PRESETS = sorted({path.stem for path in Path("presets/runs").glob("*.yaml")} - OTHER_DATA)
 KEYPOINTS = {"diffusion-policy-tiny", "world-pick", "metaworld"}
-NOT_EXPORTED = {*KEYPOINTS, "vqgan-tiny", "future-vla-tiny-teacher"}
+NOT_EXPORTED = {*KEYPOINTS, "policy-state", "vqgan-tiny", "future-vla-tiny-teacher"}
 ARMS = ("left", "right")
 DATA = {"camera_names": ["front"], "image_indices": [0]}
 WINDOW = {"lowdim_past_timesteps": 1, "lowdim_future_timesteps": 2}

@@ -72,6 +72,6 @@ def test_data_without_videos_are_inspected_verified_and_read(
     texts = [error.message, error.hint, *(message for _, message in recorder.warnings)]
     assert not [text for text in texts if OBJECT.search(text)]
 
-    without = preprocessed(lost, tmp_path / "without", Recorder(), camera_names=[])
+    without = preprocessed(lost, tmp_path / "without", Recorder(), camera_names=["none"])
     assert without.episodes == 2
-    assert without.next_command == f"vlatool verify {tmp_path / 'without'}"
+    assert f"--preset policy-state --data {tmp_path / 'without'}" in without.next_command

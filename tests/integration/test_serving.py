@@ -731,6 +731,7 @@ def test_without_the_extra_server_and_client_name_it(
             monkeypatch.setitem(sys.modules, name, None)
         elif name.startswith("vlatool.serving."):
             monkeypatch.delitem(sys.modules, name)
+            monkeypatch.delattr(sys.modules["vlatool.serving"], name.rpartition(".")[2])
     assert run(["serve", "somewhere", "--json"]) == 6
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["code"], error["hint"]) == (MISSING, "pip install 'vlatool[serve]'")

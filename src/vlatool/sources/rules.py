@@ -111,24 +111,24 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
             yield IMAGES(code, text, episode=episode, camera=name, **location)
 
 
-def each_once(
+def distinct_recordings(
     sources: Sequence[Path],
     find: Callable[[Path], Sequence[Path]],  # files or folders of recordings at a source, in order
     searched: str,
     findings: list[Finding],  # gets those that are given twice
 ) -> list[tuple[Path, Path]]:
     """(path, source) of the recordings of all sources, each once; DataError if one has none."""
-    places: dict[Path, tuple[Path, Path]] = {}
+    recordings: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
         paths = find(source)
         if not paths:
             raise no_episodes(source, searched)
         for path in paths:
-            if path.resolve() in places:
+            if path.resolve() in recordings:
                 message = f"{path} is given twice; read once"
                 findings.append(SOURCE("given_twice", message, path=str(path)))
-            places.setdefault(path.resolve(), (path, source))
-    return list(places.values())
+            recordings.setdefault(path.resolve(), (path, source))
+    return list(recordings.values())
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:

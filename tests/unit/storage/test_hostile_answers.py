@@ -13,7 +13,7 @@ import pytest
 from tests.builders.s3_server import CREDENTIALS
 from tests.builders.web_server import COMMIT, response, serving
 from vlatool.errors import DataError, EnvironmentProblem, StorageError
-from vlatool.storage import http, hub, s3, web_requests
+from vlatool.storage import http, hub, web_requests
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.remote_path import RemotePath
 
@@ -45,7 +45,6 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "0")
     monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.3)
     monkeypatch.setattr(web_requests, "_ERROR_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.3)
 
 
 def mutated(text: str, rng: random.Random) -> str:

@@ -21,7 +21,7 @@ from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
-from vlatool.sources.rules import SOURCE, each_once
+from vlatool.sources.rules import SOURCE, distinct_recordings
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, location
 
@@ -140,7 +140,7 @@ class Hdf5Reader(base.FormatReader):
         """Every group that is an episode, by file in natural order; reads names, no values."""
         findings: list[Finding] = []
         searched = f"files {', '.join(rules.SUFFIXES)}"
-        files = each_once(sources, _files, searched, findings)
+        files = distinct_recordings(sources, _files, searched, findings)
         self.source_findings = findings
         yield from self._refs(files)
 

@@ -19,7 +19,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
-from vlatool.sources.rules import SOURCE, each_once
+from vlatool.sources.rules import SOURCE, distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
@@ -101,7 +101,7 @@ class RldsReader(base.FormatReader):
         """Every record of the shards; reads the headers of records."""
         findings: list[Finding] = []
         searched = f"{_FEATURES} beside NAME-SPLIT.tfrecord files"
-        folders = each_once(sources, _folders, searched, findings)
+        folders = distinct_recordings(sources, _folders, searched, findings)
         refs = [
             ref
             for path, source in folders

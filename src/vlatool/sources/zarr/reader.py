@@ -30,7 +30,7 @@ from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
-from vlatool.sources.rules import SOURCE, each_once
+from vlatool.sources.rules import SOURCE, distinct_recordings
 from vlatool.sources.zarr.rules import ZARR, zarr_error
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
@@ -235,7 +235,7 @@ class ZarrReader(base.FormatReader):
         """All episodes of each store, in order."""
         findings: list[Finding] = []
         searched = "a folder or zip of Zarr with meta/episode_ends"
-        stores = each_once(sources, _stores, searched, findings)
+        stores = distinct_recordings(sources, _stores, searched, findings)
         used: dict[str, int] = {}
         for path, source in stores:
             buffer = self._open(path)
