@@ -163,7 +163,7 @@ class Hdf5Reader(base.FormatReader):
                     path=path,
                     source=str(source),
                     number=_number(name) if len(files) == 1 else None,
-                    extras={"group": group},
+                    extras={"name": group, "actions": layout.actions},
                 )
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -219,7 +219,7 @@ class Hdf5Reader(base.FormatReader):
                 action_fields=tuple(mapping.action_fields),
                 proprioception_fields=tuple(mapping.proprioception_fields),
                 findings=tuple(findings),
-                extras={"source_episode": f"{ref.path.name}:{ref.extras['group']}"},
+                extras={"source_episode": f"{ref.path.name}:{ref.extras['name']}"},
             )
 
     @staticmethod
@@ -232,7 +232,7 @@ class Hdf5Reader(base.FormatReader):
             return proposal(*rules.proposed(file))
 
     def _opened(self, ref: EpisodeRef) -> Any:
-        return rules.episode_at(ref.path, ref.extras["group"], self._mapping)
+        return rules.episode_at(ref.path, **ref.extras, mapping=self._mapping)
 
     def _facts(
         self, ref: EpisodeRef, group: Any, mapping: RecordingMapping

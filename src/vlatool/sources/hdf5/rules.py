@@ -6,10 +6,9 @@ Source: formats/hdf5 1. Legend of shapes: F frames, C dimensions of a field.
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -86,7 +85,7 @@ def readable(path: Path, place: str = "") -> Generator[None]:
         yield
     except DataError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
         raise _error(path, place, f"cannot be read: {error}", "unreadable") from error
 
 
@@ -113,7 +112,7 @@ class FileLayout:
 
     name: str
     groups: tuple[str, ...]  # of the episodes, in natural order
-    find: Callable[[Any], RecordingMapping]  # mapping of the group of an episode
+    actions: str = ""  # dataset of the actions in an episode; empty: a mapping names it
 
 
 def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLayout:
@@ -121,15 +120,15 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
     with readable(path):
         if mapping is not None:
             groups = list(_matching(file, PurePosixPath(mapping.episodes).parts))
-            return FileLayout("mapping", tuple(groups), lambda _: mapping)
+            return FileLayout("mapping", tuple(groups))
         data = _member(file, "data")
         demos = [] if data is None else sorted(_groups(data), key=natural_key)
         if data is not None and demos and "actions" in data[demos[0]]:
             groups = [f"data/{name}" for name in demos]
             name = _kind_of(data[demos[0]])
-            return FileLayout(name, tuple(groups), partial(_by_structure, "actions"))
+            return FileLayout(name, tuple(groups), "actions")
         if "action" in file and _member(file, "observations") is not None:
-            return FileLayout("ALOHA", ("/",), partial(_by_structure, "action"))
+            return FileLayout("ALOHA", ("/",), "action")
     raise _error(path, "", f"unknown layout: {_names(file)}", "unknown_layout")
 
 
@@ -416,16 +415,14 @@ def masked(file: Any, name: str, path: Path) -> frozenset[str]:
 
 @contextmanager
 def episode_at(
-    path: Path, name: str, mapping: RecordingMapping | None
+    path: Path, name: str, actions: str, mapping: RecordingMapping | None
 ) -> Iterator[tuple[Any, RecordingMapping, Contents]]:
     """The group of an episode, its mapping, and what that names."""
     with opened(path) as file, readable(path, name):
-        layout = layout_of(file, path, mapping) if mapping is None else None
         group = file if name == "/" else _member(file, name)
         if group is None:
             raise _error(path, name, "is missing", "missing_dataset")
-        parts = mapping if layout is None else layout.find(group)
-        assert parts is not None, "a layout or a mapping is given"
+        parts = mapping or _by_structure(actions, group)
         yield group, parts, contents_of(group, parts, path)
 
 
