@@ -110,6 +110,8 @@ def _policy(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
         if backbone["group_norm"]:  # the preset of Meta-World
             keys |= _WORLD_FIELDS
         return keys | {f"{_BACKBONE}.{key}": value for key, value in _KEYPOINTS.items()}
+    if backbone["type"] == "text_backbone":
+        return keys | {f"{_BACKBONE}.hidden_dim": 16}
     base = next(
         folder for word, folder in _BASES.items() if word in backbone["hf_pretrained"].lower()
     )
