@@ -4,6 +4,7 @@ Formats that are containers, with a layout of each lab, read such a YAML file. A
 relative to the episode, or from the root with a `/` before it; `PATH@NAME` is an attribute.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,8 +87,6 @@ def proposal(mapping: RecordingMapping, notes: Mapping[str, str]) -> str:
 
 
 def _flow(value: object) -> str:
-    import json
-
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False)

@@ -131,6 +131,12 @@ def distinct_recordings(
     return list(recordings.values())
 
 
+def no_instruction(ref: EpisodeRef) -> Finding:
+    """Finding for an episode of a format whose reader has the key `instruction`."""
+    message = f"{ref.id}: no instruction; give one with --instruction"
+    return SOURCE("no_language", message, episode=ref.id)
+
+
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
     """Findings for episodes that were renamed because their name was taken."""
     ids = {ref.id for ref in refs}

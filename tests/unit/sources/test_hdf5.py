@@ -144,6 +144,13 @@ def test_a_mapping_names_the_parts_of_any_layout(tmp_path: Path) -> None:
     assert episode.cameras["side"].size == (6, 6)
 
 
+def test_a_reference_from_the_root_is_followed_to_the_pixels(tmp_path: Path) -> None:
+    path = own_layout(tmp_path)
+    (tmp_path / "root.yaml").write_text("episodes: runs/*\ncameras: {front: {path: /runs/r1/rgb}}")
+    camera = read(path, 1, mapping=str(tmp_path / "root.yaml")).cameras["front"]
+    np.testing.assert_array_equal(camera.read([4])[0], hdf5.image(4)[..., ::-1])
+
+
 def test_options_come_before_what_is_stored(tmp_path: Path) -> None:
     path = own_layout(tmp_path)
     options = {"fps": 5, "instruction": "wave", "mapping": str(tmp_path / "mapping.yaml")}

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from tests.builders import hdf5
+from tests.builders.s3_server import Proxy, S3Server
 from vlatool.artifacts.tfrecord import example, masked_crc, parse_example, record
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.sources.rlds.reader import RldsConfig, RldsReader
+from vlatool.storage.uri import location
 from vlatool.testing import check_reader
 from vlatool.workflows.sample import SampleConfig, sample
 
@@ -211,3 +213,18 @@ def test_checksums_and_lists_are_those_of_the_format() -> None:
     parsed = parse_example(memoryview(example({"a": values, "b": [b"x", b""]})))
     np.testing.assert_array_equal(parsed["a"], values)
     assert [bytes(row) for row in parsed["b"]] == [b"x", b""]
+
+
+def test_a_remote_record_is_one_request(
+    s3: S3Server, s3_bucket: str, s3_proxy: Proxy, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "toy", {}, {})
+    for path in folder.iterdir():
+        s3.client().upload_file(str(path), s3_bucket, f"toy/{path.name}")
+    reader = RldsReader(RldsConfig())
+    refs = list(reader.discover([location(f"s3://{s3_bucket}/toy")]))
+    assert reader.read(refs[0]).num_frames == STEPS
+    s3_proxy.faults.requests.clear()
+    remote = reader.read(refs[1])
+    np.testing.assert_array_equal(remote.lowdim["count"], read(folder, 1).lowdim["count"])
+    assert len(s3_proxy.faults.requests) == 1

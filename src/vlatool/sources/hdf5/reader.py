@@ -21,7 +21,7 @@ from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
-from vlatool.sources.rules import SOURCE, distinct_recordings
+from vlatool.sources.rules import distinct_recordings, no_instruction
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, location
 
@@ -202,8 +202,7 @@ class Hdf5Reader(base.FormatReader):
                 names = ", ".join(ignored)
                 findings.append(rules.HDF5("ignored", f"{ref.id}: left out: {names}"))
             if not instruction:
-                message = f"{ref.id}: no instruction; give one with --instruction"
-                findings.append(SOURCE("no_language", message, episode=ref.id))
+                findings.append(no_instruction(ref))
             return Episode(
                 id=ref.id,
                 task=task,
@@ -211,7 +210,7 @@ class Hdf5Reader(base.FormatReader):
                 num_frames=contents.num_frames,
                 cameras=self._cameras(ref, group, mapping, contents),
                 lowdim={
-                    name: rules.columns(name, dataset, ref.path)
+                    name: rules.columns(dataset, ref.path)
                     for name, dataset in contents.fields.items()
                 },
                 language={"original": [instruction]} if instruction else {},
@@ -238,7 +237,7 @@ class Hdf5Reader(base.FormatReader):
         self, ref: EpisodeRef, group: Any, mapping: RecordingMapping
     ) -> tuple[float, str, str]:
         """(frames per second or 0, instruction, task); options come before what is stored."""
-        fps, instruction, task = rules.stored_facts(group.file, ref.path)
+        fps, instruction, task = rules.stored_facts(group.file)
         if mapping.fps:
             fps = float(rules.value_at(group, mapping.fps, ref.path))
         if mapping.instruction:
@@ -260,10 +259,9 @@ class Hdf5Reader(base.FormatReader):
         cameras: dict[str, FrameSource] = {}
         for name, camera in mapping.cameras.items():
             if camera.path:
-                kind, (height, width) = contents.images[name]
-                place = ref.path, f"{group.name.rstrip('/')}/{camera.path}"
+                dataset, kind, (height, width) = contents.images[name]
                 shape = contents.num_frames, height, width
-                cameras[name] = Hdf5Images(place, kind, shape, bgr=camera.bgr)
+                cameras[name] = Hdf5Images((ref.path, dataset), kind, shape, bgr=camera.bgr)
                 continue
             episode = group.name.rpartition("/")[2]
             file = camera.video.format(stem=ref.path.stem, episode=episode)

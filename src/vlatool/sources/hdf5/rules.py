@@ -259,7 +259,8 @@ class Contents:
     """Datasets that a mapping names in an episode."""
 
     num_frames: int
-    images: dict[str, tuple[Kind, tuple[int, int]]] = field(default_factory=dict)  # (height, width)
+    # camera to (path of its dataset in the file, kind, (height, width))
+    images: dict[str, tuple[str, Kind, tuple[int, int]]] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)  # datasets [F, ...]
 
 
@@ -291,7 +292,7 @@ def contents_of(group: Any, mapping: RecordingMapping, path: Path) -> Contents:
     if not count:
         raise _error(path, place, "has no frames", "empty_episode")
     _check_fields(datasets, path)
-    sizes = {name: _image_size(name, dataset, path) for name, dataset in images.items()}
+    sizes = {name: _image_facts(name, dataset, path) for name, dataset in images.items()}
     return Contents(count, sizes, datasets)
 
 
@@ -306,7 +307,7 @@ def _check_fields(datasets: Mapping[str, Any], path: Path) -> None:
             raise _error(path, dataset.name, reason, "too_large", field=name)
 
 
-def _image_size(name: str, dataset: Any, path: Path) -> tuple[Kind, tuple[int, int]]:
+def _image_facts(name: str, dataset: Any, path: Path) -> tuple[str, Kind, tuple[int, int]]:
     from vlatool.artifacts.images import image_info
 
     kind = kind_of(dataset)
@@ -324,7 +325,7 @@ def _image_size(name: str, dataset: Any, path: Path) -> tuple[Kind, tuple[int, i
     if math.prod(size) > _MOST_PIXELS or not math.prod(size):
         reason = f"images of {size[1]} x {size[0]} pixels"
         raise _error(path, dataset.name, reason, "too_large", camera=name)
-    return kind, size
+    return dataset.name, kind, size
 
 
 def dataset_at(group: Any, reference: str, path: Path) -> Any:
@@ -355,14 +356,14 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def columns(name: str, dataset: Any, path: Path) -> Array:
+def columns(dataset: Any, path: Path) -> Array:
     """The rows of a field [F, C]."""
     with readable(path, dataset.name):
         values: Array = dataset[()]
     return values.reshape(len(values), -1)
 
 
-def stored_facts(file: Any, path: Path) -> tuple[float | None, str, str]:
+def stored_facts(file: Any) -> tuple[float | None, str, str]:
     """(frames per second, instruction, task) of the attributes of robomimic that are there."""
     data = _member(file, "data")
     if data is None:

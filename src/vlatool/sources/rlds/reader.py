@@ -19,7 +19,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
-from vlatool.sources.rules import SOURCE, distinct_recordings
+from vlatool.sources.rules import distinct_recordings, no_instruction
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
@@ -196,8 +196,7 @@ class RldsReader(base.FormatReader):
             return self.config.instruction, []
         sentences = [text for text in dict.fromkeys(episode.sentences()) if text]
         if not sentences:
-            message = f"{ref.id}: no instruction; give one with --instruction"
-            return "", [SOURCE("no_language", message, episode=ref.id)]
+            return "", [no_instruction(ref)]
         if len(sentences) > 1:
             message = f"{ref.id}: {len(sentences)} instructions, of which the first is used"
             return sentences[0], [RLDS("changing_instruction", message, episode=ref.id)]

@@ -30,7 +30,7 @@ from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
-from vlatool.sources.rules import SOURCE, distinct_recordings
+from vlatool.sources.rules import distinct_recordings, no_instruction
 from vlatool.sources.zarr.rules import ZARR, zarr_error
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
@@ -302,8 +302,7 @@ class ZarrReader(base.FormatReader):
             names = ", ".join(buffer.ignored)
             findings.append(ZARR("ignored", f"{ref.id}: left out: {names}"))
         if not instruction:
-            message = f"{ref.id}: no instruction; give one with --instruction"
-            findings.append(SOURCE("no_language", message, episode=ref.id))
+            findings.append(no_instruction(ref))
         return Episode(
             id=ref.id,
             task=instruction,
