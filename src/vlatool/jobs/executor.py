@@ -95,8 +95,9 @@ class ProcessExecutor:
 
     def __exit__(self, *exc: object) -> None:
         if self._pool is not None:
-            _stop(self._pool)
-            self._pool = None
+            with signals_blocked(signal.SIGINT):  # a worker that is left would hold up the end
+                _stop(self._pool)
+                self._pool = None
 
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]

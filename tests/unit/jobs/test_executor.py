@@ -140,6 +140,33 @@ def test_driver_ends_when_workers_are_stopped_while_they_send(tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (0, "left\n")
 
 
+INTERRUPTED_AT_ITS_END = """
+import multiprocessing, signal, sys
+from vlatool.jobs.executor import ProcessExecutor
+
+def interrupt(event, arguments):
+    if event == "os.kill" and not sent:
+        sent.append(event)
+        signal.raise_signal(signal.SIGINT)
+
+sent = []
+if __name__ == "__main__":
+    sys.addaudithook(interrupt)
+    try:
+        with ProcessExecutor(2) as executor:
+            list(executor.map(abs, range(4)))
+    except KeyboardInterrupt:
+        print(sent, multiprocessing.active_children())
+"""
+
+
+def test_ctrl_c_while_workers_are_stopped_leaves_none(tmp_path: Path) -> None:
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED_AT_ITS_END)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "['os.kill'] []\n", done.stderr
+
+
 def test_signal_to_another_thread_is_handled_after_the_block() -> None:
     reached: list[bool] = []
 

@@ -102,7 +102,7 @@ def test_frames_are_exact_where_a_clip_does_not_start_with_a_keyframe(tmp_path: 
     frames = sum(LENGTHS)
     write_video(root / video_file(FRONT), frames, g="250", bf="3")
     whole = lerobot_dataset(tmp_path / "whole/set", [frames])
-    write_video(whole / f"videos/chunk-000/{FRONT}/episode_000000.mp4", frames, g="250", bf="3")
+    shutil.copy(root / video_file(FRONT), whole / f"videos/chunk-000/{FRONT}/episode_000000.mp4")
     images = facts(read_all(whole)[0])["images"][FRONT]
     start = 0
     for before, episode in zip(expected, read_all(root), strict=True):
