@@ -14,6 +14,7 @@ from typing import Any
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.encoding import encoded, image_tree, write_tokenizer
 from tests.builders.images import image_shards, window_tree
+from tests.builders.lerobot import lerobot_dataset
 from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
@@ -38,6 +39,7 @@ from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
 from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.repair import RepairConfig, repair
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout
 from vlatool.workflows.sample import SampleConfig, sample
@@ -51,6 +53,7 @@ from vlatool.world.registration import ENVIRONMENT
 Result = Mapping[str, Any]
 _CHUNK = 1024  # bytes of a download
 _TASK = "PutKiwiOnSaucer"
+_DAMAGED_VIDEO = "videos/chunk-000/observation.images.front/episode_000001.mp4"
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 
 
@@ -98,6 +101,8 @@ def make_inputs(folder: Path) -> None:
     for index in range(3):
         (repository / f"{index}.bin").write_bytes(bytes([index]) * (1 + index * _CHUNK))
     _write_raw_task(folder / "hub/lab/raw")
+    video = lerobot_dataset(folder / "damaged", (6, 4)) / _DAMAGED_VIDEO
+    video.write_bytes(video.read_bytes().partition(b"moov")[0])
 
 
 def _write_raw_task(folder: Path) -> None:
@@ -248,6 +253,11 @@ def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
 
 
+def _repair(workspace: Workspace) -> None:
+    source = str(workspace.inputs / "damaged")
+    repair(RepairConfig(source=source, output=str(workspace.out), workers=1))
+
+
 def _images(workspace: Workspace, **options: Any) -> None:
     image_shards(workspace.inputs / "pictures", workspace.out, val_ratio=0.5, **options)
 
@@ -378,6 +388,7 @@ COMMANDS = (
     _in_s3(Command("preprocess to a LeRobot set in S3", _lerobot)),
     Command("preprocess images", _images),
     _overwriting("preprocess images", _images, image_format="jpeg"),
+    Command("repair", _repair),
     Command("split", _split, _images),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, partial(_merge, compact=True)),

@@ -47,6 +47,7 @@ FOLDER_IMPORTS = {
     ("artifacts/experiment", "artifacts/shards"),
     ("artifacts/experiment", "artifacts/stats"),
     ("artifacts/run", "artifacts/experiment"),
+    ("artifacts/salvage", "artifacts/lerobot"),  # columns by the features of a set
     ("artifacts/run", "artifacts/shards"),
     ("artifacts/run", "artifacts/stats"),
     ("artifacts/samples", "artifacts/codes"),

@@ -112,7 +112,7 @@ def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
         kind = _kind(stream)
         buffer = io.BytesIO()
         try:
-            with _Writer(buffer, stream, rate, delay) as writer:
+            with ClipWriter(buffer, stream, rate, delay) as writer:
                 writer.write(packets)
         except (av.error.FFmpegError, ValueError):
             return None
@@ -125,7 +125,7 @@ def join_clips(paths: Sequence[Path], rate: Fraction, file: IO[bytes], delay: in
     """
     with _opened(paths[0]) as first:
         template = first.streams.video[0]
-        with _Writer(file, template, rate, delay) as writer:
+        with ClipWriter(file, template, rate, delay) as writer:
             for path in paths:
                 with _opened(path) as source:
                     writer.write(_data_packets(source, source.streams.video[0]))
@@ -137,7 +137,7 @@ def encoded_clip(data: bytes) -> EncodedClip:
         return EncodedClip(data, _kind(container.streams.video[0]))
 
 
-class _Writer:
+class ClipWriter:
     """An mp4 file to which packets are copied; a context manager."""
 
     def __init__(self, file: IO[bytes], template: VideoStream, rate: Fraction, delay: int) -> None:
@@ -147,7 +147,7 @@ class _Writer:
         self._stream.time_base = self._tick
         self._delay, self._frames = delay, 0
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> "ClipWriter":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -295,6 +295,19 @@ COMMANDS: dict[str, Command] = {
         details="Packed samples are samples stored as arrays.",
         options=("output", "layout", "absolute", "workers", "on_error", "overwrite", "dry_run"),
     ),
+    "repair": Command(
+        "Copy recordings; of damaged files what is whole.",
+        "vlatool.workflows.repair:repair",
+        "vlatool.workflows.repair:RepairConfig",
+        {"source": "SOURCE"},
+        (
+            "vlatool repair recordings --output healthy",
+            "vlatool repair data/demos.hdf5 --output healthy --dry-run",
+        ),
+        details="Parquet without a footer, HDF5 that was not closed, MCAP without a summary, mp4 "
+        "that is cut off.",
+        options=("output", "workers", "on_error", "overwrite", "dry_run"),
+    ),
     "compose": Command(
         "Write weights that a future_vla model starts from.",
         "vlatool.workflows.compose:compose",

@@ -198,7 +198,7 @@ def decode_error(path: Path, frame: int | None, reason: str) -> DataError:
     location = f"{path}" if frame is None else f"{path}: frame {frame}"
     return DataError(
         f"{location} cannot be decoded: {reason}",
-        hint="the video is damaged or incomplete; download or record it again",
+        hint="download or record the video again, or save what is whole: vlatool repair",
         code="data.video_unreadable",
         details={"path": str(path), "frame": frame},
     )

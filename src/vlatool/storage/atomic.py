@@ -57,7 +57,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         with open_upload(path.address) as file:
             yield file
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = _partial_of(path)
     is_renamed = False
     try:
         with as_storage_error(path), crash_point("create", path):
@@ -79,6 +79,29 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         if not is_renamed:
             with suppress(OSError):  # the folder may be missing; the error above is raised
                 partial.unlink()
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Generator[Path]:
+    """Path for a library that writes a local file, which is renamed to `path` if the block ends
+    normally, else removed.
+    """
+    partial = _partial_of(path)
+    try:
+        with as_storage_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with as_storage_error(path):
+            sync_path(partial)
+            with crash_point("rename", path):
+                partial.replace(path)
+            sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _created(partial: Path, path: Path) -> "GuardedFile":

@@ -434,8 +434,8 @@ def _is_list(dtype: pa.DataType) -> bool:
 def _damaged_error(path: Path, episode: str, reason: str) -> DataError:
     return DataError(
         f"{episode}: {path} cannot be read as parquet: {reason}",
-        hint="the file is damaged or truncated; download it again, or exclude the episode with "
-        "--exclude",
+        hint="download the file again, exclude the episode with --exclude, or save what is whole: "
+        "vlatool repair",
         code="data.bad_parquet",
         details={"path": str(path)},
     )

@@ -28,7 +28,9 @@ HDF5 = FindingCodes(
     "hdf5",
     {
         "unreadable": FindingCode(
-            "error", "A file, a group or a dataset is damaged, truncated or was not closed.", _AGAIN
+            "error",
+            "A file, a group or a dataset is damaged, truncated or was not closed.",
+            f"{_AGAIN}, or save what is whole: vlatool repair",
         ),
         "unknown_layout": FindingCode(
             "error",
