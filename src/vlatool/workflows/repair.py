@@ -12,7 +12,6 @@ from vlatool.artifacts.samples.format import is_inside
 from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.findings import FindingCode, FindingCodes
 from vlatool.jobs import command
 from vlatool.jobs.files import FOLDER, FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
@@ -23,15 +22,6 @@ from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import atomic_path, copy_file
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import is_remote, location
-
-REPAIR = FindingCodes(
-    "repair",
-    {
-        "cut": FindingCode(
-            "warning", "A damaged file is in the copy as far as it is whole.", "check the episode"
-        ),
-    },
-)
 
 # Modules with `is_whole` and `salvage`, by suffix.
 _CONTAINERS = {
@@ -216,11 +206,9 @@ class _Repair:
                 code="data.nothing_whole",
             ) from error
         lost = [part.replace(f"{file.path}", file.name) for part in salvaged.lost]
-        message = f"{file.path}: {salvaged.content} are whole; lost: {'; '.join(lost)}"
         return Receipt(
             file.name,
             counts={"damaged": 1},
             files=(file_entry(self.output, file.name),),
-            findings=(REPAIR("cut", message, path=str(file.path)),),
             facts={"file": file.name, "content": salvaged.content, "lost": lost},
         )
