@@ -2,10 +2,10 @@
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from vlatool.episode import Array
@@ -58,56 +58,9 @@ def read_record(span: ByteRange) -> memoryview:
     return content
 
 
-_POLYNOMIAL = 0x82F63B78  # of CRC-32C, reversed
-_LANES = 4096
-
-
-@cache
-def _table() -> Array:
-    rows = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        rows = np.where(rows & 1, (rows >> 1) ^ np.uint32(_POLYNOMIAL), rows >> 1)
-    return rows
-
-
-@cache
-def _after_zeros(count: int) -> tuple[int, ...]:
-    """Each bit of a checksum after `count` zero bytes."""
-    table, bits = _table(), 1 << np.arange(32, dtype=np.uint64)
-    if count == 1:
-        rows = bits.astype(np.uint32)
-        return tuple(((rows >> 8) ^ table[rows & 255]).tolist())
-    half = _after_zeros(count // 2)
-    twice = [_applied(half, value) for value in half]
-    return tuple(_applied(_after_zeros(1), value) for value in twice) if count % 2 else tuple(twice)
-
-
-def _applied(matrix: Sequence[int], value: int) -> int:
-    result = 0
-    for bit in range(32):
-        if value >> bit & 1:
-            result ^= matrix[bit]
-    return result
-
-
 def masked_crc(data: Any) -> int:
-    """Masked CRC-32C; long data are divided into lanes of equal length, computed together."""
-    values, table = np.frombuffer(data, np.uint8), _table()
-    length = len(values) // _LANES
-    crc = 0xFFFFFFFF
-    if length:
-        lanes = values[: length * _LANES].reshape(_LANES, length)
-        states = np.zeros(_LANES, np.uint32)
-        states[0] = crc
-        for column in np.ascontiguousarray(lanes.T):
-            states = (states >> 8) ^ table[(states ^ column) & 255]
-        crc, shift = 0, _after_zeros(length)
-        for state in states.tolist():
-            crc = _applied(shift, crc) ^ state
-    entries = table.tolist()
-    for value in values[length * _LANES :].tolist():
-        crc = (crc >> 8) ^ entries[(crc ^ value) & 255]
-    crc ^= 0xFFFFFFFF
+    """Masked CRC-32C."""
+    crc = google_crc32c.value(bytes(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

@@ -207,8 +207,6 @@ def test_missing_shards_and_records_are_findings(tmp_path: Path) -> None:
 def test_checksums_and_lists_are_those_of_the_format() -> None:
     # Source: RFC 3720, appendix B.4: 32 zero bytes have the CRC 8a9136aa.
     assert masked_crc(bytes(32)) == ((0x8A9136AA >> 15 | 0x8A9136AA << 17) + 0xA282EAD8) % 2**32
-    long = np.random.default_rng(0).integers(0, 256, 20_001, np.uint8).tobytes()
-    assert masked_crc(long) != masked_crc(long[:-1] + bytes([long[-1] ^ 1]))
     values = np.array([0, 127, 128, -5, 2**62])
     parsed = parse_example(memoryview(example({"a": values, "b": [b"x", b""]})))
     np.testing.assert_array_equal(parsed["a"], values)
