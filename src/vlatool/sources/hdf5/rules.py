@@ -167,8 +167,11 @@ def _member(group: Any, path: str) -> Any:
     h5py = installed("h5py")
 
     for name in path.strip("/").split("/"):
-        link = group.get(name, getlink=True) if name in group.keys() else None  # noqa: SIM118
-        if not isinstance(link, h5py.HardLink):
+        links = group.id.links if isinstance(group, h5py.Group) else None
+        key = name.encode("utf-8", "surrogateescape")
+        if not key or links is None or not links.exists(key):
+            return None
+        if links.get_info(key).type != h5py.h5l.TYPE_HARD:
             return None
         group = group[name]
     return group
