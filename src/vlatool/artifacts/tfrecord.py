@@ -14,6 +14,7 @@ from vlatool.storage.byte_ranges import ByteRange, open_file, read_byte_range
 _HEADER = struct.Struct("<QI")
 _FOOTER = 4  # bytes of the checksum behind a record
 _LARGEST_RECORD = 2**30
+_SUMMED_AT_ONCE = 2**20  # bytes
 
 # Lists of bytes, float32 or int64.
 Value = Sequence[bytes] | Sequence[memoryview] | Array
@@ -60,7 +61,9 @@ def read_record(span: ByteRange) -> memoryview:
 
 def masked_crc(data: Any) -> int:
     """Masked CRC-32C."""
-    crc = google_crc32c.value(bytes(data))
+    crc = 0
+    for start in range(0, len(data), _SUMMED_AT_ONCE):  # the library takes bytes only
+        crc = google_crc32c.extend(crc, bytes(data[start : start + _SUMMED_AT_ONCE]))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

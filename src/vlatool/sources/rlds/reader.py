@@ -46,7 +46,7 @@ class RldsConfig(ConfigModel):
 class StepImages(FrameSource):
     """Encoded images of the steps of an episode, in memory."""
 
-    def __init__(self, place: str, files: Sequence[bytes]) -> None:
+    def __init__(self, place: str, files: Sequence[memoryview]) -> None:
         self._place, self._files = place, files
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class StepImages(FrameSource):
     def size(self) -> tuple[int, int]:
         """(height, width) of the first image, in pixels."""
         try:
-            return image_info(self._files[0]).size
+            return image_info(self.encoded(0)).size
         except ValueError as error:
             raise self._error(0, str(error)) from error
 
@@ -65,7 +65,7 @@ class StepImages(FrameSource):
         images = np.empty((len(indices), *self.size, 3), np.uint8)
         for position, index in enumerate(indices):
             try:
-                image = decode_rgb(self._files[index])
+                image = decode_rgb(self.encoded(index))
             except ValueError as error:
                 raise self._error(index, str(error)) from error
             if image.shape != images.shape[1:]:
@@ -76,7 +76,7 @@ class StepImages(FrameSource):
 
     def encoded(self, index: int) -> bytes:
         """The stored JPEG or PNG."""
-        return self._files[index]
+        return bytes(self._files[index])
 
     def _error(self, index: int, reason: str) -> DataError:
         return DataError(
@@ -253,7 +253,8 @@ class _Steps:
         for feature in self._features:
             if feature.kind == "image" and feature.shape[-1:] in ((3,), ()):
                 place = f"{self._ref.path}: {self._ref.id}: {feature.name}"
-                files = [bytes(row) for row in self._parsed[feature.name]]
+                rows = self._parsed[feature.name]
+                files = rows if isinstance(rows, list) else []
                 cameras[feature.name.rpartition("/")[2]] = StepImages(place, files)
         return cameras
 
