@@ -52,7 +52,16 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
 
 def _errors() -> tuple[type[Exception], ...]:
     own = (installed("mcap.exceptions").McapError, installed("zstandard").ZstdError)
-    return (*own, ValueError, LookupError, struct.error, RuntimeError, EOFError, MemoryError)
+    return (
+        *own,
+        ValueError,
+        LookupError,
+        struct.error,
+        RuntimeError,
+        EOFError,
+        MemoryError,
+        OverflowError,
+    )
 
 
 def _text(error: Exception) -> str:

@@ -51,6 +51,8 @@ def _packets(path: Path) -> tuple[int, int, int, Fraction]:
     """Numbers of whole packets, of packets, and of frames by the index; frames per second."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
+        if getattr(stream, "codec_context", None) is None:
+            raise ValueError("its codec is unknown")
         packets = [packet.is_corrupt for packet in container.demux(stream) if packet.size]
         rate = stream.average_rate or Fraction(30)
         return packets.count(False), len(packets), stream.frames, rate
