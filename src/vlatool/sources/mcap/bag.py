@@ -173,8 +173,8 @@ def _by_summary(path: Path, size: int) -> BagFile | None:
     except (ValueError, LookupError, struct.error, installed("mcap.exceptions").McapError):
         return None
     file.segments.sort()
-    is_whole = file.channels.keys() >= file.counts.keys() and (file.segments or not file.counts)
-    return file if is_whole else None
+    is_whole = file.channels.keys() >= file.counts.keys()
+    return file if is_whole and bool(file.segments) == bool(file.counts) else None
 
 
 def _by_scan(path: Path, size: int) -> BagFile:

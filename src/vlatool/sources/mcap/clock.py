@@ -18,7 +18,8 @@ _GAP = 4.0  # times the median interval of a topic
 class Track:
     """Values of a topic; `value(message, position)` is None for messages that are left out."""
 
-    def __init__(self, value: Callable[[Any, tuple[int, ...]], Any]) -> None:
+    def __init__(self, topic: str, value: Callable[[Any, tuple[int, ...]], Any]) -> None:
+        self.topic = topic
         self._value = value
         self._times = array("q")
         self.values: list[Any] = []
@@ -60,7 +61,7 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     """Rows from the time at which all tracks have a value to that at which one of them ends.
 
     A track ends one of its intervals, or `max_age` seconds, after its last value; a track of one
-    value does not end. Without `fps`, rows are at the values of the first track.
+    value does not end. Without `fps`, rows are at the values of the longest track.
     """
     times = {name: track.times for name, track in tracks.items()}
     first, start = (pick(int(t[0]) for t in times.values()) for pick in (min, max))
@@ -69,7 +70,7 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     if max_age is not None:
         ages = dict.fromkeys(times, max_age * 1e9)
     stop = min((times[name][-1] + age for name, age in ages.items()), default=np.inf)
-    clock, slack = next(iter(times.values())), 0.0
+    clock, slack = max(times.values(), key=len), 0.0
     if fps is not None:
         slack = _TOLERANCE * 1e9 / fps
         count = int((last - start) * fps / 1e9 + _TOLERANCE) + 1
@@ -91,4 +92,4 @@ def timing(track: Track, taken: Array) -> tuple[str, str]:
     is_gap = seconds > _GAP * median
     jitter = float(np.std(seconds[~is_gap])) * 1000
     gaps = f"{is_gap.sum()} gaps, the longest {seconds.max():.3g} s" if is_gap.any() else ""
-    return f"{text}, every {median * 1000:.4g} ms, jitter {jitter:.3g} ms", gaps
+    return f"{text}, every {median * 1000:.4g} ms, jitter {jitter:.1f} ms", gaps

@@ -11,11 +11,10 @@ from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.episode import Array, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.sources.mcap.bag import Bag, BagChannel, TopicReader
-from vlatool.sources.mcap.messages import decoded, image_kind
+from vlatool.sources.mcap.messages import decoded, image_kind, is_encoded
 from vlatool.sources.mcap.rules import mcap_error
 
 _MOST_PIXELS = 2**26
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG")
 # Encoding to bytes per pixel, and which of them are red, green and blue.
 _COLORS = {
     "rgb8": (3, [0, 1, 2]),
@@ -85,8 +84,8 @@ class BagImages(FrameSource):
         """The stored JPEG or PNG; None for others, and where colors are swapped."""
         if self._kind != "file" or self._use != "rgb":
             return None
-        data = bytes(self._message(int(self._frames[index])).data)
-        return data if data.startswith(_STARTS) else None
+        data = self._message(int(self._frames[index])).data
+        return bytes(data) if is_encoded(data) else None
 
     def _message(self, number: int) -> Any:
         data = self._reader.read(self._messages[number][:6])

@@ -38,6 +38,11 @@ def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
     return _IMAGES.get(name) if package in _IMAGE_PACKAGES else None
 
 
+def is_encoded(data: Any) -> bool:
+    """True if the bytes of an image are JPEG or PNG."""
+    return bytes(data[:4]).startswith((b"\xff\xd8\xff", b"\x89PNG"))
+
+
 def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
     """Topic to the kind of its messages, or to the error if they cannot be decoded."""
     kinds: dict[str, dict[BagChannel, None]] = {}

@@ -68,7 +68,7 @@ class _Tracks:
         self.rows: dict[str, clock.Track] = {}  # by key of the mapping: `cameras.front`, ...
         self.fields: dict[str, FieldValues] = {}
         self.channels: dict[str, BagChannel] = {}  # of the images
-        self.texts = clock.Track(lambda message, position: message)
+        self.texts = clock.Track("", _position)
         self.taking: dict[str, list[clock.Track]] = {}  # by topic
         self._read: set[str] = set()  # topics of which more than positions is needed
         images = {f"cameras.{n}": c.path or c.video for n, c in mapping.cameras.items()}
@@ -91,7 +91,7 @@ class _Tracks:
             self.texts = self._add("", channel, partial(self._text, channel, member or "data"))
 
     def _add(self, key: str, channel: BagChannel, value: Any) -> clock.Track:
-        track = clock.Track(value)
+        track = clock.Track(channel.topic, value)
         self.taking.setdefault(channel.topic, []).append(track)
         if value is not _position:
             self._read.add(channel.topic)
@@ -314,17 +314,20 @@ class McapReader(base.FormatReader):
         self, ref: EpisodeRef, tracks: _Tracks, fps: float | None, findings: list[Finding]
     ) -> clock.Rows:
         """Rows of an episode; `findings` gets the counts of each topic."""
+        damages = "".join(f"; {finding.message}" for finding in findings[:1])
         for key, track in tracks.rows.items():
             if not track.values:
-                reason = f"no message; {track.skipped} left out"
+                reason = f"no message, {track.skipped} left out{damages}"
                 raise mcap_error(ref.path, f"{ref.id}: {key}", reason, "missing_topic")
         late = {key: track.sort() for key, track in tracks.rows.items()}
         max_age = self.config.max_age_s
         rows = clock.make_rows(tracks.rows, fps, max_age) if late else None
         if rows is None or not len(rows.times):
-            reason = "no time at which each topic has a value"
-            raise mcap_error(ref.path, ref.id, reason, "empty_episode")
-        counts: list[str] = []
+            reason = (
+                "no time with a value of each topic" if late else "no topic of images or numbers"
+            )
+            raise mcap_error(ref.path, ref.id, f"{reason}{damages}", "empty_episode")
+        counts: dict[str, str] = {}
         for key, track in tracks.rows.items():
             place = f"{ref.id}: {key}"
             if max_age is not None and (old := rows.ages[key] > max_age * 1e9).any():
@@ -332,15 +335,18 @@ class McapReader(base.FormatReader):
                 reason = f"the value in row {row} is {rows.ages[key][row] / 1e9:.3g} s old"
                 raise mcap_error(ref.path, place, reason, "stale_value", frame=row)
             text, gaps = clock.timing(track, rows.taken[key])
-            counts.append(f"{key}: {text}")
-            for code, problem in (
-                ("gaps", gaps),
-                ("out_of_order", f"{late[key]} messages" * bool(late[key])),
-                ("skipped", f"{track.skipped} messages" * bool(track.skipped)),
-            ):
+            problems = {
+                "gaps": gaps,
+                "out_of_order": f"{late[key]} messages" * bool(late[key]),
+                "skipped": f"{track.skipped} messages" * bool(track.skipped),
+            }
+            for code, problem in problems.items() if track.topic not in counts else ():
                 if problem:
-                    findings.append(MCAP(code, f"{place}: {problem}", episode=ref.id))
-        findings.append(MCAP("clock", f"{ref.id}: {'; '.join(counts)}", episode=ref.id))
+                    message = f"{ref.id}: {track.topic}: {problem}"
+                    findings.append(MCAP(code, message, episode=ref.id, field=key))
+            counts.setdefault(track.topic, text)
+        text = "; ".join(f"{topic}: {text}" for topic, text in counts.items())
+        findings.append(MCAP("clock", f"{ref.id}: {text}", episode=ref.id))
         if any(rows.dropped):
             text = f"{ref.id}: {rows.dropped[0]} at the start, {rows.dropped[1]} at the end"
             findings.append(MCAP("rows_dropped", text, episode=ref.id))

@@ -23,6 +23,7 @@ from vlatool.sources.mcap.messages import (
     channels_of,
     decoded,
     image_kind,
+    is_encoded,
     joints_of,
     member_at,
     numbers_of,
@@ -157,7 +158,9 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
         note = f"{stored.channel.type}, {topics.counts[topic]} messages"
         if getattr(message, "encoding", "") == "16UC1":
             depth[_camera_name(topic, depth)] = topic
-        elif image_kind(stored.channel):
+        elif (kind := image_kind(stored.channel)) == "file" and not is_encoded(message.data):
+            continue  # neither an image nor numbers
+        elif kind:
             name = _camera_name(topic, cameras)
             cameras[name], notes[f"cameras.{name}"] = CameraMapping(path=topic), note
         elif stored.channel.type == TEXT:
