@@ -27,16 +27,8 @@ _MAGIC = b"\x89MCAP0\r\n"
 _HEAD = struct.Struct("<BQ")  # opcode and length of a record
 _CHUNK = struct.Struct("<QQQII")  # start, end, size, CRC, length of the name of the compression
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
-_FOOTER, _SCHEMA, _CHANNEL, _MESSAGES, _CHUNKS, _ATTACHMENT, _RECORD, _END = (
-    2,
-    3,
-    4,
-    5,
-    6,
-    9,
-    12,
-    15,
-)
+_SCHEMA, _CHANNEL, _MESSAGES, _CHUNKS, _ATTACHMENT, _RECORD = 3, 4, 5, 6, 9, 12  # opcodes
+_ENDS = (2, 15)
 _READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
 _TAIL = 37  # bytes of the footer and the magic
 _LARGEST = 2**28  # bytes of a chunk or a message
@@ -47,9 +39,9 @@ class BagChannel(NamedTuple):
     """Kind of the messages of a topic."""
 
     topic: str
-    type: str  # as `sensor_msgs/msg/JointState` or `foxglove.RawImage`
     encoding: str  # of messages: `cdr`, `ros1`, `protobuf`, ...
-    schema_encoding: str  # `ros2msg`, `ros1msg`, `ros2idl`, `protobuf`, ...
+    type: str  # as `sensor_msgs/msg/JointState` or `foxglove.RawImage`
+    schema_encoding: str  # `ros2idl`, or any other name
     schema: bytes
 
 
@@ -92,7 +84,7 @@ class BagFile:
     metadata: dict[str, str] = field(default_factory=dict[str, str])  # `NAME@KEY` to value
     attachments: list[str] = field(default_factory=list[str])
     findings: list[Finding] = field(default_factory=list[Finding])
-    schemas: dict[int, Any] = field(default_factory=dict[int, Any])
+    schemas: dict[int, tuple[str, str, bytes]] = field(default_factory=dict)
 
     def report(self, code: str, reason: str) -> None:
         self.findings.append(MCAP.at(code, self.path, reason))
@@ -108,12 +100,12 @@ class BagFile:
     def add(self, record: Any) -> None:
         kind = type(record).__name__
         if kind == "Schema":
-            self.schemas[record.id] = record
+            is_short = record.encoding.startswith("ros") and record.name.count("/") == 1
+            name = record.name.replace("/", "/msg/") if is_short else record.name
+            self.schemas[record.id] = name, record.encoding, record.data
         elif kind == "Channel":
-            schema = self.schemas.get(record.schema_id)
-            name, encoding, data = ("", "", b"") if schema is None else _schema(schema)
-            channel = BagChannel(record.topic, name, record.message_encoding, encoding, data)
-            self.channels[record.id] = channel
+            schema = self.schemas.get(record.schema_id, ("", "", b""))
+            self.channels[record.id] = BagChannel(record.topic, record.message_encoding, *schema)
         elif kind == "Metadata":
             self.metadata |= {f"{record.name}@{k}": value for k, value in record.metadata.items()}
         elif kind == "AttachmentIndex":
@@ -124,17 +116,17 @@ class BagFile:
             start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
             self.keep(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
         elif kind == "ChunkIndex":
-            start, times = (
+            start, first, last = (
                 record.chunk_start_offset,
-                (record.message_start_time, record.message_end_time),
+                record.message_start_time,
+                record.message_end_time,
             )
-            self.segments.append(Segment(start, start + record.chunk_length, bool(start), *times))
+            stop = start + record.chunk_length
+            self.segments.append(Segment(start, stop, is_chunk=True, first=first, last=last))
 
 
-def _schema(schema: Any) -> tuple[str, str, bytes]:
-    is_short = schema.encoding.startswith("ros") and schema.name.count("/") == 1
-    name = schema.name.replace("/", "/msg/") if is_short else schema.name
-    return name, schema.encoding, schema.data
+def _broken() -> tuple[type[Exception], ...]:
+    return ValueError, LookupError, struct.error, installed("mcap.exceptions").McapError
 
 
 @contextmanager
@@ -170,7 +162,7 @@ def _by_summary(path: Path, size: int) -> BagFile | None:
     try:
         for record in stream.StreamReader(BytesIO(data), skip_magic=True).records:
             file.add(record)
-    except (ValueError, LookupError, struct.error, installed("mcap.exceptions").McapError):
+    except _broken():
         return None
     file.segments.sort()
     is_whole = file.channels.keys() >= file.counts.keys()
@@ -186,40 +178,34 @@ def _by_scan(path: Path, size: int) -> BagFile:
             raise mcap_error(path, "", "does not start as MCAP", "unreadable")
         stop = 8
         while True:
-            start = stop
-            head = stream.read(_HEAD.size)
+            start, head = stop, stream.read(_HEAD.size)
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
-            if opcode in (_END, _FOOTER) or not opcode or stop > size:
+            if not opcode or opcode in _ENDS or stop > size:
                 break
+            last = file.segments[-1] if file.segments else Segment(0, 0, is_chunk=True)
             if opcode == _ATTACHMENT:
                 file.attachments.append(f"at byte {start} ({length:,} bytes)")
             elif (
-                opcode == _CHUNKS or not file.segments or not _joins(file.segments[-1], start, stop)
+                opcode == _CHUNKS
+                or last.is_chunk
+                or last.stop < start
+                or stop > last.start + _RANGE
             ):
                 file.segments.append(Segment(start, stop, opcode == _CHUNKS))
             else:
-                file.segments[-1] = file.segments[-1]._replace(stop=stop)
+                file.segments[-1] = last._replace(stop=stop)
             stream.seek(stop)
     for segment in file.segments:
         for kind, _, body in _records(file, segment, file.findings):
             try:
                 file.keep(kind, body)
-            except (
-                ValueError,
-                LookupError,
-                struct.error,
-                installed("mcap.exceptions").McapError,
-            ) as e:
-                file.report("cut_off", f"byte {segment.start}: a record is left out: {e!r}")
-    if opcode not in (_END, _FOOTER):
+            except _broken() as error:
+                file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
+    if opcode not in _ENDS:
         reason = f"ends at byte {start} of {size}, after {file.counts.total()} messages"
         file.report("cut_off", f"{reason}: the rest is no whole record")
     return file
-
-
-def _joins(last: Segment, start: int, stop: int) -> bool:
-    return not last.is_chunk and last.stop == start and stop - last.start <= _RANGE
 
 
 class _DamageError(Exception):
@@ -246,14 +232,17 @@ def _records(
 
 def _content(path: Path, segment: Segment) -> bytes:
     """Records of a segment; sizes are checked before anything is inflated."""
-    start = segment.start + _HEAD.size if segment.is_chunk else segment.start
-    data, place = read_byte_range(ByteRange(path, start, segment.stop)), f"byte {segment.start}"
+    start, length = segment.start + _HEAD.size * segment.is_chunk, segment.stop - segment.start
+    data = read_byte_range(ByteRange(path, start, min(segment.stop, start + _LARGEST)))
+    size, crc, name = length, 0, 0
+    if segment.is_chunk:
+        _, _, size, crc, name = _CHUNK.unpack_from(data)
+    if max(size, length) > _LARGEST:
+        reason = f"{max(size, length):,} bytes at once"
+        raise mcap_error(path, f"byte {segment.start}", reason, "too_large")
     if not segment.is_chunk:
         return data
-    _, _, size, crc, length = _CHUNK.unpack_from(data)
-    compression, data = data[_CHUNK.size :][:length], data[_CHUNK.size + length + 8 :]
-    if max(size, len(data)) > _LARGEST:
-        raise mcap_error(path, place, f"a chunk of {size:,} bytes", "too_large")
+    compression, data = data[_CHUNK.size :][:name], data[_CHUNK.size + name + 8 :]
     try:
         if compression == b"zstd":
             data = installed("zstandard").ZstdDecompressor().stream_reader(data).read(size + 1)
@@ -278,12 +267,10 @@ def _ros_reader(path: Path) -> Any:
 
 def _ros_file(path: Path) -> BagFile:
     file, reader = BagFile(path), _ros_reader(path)
-    encodings = ("ros1", "ros1msg") if path.suffix == ".bag" else ("cdr", "ros2msg")
+    encoding = "ros1" if path.suffix == ".bag" else "cdr"
     for link in reader.connections:
-        form = "ros2idl" if link.msgdef.format.name == "IDL" else encodings[1]
-        channel = BagChannel(
-            link.topic, link.msgtype, encodings[0], form, link.msgdef.data.encode()
-        )
+        form, text = "ros2idl" if link.msgdef.format.name == "IDL" else "", link.msgdef.data
+        channel = BagChannel(link.topic, encoding, link.msgtype, form, text.encode())
         file.channels[link.id] = channel
         file.counts[link.id] = link.msgcount
     reader.close()
