@@ -69,10 +69,10 @@ def packets(images: np.ndarray) -> list[bytes]:
     context.pix_fmt, context.time_base = "yuv420p", Fraction(1, 10)
     params = "keyint=2:min-keyint=2:scenecut=0:bframes=0"
     context.options = {"crf": "1", "tune": "zerolatency", "x264-params": params}
-    found: list[bytes] = []
+    stored: list[bytes] = []
     for pixels in images:
-        found += map(bytes, context.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-    return [*found, *map(bytes, context.encode(None))]
+        stored += map(bytes, context.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+    return [*stored, *map(bytes, context.encode(None))]
 
 
 def standard(count: int = 5, **joint_values: float) -> list[Sent]:

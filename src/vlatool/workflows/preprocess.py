@@ -252,9 +252,9 @@ class PreprocessJob:
         """Raises UsageError if the rate is needed, and neither stored nor given."""
         needs_rate = self._sink.needs_rate or self._reader.needs_rate
         if needs_rate and self._setup.survey.fps is None and _has_rate(self._reader):
-            what = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
+            user = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
             raise UsageError(
-                f"the data do not store their frames per second, which the {what} needs",
+                f"the data do not store their frames per second, which the {user} needs",
                 hint="give the rate at which they were recorded, such as --fps 20",
                 code="usage.no_rate",
             )

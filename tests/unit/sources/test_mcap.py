@@ -139,8 +139,10 @@ def test_joints_have_one_order_whatever_that_of_a_message(tmp_path: Path) -> Non
 
 def test_numbers_of_any_message_are_found_by_their_path(tmp_path: Path) -> None:
     point = build.ros("geometry_msgs/msg/Point", 1, 2, 3)
-    turn = build.ros("geometry_msgs/msg/Quaternion", 0, 0, 0, 1)
-    pose = build.ros(build.POSE, build.header(), build.ros("geometry_msgs/msg/Pose", point, turn))
+    rotation = build.ros("geometry_msgs/msg/Quaternion", 0, 0, 0, 1)
+    pose = build.ros(
+        build.POSE, build.header(), build.ros("geometry_msgs/msg/Pose", point, rotation)
+    )
     path = build.bag(tmp_path / "a.mcap", [("/arm/pose", 0, pose)])
     whole = read(path)
     assert whole.lowdim["arm.pose"].tolist() == [[1, 2, 3, 0, 0, 0, 1]]

@@ -66,7 +66,7 @@ class BagMessage(NamedTuple):
     data: bytes
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """Log times of an episode in nanoseconds, the end excluded."""
 
     start: int = 0
@@ -89,7 +89,7 @@ class BagFile:
     def report(self, code: str, reason: str) -> None:
         self.findings.append(MCAP.at(code, self.path, reason))
 
-    def keep(self, opcode: int, body: bytes) -> None:
+    def add_stored(self, opcode: int, body: bytes) -> None:
         """Adds a schema, a channel, metadata or the number of a message."""
         if opcode == _MESSAGES:
             self.counts[_MESSAGE.unpack_from(body)[0]] += 1
@@ -114,7 +114,7 @@ class BagFile:
             self.counts.update(record.channel_message_counts)
         elif kind == "MetadataIndex":
             start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
-            self.keep(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
+            self.add_stored(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
         elif kind == "ChunkIndex":
             start, first, last = (
                 record.chunk_start_offset,
@@ -199,7 +199,7 @@ def _by_scan(path: Path, size: int) -> BagFile:
     for segment in file.segments:
         for kind, _, body in _records(file, segment, file.findings):
             try:
-                file.keep(kind, body)
+                file.add_stored(kind, body)
             except _broken() as error:
                 file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
     if opcode not in _ENDS:
@@ -287,14 +287,14 @@ class Bag:
     @property
     def files(self) -> list[BagFile]:
         """Their contents, which are found once in a process."""
-        found: list[BagFile] = []
+        files: list[BagFile] = []
         for path in self.parts:
             with _readable(path):
                 status = path.stat()
-            found.append(_bag_file(path, status.st_size, status.st_mtime_ns))
-        return found
+            files.append(_bag_file(path, status.st_size, status.st_mtime_ns))
+        return files
 
-    def messages(self, span: Span, findings: list[Finding]) -> Iterator[BagMessage]:
+    def messages(self, span: TimeSpan, findings: list[Finding]) -> Iterator[BagMessage]:
         """Messages in the order of the files; `findings` gets the damages of these."""
         for number, file in enumerate(self.files):
             findings += file.findings
@@ -304,7 +304,7 @@ class Bag:
 
 
 def _mcap_messages(
-    number: int, file: BagFile, span: Span, findings: list[Finding]
+    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
     seen: Counter[int] = Counter()
     damages: list[Finding] = []
@@ -324,13 +324,13 @@ def _mcap_messages(
     if unknown:
         reason = f"left out: messages of channels that are not described: {unknown}"
         findings.append(MCAP.at("cut_off", file.path, reason))
-    if span == Span() and seen.total() != file.counts.total():
+    if span == TimeSpan() and seen.total() != file.counts.total():
         reason = f"its index has {file.counts.total()} messages, the file {seen.total()}"
         findings.append(MCAP.at("bad_index", file.path, reason))
 
 
 def _ros_messages(
-    number: int, file: BagFile, span: Span, findings: list[Finding]
+    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
     del findings
     reader, last = _ros_reader(file.path), dict[int, tuple[int, int]]()

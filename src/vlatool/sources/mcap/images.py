@@ -76,8 +76,8 @@ class BagImages(FrameSource):
         images = [self._image(index) for index in indices or [0]]
         for index, image in zip(indices, images, strict=False):
             if image.shape != images[0].shape:
-                sizes = [f"{one.shape[1]} x {one.shape[0]}" for one in (image, images[0])]
-                raise self._error(index, f"has size {sizes[0]}, another one {sizes[1]}")
+                sizes = [f"{i.shape[1]} x {i.shape[0]}" for i in (image, images[0])]
+                raise self._error(index, f"has size {sizes[0]}, another {sizes[1]}")
         return np.stack(images)[: len(indices)]
 
     def encoded(self, index: int) -> bytes | None:

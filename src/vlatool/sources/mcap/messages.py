@@ -17,6 +17,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, VlatoolError, installed, missing_package
 from vlatool.sources.mcap.bag import Bag, BagChannel
 from vlatool.sources.mcap.rules import mcap_error
+from vlatool.storage.tree import natural_key
 
 TEXT = "std_msgs/msg/String"
 _IMAGES: dict[str, Literal["raw", "file", "video"]] = {
@@ -44,16 +45,16 @@ def is_encoded(data: Any) -> bool:
 
 
 def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
-    """Topic to the kind of its messages, or to the error if they cannot be decoded."""
+    """Topic, in natural order, to the kind of its messages, or to the error of decoding them."""
     kinds: dict[str, dict[BagChannel, None]] = {}
     for channel in (channel for file in bag.files for channel in file.channels.values()):
         kinds.setdefault(channel.topic, {})[channel] = None
     known: dict[str, BagChannel | DataError] = {}
-    for topic, found in kinds.items():
-        known[topic] = channel = next(iter(found))
+    for topic in sorted(kinds, key=natural_key):
+        known[topic] = channel = next(iter(kinds[topic]))
         reason, code = "", "missing_schema"
-        if len(found) > 1:
-            reason, code = f"has messages of {len(found)} types", "two_types"
+        if len(kinds[topic]) > 1:
+            reason, code = f"has messages of {len(kinds[topic])} types", "two_types"
         elif channel.encoding not in ("cdr", "ros1", "protobuf"):
             reason, code = f"is encoded as {channel.encoding!r}", "unknown_encoding"
         else:
