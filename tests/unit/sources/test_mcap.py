@@ -14,9 +14,11 @@ from mcap.writer import CompressionType
 
 from tests.builders import hdf5
 from tests.builders import mcap as build
+from tests.builders.s3_server import Proxy, S3Server
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.sources.mcap.reader import McapConfig, McapReader
+from vlatool.storage.uri import location
 from vlatool.testing import check_reader
 from vlatool.workflows.sample import SampleConfig, sample
 
@@ -507,3 +509,23 @@ def test_a_part_that_is_missing_fails_its_bag_only(tmp_path: Path) -> None:
     assert reader.read(refs[0]).num_frames == 5
     with pytest.raises(DataError, match=r"b_1\.mcap: is listed in metadata\.yaml"):
         reader.read(refs[1])
+
+
+def test_a_remote_bag_is_read_by_its_index(
+    s3: S3Server, s3_bucket: str, s3_proxy: Proxy, tmp_path: Path
+) -> None:
+    images = hdf5.images(3)
+    sent = [("/front", i / 10, build.image(pixels, "rgb8")) for i, pixels in enumerate(images)]
+    for path in (build.bag(tmp_path / "a.mcap", sent), build.other_bag(tmp_path / "a.db3", sent)):
+        for file in [path] if path.is_file() else path.iterdir():
+            name = str(file.relative_to(tmp_path))
+            s3.client().upload_file(str(file), s3_bucket, f"bags/{name}")
+    reader = McapReader(McapConfig(fps=10))
+    refs = list(reader.discover([location(f"s3://{s3_bucket}/bags")]))
+    assert [ref.path.name for ref in refs] == ["a.db3", "a.mcap"]
+    for ref in refs:
+        s3_proxy.faults.requests.clear()
+        np.testing.assert_array_equal(
+            reader.read(ref).cameras["front"].read([2, 0]), images[[2, 0]]
+        )
+        assert len(s3_proxy.faults.requests) <= 12
