@@ -93,7 +93,7 @@ def make_inputs(folder: Path) -> None:
     write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
-    keys = {"episodes": 2, "frames": 4, "workers": 1}
+    keys = {"episodes": 2, "frames": 6, "workers": 1}
     sample(SampleConfig(layout="mcap", output=str(folder / "bags"), **keys))
     repository = folder / "hub/lab/set"
     repository.mkdir(parents=True)
@@ -251,9 +251,7 @@ def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None
 
 
 def _bags(workspace: Workspace) -> None:
-    tree = {"format": "mcap", "sources": [str(workspace.inputs / "bags")], "workers": 1}
-    tree |= {"output": str(workspace.out), "sink": {"past_steps": 0, "future_steps": 1}}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    run(workspace.inputs / "bags", workspace.out, format="mcap")
 
 
 def _images(workspace: Workspace, **options: Any) -> None:

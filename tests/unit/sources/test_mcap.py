@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,13 @@ def test_a_marker_divides_a_bag_and_the_instruction_lasts(tmp_path: Path) -> Non
     assert [finding.code for finding in reader.source_findings] == ["mcap.bad_marker"]
 
 
+def test_a_damaged_time_is_an_error_and_no_endless_episode(tmp_path: Path) -> None:
+    sent = [("/action", time, build.numbers(time)) for time in (0.0, 0.1, 7e9)]
+    with pytest.raises(DataError, match="too far apart") as caught:
+        read(build.bag(tmp_path / "a.mcap", sent))
+    assert caught.value.code == "data.too_large"
+
+
 def test_gaps_divide_a_bag(tmp_path: Path) -> None:
     sent = [("/action", time, build.numbers(time)) for time in (0.0, 0.1, 2.0, 2.1, 2.2)]
     reader = McapReader(McapConfig(fps=10, gap_s=1))
@@ -475,7 +484,7 @@ def test_a_topic_whose_name_is_not_utf_8_is_left_out_and_named(tmp_path: Path) -
     assert [*episode.lowdim] == ["joint_states.position", "joint_states.velocity"]
     messages = [finding.message for finding in episode.findings if finding.code == "mcap.cut_off"]
     assert "a record is left out: UnicodeDecodeError" in messages[0]
-    assert "channels that are not described: {3: 5}" in messages[1]
+    assert "5 messages of channel 3, not described" in messages[1]
 
 
 @pytest.mark.parametrize(
@@ -529,3 +538,28 @@ def test_a_remote_bag_is_read_by_its_index(
             reader.read(ref).cameras["front"].read([2, 0]), images[[2, 0]]
         )
         assert len(s3_proxy.faults.requests) <= 12
+
+
+@pytest.mark.parametrize("name", ["a.mcap", "a.bag", "a"])
+def test_changed_bytes_end_in_findings_or_data_errors(name: str, tmp_path: Path) -> None:
+    version = 1 if name == "a.bag" else 2
+    sent = [
+        ("/a", i / 10, build.ros("std_msgs/msg/Float64", float(i), version=version))
+        for i in range(8)
+    ]
+    if name == "a.mcap":
+        images = [("/front", i / 10, build.image(hdf5.image(i), "rgb8")) for i in range(3)]
+        path = build.bag(tmp_path / name, sent + images, enable_crcs=False, chunk_size=500)
+    else:
+        path = build.other_bag(tmp_path / name, sent)
+        path = next(path.glob("*.db3")) if path.is_dir() else path
+    rng, content = random.Random(5), path.read_bytes()
+    for number in range(60):
+        changed = bytearray(content)
+        place, length = rng.randrange(len(content)), rng.choice([1, 1, 8])
+        changed[place : place + length] = rng.choice([b"\0", b"\xff"]) * length
+        target = tmp_path / f"{number}{path.suffix}"
+        target.write_bytes(changed if number % 6 else changed[:place])
+        with suppress(DataError):
+            for camera in read(target).cameras.values():
+                camera.read(range(len(camera)))

@@ -306,7 +306,7 @@ class Bag:
 def _mcap_messages(
     number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
-    seen: Counter[int] = Counter()
+    seen, unusable = Counter[int](), Counter[int]()
     damages: list[Finding] = []
     for segment in file.segments:
         if segment.last < span.start or segment.first >= span.stop:
@@ -316,14 +316,17 @@ def _mcap_messages(
             if opcode == _MESSAGES and len(body) >= _MESSAGE.size:
                 channel, _, time, _ = _MESSAGE.unpack_from(body)
                 seen[channel] += 1
+                unusable[channel] += channel not in file.channels or time >= TimeSpan().stop
                 if channel in file.channels and span.start <= time < span.stop:
                     position = number, *place, start + _MESSAGE.size, len(body) - _MESSAGE.size
                     yield BagMessage(file.channels[channel], time, position, body[_MESSAGE.size :])
     findings += [finding for finding in damages if finding not in file.findings]
-    unknown = {channel: count for channel, count in seen.items() if channel not in file.channels}
-    if unknown:
-        reason = f"left out: messages of channels that are not described: {unknown}"
-        findings.append(MCAP.at("cut_off", file.path, reason))
+    for channel, count in unusable.items():
+        if count:
+            reason = (
+                f"left out: {count} messages of channel {channel}, not described or without time"
+            )
+            findings.append(MCAP.at("cut_off", file.path, reason))
     if span == TimeSpan() and seen.total() != file.counts.total():
         reason = f"its index has {file.counts.total()} messages, the file {seen.total()}"
         findings.append(MCAP.at("bad_index", file.path, reason))

@@ -65,7 +65,7 @@ class BagImages(FrameSource):
                 size = int(message.height), int(message.width)
             else:
                 size = self._image(0).shape[0], self._image(0).shape[1]
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise self._error(0, str(error)) from error
         if not 0 < math.prod(size) <= _MOST_PIXELS:
             raise self._error(0, f"has {size[1]} x {size[0]} pixels")
@@ -109,7 +109,7 @@ class BagImages(FrameSource):
                 else:
                     image = decode_rgb(bytes(message.data))
                 self._last = number, image[..., ::-1] if self._use == "bgr" else image
-        except (ValueError, StopIteration, TypeError) as error:
+        except (ValueError, StopIteration, TypeError, AttributeError) as error:
             self._last = -1, np.empty(0)
             raise self._error(index, str(error) or "holds no image") from error
         return self._last[1]

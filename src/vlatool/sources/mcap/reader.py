@@ -21,7 +21,7 @@ from vlatool.sources.mcap.bag import SUFFIXES, TimeSpan, bag_at, bags_below
 from vlatool.sources.mcap.messages import decoded
 from vlatool.sources.mcap.rules import MCAP, mcap_error
 from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, proposed
-from vlatool.sources.mcap.tracks import BagRows, Track, fill, make_rows, make_tracks
+from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_rows, make_tracks
 from vlatool.sources.rules import distinct_recordings, no_instruction
 from vlatool.storage.uri import location
 
@@ -225,6 +225,9 @@ class McapReader(base.FormatReader):
                 "no time with a value of each topic" if rows else "no topic of images or numbers"
             )
             raise mcap_error(ref.path, ref.id, f"{reason}{damages}", "empty_episode")
+        if len(rows.times) == MOST_ROWS:
+            reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
+            raise mcap_error(ref.path, ref.id, reason, "too_large")
         counts: dict[str, str] = {}
         for key, track in tracks.items():
             topic, ages = track.channel.topic, rows.ages[key] / 1e9

@@ -29,6 +29,7 @@ from vlatool.sources.mcap.topics import JOINT_VALUES, STEM, BagMapping, Topics
 from vlatool.storage.tree import natural_key
 
 _TOLERANCE = 0.01  # of an interval, by which a value may be later than its row: stamps are rounded
+MOST_ROWS = 2**22  # of an episode
 _GAP = 4.0  # times the median interval of a topic
 
 
@@ -64,7 +65,7 @@ class Track:
         place = f"{self.channel.topic}/{self.member}".rstrip("/")
         try:
             value = self._value(message, position)
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise mcap_error(self.path, place, error, code, field=place) from error
         if value is None:
             self.skipped += 1
@@ -211,7 +212,7 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     clock, slack = max(times.values(), key=len), 0.0
     if fps is not None:
         slack = _TOLERANCE * 1e9 / fps
-        count = int((last - start) * fps / 1e9 + _TOLERANCE) + 1
+        count = min(int((last - start) * fps / 1e9 + _TOLERANCE) + 1, MOST_ROWS)
         clock = start + np.round(np.arange(count) * (1e9 / fps)).astype(np.int64)
     rows = clock[(clock >= start) & (clock <= start + max(0.0, stop - start - slack))]
     taken = {n: np.searchsorted(t, rows + int(slack), side="right") - 1 for n, t in times.items()}
