@@ -52,6 +52,8 @@ def read_mapping(path: Path, kind: type[Mapped]) -> Mapped:
         mapping = kind.model_validate(read_yaml(path) or {})
     except DocumentError as error:
         raise _broken(path, error.reason) from error
+    except FileNotFoundError as error:
+        raise _broken(path, "does not exist") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -281,6 +281,11 @@ def test_a_damaged_time_is_an_error_and_no_endless_episode(tmp_path: Path) -> No
     assert caught.value.code == "data.too_large"
 
 
+def test_a_marker_that_is_not_there_fails_the_episode(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="/record: no such topic"):
+        read(build.bag(tmp_path / "a.mcap", build.standard()), marker="/record")
+
+
 def test_gaps_divide_a_bag(tmp_path: Path) -> None:
     sent = [("/action", time, build.numbers(time)) for time in (0.0, 0.1, 2.0, 2.1, 2.2)]
     reader = McapReader(McapConfig(fps=10, gap_s=1))
@@ -344,6 +349,11 @@ def cut_off(path: Path) -> None:
     build.cut(path, _chunks(path)[-1].chunk_start_offset + 30)
 
 
+def cut_in_its_first_chunk(path: Path) -> None:
+    build.bag(path, build.standard(4000), compression=CompressionType.LZ4)
+    build.cut(path, 100_000)
+
+
 def without_index(path: Path) -> None:
     build.cut(path, -36)
 
@@ -370,11 +380,12 @@ def long_record(path: Path) -> None:
     ("damage", "code", "rows"),
     [
         (cut_off, "mcap.cut_off", 38),
+        (cut_in_its_first_chunk, "mcap.cut_off", 1683),
         (without_index, "mcap.bad_index", 40),
         (wrong_index, "mcap.bad_index", 40),
         (wrong_checksum, "mcap.damaged_chunk", 40),
         (cut_chunk, "mcap.damaged_chunk", 40),
-        (long_record, "mcap.cut_off", 5),
+        (long_record, "mcap.cut_off", 11),
     ],
 )
 def test_damaged_files_are_read_as_far_as_they_go(
@@ -505,6 +516,11 @@ def test_a_mapping_that_does_not_fit_is_an_error(
     with pytest.raises(DataError, match=reason) as caught:
         mapped(path, text, fps=10 if "fps" not in text else None)
     assert caught.value.code == code
+
+
+def test_a_mapping_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mapping\.yaml: does not exist"):
+        read(build.bag(tmp_path / "a.mcap", []), mapping=str(tmp_path / "mapping.yaml"))
 
 
 def test_a_part_that_is_missing_fails_its_bag_only(tmp_path: Path) -> None:

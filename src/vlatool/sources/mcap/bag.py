@@ -26,6 +26,7 @@ _METADATA = "metadata.yaml"
 _MAGIC = b"\x89MCAP0\r\n"
 _HEAD = struct.Struct("<BQ")  # opcode and length of a record
 _CHUNK = struct.Struct("<QQQII")  # start, end, size, CRC, length of the name of the compression
+_LENGTH = struct.Struct("<Q")
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _SCHEMA, _CHANNEL, _MESSAGES, _CHUNKS, _ATTACHMENT, _RECORD = 3, 4, 5, 6, 9, 12  # opcodes
 _ENDS = (2, 15)
@@ -173,17 +174,36 @@ def _by_scan(path: Path, size: int) -> BagFile:
     """The file by reading it once, up to the first record that is cut off."""
     file = BagFile(path)
     file.report("bad_index", "has no index that can be used; it is read from start to end")
-    with open_forward(path) as stream:
+    end = _find_segments(file, size)
+    for segment in file.segments:
+        for opcode, _, body in _records(file, segment, file.findings):
+            try:
+                file.add_stored(opcode, body)
+            except _broken() as error:
+                file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
+    if end is not None:
+        count = file.counts.total()
+        file.report("cut_off", f"ends at byte {end} of {size}, read up to message {count}")
+    return file
+
+
+def _find_segments(file: BagFile, size: int) -> int | None:
+    """Adds all segments; returns the start of a record that is cut off, or None."""
+    with open_forward(file.path) as stream:
         if stream.read(8) != _MAGIC:
-            raise mcap_error(path, "", "does not start as MCAP", "unreadable")
+            raise mcap_error(file.path, "", "does not start as MCAP", "unreadable")
         stop = 8
         while True:
             start, head = stop, stream.read(_HEAD.size)
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
-            if not opcode or opcode in _ENDS or stop > size:
-                break
             last = file.segments[-1] if file.segments else Segment(0, 0, is_chunk=True)
+            if opcode in _ENDS and stop <= size:
+                return None
+            if not opcode or stop > size:
+                if opcode == _CHUNKS and size - start < _LARGEST:
+                    file.segments.append(Segment(start, size, is_chunk=True))
+                return start
             if opcode == _ATTACHMENT:
                 file.attachments.append(f"at byte {start} ({length:,} bytes)")
             elif (
@@ -196,16 +216,6 @@ def _by_scan(path: Path, size: int) -> BagFile:
             else:
                 file.segments[-1] = last._replace(stop=stop)
             stream.seek(stop)
-    for segment in file.segments:
-        for kind, _, body in _records(file, segment, file.findings):
-            try:
-                file.add_stored(kind, body)
-            except _broken() as error:
-                file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
-    if opcode not in _ENDS:
-        reason = f"ends at byte {start} of {size}, after {file.counts.total()} messages"
-        file.report("cut_off", f"{reason}: the rest is no whole record")
-    return file
 
 
 class _DamageError(Exception):
@@ -231,7 +241,10 @@ def _records(
 
 
 def _content(path: Path, segment: Segment) -> bytes:
-    """Records of a segment; sizes are checked before anything is inflated."""
+    """Records of a segment, or the first ones of a chunk that is cut off by the end of the file.
+
+    Sizes are checked before anything is inflated.
+    """
     start, length = segment.start + _HEAD.size * segment.is_chunk, segment.stop - segment.start
     data = read_byte_range(ByteRange(path, start, min(segment.stop, start + _LARGEST)))
     size, crc, name = length, 0, 0
@@ -242,7 +255,12 @@ def _content(path: Path, segment: Segment) -> bytes:
         raise mcap_error(path, f"byte {segment.start}", reason, "too_large")
     if not segment.is_chunk:
         return data
-    compression, data = data[_CHUNK.size :][:name], data[_CHUNK.size + name + 8 :]
+    compression, (stored,) = (
+        data[_CHUNK.size :][:name],
+        _LENGTH.unpack_from(data, _CHUNK.size + name),
+    )
+    data = data[_CHUNK.size + name + 8 :]
+    is_cut = len(data) < stored
     try:
         if compression == b"zstd":
             data = installed("zstandard").ZstdDecompressor().stream_reader(data).read(size + 1)
@@ -252,7 +270,7 @@ def _content(path: Path, segment: Segment) -> bytes:
             raise _DamageError(f"unknown compression {compression!r}")
     except (RuntimeError, ValueError, EOFError, installed("zstandard").ZstdError) as error:
         raise _DamageError(f"cannot be inflated: {error}") from error
-    if len(data) != size or (crc and zlib.crc32(data) != crc):
+    if not is_cut and (len(data) != size or (crc and zlib.crc32(data) != crc)):
         raise _DamageError(f"wrong checksum or size: {len(data):,} of {size:,} bytes")
     return data
 

@@ -25,6 +25,7 @@ from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_ro
 from vlatool.sources.rules import distinct_recordings, no_instruction
 from vlatool.storage.uri import location
 
+_FAILED = TimeSpan(0, 0)  # of a bag that could not be divided
 _MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": False, "end": False}
 
 
@@ -89,7 +90,7 @@ class McapReader(base.FormatReader):
         self.source_findings = findings
         used: Counter[str] = Counter()
         for path, source in bags:
-            parts, spans = (path,), [(TimeSpan(), "")]
+            parts, spans = (path,), [(_FAILED, "")]
             with suppress(DataError):  # which `read` raises again
                 parts = bag_at(path).parts
                 spans = self._spans(path, findings)
@@ -98,7 +99,7 @@ class McapReader(base.FormatReader):
             name = name if used[name] == 1 else f"{name}-{used[name]}"
             for number, (span, text) in enumerate(spans):
                 yield EpisodeRef(
-                    id=name if span == TimeSpan() else f"{name}_{number:06d}",
+                    id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",
                     path=path,
                     source=str(source),
                     files=() if parts == (path,) else parts,
@@ -164,10 +165,13 @@ class McapReader(base.FormatReader):
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; its images stay on disk. Without a rate, its rows are those of a topic."""
+        span = TimeSpan(*ref.extras["span"])
+        if span == _FAILED:
+            self._spans(ref.path, [])
         topics, mapping, tracks = self._open(ref.path)
         bag, findings = topics.bag, list[Finding]()
         by_header = self.config.time_source == "header"
-        fill(tracks, bag, TimeSpan(*ref.extras["span"]), findings, by_header=by_header)
+        fill(tracks, bag, span, findings, by_header=by_header)
         text = tracks.pop("instruction", None)
         fps = self._fps(topics, mapping)
         rows = self._rows(ref, tracks, fps, findings)
@@ -212,7 +216,7 @@ class McapReader(base.FormatReader):
         findings: list[Finding],
     ) -> BagRows:
         """Rows of an episode; `findings` gets the counts of each topic."""
-        damages = "".join(f"; {finding.message}" for finding in findings[:1])
+        damages = "".join(f"; {finding.message}" for finding in findings[-1:])
         late = {key: track.sort() for key, track in tracks.items()}
         absent = [key for key, track in tracks.items() if not track.values]
         if absent:
