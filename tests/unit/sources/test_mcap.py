@@ -176,7 +176,7 @@ def test_raw_images_are_rgb(encoding: str, select: list[int], tmp_path: Path) ->
 def test_depth_is_in_millimeters(tmp_path: Path) -> None:
     depth = np.arange(48, dtype=np.uint16).reshape(6, 8) * 300
     path = build.bag(tmp_path / "a.mcap", [("/front/depth", 0, build.image(depth, "16UC1"))])
-    np.testing.assert_array_equal(read(path).depth["front_depth"].read([0]), depth[None])
+    np.testing.assert_array_equal(read(path).depth["front"].read([0]), depth[None])
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -282,6 +282,8 @@ def test_a_damaged_time_is_an_error_and_no_endless_episode(tmp_path: Path) -> No
 
 
 def test_a_marker_that_is_not_there_fails_the_episode(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        McapConfig(marker="/record", gap_s=1)
     with pytest.raises(DataError, match="/record: no such topic"):
         read(build.bag(tmp_path / "a.mcap", build.standard()), marker="/record")
 

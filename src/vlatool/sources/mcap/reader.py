@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
@@ -59,6 +59,12 @@ class McapConfig(ConfigModel):
         gt=0,
         description="Start an episode after this many seconds without a message.",
     )
+
+    @model_validator(mode="after")
+    def _check_division(self) -> Any:
+        if self.marker is not None and self.gap_s is not None:
+            raise ValueError("marker and gap_s exclude each other")
+        return self
 
 
 class McapReader(base.FormatReader):
@@ -122,8 +128,10 @@ class McapReader(base.FormatReader):
         if marks is not None:
             marks.sort()
             spans, unused = _marked([*zip(marks.times.tolist(), marks.values, strict=True)])
-            if unused:
-                reason = f"{marker}: {unused} of {len(marks.values)} messages"
+            if unused or not spans:
+                reason = (
+                    f"{marker}: {unused} of {len(marks.values)} messages; {len(spans)} episodes"
+                )
                 findings.append(MCAP.at("bad_marker", path, reason, field=marker))
         if text is None:
             return [(span, "") for span in spans]

@@ -160,5 +160,6 @@ def _fields(topic: str, message: Any) -> Iterator[tuple[str, str]]:
 
 def _camera_name(topic: str, taken: dict[str, Any]) -> str:
     parts = [part for part in topic.split("/") if part]
-    name = id_part("_".join([part for part in parts if part not in _GENERIC] or parts))
+    short = [part for part in parts if part not in _GENERIC and "depth" not in part]
+    name = id_part("_".join(short or parts))
     return id_part("_".join(parts)) if name in taken else name
