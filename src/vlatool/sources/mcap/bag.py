@@ -51,7 +51,7 @@ class Segment(NamedTuple):
 
     start: int  # byte in the file
     stop: int
-    is_chunk: bool
+    is_chunk: int  # 1 or 0
     first: int = 0  # log time in nanoseconds
     last: int = 2**63 - 1
 
@@ -117,13 +117,11 @@ class BagFile:
             start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
             self.add_stored(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
         elif kind == "ChunkIndex":
-            start, first, last = (
+            start, times = (
                 record.chunk_start_offset,
-                record.message_start_time,
-                record.message_end_time,
+                [record.message_start_time, record.message_end_time],
             )
-            stop = start + record.chunk_length
-            self.segments.append(Segment(start, stop, is_chunk=True, first=first, last=last))
+            self.segments.append(Segment(start, start + record.chunk_length, 1, *times))
 
 
 def _broken() -> tuple[type[Exception], ...]:
@@ -197,12 +195,12 @@ def _find_segments(file: BagFile, size: int) -> int | None:
             start, head = stop, stream.read(_HEAD.size)
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
-            last = file.segments[-1] if file.segments else Segment(0, 0, is_chunk=True)
+            last = file.segments[-1] if file.segments else Segment(0, 0, 1)
             if opcode in _ENDS and stop <= size:
                 return None
             if not opcode or stop > size:
                 if opcode == _CHUNKS and size - start < _LARGEST:
-                    file.segments.append(Segment(start, size, is_chunk=True))
+                    file.segments.append(Segment(start, size, 1))
                 return start
             if opcode == _ATTACHMENT:
                 file.attachments.append(f"at byte {start} ({length:,} bytes)")
@@ -212,7 +210,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
                 or last.stop < start
                 or stop > last.start + _RANGE
             ):
-                file.segments.append(Segment(start, stop, opcode == _CHUNKS))
+                file.segments.append(Segment(start, stop, int(opcode == _CHUNKS)))
             else:
                 file.segments[-1] = last._replace(stop=stop)
             stream.seek(stop)
@@ -241,10 +239,7 @@ def _records(
 
 
 def _content(path: Path, segment: Segment) -> bytes:
-    """Records of a segment, or the first ones of a chunk that is cut off by the end of the file.
-
-    Sizes are checked before anything is inflated.
-    """
+    """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
     start, length = segment.start + _HEAD.size * segment.is_chunk, segment.stop - segment.start
     data = read_byte_range(ByteRange(path, start, min(segment.stop, start + _LARGEST)))
     size, crc, name = length, 0, 0
@@ -257,9 +252,9 @@ def _content(path: Path, segment: Segment) -> bytes:
         return data
     compression, (stored,) = (
         data[_CHUNK.size :][:name],
-        _LENGTH.unpack_from(data, _CHUNK.size + name),
+        _LENGTH.unpack_from(data, name + _CHUNK.size),
     )
-    data = data[_CHUNK.size + name + 8 :]
+    data = data[_CHUNK.size + name + _LENGTH.size :]
     is_cut = len(data) < stored
     try:
         if compression == b"zstd":
@@ -375,7 +370,7 @@ class TopicReader:
 
     def read(self, position: Sequence[int]) -> bytes:
         number, *place, start, size = map(int, position)
-        path, segment = self._bag.parts[number], Segment(place[0], place[1], bool(place[2]))
+        path, segment = self._bag.parts[number], Segment(*place)
         with _readable(path, f"byte {segment.start}"):
             if path.suffix != ".mcap":
                 return self._ros_message(number, path, place)
@@ -387,7 +382,7 @@ class TopicReader:
             return self._last[1][start : start + size]
 
     def _ros_message(self, number: int, path: Path, place: Sequence[int]) -> bytes:
-        key = number, Segment(0, 0, is_chunk=False)
+        key = number, Segment(0, 0, 0)
         if self._last[0] != key:
             self._last = key, _ros_reader(path)
         reader, (link, time, index) = self._last[1], place

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -127,19 +127,15 @@ class McapReader(base.FormatReader):
         spans = _divided(times, gap or 0.0)
         if marks is not None:
             marks.sort()
-            spans, unused = _marked([*zip(marks.times.tolist(), marks.values, strict=True)])
+            spans, unused = _marked([*zip(marks.times.tolist(), marks.texts, strict=True)])
             if unused or not spans:
-                reason = (
-                    f"{marker}: {unused} of {len(marks.values)} messages; {len(spans)} episodes"
-                )
+                reason = f"{marker}: {unused} of {len(marks)} messages; {len(spans)} episodes"
                 findings.append(MCAP.at("bad_marker", path, reason, field=marker))
         if text is None:
             return [(span, "") for span in spans]
         text.sort()
         before = np.searchsorted(text.times, [span.start for span in spans])
-        return [
-            (span, ["", *text.values][index]) for span, index in zip(spans, before, strict=True)
-        ]
+        return [(span, ["", *text.texts][index]) for span, index in zip(spans, before, strict=True)]
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras and fields by the first messages of the topics; the number of rows is unknown."""
@@ -189,15 +185,14 @@ class McapReader(base.FormatReader):
             for topic, error in topics.channels.items()
             if isinstance(error, DataError)
         ]
-        left = topics.left_out({t.channel.topic for t in (*tracks.values(), text) if t})
+        left = topics.left_out({t.channel.topic for t in (*tracks.values(), text) if t is not None})
         if left:
             findings.append(MCAP.at("left_out", ref.path, left))
         values: dict[str, dict[str, Any]] = {"cameras": {}, "depth": {}, "fields": {}}
         for key, track in tracks.items():
             part, _, name = key.partition(".")
-            taken, is_field = rows.taken[key], part == "fields"
-            rows_of = np.stack([track.values[i] for i in taken]) if is_field else None
-            values[part][name] = rows_of if is_field else track.images(bag, taken)
+            values_of = track.rows if part == "fields" else partial(track.images, bag)
+            values[part][name] = values_of(rows.taken[key])
         success = topics.metadata(mapping.success or "success").lower()
         return Episode(
             id=ref.id,
@@ -226,7 +221,7 @@ class McapReader(base.FormatReader):
         """Rows of an episode; `findings` gets the counts of each topic."""
         damages = "".join(f"; {finding.message}" for finding in findings[-1:])
         late = {key: track.sort() for key, track in tracks.items()}
-        absent = [key for key, track in tracks.items() if not track.values]
+        absent = [key for key, track in tracks.items() if not len(track)]
         if absent:
             reason = f"no message, {tracks[absent[0]].skipped} left out{damages}"
             raise mcap_error(ref.path, f"{ref.id}: {absent[0]}", reason, "missing_topic")
@@ -287,7 +282,7 @@ class McapReader(base.FormatReader):
             texts = [ref.path.stem.replace("_", " ")]
         elif track is not None:
             track.sort()
-            texts = track.values or [ref.extras["text"]]
+            texts = track.texts or [ref.extras["text"]]
         distinct = [text for text in dict.fromkeys(texts) if text]
         if len(distinct) > 1:
             message = f"{ref.id}: {len(distinct)} instructions"

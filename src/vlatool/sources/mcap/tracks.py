@@ -44,8 +44,16 @@ class Track:
     joints: tuple[str, ...] = ()
     names: tuple[str, ...] = ()  # of the numbers
     skipped: int = 0  # messages without the joints, or before the first keyframe
-    values: list[Any] = field(default_factory=list[Any])
+    texts: list[str] = field(default_factory=list[str])
     _times: "array[int]" = field(default_factory=lambda: array("q"))
+    _order: Array | slice = field(default_factory=lambda: slice(None))
+
+    def __post_init__(self) -> None:
+        # Rows [C] of numbers or [7] of positions; lists of them would take ten times the memory.
+        self._values = array("d" if self.use == "numbers" else "q")
+
+    def __len__(self) -> int:
+        return len(self._times)
 
     @property
     def _is_image(self) -> bool:
@@ -57,7 +65,12 @@ class Track:
 
     @property
     def times(self) -> Array:
-        return np.array(self._times, np.int64)
+        return np.array(self._times, np.int64)[self._order]
+
+    def rows(self, taken: Array) -> Array:
+        """Numbers [F, C], or positions of images [F, 7], of the messages `taken`."""
+        values = np.frombuffer(self._values, self._values.typecode).reshape(len(self), -1)
+        return values[self._order][taken]
 
     def take(self, message: Any, time: int, position: tuple[int, ...]) -> None:
         """Adds a message; DataError if it has not what the mapping names."""
@@ -70,11 +83,14 @@ class Track:
         if value is None:
             self.skipped += 1
             return
-        if self.use == "numbers" and len(value) != len(self.names):
+        if self.use == "numbers" and not 0 < len(value) == len(self.names):
             reason = f"has {len(value)} numbers, not {len(self.names)}"
             raise mcap_error(self.path, place, reason, "bad_message", field=place)
         self._times.append(time)
-        self.values.append(value)
+        if self.use == "text":
+            self.texts.append(value)
+        else:
+            self._values.extend(value)
 
     def _value(self, message: Any, position: tuple[int, ...]) -> Any:
         if self.use == "numbers":
@@ -85,7 +101,7 @@ class Track:
                 raise TypeError("is no text")
             return str(text).strip()
         is_key = image_kind(self.channel) != "video" or is_keyframe(message)
-        return (*position, is_key) if is_key or self.values else None
+        return (*position, is_key) if is_key or len(self) else None
 
     def _numbers(self, message: Any) -> Array | None:
         parts = list(numbers_of(member_at(message, self.member)))
@@ -106,21 +122,17 @@ class Track:
     def sort(self) -> int:
         """Sorts by time; returns the number of messages that were earlier than one before them."""
         times = self.times
-        late = int((times < np.maximum.accumulate(times)).sum())
-        if late:
-            order = np.argsort(times, kind="stable")
-            self._times = array("q", times[order].tolist())
-            self.values = [self.values[index] for index in order]
-        return late
+        self._order = np.argsort(times, kind="stable")
+        self.texts = [self.texts[index] for index in self._order] if self.texts else []
+        return int((times < np.maximum.accumulate(times)).sum())
 
     def images(self, bag: Bag, taken: Array) -> BagImages:
-        positions = np.array(self.values, np.int64)
-        return BagImages(bag, self.channel, positions, taken, self.use)
+        return BagImages(bag, self.channel, self.rows(np.arange(len(self))), taken, self.use)
 
     def timing(self, taken: Array) -> tuple[str, str]:
         """Counts, of which the values `taken` are used, and gaps; empty: none."""
         seconds = np.diff(self.times) / 1e9
-        text = f"{len(self.values)} messages, {len(self.values) - len(np.unique(taken))} unused"
+        text = f"{len(self)} messages, {len(self) - len(np.unique(taken))} unused"
         if not len(seconds):
             return text, ""
         median = float(np.median(seconds))
