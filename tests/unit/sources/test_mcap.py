@@ -288,6 +288,13 @@ def test_a_marker_that_is_not_there_fails_the_episode(tmp_path: Path) -> None:
         read(build.bag(tmp_path / "a.mcap", build.standard()), marker="/record")
 
 
+def test_a_bag_without_a_start_is_named(tmp_path: Path) -> None:
+    path = build.bag(tmp_path / "a.mcap", [("/record", 0.0, build.ros(build.STRING, "pause"))])
+    reader = McapReader(McapConfig(fps=10, marker="/record"))
+    assert list(reader.discover([path])) == []
+    assert "/record: 1 of 1 messages; 0 episodes" in reader.source_findings[0].message
+
+
 def test_gaps_divide_a_bag(tmp_path: Path) -> None:
     sent = [("/action", time, build.numbers(time)) for time in (0.0, 0.1, 2.0, 2.1, 2.2)]
     reader = McapReader(McapConfig(fps=10, gap_s=1))

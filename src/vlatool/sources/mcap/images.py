@@ -115,7 +115,10 @@ class BagImages(FrameSource):
         return self._last[1]
 
     def _packet_image(self, number: int) -> Array:
-        key = int(np.flatnonzero(self._messages[: number + 1, 6])[-1])
+        keys = np.flatnonzero(self._messages[: number + 1, 6])
+        if not len(keys):
+            raise ValueError("no keyframe is before it")
+        key = int(keys[-1])
         if not key <= self._last[0] <= number:
             packets = map(self._message, range(key, len(self._messages)))
             self._packets, self._last = _decode(packets), (key - 1, np.empty(0))

@@ -69,7 +69,7 @@ class Track:
 
     def rows(self, taken: Array) -> Array:
         """Numbers [F, C], or positions of images [F, 7], of the messages `taken`."""
-        values = np.frombuffer(self._values, self._values.typecode).reshape(len(self), -1)
+        values = np.frombuffer(self._values, self._values.typecode).reshape(len(self) or 1, -1)
         return values[self._order][taken]
 
     def take(self, message: Any, time: int, position: tuple[int, ...]) -> None:
