@@ -83,7 +83,7 @@ def test_parts_of_a_real_bag_are_one_episode(tmp_path: Path) -> None:
     reader = McapReader(McapConfig())
     refs = list(reader.discover([tmp_path]))
     assert [len(ref.files) for ref in refs] == [2]
-    with pytest.raises(DataError, match="no topic of images or numbers"):
+    with pytest.raises(DataError, match="no images and no numbers"):
         reader.read(refs[0])
 
 
@@ -303,11 +303,11 @@ def test_gaps_divide_a_bag(tmp_path: Path) -> None:
 
 
 def test_bags_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        build.bag(tmp_path / folder / "demo.mcap", build.standard())
+    for name in ("x/demo.mcap", "y/demo.mcap", "z/demo-2.mcap"):
+        (tmp_path / name).parent.mkdir()
+        build.bag(tmp_path / name, [])
     refs = McapReader(McapConfig()).discover([tmp_path])
-    assert [ref.id for ref in refs] == ["demo", "demo-2"]
+    assert [ref.id for ref in refs] == ["demo", "demo-2", "demo-2-2"]
 
 
 @pytest.mark.parametrize(

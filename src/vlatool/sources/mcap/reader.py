@@ -1,7 +1,6 @@
 """Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 5."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -94,15 +93,17 @@ class McapReader(base.FormatReader):
         findings: list[Finding] = []
         bags = distinct_recordings(sources, bags_below, f"files {', '.join(SUFFIXES)}", findings)
         self.source_findings = findings
-        used: Counter[str] = Counter()
+        used: dict[str, int] = {}  # name of a bag to the number of its last namesake
         for path, source in bags:
             parts, spans = (path,), [(_FAILED, "")]
             with suppress(DataError):  # which `read` raises again
                 parts = bag_at(path).parts
                 spans = self._spans(path, findings)
-            name = base.id_part(path.stem if parts == (path,) else path.name)
-            used[name] += 1
-            name = name if used[name] == 1 else f"{name}-{used[name]}"
+            name = stem = base.id_part(path.stem if parts == (path,) else path.name)
+            while name in used:
+                used[stem] += 1
+                name = f"{stem}-{used[stem]}"
+            used[name] = 1
             for number, (span, text) in enumerate(spans):
                 yield EpisodeRef(
                     id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",
@@ -122,7 +123,7 @@ class McapReader(base.FormatReader):
         texts = {key: track for key, track in tracks.items() if key == "instruction"}
         if marker != "/":
             texts["marker"] = Track(path, *topics.find(marker), "text")
-        times = fill(texts, topics.bag, TimeSpan(), [], by_header=False)
+        times = fill(texts, topics.bag, TimeSpan(), [])
         marks, text = texts.get("marker"), texts.get("instruction")
         spans = _divided(times, gap or 0.0)
         if marks is not None:
@@ -174,12 +175,17 @@ class McapReader(base.FormatReader):
             self._spans(ref.path, [])
         topics, mapping, tracks = self._open(ref.path)
         bag, findings = topics.bag, list[Finding]()
-        by_header = self.config.time_source == "header"
-        fill(tracks, bag, span, findings, by_header=by_header)
+        fill(tracks, bag, span, findings, self.config.time_source)
         text = tracks.pop("instruction", None)
         fps = self._fps(topics, mapping)
         rows = self._rows(ref, tracks, fps, findings)
-        instruction = self._instruction(ref, topics, mapping, text, findings)
+        texts = self._texts(ref, topics, mapping, text)
+        instruction = texts[0] if texts else ""
+        if not texts:
+            findings.append(no_instruction(ref))
+        if len(texts) > 1:
+            message = f"{ref.id}: {len(texts)} instructions"
+            findings.append(MCAP("changing_text", message, episode=ref.id))
         findings += [
             MCAP.from_error(error, field=topic)
             for topic, error in topics.channels.items()
@@ -212,11 +218,7 @@ class McapReader(base.FormatReader):
         )
 
     def _rows(
-        self,
-        ref: EpisodeRef,
-        tracks: Mapping[str, Track],
-        fps: float | None,
-        findings: list[Finding],
+        self, ref: EpisodeRef, tracks: dict[str, Track], fps: float | None, findings: list[Finding]
     ) -> BagRows:
         """Rows of an episode; `findings` gets the counts of each topic."""
         damages = "".join(f"; {finding.message}" for finding in findings[-1:])
@@ -228,9 +230,7 @@ class McapReader(base.FormatReader):
         max_age = self.config.max_age_s
         rows = make_rows(tracks, fps, max_age) if tracks else None
         if rows is None or not len(rows.times):
-            reason = (
-                "no time with a value of each topic" if rows else "no topic of images or numbers"
-            )
+            reason = "no time with a value of each topic" if rows else "no images and no numbers"
             raise mcap_error(ref.path, ref.id, f"{reason}{damages}", "empty_episode")
         if len(rows.times) == MOST_ROWS:
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
@@ -267,29 +267,19 @@ class McapReader(base.FormatReader):
             raise mcap_error(topics.bag.path, mapping.fps, reason, "missing_field")
         return fps if 0 < fps < np.inf else None
 
-    def _instruction(
-        self,
-        ref: EpisodeRef,
-        topics: Topics,
-        mapping: BagMapping,
-        track: Track | None,
-        findings: list[Finding],
-    ) -> str:
-        if self.config.instruction is not None:
-            return self.config.instruction
+    def _texts(
+        self, ref: EpisodeRef, topics: Topics, mapping: BagMapping, track: Track | None
+    ) -> list[str]:
+        """Instructions of an episode, each once."""
         texts = [topics.metadata(mapping.instruction or "instruction")]
-        if mapping.instruction == STEM:
+        if self.config.instruction is not None:
+            texts = [self.config.instruction]
+        elif mapping.instruction == STEM:
             texts = [ref.path.stem.replace("_", " ")]
         elif track is not None:
             track.sort()
             texts = track.texts or [ref.extras["text"]]
-        distinct = [text for text in dict.fromkeys(texts) if text]
-        if len(distinct) > 1:
-            message = f"{ref.id}: {len(distinct)} instructions"
-            findings.append(MCAP("changing_text", message, episode=ref.id))
-        if not distinct:
-            findings.append(no_instruction(ref))
-        return distinct[0] if distinct else ""
+        return [text for text in dict.fromkeys(texts) if text]
 
     @staticmethod
     def propose(source: Path) -> str | None:

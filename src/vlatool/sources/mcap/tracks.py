@@ -167,12 +167,7 @@ def make_tracks(topics: Topics, mapping: BagMapping) -> dict[str, Track]:
 
 
 def fill(
-    tracks: Mapping[str, Track],
-    bag: Bag,
-    span: TimeSpan,
-    findings: list[Finding],
-    *,
-    by_header: bool,
+    tracks: Mapping[str, Track], bag: Bag, span: TimeSpan, findings: list[Finding], by: str = "log"
 ) -> "array[int]":
     """Adds the messages of a span; `findings` gets damages, and topics without stamps.
 
@@ -185,9 +180,9 @@ def fill(
     for stored in bag.messages(span, findings):
         times.append(stored.time)
         taking, message, time = by_topic.get(stored.channel.topic, ()), None, stored.time
-        if taking and (by_header or any(track.needs_message for track in taking)):
+        if taking and (by == "header" or any(track.needs_message for track in taking)):
             message = decoded(bag.path, stored.channel, stored.data)
-        if taking and by_header:
+        if taking and by == "header":
             stamp = stamp_of(message)
             without[stored.channel.topic] += stamp is None
             time = time if stamp is None else stamp
