@@ -19,7 +19,7 @@ CORE := storage config jobs transforms artifacts sources sinks pages cli
 lowest:
 	$(PYTHON) -m venv build/lowest
 	$(PYTHON) -m tests.lowest > build/lowest/constraints.txt
-	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable '.[hdf5,zarr]' \
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable '.[hdf5,zarr,mcap]' \
 	  pytest pytest-timeout pytest-xdist hypothesis 'moto[s3]' flask flask-cors cryptography
 	build/lowest/bin/python -m pytest $(PYTEST_ARGS) $(CORE:%=tests/unit/%)
 
@@ -51,7 +51,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo 'Installing vlatool with all extras but ray into $(VENV): a minute or more, 2 GB'
-	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[train,hub,tensorboard,wandb,serve,sim,hdf5,zarr]'
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[train,hub,tensorboard,wandb,serve,sim,hdf5,zarr,mcap]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -28,6 +28,7 @@ GROUPS = {
     "others": (
         "preprocess --no-keep-episodes",
         "preprocess to S3",
+        "preprocess mcap",
         "preprocess libero --overwrite",
         "decode",
         "tokenizer eval",

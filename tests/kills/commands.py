@@ -96,6 +96,8 @@ def make_inputs(folder: Path) -> None:
     write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
+    keys = {"episodes": 2, "frames": 6, "workers": 1}
+    sample(SampleConfig(layout="mcap", output=str(folder / "bags"), **keys))
     repository = folder / "hub/lab/set"
     repository.mkdir(parents=True)
     for index in range(3):
@@ -258,6 +260,10 @@ def _repair(workspace: Workspace) -> None:
     repair(RepairConfig(source=source, output=str(workspace.out), workers=1))
 
 
+def _bags(workspace: Workspace) -> None:
+    run(workspace.inputs / "bags", workspace.out, format="mcap")
+
+
 def _images(workspace: Workspace, **options: Any) -> None:
     image_shards(workspace.inputs / "pictures", workspace.out, val_ratio=0.5, **options)
 
@@ -375,6 +381,7 @@ ROLLOUT = Command("eval rollout", _rollout, result=rollout_files)
 COMMANDS = (
     Command("sample spartan", _sample),
     Command("sample lerobot", partial(_sample, layout="lerobot")),
+    Command("sample mcap", partial(_sample, layout="mcap")),
     Command("preprocess", _preprocess),
     Command("preprocess --no-keep-episodes", partial(_preprocess, keep_episodes=False)),
     _overwriting("preprocess", _preprocess, seed=7, jpeg_quality=50),
@@ -386,6 +393,7 @@ COMMANDS = (
     Command("preprocess to a LeRobot set", _lerobot),
     _overwriting("preprocess to a LeRobot set", _lerobot, layout_version="v2.1"),
     _in_s3(Command("preprocess to a LeRobot set in S3", _lerobot)),
+    Command("preprocess mcap", _bags),
     Command("preprocess images", _images),
     _overwriting("preprocess images", _images, image_format="jpeg"),
     Command("repair", _repair),

@@ -30,6 +30,7 @@ class FormatReader(Protocol):
         base_format: Name of a more general format that also recognizes the same data.
         is_fallback: True if any other format that finds episodes at a location takes precedence.
         default_sink: Name of the sink that is used if none is given; empty: `lbm`.
+        needs_rate: True if episodes have rows at the rate only, whatever the sink stores.
         layout: Name of the layout within the format; empty if it has one.
         config: Resolved config.
         source_findings: Findings of `discover` on the data set as a whole.
@@ -40,6 +41,7 @@ class FormatReader(Protocol):
     base_format: ClassVar[str] = ""
     is_fallback: ClassVar[bool] = False
     default_sink: ClassVar[str] = ""
+    needs_rate: ClassVar[bool] = False
     config: Any
     layout: str = ""
     source_findings: Sequence[Finding] = ()

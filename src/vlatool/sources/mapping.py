@@ -7,6 +7,7 @@ relative to the episode, or from the root with a `/` before it; `PATH@NAME` is a
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -42,12 +43,17 @@ class RecordingMapping(ConfigModel):
     fps: str = Field(default="", description="Reference of the frames per second.")
 
 
-def read_mapping(path: Path) -> RecordingMapping:
+Mapped = TypeVar("Mapped", bound=RecordingMapping)
+
+
+def read_mapping(path: Path, kind: type[Mapped]) -> Mapped:
     """The mapping in a YAML file; raises DataError with the file and the key."""
     try:
-        mapping = RecordingMapping.model_validate(read_yaml(path) or {})
+        mapping = kind.model_validate(read_yaml(path) or {})
     except DocumentError as error:
         raise _broken(path, error.reason) from error
+    except FileNotFoundError as error:
+        raise _broken(path, "does not exist") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -250,10 +250,11 @@ class PreprocessJob:
 
     def _check_rate(self) -> None:
         """Raises UsageError if the rate is needed, and neither stored nor given."""
-        if self._sink.needs_rate and self._setup.survey.fps is None and _has_rate(self._reader):
+        needs_rate = self._sink.needs_rate or self._reader.needs_rate
+        if needs_rate and self._setup.survey.fps is None and _has_rate(self._reader):
+            user = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
             raise UsageError(
-                f"the data do not store their frames per second, which the sink "
-                f"{self._config.sink.type} needs",
+                f"the data do not store their frames per second, which the {user} needs",
                 hint="give the rate at which they were recorded, such as --fps 20",
                 code="usage.no_rate",
             )

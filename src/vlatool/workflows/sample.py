@@ -23,7 +23,7 @@ from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
-Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds"]
+Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap"]
 World = Literal["builtin", "metaworld"]
 
 
@@ -293,6 +293,10 @@ def _writer(
         from vlatool.world.record_rlds import RldsWriter
 
         return RldsWriter(setup, episodes)
+    if layout == "mcap":
+        from vlatool.world.record_mcap import McapWriter
+
+        return McapWriter(setup)
     from vlatool.world.record_spartan import SpartanWriter
 
     return SpartanWriter(setup)

@@ -134,7 +134,8 @@ class Hdf5Reader(base.FormatReader):
 
     @cached_property
     def _mapping(self) -> RecordingMapping | None:
-        return None if self.config.mapping is None else read_mapping(location(self.config.mapping))
+        name = self.config.mapping
+        return None if name is None else read_mapping(location(name), RecordingMapping)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every group that is an episode, by file in natural order; reads names, no values."""

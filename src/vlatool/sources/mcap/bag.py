@@ -1,0 +1,426 @@
+"""Bags and their messages in the order of the files: MCAP as far as it goes, ROS 1 and db3."""
+
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlatool.errors import VlatoolError, installed
+from vlatool.findings import Finding
+from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
+from vlatool.storage.cache import local_copy
+from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.uri import can_list
+
+SUFFIXES = (".mcap", ".bag", ".db3")
+_METADATA = "metadata.yaml"
+_MAGIC = b"\x89MCAP0\r\n"
+_HEAD = struct.Struct("<BQ")  # opcode and length of a record
+_CHUNK = struct.Struct("<QQQII")  # start, end, size, CRC, length of the name of the compression
+_LENGTH = struct.Struct("<Q")
+_MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+_SCHEMA, _CHANNEL, _MESSAGES, _CHUNKS, _ATTACHMENT, _RECORD = 3, 4, 5, 6, 9, 12  # opcodes
+_ENDS = (2, 15)
+_READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
+_TAIL = 37  # bytes of the footer and the magic
+_LARGEST = 2**28  # bytes of a chunk or a message
+_RANGE = 2**20  # bytes of records outside of chunks that are read at once
+
+
+class BagChannel(NamedTuple):
+    """Kind of the messages of a topic."""
+
+    topic: str
+    encoding: str  # of messages: `cdr`, `ros1`, `protobuf`, ...
+    type: str  # as `sensor_msgs/msg/JointState` or `foxglove.RawImage`
+    schema_encoding: str  # `ros2idl`, or any other name
+    schema: bytes
+
+
+class Segment(NamedTuple):
+    """A chunk, or records outside of chunks."""
+
+    start: int  # byte in the file
+    stop: int
+    is_chunk: int  # 1 or 0
+    first: int = 0  # log time in nanoseconds
+    last: int = 2**63 - 1
+
+
+class BagMessage(NamedTuple):
+    """Message as it is stored."""
+
+    channel: BagChannel
+    time: int  # log time, in nanoseconds
+    # number of the file; start, stop and kind of the segment, start and length in it; of ROS 1 and
+    # db3: number of the connection, log time, number among equal times, 0, 0
+    position: tuple[int, int, int, int, int, int]
+    data: bytes
+
+
+class TimeSpan(NamedTuple):
+    """Log times of an episode in nanoseconds, the end excluded."""
+
+    start: int = 0
+    stop: int = 2**63 - 1
+
+
+@dataclass
+class BagFile:
+    """Everything in a file but its messages."""
+
+    path: Path
+    segments: list[Segment] = field(default_factory=list[Segment])  # of MCAP
+    channels: dict[int, BagChannel] = field(default_factory=dict[int, BagChannel])
+    counts: Counter[int] = field(default_factory=Counter[int])  # messages of each channel
+    metadata: dict[str, str] = field(default_factory=dict[str, str])  # `NAME@KEY` to value
+    attachments: list[str] = field(default_factory=list[str])
+    findings: list[Finding] = field(default_factory=list[Finding])
+    schemas: dict[int, tuple[str, str, bytes]] = field(default_factory=dict)
+
+    def report(self, code: str, reason: str) -> None:
+        self.findings.append(MCAP.at(code, self.path, reason))
+
+    def add_stored(self, opcode: int, body: bytes) -> None:
+        """Adds a schema, a channel, metadata or the number of a message."""
+        if opcode == _MESSAGES:
+            self.counts[_MESSAGE.unpack_from(body)[0]] += 1
+        elif opcode in _READ:
+            stream = installed("mcap.data_stream").ReadDataStream(BytesIO(body))
+            self.add(getattr(installed("mcap.records"), _READ[opcode]).read(stream))
+
+    def add(self, record: Any) -> None:
+        kind = type(record).__name__
+        if kind == "Schema":
+            is_short = record.encoding.startswith("ros") and record.name.count("/") == 1
+            name = record.name.replace("/", "/msg/") if is_short else record.name
+            self.schemas[record.id] = name, record.encoding, record.data
+        elif kind == "Channel":
+            schema = self.schemas.get(record.schema_id, ("", "", b""))
+            self.channels[record.id] = BagChannel(record.topic, record.message_encoding, *schema)
+        elif kind == "Metadata":
+            self.metadata |= {f"{record.name}@{k}": value for k, value in record.metadata.items()}
+        elif kind == "AttachmentIndex":
+            self.attachments.append(f"{record.name} ({record.data_size:,} bytes)")
+        elif kind == "Statistics":
+            self.counts.update(record.channel_message_counts)
+        elif kind == "MetadataIndex":
+            start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
+            self.add_stored(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
+        elif kind == "ChunkIndex":
+            start, times = (
+                record.chunk_start_offset,
+                [record.message_start_time, record.message_end_time],
+            )
+            self.segments.append(Segment(start, start + record.chunk_length, 1, *times))
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    return ValueError, LookupError, struct.error, installed("mcap.exceptions").McapError
+
+
+@contextmanager
+def _readable(path: Path, place: str = "") -> Generator[None]:
+    try:
+        yield
+    except VlatoolError:
+        raise
+    except Exception as error:
+        reason = f"cannot be read: {str(error) or type(error).__name__}"
+        raise mcap_error(path, place, reason, "unreadable") from error
+
+
+@lru_cache(maxsize=64)
+def _bag_file(path: Path, size: int, changed: int) -> BagFile:
+    del changed
+    with _readable(path):
+        if path.suffix != ".mcap":
+            return _ros_file(path)
+        return _by_summary(path, size) or _by_scan(path, size)
+
+
+def _by_summary(path: Path, size: int) -> BagFile | None:
+    """The file by the summary at its end; None if there is none, or it is damaged."""
+    tail = read_byte_range(ByteRange(path, max(0, size - _TAIL), size))
+    start, _, crc = struct.unpack_from("<QQI", tail, 9) if len(tail) == _TAIL else (0, 0, 0)
+    if tail[-8:] != _MAGIC or not 0 < start < size or size - start > _LARGEST:
+        return None
+    data = read_byte_range(ByteRange(path, start, size))
+    if crc and zlib.crc32(data[:-12]) != crc:
+        return None
+    file, stream = BagFile(path), installed("mcap.stream_reader")
+    try:
+        for record in stream.StreamReader(BytesIO(data), skip_magic=True).records:
+            file.add(record)
+    except _broken():
+        return None
+    file.segments.sort()
+    is_whole = file.channels.keys() >= file.counts.keys()
+    return file if is_whole and bool(file.segments) == bool(file.counts) else None
+
+
+def _by_scan(path: Path, size: int) -> BagFile:
+    """The file by reading it once, up to the first record that is cut off."""
+    file = BagFile(path)
+    file.report("bad_index", "has no index that can be used; it is read from start to end")
+    end = _find_segments(file, size)
+    for segment in file.segments:
+        for opcode, _, body in _records(file, segment, file.findings):
+            try:
+                file.add_stored(opcode, body)
+            except _broken() as error:
+                file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
+    if end is not None:
+        count = file.counts.total()
+        file.report("cut_off", f"ends at byte {end} of {size}, read up to message {count}")
+    return file
+
+
+def _find_segments(file: BagFile, size: int) -> int | None:
+    """Adds all segments; returns the start of a record that is cut off, or None."""
+    with open_forward(file.path) as stream:
+        if stream.read(8) != _MAGIC:
+            raise mcap_error(file.path, "", "does not start as MCAP", "unreadable")
+        stop = 8
+        while True:
+            start, head = stop, stream.read(_HEAD.size)
+            opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
+            stop = start + _HEAD.size + length
+            last = file.segments[-1] if file.segments else Segment(0, 0, 1)
+            if opcode in _ENDS and stop <= size:
+                return None
+            if not opcode or stop > size:
+                if opcode == _CHUNKS and size - start < _LARGEST:
+                    file.segments.append(Segment(start, size, 1))
+                return start
+            if opcode == _ATTACHMENT:
+                file.attachments.append(f"at byte {start} ({length:,} bytes)")
+            elif (
+                opcode == _CHUNKS
+                or last.is_chunk
+                or last.stop < start
+                or stop > last.start + _RANGE
+            ):
+                file.segments.append(Segment(start, stop, int(opcode == _CHUNKS)))
+            else:
+                file.segments[-1] = last._replace(stop=stop)
+            stream.seek(stop)
+
+
+class _DamageError(Exception):
+    pass
+
+
+def _records(
+    file: BagFile, segment: Segment, findings: list[Finding]
+) -> Iterator[tuple[int, int, bytes]]:
+    """(opcode, start in the segment, content) of records, up to the first damaged one."""
+    offset = 0
+    try:
+        data = _content(file.path, segment)
+        while offset < len(data):
+            opcode, length = _HEAD.unpack_from(data, offset)
+            start, offset = offset + _HEAD.size, offset + _HEAD.size + length
+            if offset > len(data):
+                raise _DamageError(f"a record of {length:,} bytes at {start} of {len(data):,}")
+            yield opcode, start, data[start:offset]
+    except (_DamageError, struct.error) as error:
+        reason = f"byte {segment.start}: a chunk is left out from its byte {offset} on: {error}"
+        findings.append(MCAP.at("damaged_chunk", file.path, reason))
+
+
+def _content(path: Path, segment: Segment) -> bytes:
+    """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
+    start, length = segment.start + _HEAD.size * segment.is_chunk, segment.stop - segment.start
+    data = read_byte_range(ByteRange(path, start, min(segment.stop, start + _LARGEST)))
+    size, crc, name = length, 0, 0
+    if segment.is_chunk:
+        _, _, size, crc, name = _CHUNK.unpack_from(data)
+    if max(size, length) > _LARGEST:
+        reason = f"{max(size, length):,} bytes at once"
+        raise mcap_error(path, f"byte {segment.start}", reason, "too_large")
+    if not segment.is_chunk:
+        return data
+    compression, (stored,) = (
+        data[_CHUNK.size :][:name],
+        _LENGTH.unpack_from(data, name + _CHUNK.size),
+    )
+    data = data[_CHUNK.size + name + _LENGTH.size :]
+    is_cut = len(data) < stored
+    try:
+        if compression == b"zstd":
+            data = installed("zstandard").ZstdDecompressor().stream_reader(data).read(size + 1)
+        elif compression == b"lz4":
+            data = installed("lz4.frame").LZ4FrameDecompressor().decompress(data, size + 1)
+        elif compression:
+            raise _DamageError(f"unknown compression {compression!r}")
+    except (RuntimeError, ValueError, EOFError, installed("zstandard").ZstdError) as error:
+        raise _DamageError(f"cannot be inflated: {error}") from error
+    if not is_cut and (len(data) != size or (crc and zlib.crc32(data) != crc)):
+        raise _DamageError(f"wrong checksum or size: {len(data):,} of {size:,} bytes")
+    return data
+
+
+def _ros_reader(path: Path) -> Any:
+    """An open reader of rosbags; a remote file is copied to the cache first."""
+    module = installed("rosbags.rosbag1" if path.suffix == ".bag" else "rosbags.rosbag2")
+    reader = module.Reader(local_copy(path.parent, [path.name]) / path.name)
+    reader.open()
+    return reader
+
+
+def _ros_file(path: Path) -> BagFile:
+    file, reader = BagFile(path), _ros_reader(path)
+    encoding = "ros1" if path.suffix == ".bag" else "cdr"
+    for link in reader.connections:
+        form, text = "ros2idl" if link.msgdef.format.name == "IDL" else "", link.msgdef.data
+        channel = BagChannel(link.topic, encoding, link.msgtype, form, text.encode())
+        file.channels[link.id] = channel
+        file.counts[link.id] = link.msgcount
+    reader.close()
+    return file
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The files of one bag."""
+
+    path: Path  # file, or folder with metadata.yaml
+    parts: tuple[Path, ...]
+
+    @property
+    def files(self) -> list[BagFile]:
+        """Their contents, which are found once in a process."""
+        files: list[BagFile] = []
+        for path in self.parts:
+            with _readable(path):
+                status = path.stat()
+            files.append(_bag_file(path, status.st_size, status.st_mtime_ns))
+        return files
+
+    def messages(self, span: TimeSpan, findings: list[Finding]) -> Iterator[BagMessage]:
+        """Messages in the order of the files; `findings` gets the damages of these."""
+        for number, file in enumerate(self.files):
+            findings += file.findings
+            with _readable(file.path):
+                find = _mcap_messages if file.path.suffix == ".mcap" else _ros_messages
+                yield from find(number, file, span, findings)
+
+
+def _mcap_messages(
+    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
+) -> Iterator[BagMessage]:
+    seen, unusable = Counter[int](), Counter[int]()
+    damages: list[Finding] = []
+    for segment in file.segments:
+        if segment.last < span.start or segment.first >= span.stop:
+            continue
+        place = segment.start, segment.stop, segment.is_chunk
+        for opcode, start, body in _records(file, segment, damages):
+            if opcode == _MESSAGES and len(body) >= _MESSAGE.size:
+                channel, _, time, _ = _MESSAGE.unpack_from(body)
+                seen[channel] += 1
+                unusable[channel] += channel not in file.channels or time >= TimeSpan().stop
+                if channel in file.channels and span.start <= time < span.stop:
+                    position = number, *place, start + _MESSAGE.size, len(body) - _MESSAGE.size
+                    yield BagMessage(file.channels[channel], time, position, body[_MESSAGE.size :])
+    findings += [finding for finding in damages if finding not in file.findings]
+    for channel, count in unusable.items():
+        if count:
+            reason = (
+                f"left out: {count} messages of channel {channel}, not described or without time"
+            )
+            findings.append(MCAP.at("cut_off", file.path, reason))
+    if span == TimeSpan() and seen.total() != file.counts.total():
+        reason = f"its index has {file.counts.total()} messages, the file {seen.total()}"
+        findings.append(MCAP.at("bad_index", file.path, reason))
+
+
+def _ros_messages(
+    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
+) -> Iterator[BagMessage]:
+    del findings
+    reader, last = _ros_reader(file.path), dict[int, tuple[int, int]]()
+    for link, time, data in reader.messages(start=span.start, stop=span.stop):
+        same, index = last.get(link.id, (-1, 0))
+        last[link.id] = time, (index + 1 if same == time else 0)
+        position = number, link.id, time, last[link.id][1], 0, 0
+        yield BagMessage(file.channels[link.id], time, position, data)
+    reader.close()
+
+
+class TopicReader:
+    """Reads messages by their positions; the last chunk stays in memory."""
+
+    def __init__(self, bag: Bag) -> None:
+        self._bag = bag
+        self._last: tuple[tuple[int, Segment] | None, Any] = None, b""  # chunk, or reader of ROS
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_bag": self._bag, "_last": (None, b"")}
+
+    def read(self, position: Sequence[int]) -> bytes:
+        number, *place, start, size = map(int, position)
+        path, segment = self._bag.parts[number], Segment(*place)
+        with _readable(path, f"byte {segment.start}"):
+            if path.suffix != ".mcap":
+                return self._ros_message(number, path, place)
+            if not segment.is_chunk:
+                start += segment.start
+                return read_byte_range(ByteRange(path, start, start + size))
+            if self._last[0] != (number, segment):
+                self._last = (number, segment), _content(path, segment)
+            return self._last[1][start : start + size]
+
+    def _ros_message(self, number: int, path: Path, place: Sequence[int]) -> bytes:
+        key = number, Segment(0, 0, 0)
+        if self._last[0] != key:
+            self._last = key, _ros_reader(path)
+        reader, (link, time, index) = self._last[1], place
+        chosen = [connection for connection in reader.connections if connection.id == link]
+        return next(islice(reader.messages(chosen, time, time + 1), index, None))[2]
+
+
+def bags_below(source: Path) -> list[Path]:
+    """Bags at or below a source, in natural order: files, and folders with metadata.yaml."""
+    if source.name.endswith(SUFFIXES) and not (can_list(source) and source.is_dir()):
+        return [source]
+    bags: list[Path] = []
+    for folder, _, files in walk(source) if can_list(source) else ():
+        has_parts = _METADATA in files and any(s in name for name in files for s in SUFFIXES)
+        listed = _listed(folder) if has_parts else None
+        bags += [folder] * (listed is not None)
+        others = (name for name in files if name not in (listed or ()))
+        bags += [folder / name for name in others if name.endswith(SUFFIXES)]
+    return sorted(bags, key=natural_key)
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """Names of the files in metadata.yaml; None if it is not that of a bag."""
+    try:
+        document: Any = read_yaml(folder / _METADATA)
+        facts = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
+        return None if facts is None else [Path(str(n)).name for n in facts["relative_file_paths"]]
+    except (DocumentError, LookupError, TypeError) as error:
+        raise mcap_error(folder / _METADATA, "", repr(error), "unreadable") from error
+
+
+def bag_at(path: Path) -> Bag:
+    """The bag of a file, or of a folder with metadata.yaml."""
+    if path.name.endswith(SUFFIXES) and not (can_list(path) and path.is_dir()):
+        return Bag(path, (path,))
+    parts = tuple(path / name for name in _listed(path) or ())
+    for part in parts:
+        if not part.name.endswith(SUFFIXES) or not part.is_file():
+            reason = f"is listed in {_METADATA}, and not there or compressed as a whole"
+            raise mcap_error(part, "", reason, "missing_part")
+    return Bag(path, parts)

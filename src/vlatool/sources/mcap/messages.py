@@ -1,0 +1,175 @@
+"""Messages to objects, and from these images, times and numbers.
+
+ROS messages are decoded by rosbags with the definitions in the bag, protobuf messages by the
+descriptors in it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError, VlatoolError, installed, missing_package
+from vlatool.sources.mcap.bag import Bag, BagChannel
+from vlatool.sources.mcap.rules import mcap_error
+from vlatool.storage.tree import natural_key
+
+TEXT = "std_msgs/msg/String"
+_IMAGES: dict[str, Literal["raw", "file", "video"]] = {
+    "Image": "raw",
+    "RawImage": "raw",
+    "CompressedImage": "file",
+    "CompressedVideo": "video",
+    "FFMPEGPacket": "video",
+}
+_IMAGE_PACKAGES = ("sensor_msgs", "foxglove", "foxglove_msgs", "ffmpeg_image_transport_msgs")
+_NO_VALUES = ("header", "stamp", "timestamp", "frame_id", "child_frame_id", "layout")
+_LONG_ARRAY = re.compile(rb"\[(<=)?\d{6}")  # the decoder of an array may have code for each item
+_LARGEST_FIELD = 2**16  # numbers of a message
+
+
+def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
+    """Kind of the images of a topic; None if it has none."""
+    package, *_, name = re.split(r"[./]", f"{channel.type}.")[:-1] or [""]
+    return _IMAGES.get(name) if package in _IMAGE_PACKAGES else None
+
+
+def is_encoded(data: Any) -> bool:
+    """True if the bytes of an image are JPEG or PNG."""
+    return bytes(data[:4]).startswith((b"\xff\xd8\xff", b"\x89PNG"))
+
+
+def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
+    """Topic, in natural order, to the kind of its messages, or to the error of decoding them."""
+    kinds: dict[str, dict[BagChannel, None]] = {}
+    for channel in (channel for file in bag.files for channel in file.channels.values()):
+        kinds.setdefault(channel.topic, {})[channel] = None
+    known: dict[str, BagChannel | DataError] = {}
+    for topic in sorted(kinds, key=natural_key):
+        known[topic] = channel = next(iter(kinds[topic]))
+        reason, code = "", "missing_schema"
+        if len(kinds[topic]) > 1:
+            reason, code = f"has messages of {len(kinds[topic])} types", "two_types"
+        elif channel.encoding not in ("cdr", "ros1", "protobuf"):
+            reason, code = f"is encoded as {channel.encoding!r}", "unknown_encoding"
+        else:
+            try:
+                _decoder(channel)
+            except VlatoolError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the parser of the library
+                reason = f"has no usable schema {channel.type!r}: {error!r}"[:400]
+        if reason:
+            known[topic] = mcap_error(bag.path, topic, reason, code, field=topic)
+    return known
+
+
+def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
+    """A message as an object; DataError if its data do not fit the schema."""
+    try:
+        return _decoder(channel)(data)
+    except VlatoolError:
+        raise
+    except Exception as error:
+        topic = channel.topic
+        raise mcap_error(path, topic, repr(error), "bad_message", field=topic) from error
+
+
+@lru_cache(maxsize=256)
+def _decoder(channel: BagChannel) -> Callable[[bytes], Any]:
+    if channel.encoding == "protobuf":
+        return _protobuf_class(channel).FromString
+    types = installed("rosbags.typesys")
+    known = types.get_typestore(types.Stores.ROS2_HUMBLE).fielddefs
+    if channel.schema or channel.type not in known:  # db3 before ROS 2 Iron has none
+        if _LONG_ARRAY.search(channel.schema):
+            raise ValueError("an array of 100,000 items or more")
+        known = {name: known[name] for name in known if name.startswith("builtin_interfaces")}
+        text = channel.schema.decode()
+        if channel.schema_encoding == "ros2idl":
+            for part in re.split(r"^=+\nIDL: [^\n]*\n", text, flags=re.MULTILINE):
+                known |= types.get_types_from_idl(part) if part else {}
+        else:
+            known |= types.get_types_from_msg(text, channel.type)
+    store = types.get_typestore(types.Stores.EMPTY)
+    store.register(known)
+    store.get_msgdef(channel.type)
+    decode = store.deserialize_ros1 if channel.encoding == "ros1" else store.deserialize_cdr
+    return lambda data: decode(data, channel.type)
+
+
+def _protobuf_class(channel: BagChannel) -> Any:
+    try:
+        from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, timestamp_pb2
+        from google.protobuf.message_factory import GetMessageClass
+    except ModuleNotFoundError:
+        raise missing_package("protobuf") from None
+    parse = descriptor_pb2.FileDescriptorProto.FromString
+    common = [parse(m.DESCRIPTOR.serialized_pb) for m in (timestamp_pb2, duration_pb2)]
+    listed = descriptor_pb2.FileDescriptorSet.FromString(channel.schema).file
+    files = {file.name: file for file in (*common, *listed)}
+    pool = descriptor_pool.DescriptorPool()
+
+    def add(name: str) -> None:
+        file = files.pop(name, None)  # an import that is missing is an error of `Add`
+        for needed in file.dependency if file else ():
+            add(needed)
+        if file:
+            pool.Add(file)
+
+    for name in list(files):
+        add(name)
+    return GetMessageClass(pool.FindMessageTypeByName(channel.type))
+
+
+def stamp_of(message: Any) -> int | None:
+    """Header stamp in nanoseconds; None if there is none, or none was set."""
+    header = getattr(message, "header", message)
+    stamp = getattr(header, "stamp", None) or getattr(message, "timestamp", None)
+    seconds = getattr(stamp, "sec", getattr(stamp, "seconds", 0))
+    return (seconds * 10**9 + getattr(stamp, "nanosec", getattr(stamp, "nanos", 0))) or None
+
+
+def member_at(message: Any, path: str) -> Any:
+    """The member of a path such as `pose.position` or `transforms.0`; LookupError without it."""
+    for name in filter(None, path.split(".")):
+        try:
+            message = message[int(name)] if name.isdecimal() else getattr(message, name)
+        except (AttributeError, TypeError, IndexError):
+            raise LookupError(f"there is no {name!r}") from None
+    return message
+
+
+def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
+    """(dotted name, numbers [N]) of all members but headers, times and names of frames.
+
+    Raises TypeError for text and lists of messages.
+    """
+    members: list[str] = []
+    if dataclasses.is_dataclass(value):
+        members = [member.name for member in dataclasses.fields(value)]
+    elif hasattr(value, "DESCRIPTOR"):
+        members = [member.name for member in value.DESCRIPTOR.fields]
+    elif not isinstance(value, bool | int | float | np.ndarray | Sequence) or isinstance(
+        value, str
+    ):
+        raise TypeError(f"{name or 'it'} is no number")
+    for member in members:
+        if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):
+            yield from numbers_of(getattr(value, member), f"{name}.{member}".lstrip("."))
+    if not members:
+        array = np.atleast_1d(np.asarray(value))
+        if array.dtype.kind not in "fiub" or array.size > _LARGEST_FIELD:
+            raise TypeError(f"{name or 'it'} has {array.size} of {array.dtype}")
+        yield name, array.astype(np.float64)
+
+
+def joints_of(message: Any) -> list[str]:
+    """Names of the joints of a JointState; empty for other messages."""
+    names = getattr(message, "name", "")
+    return [] if isinstance(names, str) or not hasattr(message, "position") else [*map(str, names)]

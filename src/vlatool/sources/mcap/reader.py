@@ -1,0 +1,308 @@
+"""Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 5."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Finding, FindingCodes
+from vlatool.sources import base
+from vlatool.sources.mapping import proposal, read_mapping
+from vlatool.sources.mcap.bag import SUFFIXES, TimeSpan, bag_at, bags_below
+from vlatool.sources.mcap.messages import decoded
+from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, proposed
+from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_rows, make_tracks
+from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.storage.uri import location
+
+_FAILED = TimeSpan(0, 0)  # of a bag that could not be divided
+_MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": False, "end": False}
+
+
+class McapConfig(ConfigModel):
+    """Options of bags. What they do not store is given here."""
+
+    fps: float | None = Field(
+        default=None, gt=0, description="Rows per second; null: fps in the metadata of the bag."
+    )
+    instruction: str | None = Field(
+        default=None, description="Instruction of all episodes; null: that of the bag."
+    )
+    mapping: str | None = Field(
+        default=None,
+        description="YAML file that names the topics of cameras and fields; null: all images and "
+        "plain numbers.",
+    )
+    time_source: Literal["log", "header"] = Field(
+        default="log", description="Time of a message: that of recording, or its header stamp."
+    )
+    max_age_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Greatest age of a value in a row, in seconds; older ones fail the episode.",
+    )
+    marker: str | None = Field(
+        default=None, description="Topic (Bool or String) whose messages start and stop episodes."
+    )
+    gap_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Start an episode after this many seconds without a message.",
+    )
+
+    @model_validator(mode="after")
+    def _check_division(self) -> Any:
+        if self.marker is not None and self.gap_s is not None:
+            raise ValueError("marker and gap_s exclude each other")
+        return self
+
+
+class McapReader(base.FormatReader):
+    """Reader of bags; a source is a file, a folder with metadata.yaml, or a folder of these."""
+
+    Config: ClassVar[type[ConfigModel]] = McapConfig
+    findings: ClassVar[FindingCodes | None] = MCAP
+    needs_rate: ClassVar[bool] = True
+
+    def __init__(self, config: McapConfig) -> None:
+        self.config = config
+        self.layout = f"{config.time_source} time"
+        self.source_findings: Sequence[Finding] = ()
+
+    @cached_property
+    def _mapping(self) -> BagMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(location(name), BagMapping)
+
+    def _open(self, path: Path) -> tuple[Topics, BagMapping, dict[str, Track]]:
+        topics = Topics(bag_at(path))
+        mapping = self._mapping or proposed(topics)[0].model_copy(update={"joints": {}})
+        return topics, mapping, make_tracks(topics, mapping)
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """Every bag, or the parts of it by a marker or by gaps, for which all messages are read."""
+        findings: list[Finding] = []
+        bags = distinct_recordings(sources, bags_below, f"files {', '.join(SUFFIXES)}", findings)
+        self.source_findings = findings
+        used: dict[str, int] = {}  # name of a bag to the number of its last namesake
+        for path, source in bags:
+            parts, spans = (path,), [(_FAILED, "")]
+            with suppress(DataError):  # which `read` raises again
+                parts = bag_at(path).parts
+                spans = self._spans(path, findings)
+            name = stem = base.id_part(path.stem if parts == (path,) else path.name)
+            while name in used:
+                used[stem] += 1
+                name = f"{stem}-{used[stem]}"
+            used[name] = 1
+            for number, (span, text) in enumerate(spans):
+                yield EpisodeRef(
+                    id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",
+                    path=path,
+                    source=str(source),
+                    files=() if parts == (path,) else parts,
+                    extras={"span": tuple(span), "text": text},
+                )
+
+    def _spans(self, path: Path, findings: list[Finding]) -> list[tuple[TimeSpan, str]]:
+        """Spans of the episodes of a bag, and the last text of the instruction before each."""
+        mapping, gap = self._mapping or BagMapping(), self.config.gap_s
+        marker = self.config.marker or mapping.episodes
+        if marker == "/" and gap is None:
+            return [(TimeSpan(), "")]
+        topics, _, tracks = self._open(path)
+        texts = {key: track for key, track in tracks.items() if key == "instruction"}
+        if marker != "/":
+            texts["marker"] = Track(path, *topics.find(marker), "text")
+        times = fill(texts, topics.bag, TimeSpan(), [])
+        marks, text = texts.get("marker"), texts.get("instruction")
+        spans = _divided(times, gap or 0.0)
+        if marks is not None:
+            marks.sort()
+            spans, unused = _marked([*zip(marks.times.tolist(), marks.texts, strict=True)])
+            if unused or not spans:
+                reason = f"{marker}: {unused} of {len(marks)} messages; {len(spans)} episodes"
+                findings.append(MCAP.at("bad_marker", path, reason, field=marker))
+        if text is None:
+            return [(span, "") for span in spans]
+        text.sort()
+        before = np.searchsorted(text.times, [span.start for span in spans])
+        return [(span, ["", *text.texts][index]) for span, index in zip(spans, before, strict=True)]
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Cameras and fields by the first messages of the topics; the number of rows is unknown."""
+        reasons: list[VlatoolError] = []
+        survey = lru_cache(maxsize=None)(self._survey)
+        surveys = base.survey_each(lambda ref: survey(ref.path), refs, reasons)
+        return base.merge_surveys(surveys, reasons)
+
+    def _survey(self, path: Path) -> Survey:
+        topics, mapping, tracks = self._open(path)
+        first = topics.first_messages({track.channel.topic for track in tracks.values()})
+        for stored in first.values():
+            message = decoded(path, stored.channel, stored.data)
+            for track in tracks.values():
+                if track.channel == stored.channel:
+                    track.take(message, stored.time, stored.position)
+        sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(mapping.cameras)
+        for name in mapping.cameras:
+            with suppress(DataError, IndexError):  # which reading the image raises again
+                sizes[name] = tracks[f"cameras.{name}"].images(topics.bag, np.zeros(1, int)).size
+        names = {name: tracks[f"fields.{name}"].names for name in mapping.fields}
+        return Survey(
+            1,
+            sizes,
+            {name: FieldSpec(len(columns), columns) for name, columns in names.items()},
+            None,
+            self._fps(topics, mapping),
+            tuple(mapping.action_fields),
+            tuple(mapping.proprioception_fields),
+        )
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """One episode; its images stay on disk. Without a rate, its rows are those of a topic."""
+        span = TimeSpan(*ref.extras["span"])
+        if span == _FAILED:
+            self._spans(ref.path, [])
+        topics, mapping, tracks = self._open(ref.path)
+        bag, findings = topics.bag, list[Finding]()
+        fill(tracks, bag, span, findings, self.config.time_source)
+        text = tracks.pop("instruction", None)
+        fps = self._fps(topics, mapping)
+        rows = self._rows(ref, tracks, fps, findings)
+        texts = self._texts(ref, topics, mapping, text)
+        instruction = texts[0] if texts else ""
+        if not texts:
+            findings.append(no_instruction(ref))
+        if len(texts) > 1:
+            message = f"{ref.id}: {len(texts)} instructions"
+            findings.append(MCAP("changing_text", message, episode=ref.id))
+        findings += [
+            MCAP.from_error(error, field=topic)
+            for topic, error in topics.channels.items()
+            if isinstance(error, DataError)
+        ]
+        left = topics.left_out({t.channel.topic for t in (*tracks.values(), text) if t is not None})
+        if left:
+            findings.append(MCAP.at("left_out", ref.path, left))
+        values: dict[str, dict[str, Any]] = {"cameras": {}, "depth": {}, "fields": {}}
+        for key, track in tracks.items():
+            part, _, name = key.partition(".")
+            values_of = track.rows if part == "fields" else partial(track.images, bag)
+            values[part][name] = values_of(rows.taken[key])
+        success = topics.metadata(mapping.success or "success").lower()
+        return Episode(
+            id=ref.id,
+            task=instruction,
+            fps=fps or 0.0,
+            num_frames=len(rows.times),
+            cameras=values["cameras"],
+            depth=values["depth"],
+            lowdim=values["fields"],
+            dimension_names={name: tracks[f"fields.{name}"].names for name in mapping.fields},
+            language={"original": [instruction]} if instruction else {},
+            success={"true": True, "1": True, "false": False, "0": False}.get(success),
+            action_fields=tuple(mapping.action_fields),
+            proprioception_fields=tuple(mapping.proprioception_fields),
+            findings=tuple(findings),
+            extras={"source_episode": ref.path.name, "start_ns": int(rows.times[0])},
+        )
+
+    def _rows(
+        self, ref: EpisodeRef, tracks: dict[str, Track], fps: float | None, findings: list[Finding]
+    ) -> BagRows:
+        """Rows of an episode; `findings` gets the counts of each topic."""
+        damages = "".join(f"; {finding.message}" for finding in findings[-1:])
+        late = {key: track.sort() for key, track in tracks.items()}
+        absent = [key for key, track in tracks.items() if not len(track)]
+        if absent:
+            reason = f"no message, {tracks[absent[0]].skipped} left out{damages}"
+            raise mcap_error(ref.path, f"{ref.id}: {absent[0]}", reason, "missing_topic")
+        max_age = self.config.max_age_s
+        rows = make_rows(tracks, fps, max_age) if tracks else None
+        if rows is None or not len(rows.times):
+            reason = "no time with a value of each topic" if rows else "no images and no numbers"
+            raise mcap_error(ref.path, ref.id, f"{reason}{damages}", "empty_episode")
+        if len(rows.times) == MOST_ROWS:
+            reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
+            raise mcap_error(ref.path, ref.id, reason, "too_large")
+        counts: dict[str, str] = {}
+        for key, track in tracks.items():
+            topic, ages = track.channel.topic, rows.ages[key] / 1e9
+            if max_age is not None and ages.max() > max_age:
+                row = int((ages > max_age).argmax())
+                reason = f"the value in row {row} is {ages[row]:.3g} s old"
+                raise mcap_error(ref.path, f"{ref.id}: {key}", reason, "stale_value", frame=row)
+            text, gaps = track.timing(rows.taken[key])
+            numbers = {"out_of_order": late[key], "skipped": track.skipped}
+            problems = {code: f"{number} messages" for code, number in numbers.items() if number}
+            for code, problem in ({"gaps": gaps} | problems if gaps else problems).items():
+                if topic not in counts:
+                    findings.append(MCAP(code, f"{ref.id}: {topic}: {problem}", episode=ref.id))
+            counts.setdefault(topic, text)
+        text = "; ".join(f"{topic}: {text}" for topic, text in counts.items())
+        findings.append(MCAP("clock", f"{ref.id}: {text}", episode=ref.id))
+        if any(rows.dropped):
+            text = f"{ref.id}: {rows.dropped[0]} at the start, {rows.dropped[1]} at the end"
+            findings.append(MCAP("rows_dropped", text, episode=ref.id))
+        return rows
+
+    def _fps(self, topics: Topics, mapping: BagMapping) -> float | None:
+        if self.config.fps is not None:
+            return self.config.fps
+        stored, fps = topics.metadata(mapping.fps or "fps"), 0.0
+        with suppress(ValueError):
+            fps = float(stored or 0)
+        if mapping.fps and not 0 < fps < np.inf:
+            reason = f"is no rate: {stored!r}"
+            raise mcap_error(topics.bag.path, mapping.fps, reason, "missing_field")
+        return fps if 0 < fps < np.inf else None
+
+    def _texts(
+        self, ref: EpisodeRef, topics: Topics, mapping: BagMapping, track: Track | None
+    ) -> list[str]:
+        """Instructions of an episode, each once."""
+        texts = [topics.metadata(mapping.instruction or "instruction")]
+        if self.config.instruction is not None:
+            texts = [self.config.instruction]
+        elif mapping.instruction == STEM:
+            texts = [ref.path.stem.replace("_", " ")]
+        elif track is not None:
+            track.sort()
+            texts = track.texts or [ref.extras["text"]]
+        return [text for text in dict.fromkeys(texts) if text]
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first bag, with questions as comments."""
+        path = next(iter(bags_below(source)), None)
+        return None if path is None else proposal(*proposed(Topics(bag_at(path))))
+
+
+def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:
+    """Spans from each start to the next mark, and the number of marks without effect."""
+    known = [(time, _MARKS[text.lower()]) for time, text in marks if text.lower() in _MARKS]
+    spans: list[TimeSpan] = []
+    unused, is_open = len(marks) - len(known), False
+    for (time, is_start), (following, _) in pairwise([*known, (TimeSpan().stop - 1, False)]):
+        unused += is_start == is_open
+        is_open = is_start
+        if is_start:
+            spans.append(TimeSpan(time, following + 1))
+    return spans, unused
+
+
+def _divided(times: Sequence[int], gap_s: float) -> list[TimeSpan]:
+    """Spans between gaps of all messages."""
+    ordered = np.sort(np.asarray(times, np.int64))
+    groups = np.split(ordered, np.flatnonzero(np.diff(ordered) > gap_s * 1e9) + 1)
+    return [TimeSpan(int(group[0]), int(group[-1]) + 1) for group in groups if len(group)]
