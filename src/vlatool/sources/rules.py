@@ -40,6 +40,20 @@ SOURCE = FindingCodes(
         "no_language": FindingCode(
             "warning", "An episode has neither an instruction nor a task name.", "name the task"
         ),
+        "spans_overlap": FindingCode(
+            "warning",
+            "Texts of one kind hold for the same frame; a sample there has all of them.",
+            "correct the annotations",
+        ),
+        "span_outside": FindingCode(
+            "warning", "A text holds for frames that the episode lacks.", "correct the annotations"
+        ),
+        "empty_span": FindingCode(
+            "warning", "An annotation of frames has no text.", "correct the annotations"
+        ),
+        "silent_frames": FindingCode(
+            "warning", "Frames have no text, though others have.", "annotate these frames"
+        ),
         "given_twice": FindingCode("warning", "A source is given twice; it is read once."),
         "episode_missing_camera": FindingCode(
             "warning", "An episode was dropped because it lacks a camera."

@@ -13,7 +13,7 @@ import pytest
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.artifacts.clips import encode_video
-from vlatool.episode import Episode
+from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.sources.hdf5.reader import Hdf5Config, Hdf5Reader
 from vlatool.storage.uri import location
@@ -156,6 +156,26 @@ def test_options_come_before_what_is_stored(tmp_path: Path) -> None:
     options = {"fps": 5, "instruction": "wave", "mapping": str(tmp_path / "mapping.yaml")}
     episode = read(path, **options)
     assert (episode.fps, episode.language["original"]) == (5, ["wave"])
+
+
+@pytest.mark.parametrize("kind", ["S8", h5py.string_dtype()])
+def test_texts_of_frames_in_a_mapping_are_spans(kind: Any, tmp_path: Path) -> None:
+    def change(file: Any) -> None:
+        rows = np.array([b"reach", b"reach", b"lift"], kind)
+        file["data/demo_0"].create_dataset("said", data=rows)
+        file["data/demo_0"].create_dataset("part", data=rows[::-1].reshape(3, 1))
+
+    path = hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change)
+    mapping = "episodes: data/*\nfields: {action: actions}\ninstruction: said\n"
+    (tmp_path / "mapping.yaml").write_text(f"{mapping}language: {{subtask: part}}")
+    episode = read(path, mapping=str(tmp_path / "mapping.yaml"))
+    assert episode.language == {}
+    assert episode.language_spans == (
+        LanguageSpan("original", "reach", 0, 1),
+        LanguageSpan("original", "lift", 2, 2),
+        LanguageSpan("subtask", "lift", 0, 0),
+        LanguageSpan("subtask", "reach", 1, 2),
+    )
 
 
 def test_a_proposed_mapping_reads_the_file_it_was_proposed_for(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import zarr
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.artifacts.clips import encode_video
-from vlatool.episode import Episode
+from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.sources.zarr.reader import ZarrConfig, ZarrReader
 from vlatool.storage.uri import location
@@ -75,6 +75,22 @@ def test_folders_and_zips_of_both_versions_are_read(
     assert episode.proprioception_fields == ("robot0_eef_pos",)
     camera = pickle.loads(pickle.dumps(episode.cameras["camera0_rgb"]))
     np.testing.assert_array_equal(camera.read([4, 0]), hdf5.images(9)[[8, 4]])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_texts_of_frames_are_spans(version: Literal[2, 3], tmp_path: Path) -> None:
+    said = np.array(["wave"] * 4 + ["reach"] * 3 + ["lift"] * 2)
+    path = store(
+        tmp_path / "a.zarr", version, data__instruction=said, data__subtask=np.array(["go"] * 9)
+    )
+    first, second = read(path, 0), read(path, 1)
+    assert first.language == {"original": ["wave"], "subtask": ["go"]}
+    assert second.language_spans == (
+        LanguageSpan("original", "reach", 0, 2),
+        LanguageSpan("original", "lift", 3, 4),
+    )
+    assert second.language == {"subtask": ["go"]}
+    assert read(path, 1, instruction="push").instruction_at(3) == "push"
 
 
 @pytest.mark.skipif(not PUSHT.is_dir(), reason="VLATOOL_RECORDINGS has no PushT")

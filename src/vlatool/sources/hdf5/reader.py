@@ -20,6 +20,7 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
+from vlatool.sources.language import Language, check_language, first_text, language_of
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
 from vlatool.sources.rules import distinct_recordings, no_instruction
 from vlatool.storage.tree import natural_key, walk
@@ -174,7 +175,7 @@ class Hdf5Reader(base.FormatReader):
     def _survey(self, ref: EpisodeRef) -> Survey:
         with self._opened(ref) as (group, mapping, contents):
             cameras = self._cameras(ref, group, mapping, contents)
-            fps, _, _ = self._facts(ref, group, mapping)
+            fps = self._fps(ref, group, mapping)
             return Survey(
                 1,
                 {name: camera.size for name, camera in cameras.items()},
@@ -191,9 +192,10 @@ class Hdf5Reader(base.FormatReader):
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; its images stay on disk."""
         with self._opened(ref) as (group, mapping, contents):
-            fps, instruction, task = self._facts(ref, group, mapping)
+            language, task = self._language(ref, group, mapping, contents.num_frames)
             success = self._success(ref, group, mapping)
-            ignored, findings = _ignored(group, mapping), list[Finding]()
+            ignored = _ignored(group, mapping)
+            findings = [*check_language(ref.id, contents.num_frames, language)]
             counted = group.attrs.get("num_samples")
             if counted is not None and int(counted) != contents.num_frames:
                 reason = f"num_samples is {counted}, the episode has {contents.num_frames} frames"
@@ -201,19 +203,20 @@ class Hdf5Reader(base.FormatReader):
             if ignored:
                 names = ", ".join(ignored)
                 findings.append(rules.HDF5("ignored", f"{ref.id}: left out: {names}"))
-            if not instruction:
+            if not any(language):
                 findings.append(no_instruction(ref))
             return Episode(
                 id=ref.id,
                 task=task,
-                fps=fps,
+                fps=self._fps(ref, group, mapping),
                 num_frames=contents.num_frames,
                 cameras=self._cameras(ref, group, mapping, contents),
                 lowdim={
                     name: rules.columns(dataset, ref.path)
                     for name, dataset in contents.fields.items()
                 },
-                language={"original": [instruction]} if instruction else {},
+                language=language[0],
+                language_spans=tuple(language[1]),
                 success=success,
                 action_fields=tuple(mapping.action_fields),
                 proprioception_fields=tuple(mapping.proprioception_fields),
@@ -233,17 +236,28 @@ class Hdf5Reader(base.FormatReader):
     def _opened(self, ref: EpisodeRef) -> Any:
         return rules.episode_at(ref.path, **ref.extras, mapping=self._mapping)
 
-    def _facts(
-        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping
-    ) -> tuple[float, str, str]:
-        """(frames per second or 0, instruction, task); options come before what is stored."""
-        fps, instruction, task = rules.stored_facts(group.file)
+    def _fps(self, ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> float:
+        """Frames per second, 0 if unknown; the option comes before what is stored."""
+        fps, _, _ = rules.stored_facts(group.file)
         if mapping.fps:
             fps = float(rules.value_at(group, mapping.fps, ref.path))
-        if mapping.instruction:
-            instruction = str(rules.value_at(group, mapping.instruction, ref.path))
-        instruction = instruction if self.config.instruction is None else self.config.instruction
-        return self.config.fps or fps or 0.0, instruction, task or instruction
+        return self.config.fps or fps or 0.0
+
+    def _language(
+        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping, num_frames: int
+    ) -> tuple[Language, str]:
+        """Language and task; the option comes before the mapping, and that before the file."""
+        _, instruction, task = rules.stored_facts(group.file)
+        references = {"original": mapping.instruction, **mapping.language}
+        texts: dict[str, list[str]] = {"original": [instruction]} | {
+            kind: rules.texts_at(group, reference, ref.path, num_frames)
+            for kind, reference in references.items()
+            if reference
+        }
+        if self.config.instruction is not None:
+            texts["original"] = [self.config.instruction]
+        language = language_of(texts)
+        return language, task or first_text(language)
 
     @staticmethod
     def _success(ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> bool | None:
@@ -280,6 +294,7 @@ class Hdf5Reader(base.FormatReader):
 
 def _ignored(group: Any, mapping: RecordingMapping) -> list[str]:
     known = {*mapping.fields.values(), *(camera.path for camera in mapping.cameras.values())}
+    known |= {mapping.instruction, *mapping.language.values()}
     return [name for name, _ in rules.datasets_of(group) if name not in known]
 
 

@@ -39,6 +39,7 @@ HDF5 = FindingCodes(
         "not_numeric": FindingCode(
             "error", "A field has no numbers, or images have no pixels.", _CHANGE
         ),
+        "not_text": FindingCode("error", "Instructions of frames are no texts.", _CHANGE),
         "length_mismatch": FindingCode(
             "error", "Datasets of an episode differ in their number of frames.", _AGAIN
         ),
@@ -354,6 +355,19 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
         value = owner.attrs[name]
     value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[str]:
+    """The text of each frame, or the only one."""
+    dataset = None if "@" in reference else dataset_at(group, reference, path)
+    if dataset is None or dataset.shape not in ((num_frames,), (num_frames, 1)):
+        return [str(value_at(group, reference, path))]
+    if dataset.dtype.kind not in "SO":
+        raise _error(path, dataset.name, f"is {dataset.dtype}, not text", "not_text")
+    check_dataset(dataset, path)
+    with readable(path, dataset.name):
+        rows = dataset[()].reshape(-1).tolist()
+    return [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
 
 
 def columns(dataset: Any, path: Path) -> Array:
