@@ -242,16 +242,15 @@ def span_charts(axis: Axis, fps: float, spans: Iterable[LanguageSpan]) -> str:
             f'<span class="key"><i class="f{number % MAX_LINES}"></i>{escape(text)}</span>'
             for text, number in texts.items()
         ]
-        more = details(f"{len(keys) - MAX_LINES} more", "".join(keys[MAX_LINES:]))
         drawn = "".join(_bar(axis, fps, span, texts[span.text] % MAX_LINES) for span in members)
-        label = f"<b>{escape(kind)}</b> {''.join(keys[:MAX_LINES])}{more}"
+        label = f"<b>{escape(kind)}</b> {'&emsp;'.join(keys)}"
         charts.append(chart(label, axis, background(axis, ()) + drawn, (), size="low"))
     return _grid("".join(charts))
 
 
 def _bar(axis: Axis, fps: float, span: LanguageSpan, order: int) -> str:
-    ends = np.clip([(span.first - 0.5) / fps, (span.last + 0.5) / fps], axis.low, axis.high)
-    left, right = axis.to_x(ends)
+    edges = np.clip([(span.first - 0.5) / fps, (span.last + 0.5) / fps], axis.low, axis.high)
+    left, right = axis.to_x(edges)
     drawn = f"M{left:.1f} {HEIGHT / 2:.0f}H{max(right, left + 1):.1f}"
     return (
         f'<path class="line s{order}" style="stroke-width:14" d="{drawn}">'

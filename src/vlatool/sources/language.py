@@ -58,21 +58,21 @@ def first_text(language: Language) -> str:
 def check_language(episode: str, num_frames: int, language: Language) -> Iterator[Finding]:
     """Findings on spans: overlaps within a kind, frames that do not exist, no text, gaps."""
     whole, spans = language
-    ends: dict[str, int] = {}  # last frame so far, by kind
+    last: dict[str, int] = {}  # last frame so far, by kind
     silent = np.full(num_frames, not whole and len(spans) > 0)
     for span in sorted(spans, key=lambda span: (span.first, span.last)):
         place = f"{episode}: {span.kind!r} of frames {span.first} to {span.last}"
         if not 0 <= span.first <= span.last < num_frames:
             message = f"{place} is outside of its {counted(num_frames, 'frame')}"
             yield SOURCE("span_outside", message, episode=episode, frame=span.first)
-        if span.first <= ends.get(span.kind, -1):
+        if span.first <= last.get(span.kind, -1):
             message = f"{place} begins before the end of the one before it"
             yield SOURCE("spans_overlap", message, episode=episode, frame=span.first)
         if not span.text.strip():
             yield SOURCE("empty_span", f"{place} has no text", episode=episode, frame=span.first)
         else:
             silent[max(span.first, 0) : span.last + 1] = False
-        ends[span.kind] = max(span.last, ends.get(span.kind, -1))
+        last[span.kind] = max(span.last, last.get(span.kind, -1))
     if silent.any():
         first, count = int(silent.argmax()), int(silent.sum())
         message = f"{episode}: {counted(count, 'frame')} without a text, first {first}"

@@ -44,9 +44,9 @@ def test_an_annotation_holds_until_the_next_of_its_style_and_an_event_at_its_fra
 
 
 def test_calls_of_tools_and_answers_about_an_image_are_left_out_and_counted(tmp_path: Path) -> None:
-    said = entry(None, None, tool_calls=[{"type": "function"}])
+    call = entry(None, None, tool_calls=[{"type": "function"}])
     answer = entry("vqa", "{}", camera="observation.images.front")
-    episode, findings = read(annotated(tmp_path / "set", (), {0: [said, answer], 1: [answer]}))
+    episode, findings = read(annotated(tmp_path / "set", (), {0: [call, answer], 1: [answer]}))
     assert episode.language_spans == ()
     (finding,) = [f for f in findings if f.code == "lerobot.language_left_out"]
     assert finding.message.endswith("left out: 1 tool calls, 2 vqa")

@@ -238,8 +238,8 @@ def test_tasks_that_change_within_an_episode_are_spans_and_a_column_may_hold_the
         LanguageSpan("original", TASKS[1], 4, 5),
     )
     assert codes(episode.findings) == ["lerobot.several_tasks"]
-    said = read(root, task_column="said")
-    assert (said.language, said.language_spans) == ({"original": ["wave"]}, ())
+    other = read(root, task_column="said")
+    assert (other.language, other.language_spans) == ({"original": ["wave"]}, ())
 
 
 def test_an_unreadable_task_table_is_replaced_by_the_list_and_several_tasks_need_an_option(

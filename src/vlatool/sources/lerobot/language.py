@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlatool.artifacts.lerobot.tables import Rows
+from vlatool.artifacts.lerobot.tables import Rows, is_annotations
 from vlatool.episode import Array, LanguageSpan
 from vlatool.findings import Collector
 from vlatool.sources.language import Language
@@ -81,8 +81,7 @@ def _persistent(rows: Rows, report: Collector) -> Sequence[Mapping[str, Any]]:
 def _column(rows: Rows, name: str, report: Collector) -> pa.ChunkedArray:
     """A column of annotations; an empty one if it is missing or of another type."""
     column = rows.table.column(name) if name in rows.columns else pa.chunked_array([], pa.null())
-    inner = getattr(column.type, "value_type", None)
-    if len(column) and not (inner and (pa.types.is_struct(inner) or pa.types.is_null(inner))):
+    if len(column) and not is_annotations(column.type):
         problem = f"{name} holds {column.type}, expected lists of annotations"
         report.note("bad_language", f"{rows.episode}: {problem}", field=name)
         return column.slice(0, 0)
