@@ -17,18 +17,9 @@ from vlatool.findings import Finding
 UInt8Array = NDArray[np.uint8]
 Array = NDArray[Any]
 
-# Kinds of annotation: instructions of an episode, then those of LeRobot's language columns.
+# Kinds of annotation; the last four are styles of LeRobot.
 LanguageKind = Literal[
-    "original",
-    "randomized",
-    "verbose",
-    "alternative",
-    "subtask",
-    "plan",
-    "memory",
-    "motion",
-    "task_aug",
-    "interjection",
+    "original", "randomized", "verbose", "alternative", "subtask", "plan", "motion", "task_aug"
 ]
 NO_CAMERAS = "none"  # the only item of `camera_names` of data or policies without images
 

@@ -249,13 +249,10 @@ def span_charts(axis: Axis, fps: float, spans: Iterable[LanguageSpan]) -> str:
 
 
 def _bar(axis: Axis, fps: float, span: LanguageSpan, order: int) -> str:
-    edges = np.clip([(span.first - 0.5) / fps, (span.last + 0.5) / fps], axis.low, axis.high)
-    left, right = axis.to_x(edges)
-    drawn = f"M{left:.1f} {HEIGHT / 2:.0f}H{max(right, left + 1):.1f}"
-    return (
-        f'<path class="line s{order}" style="stroke-width:14" d="{drawn}">'
-        f"<title>{escape(span.text)}</title></path>"
-    )
+    frames = np.array([span.first - 0.5, span.last + 0.5])
+    left, right = axis.to_x(np.clip(frames / fps, axis.low, axis.high))
+    path = f'd="M{left:.1f} {HEIGHT / 2:.0f}H{right:.1f}" style="stroke-width:14"'
+    return f'<path class="line s{order}" {path}><title>{escape(span.text)}</title></path>'
 
 
 def chart(

@@ -6,10 +6,10 @@ from typing import get_args
 
 import numpy as np
 
-from vlatool.episode import LanguageKind, LanguageSpan
+from vlatool.episode import EpisodeRef, LanguageKind, LanguageSpan
 from vlatool.events import counted
 from vlatool.findings import Finding
-from vlatool.sources.rules import SOURCE
+from vlatool.sources.rules import SOURCE, no_instruction
 
 # Sentences of the whole episode by kind of annotation, and those of some frames.
 Language = tuple[Mapping[str, Sequence[str]], Sequence[LanguageSpan]]
@@ -22,6 +22,16 @@ def kind_of_name(name: str) -> str:
     if name in _INSTRUCTIONS:
         return "original"
     return name if name in get_args(LanguageKind) else ""
+
+
+def recorded_language(
+    ref: EpisodeRef, num_frames: int, texts: Mapping[str, Sequence[str]], instruction: str | None
+) -> tuple[Language, list[Finding]]:
+    """Language and its findings; an instruction that is given replaces the recorded one."""
+    given = {} if instruction is None else {"original": [instruction]}
+    language = language_of({**texts, **given})
+    missing = [] if any(language) else [no_instruction(ref)]
+    return language, [*check_language(ref.id, num_frames, language), *missing]
 
 
 def language_of(texts: Mapping[str, Sequence[str]]) -> Language:

@@ -31,6 +31,7 @@ _LONG_REPETITION = 5
 # Starting a process takes as long as checking this many short episodes.
 _EPISODES_PER_WORKER = 8
 
+_CORRECT = "correct the annotations"
 SOURCE = FindingCodes(
     "source",
     {
@@ -41,19 +42,11 @@ SOURCE = FindingCodes(
             "warning", "An episode has neither an instruction nor a task name.", "name the task"
         ),
         "spans_overlap": FindingCode(
-            "warning",
-            "Texts of one kind hold for the same frame; a sample there has all of them.",
-            "correct the annotations",
+            "warning", "Texts of one kind hold for the same frame, which has all of them.", _CORRECT
         ),
-        "span_outside": FindingCode(
-            "warning", "A text holds for frames that the episode lacks.", "correct the annotations"
-        ),
-        "empty_span": FindingCode(
-            "warning", "An annotation of frames has no text.", "correct the annotations"
-        ),
-        "silent_frames": FindingCode(
-            "warning", "Frames have no text, though others have.", "annotate these frames"
-        ),
+        "span_outside": FindingCode("warning", "A text is of frames that do not exist.", _CORRECT),
+        "empty_span": FindingCode("warning", "An annotation of frames has no text.", _CORRECT),
+        "silent_frames": FindingCode("warning", "Frames have no text, others have.", _CORRECT),
         "given_twice": FindingCode("warning", "A source is given twice; it is read once."),
         "episode_missing_camera": FindingCode(
             "warning", "An episode was dropped because it lacks a camera."

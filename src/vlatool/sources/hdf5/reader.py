@@ -20,9 +20,9 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
-from vlatool.sources.language import Language, check_language, first_text, language_of
+from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, location
 
@@ -192,10 +192,11 @@ class Hdf5Reader(base.FormatReader):
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; its images stay on disk."""
         with self._opened(ref) as (group, mapping, contents):
-            language, task = self._language(ref, group, mapping, contents.num_frames)
+            texts, task = self._texts(ref, group, mapping, contents.num_frames)
+            option = self.config.instruction
+            language, findings = recorded_language(ref, contents.num_frames, texts, option)
             success = self._success(ref, group, mapping)
             ignored = _ignored(group, mapping)
-            findings = [*check_language(ref.id, contents.num_frames, language)]
             counted = group.attrs.get("num_samples")
             if counted is not None and int(counted) != contents.num_frames:
                 reason = f"num_samples is {counted}, the episode has {contents.num_frames} frames"
@@ -203,11 +204,9 @@ class Hdf5Reader(base.FormatReader):
             if ignored:
                 names = ", ".join(ignored)
                 findings.append(rules.HDF5("ignored", f"{ref.id}: left out: {names}"))
-            if not any(language):
-                findings.append(no_instruction(ref))
             return Episode(
                 id=ref.id,
-                task=task,
+                task=task or first_text(language),
                 fps=self._fps(ref, group, mapping),
                 num_frames=contents.num_frames,
                 cameras=self._cameras(ref, group, mapping, contents),
@@ -243,21 +242,17 @@ class Hdf5Reader(base.FormatReader):
             fps = float(rules.value_at(group, mapping.fps, ref.path))
         return self.config.fps or fps or 0.0
 
-    def _language(
-        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping, num_frames: int
-    ) -> tuple[Language, str]:
-        """Language and task; the option comes before the mapping, and that before the file."""
+    @staticmethod
+    def _texts(
+        ref: EpisodeRef, group: Any, mapping: RecordingMapping, num_frames: int
+    ) -> tuple[dict[str, list[str]], str]:
+        """Texts of frames by kind, and the task; the mapping comes before the file."""
         _, instruction, task = rules.stored_facts(group.file)
-        references = {"original": mapping.instruction, **mapping.language}
-        texts: dict[str, list[str]] = {"original": [instruction]} | {
-            kind: rules.texts_at(group, reference, ref.path, num_frames)
-            for kind, reference in references.items()
-            if reference
-        }
-        if self.config.instruction is not None:
-            texts["original"] = [self.config.instruction]
-        language = language_of(texts)
-        return language, task or first_text(language)
+        texts: dict[str, list[str]] = {"original": [instruction]}
+        for kind, reference in {"original": mapping.instruction, **mapping.language}.items():
+            if reference:
+                texts[kind] = rules.texts_at(group, reference, ref.path, num_frames)
+        return texts, task
 
     @staticmethod
     def _success(ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> bool | None:

@@ -18,9 +18,9 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.language import check_language, first_text, kind_of_name, language_of
+from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
@@ -167,13 +167,8 @@ class RldsReader(base.FormatReader):
             raise rlds_error(ref.path, f"record at byte {first}: {error}", error.code) from error
         episode = _Steps(ref, features, parsed)
         lowdim = episode.fields()
-        texts = episode.texts()
-        if self.config.instruction is not None:
-            texts["original"] = [self.config.instruction]
-        language = language_of(texts)
-        findings = [*check_language(ref.id, episode.count, language)]
-        if not any(language):
-            findings.append(no_instruction(ref))
+        option = self.config.instruction
+        language, findings = recorded_language(ref, episode.count, episode.texts(), option)
         actions = tuple(name for name in lowdim if name.split(".")[0] in ("action", "actions"))
         observed = tuple(
             name

@@ -30,14 +30,8 @@ from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
-from vlatool.sources.language import (
-    Language,
-    check_language,
-    first_text,
-    kind_of_name,
-    language_of,
-)
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.language import first_text, kind_of_name, recorded_language
+from vlatool.sources.rules import distinct_recordings
 from vlatool.sources.zarr.rules import ZARR, zarr_error
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
@@ -309,13 +303,15 @@ class ZarrReader(base.FormatReader):
             for name in buffer.cameras
         }
         actions, observed = _policy_fields(buffer)
-        language = self._language(ref, buffer)
-        findings = [*check_language(ref.id, stop - first, language)]
+        texts = {"original": [buffer.instruction]}
+        for kind, name in buffer.texts.items():
+            with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
+                texts[kind] = [str(text) for text in buffer.arrays[name][first:stop]]
+        option = self.config.instruction
+        language, findings = recorded_language(ref, stop - first, texts, option)
         if buffer.ignored:
             names = ", ".join(buffer.ignored)
             findings.append(ZARR("ignored", f"{ref.id}: left out: {names}"))
-        if not any(language):
-            findings.append(no_instruction(ref))
         return Episode(
             id=ref.id,
             task=first_text(language),
@@ -330,16 +326,6 @@ class ZarrReader(base.FormatReader):
             findings=tuple(findings),
             extras={"source_episode": f"{ref.path.name}:{ref.extras['number']}"},
         )
-
-    def _language(self, ref: EpisodeRef, buffer: Buffer) -> Language:
-        first, stop = self._rows(ref)
-        texts = {"original": [buffer.instruction]}
-        for kind, name in buffer.texts.items():
-            with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
-                texts[kind] = [str(text) for text in buffer.arrays[name][first:stop]]
-        if self.config.instruction is not None:
-            texts["original"] = [self.config.instruction]
-        return language_of(texts)
 
     def _rows(self, ref: EpisodeRef) -> tuple[int, int]:
         buffer, number = self._open(ref.path), ref.extras["number"]
