@@ -51,6 +51,7 @@ from vlatool.world.registration import ENVIRONMENT
 Result = Mapping[str, Any]
 _CHUNK = 1024  # bytes of a download
 _TASK = "PutKiwiOnSaucer"
+_RECORDINGS: tuple[Any, ...] = ("hdf5", "zarr", "rlds")  # formats that the world is written in
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 
 
@@ -93,6 +94,8 @@ def make_inputs(folder: Path) -> None:
     write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
+    for layout in _RECORDINGS:
+        _sample(Workspace(folder, folder / layout), layout)
     repository = folder / "hub/lab/set"
     repository.mkdir(parents=True)
     for index in range(3):
@@ -237,6 +240,10 @@ def _preprocess(workspace: Workspace, **options: Any) -> None:
     run(workspace.inputs / "raw", workspace.out, **options)
 
 
+def _recording(workspace: Workspace, layout: str) -> None:
+    run(workspace.inputs / layout, workspace.out, format=layout, fps=10)
+
+
 def _windows(workspace: Workspace, **options: Any) -> None:
     convert(workspace.inputs / "libero", workspace.out, past_steps=2, future_steps=2, **options)
 
@@ -365,6 +372,8 @@ ROLLOUT = Command("eval rollout", _rollout, result=rollout_files)
 COMMANDS = (
     Command("sample spartan", _sample),
     Command("sample lerobot", partial(_sample, layout="lerobot")),
+    *(Command(f"sample {name}", partial(_sample, layout=name)) for name in _RECORDINGS),
+    *(Command(f"preprocess {name}", partial(_recording, layout=name)) for name in _RECORDINGS),
     Command("preprocess", _preprocess),
     Command("preprocess --no-keep-episodes", partial(_preprocess, keep_episodes=False)),
     _overwriting("preprocess", _preprocess, seed=7, jpeg_quality=50),
