@@ -91,11 +91,12 @@ def compare(location: Path, official: dict[str, Any], arrays: dict[str, Any]) ->
     for position, index in enumerate(arrays["chosen"].tolist()):
         number = int(np.searchsorted(starts, index, "right")) - 1
         episode = episodes[number]
-        if official["tasks"][position] != episode.task:
+        frame = index - int(starts[number])
+        if official["tasks"][position] != episode.instruction_at(frame):
             problems.append(f"row {index}: task {official['tasks'][position]!r}")
         for name in cameras:
             source = episode.cameras[name.removeprefix("image/")]
-            here = source.read([index - int(starts[number])])[0].astype(int)
+            here = source.read([frame])[0].astype(int)
             there = arrays[name][position].astype(int)
             errors[name] = max(errors[name], int(np.abs(here - there).max()))
     for name, error in errors.items():

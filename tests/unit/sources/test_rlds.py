@@ -79,6 +79,9 @@ def test_recordings_of_the_world_keep_the_rules_of_readers(tmp_path: Path) -> No
     output = str(tmp_path / "raw")
     sample(SampleConfig(layout="rlds", output=output, episodes=2, frames=4, workers=1))
     check_reader(RldsReader, tmp_path / "raw")
+    features = json.loads((tmp_path / "raw/features.json").read_text())
+    steps = features["featuresDict"]["features"]["steps"]
+    assert steps["sequence"]["length"] == "-1"  # without it, TFDS expects one value per episode
 
 
 @pytest.mark.skipif(not BRIDGE.is_dir(), reason="VLATOOL_RECORDINGS has no BridgeData")
