@@ -38,9 +38,7 @@ class RecordingMapping(ConfigModel):
     fields: dict[str, str] = Field(default={}, description="Field to its reference.")
     action_fields: list[str] = Field(default=[], description="Fields that a policy predicts.")
     proprioception_fields: list[str] = Field(default=[], description="Fields that it observes.")
-    instruction: str = Field(
-        default="", description="Reference of the instruction, or of one for each frame."
-    )
+    instruction: str = Field(default="", description="Reference of the instruction, or of texts.")
     language: dict[LanguageKind, str] = Field(
         default={},
         description="Kind of annotation to the reference of its text, or of one for each frame.",

@@ -54,7 +54,6 @@ class RldsWriter:
         )
         dataset = {"pythonClassName": f"{_CLASSES}.dataset_feature.Dataset"}
         document = _dict(
-            # TFDS takes a missing length for a fixed one.
             steps={**dataset, "sequence": {"feature": steps, "length": "-1"}},
             episode_metadata=_dict(fps=_tensor("float32")),
         )

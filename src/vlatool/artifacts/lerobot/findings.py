@@ -57,13 +57,9 @@ LEROBOT = FindingCodes(
             "task_index is missing or not in the list of tasks.",
             "download meta/tasks again",
         ),
-        "several_tasks": FindingCode(
-            "info", "Rows of one episode name several tasks, each for its frames."
-        ),
+        "several_tasks": FindingCode("info", "Rows of one episode name several tasks."),
         "bad_language": FindingCode(
-            "warning",
-            "A column of annotations has another type, other rows, or a text without a time.",
-            "annotate the data set again",
+            "warning", "Annotations have another form, or no time.", "annotate the data set again"
         ),
         "language_left_out": FindingCode(
             "info", "Annotations that are no sentences are left out: tool calls, those of an image."
