@@ -5,6 +5,7 @@ Shapes: F frames of an episode, N requested frames, T steps of a window, C dimen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -279,8 +280,15 @@ class Episode:
 
     def spans_at(self, frame: int) -> list[LanguageSpan]:
         """Spans with a text that hold at a frame."""
-        spans = self.language_spans
-        return [span for span in spans if span.first <= frame <= span.last and span.text.strip()]
+        return self._spans[frame] if self.language_spans else []
+
+    @cached_property
+    def _spans(self) -> list[list[LanguageSpan]]:
+        frames: list[list[LanguageSpan]] = [[] for _ in range(self.num_frames)]
+        for span in filter(lambda span: span.text.strip(), self.language_spans):
+            for members in frames[max(span.first, 0) : max(span.last + 1, 0)]:
+                members.append(span)
+        return frames
 
     def texts(self, frame: int | None = None) -> dict[str, list[str]]:
         """Map from kind of annotation to the sentences at a frame; None: of all frames."""

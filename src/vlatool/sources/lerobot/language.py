@@ -30,7 +30,7 @@ def annotated(rows: Rows, times: Array, report: Collector) -> Language:
         style, text, time = entry["style"], entry["content"], entry.get("timestamp")
         if style == _REPHRASED:
             whole.append(text)
-        elif isinstance(time, float) and np.isfinite(time):
+        elif isinstance(time, int | float) and np.isfinite(time):
             styles.setdefault(style, []).append((time, text))
         else:
             report.note("bad_language", f"{rows.episode}: {text!r} has no time", field=PERSISTENT)

@@ -23,7 +23,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
-from vlatool.sources.language import check_language
+from vlatool.sources.language import check_language, first_text
 from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.set_lint import check_sets
@@ -104,7 +104,7 @@ class LeRobotReader(FormatReader):
         assert contents.rows is not None, "a strict collector raises before"
         return Episode(
             id=ref.id,
-            task=contents.task,
+            task=first_text(contents.language),
             fps=dataset.info.fps,
             num_frames=len(contents.rows),
             cameras=contents.cameras,

@@ -38,7 +38,7 @@ from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import id_part
 from vlatool.sources.frames import ParquetImages, VideoFrames, VideoInfo, probe_video
-from vlatool.sources.language import Language, first_text, language_of
+from vlatool.sources.language import Language, language_of
 from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.language import EVENTS, PERSISTENT, annotated
 from vlatool.sources.rules import SOURCE
@@ -60,11 +60,6 @@ class EpisodeContents:
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     # map from field to its values [F, C]
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
-
-    @property
-    def task(self) -> str:
-        """Its instruction, the first one if rows have several."""
-        return first_text(self.language)
 
 
 def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:

@@ -307,8 +307,7 @@ class ZarrReader(base.FormatReader):
         for kind, name in buffer.texts.items():
             with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
                 texts[kind] = [str(text) for text in buffer.arrays[name][first:stop]]
-        option = self.config.instruction
-        language, findings = recorded_language(ref, stop - first, texts, option)
+        language, findings = recorded_language(ref, stop - first, texts, self.config.instruction)
         if buffer.ignored:
             names = ", ".join(buffer.ignored)
             findings.append(ZARR("ignored", f"{ref.id}: left out: {names}"))
