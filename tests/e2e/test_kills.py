@@ -28,6 +28,9 @@ GROUPS = {
     "others": (
         "preprocess --no-keep-episodes",
         "preprocess to S3",
+        "sample hdf5",
+        "sample rlds",
+        "preprocess zarr",
         "preprocess libero --overwrite",
         "decode",
         "tokenizer eval",
