@@ -5,9 +5,9 @@
 
 Installs the newest `lerobot` that this Python takes into an environment of its own (several GB,
 because it brings torch and torchvision), which `--environment` keeps for the next call. All numeric
-columns are compared, and evenly spaced images of every camera. With --source, states, actions, tasks
-and images are compared with the recordings that the set was made of; the images are equal if it was
-written with `--sink.use_videos false`.
+columns are compared, and evenly spaced images of every camera. With --source, states, actions,
+tasks and images are compared with the recordings that the set was made of; the images are equal if
+it was written with `--sink.use_videos false`.
 """
 
 import argparse
