@@ -28,8 +28,8 @@ def recorded_language(
     ref: EpisodeRef, num_frames: int, texts: Mapping[str, Sequence[str]], instruction: str | None
 ) -> tuple[Language, list[Finding]]:
     """Language and its findings; an instruction that is given replaces the recorded one."""
-    given = {} if instruction is None else {"original": [instruction]}
-    language = language_of({**texts, **given})
+    option = {} if instruction is None else {"original": [instruction]}
+    language = language_of({**texts, **option})
     missing = [] if any(language) else [no_instruction(ref)]
     return language, [*check_language(ref.id, num_frames, language), *missing]
 
