@@ -49,7 +49,7 @@ def test_calls_of_tools_and_answers_about_an_image_are_left_out_and_counted(tmp_
     episode, findings = read(annotated(tmp_path / "set", (), {0: [call, answer], 1: [answer]}))
     assert episode.language_spans == ()
     (finding,) = [f for f in findings if f.code == "lerobot.language_left_out"]
-    assert finding.message.endswith("left out: 1 tool calls, 2 vqa")
+    assert finding.message.endswith("left out: 1 without a style, 2 vqa")
 
 
 def other_rows(columns: Columns) -> None:

@@ -51,10 +51,10 @@ def _sentences(
     """Entries but for calls of tools and what is about an image, which are counted by style."""
     for entry in filter(None, entries):
         style, text = entry.get("style"), entry.get("content")
-        if isinstance(style, str) and isinstance(text, str) and entry.get("camera") is None:
+        if style and isinstance(style, str) and isinstance(text, str) and not entry.get("camera"):
             yield entry
         else:
-            left_out[str(style or "tool calls")] += 1
+            left_out[str(style or "without a style")] += 1
 
 
 def _until_next(
