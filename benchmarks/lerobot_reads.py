@@ -1,10 +1,13 @@
 """Comparison of a LeRobot v3.0 set as read here with the official library, row by row.
 
     python benchmarks/lerobot_reads.py SET [--environment DIR] [--images 40]
+    python benchmarks/lerobot_reads.py SET --source hdf5 RAW [--keys '{"fps": 20}']
 
 Installs the newest `lerobot` that this Python takes into an environment of its own (several GB,
 because it brings torch and torchvision), which `--environment` keeps for the next call. All numeric
-columns are compared, and evenly spaced images of every camera.
+columns are compared, and evenly spaced images of every camera. With --source, states, actions,
+tasks and images are compared with the recordings that the set was made of; the images are equal if
+it was written with `--sink.use_videos false`.
 """
 
 import argparse
@@ -47,7 +50,7 @@ print(json.dumps({"version": version("lerobot"), "rows": len(data), "tasks": tas
 """
 
 
-def main(location: str, environment: str, images: int) -> None:
+def main(location: str, environment: str, images: int, source: list[str], keys: str) -> None:
     """Prints what was compared; ends with 1 at the first difference."""
     with tempfile.TemporaryDirectory() as name:
         python = install(Path(environment or name) / "lerobot")
@@ -56,7 +59,7 @@ def main(location: str, environment: str, images: int) -> None:
         answer = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
         official = json.loads(answer.stdout.splitlines()[-1])
         with np.load(out) as arrays:
-            problems = compare(Path(location), official, dict(arrays))
+            problems = compare(location, official, dict(arrays), source, json.loads(keys))
     print("\n".join(problems) or "equal")
     sys.exit(bool(problems))
 
@@ -70,20 +73,32 @@ def install(folder: Path) -> Path:
     return python
 
 
-def compare(location: Path, official: dict[str, Any], arrays: dict[str, Any]) -> list[str]:
+def compare(
+    location: str,
+    official: dict[str, Any],
+    arrays: dict[str, Any],
+    source: list[str],
+    keys: dict[str, Any],
+) -> list[str]:
     """Differences between the two readers."""
     from vlatool.plugins import FORMATS
 
-    reader = FORMATS.get("lerobot")(FORMATS.get("lerobot").Config())
-    episodes = [reader.read(ref) for ref in reader.discover([location])]
+    name, folder = source or ("lerobot", location)
+    reader = FORMATS.get(name)(FORMATS.get(name).Config(**keys))
+    episodes = [reader.read(ref) for ref in reader.discover([Path(folder)])]
+    columns = {name: [name] for name in episodes[0].lowdim}
+    if source:
+        columns = {"observation.state": episodes[0].proprioception_fields}
+        columns |= {"action": episodes[0].action_fields}
     rows = sum(episode.num_frames for episode in episodes)
     problems = []
     if (official["rows"], official["episodes"]) != (rows, len(episodes)):
         problems.append(f"{official['rows']} rows, here {rows}")
-    for name in episodes[0].lowdim:
-        here = np.concatenate([episode.lowdim[name] for episode in episodes])
+    for name, fields in columns.items():
+        joined = [np.concatenate([e.lowdim[field] for field in fields], 1) for e in episodes]
+        here = np.concatenate(joined).astype(arrays[f"row/{name}"].dtype)
         there = arrays[f"row/{name}"].reshape(here.shape)
-        if not np.array_equal(here, there.astype(here.dtype)):
+        if not np.array_equal(here, there):
             problems.append(f"{name} differs")
     starts = np.cumsum([0, *(episode.num_frames for episode in episodes)])
     cameras = [name for name in arrays if name.startswith("image/")]
@@ -91,11 +106,12 @@ def compare(location: Path, official: dict[str, Any], arrays: dict[str, Any]) ->
     for position, index in enumerate(arrays["chosen"].tolist()):
         number = int(np.searchsorted(starts, index, "right")) - 1
         episode = episodes[number]
-        if official["tasks"][position] != episode.task:
+        frame = index - int(starts[number])
+        if official["tasks"][position] != episode.instruction_at(frame):
             problems.append(f"row {index}: task {official['tasks'][position]!r}")
         for name in cameras:
-            source = episode.cameras[name.removeprefix("image/")]
-            here = source.read([index - int(starts[number])])[0].astype(int)
+            camera = name.removeprefix("image/observation.images." if source else "image/")
+            here = episode.cameras[camera].read([frame])[0].astype(int)
             there = arrays[name][position].astype(int)
             errors[name] = max(errors[name], int(np.abs(here - there).max()))
     for name, error in errors.items():
@@ -112,4 +128,6 @@ if __name__ == "__main__":
     parser.add_argument("location", help="a LeRobot set of v3.0")
     parser.add_argument("--environment", default="", help="folder that keeps the environment")
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--source", nargs=2, default=[], metavar=("FORMAT", "RAW"))
+    parser.add_argument("--keys", default="{}", help="keys of the format, JSON")
     main(**vars(parser.parse_args()))

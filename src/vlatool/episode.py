@@ -5,8 +5,9 @@ Shapes: F frames of an episode, N requested frames, T steps of a window, C dimen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from vlatool.findings import Finding
 UInt8Array = NDArray[np.uint8]
 Array = NDArray[Any]
 
+# Kinds of annotation; the last four are styles of LeRobot.
+LanguageKind = Literal[
+    "original", "randomized", "verbose", "alternative", "subtask", "plan", "motion", "task_aug"
+]
 NO_CAMERAS = "none"  # the only item of `camera_names` of data or policies without images
 
 
@@ -126,6 +131,16 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class LanguageSpan:
+    """Text that holds for some frames of an episode."""
+
+    kind: str  # kind of annotation, a `LanguageKind` or one of the data
+    text: str
+    first: int  # first frame
+    last: int  # last frame, inclusive
+
+
+@dataclass(frozen=True)
 class EpisodeRef:
     """Reference to an episode: small, picklable, its `id` unique within a run.
 
@@ -227,7 +242,9 @@ class Episode:
         lowdim: Map from field name to array [F, C]; text fields are unicode [F].
         dimension_names: Map from field name to the names of its C dimensions, if the data have
             them.
-        language: Kind of annotation (`original`, `randomized`, ...) to sentences.
+        language: Kind of annotation (`original`, `randomized`, ...) to sentences that hold for the
+            whole episode.
+        language_spans: Texts that hold for some of its frames.
         calibration: Map from camera name to calibration; cameras without calibration have no entry.
         depth: Map from camera name to depth images, uint16 [H, W] in millimeters.
         labels: Map from camera name to segmentation labels, integers [H, W].
@@ -248,6 +265,7 @@ class Episode:
     lowdim: Mapping[str, Array]
     dimension_names: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    language_spans: tuple[LanguageSpan, ...] = ()
     calibration: Mapping[str, Calibration] = field(default_factory=dict[str, Calibration])
     missing_cameras: Mapping[str, DataError] = field(default_factory=dict[str, DataError])
     depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
@@ -260,6 +278,31 @@ class Episode:
     findings: tuple[Finding, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    def spans_at(self, frame: int) -> list[LanguageSpan]:
+        """Spans with a text that hold at a frame."""
+        return self._spans[frame] if self.language_spans else []
+
+    @cached_property
+    def _spans(self) -> list[list[LanguageSpan]]:
+        frames: list[list[LanguageSpan]] = [[] for _ in range(self.num_frames)]
+        for span in filter(lambda span: span.text.strip(), self.language_spans):
+            for members in frames[max(span.first, 0) : max(span.last + 1, 0)]:
+                members.append(span)
+        return frames
+
+    def texts(self, frame: int | None = None) -> dict[str, list[str]]:
+        """Map from kind of annotation to the sentences at a frame; None: of all frames."""
+        texts = {kind: list(sentences) for kind, sentences in self.language.items()}
+        for span in self.language_spans if frame is None else self.spans_at(frame):
+            texts.setdefault(span.kind, []).append(span.text)
+        return texts
+
+    def instruction_at(self, frame: int) -> str:
+        """First sentence at a frame, of the kind `original` if it has one; empty without any."""
+        kinds = self.texts(frame)
+        ordered = [kinds.get("original", ()), *kinds.values()]
+        return next((text for texts in ordered for text in texts if text.strip()), "")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -271,7 +314,7 @@ class Sample:
         image_frames: Map from image offset to frame index, clipped to the episode.
         lowdim: Map from field name to array [T, C] (text [T]), calibration [T, ...] and masks
             bool [T].
-        language: As in `Episode`.
+        language: As in `Episode`, at the anchor frame.
         metadata: JSON-serializable values.
     """
 

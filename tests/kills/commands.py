@@ -54,6 +54,12 @@ Result = Mapping[str, Any]
 _CHUNK = 1024  # bytes of a download
 _TASK = "PutKiwiOnSaucer"
 _DAMAGED_VIDEO = "videos/chunk-000/observation.images.front/episode_000001.mp4"
+_RECORDINGS: tuple[Any, ...] = (
+    "hdf5",
+    "zarr",
+    "rlds",
+    "mcap",
+)  # formats that the world is written in
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 
 
@@ -96,8 +102,8 @@ def make_inputs(folder: Path) -> None:
     write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
-    keys = {"episodes": 2, "frames": 6, "workers": 1}
-    sample(SampleConfig(layout="mcap", output=str(folder / "bags"), **keys))
+    for layout in _RECORDINGS:
+        _sample(Workspace(folder, folder / layout), layout)
     repository = folder / "hub/lab/set"
     repository.mkdir(parents=True)
     for index in range(3):
@@ -244,6 +250,10 @@ def _preprocess(workspace: Workspace, **options: Any) -> None:
     run(workspace.inputs / "raw", workspace.out, **options)
 
 
+def _recording(workspace: Workspace, layout: str) -> None:
+    run(workspace.inputs / layout, workspace.out, format=layout, fps=10)
+
+
 def _windows(workspace: Workspace, **options: Any) -> None:
     convert(workspace.inputs / "libero", workspace.out, past_steps=2, future_steps=2, **options)
 
@@ -258,10 +268,6 @@ def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None
 def _repair(workspace: Workspace) -> None:
     source = str(workspace.inputs / "damaged")
     repair(RepairConfig(source=source, output=str(workspace.out), workers=1))
-
-
-def _bags(workspace: Workspace) -> None:
-    run(workspace.inputs / "bags", workspace.out, format="mcap")
 
 
 def _images(workspace: Workspace, **options: Any) -> None:
@@ -381,7 +387,8 @@ ROLLOUT = Command("eval rollout", _rollout, result=rollout_files)
 COMMANDS = (
     Command("sample spartan", _sample),
     Command("sample lerobot", partial(_sample, layout="lerobot")),
-    Command("sample mcap", partial(_sample, layout="mcap")),
+    *(Command(f"sample {name}", partial(_sample, layout=name)) for name in _RECORDINGS),
+    *(Command(f"preprocess {name}", partial(_recording, layout=name)) for name in _RECORDINGS),
     Command("preprocess", _preprocess),
     Command("preprocess --no-keep-episodes", partial(_preprocess, keep_episodes=False)),
     _overwriting("preprocess", _preprocess, seed=7, jpeg_quality=50),
@@ -393,7 +400,6 @@ COMMANDS = (
     Command("preprocess to a LeRobot set", _lerobot),
     _overwriting("preprocess to a LeRobot set", _lerobot, layout_version="v2.1"),
     _in_s3(Command("preprocess to a LeRobot set in S3", _lerobot)),
-    Command("preprocess mcap", _bags),
     Command("preprocess images", _images),
     _overwriting("preprocess images", _images, image_format="jpeg"),
     Command("repair", _repair),

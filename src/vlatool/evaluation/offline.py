@@ -28,7 +28,6 @@ from vlatool.models.policy import in_batches
 from vlatool.plugins import did_you_mean
 
 # Annotation that a policy reads unless its data say otherwise.
-_ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class RecordedFrame:
 def frame_of_episode(
     episode: Episode, frame: int, policy: Policy, instruction: str | None = None
 ) -> RecordedFrame:
-    """Input of a policy at a frame of a raw episode; the instruction is that of the episode or
+    """Input of a policy at a frame of a raw episode; the instruction is that of the frame or
     given.
     """
     check_frame(frame, range(episode.num_frames), episode.id)
@@ -55,7 +54,7 @@ def frame_of_episode(
     recorded = _recorded_actions(episode, names)
     control = replay(episode, frame, policy)
     observation, _ = control.observation(
-        _instruction(episode) if instruction is None else instruction
+        episode.instruction_at(frame) if instruction is None else instruction
     )
     steps = _clipped(episode, frame, frame + policy.horizon)
     target = Target(
@@ -158,12 +157,6 @@ def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataErro
         code=f"data.unknown_{kind}",
         details={kind: name, "known": known},
     )
-
-
-def _instruction(episode: Episode) -> str:
-    """The original annotation, or the first one of any kind; empty if there is none."""
-    sentences = episode.language.get(_ORIGINAL) or next(iter(episode.language.values()), ())
-    return next(iter(sentences), "")
 
 
 _CURVES = 6

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlatool.episode import Array
+from vlatool.episode import Array, LanguageSpan
 from vlatool.pages.layout import Html, details, escape, label_with_unit, table
 from vlatool.pages.text import number_text
 
@@ -228,6 +228,31 @@ def step_cells(axis: Axis, positions: Array, rows: Mapping[str, Array]) -> str:
     )
     labels = [((row + 0.5) / len(rows), name) for row, name in enumerate(rows)]
     return _grid(chart("filled: real steps", axis, drawn, labels, size="low"))
+
+
+def span_charts(axis: Axis, fps: float, spans: Iterable[LanguageSpan]) -> str:
+    """Chart of the texts of each kind over time, in the colors of their sentences."""
+    kinds: dict[str, list[LanguageSpan]] = {}
+    for span in spans:
+        kinds.setdefault(span.kind, []).append(span)
+    charts: list[str] = []
+    for kind, members in kinds.items():
+        texts = {text: number for number, text in enumerate(dict.fromkeys(s.text for s in members))}
+        keys = [
+            f'<span class="key"><i class="f{number % MAX_LINES}"></i>{escape(text)}</span>'
+            for text, number in texts.items()
+        ]
+        drawn = "".join(_bar(axis, fps, span, texts[span.text] % MAX_LINES) for span in members)
+        label = f"<b>{escape(kind)}</b> {'&emsp;'.join(keys)}"
+        charts.append(chart(label, axis, background(axis, ()) + drawn, (), size="low"))
+    return _grid("".join(charts))
+
+
+def _bar(axis: Axis, fps: float, span: LanguageSpan, order: int) -> str:
+    frames = np.array([span.first - 0.5, span.last + 0.5])
+    left, right = axis.to_x(np.clip(frames / fps, axis.low, axis.high))
+    path = f'd="M{left:.1f} {HEIGHT / 2:.0f}H{right:.1f}" style="stroke-width:14"'
+    return f'<path class="line s{order}" {path}><title>{escape(span.text)}</title></path>'
 
 
 def chart(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vlatool.episode import Array, UInt8Array
+from vlatool.episode import Array, LanguageSpan, UInt8Array
 from vlatool.events import counted
-from vlatool.pages.charts import Axis, FieldValues, field_charts
+from vlatool.pages.charts import Axis, FieldValues, field_charts, span_charts
 from vlatool.pages.layout import Section, escape, heading, note, sentences, tags
 from vlatool.transforms.geometry import project
 from vlatool.transforms.rotations import matrix_from_rot6d
@@ -309,6 +309,7 @@ class EpisodeView:
     proprioception: Sequence[FieldValues]  # proprioception fields over the positions
     tracks: Sequence[EndEffectorTrack]  # end effectors over the positions
     language: Mapping[str, Sequence[str]]  # map from kind of annotation to sentences
+    spans: Sequence[LanguageSpan] = ()  # texts of some of the frames
     problems: Sequence[str] = ()  # messages about contents that cannot be shown
     is_brief: bool = False  # True if it has the first camera only
 
@@ -358,6 +359,7 @@ def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "
         + heading("Recording", pose_legend(view.tracks if is_calibrated else ()) or " ")
         + "".join(strips)
         + f'<div class="time" data-low="{axis.low:.6g}" data-high="{axis.high:.6g}">'
+        + heading("Texts over time", span_charts(axis, view.fps, view.spans))
         + heading("Actions", field_charts(axis, view.seconds, view.actions))
         + heading("Proprioception", field_charts(axis, view.seconds, view.proprioception))
         + "</div>"

@@ -114,9 +114,6 @@ class JsonlConfig(base.SinkConfig):
         )
 
 
-_RECORDED = "original"  # kind of annotation: the instruction during recording
-
-
 @dataclass(frozen=True)
 class JsonlEpisodeWriter:
     """Writes the windows of an episode; picklable."""
@@ -133,7 +130,8 @@ class JsonlEpisodeWriter:
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         names = self._names(ref)
         # Errors in instruction or actions are raised before an image is written.
-        chunks, task = self._chunks(episode), _instruction(episode)
+        chunks = self._chunks(episode)
+        tasks = [_instruction(episode, frame) for frame in range(episode.num_frames)]
         untouched = 0
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
@@ -145,7 +143,7 @@ class JsonlEpisodeWriter:
                     _check_sizes(writer, camera, frame)
                     folder.write(names.image(camera, frame), data)
                 untouched += writer.copied
-        lines = self._lines(names, f"{self.config.seed} {ref.id}", task, chunks)
+        lines = self._lines(names, f"{self.config.seed} {ref.id}", tasks, chunks)
         entry, index = write_lines(self.output, windows_format.lines_name(names.episode), lines)
         return Receipt(
             ref.id,
@@ -165,7 +163,7 @@ class JsonlEpisodeWriter:
         return EpisodeNames(name, self.prefixes[ref.source], self.cameras)
 
     def _lines(
-        self, names: "EpisodeNames", seed: str, task: str, chunks: Sequence[Array]
+        self, names: "EpisodeNames", seed: str, tasks: Sequence[str], chunks: Sequence[Array]
     ) -> Iterator[bytes]:
         config, frames = self.config, len(chunks)
         for frame in range(frames):
@@ -174,7 +172,7 @@ class JsonlEpisodeWriter:
             chunk = chunks[frame].tolist()
             for kind in kinds_at(config.qa_mode, frame, seed):
                 yield windows_format.render_window(
-                    windows_format.Window(kind, task, images, future, chunk)
+                    windows_format.Window(kind, tasks[frame], images, future, chunk)
                 )
 
     def _chunks(self, episode: Episode) -> Sequence[Array]:
@@ -254,12 +252,11 @@ def _check_sizes(writer: base.ImageWriter, camera: str, frame: int) -> None:
         )
 
 
-def _instruction(episode: Episode) -> str:
-    """First instruction of the episode; the recorded one is preferred."""
-    kinds = [episode.language.get(_RECORDED, ()), *episode.language.values()]
-    task = next((text for texts in kinds for text in texts if text.strip()), "")
+def _instruction(episode: Episode, frame: int) -> str:
+    task = episode.instruction_at(frame)
     if not task:
-        raise _episode_error(episode, "has no instruction", "no_instruction")
+        place = f" at frame {frame}" if episode.language_spans else ""
+        raise _episode_error(episode, f"has no instruction{place}", "no_instruction")
     if word := reserved_word(task):
         raise _episode_error(episode, f"the instruction contains the tag {word}", "reserved_word")
     return task

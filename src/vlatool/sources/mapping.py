@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 
 from vlatool.config.base import ConfigModel
+from vlatool.episode import LanguageKind
 from vlatool.errors import DataError
 from vlatool.storage.documents import DocumentError, read_yaml
 
@@ -38,7 +39,11 @@ class RecordingMapping(ConfigModel):
     fields: dict[str, str] = Field(default={}, description="Field to its reference.")
     action_fields: list[str] = Field(default=[], description="Fields that a policy predicts.")
     proprioception_fields: list[str] = Field(default=[], description="Fields that it observes.")
-    instruction: str = Field(default="", description="Reference of the instruction.")
+    instruction: str = Field(default="", description="Reference of the instruction, or of texts.")
+    language: dict[LanguageKind, str] = Field(
+        default={},
+        description="Kind of annotation to the reference of its text, or of one for each frame.",
+    )
     success: str = Field(default="", description="Reference of the success flag.")
     fps: str = Field(default="", description="Reference of the frames per second.")
 

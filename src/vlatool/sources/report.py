@@ -89,6 +89,7 @@ class SourceFacts:
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
     language: Mapping[str, LanguageSummary]
+    language_spans: Mapping[str, int]  # kind of annotation to its number of spans
     warnings: tuple[WarningSummary, ...]
     broken: tuple[Mapping[str, str], ...]
 
@@ -134,16 +135,21 @@ def report_source(
     broken = f", {len(facts.broken)} broken" if facts.broken else ""
     layout = f" ({source.reader.layout})" if source.reader.layout else ""
     duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
+    document = asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}}
+    if not facts.language_spans:
+        del document["language_spans"]
+    spans = [f"{count} {kind}" for kind, count in facts.language_spans.items()]
     return Report(
         kind="source",
         headline=f"{facts.format}{layout} source, {counted(facts.episodes, 'episode')}{broken}",
-        facts=asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}},
+        facts=document,
         summary={
             "frames": f"{facts.frames}, {facts.lengths} per episode",
             "duration": duration,
             "on disk": size_text(facts.bytes),
             "actions": facts.action_fields or "none",
             "proprioception": facts.proprioception_fields or "none",
+            **({"texts of frames": ", ".join(spans)} if spans else {}),
         },
         tables=_tables(facts),
         page=partial(_page, facts, source, refs, reporter),
@@ -307,6 +313,7 @@ class _Survey:
     actions: dict[str, None] = field(default_factory=dict[str, None])
     proprioception: dict[str, None] = field(default_factory=dict[str, None])
     sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    spans: Counter[str] = field(default_factory=Counter[str])
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def add(self, episode: Episode) -> None:
@@ -325,8 +332,9 @@ class _Survey:
             for part in ("intrinsics", "extrinsics"):
                 if getattr(calibration, part) is not None:
                     known[part] = None
-        for kind, sentences in episode.language.items():
+        for kind, sentences in episode.texts().items():
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
+        self.spans.update(span.kind for span in episode.language_spans)
         for name, values in episode.lowdim.items():
             if name not in self.ranges:
                 self.ranges[name] = field_summary.FieldRange(name, values, episode.dimension_names)
@@ -392,6 +400,7 @@ class _Survey:
                 kind: LanguageSummary(len(texts), next(iter(texts), ""))
                 for kind, texts in self.sentences.items()
             },
+            language_spans=dict(self.spans),
             warnings=tuple(
                 WarningSummary(code, len(messages), messages[0])
                 for code, messages in self.warnings.items()
@@ -517,6 +526,7 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
         proprioception=proprioception,
         tracks=field_summary.pose_tracks(numbers, _pose_fields(episode)),
         language=episode.language,
+        spans=episode.language_spans,
         problems=[finding.message for finding in episode.findings],
         is_brief=is_brief,
     )

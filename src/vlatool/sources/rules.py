@@ -31,6 +31,7 @@ _LONG_REPETITION = 5
 # Starting a process takes as long as checking this many short episodes.
 _EPISODES_PER_WORKER = 8
 
+_CORRECT = "correct the annotations"
 SOURCE = FindingCodes(
     "source",
     {
@@ -40,6 +41,12 @@ SOURCE = FindingCodes(
         "no_language": FindingCode(
             "warning", "An episode has neither an instruction nor a task name.", "name the task"
         ),
+        "spans_overlap": FindingCode(
+            "warning", "Texts of one kind hold for the same frame, which has all of them.", _CORRECT
+        ),
+        "span_outside": FindingCode("warning", "A text is of frames that do not exist.", _CORRECT),
+        "empty_span": FindingCode("warning", "An annotation of frames has no text.", _CORRECT),
+        "silent_frames": FindingCode("warning", "Frames have no text, others have.", _CORRECT),
         "given_twice": FindingCode("warning", "A source is given twice; it is read once."),
         "episode_missing_camera": FindingCode(
             "warning", "An episode was dropped because it lacks a camera."

@@ -6,7 +6,7 @@ Source: formats/lbm-preprocessing 2.2, 2.3, 2.6.
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -250,7 +250,7 @@ class EpisodeSampler:
                 anchor=anchor,
                 image_frames=frames,
                 lowdim={name: values[index] for name, values in arrays.items()},
-                language=self.episode.language,
+                language=self.episode.texts(anchor),
                 metadata=self._metadata(index, anchor, key, list(frames.values())),
             )
 
@@ -330,6 +330,7 @@ class EpisodeSampler:
     ) -> dict[str, Any]:
         spec, windows = self.spec.windows, self.windows
         past, future = int(windows.pad_left[index]), int(windows.pad_right[index])
+        spans = self.episode.spans_at(anchor)
         return {
             "episode_id": self.episode.id,
             "sample_id": f"{key}_{self.episode.id}_t{anchor:04d}",
@@ -348,6 +349,7 @@ class EpisodeSampler:
             "is_padded": past + future > 0,
             "task": self.episode.task,
             "fps": self.episode.fps,
+            **({"language_spans": [asdict(span) for span in spans]} if spans else {}),
             **self.episode.extras,
             **{name: values[anchor] for name, values in self.episode.frame_metadata.items()},
         }

@@ -54,7 +54,7 @@ class RldsWriter:
         )
         dataset = {"pythonClassName": f"{_CLASSES}.dataset_feature.Dataset"}
         document = _dict(
-            steps={**dataset, "sequence": {"feature": steps}},
+            steps={**dataset, "sequence": {"feature": steps, "length": "-1"}},
             episode_metadata=_dict(fps=_tensor("float32")),
         )
         split = {

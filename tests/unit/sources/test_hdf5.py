@@ -13,7 +13,7 @@ import pytest
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.artifacts.clips import encode_video
-from vlatool.episode import Episode
+from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.sources.hdf5.reader import Hdf5Config, Hdf5Reader
 from vlatool.storage.uri import location
@@ -158,6 +158,27 @@ def test_options_come_before_what_is_stored(tmp_path: Path) -> None:
     assert (episode.fps, episode.language["original"]) == (5, ["wave"])
 
 
+@pytest.mark.parametrize("kind", ["S8", h5py.string_dtype()])
+def test_texts_of_frames_in_a_mapping_are_spans(kind: Any, tmp_path: Path) -> None:
+    def change(file: Any) -> None:
+        rows = np.array([b"reach", b"reach", b"lift"], kind)
+        file["data/demo_0"].create_dataset("said", data=rows)
+        file["data/demo_0"].create_dataset("part", data=rows[::-1].reshape(3, 1))
+
+    path = hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change)
+    assert "texts here: ['part', 'said']" in (Hdf5Reader.propose(path) or "")
+    mapping = "episodes: data/*\nfields: {action: actions}\ninstruction: said\n"
+    (tmp_path / "mapping.yaml").write_text(f"{mapping}language: {{subtask: part}}")
+    episode = read(path, mapping=str(tmp_path / "mapping.yaml"))
+    assert episode.language == {}
+    assert episode.language_spans == (
+        LanguageSpan("original", "reach", 0, 1),
+        LanguageSpan("original", "lift", 2, 2),
+        LanguageSpan("subtask", "lift", 0, 0),
+        LanguageSpan("subtask", "reach", 1, 2),
+    )
+
+
 def test_a_proposed_mapping_reads_the_file_it_was_proposed_for(tmp_path: Path) -> None:
     path = own_layout(tmp_path)
     text = Hdf5Reader.propose(path)
@@ -265,10 +286,21 @@ def test_mistakes_in_a_mapping_are_named(text: str, reason: str, tmp_path: Path)
     assert caught.value.code == "data.bad_mapping"
 
 
-def test_a_mapping_of_what_is_not_there_is_an_error(tmp_path: Path) -> None:
-    path = hdf5.robomimic(tmp_path / "lift.hdf5", {"demo_0": 3})
-    (tmp_path / "mapping.yaml").write_text("episodes: data/*\nfields: {a: obs/absent}")
-    with pytest.raises(DataError, match="obs/absent: is missing"):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("fields: {a: obs/absent}", "obs/absent: is missing"),
+        ("fields: {a: actions}\nlanguage: {subtask: actions}", "actions: is float32, not text"),
+        ("fields: {a: actions}\ninstruction: /mask/two", "two: has 2 texts, the episode 3 frames"),
+    ],
+)
+def test_a_mapping_of_what_is_not_there_is_an_error(text: str, reason: str, tmp_path: Path) -> None:
+    def change(file: Any) -> None:
+        file["mask/two"] = np.array([b"a", b"b"])
+
+    path = hdf5.robomimic(tmp_path / "lift.hdf5", {"demo_0": 3}, change)
+    (tmp_path / "mapping.yaml").write_text(f"episodes: data/*\n{text}")
+    with pytest.raises(DataError, match=reason):
         read(path, mapping=str(tmp_path / "mapping.yaml"))
 
 

@@ -21,7 +21,7 @@ from tests.builders.lerobot import (
     write_video,
 )
 from vlatool.artifacts.lerobot.dataset import fill_template
-from vlatool.episode import Episode, EpisodeRef
+from vlatool.episode import Episode, EpisodeRef, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.dataset import LeRobotConfig
@@ -223,18 +223,23 @@ def test_shifted_timestamps_are_reported_and_do_not_shift_images(
     assert frame_of(episode.cameras[FRONT].read([2])[0]) == 2
 
 
-def test_several_tasks_in_the_rows_keep_the_first_and_warn_and_a_column_may_hold_the_sentence(
+def test_tasks_that_change_within_an_episode_are_spans_and_a_column_may_hold_the_sentence(
     tmp_path: Path,
 ) -> None:
     def change(_number: int, columns: Columns) -> None:
-        columns["task_index"] = np.arange(len(columns["index"])) % 2
+        columns["task_index"] = np.arange(len(columns["index"])) // 4
         columns["said"] = ["wave"] * len(columns["index"])
 
     root = lerobot_dataset(tmp_path / "set", cameras={}, change=change)
     episode = read(root)
-    assert episode.language == {"original": [TASKS[0]]}
+    assert (episode.language, episode.task) == ({}, TASKS[0])
+    assert episode.language_spans == (
+        LanguageSpan("original", TASKS[0], 0, 3),
+        LanguageSpan("original", TASKS[1], 4, 5),
+    )
     assert codes(episode.findings) == ["lerobot.several_tasks"]
-    assert read(root, task_column="said").task == "wave"
+    other = read(root, task_column="said")
+    assert (other.language, other.language_spans) == ({"original": ["wave"]}, ())
 
 
 def test_an_unreadable_task_table_is_replaced_by_the_list_and_several_tasks_need_an_option(

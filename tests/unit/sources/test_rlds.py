@@ -12,7 +12,7 @@ import pytest
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.artifacts.tfrecord import example, masked_crc, parse_example, record
-from vlatool.episode import Episode
+from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.sources.rlds.reader import RldsConfig, RldsReader
 from vlatool.storage.uri import location
@@ -79,6 +79,9 @@ def test_recordings_of_the_world_keep_the_rules_of_readers(tmp_path: Path) -> No
     output = str(tmp_path / "raw")
     sample(SampleConfig(layout="rlds", output=output, episodes=2, frames=4, workers=1))
     check_reader(RldsReader, tmp_path / "raw")
+    features = json.loads((tmp_path / "raw/features.json").read_text())
+    steps = features["featuresDict"]["features"]["steps"]
+    assert steps["sequence"]["length"] == "-1"  # without it, TFDS expects one value per episode
 
 
 @pytest.mark.skipif(not BRIDGE.is_dir(), reason="VLATOOL_RECORDINGS has no BridgeData")
@@ -129,11 +132,14 @@ def test_nested_features_are_fields_and_cameras(tmp_path: Path) -> None:
     )
 
 
-def test_an_instruction_that_changes_is_a_warning(tmp_path: Path) -> None:
+def test_an_instruction_that_changes_is_a_span_for_each_of_its_sentences(tmp_path: Path) -> None:
     folder = written(tmp_path / "toy", {"language_instruction": [b"a", b"a", b"b", b"b"]})
     episode = read(folder)
-    assert episode.task == "a"
-    assert "rlds.changing_instruction" in {finding.code for finding in episode.findings}
+    assert (episode.language, episode.task) == ({}, "a")
+    assert episode.language_spans == (
+        LanguageSpan("original", "a", 0, 1),
+        LanguageSpan("original", "b", 2, 3),
+    )
 
 
 @pytest.mark.parametrize(

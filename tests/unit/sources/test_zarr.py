@@ -15,7 +15,7 @@ import zarr
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.artifacts.clips import encode_video
-from vlatool.episode import Episode
+from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.sources.zarr.reader import ZarrConfig, ZarrReader
 from vlatool.storage.uri import location
@@ -75,6 +75,21 @@ def test_folders_and_zips_of_both_versions_are_read(
     assert episode.proprioception_fields == ("robot0_eef_pos",)
     camera = pickle.loads(pickle.dumps(episode.cameras["camera0_rgb"]))
     np.testing.assert_array_equal(camera.read([4, 0]), hdf5.images(9)[[8, 4]])
+
+
+@pytest.mark.parametrize(("version", "dtype"), [(2, "U5"), (3, "T")])
+def test_texts_of_frames_are_spans(version: Literal[2, 3], dtype: str, tmp_path: Path) -> None:
+    rows = np.array(["wave"] * 4 + ["reach"] * 3 + ["lift"] * 2, dtype)
+    texts = {"data__instruction": rows, "data__subtask": np.array(["go"] * 9, dtype)}
+    path = store(tmp_path / "a.zarr", version, **texts)
+    first, second = read(path, 0), read(path, 1)
+    assert first.language == {"original": ["wave"], "subtask": ["go"]}
+    assert second.language_spans == (
+        LanguageSpan("original", "reach", 0, 2),
+        LanguageSpan("original", "lift", 3, 4),
+    )
+    assert second.language == {"subtask": ["go"]}
+    assert read(path, 1, instruction="push").instruction_at(3) == "push"
 
 
 @pytest.mark.skipif(not PUSHT.is_dir(), reason="VLATOOL_RECORDINGS has no PushT")

@@ -57,7 +57,13 @@ LEROBOT = FindingCodes(
             "task_index is missing or not in the list of tasks.",
             "download meta/tasks again",
         ),
-        "several_tasks": FindingCode("warning", "Rows of one episode name several tasks."),
+        "several_tasks": FindingCode("info", "Rows of one episode name several tasks."),
+        "bad_language": FindingCode(
+            "warning", "Annotations have another form, or no time.", "annotate the data set again"
+        ),
+        "language_left_out": FindingCode(
+            "info", "Annotations that are no sentences are left out: tool calls, those of an image."
+        ),
         "split_rows": FindingCode(
             "error", "Rows of an episode are in several places of a file.", _LEAVE_OUT
         ),

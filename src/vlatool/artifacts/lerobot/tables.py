@@ -426,6 +426,12 @@ def frame_order(table: pa.Table) -> Array | None:
     return np.argsort(column.to_numpy(), kind="stable")
 
 
+def is_annotations(dtype: pa.DataType) -> bool:
+    """True for lists of structs, and for empty lists, whose type was inferred."""
+    inner = dtype.value_type if _is_list(dtype) else pa.int64()
+    return pa.types.is_struct(inner) or pa.types.is_null(inner)
+
+
 def _is_list(dtype: pa.DataType) -> bool:
     types = pa.types
     return types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)

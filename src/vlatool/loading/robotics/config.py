@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config import base
-from vlatool.episode import listed_cameras
+from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.normalize import Method, Scope
 
@@ -75,9 +75,6 @@ class AugmentationConfig(base.ConfigModel):
     def crop_shape(self) -> tuple[float, float] | None:
         """(height, width) of the crop, as `CropConfig.shape`; None: no crop."""
         return self.image.crop.shape if self.enabled and self.image.crop.enabled else None
-
-
-LanguageKind = Literal["original", "randomized", "verbose", "alternative"]
 
 
 class FieldNormalizeConfig(base.ConfigModel):

@@ -331,12 +331,12 @@ LEROBOT_SINK = FindingCodes(
     {
         "left_out": FindingCode(
             "warning",
-            "A LeRobot data set has no place for depth, labels or calibration of other formats.",
+            "Depth, labels, calibration and annotations of frames of other formats are left out.",
             "none if the policy does not use them; else write shards with --sink lbm",
         )
     },
 )
-TASK_INDEX = "task_index"
+TASK_INDEX, _ORIGINAL = "task_index", "original"
 _ANNOTATION = "annotation."
 # Bytes of images after which a row group ends; a reader holds one in memory.
 _GROUP_BYTES = 64 << 20
@@ -370,9 +370,9 @@ class LerobotEpisodeWriter:
         if recording is not None:
             table, tasks, listed = copied_rows(recording, episode, self.layout)
         else:
-            table, listed = _joined_rows(episode, self.layout), _sentences(episode)
+            table, (listed, indices) = _joined_rows(episode, self.layout), _tasks(episode)
             tasks = dict(enumerate(listed))
-            table = table.append_column(TASK_INDEX, pa.array(np.zeros(len(table), np.int64)))
+            table = table.append_column(TASK_INDEX, pa.array(indices, pa.int64()))
         parts = _Parts()
         for name, column in self.layout.cameras.items():
             if name not in episode.cameras:
@@ -418,7 +418,7 @@ class LerobotEpisodeWriter:
             ref.id,
             counts=counts,
             files=tuple(parts.files),
-            findings=tuple(_left_out(episode)),
+            findings=tuple(_left_out(episode, is_copied=recording is not None)),
             facts=facts,
             arrays=self._arrays(table),
         )
@@ -571,14 +571,24 @@ def _joined_rows(episode: Episode, layout: SetLayout) -> pa.Table:
     return pa.table(columns)
 
 
-def _sentences(episode: Episode) -> list[str]:
-    """All instructions of an episode, the original ones first; else the name of its task."""
-    original = episode.language.get("original", ())
-    texts = (*original, *(text for texts in episode.language.values() for text in texts))
-    return [text for text in dict.fromkeys(texts) if text.strip()] or [episode.task]
+def _tasks(episode: Episode) -> tuple[list[str], list[int]]:
+    """All instructions of an episode, else the name of its task; the index of that of each row."""
+    rows = [episode.instruction_at(frame) for frame in range(episode.num_frames)]
+    if not any(rows):
+        rows = [episode.task] * episode.num_frames
+    kinds = (episode.language.get(_ORIGINAL, ()), *episode.language.values())
+    others = (text for texts in kinds for text in texts if text.strip())
+    listed = [*dict.fromkeys((*rows, *others))]
+    numbers = {text: index for index, text in enumerate(listed)}
+    return listed, [numbers[text] for text in rows]
 
 
-def _left_out(episode: Episode) -> Iterator[Finding]:
+def _left_out(episode: Episode, *, is_copied: bool) -> Iterator[Finding]:
+    kinds = {span.kind for span in episode.language_spans} - {_ORIGINAL}
+    if kinds and not is_copied:
+        named = ", ".join(sorted(kinds))
+        problem = f"left out: {named} of single frames; --sink lbm stores them"
+        yield LEROBOT_SINK("left_out", f"{episode.id}: {problem}", episode=episode.id)
     parts = {"depth": episode.depth, "labels": episode.labels, "calibration": episode.calibration}
     cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
     if not cameras:

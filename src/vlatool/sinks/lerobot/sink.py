@@ -43,6 +43,7 @@ from vlatool.artifacts.lerobot.output import (
     write_statistics,
     write_tasks,
 )
+from vlatool.artifacts.lerobot.tables import is_annotations
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
 from vlatool.findings import FindingCodes
@@ -145,10 +146,17 @@ class FileWriter:
                 for group in range(source.num_row_groups):
                     table = self._numbered(source.read_row_group(group), part, start)
                     start += len(table)
-                    writer = writer or pq.ParquetWriter(file, table.schema)
-                    writer.write_table(table, row_group_size=len(table))
+                    writer = writer or pq.ParquetWriter(file, self._schema(plan, table.schema))
+                    writer.write_table(_typed(table, writer.schema), row_group_size=len(table))
         assert writer is not None, "a file has rows"
         writer.close()
+
+    def _schema(self, plan: FilePlan, first: pa.Schema) -> pa.Schema:
+        """Columns of a file; annotations have the type that holds those of all its parts."""
+        names = [field.name for field in first if is_annotations(field.type)]
+        paths = [as_native_file(self.output / part.path) for part in plan.parts if names]
+        parts = [pa.schema([pq.read_schema(path).field(name) for name in names]) for path in paths]
+        return pa.unify_schemas([first, *parts], promote_options="permissive")
 
     def _numbered(self, table: pa.Table, part: SetPart, start: int) -> pa.Table:
         """Rows with the numbers of the set; `start` is the number of the first one."""
@@ -164,6 +172,15 @@ class FileWriter:
             values = [numbers.get(value, value) for value in column.to_pylist()]
             columns[name] = pa.array(values, column.type)
         return pa.table({name: columns[name] for name in self.columns})
+
+
+def _typed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with columns of other types rebuilt: a cast loses the length of null children."""
+    for index, field in enumerate(schema):
+        if table.schema.field(index).type != field.type:
+            column = pa.array(table.column(index).to_pylist(), field.type)
+            table = table.set_column(index, field, column)
+    return table
 
 
 def write_files(

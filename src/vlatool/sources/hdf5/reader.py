@@ -20,8 +20,9 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
+from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list, location
 
@@ -175,7 +176,7 @@ class Hdf5Reader(base.FormatReader):
     def _survey(self, ref: EpisodeRef) -> Survey:
         with self._opened(ref) as (group, mapping, contents):
             cameras = self._cameras(ref, group, mapping, contents)
-            fps, _, _ = self._facts(ref, group, mapping)
+            fps = self._fps(ref, group, mapping)
             return Survey(
                 1,
                 {name: camera.size for name, camera in cameras.items()},
@@ -192,9 +193,11 @@ class Hdf5Reader(base.FormatReader):
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; its images stay on disk."""
         with self._opened(ref) as (group, mapping, contents):
-            fps, instruction, task = self._facts(ref, group, mapping)
+            texts, task = self._texts(ref, group, mapping, contents.num_frames)
+            option = self.config.instruction
+            language, findings = recorded_language(ref, contents.num_frames, texts, option)
             success = self._success(ref, group, mapping)
-            ignored, findings = _ignored(group, mapping), list[Finding]()
+            ignored = _ignored(group, mapping)
             counted = group.attrs.get("num_samples")
             if counted is not None and int(counted) != contents.num_frames:
                 reason = f"num_samples is {counted}, the episode has {contents.num_frames} frames"
@@ -202,19 +205,18 @@ class Hdf5Reader(base.FormatReader):
             if ignored:
                 names = ", ".join(ignored)
                 findings.append(rules.HDF5("ignored", f"{ref.id}: left out: {names}"))
-            if not instruction:
-                findings.append(no_instruction(ref))
             return Episode(
                 id=ref.id,
-                task=task,
-                fps=fps,
+                task=task or first_text(language),
+                fps=self._fps(ref, group, mapping),
                 num_frames=contents.num_frames,
                 cameras=self._cameras(ref, group, mapping, contents),
                 lowdim={
                     name: rules.columns(dataset, ref.path)
                     for name, dataset in contents.fields.items()
                 },
-                language={"original": [instruction]} if instruction else {},
+                language=language[0],
+                language_spans=tuple(language[1]),
                 success=success,
                 action_fields=tuple(mapping.action_fields),
                 proprioception_fields=tuple(mapping.proprioception_fields),
@@ -234,17 +236,24 @@ class Hdf5Reader(base.FormatReader):
     def _opened(self, ref: EpisodeRef) -> Any:
         return rules.episode_at(ref.path, **ref.extras, mapping=self._mapping)
 
-    def _facts(
-        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping
-    ) -> tuple[float, str, str]:
-        """(frames per second or 0, instruction, task); options come before what is stored."""
-        fps, instruction, task = rules.stored_facts(group.file)
+    def _fps(self, ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> float:
+        """Frames per second, 0 if unknown; the option comes before what is stored."""
+        fps, _, _ = rules.stored_facts(group.file)
         if mapping.fps:
             fps = float(rules.value_at(group, mapping.fps, ref.path))
-        if mapping.instruction:
-            instruction = str(rules.value_at(group, mapping.instruction, ref.path))
-        instruction = instruction if self.config.instruction is None else self.config.instruction
-        return self.config.fps or fps or 0.0, instruction, task or instruction
+        return self.config.fps or fps or 0.0
+
+    @staticmethod
+    def _texts(
+        ref: EpisodeRef, group: Any, mapping: RecordingMapping, num_frames: int
+    ) -> tuple[dict[str, list[str]], str]:
+        """Texts of frames by kind, and the task; the mapping comes before the file."""
+        _, instruction, task = rules.stored_facts(group.file)
+        texts: dict[str, list[str]] = {"original": [instruction]}
+        for kind, reference in {"original": mapping.instruction, **mapping.language}.items():
+            if reference:
+                texts[kind] = rules.texts_at(group, reference, ref.path, num_frames)
+        return texts, task
 
     @staticmethod
     def _success(ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> bool | None:
@@ -281,6 +290,7 @@ class Hdf5Reader(base.FormatReader):
 
 def _ignored(group: Any, mapping: RecordingMapping) -> list[str]:
     known = {*mapping.fields.values(), *(camera.path for camera in mapping.cameras.values())}
+    known |= {mapping.instruction, *mapping.language.values()}
     return [name for name, _ in rules.datasets_of(group) if name not in known]
 
 

@@ -41,6 +41,7 @@ HDF5 = FindingCodes(
         "not_numeric": FindingCode(
             "error", "A field has no numbers, or images have no pixels.", _CHANGE
         ),
+        "not_text": FindingCode("error", "Instructions of frames are no texts.", _CHANGE),
         "length_mismatch": FindingCode(
             "error", "Datasets of an episode differ in their number of frames.", _AGAIN
         ),
@@ -361,6 +362,25 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
+def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[str]:
+    """The text of each frame, or the only one."""
+    if "@" in reference:
+        return [str(value_at(group, reference, path))]
+    dataset = dataset_at(group, reference, path)
+    name, count = dataset.name, dataset.size
+    if dataset.dtype.kind not in "SO":
+        raise _error(path, name, f"is {dataset.dtype}, not text", "not_text")
+    if count not in (1, num_frames):
+        reason = f"has {count} texts, the episode {num_frames} frames"
+        raise _error(path, name, reason, "length_mismatch")
+    check_dataset(dataset, path)
+    if dataset.nbytes > _LARGEST_FIELD:
+        raise _error(path, name, f"{dataset.nbytes:,} bytes", "too_large")
+    with readable(path, name):
+        rows = np.asarray(dataset[()]).reshape(-1).tolist()
+    return [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
+
+
 def columns(dataset: Any, path: Path) -> Array:
     """The rows of a field [F, C]."""
     with readable(path, dataset.name):
@@ -441,12 +461,14 @@ def proposed(file: Any) -> tuple[RecordingMapping, dict[str, str]]:
     pattern = _episode_pattern(file)
     group = file if pattern == "/" else file[next(_matching(file, PurePosixPath(pattern).parts))]
     listed = [(path, dataset, kind_of(dataset)) for path, dataset in datasets_of(group)]
+    texts = [path for path, data, kind in listed if kind == "other" and data.dtype.kind in "SO"]
     lengths = [len(dataset) for _, dataset, kind in listed if kind != "other"]
     count = max(lengths, key=lengths.count, default=0)
     notes = {
         "episodes": "each such group is an episode? / : the file is one",
         "fps": "PATH@NAME of the frames per second, or give --fps",
         "instruction": "PATH or PATH@NAME of the sentence, or give --instruction",
+        "language": f"KIND: PATH of a text, or of one per frame; texts here: {texts}",
         "success": "PATH@NAME of the success flag, if there is one",
         "action_fields": "which fields are commands?",
         "proprioception_fields": "which fields does the robot measure of itself?",

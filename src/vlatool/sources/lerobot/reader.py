@@ -23,6 +23,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
+from vlatool.sources.language import check_language, first_text
 from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.set_lint import check_sets
@@ -103,18 +104,22 @@ class LeRobotReader(FormatReader):
         assert contents.rows is not None, "a strict collector raises before"
         return Episode(
             id=ref.id,
-            task=contents.task,
+            task=first_text(contents.language),
             fps=dataset.info.fps,
             num_frames=len(contents.rows),
             cameras=contents.cameras,
             lowdim=contents.fields,
             dimension_names=dataset.dimension_names,
-            language={"original": [contents.task]},
+            language=contents.language[0],
+            language_spans=tuple(contents.language[1]),
             action_fields=dataset.action_keys,
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
             missing_cameras=contents.missing,
-            findings=tuple(report.findings),
+            findings=(
+                *report.findings,
+                *check_language(ref.id, len(contents.rows), contents.language),
+            ),
             extras={
                 "dataset": dataset.name,
                 "robot_type": dataset.info.robot_type,
@@ -128,6 +133,7 @@ class LeRobotReader(FormatReader):
         contents = rules.walk_episode(_episode_files(ref), self.config, report)
         rules.check_values(_episode_files(ref), contents, report)
         yield from report.findings
+        yield from check_language(ref.id, len(contents.rows or ()), contents.language)
         if deep:
             yield from check_cameras(ref.id, contents.cameras)
 

@@ -38,7 +38,9 @@ from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import id_part
 from vlatool.sources.frames import ParquetImages, VideoFrames, VideoInfo, probe_video
+from vlatool.sources.language import Language, language_of
 from vlatool.sources.lerobot.dataset import LeRobotConfig
+from vlatool.sources.lerobot.language import EVENTS, PERSISTENT, annotated
 from vlatool.sources.rules import SOURCE
 
 _TASK_DESCRIPTION = "task_description"
@@ -53,7 +55,7 @@ class EpisodeContents:
     rows: Rows | None  # its rows; None if they cannot be read
     cameras: Mapping[str, FrameSource]  # map from camera to its images
     missing: Mapping[str, DataError]  # map from declared camera without images to the error
-    task: str = ""  # its instruction
+    language: Language = ({}, ())  # its instruction and annotations
     # map from bookkeeping column to one value per frame
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     # map from field to its values [F, C]
@@ -68,7 +70,7 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     dataset = files.dataset
     annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
     task_column = [config.task_column] if config.task_column else []
-    columns = [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
+    columns = [*dataset.field_names, *AUTOMATIC, *annotations, *task_column, PERSISTENT, EVENTS]
     segment = _segment(files, name, report)
     rows = report.attempt(partial(read_rows, segment, name, columns)) if segment else None
     missing = dict(_missing_cameras(files, rows))
@@ -88,7 +90,7 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
             )
         )
     metadata = _bookkeeping(rows, report)
-    task = report.attempt(partial(_instruction, files, rows, config, report)) or ""
+    language = _language(files, rows, config, metadata, report)
     _check_bookkeeping(files, rows, metadata, report)
     cameras = _cameras(files, rows, missing, report)
     fields: dict[str, Array] = {}
@@ -97,7 +99,7 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         values = report.attempt(partial(rows.vectors, name, width))
         if values is not None:
             fields[name] = values
-    return EpisodeContents(rows, cameras, missing, task, metadata, fields)
+    return EpisodeContents(rows, cameras, missing, language, metadata, fields)
 
 
 def _segment(files: EpisodeFiles, name: str, report: Collector) -> RowSegment | None:
@@ -294,18 +296,36 @@ def _video_problems(
 # Instruction
 
 
-def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
-    """Instruction of the episode, from the rows, else from the list, else the folder name."""
+def _language(
+    files: EpisodeFiles,
+    rows: Rows,
+    config: LeRobotConfig,
+    metadata: Mapping[str, Sequence[Any]],
+    report: Collector,
+) -> Language:
+    texts = report.attempt(partial(_instructions, files, rows, config, report)) or ()
+    times = np.array(metadata.get("timestamp", ()), np.float64)
+    if not len(times) or not np.isfinite(times).all():
+        times = np.arange(len(rows)) / files.dataset.info.fps
+    whole, spans = language_of({"original": texts})
+    more, others = annotated(rows, times, report)
+    return {**whole, **more}, [*spans, *others]
+
+
+def _instructions(
+    files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector
+) -> Sequence[str]:
+    """Instruction of each frame by the rows, else one from the list, else the folder name."""
     table = _task_table(files, report)
     is_listed = config.is_list_first and any(files.line.tasks)
     column = None if is_listed else _task_column(rows, config)
     values = rows.labels(column) if column else []
     if column and (table or isinstance(values[0], str)):
-        text = _instruction_of_rows(rows, column, values, table, report)
+        texts = _instructions_of_rows(rows, column, values, table, report)
     else:
-        text = _instruction_of_list(rows, files.line.tasks, table, config.task_join)
-    if text:
-        return text
+        texts = [_instruction_of_list(rows, files.line.tasks, table, config.task_join)]
+    if any(text.strip() for text in texts):
+        return texts
     if config.needs_instruction:
         raise DataError(
             f"{rows.episode}: no instruction in the list of episodes or its rows",
@@ -316,7 +336,7 @@ def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report:
     sentence = name_to_sentence(files.dataset.name)
     message = f"{rows.episode}: no instruction; using {sentence!r}"
     report.add(SOURCE, "language_fallback", message)
-    return sentence
+    return [sentence]
 
 
 def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -348,19 +368,15 @@ def _task_column(rows: Rows, config: LeRobotConfig) -> str | None:
     return "task_index" if "task_index" in rows.columns else next(iter(described), None)
 
 
-def _instruction_of_rows(
+def _instructions_of_rows(
     rows: Rows, column: str, values: Sequence[Any], table: Mapping[int, str], report: Collector
-) -> str:
-    """Sentence whose index the rows have, or which they contain."""
-    distinct = list(dict.fromkeys(values))
-    sentences = list(dict.fromkeys(_sentence(rows, column, value, table) for value in distinct))
-    if len(sentences) > 1:
-        message = (
-            f"{rows.episode}: its rows have {counted(len(sentences), 'task')}; the first one "
-            "is used"
-        )
+) -> list[str]:
+    """Sentences whose indices the rows have, or which they contain."""
+    known = {value: _sentence(rows, column, value, table) for value in dict.fromkeys(values)}
+    if (count := len({*known.values()})) > 1:
+        message = f"{rows.episode}: its rows have {counted(count, 'task')}"
         report.note("several_tasks", message, path=str(rows.path), field=column)
-    return sentences[0]
+    return [known[value] for value in values]
 
 
 def _instruction_of_list(

@@ -11,17 +11,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
+from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import proposal, read_mapping
 from vlatool.sources.mcap.bag import SUFFIXES, TimeSpan, bag_at, bags_below
 from vlatool.sources.mcap.messages import decoded
 from vlatool.sources.mcap.rules import MCAP, mcap_error
 from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, proposed
 from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_rows, make_tracks
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.uri import location
 
 _FAILED = TimeSpan(0, 0)  # of a bag that could not be divided
@@ -179,13 +180,10 @@ class McapReader(base.FormatReader):
         text = tracks.pop("instruction", None)
         fps = self._fps(topics, mapping)
         rows = self._rows(ref, tracks, fps, findings)
-        texts = self._texts(ref, topics, mapping, text)
-        instruction = texts[0] if texts else ""
-        if not texts:
-            findings.append(no_instruction(ref))
-        if len(texts) > 1:
-            message = f"{ref.id}: {len(texts)} instructions"
-            findings.append(MCAP("changing_text", message, episode=ref.id))
+        texts = self._texts(ref, topics, mapping, text, rows.times)
+        option = self.config.instruction
+        language, others = recorded_language(ref, len(rows.times), {"original": texts}, option)
+        findings += others
         findings += [
             MCAP.from_error(error, field=topic)
             for topic, error in topics.channels.items()
@@ -202,14 +200,15 @@ class McapReader(base.FormatReader):
         success = topics.metadata(mapping.success or "success").lower()
         return Episode(
             id=ref.id,
-            task=instruction,
+            task=first_text(language),
             fps=fps or 0.0,
             num_frames=len(rows.times),
             cameras=values["cameras"],
             depth=values["depth"],
             lowdim=values["fields"],
             dimension_names={name: tracks[f"fields.{name}"].names for name in mapping.fields},
-            language={"original": [instruction]} if instruction else {},
+            language=language[0],
+            language_spans=tuple(language[1]),
             success={"true": True, "1": True, "false": False, "0": False}.get(success),
             action_fields=tuple(mapping.action_fields),
             proprioception_fields=tuple(mapping.proprioception_fields),
@@ -267,19 +266,18 @@ class McapReader(base.FormatReader):
             raise mcap_error(topics.bag.path, mapping.fps, reason, "missing_field")
         return fps if 0 < fps < np.inf else None
 
+    @staticmethod
     def _texts(
-        self, ref: EpisodeRef, topics: Topics, mapping: BagMapping, track: Track | None
+        ref: EpisodeRef, topics: Topics, mapping: BagMapping, track: Track | None, times: Array
     ) -> list[str]:
-        """Instructions of an episode, each once."""
-        texts = [topics.metadata(mapping.instruction or "instruction")]
-        if self.config.instruction is not None:
-            texts = [self.config.instruction]
-        elif mapping.instruction == STEM:
-            texts = [ref.path.stem.replace("_", " ")]
-        elif track is not None:
-            track.sort()
-            texts = track.texts or [ref.extras["text"]]
-        return [text for text in dict.fromkeys(texts) if text]
+        """Instructions of the rows, or the one of all; rows before the first have none."""
+        if mapping.instruction == STEM:
+            return [ref.path.stem.replace("_", " ")]
+        if track is None:
+            return [topics.metadata(mapping.instruction or "instruction")]
+        track.sort()
+        texts = [ref.extras["text"], *track.texts]
+        return [texts[number] for number in np.searchsorted(track.times, times, side="right")]
 
     @staticmethod
     def propose(source: Path) -> str | None:

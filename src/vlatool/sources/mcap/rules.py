@@ -32,7 +32,6 @@ MCAP = FindingCodes(
         "gaps": warning("A topic is silent for a multiple of its interval."),
         "out_of_order": warning("Messages of a topic were not in the order of their times."),
         "skipped": warning("Messages without the joints, or before the first keyframe."),
-        "changing_text": warning("An episode has several instructions; the first is used."),
         "clock": info("Messages, intervals and unused messages of each topic."),
         "rows_dropped": info("Rows where a topic has no value yet, or has ended."),
         "left_out": info("Topics, attachments and metadata that are not read."),

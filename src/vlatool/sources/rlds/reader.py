@@ -18,8 +18,9 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
+from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
@@ -27,7 +28,6 @@ from vlatool.storage.uri import can_list
 
 _FEATURES, _INFO = "features.json", "dataset_info.json"
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<of>\d{5})")
-_INSTRUCTIONS = ("language_instruction", "natural_language_instruction", "instruction")
 _MEASURED = re.compile(r"state|proprio|joint|eef|ee_|gripper|cartesian|pose")
 # Flags that mark the first and the last step, which the order of the steps says.
 _FLAGS = ("is_first", "is_last", "is_terminal")
@@ -167,7 +167,8 @@ class RldsReader(base.FormatReader):
             raise rlds_error(ref.path, f"record at byte {first}: {error}", error.code) from error
         episode = _Steps(ref, features, parsed)
         lowdim = episode.fields()
-        instruction, findings = self._instruction(ref, episode)
+        option = self.config.instruction
+        language, findings = recorded_language(ref, episode.count, episode.texts(), option)
         actions = tuple(name for name in lowdim if name.split(".")[0] in ("action", "actions"))
         observed = tuple(
             name
@@ -179,28 +180,18 @@ class RldsReader(base.FormatReader):
             findings.append(RLDS("unknown_feature", f"{ref.id}: left out: {', '.join(unknown)}"))
         return Episode(
             id=ref.id,
-            task=instruction,
+            task=first_text(language),
             fps=self.config.fps or episode.fps,
             num_frames=episode.count,
             cameras=episode.cameras(),
             lowdim=lowdim,
-            language={"original": [instruction]} if instruction else {},
+            language=language[0],
+            language_spans=tuple(language[1]),
             action_fields=actions,
             proprioception_fields=observed,
             findings=tuple(findings),
             extras={"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{first}"},
         )
-
-    def _instruction(self, ref: EpisodeRef, episode: "_Steps") -> tuple[str, list[Finding]]:
-        if self.config.instruction is not None:
-            return self.config.instruction, []
-        sentences = [text for text in dict.fromkeys(episode.sentences()) if text]
-        if not sentences:
-            return "", [no_instruction(ref)]
-        if len(sentences) > 1:
-            message = f"{ref.id}: {len(sentences)} instructions, of which the first is used"
-            return sentences[0], [RLDS("changing_instruction", message, episode=ref.id)]
-        return sentences[0], []
 
 
 class _Steps:
@@ -265,13 +256,15 @@ class _Steps:
         fps = float(values[0]) if isinstance(values, np.ndarray) and len(values) else 0.0
         return fps if math.isfinite(fps) and fps > 0 else 0.0
 
-    def sentences(self) -> list[str]:
-        """The instruction of each step."""
+    def texts(self) -> dict[str, list[str]]:
+        """Map from kind of annotation to the text of each step."""
+        texts: dict[str, list[str]] = {}
         for feature in self._features:
-            if feature.kind == "text" and feature.name.rpartition("/")[2] in _INSTRUCTIONS:
+            kind = kind_of_name(feature.name.rpartition("/")[2])
+            if feature.kind == "text" and kind and kind not in texts:
                 rows = self._parsed[feature.name]
-                return [bytes(row).decode(errors="replace").strip() for row in rows]
-        return []
+                texts[kind] = [bytes(row).decode(errors="replace").strip() for row in rows]
+        return texts
 
     def _error(self, reason: str) -> DataError:
         return rlds_error(self._ref.path, f"{self._ref.id}: {reason}", "missing_feature")

@@ -33,9 +33,6 @@ RLDS = FindingCodes(
         ),
         "too_large": FindingCode("error", "A record is larger than 1 GiB.", _AGAIN),
         "empty_episode": FindingCode("error", "An episode has no steps.", _AGAIN),
-        "changing_instruction": FindingCode(
-            "warning", "The instruction changes within an episode; the first one is used."
-        ),
     },
 )
 

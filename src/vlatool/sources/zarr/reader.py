@@ -30,7 +30,8 @@ from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
-from vlatool.sources.rules import distinct_recordings, no_instruction
+from vlatool.sources.language import first_text, kind_of_name, recorded_language
+from vlatool.sources.rules import distinct_recordings
 from vlatool.sources.zarr.rules import ZARR, zarr_error
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
@@ -62,6 +63,7 @@ class Buffer:
     stops: tuple[int, ...]  # end of each episode, exclusive
     cameras: Mapping[str, tuple[int, int]]  # name of an array to (height, width)
     fields: tuple[str, ...]  # names of the arrays of numbers
+    texts: Mapping[str, str]  # kind of annotation to the name of its array [N]
     ignored: tuple[str, ...]  # names of all others
     num_rows: int  # N
     fps: float | None  # attribute of the store
@@ -114,15 +116,17 @@ def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
         raise zarr_error(path, "meta/episode_ends", f"does not divide {count} rows", "bad_ends")
     cameras = {name: array.shape[1:3] for name, array in arrays.items() if _is_images(array)}
     fields = tuple(n for n, a in arrays.items() if n not in cameras and _is_field(a))
-    ignored = tuple(name for name in arrays if name not in cameras and name not in fields)
-    for name in (*cameras, *fields):
+    texts = {kind_of_name(name): name for name, array in arrays.items() if _is_text(name, array)}
+    used = {*cameras, *fields, *texts.values()}
+    ignored = tuple(name for name in arrays if name not in used)
+    for name in (*cameras, *fields, *texts.values()):
         _check(path, name, arrays[name])
     fps, instruction = root.attrs.get("fps"), root.attrs.get("instruction")
     is_rate = isinstance(fps, int | float) and math.isfinite(fps) and fps > 0
     sentence = instruction if isinstance(instruction, str) else ""
     rate = float(fps) if is_rate else None
     stops = tuple(stops.tolist())
-    return Buffer(path, arrays, stops, cameras, fields, ignored, count, rate, sentence)
+    return Buffer(path, arrays, stops, cameras, fields, texts, ignored, count, rate, sentence)
 
 
 def _library() -> Any:
@@ -157,6 +161,10 @@ def _is_images(array: Any) -> bool:
 
 def _is_field(array: Any) -> bool:
     return bool(array.shape) and array.dtype.kind in "fiub"
+
+
+def _is_text(name: str, array: Any) -> bool:
+    return bool(kind_of_name(name)) and len(array.shape) == 1 and array.dtype.kind in "UT"
 
 
 def _check(path: Path, name: str, array: Any) -> None:
@@ -295,22 +303,23 @@ class ZarrReader(base.FormatReader):
             for name in buffer.cameras
         }
         actions, observed = _policy_fields(buffer)
-        option = self.config.instruction
-        instruction = buffer.instruction if option is None else option
-        findings: list[Finding] = []
+        texts = {"original": [buffer.instruction]}
+        for kind, name in buffer.texts.items():
+            with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
+                texts[kind] = [str(text) for text in buffer.arrays[name][first:stop]]
+        language, findings = recorded_language(ref, stop - first, texts, self.config.instruction)
         if buffer.ignored:
             names = ", ".join(buffer.ignored)
             findings.append(ZARR("ignored", f"{ref.id}: left out: {names}"))
-        if not instruction:
-            findings.append(no_instruction(ref))
         return Episode(
             id=ref.id,
-            task=instruction,
+            task=first_text(language),
             fps=self.config.fps or buffer.fps or 0.0,
             num_frames=stop - first,
             cameras={**cameras, **self._videos(ref, stop - first)},
             lowdim=lowdim,
-            language={"original": [instruction]} if instruction else {},
+            language=language[0],
+            language_spans=tuple(language[1]),
             action_fields=actions,
             proprioception_fields=observed,
             findings=tuple(findings),

@@ -1,0 +1,88 @@
+"""Columns `language_persistent` and `language_events` of LeRobot. Source: formats/lerobot 8."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlatool.artifacts.lerobot.tables import Rows, is_annotations
+from vlatool.episode import Array, LanguageSpan
+from vlatool.findings import Collector
+from vlatool.sources.language import Language
+
+PERSISTENT, EVENTS = "language_persistent", "language_events"
+_TOLERANCE = 1e-4  # seconds; the library accepts as much between a time and that of its frame
+_REPHRASED = "task_aug"  # sentences for the whole episode, whatever their time
+
+
+def annotated(rows: Rows, times: Array, report: Collector) -> Language:
+    """Sentences and spans of both columns; `times` [F] are those of the frames.
+
+    A text of `language_persistent` holds until the next one of its style, an event at its frame.
+    """
+    whole: list[str] = []
+    spans: list[LanguageSpan] = []
+    left_out: Counter[str] = Counter()
+    styles: dict[str, list[tuple[float, str]]] = {}
+    for entry in _sentences(_persistent(rows, report), left_out):
+        style, text, time = entry["style"], entry["content"], entry.get("timestamp")
+        if style == _REPHRASED:
+            whole.append(text)
+        elif isinstance(time, int | float) and np.isfinite(time):
+            styles.setdefault(style, []).append((time, text))
+        else:
+            report.note("bad_language", f"{rows.episode}: {text!r} has no time", field=PERSISTENT)
+    for style, texts in styles.items():
+        spans += _until_next(style, sorted(texts, key=lambda pair: pair[0]), times)
+    for frame, entries in enumerate(_column(rows, EVENTS, report).to_pylist()):
+        for entry in _sentences(entries or (), left_out):
+            spans.append(LanguageSpan(entry["style"], entry["content"], frame, frame))
+    if left_out:
+        listed = ", ".join(f"{count} {name}" for name, count in left_out.items())
+        report.note("language_left_out", f"{rows.episode}: left out: {listed}")
+    return {_REPHRASED: whole} if whole else {}, spans
+
+
+def _sentences(
+    entries: Sequence[Mapping[str, Any] | None], left_out: Counter[str]
+) -> Iterator[Mapping[str, Any]]:
+    """Entries but for calls of tools and what is about an image, which are counted by style."""
+    for entry in filter(None, entries):
+        style, text = entry.get("style"), entry.get("content")
+        if style and isinstance(style, str) and isinstance(text, str) and not entry.get("camera"):
+            yield entry
+        else:
+            left_out[str(style or "without a style")] += 1
+
+
+def _until_next(
+    style: str, texts: Sequence[tuple[float, str]], times: Array
+) -> Iterator[LanguageSpan]:
+    starts = [
+        -1 if time < times[0] - _TOLERANCE else int(np.searchsorted(times, time - _TOLERANCE))
+        for time, _ in texts
+    ]
+    for start, (_, text) in zip(starts, texts, strict=True):
+        following = next((later for later in starts if later > start), len(times))
+        yield LanguageSpan(style, text, start, max(start, min(following, len(times)) - 1))
+
+
+def _persistent(rows: Rows, report: Collector) -> Sequence[Mapping[str, Any]]:
+    """Entries of the first row, which all rows repeat."""
+    column = _column(rows, PERSISTENT, report)
+    if not column.slice(1).equals(column.slice(0, max(len(column) - 1, 0))):
+        problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
+        report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
+    return next(iter(column.slice(0, 1).to_pylist()), None) or ()
+
+
+def _column(rows: Rows, name: str, report: Collector) -> pa.ChunkedArray:
+    """A column of annotations; an empty one if it is missing or of another type."""
+    column = rows.table.column(name) if name in rows.columns else pa.chunked_array([], pa.null())
+    if len(column) and not is_annotations(column.type):
+        problem = f"{name} holds {column.type}, expected lists of annotations"
+        report.note("bad_language", f"{rows.episode}: {problem}", field=name)
+        return column.slice(0, 0)
+    return column
