@@ -320,6 +320,16 @@ def test_the_instruction_is_that_of_the_mapping(text: str, sentence: str, tmp_pa
     assert mapped(path, f'{{fields: {{a: /action}}, instruction: "{text}"}}').task == sentence
 
 
+def test_an_instruction_that_changes_within_an_episode_is_a_span_of_its_rows(
+    tmp_path: Path,
+) -> None:
+    texts = [("/instruction", 0.25, build.ros(build.STRING, "pull"))]
+    episode = read(build.bag(tmp_path / "a.mcap", [*build.standard(), *texts]))
+    spans = [(span.kind, span.text, span.first, span.last) for span in episode.language_spans]
+    assert spans == [("original", "push", 0, 2), ("original", "pull", 3, 4)]
+    assert (episode.task, dict(episode.language)) == ("push", {})
+
+
 def test_a_proposed_mapping_reads_the_same_values(tmp_path: Path) -> None:
     path = build.bag(tmp_path / "a.mcap", build.standard())
     text = McapReader.propose(path) or ""

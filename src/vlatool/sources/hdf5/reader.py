@@ -5,7 +5,9 @@ Source: formats/hdf5 1 to 3.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -171,7 +173,13 @@ class Hdf5Reader(base.FormatReader):
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths from shapes; no row is read."""
         reasons: list[VlatoolError] = []
-        return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
+        surveys: list[Survey] = []
+        for path, of_file in groupby(refs, key=lambda ref: ref.path):
+            with ExitStack() as held:
+                with suppress(DataError):  # which each episode raises again
+                    held.enter_context(rules.opened(path))  # the library shares what it has read
+                surveys += base.survey_each(self._survey, of_file, reasons)
+        return base.merge_surveys(surveys, reasons)
 
     def _survey(self, ref: EpisodeRef) -> Survey:
         with self._opened(ref) as (group, mapping, contents):
