@@ -205,13 +205,12 @@ class Hdf5Reader(base.FormatReader):
             option = self.config.instruction
             language, findings = recorded_language(ref, contents.num_frames, texts, option)
             success = self._success(ref, group, mapping)
-            ignored = _ignored(group, mapping)
             counted = group.attrs.get("num_samples")
             if counted is not None and int(counted) != contents.num_frames:
                 reason = f"num_samples is {counted}, the episode has {contents.num_frames} frames"
                 findings.append(rules.HDF5.at("not_counted", ref.path, reason, episode=ref.id))
-            if ignored:
-                names = ", ".join(ignored)
+            if contents.others:
+                names = ", ".join(contents.others)
                 findings.append(rules.HDF5("ignored", f"{ref.id}: left out: {names}"))
             return Episode(
                 id=ref.id,
@@ -294,12 +293,6 @@ class Hdf5Reader(base.FormatReader):
                 )
             cameras[name] = VideoFrames(clip, frames)
         return cameras
-
-
-def _ignored(group: Any, mapping: RecordingMapping) -> list[str]:
-    known = {*mapping.fields.values(), *(camera.path for camera in mapping.cameras.values())}
-    known |= {mapping.instruction, *mapping.language.values()}
-    return [name for name, _ in rules.datasets_of(group) if name not in known]
 
 
 def _number(name: str) -> int | None:

@@ -234,15 +234,15 @@ def check_dataset(dataset: Any, path: Path) -> None:
         raise _error(path, name, f"has chunks of {chunk:,} bytes", "too_large", field=name)
 
 
-def _by_structure(actions: str, group: Any) -> RecordingMapping:
+def _by_structure(actions: str, datasets: Mapping[str, Any]) -> RecordingMapping:
     """Mapping of an episode whose actions are `actions`, and whose other datasets have as many rows
     or are left out.
     """
-    commands = _member(group, actions)
-    count = len(commands) if getattr(commands, "shape", ()) else 0
+    commands = datasets.get(actions)
+    count = len(commands) if commands is not None and commands.shape else 0
     cameras: dict[str, CameraMapping] = {}
     fields: dict[str, str] = {actions: actions}
-    for path, dataset in datasets_of(group):
+    for path, dataset in datasets.items():
         if path.startswith(("next_obs/", "initial_state/")):
             continue
         kind = kind_of(dataset)
@@ -268,21 +268,28 @@ class Contents:
     # camera to (path of its dataset in the file, kind, (height, width))
     images: dict[str, tuple[str, Kind, tuple[int, int]]] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)  # datasets [F, ...]
+    others: list[str] = field(default_factory=list)  # datasets that it does not name
 
 
-def contents_of(group: Any, mapping: RecordingMapping, path: Path) -> Contents:
-    """Checks every dataset of a mapping without reading its rows.
+def contents_of(
+    group: Any, mapping: RecordingMapping, path: Path, listed: Mapping[str, Any]
+) -> Contents:
+    """Checks every dataset of a mapping without reading its rows; `listed`: those of the group.
 
     Raises:
         DataError: One is missing, of another length, too large or outside of the file.
     """
     place = group.name
-    datasets = {name: dataset_at(group, ref, path) for name, ref in mapping.fields.items()}
-    images = {
-        name: dataset_at(group, camera.path, path)
-        for name, camera in mapping.cameras.items()
-        if camera.path
-    }
+
+    def dataset_of(reference: str) -> Any:
+        known = listed.get(reference)
+        return dataset_at(group, reference, path) if known is None else known
+
+    datasets = {name: dataset_of(reference) for name, reference in mapping.fields.items()}
+    files = {name: camera.path for name, camera in mapping.cameras.items() if camera.path}
+    images = {name: dataset_of(reference) for name, reference in files.items()}
+    used = {*mapping.fields.values(), *files.values(), mapping.instruction}
+    used |= {*mapping.language.values()}
     for name, dataset in {**datasets, **images}.items():
         if not dataset.shape:
             raise _error(path, dataset.name, "is a single value", "not_numeric", field=name)
@@ -299,7 +306,7 @@ def contents_of(group: Any, mapping: RecordingMapping, path: Path) -> Contents:
         raise _error(path, place, "has no frames", "empty_episode")
     _check_fields(datasets, path)
     sizes = {name: _image_facts(name, dataset, path) for name, dataset in images.items()}
-    return Contents(count, sizes, datasets)
+    return Contents(count, sizes, datasets, [name for name in listed if name not in used])
 
 
 def _check_fields(datasets: Mapping[str, Any], path: Path) -> None:
@@ -448,8 +455,9 @@ def episode_at(
         group = file if name == "/" else _member(file, name)
         if group is None:
             raise _error(path, name, "is missing", "missing_dataset")
-        parts = mapping or _by_structure(actions, group)
-        yield group, parts, contents_of(group, parts, path)
+        listed = dict(datasets_of(group))
+        parts = mapping or _by_structure(actions, listed)
+        yield group, parts, contents_of(group, parts, path, listed)
 
 
 def proposed(file: Any) -> tuple[RecordingMapping, dict[str, str]]:
