@@ -101,6 +101,6 @@ if __name__ == "__main__":
     parser.add_argument("--megabytes", default="400,800")
     parser.add_argument("--forge", default="")
     parser.add_argument("--workers", default="")
-    given = parser.parse_args()
-    sizes = [int(size) for size in given.megabytes.split(",")]
-    main(given.recordings, sizes, given.forge, given.workers)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.megabytes.split(",")]
+    main(options.recordings, sizes, options.forge, options.workers)

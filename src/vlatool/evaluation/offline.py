@@ -27,8 +27,6 @@ from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
 from vlatool.plugins import did_you_mean
 
-# Annotation that a policy reads unless its data say otherwise.
-
 
 @dataclass(frozen=True)
 class RecordedFrame:
