@@ -86,12 +86,12 @@ def rlds(path: Path, folder: Path, megabytes: int) -> Path:
 
 def pusht(path: Path, folder: Path) -> Path:
     source = zarr.open_group(str(path), mode="r")
-    ends = [int(end) for end in source["meta/episode_ends"][:] if end <= IMAGES]
+    stops = [int(stop) for stop in source["meta/episode_ends"][:] if stop <= IMAGES]
     target = zarr.open_group(str(folder / "pusht.zarr"), mode="w", zarr_format=2)
     for name in ("action", "state", "img", "keypoint", "n_contacts"):
-        values = source[f"data/{name}"][: ends[-1]]
+        values = source[f"data/{name}"][: stops[-1]]
         target.create_array(f"data/{name}", data=values, chunks=source[f"data/{name}"].chunks)
-    target.create_array("meta/episode_ends", data=source["meta/episode_ends"][: len(ends)])
+    target.create_array("meta/episode_ends", data=source["meta/episode_ends"][: len(stops)])
     return folder / "pusht.zarr"
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.launch_training import launch_sagemaker_train as launch_sagemaker_train
     from vlatool.workflows.launch_training import launch_slurm_train as launch_slurm_train
     from vlatool.workflows.preprocess import preprocess as preprocess
+    from vlatool.workflows.repair import repair as repair
     from vlatool.workflows.resolve_config import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.rollout import rollout as rollout
@@ -85,6 +86,7 @@ _PUBLIC = {
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.catalog:presets",
     "presets_show": f"{_WORKFLOWS}.resolve_config:presets_show",
+    "repair": f"{_WORKFLOWS}.repair:repair",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.rollout:rollout",
     "runs": f"{_WORKFLOWS}.runs:runs",
