@@ -48,7 +48,7 @@ def salvage(path: Path, target: Path, others: Iterator[Path]) -> Salvaged:
             copy = _Copy(file, healthy, path.stat().st_size)
             episodes = copy.run()
     if not copy.rows:
-        raise NothingWhole("it has no whole rows")
+        raise NothingWhole("; ".join(["it has no whole rows", *copy.lost[:1]]))
     content = f"{counted(copy.rows, 'row')} of {counted(episodes, 'episode')}"
     return Salvaged(content, tuple(copy.lost))
 
@@ -131,6 +131,7 @@ class _Copy:
     def __init__(self, file: Any, healthy: Any, size: int) -> None:
         self._file, self._healthy, self._size = file, healthy, size
         self.rows, self.lost = 0, list[str]()
+        self._unopened = 0  # members that are damaged
 
     def run(self) -> int:
         """Copies everything; returns the number of episodes in the copy."""
@@ -158,7 +159,11 @@ class _Copy:
         return episodes
 
     def _copy_episode(self, source: Any, target: Any, place: str) -> int:
-        """Copies a group as far as all that has a row per frame is whole; returns the rows."""
+        """Copies a group as far as all that has a row per frame is whole; returns the rows.
+
+        A group of which a member cannot be opened has no whole rows.
+        """
+        unopened = self._unopened
         lengths = {
             name: (len(dataset), _whole_rows(dataset, self._size))
             for name, dataset in self._datasets(source, place)
@@ -167,6 +172,7 @@ class _Copy:
         counts = [length for length, _ in lengths.values()]
         frames = max(set(counts), key=lambda n: (counts.count(n), n), default=0)
         rows = min((whole for length, whole in lengths.values() if length == frames), default=0)
+        rows = 0 if self._unopened > unopened else rows
         if rows < frames or not rows:
             self.lost.append(f"{place}: rows {rows} to {frames}" if rows else f"{place}: all rows")
         if rows:
@@ -220,6 +226,7 @@ class _Copy:
         try:
             return sorted(group)
         except _ERRORS as error:
+            self._unopened += 1
             self._lose(place, f"its list of members: {error}")
             return []
 
@@ -232,6 +239,7 @@ class _Copy:
                 return group[name]
             reason = "a link to another place"
         except _ERRORS as error:
+            self._unopened += 1
             reason = str(error)
         self._lose(place, reason)
         return None
