@@ -330,6 +330,12 @@ def test_an_instruction_that_changes_within_an_episode_is_a_span_of_its_rows(
     assert (episode.task, dict(episode.language)) == ("push", {})
 
 
+def test_images_that_cannot_be_decoded_are_named_and_no_camera(tmp_path: Path) -> None:
+    sent = [*build.standard(), ("/front", 0.0, build.encoded(b"\0\1\2"))]
+    episode = read(build.bag(tmp_path / "a.mcap", sent))
+    assert ([*episode.cameras], codes(episode)) == ([], ["mcap.unread_images"])
+
+
 def test_a_proposed_mapping_reads_the_same_values(tmp_path: Path) -> None:
     path = build.bag(tmp_path / "a.mcap", build.standard())
     text = McapReader.propose(path) or ""

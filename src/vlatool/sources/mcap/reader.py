@@ -189,6 +189,11 @@ class McapReader(base.FormatReader):
             for topic, error in topics.channels.items()
             if isinstance(error, DataError)
         ]
+        used = {track.channel.topic for track in tracks.values()}
+        unread = [] if self._mapping else [t for t in topics.images if t not in used]
+        if unread:
+            reason = f"{', '.join(unread)}: neither JPEG nor PNG; no camera without a mapping"
+            findings.append(MCAP.at("unread_images", ref.path, reason))
         left = topics.left_out({t.channel.topic for t in (*tracks.values(), text) if t is not None})
         if left:
             findings.append(MCAP.at("left_out", ref.path, left))

@@ -25,6 +25,7 @@ MCAP = FindingCodes(
         "missing_topic": error("A topic of the mapping has no message.", _CHANGE),
         "missing_field": error("A reference has no numbers, images or text.", _CHANGE),
         "bad_image": error("An image is damaged, or has an unknown encoding.", _CHANGE),
+        "unread_images": warning("Images of a topic cannot be decoded; it is no camera.", _CHANGE),
         "empty_episode": error("At no time there is a value of each topic.", _CHANGE),
         "stale_value": error("A value is too old.", "raise --max-age-s, or divide by --gap-s"),
         "bad_marker": warning("A message of the marker topic starts or stops no episode."),

@@ -90,6 +90,12 @@ class Topics:
         )
         return next(values, "")
 
+    @property
+    def images(self) -> list[str]:
+        """Topics with images."""
+        known = self.channels.items()
+        return [t for t, c in known if isinstance(c, BagChannel) and image_kind(c)]
+
     def left_out(self, used: Container[str]) -> str:
         """Topics, attachments and metadata that are not used."""
         counts = {name: self.counts[name] for name in self.channels if name not in used}
