@@ -22,6 +22,7 @@ WITH_DRY_RUN = {
     "decode",
     "build-dataset",
     "export",
+    "repair",
     "tokenizer fit-fast",
     "stats compute",
     "stats merge",

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,14 @@ def test_credentials_that_are_renewed_during_the_run_are_used(
     def expire() -> None:
         faults.fail_every, faults.status = 1, 400
 
-    _, reporter = trained(root, f"s3://{s3_bucket}", {3: expire, 8: faults.clear})
+    def renew() -> None:
+        until = time.monotonic() + 60  # the copy is written by another thread
+        while "sync" not in dict(reporter.warnings) and time.monotonic() < until:
+            time.sleep(0.01)
+        faults.clear()
+
+    reporter = AtStep({3: expire, 8: renew})
+    train(toy_config(root, "toy_lm", "a", remote_sync=f"s3://{s3_bucket}"), reporter=reporter)
 
     assert "sync" in dict(reporter.warnings)
     assert copied(f"s3://{s3_bucket}/a") == local(root)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError, VlatoolError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.language import first_text, recorded_language
@@ -131,7 +132,8 @@ class McapReader(base.FormatReader):
             marks.sort()
             spans, unused = _marked([*zip(marks.times.tolist(), marks.texts, strict=True)])
             if unused or not spans:
-                reason = f"{marker}: {unused} of {len(marks)} messages; {len(spans)} episodes"
+                episodes = counted(len(spans), "episode")
+                reason = f"{marker}: {unused} of {len(marks)} messages; {episodes}"
                 findings.append(MCAP.at("bad_marker", path, reason, field=marker))
         if text is None:
             return [(span, "") for span in spans]
