@@ -30,7 +30,7 @@ def test_changed_bytes_end_in_findings_or_data_errors(layout: Any, tmp_path: Pat
     sample(SampleConfig(layout=layout, output=str(whole), episodes=1, frames=4, workers=1))
     shutil.rmtree(whole / ".vlatool")
     files = sorted(path for path in whole.rglob("*") if path.is_file())
-    rng = random.Random(3)
+    rng, readable = random.Random(3), 0
     for number in range(80):
         shutil.copytree(whole, copy)
         path = copy / rng.choice(files).relative_to(whole)
@@ -41,7 +41,9 @@ def test_changed_bytes_end_in_findings_or_data_errors(layout: Any, tmp_path: Pat
         reader_class, config = READERS[layout]
         with suppress(DataError):
             read_everything(reader_class(config(fps=10)), copy)
+            readable += 1
         shutil.rmtree(copy)
+    assert 0 < readable < 80
 
 
 def read_everything(reader: FormatReader, source: Path) -> None:

@@ -205,8 +205,8 @@ class _Copy:
     def _copy_dataset(
         self, dataset: Any, target: Any, path: str, cut: tuple[int, int] | None
     ) -> None:
-        length = len(dataset) if dataset.shape else 0
-        whole = _whole_rows(dataset, self._size) if dataset.shape else 0
+        length = len(dataset) if dataset.shape else 1
+        whole = _whole_rows(dataset, self._size)
         rows = cut[1] if cut is not None and dataset.shape and length == cut[0] else length
         if whole < rows:
             self.lost.append(f"{path}: rows {whole} to {length}")
@@ -255,14 +255,16 @@ def _is_group(item: Any) -> bool:
 
 def _whole_rows(dataset: Any, size: int) -> int:
     """Number of rows before the first one of which bytes are missing or cannot be decoded."""
-    length = len(dataset)
-    if dataset.external or dataset.is_virtual or not length:
-        return 0
+    length = len(dataset) if dataset.shape else 1
+    if dataset.external or dataset.is_virtual or not dataset.size:
+        return 0 if dataset.size else length
     if dataset.chunks is None:
         start, stored = dataset.id.get_offset(), dataset.id.get_storage_size()
         if start is None or not stored:  # compact data lie in the header; unwritten ones nowhere
             return length if stored else 0
-        return length * max(0, min(size - start, stored)) // stored
+        whole = length * max(0, min(size - start, stored)) // stored
+        is_elsewhere = dataset.dtype.hasobject  # texts are in a heap of the file
+        return whole if not is_elsewhere or _is_readable(dataset, ()) else 0
     rows = dataset.chunks[0]
     sides = zip(dataset.shape[1:], dataset.chunks[1:], strict=True)
     chunks_per_row = prod(-(-size // side) for size, side in sides)
@@ -280,7 +282,7 @@ def _whole_rows(dataset: Any, size: int) -> int:
 
 
 def _is_readable(dataset: Any, place: tuple[int, ...]) -> bool:
-    sides = zip(place, dataset.chunks, strict=True)
+    sides = zip(place, dataset.chunks or (), strict=True)
     try:
         dataset[tuple(slice(number * side, (number + 1) * side) for number, side in sides)]
     except _ERRORS:

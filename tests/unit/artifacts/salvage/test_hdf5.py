@@ -87,3 +87,17 @@ def test_a_file_that_lost_its_root_has_nothing_whole(tmp_path: Path) -> None:
     (tmp_path / "cut.h5").write_bytes(data[:100])
     with pytest.raises(NothingWhole):
         hdf5.salvage(tmp_path / "cut.h5", tmp_path / "healthy.h5", ())
+
+
+def test_a_single_value_behind_the_end_is_lost_and_no_zero(tmp_path: Path) -> None:
+    path, healthy = tmp_path / "cut.h5", tmp_path / "healthy.h5"
+    with h5py.File(path, "w") as file:
+        file["action"] = np.ones((9, 2))
+        file.create_dataset("none", (9, 0), "f4", chunks=(3, 1), maxshape=(9, 4))
+        file["rate"] = 20.0
+        end = file["rate"].id.get_offset()
+    path.write_bytes(path.read_bytes()[:end])
+    salvaged = hdf5.salvage(path, healthy, ())
+    with h5py.File(healthy) as file:
+        assert ([*file], len(file["action"])) == (["action", "none"], 9)
+    assert salvaged.lost == ("/rate: rows 0 to 1",)
