@@ -141,7 +141,7 @@ def test_driver_ends_when_workers_are_stopped_while_they_send(tmp_path: Path) ->
 
 
 INTERRUPTED_AT_ITS_END = """
-import multiprocessing, signal, sys
+import multiprocessing, signal, sys, time
 from vlatool.jobs.executor import ProcessExecutor
 
 def interrupt(event, arguments):
@@ -154,8 +154,11 @@ if __name__ == "__main__":
     sys.addaudithook(interrupt)
     try:
         with ProcessExecutor(2) as executor:
-            list(executor.map(abs, range(4)))
+            next(executor.map(time.sleep, [0, 30, 30]))
     except KeyboardInterrupt:
+        end = time.monotonic() + 10  # the thread of the pool may reap a worker a moment later
+        while multiprocessing.active_children() and time.monotonic() < end:
+            time.sleep(0.01)
         print(sent, multiprocessing.active_children())
 """
 
