@@ -4,7 +4,8 @@ A 6D rotation is the first two ROWS of the rotation matrix, flattened.
 Source: formats/lbm-preprocessing 2.7.
 """
 
-from typing import Literal
+from typing import Literal, get_args
+from warnings import catch_warnings
 
 import numpy as np
 
@@ -12,13 +13,25 @@ from vlatool.episode import Array
 
 _SMALLEST_NORM = 1e-12
 
-RotationForm = Literal["rot_6d", "axis_angle", "euler_xyz", "quaternion_xyzw", "quaternion_wxyz"]
+EulerForm = Literal["euler_xyz", "euler_xzy", "euler_yxz", "euler_yzx", "euler_zxy", "euler_zyx"]
+RotationForm = Literal[
+    "rot_6d",
+    "rot_6d_columns",
+    "matrix",
+    "axis_angle",
+    "quaternion_xyzw",
+    "quaternion_wxyz",
+    EulerForm,
+]
+EULER_FORMS: tuple[EulerForm, ...] = get_args(EulerForm)
 ROTATION_WIDTH: dict[RotationForm, int] = {
     "rot_6d": 6,
+    "rot_6d_columns": 6,
+    "matrix": 9,
     "axis_angle": 3,
-    "euler_xyz": 3,
     "quaternion_xyzw": 4,
     "quaternion_wxyz": 4,
+    **dict.fromkeys(EULER_FORMS, 3),
 }
 
 
@@ -36,25 +49,58 @@ def rot6d_from_matrix(matrix: Array) -> Array:
 
 
 def rot6d_from(values: Array, form: RotationForm) -> Array:
-    """6D rotations float64 [..., 6] from another form.
+    """6D rotations float64 [..., 6] from another form; see `matrix_from`."""
+    return values if form == "rot_6d" else rot6d_from_matrix(matrix_from(values, form))
 
-    `values`: `rot_6d` [..., 6]; `axis_angle` [..., 3], a rotation vector in radians; `euler_xyz`
-    [..., 3], radians about the fixed x, then y, then z axis; `quaternion_xyzw` and
-    `quaternion_wxyz` [..., 4], of any norm but 0.
+
+def matrix_from(values: Array, form: RotationForm) -> Array:
+    """Rotation matrices float64 [..., 3, 3] from a form.
+
+    `values`: `rot_6d` [..., 6], the first two rows; `rot_6d_columns` [..., 6], the first two
+    columns, one after the other; `matrix` [..., 9], row by row; `axis_angle` [..., 3], a rotation
+    vector in radians; `euler_xyz` [..., 3], radians about the fixed x, then y, then z axis, which
+    are intrinsic angles of the reverse order (zyx); `quaternion_xyzw` and `quaternion_wxyz`
+    [..., 4], of any norm but 0.
     """
-    if form == "rot_6d":
-        return values
+    if form in ("rot_6d", "matrix"):
+        return matrix_from_rot6d(values[..., :6])
+    if form == "rot_6d_columns":
+        return np.swapaxes(matrix_from_rot6d(values), -1, -2)
     from scipy.spatial.transform import Rotation
 
     # A copy: scipy needs a writable array, and arrays from files are read-only.
     flat = np.array(values, np.float64).reshape(-1, values.shape[-1])
     if form == "axis_angle":
         rotation = Rotation.from_rotvec(flat)
-    elif form == "euler_xyz":
-        rotation = Rotation.from_euler("xyz", flat)
+    elif form in EULER_FORMS:
+        rotation = Rotation.from_euler(form.removeprefix("euler_"), flat)
     else:
         rotation = Rotation.from_quat(flat if form == "quaternion_xyzw" else np.roll(flat, -1, 1))
-    return rot6d_from_matrix(rotation.as_matrix()).reshape(*values.shape[:-1], 6)
+    return rotation.as_matrix().reshape(*values.shape[:-1], 3, 3)
+
+
+def form_from_matrix(matrix: Array, form: RotationForm) -> Array:
+    """Inverse of `matrix_from`: values [..., C] of rotation matrices [..., 3, 3].
+
+    Quaternions have w >= 0; angles are within pi, the second of Euler angles within pi / 2.
+    """
+    if form in ("rot_6d", "matrix"):
+        rows = ROTATION_WIDTH[form] // 3
+        return matrix[..., :rows, :].reshape(*matrix.shape[:-2], ROTATION_WIDTH[form])
+    if form == "rot_6d_columns":
+        return rot6d_from_matrix(np.swapaxes(matrix, -1, -2))
+    from scipy.spatial.transform import Rotation
+
+    rotation = Rotation.from_matrix(matrix.reshape(-1, 3, 3))
+    if form == "axis_angle":
+        values = rotation.as_rotvec()
+    elif form in EULER_FORMS:
+        with catch_warnings(action="ignore"):  # gimbal lock, where one angle is set to 0
+            values = rotation.as_euler(form.removeprefix("euler_"))
+    else:
+        values = rotation.as_quat(canonical=True)
+        values = values if form == "quaternion_xyzw" else np.roll(values, 1, 1)
+    return values.reshape(*matrix.shape[:-2], values.shape[-1])
 
 
 def relative_pose(

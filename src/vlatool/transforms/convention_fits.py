@@ -1,0 +1,320 @@
+"""Fits of recorded actions to recorded states: what a group of action dimensions is.
+
+A hypothesis predicts the actions of every row from the states: of which frame (lag), as they are or
+as a difference, in which frame of reference, in which form of rotation. The hypotheses of a group
+compete by the share of the actions' variance that they leave. Those that predict about as well as
+the best one are ties; what the ties agree on is determined.
+
+Legend of shapes: N rows, S dimensions of the states, C of the actions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.transforms.rotations import (
+    ROTATION_WIDTH,
+    RotationForm,
+    form_from_matrix,
+    matrix_from,
+)
+
+# `absolute`: the state itself; `delta`: its difference to the frame before.
+Relation = Literal["absolute", "delta"]
+Frame = Literal["base", "tool"]
+
+LAGS = (0, 1, 2, 3)  # frames by which the actions run ahead of the states
+_BLOCK = 20  # consecutive rows whose errors count as one observation
+_Z = 3.5  # standard errors by which a tie is rejected
+_RATIO = 1.02  # of residuals, within which hypotheses are ties whatever the number of rows
+_CLEAR_SHARE = 0.25  # of the variance, by which a hypothesis is worse whatever the rows
+_EXACT = 1e-4  # residual of numbers that are equal but for rounding
+LARGEST_RESIDUAL = 0.7
+SMALLEST = 1e-18
+_SCREENED_ROWS = 1000
+_SCREENED = 24
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Rows of episodes: `actions` [F, C] and `states` [F, S] of all frames, one after the other."""
+
+    actions: Array
+    states: Array
+    rows: Array  # frames that have all lags in their episode [N]
+    blocks: Array  # number of the block of each row [N]
+    cache: dict[Any, Array] = field(default_factory=dict[Any, Array], repr=False)
+
+    @classmethod
+    def of(cls, episodes: Iterable[tuple[Array, Array]]) -> "Tracks":
+        actions: list[Array] = []
+        states: list[Array] = []
+        rows: list[Array] = []
+        blocks: list[Array] = []
+        first = block = 0
+        for action, state in episodes:
+            usable = np.arange(1, len(action) - LAGS[-1])
+            actions.append(np.asarray(action, np.float64))
+            states.append(np.asarray(state, np.float64))
+            rows.append(first + usable)
+            blocks.append(block + usable // _BLOCK)
+            first += len(action)
+            block += len(action) // _BLOCK + 1
+        index, numbers = np.concatenate(rows), np.concatenate(blocks)
+        every = np.concatenate(actions), np.concatenate(states)
+        is_finite = np.isfinite(every[0][index]).all(axis=1)
+        for lag in (-1, *LAGS):
+            is_finite &= np.isfinite(every[1][index + lag]).all(axis=1)
+        return cls(*every, index[is_finite], numbers[is_finite])
+
+    @cached_property
+    def few(self) -> "Tracks":
+        """The same with a part of the rows, to screen hypotheses."""
+        step = max(len(self.rows) // _SCREENED_ROWS, 1)
+        return replace(self, rows=self.rows[::step], blocks=self.blocks[::step], cache={})
+
+    def action(self, columns: slice) -> Array:
+        return self.actions[self.rows, columns]
+
+    def state(self, columns: slice, lag: int) -> Array:
+        return self.states[self.rows + lag, columns]
+
+    def moved(self, columns: slice, relation: Relation, lag: int) -> Array:
+        """What actions of a relation are if they are numbers of the state [N, C]."""
+        values = self.state(columns, lag)
+        return values if relation == "absolute" else values - self.state(columns, lag - 1)
+
+    def rotation(self, columns: slice, form: RotationForm, lag: int) -> Array:
+        """Rotations of the states [N, 3, 3]."""
+        key = (columns.start, form, lag)
+        if key not in self.cache:
+            self.cache[key] = matrix_from(self.state(columns, lag), form)
+        return self.cache[key]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a group of action dimensions may be."""
+
+    relation: Relation
+    lag: int
+    frame: Frame | None = None  # of a difference of poses
+    rotation: RotationForm | None = None  # None: no rotation, or the numbers of the state
+    state_rotation: RotationForm | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A hypothesis and how well it predicts the actions."""
+
+    hypothesis: Hypothesis
+    residual: float  # root of the share of the variance that it leaves
+    scale: tuple[float, ...]  # action units per state unit, by dimension; empty for forms with none
+    offset: tuple[float, ...]  # of absolute values, in action units
+    errors: Array = field(repr=False)  # share of the variance by row [N]
+
+
+@dataclass(frozen=True)
+class PoseColumns:
+    """Columns of a pose in the states: a position, and a rotation in one of some forms."""
+
+    position: slice
+    rotation: slice
+    forms: tuple[RotationForm, ...]
+    is_known: bool = True  # False: these may be other numbers
+
+
+def pairs(lags: Sequence[int] = LAGS) -> Iterator[tuple[Relation, int]]:
+    for lag in lags:
+        yield "absolute", lag
+        yield "delta", lag
+
+
+def fit_values(tracks: Tracks, columns: slice, states: slice) -> list[Fit]:
+    """Fits of action dimensions that are numbers of the state, dimension by dimension."""
+    fits: list[Fit] = []
+    for relation, lag in pairs():
+        moved = tracks.moved(states, relation, lag)
+        hypothesis = Hypothesis(relation, lag)
+        fits.append(_linear(tracks, columns, hypothesis, moved, has_one_scale=False))
+    return ranked(fits)
+
+
+def fit_position(tracks: Tracks, columns: slice, pose: PoseColumns) -> list[Fit]:
+    """Fits of three action dimensions to a position, differences in either frame."""
+    return ranked(_linear(tracks, columns, *each) for each in _positions(tracks, pose))
+
+
+def position_residuals(tracks: Tracks, pose: PoseColumns) -> Array:
+    """Least residual of a position at each three columns of the actions [C - 2]."""
+    actions = tracks.action(slice(0, tracks.actions.shape[1]))
+    centered = actions - actions.mean(axis=0)
+    variance = _three(np.stack([(centered**2).sum(axis=0)] * 3, axis=1))
+    least = np.full(len(variance), np.inf)
+    for hypothesis, moved in _positions(tracks, pose):
+        is_absolute = hypothesis.relation == "absolute"
+        values = centered if is_absolute else actions
+        moved = moved - moved.mean(axis=0) if is_absolute else moved
+        power = max(float((moved**2).sum()), SMALLEST)
+        squares = _three(np.stack([(values**2).sum(axis=0)] * 3, axis=1))
+        left = squares - np.maximum(_three(values.T @ moved), 0) ** 2 / power
+        least = np.minimum(least, left / np.maximum(variance, SMALLEST))
+    return np.sqrt(np.maximum(least, 0))
+
+
+def _three(products: Array) -> Array:
+    """Sums [C - 2] of the products [C, 3] of three consecutive columns with x, y and z."""
+    return products[:-2, 0] + products[1:-1, 1] + products[2:, 2]
+
+
+def _positions(tracks: Tracks, pose: PoseColumns) -> Iterator[tuple[Hypothesis, Array]]:
+    """Hypotheses of a position, and what the actions are by each but for scale and offset."""
+    for relation, lag in pairs():
+        moved = tracks.moved(pose.position, relation, lag)
+        yield Hypothesis(relation, lag, None if relation == "absolute" else "base"), moved
+        for form in () if relation == "absolute" else pose.forms:
+            reference = tracks.rotation(pose.rotation, form, lag - 1)
+            turned = np.einsum("nji,nj->ni", reference, moved)
+            yield Hypothesis(relation, lag, "tool", None, form), turned
+
+
+def fit_rotation(tracks: Tracks, columns: slice, pose: PoseColumns) -> list[Fit]:
+    """Fits of action dimensions to a rotation: its numbers, or rotations in any form."""
+    hypotheses = list(_rotation_hypotheses(columns.stop - columns.start, pose))
+    screened = ranked(_rotation_fit(tracks.few, columns, pose, each) for each in hypotheses)
+    best = [fit.hypothesis for fit in screened[:_SCREENED]]
+    return ranked(_rotation_fit(tracks, columns, pose, each) for each in best)
+
+
+def _rotation_hypotheses(width: int, pose: PoseColumns) -> Iterator[Hypothesis]:
+    forms = [form for form, size in ROTATION_WIDTH.items() if size == width]
+    for relation, lag in pairs():
+        # With one form, equal numbers are the hypothesis of that form.
+        is_form = relation == "absolute" and len(pose.forms) == 1
+        if not is_form and width == pose.rotation.stop - pose.rotation.start:
+            yield Hypothesis(relation, lag)
+        frames: tuple[Frame | None, ...] = (None,) if relation == "absolute" else ("base", "tool")
+        for frame, form, state_form in product(frames, forms, pose.forms):
+            yield Hypothesis(relation, lag, frame, form, state_form)
+
+
+def _rotation_fit(tracks: Tracks, columns: slice, pose: PoseColumns, hypothesis: Hypothesis) -> Fit:
+    form, state_form, lag = hypothesis.rotation, hypothesis.state_rotation, hypothesis.lag
+    if form is None or state_form is None:
+        return _numbers(tracks, columns, hypothesis, pose)
+    target = tracks.rotation(pose.rotation, state_form, lag)
+    if hypothesis.frame is None:
+        return _turned(hypothesis, matrix_from(tracks.action(columns), form), target)
+    reference = tracks.rotation(pose.rotation, state_form, lag - 1)
+    turned = between(reference, target, hypothesis.frame)
+    return _linear(tracks, columns, hypothesis, form_from_matrix(turned, form))
+
+
+def between(reference: Array, target: Array, frame: Frame | None) -> Array:
+    """Rotation [..., 3, 3] from a reference to a target in a frame; None: the target itself."""
+    if frame is None:
+        return target
+    inverse = np.swapaxes(reference, -1, -2)
+    return target @ inverse if frame == "base" else inverse @ target
+
+
+def _numbers(tracks: Tracks, columns: slice, hypothesis: Hypothesis, pose: PoseColumns) -> Fit:
+    """Fit of the numbers of a rotation as they are; differences of angles within pi."""
+    moved = tracks.moved(pose.rotation, hypothesis.relation, hypothesis.lag)
+    if moved.shape[1] == 3:
+        actions = tracks.action(columns)
+        if hypothesis.relation == "absolute":
+            moved = actions + wrapped(moved - actions)
+        else:
+            moved = wrapped(moved)
+    return _linear(tracks, columns, hypothesis, moved)
+
+
+def wrapped(angles: Array) -> Array:
+    """Angles within pi."""
+    return (angles + np.pi) % (2 * np.pi) - np.pi
+
+
+def _linear(
+    tracks: Tracks,
+    columns: slice,
+    hypothesis: Hypothesis,
+    expected: Array,
+    *,
+    has_one_scale: bool = True,  # for all dimensions, positive
+) -> Fit:
+    """Least squares; an absolute value may have an offset by dimension.
+
+    Forms of more than three numbers have no scale, and a quaternion may have the other sign.
+    """
+    actions = tracks.action(columns)
+    is_form = hypothesis.rotation is not None and expected.shape[1] > 3
+    if is_form and expected.shape[1] == 4:
+        signs = np.sign((actions * expected).sum(axis=1, keepdims=True))
+        actions = actions * np.where(signs == 0, 1, signs)
+    variance = actions.var(axis=0).sum()
+    is_absolute = hypothesis.relation == "absolute" and not is_form
+    center = expected.mean(axis=0) if is_absolute else 0.0
+    origin = actions.mean(axis=0) if is_absolute else 0.0
+    moved = expected - center
+    products, power = ((actions - origin) * moved).sum(axis=0), (moved**2).sum(axis=0)
+    if is_form:
+        scale = np.ones(expected.shape[1])
+    elif has_one_scale:
+        one = max(products.sum() / max(power.sum(), SMALLEST), 0.0)
+        scale = np.full(expected.shape[1], one)
+    else:
+        scale = np.where(power > SMALLEST, products / np.maximum(power, SMALLEST), 0.0)
+    left = actions - origin - scale * moved
+    errors = (left**2).sum(axis=1) / max(variance, SMALLEST)
+    offset = tuple((origin - scale * center).tolist()) if is_absolute else ()
+    given = () if is_form else tuple(scale.tolist())
+    return Fit(hypothesis, float(np.sqrt(errors.mean())), given, offset, errors)
+
+
+def _turned(hypothesis: Hypothesis, actions: Array, expected: Array) -> Fit:
+    """Fit of absolute rotations: angles between both by the spread of the expected ones."""
+    mean = expected.mean(axis=0)
+    u, _, v = np.linalg.svd(mean)
+    center = u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v
+    spread = (angle_between(expected, center) ** 2).mean()
+    errors = angle_between(expected, actions) ** 2 / max(float(spread), 1e-12)
+    return Fit(hypothesis, float(np.sqrt(errors.mean())), (), (), errors)
+
+
+def angle_between(a: Array, b: Array) -> Array:
+    """Angles between rotation matrices [..., 3, 3], in radians."""
+    # The norm of the difference is exact for small angles, unlike the trace.
+    chord = np.linalg.norm(a - b, axis=(-2, -1)) / np.sqrt(8)
+    return 2 * np.arcsin(np.minimum(chord, 1.0))
+
+
+def ranked(fits: Iterable[Fit]) -> list[Fit]:
+    """Fits from the best on; of equal ones the simpler hypothesis first."""
+    return sorted(fits, key=lambda fit: round(fit.residual, 9))
+
+
+def ties(fits: Sequence[Fit], blocks: Array) -> list[Fit]:
+    """The best fit and those that predict no worse than by chance, from ranked ones."""
+    best = fits[0]
+    if best.residual > LARGEST_RESIDUAL:
+        return list(fits)
+    return [best, *(fit for fit in fits[1:] if _is_tie(best, fit, blocks))]
+
+
+def _is_tie(best: Fit, other: Fit, blocks: Array) -> bool:
+    if other.residual < max(best.residual * _RATIO, _EXACT):
+        return True
+    is_clear = other.residual**2 > best.residual**2 + _CLEAR_SHARE
+    if is_clear or other.residual > max(2 * best.residual, 10 * _EXACT):
+        return False
+    _, numbers = np.unique(blocks, return_inverse=True)
+    counts = np.bincount(numbers)
+    worse = np.bincount(numbers, other.errors - best.errors) / counts
+    error = worse.std() / np.sqrt(max(len(worse) - 1, 1))
+    return bool(worse.mean() < _Z * error)

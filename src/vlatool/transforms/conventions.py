@@ -1,0 +1,335 @@
+"""Groups of action dimensions and what each is, by fits to the recorded states.
+
+Legend of shapes: N rows, S dimensions of the states, C of the actions.
+"""
+
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.transforms.convention_fits import (
+    LARGEST_RESIDUAL,
+    SMALLEST,
+    Fit,
+    PoseColumns,
+    Relation,
+    Tracks,
+    fit_position,
+    fit_rotation,
+    fit_values,
+    pairs,
+    position_residuals,
+    ties,
+)
+from vlatool.transforms.rotations import EULER_FORMS, RotationForm
+
+_SMALLEST_RANGE = 1e-6
+_EQUAL_SHARE = 0.05  # of the variance, within which the next dimension of the states is preferred
+_FEWEST_ROWS = 20
+_LARGEST_ANGLE = 2 * np.pi + 0.1
+_THREE: tuple[RotationForm, ...] = ("axis_angle", *EULER_FORMS)
+_STRUCTURES: Mapping[int, tuple[RotationForm, ...]] = {
+    9: ("matrix",),
+    6: ("rot_6d", "rot_6d_columns"),
+    4: ("quaternion_xyzw", "quaternion_wxyz"),
+}
+_NUMBER = re.compile(r"[^a-zA-Z]*\d+$")
+_ANGLES = re.compile(r"roll|rpy|euler|axis_?angle|rotvec|ori\b|rot\b|rx\b")
+_GRIPPER = re.compile(r"grip|finger|claw|jaw|hand_?(?:open|clos)")
+_JOINTS = re.compile(r"joint|qpos|arm|hand|leg|waist|neck|motor|shoulder|elbow|wrist")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A dimension of the actions or the states."""
+
+    field: str
+    index: int  # in the field
+    name: str = ""  # of the dimension, if the data have one
+
+    @property
+    def group(self) -> str:
+        """What the dimensions of a joint, a hand and so on have in common by their names."""
+        return f"{self.field}/{_NUMBER.sub('', self.name)}"
+
+    @property
+    def words(self) -> str:
+        return f"{self.field} {self.name}".lower()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Action dimensions that are one quantity, and the fits of it, the best one first."""
+
+    kind: str  # position, rotation, joints, gripper, values, constant
+    columns: slice
+    states: slice | None = None
+    fits: Sequence[Fit] = ()
+    tied: Sequence[Fit] = ()
+
+    def values(self, name: str) -> list[Any]:
+        """Values of an attribute among the ties; one: it is determined, none: it has none."""
+        values = dict.fromkeys(getattr(fit.hypothesis, name) for fit in self.tied)
+        return [value for value in values if value is not None]
+
+    @property
+    def is_determined(self) -> bool:
+        return bool(self.tied) and self.tied[0].residual <= LARGEST_RESIDUAL
+
+
+def find_groups(
+    tracks: Tracks,
+    actions: Sequence[Column],
+    states: Sequence[Column],
+    declared: Sequence[tuple[int, int, PoseColumns]] = (),
+) -> list[Group]:
+    """Groups of the action dimensions, in order.
+
+    `declared`: poses that the data name, as first column of position and rotation in the actions,
+    and the columns of the measured pose.
+    """
+    if len(tracks.rows) < _FEWEST_ROWS:
+        return [Group("values", span) for span in _spans(range(len(actions)), actions)]
+    structural = list(_structural_poses(tracks, states))
+    poses = [*structural, *_named_poses(states, structural)]
+    is_moving = np.ptp(tracks.actions[tracks.rows], axis=0) > _SMALLEST_RANGE
+    candidates = list(declared)
+    for pose in poses:
+        residuals = position_residuals(tracks.few, pose)
+        for first in np.flatnonzero(residuals <= LARGEST_RESIDUAL).tolist():
+            is_whole = actions[first].field == actions[first + 2].field
+            if is_whole and is_moving[first : first + 3].all():
+                candidates.append((first, first + 3, pose))
+    groups = _poses(tracks, actions, candidates)
+    free = set(range(len(actions))).difference(*(_columns(group) for group in groups))
+    after_pose = {group.columns.stop for group in groups}
+    resting = [column for column in free if not is_moving[column]]
+    groups += [Group("constant", span) for span in _spans(resting, actions)]
+    for span in _spans([column for column in free if is_moving[column]], actions):
+        groups += _runs(tracks, span, actions, states, after_pose)
+    return sorted(groups, key=lambda group: group.columns.start)
+
+
+def _columns(group: Group) -> range:
+    return range(group.columns.start, group.columns.stop)
+
+
+def _poses(
+    tracks: Tracks,
+    actions: Sequence[Column],
+    candidates: Sequence[tuple[int, int, PoseColumns]],
+) -> list[Group]:
+    """Groups of the poses in the actions, those that fit best first."""
+    screened: list[tuple[float, int, int, PoseColumns]] = []
+    for first, rotation, pose in candidates:
+        residual = fit_position(tracks.few, slice(first, first + 3), pose)[0].residual
+        screened.append((residual, first, rotation, pose))
+    groups: list[Group] = []
+    free = set(range(len(actions)))
+    for _, first, rotation, pose in sorted(screened, key=lambda row: row[0]):
+        if {first, first + 1, first + 2} <= free:
+            for group in _pose_groups(tracks, actions, first, rotation, pose, free):
+                groups.append(group)
+                free -= {*_columns(group)}
+    return groups
+
+
+def _pose_groups(
+    tracks: Tracks,
+    actions: Sequence[Column],
+    first: int,
+    rotation: int,
+    pose: PoseColumns,
+    free: set[int],
+) -> list[Group]:
+    """Groups of a position and the rotation behind it; none if these may be other numbers."""
+    columns = slice(first, first + 3)
+    fits = fit_position(tracks, columns, pose)
+    groups = [Group("position", columns, pose.position, fits, ties(fits, tracks.blocks))]
+    is_pose = pose.is_known or all(fit.hypothesis.frame == "tool" for fit in groups[0].tied)
+    turned: list[tuple[slice, list[Fit]]] = []
+    for width in _rotation_widths(tracks, actions, rotation):
+        span = slice(rotation, rotation + width)
+        if {*range(rotation, rotation + width)} <= free:
+            turned.append((span, fit_rotation(tracks, span, pose)))
+    if turned:
+        span, fits = min(turned, key=lambda pair: pair[1][0].residual)
+        tied = ties(fits, tracks.blocks)
+        if fits[0].residual <= LARGEST_RESIDUAL:
+            groups.append(Group("rotation", span, pose.rotation, fits, tied))
+            is_pose = is_pose or all(fit.hypothesis.rotation for fit in tied)
+    return groups if is_pose else []
+
+
+def _rotation_widths(tracks: Tracks, actions: Sequence[Column], first: int) -> Iterator[int]:
+    """Widths of the rotations that may begin at a column of the actions."""
+    for width in (9, 6, 4, 3):
+        columns = actions[first : first + width]
+        if len(columns) == width and columns[0].field == columns[-1].field:
+            values = tracks.action(slice(first, first + width))
+            if np.ptp(values, axis=0).max() > _SMALLEST_RANGE and _may_be_rotation(values):
+                yield width
+
+
+def _may_be_rotation(values: Array, tolerance: float = 0.2) -> bool:
+    """True if most rows [N, C] have the norms of rotations of that width."""
+    width = values.shape[1]
+    if width == 3:
+        return float(np.abs(values).max()) < _LARGEST_ANGLE or tolerance > 0.1
+    parts = values.reshape(len(values), -1, 4 if width == 4 else 3)
+    norms = np.abs(np.linalg.norm(parts, axis=-1) - 1).max(axis=1)
+    products = np.abs((parts[:, 0] * parts[:, 1]).sum(axis=1)) if width > 4 else norms
+    return bool(np.median(np.maximum(norms, products)) < tolerance)
+
+
+def _structural_poses(tracks: Tracks, states: Sequence[Column]) -> Iterator[PoseColumns]:
+    """Poses whose rotation shows by its norm: quaternions and parts of matrices, after three."""
+    first = 3
+    while first < len(states):
+        width = next(
+            (size for size in _STRUCTURES if _is_structure(tracks, states, first, size)), 0
+        )
+        if width:
+            named = _named_forms(_STRUCTURES[width], states[first])
+            spans = slice(first - 3, first), slice(first, first + width)
+            yield PoseColumns(*spans, named or _STRUCTURES[width])
+        first += width or 1
+
+
+def _named_forms(forms: Sequence[RotationForm], column: Column) -> tuple[RotationForm, ...]:
+    """The form in the name of a column, the most exact one; none: its name has none."""
+    named: list[RotationForm] = [form for form in forms if form in column.words]
+    return tuple(named[-1:])  # of two, the longer name is the later one
+
+
+def _is_structure(tracks: Tracks, states: Sequence[Column], first: int, width: int) -> bool:
+    columns = states[first : first + width]
+    is_whole = len(columns) == width and columns[0].field == columns[-1].field
+    values = tracks.states[tracks.rows, first : first + width]
+    return is_whole and _may_be_rotation(values, 0.02)
+
+
+def _named_poses(states: Sequence[Column], others: Sequence[PoseColumns]) -> Iterator[PoseColumns]:
+    """Six numbers at the start of a field or of a named group: position and angles, perhaps."""
+    taken = {column for pose in others for column in range(pose.position.start, pose.rotation.stop)}
+    for first in range(len(states) - 5):
+        if taken & {*range(first, first + 6)}:
+            continue
+        columns = states[first : first + 6]
+        is_start = first == 0 or states[first - 1].group != columns[0].group
+        is_after_pose = columns[0].field == columns[5].field and columns[0].index in (7, 8)
+        is_whole = all(part[0].field == part[2].field for part in (columns[:3], columns[3:]))
+        named = _named_forms(_THREE, columns[3])
+        is_rotation = bool(named) or bool(_ANGLES.search(columns[3].words))
+        may_be = is_rotation or not _JOINTS.search(columns[0].words)
+        if (is_start or is_after_pose) and is_whole and may_be:
+            spans = slice(first, first + 3), slice(first + 3, first + 6)
+            yield PoseColumns(*spans, named or _THREE, is_known=is_rotation)
+
+
+def _spans(columns: Iterable[int], actions: Sequence[Column]) -> Iterator[slice]:
+    """Consecutive columns of one field and named group."""
+    first = last = -1
+    for column in sorted(columns):
+        if first >= 0 and column == last + 1 and actions[column].group == actions[last].group:
+            last = column
+            continue
+        if first >= 0:
+            yield slice(first, last + 1)
+        first = last = column
+    if first >= 0:
+        yield slice(first, last + 1)
+
+
+def _runs(
+    tracks: Tracks,
+    span: slice,
+    actions: Sequence[Column],
+    states: Sequence[Column],
+    after_pose: Container[int],
+) -> Iterator[Group]:
+    """Dimensions that are consecutive dimensions of the states in one relation."""
+    for columns, matched in _matches(tracks, span, actions, states):
+        fits = [] if matched is None else fit_values(tracks, columns, matched)
+        group = Group("values", columns, matched, fits, ties(fits, tracks.blocks) if fits else [])
+        yield replace(group, kind=_kind(group, actions, states, after_pose))
+
+
+def _matches(
+    tracks: Tracks, span: slice, actions: Sequence[Column], states: Sequence[Column]
+) -> Iterator[tuple[slice, slice | None]]:
+    """Columns of the actions, and of the states that have their names or predict them best."""
+    names = [column.name for column in actions[span]]
+    of_states = [column.name for column in states]
+    if names[0] and names[0] in of_states:
+        first = of_states.index(names[0])
+        if of_states[first : first + len(names)] == names:
+            yield span, slice(first, first + len(names))
+            return
+    shares = {pair: _shares(tracks.few, span, *pair) for pair in pairs()}
+    starts: list[tuple[int, int | None, Relation]] = []  # (column, column of the states, relation)
+    for column in range(span.start, span.stop):
+        of_column = {pair: table[column - span.start] for pair, table in shares.items()}
+        best, pair = max((float(share.max()), pair) for pair, share in of_column.items())
+        state: int | None = (
+            int(of_column[pair].argmax()) if best >= 1 - LARGEST_RESIDUAL**2 else None
+        )
+        relation = pair[0]
+        if starts and (before := starts[-1][1]) is not None and before + 1 < len(states):
+            same = [
+                share[before + 1] for (kind, _), share in of_column.items() if kind == starts[-1][2]
+            ]
+            if (
+                max(same) >= best - _EQUAL_SHARE
+                and states[before].field == states[before + 1].field
+            ):
+                state, relation = before + 1, starts[-1][2]
+        starts.append((column, state, relation))
+    for run in _consecutive(starts):
+        columns, first = slice(run[0][0], run[-1][0] + 1), run[0][1]
+        yield columns, None if first is None else slice(first, first + len(run))
+
+
+def _consecutive(
+    starts: Iterable[tuple[int, int | None, Relation]],
+) -> Iterator[list[tuple[int, int | None, Relation]]]:
+    run: list[tuple[int, int | None, Relation]] = []
+    for entry in starts:
+        if run:
+            state, relation = run[-1][1:]
+            following = None if state is None else state + 1
+            if (entry[1], entry[2] if following else relation) != (following, relation):
+                yield run
+                run = []
+        run.append(entry)
+    yield run
+
+
+def _shares(tracks: Tracks, span: slice, relation: Relation, lag: int) -> Array:
+    """Explained share of the variance [columns of the span, S] of each dimension by each state."""
+    values = tracks.moved(slice(0, tracks.states.shape[1]), relation, lag)
+    actions = tracks.action(span)
+    centered = actions - actions.mean(axis=0)
+    if relation == "absolute":
+        values = values - values.mean(axis=0)
+        actions = centered
+    power = (values**2).sum(axis=0)
+    products = actions.T @ values
+    left = (actions**2).sum(axis=0)[:, None] - products**2 / np.maximum(power, SMALLEST)
+    variance = (centered**2).sum(axis=0)[:, None]
+    return np.where(power > SMALLEST, 1 - left / np.maximum(variance, SMALLEST), 0.0)
+
+
+def _kind(
+    group: Group, actions: Sequence[Column], states: Sequence[Column], after_pose: Container[int]
+) -> str:
+    columns = [*actions[group.columns], *(states[group.states] if group.states else ())]
+    words = " ".join(column.words for column in columns)
+    is_single = group.columns.stop == group.columns.start + 1
+    if _GRIPPER.search(words) or (is_single and group.columns.start in after_pose):
+        return "gripper"
+    return "joints" if _JOINTS.search(words) else "values"
