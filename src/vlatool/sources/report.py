@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts import field_summary
+from vlatool.artifacts.conventions import Conventions, conventions_table
 from vlatool.artifacts.field_summary import unit
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
@@ -37,6 +38,7 @@ from vlatool.pages.layout import code, group, tiles
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.base import FormatReader, numbered, select
+from vlatool.sources.conventions import ConventionFits, SampledEpisodes
 from vlatool.sources.detection import DetectedSource
 from vlatool.storage.tree import files_below_each, size_text
 from vlatool.transforms.geometry import make_geometry
@@ -92,6 +94,7 @@ class SourceFacts:
     language_spans: Mapping[str, int]  # kind of annotation to its number of spans
     warnings: tuple[WarningSummary, ...]
     broken: tuple[Mapping[str, str], ...]
+    conventions: Conventions | None
 
     @property
     def lengths(self) -> str:
@@ -136,8 +139,9 @@ def report_source(
     layout = f" ({source.reader.layout})" if source.reader.layout else ""
     duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
     document = asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}}
-    if not facts.language_spans:
-        del document["language_spans"]
+    for name in ("language_spans", "conventions"):
+        if not document[name]:
+            del document[name]
     spans = [f"{count} {kind}" for kind, count in facts.language_spans.items()]
     return Report(
         kind="source",
@@ -161,19 +165,23 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     survey, others = _Survey(), _Survey()
     for part in (survey, others):
         part.warn(source.reader.source_findings)
+    sample = SampledEpisodes(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
-        for ref in refs:
+        for number, ref in enumerate(refs):
             try:
                 episode = source.reader.read(ref)
             except DataError as error:
                 survey.fail(ref, error)
                 others.fail(ref, error)
             else:
+                sample.add(number, episode)
                 survey.add_whole(ref, episode)
                 if not episode.cameras:
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
-    return survey if survey.lengths or not others.lengths else others
+    shown = survey if survey.lengths or not others.lengths else others
+    shown.fits = sample.fits()
+    return shown
 
 
 def _tables(facts: SourceFacts) -> list[str]:
@@ -189,6 +197,7 @@ def _tables(facts: SourceFacts) -> list[str]:
         text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
         _field_table(facts.fields),
         field_summary.dimensions_table(facts.fields),
+        conventions_table(facts.conventions) if facts.conventions else "",
         text_table("Language", ("kind", "sentences", "example"), language),
         text_table("Warnings", ("count", "code", "example"), warnings),
         text_table("Broken episodes", ("episode", "reason"), broken),
@@ -315,6 +324,7 @@ class _Survey:
     sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     spans: Counter[str] = field(default_factory=Counter[str])
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    fits: ConventionFits | None = None
 
     def add(self, episode: Episode) -> None:
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
@@ -406,6 +416,7 @@ class _Survey:
                 for code, messages in self.warnings.items()
             ),
             broken=tuple(self.broken),
+            conventions=self.fits.conventions if self.fits else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""Fits of recorded actions to recorded states: what a group of action dimensions is.
+"""Fits of recorded actions to recorded states, which show the meaning of action dimensions.
 
 A hypothesis predicts the actions of every row from the states: of which frame (lag), as they are or
 as a difference, in which frame of reference, in which form of rotation. The hypotheses of a group
@@ -28,7 +28,8 @@ from vlatool.transforms.rotations import (
 Relation = Literal["absolute", "delta"]
 Frame = Literal["base", "tool"]
 
-LAGS = (0, 1, 2, 3)  # frames by which the actions run ahead of the states
+# Lags that are tried, in long episodes and in others: an action follows the state LAG frames later.
+_LAGS = {40: tuple(range(7)), 0: tuple(range(4))}
 _BLOCK = 20  # consecutive rows whose errors count as one observation
 _Z = 3.5  # standard errors by which a tie is rejected
 _RATIO = 1.02  # of residuals, within which hypotheses are ties whatever the number of rows
@@ -48,6 +49,7 @@ class Tracks:
     states: Array
     rows: Array  # frames that have all lags in their episode [N]
     blocks: Array  # number of the block of each row [N]
+    lags: tuple[int, ...]
     cache: dict[Any, Array] = field(default_factory=dict[Any, Array], repr=False)
 
     @classmethod
@@ -57,8 +59,11 @@ class Tracks:
         rows: list[Array] = []
         blocks: list[Array] = []
         first = block = 0
-        for action, state in episodes:
-            usable = np.arange(1, len(action) - LAGS[-1])
+        every_episode = list(episodes)
+        frames = float(np.median([len(action) for action, _ in every_episode] or [0]))
+        lags = next(lags for least, lags in _LAGS.items() if frames >= least)
+        for action, state in every_episode:
+            usable = np.arange(1, len(action) - lags[-1])
             actions.append(np.asarray(action, np.float64))
             states.append(np.asarray(state, np.float64))
             rows.append(first + usable)
@@ -68,9 +73,9 @@ class Tracks:
         index, numbers = np.concatenate(rows), np.concatenate(blocks)
         every = np.concatenate(actions), np.concatenate(states)
         is_finite = np.isfinite(every[0][index]).all(axis=1)
-        for lag in (-1, *LAGS):
+        for lag in (-1, *lags):
             is_finite &= np.isfinite(every[1][index + lag]).all(axis=1)
-        return cls(*every, index[is_finite], numbers[is_finite])
+        return cls(*every, index[is_finite], numbers[is_finite], lags)
 
     @cached_property
     def few(self) -> "Tracks":
@@ -85,7 +90,7 @@ class Tracks:
         return self.states[self.rows + lag, columns]
 
     def moved(self, columns: slice, relation: Relation, lag: int) -> Array:
-        """What actions of a relation are if they are numbers of the state [N, C]."""
+        """Numbers of the state that actions of a relation would be [N, C]."""
         values = self.state(columns, lag)
         return values if relation == "absolute" else values - self.state(columns, lag - 1)
 
@@ -99,7 +104,7 @@ class Tracks:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a group of action dimensions may be."""
+    """Possible meaning of a group of action dimensions."""
 
     relation: Relation
     lag: int
@@ -129,8 +134,8 @@ class PoseColumns:
     is_known: bool = True  # False: these may be other numbers
 
 
-def pairs(lags: Sequence[int] = LAGS) -> Iterator[tuple[Relation, int]]:
-    for lag in lags:
+def pairs(tracks: Tracks) -> Iterator[tuple[Relation, int]]:
+    for lag in tracks.lags:
         yield "absolute", lag
         yield "delta", lag
 
@@ -138,7 +143,7 @@ def pairs(lags: Sequence[int] = LAGS) -> Iterator[tuple[Relation, int]]:
 def fit_values(tracks: Tracks, columns: slice, states: slice) -> list[Fit]:
     """Fits of action dimensions that are numbers of the state, dimension by dimension."""
     fits: list[Fit] = []
-    for relation, lag in pairs():
+    for relation, lag in pairs(tracks):
         moved = tracks.moved(states, relation, lag)
         hypothesis = Hypothesis(relation, lag)
         fits.append(_linear(tracks, columns, hypothesis, moved, has_one_scale=False))
@@ -174,7 +179,7 @@ def _three(products: Array) -> Array:
 
 def _positions(tracks: Tracks, pose: PoseColumns) -> Iterator[tuple[Hypothesis, Array]]:
     """Hypotheses of a position, and what the actions are by each but for scale and offset."""
-    for relation, lag in pairs():
+    for relation, lag in pairs(tracks):
         moved = tracks.moved(pose.position, relation, lag)
         yield Hypothesis(relation, lag, None if relation == "absolute" else "base"), moved
         for form in () if relation == "absolute" else pose.forms:
@@ -185,15 +190,15 @@ def _positions(tracks: Tracks, pose: PoseColumns) -> Iterator[tuple[Hypothesis, 
 
 def fit_rotation(tracks: Tracks, columns: slice, pose: PoseColumns) -> list[Fit]:
     """Fits of action dimensions to a rotation: its numbers, or rotations in any form."""
-    hypotheses = list(_rotation_hypotheses(columns.stop - columns.start, pose))
+    hypotheses = list(_rotation_hypotheses(tracks, columns.stop - columns.start, pose))
     screened = ranked(_rotation_fit(tracks.few, columns, pose, each) for each in hypotheses)
     best = [fit.hypothesis for fit in screened[:_SCREENED]]
     return ranked(_rotation_fit(tracks, columns, pose, each) for each in best)
 
 
-def _rotation_hypotheses(width: int, pose: PoseColumns) -> Iterator[Hypothesis]:
-    forms = [form for form, size in ROTATION_WIDTH.items() if size == width]
-    for relation, lag in pairs():
+def _rotation_hypotheses(tracks: Tracks, width: int, pose: PoseColumns) -> Iterator[Hypothesis]:
+    forms: list[RotationForm] = [form for form, size in ROTATION_WIDTH.items() if size == width]
+    for relation, lag in pairs(tracks):
         # With one form, equal numbers are the hypothesis of that form.
         is_form = relation == "absolute" and len(pose.forms) == 1
         if not is_form and width == pose.rotation.stop - pose.rotation.start:
@@ -273,8 +278,8 @@ def _linear(
     left = actions - origin - scale * moved
     errors = (left**2).sum(axis=1) / max(variance, SMALLEST)
     offset = tuple((origin - scale * center).tolist()) if is_absolute else ()
-    given = () if is_form else tuple(scale.tolist())
-    return Fit(hypothesis, float(np.sqrt(errors.mean())), given, offset, errors)
+    scales = () if is_form else tuple(scale.tolist())
+    return Fit(hypothesis, float(np.sqrt(errors.mean())), scales, offset, errors)
 
 
 def _turned(hypothesis: Hypothesis, actions: Array, expected: Array) -> Fit:

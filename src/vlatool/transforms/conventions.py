@@ -1,4 +1,4 @@
-"""Groups of action dimensions and what each is, by fits to the recorded states.
+"""Groups of action dimensions and their meaning, by fits to the recorded states.
 
 Legend of shapes: N rows, S dimensions of the states, C of the actions.
 """
@@ -53,7 +53,7 @@ class Column:
 
     @property
     def group(self) -> str:
-        """What the dimensions of a joint, a hand and so on have in common by their names."""
+        """Part of the name that the dimensions of a joint, a hand and so on share."""
         return f"{self.field}/{_NUMBER.sub('', self.name)}"
 
     @property
@@ -97,7 +97,7 @@ def find_groups(
     structural = list(_structural_poses(tracks, states))
     poses = [*structural, *_named_poses(states, structural)]
     is_moving = np.ptp(tracks.actions[tracks.rows], axis=0) > _SMALLEST_RANGE
-    candidates = list(declared)
+    candidates = [each for each in declared if is_moving[each[0] : each[0] + 3].any()]
     for pose in poses:
         residuals = position_residuals(tracks.few, pose)
         for first in np.flatnonzero(residuals <= LARGEST_RESIDUAL).tolist():
@@ -108,7 +108,8 @@ def find_groups(
     free = set(range(len(actions))).difference(*(_columns(group) for group in groups))
     after_pose = {group.columns.stop for group in groups}
     resting = [column for column in free if not is_moving[column]]
-    groups += [Group("constant", span) for span in _spans(resting, actions)]
+    fields = [replace(column, name="") for column in actions]
+    groups += [Group("constant", span) for span in _spans(resting, fields)]
     for span in _spans([column for column in free if is_moving[column]], actions):
         groups += _runs(tracks, span, actions, states, after_pose)
     return sorted(groups, key=lambda group: group.columns.start)
@@ -270,7 +271,7 @@ def _matches(
         if of_states[first : first + len(names)] == names:
             yield span, slice(first, first + len(names))
             return
-    shares = {pair: _shares(tracks.few, span, *pair) for pair in pairs()}
+    shares = {pair: _shares(tracks.few, span, *pair) for pair in pairs(tracks)}
     starts: list[tuple[int, int | None, Relation]] = []  # (column, column of the states, relation)
     for column in range(span.start, span.stop):
         of_column = {pair: table[column - span.start] for pair, table in shares.items()}

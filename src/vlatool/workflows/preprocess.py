@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
+from vlatool.artifacts.conventions import CONVENTIONS
 from vlatool.config import base
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
-from vlatool.jobs.files import FileEntry
+from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
@@ -25,6 +26,7 @@ from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm import LbmConfig
 from vlatool.sources.base import FormatReader
+from vlatool.sources.conventions import fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.selection import (
     EpisodeTask,
@@ -235,7 +237,7 @@ class PreprocessJob:
             work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work),
             check=EpisodeTask(config.format, resolved, selection.selection, count_frames),
             state=episode_state,
-            owned=self._sink.owned,
+            owned=(*self._sink.owned, CONVENTIONS.name),
             volatile=self._sink.volatile,
             temporary=self._sink.temporary,
             locations=(*sources, output),
@@ -267,7 +269,15 @@ class PreprocessJob:
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         self._summary = self._sink.finish(receipts, run)
-        return self._summary.files
+        fits = fits_of(self._reader, self._good(run)) if self._sink.action_fields else None
+        if fits is None:
+            return self._summary.files
+        CONVENTIONS.write(self.spec.output, asdict(fits.conventions))
+        return [*self._summary.files, file_entry(self.spec.output, CONVENTIONS.name)]
+
+    def _good(self, run: JobRun) -> list[EpisodeRef]:
+        left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
+        return [ref for ref in self.items if ref.id not in left_out]
 
     def log_selection(self, reporter: Reporter) -> None:
         """Logs format, cameras and fields, and warns of findings and of options without effect."""
@@ -309,8 +319,7 @@ class PreprocessJob:
 
     def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
-            left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
-            good = [ref for ref in self.items if ref.id not in left_out]
+            good = self._good(run)
             frames = run.sums.get("frames", 0)
             survey = replace(self._chosen.survey, episodes=len(good), frames=frames)
             sink = self._make_sink(

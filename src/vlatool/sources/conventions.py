@@ -1,0 +1,211 @@
+"""Conventions of the actions of raw episodes, measured on some of them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlatool.artifacts.conventions import Convention, Conventions, meaning
+from vlatool.episode import Array, Episode, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.pages.layout import evenly_spaced
+from vlatool.sources.base import FormatReader
+from vlatool.transforms.convention_fits import Fit, PoseColumns, Tracks
+from vlatool.transforms.conventions import Column, Group, find_groups
+from vlatool.transforms.relative import SUFFIX, reference_keys
+
+_MOST_EPISODES = 40
+_MOST_ROWS = 8000
+_FEWEST_FRAMES = 20  # of an episode
+_WIDEST = 64  # a field of more dimensions is no state of a robot
+_NO_STATES = ("action", "reward", "discount", "timestamp", "embedding")
+
+
+class SampledEpisodes:
+    """Parts of some episodes of a source, evenly chosen; those that cannot be read are left out."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total  # number of episodes of the source
+        self.chosen = evenly_spaced(total, _MOST_EPISODES)
+        self._episodes: list[Episode] = []
+
+    def add(self, number: int, episode: Episode) -> None:
+        """Adds a part of episode `number` if it was chosen; of later parts for later episodes."""
+        if number in self.chosen:
+            quota = max(_MOST_ROWS // len(self.chosen), _FEWEST_FRAMES)
+            first = int(max(episode.num_frames - quota, 0) * number / self.total)
+            rows = slice(first, first + quota)
+            lowdim = {
+                name: np.array(values[rows])
+                for name, values in episode.lowdim.items()
+                if _is_numeric(values)
+            }
+            self._episodes.append(
+                replace(episode, lowdim=lowdim, cameras={}, depth={}, labels={}, calibration={})
+            )
+
+    def fits(self) -> "ConventionFits | None":
+        """Conventions of the episodes; None without any actions."""
+        return fit_conventions(self._episodes, self.total) if self._episodes else None
+
+
+def fits_of(reader: FormatReader, refs: Sequence[EpisodeRef]) -> "ConventionFits | None":
+    """Conventions of some of the episodes, which are read for it."""
+    sample = SampledEpisodes(len(refs))
+    for number in sample.chosen:
+        with suppress(DataError):  # of an episode that is reported elsewhere
+            sample.add(number, reader.read(refs[number]))
+    return sample.fits()
+
+
+@dataclass(frozen=True)
+class ConventionFits:
+    """Conventions, and the fits behind them, one group for each."""
+
+    conventions: Conventions
+    groups: Sequence[Group]
+    tracks: Tracks
+
+
+def fit_conventions(episodes: Sequence[Episode], total: int) -> ConventionFits | None:
+    """Conventions of episodes of `total`; None without any actions."""
+    actions = _columns(episodes, [name.removesuffix(SUFFIX) for name in _actions(episodes)])
+    states = _columns(episodes, _states(episodes))
+    whole = [episode for episode in episodes if _has(episode, [*actions, *states])]
+    if not actions or not whole:
+        return None
+    tracks = Tracks.of((_values(episode, actions), _values(episode, states)) for episode in whole)
+    groups = find_groups(tracks, actions, states, list(_declared(episodes, actions, states)))
+    conventions = Conventions(
+        tuple(_convention(group, tracks, actions, states) for group in groups),
+        rows=len(tracks.rows),
+        episodes=len(whole),
+        episodes_of=total,
+    )
+    return ConventionFits(conventions, groups, tracks)
+
+
+def _actions(episodes: Sequence[Episode]) -> list[str]:
+    return list(dict.fromkeys(name for episode in episodes for name in episode.action_fields))
+
+
+def _states(episodes: Sequence[Episode]) -> list[str]:
+    """Fields that a policy observes; all numbers if the format names none."""
+    observed = [name for episode in episodes for name in episode.proprioception_fields]
+    every = [name for episode in episodes for name in episode.lowdim]
+    return list(dict.fromkeys(observed or [name for name in every if _may_be_state(name)]))
+
+
+def _may_be_state(name: str) -> bool:
+    return not any(word in name.lower() for word in _NO_STATES)
+
+
+def _columns(episodes: Sequence[Episode], fields: Sequence[str]) -> list[Column]:
+    columns: list[Column] = []
+    for name in dict.fromkeys(fields):
+        episode = next((each for each in episodes if _is_numeric(each.lowdim.get(name))), None)
+        if episode is not None:
+            width = episode.lowdim[name].shape[1]
+            names = episode.dimension_names.get(name, ())
+            named = names if len(names) == width else [""] * width
+            columns += [Column(name, index, named[index]) for index in range(width)]
+    return columns
+
+
+def _is_numeric(values: Array | None) -> bool:
+    return (
+        values is not None
+        and values.dtype.kind in "fiub"
+        and values.ndim == 2
+        and values.shape[1] <= _WIDEST
+    )
+
+
+def _has(episode: Episode, columns: Sequence[Column]) -> bool:
+    widths = {column.field: column.index + 1 for column in columns}
+    return all(
+        _is_numeric(episode.lowdim.get(name)) and episode.lowdim[name].shape[1] == width
+        for name, width in widths.items()
+    )
+
+
+def _values(episode: Episode, columns: Sequence[Column]) -> Array:
+    fields = dict.fromkeys(column.field for column in columns)
+    frames = len(next(iter(episode.lowdim.values())))
+    return np.hstack([np.zeros((frames, 0)), *(episode.lowdim[name] for name in fields)])
+
+
+def _declared(
+    episodes: Sequence[Episode], actions: Sequence[Column], states: Sequence[Column]
+) -> Iterator[tuple[int, int, PoseColumns]]:
+    """Poses of the format: first columns of position and rotation, and the measured pose."""
+    firsts = {column.field: number for number, column in reversed([*enumerate(actions)])}
+    of_states = {column.field: number for number, column in reversed([*enumerate(states)])}
+    for group in dict.fromkeys(group for each in episodes for group in each.pose_groups):
+        keys = (group.position_key, group.rotation_key, *reference_keys(group))
+        tables = (firsts, firsts, of_states, of_states)
+        known = [table[key] for table, key in zip(tables, keys, strict=True) if key in table]
+        if len(known) == len(keys):
+            position, rotation, xyz, rot6d = known
+            spans = slice(xyz, xyz + 3), slice(rot6d, rot6d + 6)
+            yield position, rotation, PoseColumns(*spans, ("rot_6d",))
+
+
+def _convention(
+    group: Group, tracks: Tracks, actions: Sequence[Column], states: Sequence[Column]
+) -> Convention:
+    first, last = actions[group.columns.start], actions[group.columns.stop - 1]
+    values = tracks.actions[tracks.rows, group.columns]
+    low, high = np.percentile(values, [1, 99]) if len(values) else (0.0, 0.0)
+    answer = Convention(
+        first.field,
+        first.index,
+        last.index,
+        group.kind,
+        range=(_rounded(low), _rounded(high)) if len(values) else None,
+    )
+    if not group.fits:
+        return answer
+    best = group.fits[0]
+    if not group.is_determined:
+        return replace(answer, residual=_rounded(best.residual))
+    answer = replace(
+        answer,
+        states=_states_text(group, states),
+        **{name: tuple(group.values(name)) for name in _ATTRIBUTES},
+        scale=tuple(map(_rounded, best.scale)),
+        offset=tuple(map(_rounded, best.offset)),
+        residual=_rounded(best.residual),
+    )
+    other = next((fit for fit in group.fits if fit not in group.tied), None)
+    return answer if other is None else replace(answer, **_second(answer, other))
+
+
+def _rounded(value: float) -> float:
+    """The number without its last digits, which differ between machines."""
+    return float(f"{value:.5g}")
+
+
+_ATTRIBUTES = ("relation", "lag", "frame", "rotation", "state_rotation")
+
+
+def _second(answer: Convention, fit: Fit) -> dict[str, object]:
+    """The best answer that the data reject, by what it says otherwise."""
+    values = {name: getattr(fit.hypothesis, name) for name in _ATTRIBUTES}
+    single = {name: () if value is None else (value,) for name, value in values.items()}
+    text = meaning(replace(answer, scale=(), offset=(), range=None, **single))
+    return {
+        "second": text.replace(f" of {answer.states}", ""),
+        "second_residual": _rounded(fit.residual),
+    }
+
+
+def _states_text(group: Group, states: Sequence[Column]) -> str:
+    if group.states is None:
+        return ""
+    first, last = states[group.states.start], states[group.states.stop - 1]
+    width = sum(column.field == first.field for column in states)
+    if first.index == 0 and last.index == width - 1:
+        return first.field
+    return f"{first.field}[{first.index}:{last.index + 1}]"
