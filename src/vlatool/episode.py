@@ -195,6 +195,7 @@ class Survey:
         action_fields: As in `Episode`.
         proprioception_fields: As in `Episode`.
         pose_groups: As in `Episode`.
+        text_kinds: Kinds of annotation besides `original` that frames may have.
     """
 
     episodes: int
@@ -205,6 +206,7 @@ class Survey:
     action_fields: tuple[str, ...] = ()
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
+    text_kinds: tuple[str, ...] = ()
 
     def example(self, frames: int = 1) -> "Episode":
         """Made-up episode with these fields and no images; its values are arbitrary."""

@@ -84,10 +84,10 @@ def states_of(trajectory: Trajectory, form: RotationForm) -> Array:
 def actions_of(trajectory: Trajectory, planted: Planted, rng: np.random.Generator) -> Array:
     """Actions [F, 4 + C] in a convention; the frames at the end repeat the last pose."""
     frames = np.arange(len(trajectory.positions))
-    ahead = np.clip(frames + planted.lag, 0, frames[-1])
+    later = np.clip(frames + planted.lag, 0, frames[-1])
     before = np.clip(frames + planted.lag - 1, 0, frames[-1])
-    position = trajectory.positions[ahead]
-    rotation = trajectory.rotations[ahead]
+    position = trajectory.positions[later]
+    rotation = trajectory.rotations[later]
     if planted.relation == "delta":
         reference = trajectory.rotations[before]
         position = position - trajectory.positions[before]
@@ -98,7 +98,7 @@ def actions_of(trajectory: Trajectory, planted: Planted, rng: np.random.Generato
     if planted.relation == "delta" and numbers.shape[1] == 3:
         numbers = numbers * planted.turn_scale
     low, high = planted.gripper
-    opening = low + (high - low) * trajectory.opening[ahead, None]
+    opening = low + (high - low) * trajectory.opening[later, None]
     actions = np.hstack([planted.scale * position, numbers, opening])
     noise = planted.noise * actions.std(axis=0)
     noise[3 + numbers.shape[1] :] = 0

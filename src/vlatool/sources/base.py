@@ -110,11 +110,13 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     frames: list[int | None] = []
     policy = {name: dict[Any, None]() for name in _POLICY}
     rates: set[float | None] = set()
+    text_kinds: dict[str, None] = {}
     for survey in surveys:
         kinds[tuple(survey.fields.items())] += 1
         cameras |= {name: cameras.get(name) or size for name, size in survey.cameras.items()}
         frames.append(survey.frames)
         rates.add(survey.fps)
+        text_kinds.update(dict.fromkeys(survey.text_kinds))
         for name, distinct in policy.items():
             distinct.update(dict.fromkeys(getattr(survey, name)))
     if not frames:
@@ -133,6 +135,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
         fields=_majority_fields(kinds),
         frames=sum(known_frames) if len(known_frames) == len(frames) else None,
         fps=rates.pop() if len(rates) == 1 else None,
+        text_kinds=tuple(text_kinds),
         **{name: tuple(distinct) for name, distinct in policy.items()},
     )
 
@@ -166,6 +169,7 @@ def survey_episode(episode: Episode) -> Survey:
         fields=field_specs(episode),
         frames=episode.num_frames,
         fps=episode.fps or None,
+        text_kinds=tuple(kind for kind in episode.texts() if kind != "original"),
         **{name: getattr(episode, name) for name in _POLICY},
     )
 

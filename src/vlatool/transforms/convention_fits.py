@@ -287,8 +287,8 @@ def _turned(hypothesis: Hypothesis, actions: Array, expected: Array) -> Fit:
     mean = expected.mean(axis=0)
     u, _, v = np.linalg.svd(mean)
     center = u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v
-    spread = (angle_between(expected, center) ** 2).mean()
-    errors = angle_between(expected, actions) ** 2 / max(float(spread), 1e-12)
+    variance = (angle_between(expected, center) ** 2).mean()
+    errors = angle_between(expected, actions) ** 2 / max(float(variance), 1e-12)
     return Fit(hypothesis, float(np.sqrt(errors.mean())), (), (), errors)
 
 

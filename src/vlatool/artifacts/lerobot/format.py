@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vlatool.episode import Episode
 from vlatool.storage.atomic import open_atomic, write_bytes, write_json
 
 Stats = dict[str, Any]
@@ -143,6 +145,43 @@ def spans_text(numbers: Sequence[int]) -> str:
     starts = [number for number in numbers if number - 1 not in known]
     stops = [number + 1 for number in numbers if number + 1 not in known]
     return ",".join(f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))
+
+
+PERSISTENT = "language_persistent"
+# Styles of texts that hold until the next one of their style. Source: formats/lerobot 8.
+PERSISTENT_STYLES = ("subtask", "plan", "memory", "motion")
+_PERSISTENT_ROW = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        ("content", pa.string()),
+        ("style", pa.string()),
+        pa.field("timestamp", pa.float32(), nullable=False),
+        ("camera", pa.string()),
+        ("tool_calls", pa.list_(pa.string())),
+    ]
+)
+
+
+def persistent_texts(episode: Episode, fps: float) -> pa.Array:
+    """Column of the texts of an episode, equal in all its rows; null: the text before ends."""
+    entries: list[tuple[float, str, str | None]] = []
+    for style in PERSISTENT_STYLES:
+        entries += [(0.0, style, text) for text in episode.language.get(style, ())[:1]]
+        spans = sorted(
+            (span for span in episode.language_spans if span.kind == style),
+            key=lambda span: span.first,
+        )
+        for span, following in zip_longest(spans, spans[1:]):
+            entries.append((span.first / fps, style, span.text))
+            stop = span.last + 1
+            if stop < (following.first if following else episode.num_frames):
+                entries.append((stop / fps, style, None))
+    rows = [
+        {"role": "assistant", "content": text, "style": style, "timestamp": time}
+        for time, style, text in sorted(entries, key=lambda entry: entry[0])
+    ]
+    row = pa.array([rows], pa.list_(_PERSISTENT_ROW))
+    return row.take(np.zeros(episode.num_frames, np.int64))
 
 
 def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dict[str, Any]:

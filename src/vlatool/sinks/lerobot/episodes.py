@@ -5,7 +5,7 @@ episodes. Legend of shapes: F frames, C dimensions. Source: formats/lerobot 4;
 formats/lerobot-writing 1, 2.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,9 +28,12 @@ from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     CHUNKS_SIZE,
     FRAME_INDEX,
+    PERSISTENT,
+    PERSISTENT_STYLES,
     Version,
     automatic_features,
     feature,
+    persistent_texts,
     vector_column,
 )
 from vlatool.artifacts.lerobot.output import (
@@ -204,6 +207,8 @@ def _made_layout(
     for name, column in cameras.items():
         height, width = survey.cameras[name] or (0, 0)
         features[column] = feature("", [height, width, 3], ["height", "width", "channels"])
+    if config.layout_version == "v3.0" and {*survey.text_kinds} & {*PERSISTENT_STYLES}:
+        features[PERSISTENT] = feature("language", [1])
     features |= automatic_features()
     widths = _widths(setup)
     return SetLayout(rate, features, sources, cameras, videos=videos, field_widths=widths)
@@ -331,7 +336,7 @@ LEROBOT_SINK = FindingCodes(
     {
         "left_out": FindingCode(
             "warning",
-            "Depth, labels, calibration and annotations of frames of other formats are left out.",
+            "Depth, labels, calibration or texts of frames that the layout lacks are left out.",
             "none if the policy does not use them; else write shards with --sink lbm",
         )
     },
@@ -418,10 +423,15 @@ class LerobotEpisodeWriter:
             ref.id,
             counts=counts,
             files=tuple(parts.files),
-            findings=tuple(_left_out(episode, is_copied=recording is not None)),
+            findings=tuple(_left_out(episode, self._text_kinds(recording))),
             facts=facts,
             arrays=self._arrays(table),
         )
+
+    def _text_kinds(self, recording: EpisodeFiles | None) -> Collection[str] | None:
+        """Kinds of texts of frames that are stored; None: all, as a recording is copied."""
+        styles = PERSISTENT_STYLES if PERSISTENT in self.layout.features else ()
+        return None if recording is not None else (_ORIGINAL, *styles)
 
     def _arrays(self, table: pa.Table) -> dict[str, Array]:
         """Statistics of the numeric columns, and the task of each row."""
@@ -566,6 +576,8 @@ def _joined_rows(episode: Episode, layout: SetLayout) -> pa.Table:
             columns[name] = pa.array(joined[:, 0])
         else:
             columns[name] = vector_column(joined)
+    if PERSISTENT in layout.features:
+        columns[PERSISTENT] = persistent_texts(episode, float(layout.rate))
     if not columns:  # a table needs a column to have rows
         columns[FRAME_INDEX] = pa.array(np.arange(episode.num_frames))
     return pa.table(columns)
@@ -583,9 +595,9 @@ def _tasks(episode: Episode) -> tuple[list[str], list[int]]:
     return listed, [numbers[text] for text in rows]
 
 
-def _left_out(episode: Episode, *, is_copied: bool) -> Iterator[Finding]:
-    kinds = {span.kind for span in episode.language_spans} - {_ORIGINAL}
-    if kinds and not is_copied:
+def _left_out(episode: Episode, stored: Collection[str] | None) -> Iterator[Finding]:
+    kinds = {span.kind for span in episode.language_spans}.difference(stored or ())
+    if kinds and stored is not None:
         named = ", ".join(sorted(kinds))
         problem = f"left out: {named} of single frames; --sink lbm stores them"
         yield LEROBOT_SINK("left_out", f"{episode.id}: {problem}", episode=episode.id)

@@ -196,6 +196,7 @@ class Hdf5Reader(base.FormatReader):
                 fps or None,
                 tuple(mapping.action_fields),
                 tuple(mapping.proprioception_fields),
+                text_kinds=tuple(mapping.language),
             )
 
     def read(self, ref: EpisodeRef) -> Episode:

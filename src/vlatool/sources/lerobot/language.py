@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from vlatool.artifacts.lerobot.format import PERSISTENT, PERSISTENT_STYLES
 from vlatool.artifacts.lerobot.tables import Rows, is_annotations
 from vlatool.episode import Array, LanguageSpan
 from vlatool.findings import Collector
 from vlatool.sources.language import Language
 
-PERSISTENT, EVENTS = "language_persistent", "language_events"
+EVENTS = "language_events"
 _TOLERANCE = 1e-4  # seconds; the library accepts as much between a time and that of its frame
 _REPHRASED = "task_aug"  # sentences for the whole episode, whatever their time
 
@@ -20,12 +21,13 @@ _REPHRASED = "task_aug"  # sentences for the whole episode, whatever their time
 def annotated(rows: Rows, times: Array, report: Collector) -> Language:
     """Sentences and spans of both columns; `times` [F] are those of the frames.
 
-    A text of `language_persistent` holds until the next one of its style, an event at its frame.
+    A text of `language_persistent` holds until the next one of its style, which has no content
+    where nothing follows; an event holds at its frame.
     """
     whole: list[str] = []
     spans: list[LanguageSpan] = []
     left_out: Counter[str] = Counter()
-    styles: dict[str, list[tuple[float, str]]] = {}
+    styles: dict[str, list[tuple[float, str | None]]] = {}
     for entry in _sentences(_persistent(rows, report), left_out):
         style, text, time = entry["style"], entry["content"], entry.get("timestamp")
         if style == _REPHRASED:
@@ -51,14 +53,16 @@ def _sentences(
     """Entries but for calls of tools and what is about an image, which are counted by style."""
     for entry in filter(None, entries):
         style, text = entry.get("style"), entry.get("content")
-        if style and isinstance(style, str) and isinstance(text, str) and not entry.get("camera"):
+        is_end = text is None and style in PERSISTENT_STYLES and "timestamp" in entry
+        is_text = isinstance(text, str) or is_end
+        if style and isinstance(style, str) and is_text and not entry.get("camera"):
             yield entry
         else:
             left_out[str(style or "without a style")] += 1
 
 
 def _until_next(
-    style: str, texts: Sequence[tuple[float, str]], times: Array
+    style: str, texts: Sequence[tuple[float, str | None]], times: Array
 ) -> Iterator[LanguageSpan]:
     starts = [
         -1 if time < times[0] - _TOLERANCE else int(np.searchsorted(times, time - _TOLERANCE))
@@ -66,7 +70,8 @@ def _until_next(
     ]
     for start, (_, text) in zip(starts, texts, strict=True):
         following = next((later for later in starts if later > start), len(times))
-        yield LanguageSpan(style, text, start, max(start, min(following, len(times)) - 1))
+        if text is not None:
+            yield LanguageSpan(style, text, start, max(start, min(following, len(times)) - 1))
 
 
 def _persistent(rows: Rows, report: Collector) -> Sequence[Mapping[str, Any]]:

@@ -155,6 +155,7 @@ class RldsReader(base.FormatReader):
             merged.fps,
             merged.action_fields,
             merged.proprioception_fields,
+            text_kinds=merged.text_kinds,
         )
 
     def read(self, ref: EpisodeRef) -> Episode:

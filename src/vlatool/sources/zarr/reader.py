@@ -284,6 +284,7 @@ class ZarrReader(base.FormatReader):
             self.config.fps or buffer.fps,
             actions,
             observed,
+            text_kinds=tuple(kind for kind in buffer.texts if kind != "original"),
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
