@@ -131,6 +131,18 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Declaration:
+    """Meaning of some dimensions of an action field, as the data or a user declare it."""
+
+    field: str
+    first: int  # first dimension
+    last: int  # last dimension, inclusive
+    origin: str  # of the declaration, such as `meta/modality.json: right_arm`
+    relation: str = ""  # `absolute` or `delta`; empty: not declared
+    rotations: tuple[str, ...] = ()  # forms of a rotation that it may mean; empty: not declared
+
+
+@dataclass(frozen=True)
 class LanguageSpan:
     """Text that holds for some frames of an episode."""
 
@@ -196,6 +208,7 @@ class Survey:
         proprioception_fields: As in `Episode`.
         pose_groups: As in `Episode`.
         text_kinds: Kinds of annotation besides `original` that frames may have.
+        declared: As in `Episode`.
     """
 
     episodes: int
@@ -207,6 +220,7 @@ class Survey:
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
     text_kinds: tuple[str, ...] = ()
+    declared: tuple[Declaration, ...] = ()
 
     def example(self, frames: int = 1) -> "Episode":
         """Made-up episode with these fields and no images; its values are arbitrary."""
@@ -255,6 +269,7 @@ class Episode:
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields can be computed.
         frame_metadata: Map from name to one value per frame, stored with the sample of that anchor.
+        declared: Meaning of the actions as the data declare it.
         findings: Defects that were tolerated; none is an error.
         extras: Values that are copied to the metadata of each sample.
     """
@@ -277,6 +292,7 @@ class Episode:
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
     frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    declared: tuple[Declaration, ...] = ()
     findings: tuple[Finding, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 

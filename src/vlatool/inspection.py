@@ -17,6 +17,7 @@ from vlatool.jobs.record import read_record, record_file
 from vlatool.pages.layout import GENERATOR, page
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
+from vlatool.sources.conventions import CONVENTION
 from vlatool.sources.detection import detect_source
 from vlatool.sources.report import report_source
 from vlatool.sources.rules import IMAGES, SOURCE, check_source
@@ -131,7 +132,7 @@ def code_rows() -> Iterator[dict[str, str]]:
     """Rows of all known codes, those of plugins included."""
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
     of_plugins = (owner.findings for owner in owners)
-    tables = (*finding_codes(), SOURCE, IMAGES, *of_plugins)
+    tables = (*finding_codes(), SOURCE, IMAGES, CONVENTION, *of_plugins)
     by_name = {codes.name: codes for codes in tables if isinstance(codes, FindingCodes)}
     for codes in by_name.values():  # related formats share their codes
         yield from codes.rows()

@@ -18,7 +18,7 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import can_list
 
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
-_POLICY = ("action_fields", "proprioception_fields", "pose_groups")
+_POLICY = ("action_fields", "proprioception_fields", "pose_groups", "declared")
 
 
 class FormatReader(Protocol):

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vlatool.artifacts.conventions import Convention, Conventions, meaning
-from vlatool.episode import Array, Episode, EpisodeRef
+from vlatool.episode import Array, Declaration, Episode, EpisodeRef
 from vlatool.errors import DataError
+from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.pages.layout import evenly_spaced
 from vlatool.sources.base import FormatReader
-from vlatool.transforms.convention_fits import Fit, PoseColumns, Tracks
+from vlatool.transforms.convention_fits import Fit, PoseColumns, Tracks, rotation_residual
 from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.relative import SUFFIX, reference_keys
 
@@ -19,6 +20,18 @@ _MOST_EPISODES = 40
 _MOST_ROWS = 8000
 _FEWEST_FRAMES = 20  # of an episode
 _WIDEST = 64  # a field of more dimensions is no state of a robot
+# A contradiction is clear from this ratio of residuals on, and with so many rows and episodes.
+_CLEAR_RATIO, _CLEAR_ROWS, _CLEAR_EPISODES = 10, 200, 3
+CONVENTION = FindingCodes(
+    "conventions",
+    {
+        "contradiction": FindingCode(
+            "warning",
+            "A declaration of what actions are contradicts the recorded states.",
+            "correct the declaration, or pass --trust-declared true",
+        )
+    },
+)
 _NO_STATES = ("action", "reward", "discount", "timestamp", "embedding")
 
 
@@ -66,6 +79,59 @@ class ConventionFits:
     conventions: Conventions
     groups: Sequence[Group]
     tracks: Tracks
+    declared: Sequence[Declaration] = ()  # by the data
+
+    def contradictions(self, typed: Sequence[Declaration] = ()) -> Iterator["Contradiction"]:
+        """Declarations of the data, and typed ones, that the recorded states contradict."""
+        for declaration in (*self.declared, *typed):
+            for group, convention in zip(self.groups, self.conventions.groups, strict=True):
+                is_declared = (
+                    convention.field == declaration.field
+                    and declaration.first <= convention.first
+                    and convention.last <= declaration.last
+                )
+                if is_declared and group.is_determined:
+                    yield from self._contradictions(declaration, group, convention)
+
+    def _contradictions(
+        self, declaration: Declaration, group: Group, convention: Convention
+    ) -> Iterator["Contradiction"]:
+        relation, forms = declaration.relation, declaration.rotations
+        if relation and relation not in convention.relation:
+            if group.pose is None:
+                fits = [fit for fit in group.fits if fit.hypothesis.relation == relation]
+                residual = min((fit.residual for fit in fits), default=None)
+            else:
+                residual = rotation_residual(self.tracks, group.columns, group.pose, relation, ())
+            yield self._contradiction(declaration, relation, residual, convention)
+        if forms and group.pose is not None and not {*forms} & {*convention.rotation}:
+            residual = rotation_residual(self.tracks, group.columns, group.pose, "", forms)
+            yield self._contradiction(declaration, " or ".join(forms), residual, convention)
+
+    def _contradiction(
+        self, declaration: Declaration, text: str, residual: float | None, convention: Convention
+    ) -> "Contradiction":
+        best, conventions = convention.residual or 0.0, self.conventions
+        is_clear = (
+            (residual is None or residual >= _CLEAR_RATIO * best)
+            and conventions.rows >= _CLEAR_ROWS
+            and conventions.episodes >= _CLEAR_EPISODES
+        )
+        left = "of another width" if residual is None else f"residual {residual:.3g}"
+        message = (
+            f"{convention.name}: {declaration.origin} says {text} ({left}), the recorded states"
+            f" say {meaning(convention)} (residual {best:.3g}), {conventions.sample_text}"
+        )
+        finding = CONVENTION("contradiction", message, field=convention.field)
+        return Contradiction(finding, is_clear=is_clear)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Declaration that the recorded states contradict."""
+
+    finding: Finding
+    is_clear: bool  # True if its residual is so much larger that training on it is refused
 
 
 def fit_conventions(episodes: Sequence[Episode], total: int) -> ConventionFits | None:
@@ -83,7 +149,8 @@ def fit_conventions(episodes: Sequence[Episode], total: int) -> ConventionFits |
         episodes=len(whole),
         episodes_of=total,
     )
-    return ConventionFits(conventions, groups, tracks)
+    declared = dict.fromkeys(each for episode in whole for each in episode.declared)
+    return ConventionFits(conventions, groups, tracks, [*declared])
 
 
 def _actions(episodes: Sequence[Episode]) -> list[str]:

@@ -181,6 +181,8 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
             bar.advance(failed=len((survey if survey.lengths else others).broken))
     shown = survey if survey.lengths or not others.lengths else others
     shown.fits = sample.fits()
+    if shown.fits is not None:
+        shown.warn(each.finding for each in shown.fits.contradictions())
     return shown
 
 

@@ -23,6 +23,7 @@ from vlatool.sources.base import (
     no_episodes,
     select,
 )
+from vlatool.sources.conventions import fits_of
 from vlatool.sources.detection import DetectedSource
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
@@ -195,12 +196,14 @@ def check_source(
     yield from duplicate_ids(source.refs)
     refs = select(source.refs, episodes)
     yield from _guarded(reader.check_source([location]))
-    with suppress(DataError):
-        for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
-            yield finding_of_error(problem)
     expected: Mapping[str, FieldSpec] = {}
     with suppress(DataError):
-        expected = reader.survey(refs).fields
+        survey = reader.survey(refs)
+        for problem in filter(None, map(camera_name_problem, survey.cameras)):
+            yield finding_of_error(problem)
+        fits = fits_of(reader, refs) if survey.declared else None
+        yield from (each.finding for each in (fits.contradictions() if fits else ()))
+        expected = survey.fields
     errors, sizes = 0, dict[Path, int]()
     work = partial(_check_ref, reader, expected, deep=check.is_full)
     workers = max(1, min(check.workers, len(refs) // _EPISODES_PER_WORKER))

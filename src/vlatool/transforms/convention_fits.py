@@ -8,7 +8,7 @@ the best one are ties; what the ties agree on is determined.
 Legend of shapes: N rows, S dimensions of the states, C of the actions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -194,6 +194,21 @@ def fit_rotation(tracks: Tracks, columns: slice, pose: PoseColumns) -> list[Fit]
     screened = ranked(_rotation_fit(tracks.few, columns, pose, each) for each in hypotheses)
     best = [fit.hypothesis for fit in screened[:_SCREENED]]
     return ranked(_rotation_fit(tracks, columns, pose, each) for each in best)
+
+
+def rotation_residual(
+    tracks: Tracks, columns: slice, pose: PoseColumns, relation: str, forms: Collection[str]
+) -> float | None:
+    """Least residual of a rotation in a relation or in one of some forms, or of both.
+
+    None: no form has that width.
+    """
+    residuals = (
+        _rotation_fit(tracks, columns, pose, each).residual
+        for each in _rotation_hypotheses(tracks, columns.stop - columns.start, pose)
+        if (not relation or each.relation == relation) and (not forms or each.rotation in forms)
+    )
+    return min(residuals, default=None)
 
 
 def _rotation_hypotheses(tracks: Tracks, width: int, pose: PoseColumns) -> Iterator[Hypothesis]:

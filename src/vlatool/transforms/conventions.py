@@ -70,6 +70,7 @@ class Group:
     states: slice | None = None
     fits: Sequence[Fit] = ()
     tied: Sequence[Fit] = ()
+    pose: PoseColumns | None = None  # of a rotation
 
     def values(self, name: str) -> list[Any]:
         """Values of an attribute among the ties; one: it is determined, none: it has none."""
@@ -161,7 +162,7 @@ def _pose_groups(
         span, fits = min(turned, key=lambda pair: pair[1][0].residual)
         tied = ties(fits, tracks.blocks)
         if fits[0].residual <= LARGEST_RESIDUAL:
-            groups.append(Group("rotation", span, pose.rotation, fits, tied))
+            groups.append(Group("rotation", span, pose.rotation, fits, tied, pose))
             is_pose = is_pose or all(fit.hypothesis.rotation for fit in tied)
     return groups if is_pose else []
 

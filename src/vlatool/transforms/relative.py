@@ -4,14 +4,14 @@ Source: formats/lbm-preprocessing 2.7.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Array, Episode, PoseGroup
+from vlatool.episode import Array, Declaration, Episode, PoseGroup
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
 from vlatool.transforms import rotations
@@ -57,6 +57,19 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
         pose_groups=tuple(resolved.values()),
         action_fields=tuple(name + SUFFIX if name in names else name for name in absolute),
     )
+
+
+def declarations(groups: Sequence[PoseGroupConfig]) -> Iterator[Declaration]:
+    """Declarations that poses in the actions are absolute, and of the form of their rotation."""
+    for group in groups:
+        for key, width, forms in (
+            (group.position_key, 3, ()),
+            (group.rotation_key, rotations.ROTATION_WIDTH[group.rotation], (group.rotation,)),
+        ):
+            match = _SLICE.match(key)
+            name, first = (match.group(1), int(match.group(2))) if match else (key, 0)
+            origin = f"pose_groups: {group.name}"
+            yield Declaration(name, first, first + width - 1, origin, "absolute", forms)
 
 
 def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:

@@ -11,8 +11,9 @@ from vlatool.artifacts.conventions import CONVENTIONS
 from vlatool.config import base
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
-from vlatool.errors import UsageError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.findings import Finding
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, plan_digest
@@ -37,7 +38,7 @@ from vlatool.sources.selection import (
     select_episodes,
 )
 from vlatool.storage.uri import location, pinned
-from vlatool.transforms.relative import stored_from
+from vlatool.transforms.relative import declarations, stored_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **SelectionConfig.help_groups,
-        "Actions": ("action_fields",),
+        "Actions": ("action_fields", "trust_declared"),
         **EngineConfig.help_groups,
     }
     aliases: ClassVar[Mapping[str, str]] = {
@@ -120,7 +121,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"sources", *EngineConfig.no_effect_on_output}
+        {"sources", "trust_declared", *EngineConfig.no_effect_on_output}
     )
 
     # True if the sink was given; else it is the default sink of the format.
@@ -131,6 +132,11 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         default=[],
         description="Fields of an action, in order; relative poses have the suffix _relative. "
         "Default: those of the format.",
+    )
+    trust_declared: bool = Field(
+        default=False,
+        description="Write the data although the recorded states clearly contradict a declaration "
+        "of what the actions are.",
     )
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of the sink."
@@ -220,6 +226,7 @@ class PreprocessJob:
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
         self._check_rate()
+        self._contradictions = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
         self.spec = JobSpec(
@@ -261,6 +268,22 @@ class PreprocessJob:
                 code="usage.no_rate",
             )
 
+    def _check_declarations(self) -> Iterator[Finding]:
+        """Yields declarations that the states contradict; DataError if one clearly does."""
+        typed = list(declarations(getattr(self._config.sink, "pose_groups", None) or ()))
+        if not self._sink.action_fields or not (typed or self._setup.survey.declared):
+            return
+        fits = fits_of(self._reader, self.items)
+        for contradiction in fits.contradictions(typed) if fits else ():
+            if contradiction.is_clear and not self._config.trust_declared:
+                raise DataError(
+                    contradiction.finding.message,
+                    hint="correct the declaration; --trust-declared true takes it as it is",
+                    code="data.contradicted_declaration",
+                    details=contradiction.finding.place,
+                )
+            yield contradiction.finding
+
     def name(self, item: EpisodeRef) -> str:
         return item.id
 
@@ -285,7 +308,7 @@ class PreprocessJob:
         if len(self.items) < self._chosen.available:
             asked = f" (--episodes {self._config.episodes})" if self._config.episodes else ""
             reporter.note(f"episodes: {len(self.items)} of {self._chosen.available}{asked}")
-        for finding in self._chosen.findings:
+        for finding in (*self._chosen.findings, *self._contradictions):
             reporter.warn(finding.code, finding.message)
         for message in _ignored_options(self._config):
             reporter.warn("option_without_effect", message)

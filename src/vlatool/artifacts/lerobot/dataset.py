@@ -31,7 +31,7 @@ from vlatool.artifacts.lerobot.format import (
     Span,
     split_spans,
 )
-from vlatool.episode import Clip, RowSegment
+from vlatool.episode import Clip, Declaration, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.uri import can_list
@@ -314,6 +314,7 @@ class Dataset:
     action_keys: tuple[str, ...]  # columns that the policy predicts
     # no video of its cameras is there; a finding of the set says so
     is_without_videos: bool = False
+    declared: tuple[Declaration, ...] = ()  # of the actions
 
     @property
     def name(self) -> str:

@@ -34,7 +34,7 @@ from vlatool.artifacts.lerobot.format import (
     Span,
 )
 from vlatool.artifacts.lerobot.tables import check_is_data_file, read_segment, table_columns
-from vlatool.episode import RowSegment
+from vlatool.episode import Declaration, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json, read_document, read_json
@@ -387,8 +387,49 @@ def _are_informative(names: tuple[str, ...]) -> bool:
     return len(stems) > 1 or (len(names) == 1 and stems == set(names))
 
 
+_RELATIONS = {"True": "absolute", "False": "delta"}
+# Values of `rotation_type` and the forms that they may mean: angles of fixed or of turning axes.
+_ROTATION_TYPES: Mapping[str, tuple[str, ...]] = {
+    "axis_angle": ("axis_angle",),
+    "quaternion": ("quaternion_wxyz", "quaternion_xyzw"),
+    "rotation_6d": ("rot_6d", "rot_6d_columns"),
+    "matrix": ("matrix",),
+    "euler_angles_rpy": ("euler_xyz", "euler_zyx"),
+    "euler_angles_ryp": ("euler_xzy", "euler_yzx"),
+    "euler_angles_pry": ("euler_yxz", "euler_zxy"),
+    "euler_angles_pyr": ("euler_yzx", "euler_xzy"),
+    "euler_angles_yrp": ("euler_zxy", "euler_yxz"),
+    "euler_angles_ypr": ("euler_zyx", "euler_xyz"),
+}
+
+
+def declarations(root: Path) -> tuple[Declaration, ...]:
+    """Declarations of modality.json on the actions: `absolute` and `rotation_type` of groups."""
+    return tuple(
+        Declaration(
+            column,
+            start,
+            end - 1,
+            f"{MODALITY_FILE}: {name}",
+            _RELATIONS.get(str(group.get("absolute")), ""),
+            _ROTATION_TYPES.get(str(group.get("rotation_type")), ()),
+        )
+        for section, column, name, start, end, group in _groups(root, [])
+        if section == "action" and ("absolute" in group or "rotation_type" in group)
+    )
+
+
 def _group_names(root: Path, findings: list[Finding]) -> Iterator[tuple[str, int, str]]:
     """(column, index of the dimension, name) of all groups in modality.json."""
+    for _, column, name, start, end, _ in _groups(root, findings):
+        for index in range(start, end):
+            yield column, index, name if end - start == 1 else f"{name}.{index - start}"
+
+
+def _groups(
+    root: Path, findings: list[Finding]
+) -> Iterator[tuple[str, str, str, int, int, Mapping[str, Any]]]:
+    """(section, column, name, first dimension, end, entry) of all groups in modality.json."""
     path = root / MODALITY_FILE
     try:
         tree = read_json(path) if path.exists() else {}
@@ -397,14 +438,11 @@ def _group_names(root: Path, findings: list[Finding]) -> Iterator[tuple[str, int
         findings.append(LEROBOT("bad_modality", message, path=str(path)))
         return
     for section, column in _SECTIONS.items():
-        for name, group in _mapping(_mapping(tree).get(section)).items():
-            span = _mapping(group)
-            start, end = span.get("start"), span.get("end")
+        for name, value in _mapping(_mapping(tree).get(section)).items():
+            group = _mapping(value)
+            start, end = group.get("start"), group.get("end")
             if isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= 10_000:
-                group_column = str(span.get("original_key") or column)
-                for index in range(start, end):
-                    is_scalar = end - start == 1
-                    yield group_column, index, name if is_scalar else f"{name}.{index - start}"
+                yield section, str(group.get("original_key") or column), name, start, end, group
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -148,6 +148,7 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         or tuple(_usable_cameras(root, info, videos, finder.existing, columns, findings)),
         select_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
         select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
+        declared=meta.declarations(root),
     )
     known = dict.fromkeys([*info.features, *(columns or ())])
     if config.task_column is not None and config.task_column not in known:

@@ -93,6 +93,7 @@ class LeRobotReader(FormatReader):
             episode.fps,
             episode.action_fields,
             episode.proprioception_fields,
+            declared=episode.declared,
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -116,6 +117,7 @@ class LeRobotReader(FormatReader):
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
             missing_cameras=contents.missing,
+            declared=dataset.declared,
             findings=(
                 *report.findings,
                 *check_language(ref.id, len(contents.rows), contents.language),
