@@ -1,20 +1,35 @@
-"""Recordings whose conventions are known: poses of worlds, and actions written in a convention."""
+"""Recordings whose conventions are known: poses of worlds, and actions written in a convention.
 
+`python -m tests.builders.conventions` writes 200 of them, and prints how many are found.
+"""
+
+import argparse
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import Frame, Relation, between
+from vlatool.transforms.convention_fits import Frame, Relation, Tracks, angle_between
+from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.rotations import (
     ROTATION_WIDTH,
     RotationForm,
     form_from_matrix,
+    matrix_from,
 )
+from vlatool.world.recording import expert_episode
+
+Verdict = Literal["right", "not determined", "wrong"]
 
 SCALES = (1.0, 1.0, 20.0, 1000.0)
+_SCALE = 0.1  # share by which a scale may differ
 TURN_SCALES = (1.0, 1.0, 10.0, 60.0)
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -1.0), (0.0, 255.0))
 
@@ -93,7 +108,8 @@ def actions_of(trajectory: Trajectory, planted: Planted, rng: np.random.Generato
         position = position - trajectory.positions[before]
         if planted.frame == "tool":
             position = np.einsum("nji,nj->ni", reference, position)
-        rotation = between(reference, rotation, planted.frame)
+        inverse = np.swapaxes(reference, 1, 2)
+        rotation = inverse @ rotation if planted.frame == "tool" else rotation @ inverse
     numbers = form_from_matrix(rotation, planted.rotation)
     if planted.relation == "delta" and numbers.shape[1] == 3:
         numbers = numbers * planted.turn_scale
@@ -108,3 +124,114 @@ def actions_of(trajectory: Trajectory, planted: Planted, rng: np.random.Generato
         noisy = form_from_matrix(turns.as_matrix() @ rotation, planted.rotation)
         actions[:, 3 : 3 + numbers.shape[1]] = noisy
     return actions + rng.normal(size=actions.shape) * noise
+
+
+def trajectories(world: str, rng: np.random.Generator) -> list[Trajectory]:
+    """Hands of a world, `world` or `metaworld`, which also turn."""
+    return [_trajectory(rng, poses) for poses in _recorded(world)]
+
+
+@cache
+def _recorded(world: str) -> list[Array]:
+    if world == "world":
+        return [expert_episode(0, number).states for number in range(12)]
+    from vlatool.world.metaworld.episodes import simulated_episode
+
+    tasks = ["reach-v3", "push-v3"]
+    return [simulated_episode(tasks, (16, 16), 0, number).states[:, :4] for number in range(4)]
+
+
+def _trajectory(rng: np.random.Generator, poses: Array) -> Trajectory:
+    opening = (poses[:, 3] - poses[:, 3].min()) / max(float(np.ptp(poses[:, 3])), 1e-9)
+    return Trajectory(poses[:, :3], turning(rng, len(poses)), opening)
+
+
+def verdict(planted: Planted, trajectories: Sequence[Trajectory], *, named: bool = True) -> Verdict:
+    """Verdict on the conventions of actions that are written as planted.
+
+    `named`: the states name the form of their rotation.
+    """
+    rng = np.random.default_rng(7)
+    rows = [
+        (actions_of(each, planted, rng), states_of(each, planted.state_rotation))
+        for each in trajectories
+    ]
+    end = 3 + ROTATION_WIDTH[planted.rotation]
+    actions = [Column("action", index) for index in range(end + 1)]
+    form = planted.state_rotation
+    fields = {"position": 3, form if named else "turned": ROTATION_WIDTH[form], "width": 1}
+    states = [Column(name, index) for name, size in fields.items() for index in range(size)]
+    groups = {
+        (group.columns.start, group.columns.stop): group
+        for group in find_groups(Tracks.of(rows), actions, states)
+    }
+    answers = [
+        _judge(groups.get((0, 3)), planted, trajectories, planted.scale),
+        _judge(groups.get((3, end)), planted, trajectories, planted.turn_scale),
+        _judge_gripper(groups.get((end, end + 1)), planted),
+    ]
+    verdicts: tuple[Verdict, ...] = ("wrong", "not determined")
+    return next((each for each in verdicts if each in answers), "right")
+
+
+def _judge(
+    group: Group | None, planted: Planted, trajectories: Sequence[Trajectory], scale: float
+) -> Verdict:
+    """Verdict on a position or a rotation; answers that move no pose count as the planted one."""
+    if group is None or not group.is_determined:
+        return "not determined"
+    names = ("relation", "lag", "frame", *(["rotation"] if group.kind == "rotation" else []))
+    moves = [
+        _moves_a_pose(
+            replace(planted, **dict(zip(names, answer, strict=True))), planted, trajectories
+        )
+        for answer in product(*(group.values(name) or [None] for name in names))
+    ]
+    if any(moves):
+        return "wrong" if all(moves) else "not determined"
+    fitted = group.fits[0].scale
+    is_other = planted.relation == "delta" and fitted and abs(fitted[0] / scale - 1) > _SCALE
+    return "wrong" if is_other else "right"
+
+
+def _moves_a_pose(answer: Planted, planted: Planted, trajectories: Sequence[Trajectory]) -> bool:
+    """True if targets differ by more than 1 mm or 1 degree when actions are read as an answer."""
+    kinds = [(case.relation, case.frame, case.lag) for case in (answer, planted)]
+    if kinds[0] != kinds[1]:
+        return True
+    for each in trajectories:
+        clean = actions_of(each, replace(planted, noise=0.0), np.random.default_rng(0))[:, 3:-1]
+        is_scaled = planted.relation == "delta" and clean.shape[1] == 3
+        numbers = clean / planted.turn_scale if is_scaled else clean
+        turned = [matrix_from(numbers, case.rotation) for case in (answer, planted)]
+        if np.rad2deg(angle_between(*turned)).max() > 1:
+            return True
+    return False
+
+
+def _judge_gripper(group: Group | None, planted: Planted) -> Verdict:
+    if group is None or not group.is_determined:
+        return "not determined"
+    low, high = planted.gripper
+    is_opening = group.fits[0].scale[0] > 0
+    if group.values("lag") != [planted.lag]:
+        return "not determined" if planted.lag in group.values("lag") else "wrong"
+    return "right" if is_opening == (high > low) and group.kind == "gripper" else "wrong"
+
+
+def main(cases: int) -> None:
+    verdicts: Counter[tuple[str, float, str]] = Counter()
+    for number in range(cases):
+        case, world = planted_case(number), ("world", "metaworld")[number // 8 % 2]
+        outcome = verdict(case, trajectories(world, np.random.default_rng(number)))
+        verdicts[world, case.noise, outcome] += 1
+        if outcome != "right":
+            sys.stdout.write(f"{number} {outcome}: {case}\n")
+    for (world, noise, outcome), count in sorted(verdicts.items()):
+        sys.stdout.write(f"{world} {noise:.0%} {outcome} {count}\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=200)
+    main(parser.parse_args().cases)

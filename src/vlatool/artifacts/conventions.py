@@ -93,8 +93,17 @@ def conventions_of(folder: Path) -> Conventions | None:
     return CONVENTIONS.read(folder)
 
 
+HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
+
+
 def conventions_table(conventions: Conventions) -> str:
-    rows = [
+    title = f"Conventions, by {conventions.sample_text}"
+    return text_table(title, HEADER, conventions_rows(conventions))
+
+
+def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
+    """Row of `HEADER` for each group."""
+    return [
         (
             group.name,
             group.kind,
@@ -104,8 +113,6 @@ def conventions_table(conventions: Conventions) -> str:
         )
         for group in conventions.groups
     ]
-    header = ("dimensions", "kind", "meaning", "residual", "second best")
-    return text_table(f"Conventions, by {conventions.sample_text}", header, rows)
 
 
 def meaning(group: Convention) -> str:

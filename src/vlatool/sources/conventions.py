@@ -6,11 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vlatool.artifacts.conventions import Convention, Conventions, meaning
+from vlatool.artifacts.conventions import (
+    HEADER,
+    Convention,
+    Conventions,
+    conventions_rows,
+    meaning,
+)
 from vlatool.episode import Array, Declaration, Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCode, FindingCodes
-from vlatool.pages.layout import evenly_spaced
+from vlatool.pages import layout
+from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.sources.base import FormatReader
 from vlatool.transforms.convention_fits import Fit, PoseColumns, Tracks, rotation_residual
 from vlatool.transforms.conventions import Column, Group, find_groups
@@ -32,6 +39,8 @@ CONVENTION = FindingCodes(
         )
     },
 )
+_DRAWN_ROWS, _DRAWN = 200, 3  # rows and dimensions of a chart
+_LINES = ("recorded", "predicted")
 _NO_STATES = ("action", "reward", "discount", "timestamp", "embedding")
 
 
@@ -40,7 +49,7 @@ class SampledEpisodes:
 
     def __init__(self, total: int) -> None:
         self.total = total  # number of episodes of the source
-        self.chosen = evenly_spaced(total, _MOST_EPISODES)
+        self.chosen = layout.evenly_spaced(total, _MOST_EPISODES)
         self._episodes: list[Episode] = []
 
     def add(self, number: int, episode: Episode) -> None:
@@ -81,7 +90,15 @@ class ConventionFits:
     tracks: Tracks
     declared: Sequence[Declaration] = ()  # by the data
 
-    def contradictions(self, typed: Sequence[Declaration] = ()) -> Iterator["Contradiction"]:
+    def section(self) -> layout.Section:
+        """Table of the conventions, and a chart with the best fit of each group."""
+        rows = conventions_rows(self.conventions)
+        pairs = zip(self.groups, self.conventions.groups, strict=True)
+        charts = [_chart(convention, group) for group, convention in pairs if group.is_determined]
+        title = f"Conventions, by {self.conventions.sample_text}"
+        return layout.Section(title, layout.table(HEADER, rows) + "".join(charts))
+
+    def conflicts(self, typed: Sequence[Declaration] = ()) -> Iterator["Contradiction"]:
         """Declarations of the data, and typed ones, that the recorded states contradict."""
         for declaration in (*self.declared, *typed):
             for group, convention in zip(self.groups, self.conventions.groups, strict=True):
@@ -91,9 +108,9 @@ class ConventionFits:
                     and convention.last <= declaration.last
                 )
                 if is_declared and group.is_determined:
-                    yield from self._contradictions(declaration, group, convention)
+                    yield from self._conflicts(declaration, group, convention)
 
-    def _contradictions(
+    def _conflicts(
         self, declaration: Declaration, group: Group, convention: Convention
     ) -> Iterator["Contradiction"]:
         relation, forms = declaration.relation, declaration.rotations
@@ -124,6 +141,18 @@ class ConventionFits:
         )
         finding = CONVENTION("contradiction", message, field=convention.field)
         return Contradiction(finding, is_clear=is_clear)
+
+
+def _chart(convention: Convention, group: Group) -> str:
+    """Recorded and predicted values of the first dimensions in consecutive rows."""
+    assert group.fits[0].drawn is not None, "the best fit is drawn"
+    recorded, predicted = (values[:_DRAWN_ROWS, :_DRAWN] for values in group.fits[0].drawn)
+    names = [f"{kind} {convention.first + i}" for i in range(recorded.shape[1]) for kind in _LINES]
+    values = np.stack([recorded, predicted], axis=2).reshape(len(recorded), -1)
+    rows = np.arange(len(values))
+    axis = Axis(0, max(len(values) - 1, 1), unit="rows", whole=True)
+    drawn = field_charts(axis, rows, [FieldValues(convention.name, values, names)])
+    return layout.heading(f"{convention.name}: {meaning(convention)}", drawn)
 
 
 @dataclass(frozen=True)

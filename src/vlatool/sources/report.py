@@ -156,7 +156,7 @@ def report_source(
             **({"texts of frames": ", ".join(spans)} if spans else {}),
         },
         tables=_tables(facts),
-        page=partial(_page, facts, source, refs, reporter),
+        page=partial(_page, facts, survey.fits, source, refs, reporter),
     )
 
 
@@ -182,7 +182,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     shown = survey if survey.lengths or not others.lengths else others
     shown.fits = sample.fits()
     if shown.fits is not None:
-        shown.warn(each.finding for each in shown.fits.contradictions())
+        shown.warn(each.finding for each in shown.fits.conflicts())
     return shown
 
 
@@ -223,6 +223,7 @@ def _field_table(fields: Sequence[field_summary.FieldSummary]) -> str:
 
 def _page(
     facts: SourceFacts,
+    fits: ConventionFits | None,
     source: DetectedSource,
     refs: Sequence[EpisodeRef],
     reporter: Reporter,
@@ -232,7 +233,8 @@ def _page(
     broken = {episode["episode"]: episode["message"] for episode in facts.broken}
     cards = EpisodeCards(source.reader, numbered(source.refs), broken)
     sections = cards.sections(refs, request.episodes, reporter)
-    return ReportPage([*_overview(facts, cards.crops()), *sections])
+    conventions = [fits.section()] if fits else []
+    return ReportPage([*_overview(facts, cards.crops()), *conventions, *sections])
 
 
 def _overview(facts: SourceFacts, crops: str) -> list[layout.Section]:

@@ -202,7 +202,7 @@ def check_source(
         for problem in filter(None, map(camera_name_problem, survey.cameras)):
             yield finding_of_error(problem)
         fits = fits_of(reader, refs) if survey.declared else None
-        yield from (each.finding for each in (fits.contradictions() if fits else ()))
+        yield from (each.finding for each in (fits.conflicts() if fits else ()))
         expected = survey.fields
     errors, sizes = 0, dict[Path, int]()
     work = partial(_check_ref, reader, expected, deep=check.is_full)

@@ -122,6 +122,8 @@ class Fit:
     scale: tuple[float, ...]  # action units per state unit, by dimension; empty for forms with none
     offset: tuple[float, ...]  # of absolute values, in action units
     errors: Array = field(repr=False)  # share of the variance by row [N]
+    # Recorded and predicted actions [N, C], of the best fit of a group only.
+    drawn: tuple[Array, Array] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def _rotation_fit(tracks: Tracks, columns: slice, pose: PoseColumns, hypothesis:
         return _numbers(tracks, columns, hypothesis, pose)
     target = tracks.rotation(pose.rotation, state_form, lag)
     if hypothesis.frame is None:
-        return _turned(hypothesis, matrix_from(tracks.action(columns), form), target)
+        return _turned(hypothesis, form, tracks.action(columns), target)
     reference = tracks.rotation(pose.rotation, state_form, lag - 1)
     turned = between(reference, target, hypothesis.frame)
     return _linear(tracks, columns, hypothesis, form_from_matrix(turned, form))
@@ -286,25 +288,28 @@ def _linear(
     if is_form:
         scale = np.ones(expected.shape[1])
     elif has_one_scale:
-        one = max(products.sum() / max(power.sum(), SMALLEST), 0.0)
-        scale = np.full(expected.shape[1], one)
+        common = max(products.sum() / max(power.sum(), SMALLEST), 0.0)
+        scale = np.full(expected.shape[1], common)
     else:
         scale = np.where(power > SMALLEST, products / np.maximum(power, SMALLEST), 0.0)
     left = actions - origin - scale * moved
     errors = (left**2).sum(axis=1) / max(variance, SMALLEST)
     offset = tuple((origin - scale * center).tolist()) if is_absolute else ()
     scales = () if is_form else tuple(scale.tolist())
-    return Fit(hypothesis, float(np.sqrt(errors.mean())), scales, offset, errors)
+    drawn = (actions, actions - left)
+    return Fit(hypothesis, float(np.sqrt(errors.mean())), scales, offset, errors, drawn)
 
 
-def _turned(hypothesis: Hypothesis, actions: Array, expected: Array) -> Fit:
-    """Fit of absolute rotations: angles between both by the spread of the expected ones."""
+def _turned(hypothesis: Hypothesis, form: RotationForm, values: Array, expected: Array) -> Fit:
+    """Fit of absolute rotations: angles between both by the variance of the expected ones."""
+    actions = matrix_from(values, form)
     mean = expected.mean(axis=0)
     u, _, v = np.linalg.svd(mean)
     center = u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v
     variance = (angle_between(expected, center) ** 2).mean()
     errors = angle_between(expected, actions) ** 2 / max(float(variance), 1e-12)
-    return Fit(hypothesis, float(np.sqrt(errors.mean())), (), (), errors)
+    drawn = (values, form_from_matrix(expected, form))
+    return Fit(hypothesis, float(np.sqrt(errors.mean())), (), (), errors, drawn)
 
 
 def angle_between(a: Array, b: Array) -> Array:
@@ -316,7 +321,8 @@ def angle_between(a: Array, b: Array) -> Array:
 
 def ranked(fits: Iterable[Fit]) -> list[Fit]:
     """Fits from the best on; of equal ones the simpler hypothesis first."""
-    return sorted(fits, key=lambda fit: round(fit.residual, 9))
+    ordered = sorted(fits, key=lambda fit: round(fit.residual, 9))
+    return [*ordered[:1], *(replace(fit, drawn=None) for fit in ordered[1:])]
 
 
 def ties(fits: Sequence[Fit], blocks: Array) -> list[Fit]:

@@ -226,7 +226,7 @@ class PreprocessJob:
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
         self._check_rate()
-        self._contradictions = list(self._check_declarations())
+        self._conflicts = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
         self.spec = JobSpec(
@@ -274,7 +274,7 @@ class PreprocessJob:
         if not self._sink.action_fields or not (typed or self._setup.survey.declared):
             return
         fits = fits_of(self._reader, self.items)
-        for contradiction in fits.contradictions(typed) if fits else ():
+        for contradiction in fits.conflicts(typed) if fits else ():
             if contradiction.is_clear and not self._config.trust_declared:
                 raise DataError(
                     contradiction.finding.message,
@@ -308,7 +308,7 @@ class PreprocessJob:
         if len(self.items) < self._chosen.available:
             asked = f" (--episodes {self._config.episodes})" if self._config.episodes else ""
             reporter.note(f"episodes: {len(self.items)} of {self._chosen.available}{asked}")
-        for finding in (*self._chosen.findings, *self._contradictions):
+        for finding in (*self._chosen.findings, *self._conflicts):
             reporter.warn(finding.code, finding.message)
         for message in _ignored_options(self._config):
             reporter.warn("option_without_effect", message)

@@ -1,0 +1,156 @@
+"""Conventions of actions in reports, beside the data, and against declarations."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders import hdf5
+from tests.builders.conventions import Planted, actions_of, states_of, trajectories
+from tests.builders.errors import fails
+from tests.surface.invoke import run_vlatool
+from vlatool.artifacts.conventions import conventions_of
+from vlatool.sources.conventions import fits_of
+from vlatool.sources.detection import detect_source
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
+
+PLANTED = Planted("delta", "tool", 1, "axis_angle", "quaternion_xyzw", 20.0, 10.0, (1.0, -1.0), 0.0)
+_SHARED = Path(__file__).parents[3] / "shared/data"
+REAL = Path(os.environ.get("VLATOOL_RECORDINGS", _SHARED / "formats"))
+GR1 = Path(os.environ.get("VLATOOL_GR1", _SHARED / "gr1_pick"))
+DELTA = {"relation": ["delta"], "lag": [1]}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve demonstrations with the convention `PLANTED`, 300 frames without their ends."""
+    rng = np.random.default_rng(0)
+    hands = trajectories("world", rng)
+
+    def change(file: Any) -> None:
+        for number, hand in enumerate(hands):
+            group = file[f"data/demo_{number}"]
+            states = states_of(hand, PLANTED.state_rotation)
+            del group["actions"], group["obs"]
+            group["actions"] = actions_of(hand, PLANTED, rng)
+            for name, first, stop in (("eef_pos", 0, 3), ("eef_quat", 3, 7), ("gripper", 7, 8)):
+                group[f"obs/{name}"] = states[:, first:stop]
+
+    lengths = {f"demo_{number}": len(hand.positions) for number, hand in enumerate(hands)}
+    return hdf5.robomimic(tmp_path_factory.mktemp("raw") / "a.hdf5", lengths, change)
+
+
+def written(recording: Path, output: Path, **options: Any) -> PreprocessResult:
+    tree = {"format": "hdf5", "sources": [str(recording)], "output": str(output), "fps": 10}
+    tree |= {"workers": 1, "instruction": "go", **options}
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+
+
+def poses(rotation: str) -> dict[str, Any]:
+    keys = {"position_key": "actions[0:3]", "rotation_key": "actions[3:6]"}
+    return {"type": "lbm", "pose_groups": [{"name": "hand", **keys, "rotation": rotation}]}
+
+
+def test_inspect_says_what_the_actions_are(recording: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = inspect(InspectConfig(location=str(recording), html=str(page)))
+    assert isinstance(result, InspectResult)
+    conventions = json.loads(json.dumps(result.document()["conventions"]))
+    position, rotation, gripper = conventions["groups"]
+    assert (conventions["episodes"], conventions["episodes_of"]) == (12, 12)
+    assert position.items() >= {**DELTA, "kind": "position", "states": "obs.eef_pos"}.items()
+    assert (position["frame"], position["scale"]) == (["tool"], pytest.approx([20.0] * 3, rel=1e-3))
+    assert rotation.items() >= {**DELTA, "kind": "rotation", "frame": ["tool"]}.items()
+    assert rotation["state_rotation"] == ["quaternion_xyzw"]
+    assert (gripper["kind"], gripper["range"]) == ("gripper", [-1.0, 1.0])
+    assert gripper["scale"][0] < 0
+    assert "delta of obs.eef_pos, lag 1, tool frame, scale 20 (1 is 0.05 of the" in "\n".join(
+        result.lines()
+    )
+    assert "recorded 0" in page.read_text()
+
+
+@pytest.mark.parametrize("sink", ["lbm", "lerobot"])
+def test_conventions_are_beside_the_data_whatever_the_workers(
+    recording: Path, tmp_path: Path, sink: str
+) -> None:
+    for workers in (1, 2):
+        written(recording, tmp_path / str(workers), workers=workers, sink={"type": sink})
+    first, second = (tmp_path / name / "conventions.json" for name in ("1", "2"))
+    source = detect_source(recording, None)
+    fits = fits_of(source.reader, source.refs)
+    assert fits is not None
+    assert (first.read_bytes(), conventions_of(tmp_path / "1")) == (
+        second.read_bytes(),
+        fits.conventions,
+    )
+    assert run_vlatool("verify", str(tmp_path / "1"))[0] == 0
+
+
+def test_a_typed_form_that_the_states_contradict_is_refused(
+    recording: Path, tmp_path: Path
+) -> None:
+    options = {"sink": poses("euler_zyx"), "dry_run": True}
+    with fails("data.contradicted_declaration") as caught:
+        written(recording, tmp_path / "out", **options)
+    assert "pose_groups: hand says absolute" in caught.value.message
+    assert caught.value.details["field"] == "actions"
+    assert written(recording, tmp_path / "out", trust_declared=True, **options).is_planned
+
+
+def test_few_rows_do_not_refuse(recording: Path, tmp_path: Path) -> None:
+    options = {"sink": poses("euler_zyx"), "dry_run": True, "episodes": "0:5"}
+    assert written(recording, tmp_path / "out", **options).is_planned
+
+
+@pytest.mark.parametrize(
+    ("is_absolute", "codes"), [(True, ["conventions.contradiction"]), (False, [])]
+)
+def test_modality_json_is_compared(
+    recording: Path, tmp_path: Path, is_absolute: bool, codes: list[str]
+) -> None:
+    root = tmp_path / "set"
+    written(recording, root, sink={"type": "lerobot", "modality": True})
+    path = root / "meta/modality.json"
+    tree = json.loads(path.read_text())
+    tree["action"] = {
+        "position": {"start": 0, "end": 3, "absolute": is_absolute},
+        "rotation": {"start": 3, "end": 6, "rotation_type": "axis_angle"},
+        "text": {"start": 0, "end": 3, "absolute": [], "rotation_type": {}},
+    }
+    path.write_text(json.dumps(tree))
+    listed = json.loads(run_vlatool("verify", str(root), "--json")[1])["findings"]
+    assert [each["code"] for each in listed if each["code"].startswith("conv")] == codes
+    done = run_vlatool(*f"preprocess lerobot {root} --output {tmp_path}/out --dry-run".split())
+    assert done[0] == (3 if codes else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("isaaclab/dataset.hdf5", [("delta", "base"), ("delta", "base"), ("absolute", "")]),
+        ("pusht.zarr", [("absolute", "")]),
+        ("bridge/1.0.0", [("delta", ""), ("absolute", "")]),
+    ],
+)
+def test_real_recordings(name: str, expected: list[tuple[str, str]]) -> None:
+    if not (REAL / name).exists():
+        pytest.skip(f"VLATOOL_RECORDINGS has no {name}")
+    report = inspect(InspectConfig(location=str(REAL / name)))
+    groups = report.document()["conventions"]["groups"]
+    answers = [("".join(each["relation"]), "".join(each["frame"])) for each in groups]
+    assert answers == expected
+    assert not any(each["code"].startswith("conv") for each in report.document()["warnings"])
+
+
+def test_actions_of_gr1_are_joints_before_the_states() -> None:
+    if not GR1.exists():
+        pytest.skip("VLATOOL_GR1 has no recording")
+    report = inspect(InspectConfig(location=str(GR1))).document()
+    arm = next(each for each in report["conventions"]["groups"] if each["first"] == 22)
+    assert (arm["kind"], arm["relation"], arm["lag"]) == ("joints", ("absolute",), (4, 5))
+    assert not any(each["code"].startswith("conv") for each in report["warnings"])
