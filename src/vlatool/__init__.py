@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets
     from vlatool.workflows.compare import compare as compare
+    from vlatool.workflows.compare_data import compare_data as compare_data
     from vlatool.workflows.compose import compose as compose
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
@@ -62,6 +63,7 @@ _PUBLIC = {
     "VlatoolError": "vlatool.errors:VlatoolError",
     "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
     "compare": f"{_WORKFLOWS}.compare:compare",
+    "compare_data": f"{_WORKFLOWS}.compare_data:compare_data",
     "compose": f"{_WORKFLOWS}.compose:compose",
     "connect": "vlatool.serving.client:connect",
     "decode": f"{_WORKFLOWS}.encode:decode",

@@ -308,6 +308,17 @@ COMMANDS: dict[str, Command] = {
         "that is cut off.",
         options=("output", "workers", "on_error", "overwrite", "dry_run"),
     ),
+    "compare": Command(
+        "Compare two data sets in any two layouts, by content.",
+        "vlatool.workflows.compare_data:compare_data",
+        "vlatool.workflows.compare_data:CompareDataConfig",
+        {"a": "A", "b": "B"},
+        (
+            "vlatool compare demos.hdf5 lerobot-set",
+            "vlatool compare before after --images null --tolerance 0 --json",
+        ),
+        details="Exit 4 if they differ. Two policies are compared by `vlatool eval compare`.",
+    ),
     "compose": Command(
         "Write weights that a future_vla model starts from.",
         "vlatool.workflows.compose:compose",
@@ -407,7 +418,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "eval compare": Command(
-        "Compare the success of two policies over the same starts.",
+        "Compare the success of two policies over the same starts (data: `vlatool compare`).",
         "vlatool.workflows.compare:compare",
         "vlatool.evaluation.config:CompareConfig",
         {"a": "A", "b": "B"},

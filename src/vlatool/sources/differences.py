@@ -1,0 +1,161 @@
+"""Differences between the recordings of one episode in two layouts, by content.
+
+Columns are matched by name, else by their values, because layouts join and rename fields; cameras
+by the end of their name, else by their first image. Legend of shapes: F frames.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlatool.episode import Array, Episode, FrameSource
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.pages.layout import evenly_spaced
+
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # rounding to float32
+_SEPARATORS = ("/", "__", "::")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference between two episodes."""
+
+    kind: str  # episodes, frames, fields, values, texts, cameras, images
+    episode: str  # in the first data set, or in the second if only that has it
+    message: str
+
+
+@dataclass(frozen=True)
+class DataComparison:
+    """Options of a comparison, and the matches of columns that it has learnt."""
+
+    images: int | None  # frames of each camera; None: all
+    tolerance: float  # mean difference of an image, in levels of 255
+    is_shared: bool  # fields and cameras that only one has are no difference
+    matches: dict[str, str] = field(default_factory=dict[str, str])
+    cameras: dict[str, str] = field(default_factory=dict[str, str])
+
+    def differences(self, first: Episode, second: Episode) -> Iterator[Difference]:
+        if first.num_frames != second.num_frames:
+            message = f"{counted(first.num_frames, 'frame')}, in the other {second.num_frames}"
+            yield Difference("frames", first.id, message)
+            return
+        yield from self._values(first, second)
+        yield from _texts(first, second)
+        yield from self._images(first, second)
+
+    def _values(self, first: Episode, second: Episode) -> Iterator[Difference]:
+        columns, others = _columns(first), _columns(second)
+        unmatched = dict.fromkeys(others)
+        missing: list[str] = []
+        for name, values in columns.items():
+            known = [self.matches.get(name, name), name]
+            match = next((other for other in known if other in others), None)
+            if match is None or not _are_equal(values, others[match]):
+                equal = (o for o in unmatched if _are_equal(values, others[o]))
+                match = next(equal, match)
+            if match is None:
+                missing.append(name)
+                continue
+            unmatched.pop(match, None)
+            self.matches[name] = match
+            if not _are_equal(values, others[match]):
+                yield Difference("values", first.id, _value_text(name, values, others[match]))
+        if not self.is_shared:
+            yield from _only("fields", first.id, "first", missing)
+            yield from _only("fields", first.id, "second", unmatched)
+
+    def _images(self, first: Episode, second: Episode) -> Iterator[Difference]:
+        unmatched = dict.fromkeys(second.cameras)
+        missing: list[str] = []
+        for name, frames in first.cameras.items():
+            match = self.cameras.get(name) or self._camera(name, frames, second.cameras)
+            if match is None or match not in second.cameras:
+                missing.append(name)
+                continue
+            unmatched.pop(match, None)
+            self.cameras[name] = match
+            problem = self._image_problem(frames, second.cameras[match], first.num_frames)
+            if problem:
+                yield Difference("images", first.id, f"{name}: {problem}")
+        if not self.is_shared:
+            yield from _only("cameras", first.id, "first", missing)
+            yield from _only("cameras", first.id, "second", unmatched)
+
+    def _camera(
+        self, name: str, frames: FrameSource, others: Mapping[str, FrameSource]
+    ) -> str | None:
+        """Camera of the same name, else of the same end of the name, else with the same image."""
+        if name in others:
+            return name
+        same = [other for other in others if _end(other) == _end(name)]
+        if len(same) == 1:
+            return same[0]
+        alike = (o for o, other in others.items() if not self._image_problem(frames, other, 1))
+        return next(alike, None)
+
+    def _image_problem(self, frames: FrameSource, others: FrameSource, count: int) -> str:
+        """Reason why images of two cameras differ; empty if they do not."""
+        if frames.size != others.size:
+            sizes = [f"{width} x {height}" for height, width in (frames.size, others.size)]
+            return f"images of {sizes[0]}, in the other {sizes[1]}"
+        chosen = evenly_spaced(count, self.images if self.images is not None else count)
+        for frame in chosen:
+            try:
+                first, second = (each.read([frame])[0] for each in (frames, others))
+            except DataError as error:
+                return error.message
+            distance = float(np.abs(first.astype(np.int16) - second).mean())
+            if distance > self.tolerance:
+                return f"frame {frame} differs by {distance:.1f} levels on average"
+        return ""
+
+
+def _columns(episode: Episode) -> dict[str, Array]:
+    """Numeric columns [F] of an episode, each dimension of a field by itself."""
+    columns: dict[str, Array] = {}
+    for name, values in episode.lowdim.items():
+        if values.dtype.kind in "fiub":
+            flat = values.reshape(len(values), -1)
+            for index in range(flat.shape[1]):
+                columns[f"{name}[{index}]"] = flat[:, index]
+    return columns
+
+
+def _are_equal(first: Array, second: Array) -> bool:
+    return len(first) == len(second) and bool(
+        np.allclose(first, second, _RELATIVE, _ABSOLUTE, equal_nan=True)
+    )
+
+
+def _value_text(name: str, first: Array, second: Array) -> str:
+    is_equal = np.isclose(first, second, _RELATIVE, _ABSOLUTE, equal_nan=True)
+    rows = np.flatnonzero(~is_equal)
+    largest = float(np.abs(first.astype(np.float64) - second)[rows].max())
+    return f"{name}: {counted(len(rows), 'row')} differ, by {largest:.3g} at most, first {rows[0]}"
+
+
+def _texts(first: Episode, second: Episode) -> Iterator[Difference]:
+    texts = [
+        [each.instruction_at(frame) or each.task for frame in range(each.num_frames)]
+        for each in (first, second)
+    ]
+    rows = [row for row, (text, other) in enumerate(zip(*texts, strict=True)) if text != other]
+    if rows:
+        shown = " and ".join(repr(each[rows[0]][:60]) for each in texts)
+        message = f"instruction: {counted(len(rows), 'frame')} differ, first {rows[0]}: {shown}"
+        yield Difference("texts", first.id, message)
+
+
+def _only(kind: str, episode: str, which: str, names: Collection[str]) -> Iterator[Difference]:
+    if names:
+        fields = dict.fromkeys(name.partition("[")[0] for name in names)
+        yield Difference(kind, episode, f"only in the {which}: {', '.join(fields)}")
+
+
+def _end(name: str) -> str:
+    for separator in (*_SEPARATORS, "."):
+        name = name.rpartition(separator)[2]
+    return name.lower()

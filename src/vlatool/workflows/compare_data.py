@@ -1,0 +1,148 @@
+"""DataComparison of two data sets in any two layouts, by content."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError, PartialFailure
+from vlatool.events import NULL, Reporter, counted
+from vlatool.results import Result
+from vlatool.sources.base import FormatReader, select
+from vlatool.sources.detection import detect_source
+from vlatool.sources.differences import DataComparison, Difference
+from vlatool.storage.uri import require_existing
+
+_MOST_LISTED = 100
+_MOST_SHOWN = 20
+
+
+class CompareDataConfig(ConfigModel):
+    """Options of `vlatool compare`."""
+
+    a: str = required_field("", "First data set.")
+    b: str = required_field("", "Second data set, such as one that was made from the first.")
+    format_a: str | None = Field(default=None, description="Format of A; null: detect it.")
+    format_b: str | None = Field(default=None, description="Format of B; null: detect it.")
+    episodes: str | None = Field(
+        default=None, description="Episodes to compare, such as 0:4,7; null: all."
+    )
+    images: int | None = Field(
+        default=5,
+        ge=0,
+        description="Images of each camera and episode to compare, evenly spaced; null: all.",
+    )
+    tolerance: float = Field(
+        default=10.0,
+        ge=0,
+        description="Mean difference of two images that counts as equal, in levels of 255; 0 for"
+        " copied images, more for videos that were encoded again.",
+    )
+    shared: bool = Field(
+        default=False,
+        description="Fields and cameras that only one of the sets has are no difference.",
+    )
+
+
+@dataclass(frozen=True)
+class CompareDataResult(Result):
+    """Differences between two data sets."""
+
+    rows_key: ClassVar[str] = "differences"
+
+    a: str
+    b: str
+    equal: bool
+    episodes: tuple[int, int]  # of both
+    compared: int  # pairs of episodes
+    frames: int  # of these, equal in number
+    counts: Mapping[str, int]  # differences by kind
+    fields: Mapping[str, str]  # columns of the first, to those of the second
+    cameras: Mapping[str, str]
+    differences: tuple[Difference, ...]  # the first 100
+
+    def lines(self) -> Iterator[str]:
+        alike: dict[str, list[str]] = {}  # message to episodes
+        for difference in self.differences:
+            alike.setdefault(difference.message, []).append(difference.episode)
+        for message, episodes in islice(alike.items(), _MOST_SHOWN):
+            others = f" and {len(episodes) - 1} more" if len(episodes) > 1 else ""
+            yield f"{episodes[0]}{others}: {message}"
+        if len(alike) > _MOST_SHOWN:
+            yield f"... and {len(alike) - _MOST_SHOWN} more, with --json"
+        pairs = f"{counted(self.compared, 'pair')} of episodes, {counted(self.frames, 'frame')}"
+        others = sum(name != other for name, other in self.fields.items())
+        names = f", {counted(others, 'column')} of another name" if others else ""
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in self.counts.items())
+        yield f"{'equal' if self.equal else f'different ({kinds})'}: {pairs}{names}"
+
+
+def compare_data(config: CompareDataConfig, *, reporter: Reporter = NULL) -> CompareDataResult:
+    """Compares the episodes of two data sets in their order: rows, texts, images.
+
+    Raises:
+        UsageError: A location is not given, or several formats find episodes there.
+        DataError: A location has no episodes.
+        PartialFailure: The sets differ; its `result` has the differences.
+    """
+    check_required(config, "vlatool compare A B")
+    sources = [
+        detect_source(require_existing(place), name)
+        for place, name in ((config.a, config.format_a), (config.b, config.format_b))
+    ]
+    first, second = (select(source.refs, config.episodes) for source in sources)
+    comparison = DataComparison(config.images, config.tolerance, config.shared)
+    differences = [
+        Difference("episodes", ref.id, f"only in the {name}")
+        for refs, others, name in ((first, second, "first"), (second, first, "second"))
+        for ref in refs[len(others) :]
+    ]
+    frames = 0
+    readers = (sources[0].reader, sources[1].reader)
+    pairs = list(zip(first, second, strict=False))
+    with reporter.progress("episodes", len(pairs), "episodes") as bar:
+        for pair in pairs:
+            count, others = _compared(comparison, readers, pair)
+            frames += count
+            differences += others
+            bar.advance(differences=len(differences))
+    result = CompareDataResult(
+        a=config.a,
+        b=config.b,
+        equal=not differences,
+        episodes=(len(first), len(second)),
+        compared=len(pairs),
+        frames=frames,
+        counts=Counter(difference.kind for difference in differences),
+        fields=comparison.matches,
+        cameras=comparison.cameras,
+        differences=tuple(differences[:_MOST_LISTED]),
+    )
+    if result.equal:
+        return result
+    problem = PartialFailure(
+        f"{config.a} and {config.b} differ: {counted(len(differences), 'difference')}",
+        hint="--shared true leaves out what only one has; --tolerance is for encoded images",
+        code="partial.data_differ",
+        details={"counts": dict(result.counts)},
+    )
+    problem.result = result
+    raise problem
+
+
+def _compared(
+    comparison: DataComparison,
+    readers: tuple[FormatReader, FormatReader],
+    refs: tuple[EpisodeRef, EpisodeRef],
+) -> tuple[int, list[Difference]]:
+    """Number of frames of a pair of episodes, and its differences."""
+    try:
+        first, second = (reader.read(ref) for reader, ref in zip(readers, refs, strict=True))
+    except DataError as error:
+        return 0, [Difference("episodes", refs[0].id, error.message)]
+    return min(first.num_frames, second.num_frames), [*comparison.differences(first, second)]
