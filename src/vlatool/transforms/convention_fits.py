@@ -37,6 +37,7 @@ _CLEAR_SHARE = 0.25  # of the variance, by which a hypothesis is worse whatever 
 _EXACT = 1e-4  # residual of numbers that are equal but for rounding
 LARGEST_RESIDUAL = 0.7
 SMALLEST = 1e-18
+_LARGEST = 1e12
 _SCREENED_ROWS = 1000
 _SCREENED = 24
 
@@ -72,10 +73,12 @@ class Tracks:
             block += len(action) // _BLOCK + 1
         index, numbers = np.concatenate(rows), np.concatenate(blocks)
         every = np.concatenate(actions), np.concatenate(states)
-        is_finite = np.isfinite(every[0][index]).all(axis=1)
+        is_mostly_nan = _is_usual(every[1]).sum(axis=0) < len(every[1]) / 2
+        every[1][:, is_mostly_nan] = 0
+        is_usual = _is_usual(every[0][index]).all(axis=1)
         for lag in (-1, *lags):
-            is_finite &= np.isfinite(every[1][index + lag]).all(axis=1)
-        return cls(*every, index[is_finite], numbers[is_finite], lags)
+            is_usual &= _is_usual(every[1][index + lag]).all(axis=1)
+        return cls(*every, index[is_usual], numbers[is_usual], lags)
 
     @cached_property
     def few(self) -> "Tracks":
@@ -98,8 +101,21 @@ class Tracks:
         """Rotations of the states [N, 3, 3]."""
         key = (columns.start, form, lag)
         if key not in self.cache:
-            self.cache[key] = matrix_from(self.state(columns, lag), form)
+            self.cache[key] = _matrices(self.state(columns, lag), form)
         return self.cache[key]
+
+
+def _matrices(values: Array, form: RotationForm) -> Array:
+    """Rotations [N, 3, 3] of values [N, C]; any for quaternions of zeros, as of a lost tracker."""
+    if form.startswith("quaternion"):
+        is_zero = np.abs(values).max(axis=-1, keepdims=True) < SMALLEST
+        values = np.where(is_zero, 1.0, values)
+    return matrix_from(values, form)
+
+
+def _is_usual(values: Array) -> Array:
+    """True for finite numbers of a size that a robot may have."""
+    return np.abs(np.nan_to_num(values, nan=np.inf)) < _LARGEST
 
 
 @dataclass(frozen=True)
@@ -302,7 +318,7 @@ def _linear(
 
 def _turned(hypothesis: Hypothesis, form: RotationForm, values: Array, expected: Array) -> Fit:
     """Fit of absolute rotations: angles between both by the variance of the expected ones."""
-    actions = matrix_from(values, form)
+    actions = _matrices(values, form)
     mean = expected.mean(axis=0)
     u, _, v = np.linalg.svd(mean)
     center = u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v

@@ -109,3 +109,13 @@ def test_a_case_has_every_value_of_a_convention() -> None:
     for name, count in (("rotation", 12), ("lag", 4), ("frame", 3), ("noise", 4)):
         assert len({getattr(case, name) for case in cases}) == count
     assert isinstance(cases[0], Planted)
+
+
+def test_states_of_a_lost_tracker_are_read() -> None:
+    rng = np.random.default_rng(0)
+    quaternions = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in walks(9, 4)]
+    quaternions[0][20:25] = 0
+    states = [np.hstack([rng.random((FRAMES, 3)), each]) for each in quaternions]
+    states[1][5, 0] = 1e300
+    groups = groups_of([each[:, :6] for each in states], states)
+    assert groups[0].values("lag") == [0]
