@@ -183,6 +183,11 @@ def derived_field(
     )
 
 
+def option(default: Any, description: str, **constraints: Any) -> Any:
+    """Field with a default."""
+    return Field(default=default, description=description, **constraints)
+
+
 def required_field(default: Any, description: str, **constraints: Any) -> Any:
     """Field that may be unset while a configuration is resolved, but not when a command runs."""
     return Field(

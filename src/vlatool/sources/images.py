@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.windows.format import MANIFEST, WindowManifest, lines_files, missing_images
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.findings import Finding, FindingCode, FindingCodes
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
@@ -40,10 +40,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 class ImagesConfig(ConfigModel):
     """Options for folders of images."""
 
-    extensions: list[str] = Field(
-        default=list(EXTENSIONS),
-        min_length=1,
-        description="File name suffixes of images; case is ignored.",
+    extensions: list[str] = option(
+        list(EXTENSIONS), "File name suffixes of images; case is ignored.", min_length=1
     )
 
     @field_validator("extensions")
@@ -58,34 +56,25 @@ _CONVERTED = "none if the colors are right: the image is converted to RGB"
 IMAGES = FindingCodes(
     "images",
     {
-        "no_pictures": FindingCode(
-            "error", "The folder of an episode has no images.", "exclude it with --exclude"
+        "no_pictures": error(
+            "The folder of an episode has no images.", "exclude it with --exclude"
         ),
-        "picture_unreadable": FindingCode(
-            "error", "An image is truncated, damaged or not an image.", _AGAIN
-        ),
-        "picture_too_large": FindingCode("error", "An image file is larger than 256 MiB.", _AGAIN),
-        "missing_file": FindingCode(
-            "error",
+        "picture_unreadable": error("An image is truncated, damaged or not an image.", _AGAIN),
+        "picture_too_large": error("An image file is larger than 256 MiB.", _AGAIN),
+        "missing_file": error(
             "An image is a broken link, or is missing although the manifest of its windows counts "
             "it.",
             _AGAIN,
         ),
-        "not_rgb": FindingCode(
-            "warning",
-            "An image is grayscale, transparent, interlaced, or not 8 bits per channel.",
-            _CONVERTED,
+        "not_rgb": warning(
+            "An image is grayscale, transparent, interlaced, or not 8 bits per channel.", _CONVERTED
         ),
-        "several_frames": FindingCode(
-            "warning", "An image is an animation.", "none if the first frame is wanted"
+        "several_frames": warning("An image is an animation.", "none if the first frame is wanted"),
+        "mixed_sizes": warning(
+            "Images of an episode differ in size.", "resize them with --resize-images-size"
         ),
-        "mixed_sizes": FindingCode(
-            "warning",
-            "Images of an episode differ in size.",
-            "resize them with --resize-images-size",
-        ),
-        "hidden_files": FindingCode("info", "Hidden or temporary files are ignored."),
-        "other_files": FindingCode("info", "Files without the suffix of an image are ignored."),
+        "hidden_files": info("Hidden or temporary files are ignored."),
+        "other_files": info("Files without the suffix of an image are ignored."),
     },
 )
 

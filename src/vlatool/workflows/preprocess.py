@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.config import base
+from vlatool.config.base import option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
@@ -125,9 +126,9 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     is_sink_explicit: ClassVar[bool] = False
 
     output: str = base.required_field("", "Folder to write.")
-    action_fields: list[str] = Field(
-        default=[],
-        description="Fields of an action, in order; relative poses have the suffix _relative. "
+    action_fields: list[str] = option(
+        [],
+        "Fields of an action, in order; relative poses have the suffix _relative. "
         "Default: those of the format.",
     )
     sink: SerializeAsAny[LbmConfig] = Field(

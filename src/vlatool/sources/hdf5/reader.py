@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts.images import decode_rgb
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Clip, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
@@ -32,18 +31,13 @@ from vlatool.storage.uri import can_list, location
 class Hdf5Config(ConfigModel):
     """Options of HDF5 recordings. What files do not store is given here."""
 
-    fps: float | None = Field(
-        default=None, gt=0, description="Frames per second; null: that of the file."
+    fps: float | None = option(None, "Frames per second; null: that of the file.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the file.")
+    mapping: str | None = option(
+        None, "YAML file that names cameras and fields; null: find the layout by structure."
     )
-    instruction: str | None = Field(
-        default=None, description="Instruction of all episodes; null: that of the file."
-    )
-    mapping: str | None = Field(
-        default=None,
-        description="YAML file that names cameras and fields; null: find the layout by structure.",
-    )
-    mask: str | None = Field(
-        default=None, description="Read the episodes that mask/NAME of each file lists, as train."
+    mask: str | None = option(
+        None, "Read the episodes that mask/NAME of each file lists, as train."
     )
 
 

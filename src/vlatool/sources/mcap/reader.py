@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
@@ -33,32 +33,24 @@ _MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": Fa
 class McapConfig(ConfigModel):
     """Options of bags. What they do not store is given here."""
 
-    fps: float | None = Field(
-        default=None, gt=0, description="Rows per second; null: fps in the metadata of the bag."
-    )
-    instruction: str | None = Field(
-        default=None, description="Instruction of all episodes; null: that of the bag."
-    )
-    mapping: str | None = Field(
-        default=None,
-        description="YAML file that names the topics of cameras and fields; null: all images and "
+    fps: float | None = option(None, "Rows per second; null: fps in the metadata of the bag.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the bag.")
+    mapping: str | None = option(
+        None,
+        "YAML file that names the topics of cameras and fields; null: all images and "
         "plain numbers.",
     )
-    time_source: Literal["log", "header"] = Field(
-        default="log", description="Time of a message: that of recording, or its header stamp."
+    time_source: Literal["log", "header"] = option(
+        "log", "Time of a message: that of recording, or its header stamp."
     )
-    max_age_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Greatest age of a value in a row, in seconds; older ones fail the episode.",
+    max_age_s: float | None = option(
+        None, "Greatest age of a value in a row, in seconds; older ones fail the episode.", gt=0
     )
-    marker: str | None = Field(
-        default=None, description="Topic (Bool or String) whose messages start and stop episodes."
+    marker: str | None = option(
+        None, "Topic (Bool or String) whose messages start and stop episodes."
     )
-    gap_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Start an episode after this many seconds without a message.",
+    gap_s: float | None = option(
+        None, "Start an episode after this many seconds without a message.", gt=0
     )
 
     @model_validator(mode="after")

@@ -9,8 +9,7 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from pydantic import Field
-
+from vlatool.config.base import option
 from vlatool.errors import DataError
 from vlatool.sources.base import id_part
 from vlatool.sources.mapping import CameraMapping, RecordingMapping
@@ -38,12 +37,10 @@ _GENERIC = ("image", "image_raw", "image_rect", "image_color", "raw", "compresse
 class BagMapping(RecordingMapping):
     """Parts of an episode of a bag."""
 
-    episodes: str = Field(
-        default="/", description="Topic whose messages start and stop episodes; /: the bag is one."
-    )
-    depth: dict[str, str] = Field(default={}, description="Camera to its depth images.")
-    joints: dict[str, list[str]] = Field(
-        default={}, description="Field to its joints in order; others are sorted by name."
+    episodes: str = option("/", "Topic whose messages start and stop episodes; /: the bag is one.")
+    depth: dict[str, str] = option({}, "Camera to its depth images.")
+    joints: dict[str, list[str]] = option(
+        {}, "Field to its joints in order; others are sorted by name."
     )
 
 

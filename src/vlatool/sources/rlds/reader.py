@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts import tfrecord
 from vlatool.artifacts.images import decode_rgb, image_info
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
@@ -36,11 +35,9 @@ _FLAGS = ("is_first", "is_last", "is_terminal")
 class RldsConfig(ConfigModel):
     """Options of RLDS data sets. What they do not store is given here."""
 
-    fps: float | None = Field(default=None, gt=0, description="Frames per second.")
-    instruction: str | None = Field(
-        default=None, description="Instruction of all episodes; null: that of the data."
-    )
-    split: str | None = Field(default=None, description="Split, such as train; null: all.")
+    fps: float | None = option(None, "Frames per second.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the data.")
+    split: str | None = option(None, "Split, such as train; null: all.")
 
 
 class StepImages(FrameSource):

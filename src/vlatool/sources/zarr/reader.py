@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import (
     Array,
     Clip,
@@ -45,11 +44,11 @@ _LEVELS = 255
 class ZarrConfig(ConfigModel):
     """Options of replay buffers. What stores do not have is given here."""
 
-    fps: float | None = Field(default=None, gt=0, description="Frames per second.")
-    instruction: str | None = Field(default=None, description="Instruction of all episodes.")
-    missing_chunks: Literal["error", "fill"] = Field(
-        default="error",
-        description="What to do about chunks that are not there: Zarr 3 leaves out those that have "
+    fps: float | None = option(None, "Frames per second.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes.")
+    missing_chunks: Literal["error", "fill"] = option(
+        "error",
+        "What to do about chunks that are not there: Zarr 3 leaves out those that have "
         "only the fill value.",
     )
 
