@@ -83,6 +83,13 @@ class FindingCodes:
         message = f"{path}:{line}: {reason}" if line else f"{path}: {reason}"
         return self(code, message, **position, **place)
 
+    def error(
+        self, code: str, path: PurePath | str, *parts: object, hint: str = "", **details: Any
+    ) -> DataError:
+        """Returns the error `PATH: PART: PART` of a code of this table, with its action as hint."""
+        reason, hint = ": ".join(map(str, filter(None, parts))), hint or self.codes[code].action
+        return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
+
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
         """Converts the error of a reader to a finding, with a code of this table if it has one."""
         finding = finding_of_error(error, **place)

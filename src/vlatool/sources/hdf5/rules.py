@@ -84,13 +84,7 @@ def readable(path: Path, place: str = "") -> Generator[None]:
     except DataError:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
-        raise _error(path, place, f"cannot be read: {error}", "unreadable") from error
-
-
-def _error(path: Path, place: str, reason: str, code: str, **details: Any) -> DataError:
-    where = f"{path}: {place}: {reason}" if place else f"{path}: {reason}"
-    hint = HDF5.codes[code].action
-    return DataError(where, hint=hint, code=f"data.{code}", details={"path": str(path), **details})
+        raise HDF5.error("unreadable", path, place, f"cannot be read: {error}") from error
 
 
 @contextmanager
@@ -127,7 +121,7 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
             return FileLayout(name, tuple(groups), "actions")
         if "action" in file and _member(file, "observations") is not None:
             return FileLayout("ALOHA", ("/",), "action")
-    raise _error(path, "", f"unknown layout: {_names(file)}", "unknown_layout")
+    raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
 
 
 def _kind_of(demo: Any) -> str:
@@ -217,16 +211,16 @@ def check_dataset(dataset: Any, path: Path) -> None:
 
     name = dataset.name
     if dataset.external or dataset.is_virtual:
-        raise _error(path, name, "its values are in another file", "data_outside", field=name)
+        raise HDF5.error("data_outside", path, name, "its values are in another file", field=name)
     plist = dataset.id.get_create_plist()
     for number in range(plist.get_nfilters()):
         code, _, _, label = plist.get_filter(number)
         if not h5py.h5z.filter_avail(code):
             known = label.decode(errors="replace") or code
-            raise _error(path, name, f"needs the filter {known}", "missing_filter", field=name)
+            raise HDF5.error("missing_filter", path, name, f"needs the filter {known}", field=name)
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     if chunk > _LARGEST_CHUNK:
-        raise _error(path, name, f"has chunks of {chunk:,} bytes", "too_large", field=name)
+        raise HDF5.error("too_large", path, name, f"has chunks of {chunk:,} bytes", field=name)
 
 
 def _by_structure(actions: str, datasets: Mapping[str, Any]) -> RecordingMapping:
@@ -287,18 +281,18 @@ def contents_of(
     used |= {*mapping.language.values()}
     for name, dataset in {**datasets, **images}.items():
         if not dataset.shape:
-            raise _error(path, dataset.name, "is a single value", "not_numeric", field=name)
+            raise HDF5.error("not_numeric", path, dataset.name, "is a single value", field=name)
         check_dataset(dataset, path)
     lengths = {name: len(dataset) for name, dataset in {**datasets, **images}.items()}
     if not lengths:
-        raise _error(path, place, "the mapping names no dataset", "missing_dataset")
+        raise HDF5.error("missing_dataset", path, place, "the mapping names no dataset")
     count = lengths.get(next(iter(mapping.action_fields), ""), next(iter(lengths.values())))
     for name, length in lengths.items():
         if length != count:
             reason = f"{name} has {length} rows, the others {count}"
-            raise _error(path, place, reason, "length_mismatch", field=name)
+            raise HDF5.error("length_mismatch", path, place, reason, field=name)
     if not count:
-        raise _error(path, place, "has no frames", "empty_episode")
+        raise HDF5.error("empty_episode", path, place, "has no frames")
     _check_fields(datasets, path)
     sizes = {name: _image_facts(name, dataset, path) for name, dataset in images.items()}
     return Contents(count, sizes, datasets, [name for name in listed if name not in used])
@@ -308,11 +302,11 @@ def _check_fields(datasets: Mapping[str, Any], path: Path) -> None:
     total = 0
     for name, dataset in datasets.items():
         if dataset.dtype.kind not in "fiub":
-            raise _error(path, dataset.name, f"is {dataset.dtype}", "not_numeric", field=name)
+            raise HDF5.error("not_numeric", path, dataset.name, f"is {dataset.dtype}", field=name)
         total += dataset.nbytes
         if dataset.nbytes > _LARGEST_FIELD or total > _LARGEST_FIELDS:
             reason = f"{dataset.nbytes:,} bytes, {total:,} with the fields before it"
-            raise _error(path, dataset.name, reason, "too_large", field=name)
+            raise HDF5.error("too_large", path, dataset.name, reason, field=name)
 
 
 def _image_facts(name: str, dataset: Any, path: Path) -> tuple[str, Kind, tuple[int, int]]:
@@ -325,14 +319,14 @@ def _image_facts(name: str, dataset: Any, path: Path) -> tuple[str, Kind, tuple[
         try:
             info = image_info(row_bytes(dataset, 0))
         except ValueError as error:
-            raise _error(path, dataset.name, str(error), "not_numeric", camera=name) from error
+            raise HDF5.error("not_numeric", path, dataset.name, str(error), camera=name) from error
         size = (info.height, info.width)
     else:
         shape = f"{dataset.dtype} {list(dataset.shape)}"
-        raise _error(path, dataset.name, f"{shape} is no images", "not_numeric", camera=name)
+        raise HDF5.error("not_numeric", path, dataset.name, f"{shape} is no images", camera=name)
     if math.prod(size) > _MOST_PIXELS or not math.prod(size):
         reason = f"images of {size[1]} x {size[0]} pixels"
-        raise _error(path, dataset.name, reason, "too_large", camera=name)
+        raise HDF5.error("too_large", path, dataset.name, reason, camera=name)
     return dataset.name, kind, size
 
 
@@ -343,7 +337,7 @@ def dataset_at(group: Any, reference: str, path: Path) -> Any:
     if member is None or hasattr(member, "keys"):
         link = "is a link, which is not followed" if reference in root else "is missing"
         code = "data_outside" if reference in root and member is None else "missing_dataset"
-        raise _error(path, f"{group.name}/{reference}".lstrip("/"), link, code, field=reference)
+        raise HDF5.error(code, path, f"{group.name}/{reference}".lstrip("/"), link, field=reference)
     return member
 
 
@@ -358,7 +352,7 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
         root = group.file if place.startswith("/") else group
         owner = _member(root, place) if place.strip("/") else root
         if owner is None or name not in owner.attrs:
-            raise _error(path, reference, "is missing", "missing_dataset", field=reference)
+            raise HDF5.error("missing_dataset", path, reference, "is missing", field=reference)
         value = owner.attrs[name]
     value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -371,13 +365,13 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     dataset = dataset_at(group, reference, path)
     name, count = dataset.name, dataset.size
     if dataset.dtype.kind not in "SO":
-        raise _error(path, name, f"is {dataset.dtype}, not text", "not_text")
+        raise HDF5.error("not_text", path, name, f"is {dataset.dtype}, not text")
     if count not in (1, num_frames):
         reason = f"has {count} texts, the episode {num_frames} frames"
-        raise _error(path, name, reason, "length_mismatch")
+        raise HDF5.error("length_mismatch", path, name, reason)
     check_dataset(dataset, path)
     if dataset.nbytes > _LARGEST_FIELD:
-        raise _error(path, name, f"{dataset.nbytes:,} bytes", "too_large")
+        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes")
     with readable(path, name):
         rows = np.asarray(dataset[()]).reshape(-1).tolist()
     return [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
@@ -449,7 +443,7 @@ def episode_at(
     with opened(path) as file, readable(path, name):
         group = file if name == "/" else _member(file, name)
         if group is None:
-            raise _error(path, name, "is missing", "missing_dataset")
+            raise HDF5.error("missing_dataset", path, name, "is missing")
         listed = dict(datasets_of(group))
         parts = mapping or _by_structure(actions, listed)
         yield group, parts, contents_of(group, parts, path, listed)

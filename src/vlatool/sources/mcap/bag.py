@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding
-from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
 from vlatool.storage.cache import local_copy
 from vlatool.storage.documents import DocumentError, read_yaml
@@ -136,7 +136,7 @@ def _readable(path: Path, place: str = "") -> Generator[None]:
         raise
     except Exception as error:
         reason = f"cannot be read: {str(error) or type(error).__name__}"
-        raise mcap_error(path, place, reason, "unreadable") from error
+        raise MCAP.error("unreadable", path, place, reason) from error
 
 
 @lru_cache(maxsize=64)
@@ -189,7 +189,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
     """Adds all segments; returns the start of a record that is cut off, or None."""
     with open_forward(file.path) as stream:
         if stream.read(8) != _MAGIC:
-            raise mcap_error(file.path, "", "does not start as MCAP", "unreadable")
+            raise MCAP.error("unreadable", file.path, "does not start as MCAP")
         stop = 8
         while True:
             start, head = stop, stream.read(_HEAD.size)
@@ -247,7 +247,7 @@ def _content(path: Path, segment: Segment) -> bytes:
         _, _, size, crc, name = _CHUNK.unpack_from(data)
     if max(size, length) > _LARGEST:
         reason = f"{max(size, length):,} bytes at once"
-        raise mcap_error(path, f"byte {segment.start}", reason, "too_large")
+        raise MCAP.error("too_large", path, f"byte {segment.start}", reason)
     if not segment.is_chunk:
         return data
     compression, (stored,) = (
@@ -411,7 +411,7 @@ def _listed(folder: Path) -> list[str] | None:
         facts = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
         return None if facts is None else [Path(str(n)).name for n in facts["relative_file_paths"]]
     except (DocumentError, LookupError, TypeError) as error:
-        raise mcap_error(folder / _METADATA, "", repr(error), "unreadable") from error
+        raise MCAP.error("unreadable", folder / _METADATA, repr(error)) from error
 
 
 def bag_at(path: Path) -> Bag:
@@ -422,5 +422,5 @@ def bag_at(path: Path) -> Bag:
     for part in parts:
         if not part.name.endswith(SUFFIXES) or not part.is_file():
             reason = f"is listed in {_METADATA}, and not there or compressed as a whole"
-            raise mcap_error(part, "", reason, "missing_part")
+            raise MCAP.error("missing_part", part, reason)
     return Bag(path, parts)

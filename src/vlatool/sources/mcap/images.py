@@ -12,7 +12,7 @@ from vlatool.episode import Array, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.sources.mcap.bag import Bag, BagChannel, TopicReader
 from vlatool.sources.mcap.messages import decoded, image_kind, is_encoded
-from vlatool.sources.mcap.rules import mcap_error
+from vlatool.sources.mcap.rules import MCAP
 
 _MOST_PIXELS = 2**26
 # Encoding to bytes per pixel, and which of them are red, green and blue.
@@ -93,7 +93,7 @@ class BagImages(FrameSource):
 
     def _error(self, index: int, reason: str) -> DataError:
         place = f"{self._channel.topic}: frame {index}"
-        return mcap_error(self._bag.path, place, reason, "bad_image", frame=index)
+        return MCAP.error("bad_image", self._bag.path, place, reason, frame=index)
 
     def _image(self, index: int) -> Array:
         if not 0 <= index < len(self):

@@ -16,7 +16,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError, VlatoolError, installed, missing_package
 from vlatool.sources.mcap.bag import Bag, BagChannel
-from vlatool.sources.mcap.rules import mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.tree import natural_key
 
 TEXT = "std_msgs/msg/String"
@@ -65,7 +65,7 @@ def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
             except Exception as error:  # noqa: BLE001 - the parser of the library
                 reason = f"has no usable schema {channel.type!r}: {error!r}"[:400]
         if reason:
-            known[topic] = mcap_error(bag.path, topic, reason, code, field=topic)
+            known[topic] = MCAP.error(code, bag.path, topic, reason, field=topic)
     return known
 
 
@@ -77,7 +77,7 @@ def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
         raise
     except Exception as error:
         topic = channel.topic
-        raise mcap_error(path, topic, repr(error), "bad_message", field=topic) from error
+        raise MCAP.error("bad_message", path, topic, repr(error), field=topic) from error
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import proposal, read_mapping
 from vlatool.sources.mcap.bag import SUFFIXES, TimeSpan, bag_at, bags_below
 from vlatool.sources.mcap.messages import decoded
-from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, proposed
 from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_rows, make_tracks
 from vlatool.sources.rules import distinct_recordings
@@ -224,22 +224,22 @@ class McapReader(base.FormatReader):
         absent = [key for key, track in tracks.items() if not len(track)]
         if absent:
             reason = f"no message, {tracks[absent[0]].skipped} left out{damages}"
-            raise mcap_error(ref.path, f"{ref.id}: {absent[0]}", reason, "missing_topic")
+            raise MCAP.error("missing_topic", ref.path, f"{ref.id}: {absent[0]}", reason)
         max_age = self.config.max_age_s
         rows = make_rows(tracks, fps, max_age) if tracks else None
         if rows is None or not len(rows.times):
             reason = "no time with a value of each topic" if rows else "no images and no numbers"
-            raise mcap_error(ref.path, ref.id, f"{reason}{damages}", "empty_episode")
+            raise MCAP.error("empty_episode", ref.path, ref.id, f"{reason}{damages}")
         if len(rows.times) == MOST_ROWS:
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
-            raise mcap_error(ref.path, ref.id, reason, "too_large")
+            raise MCAP.error("too_large", ref.path, ref.id, reason)
         counts: dict[str, str] = {}
         for key, track in tracks.items():
             topic, ages = track.channel.topic, rows.ages[key] / 1e9
             if max_age is not None and ages.max() > max_age:
                 row = int((ages > max_age).argmax())
                 reason = f"the value in row {row} is {ages[row]:.3g} s old"
-                raise mcap_error(ref.path, f"{ref.id}: {key}", reason, "stale_value", frame=row)
+                raise MCAP.error("stale_value", ref.path, f"{ref.id}: {key}", reason, frame=row)
             text, gaps = track.timing(rows.taken[key])
             numbers = {"out_of_order": late[key], "skipped": track.skipped}
             problems = {code: f"{number} messages" for code, number in numbers.items() if number}
@@ -262,7 +262,7 @@ class McapReader(base.FormatReader):
             fps = float(stored or 0)
         if mapping.fps and not 0 < fps < np.inf:
             reason = f"is no rate: {stored!r}"
-            raise mcap_error(topics.bag.path, mapping.fps, reason, "missing_field")
+            raise MCAP.error("missing_field", topics.bag.path, mapping.fps, reason)
         return fps if 0 < fps < np.inf else None
 
     @staticmethod

@@ -1,9 +1,5 @@
 """Findings of bags."""
 
-from pathlib import Path
-from typing import Any
-
-from vlatool.errors import DataError
 from vlatool.findings import FindingCodes, error, info, warning
 
 _AGAIN = "copy the bag again, or exclude the episode with --exclude"
@@ -38,9 +34,3 @@ MCAP = FindingCodes(
         "left_out": info("Topics, attachments and metadata that are not read."),
     },
 )
-
-
-def mcap_error(path: Path, place: str, reason: object, code: str, **details: Any) -> DataError:
-    """Error with the bag, the place in it and a code of `MCAP`."""
-    message, hint = f"{place}: {reason}" if place else str(reason), MCAP.codes[code].action
-    return DataError.at(path, message, hint=hint, code=f"data.{code}", **details)

@@ -13,17 +13,9 @@ from vlatool.config.base import option
 from vlatool.errors import DataError
 from vlatool.sources.base import id_part
 from vlatool.sources.mapping import CameraMapping, RecordingMapping
+from vlatool.sources.mcap import messages
 from vlatool.sources.mcap.bag import Bag, BagChannel, BagMessage, TimeSpan
-from vlatool.sources.mcap.messages import (
-    TEXT,
-    channels_of,
-    decoded,
-    image_kind,
-    is_encoded,
-    joints_of,
-    numbers_of,
-)
-from vlatool.sources.mcap.rules import mcap_error
+from vlatool.sources.mcap.rules import MCAP
 
 STEM = "{stem}"  # as the instruction: the name of the file
 JOINT_VALUES = ("position", "velocity", "effort")
@@ -48,7 +40,7 @@ class Topics:
     """Topics of a bag, in natural order, and its metadata."""
 
     def __init__(self, bag: Bag) -> None:
-        self.bag, self.channels, self.counts = bag, channels_of(bag), Counter[str]()
+        self.bag, self.channels, self.counts = bag, messages.channels_of(bag), Counter[str]()
         self._metadata, self._attachments = dict[str, str](), list[str]()
         for file in bag.files:
             self._metadata |= file.metadata
@@ -61,7 +53,7 @@ class Topics:
         fitting = [t for t in self.channels if f"{reference}/".startswith(f"{t.rstrip('/')}/")]
         if not fitting:
             reason = f"no such topic; there are: {', '.join(self.channels) or 'none'}"
-            raise mcap_error(self.bag.path, reference, reason, "missing_topic", field=reference)
+            raise MCAP.error("missing_topic", self.bag.path, reference, reason, field=reference)
         channel = self.channels[max(fitting, key=len)]
         if isinstance(channel, DataError):
             raise channel
@@ -91,7 +83,7 @@ class Topics:
     def images(self) -> list[str]:
         """Topics with images."""
         known = self.channels.items()
-        return [t for t, c in known if isinstance(c, BagChannel) and image_kind(c)]
+        return [t for t, c in known if isinstance(c, BagChannel) and messages.image_kind(c)]
 
     def left_out(self, used: Container[str]) -> str:
         """Topics, attachments and metadata that are not used."""
@@ -119,21 +111,23 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
     texts: list[str] = []
     cameras, depth, fields, joints = (dict[str, Any]() for _ in range(4))
     for topic, stored in topics.first_messages(topics.channels).items():
-        message = decoded(topics.bag.path, stored.channel, stored.data)
+        message = messages.decoded(topics.bag.path, stored.channel, stored.data)
         note = f"{stored.channel.type}, {topics.counts[topic]} messages"
         if getattr(message, "encoding", "") == "16UC1":
             depth[_camera_name(topic, depth)] = topic
-        elif (kind := image_kind(stored.channel)) == "file" and not is_encoded(message.data):
+        elif (kind := messages.image_kind(stored.channel)) == "file" and not messages.is_encoded(
+            message.data
+        ):
             continue  # neither an image nor numbers
         elif kind:
             name = _camera_name(topic, cameras)
             cameras[name], notes[f"cameras.{name}"] = CameraMapping(path=topic), note
-        elif stored.channel.type == TEXT:
+        elif stored.channel.type == messages.TEXT:
             texts += [topic] * bool(_INSTRUCTION.search(topic))
         else:
             for name, reference in _fields(topic, message):
                 fields[name], notes[f"fields.{name}"] = reference, note
-                if names := joints_of(message):
+                if names := messages.joints_of(message):
                     joints[name], notes[f"joints.{name}"] = names, "that of the policy?"
     actions = [name for name, reference in fields.items() if _ACTION.search(reference.lower())]
     observed = [name for name in fields if name not in actions and _MEASURED.search(name.lower())]
@@ -152,12 +146,12 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
 def _fields(topic: str, message: Any) -> Iterator[tuple[str, str]]:
     """(field, reference) of the numbers of a topic; none if it has others than plain numbers."""
     name = ".".join(id_part(part) for part in topic.split("/") if part) or "topic"
-    joints = joints_of(message)
+    joints = messages.joints_of(message)
     for member in JOINT_VALUES if joints else ():
         if len(getattr(message, member, ())) == len(joints):
             yield f"{name}.{member}", f"{topic}/{member}"
     with suppress(TypeError, ValueError):
-        if not joints and sum(part.size for _, part in numbers_of(message)):
+        if not joints and sum(part.size for _, part in messages.numbers_of(message)):
             yield name, topic
 
 

@@ -18,7 +18,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
-from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
+from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of
 from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
@@ -118,7 +118,7 @@ class RldsReader(base.FormatReader):
             try:
                 spans = list(tfrecord.record_spans(path))
             except tfrecord.TfRecordError as error:
-                raise rlds_error(path, str(error), error.code) from error
+                raise RLDS.error(error.code, path, str(error)) from error
             declared = lengths.get(split, ())
             if shard < len(declared) and declared[shard] != len(spans):
                 reason = f"has {counted(len(spans), 'record')}, {_INFO} says {declared[shard]}"
@@ -161,7 +161,7 @@ class RldsReader(base.FormatReader):
         try:
             parsed = tfrecord.parse_example(tfrecord.read_record(ByteRange(ref.path, first, stop)))
         except tfrecord.TfRecordError as error:
-            raise rlds_error(ref.path, f"record at byte {first}: {error}", error.code) from error
+            raise RLDS.error(error.code, ref.path, f"record at byte {first}: {error}") from error
         episode = _Steps(ref, features, parsed)
         lowdim = episode.fields()
         option = self.config.instruction
@@ -208,7 +208,7 @@ class _Steps:
             if count != self.count:
                 raise self._error(f"{name} has {count} steps, others {self.count}")
         if not self.count:
-            raise rlds_error(ref.path, f"{ref.id}: has no steps", "empty_episode")
+            raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
 
     def _rows(self, feature: StepFeature) -> int:
         """Number of steps of a feature, by its length and shape."""
@@ -264,7 +264,7 @@ class _Steps:
         return texts
 
     def _error(self, reason: str) -> DataError:
-        return rlds_error(self._ref.path, f"{self._ref.id}: {reason}", "missing_feature")
+        return RLDS.error("missing_feature", self._ref.path, f"{self._ref.id}: {reason}")
 
 
 def _is_number(dtype: str) -> bool:
@@ -279,9 +279,9 @@ def _features(path: Path) -> tuple[StepFeature, ...]:
     try:
         features = tuple(features_of(read_json(path)))
     except (DocumentError, ValueError, AttributeError, TypeError) as error:
-        raise rlds_error(path, str(error), "broken_features") from error
+        raise RLDS.error("broken_features", path, str(error)) from error
     if not any(feature.is_step for feature in features):
-        raise rlds_error(path, "has no feature steps", "broken_features")
+        raise RLDS.error("broken_features", path, "has no feature steps")
     return features
 
 

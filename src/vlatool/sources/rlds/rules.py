@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from vlatool.errors import DataError
 from vlatool.findings import FindingCodes, error, info
 
 _AGAIN = "copy the file again, or exclude the episode with --exclude"
@@ -33,12 +31,6 @@ RLDS = FindingCodes(
         "empty_episode": error("An episode has no steps.", _AGAIN),
     },
 )
-
-
-def rlds_error(path: Path, reason: str, code: str, **details: Any) -> DataError:
-    """Error with the file and a code of `RLDS`."""
-    hint = RLDS.codes[code].action
-    return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
 
 
 Kind = Literal["numbers", "image", "text", "unknown"]

@@ -31,7 +31,7 @@ from vlatool.sources import base
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rules import distinct_recordings
-from vlatool.sources.zarr.rules import ZARR, zarr_error
+from vlatool.sources.zarr.rules import ZARR
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
 
@@ -82,7 +82,7 @@ def _readable(path: Path, place: str) -> Generator[None]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         code = "missing_codec" if "codec not available" in reason else "unreadable"
-        raise zarr_error(path, place, f"cannot be read: {reason}", code) from error
+        raise ZARR.error(code, path, place, f"cannot be read: {reason}") from error
 
 
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
@@ -95,7 +95,7 @@ def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
         store = CheckedStore(path, may_fill=may_fill)
         root = zarr.open_group(store, mode="r", use_consolidated=False)
         if "data" not in store.names("") or "episode_ends" not in store.names("meta"):
-            raise zarr_error(path, "", "has no meta/episode_ends", "unknown_layout")
+            raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
         arrays = {
             name: root[f"data/{name}"]
             for name in sorted(store.names("data"), key=natural_key)
@@ -109,10 +109,10 @@ def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
         if length != count:
             other = next(name for name, length in rows.items() if length == count)
             reason = f"has {length} rows, data/{other} has {count}"
-            raise zarr_error(path, f"data/{name}", reason, "length_mismatch")
+            raise ZARR.error("length_mismatch", path, f"data/{name}", reason)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
     if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
-        raise zarr_error(path, "meta/episode_ends", f"does not divide {count} rows", "bad_ends")
+        raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
     cameras = {name: array.shape[1:3] for name, array in arrays.items() if _is_images(array)}
     fields = tuple(n for n, a in arrays.items() if n not in cameras and _is_field(a))
     texts = {kind_of_name(name): name for name, array in arrays.items() if _is_text(name, array)}
@@ -171,7 +171,7 @@ def _check(path: Path, name: str, array: Any) -> None:
     row = math.prod(array.shape[1:])
     if chunk > _LARGEST_CHUNK or row > 3 * _MOST_PIXELS or not row:
         reason = f"chunks of {chunk:,} bytes, {row:,} values in a row"
-        raise zarr_error(path, f"data/{name}", reason, "too_large")
+        raise ZARR.error("too_large", path, f"data/{name}", reason)
 
 
 class ZarrImages(FrameSource):
@@ -224,7 +224,7 @@ class ZarrImages(FrameSource):
             return levels
         place = f"data/{self._name}: frame {index}"
         reason = f"values of {values.dtype} are no whole levels from 0 to {_LEVELS}"
-        raise zarr_error(self._path, place, reason, "not_numeric")
+        raise ZARR.error("not_numeric", self._path, place, reason)
 
 
 class ZarrReader(base.FormatReader):
@@ -293,7 +293,7 @@ class ZarrReader(base.FormatReader):
             array = buffer.arrays[name]
             if math.prod(array.shape[1:]) * (stop - first) * array.dtype.itemsize > _LARGEST_FIELD:
                 reason = f"an episode of {stop - first} rows is too large"
-                raise zarr_error(ref.path, f"data/{name}", reason, "too_large")
+                raise ZARR.error("too_large", ref.path, f"data/{name}", reason)
             with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
                 lowdim[name] = np.asarray(array[first:stop]).reshape(stop - first, -1)
         may_fill = self.config.missing_chunks == "fill"
@@ -330,7 +330,7 @@ class ZarrReader(base.FormatReader):
         first, stop = buffer.rows(number)
         if first == stop:
             reason = f"episode {number} has no rows"
-            raise zarr_error(ref.path, "meta/episode_ends", reason, "bad_ends")
+            raise ZARR.error("bad_ends", ref.path, "meta/episode_ends", reason)
         return first, stop
 
     @staticmethod
@@ -344,7 +344,7 @@ class ZarrReader(base.FormatReader):
             count = probe_video(clip).num_frames
             if count != frames:
                 reason = f"has {count} frames, the episode {frames}"
-                raise zarr_error(file, "", reason, "length_mismatch")
+                raise ZARR.error("length_mismatch", file, reason)
             cameras[file.stem] = VideoFrames(clip, count)
         return cameras
 

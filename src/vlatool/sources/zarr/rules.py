@@ -1,8 +1,5 @@
 """Findings of Zarr recordings."""
 
-from pathlib import Path
-
-from vlatool.errors import DataError
 from vlatool.findings import FindingCodes, error, info, warning
 
 _AGAIN = "copy the store again, or exclude the episode with --exclude"
@@ -39,10 +36,3 @@ ZARR = FindingCodes(
         "ignored": info("Arrays that are neither images nor numbers."),
     },
 )
-
-
-def zarr_error(path: Path, place: str, reason: str, code: str, hint: str = "") -> DataError:
-    """Error with the store, the place in it and a code of `ZARR`."""
-    message = f"{place}: {reason}" if place else reason
-    hint = hint or ZARR.codes[code].action
-    return DataError.at(path, message, hint=hint, code=f"data.{code}")
