@@ -46,7 +46,8 @@ class FormatReader(Protocol):
     layout: str = ""
     source_findings: Sequence[Finding] = ()
 
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes below `sources`, in natural order; cheap and deterministic.

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import field_validator
 
-from vlatool.artifacts.images import decode_rgb, image_info
+from vlatool.artifacts.images import image_info
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.windows.format import MANIFEST, WindowManifest, lines_files, missing_images
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
+from vlatool.sources.frames import SingleImages
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
@@ -84,13 +84,14 @@ LARGEST_FILE = 2**28
 _AT_ONCE = 8
 
 
-class ImageFiles(FrameSource):
+class ImageFiles(SingleImages):
     """Image files as a `FrameSource`; images of different sizes are read one at a time."""
+
+    may_differ: ClassVar[bool] = True
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._prefetched: dict[int, bytes] = {}
-        self._size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -100,16 +101,6 @@ class ImageFiles(FrameSource):
 
     def path_of(self, index: int) -> Path:
         return self.paths[index]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
-        if self._size is None:
-            try:
-                self._size = image_info(self.encoded(0)).size
-            except ValueError as error:
-                raise self.image_error(0, str(error)) from error
-        return self._size
 
     def encoded(self, index: int) -> bytes:
         if index not in self._prefetched:
@@ -135,26 +126,9 @@ class ImageFiles(FrameSource):
             )
         return data
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = [self._image(index) for index in indices]
-        for index, image in zip(indices, images, strict=True):
-            if image.shape != images[0].shape:
-                sizes = (f"{shown.shape[1]}x{shown.shape[0]}" for shown in (image, images[0]))
-                raise self.image_error(
-                    index, f"sizes differ within one read: {' and '.join(sizes)}"
-                )
-        return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
-
     def image_error(self, index: int, reason: str) -> DataError:
         """Error for an image that cannot be decoded."""
         return self._error(index, f"unreadable image: {reason}", "data.picture_unreadable")
-
-    def _image(self, index: int) -> UInt8Array:
-        try:
-            return decode_rgb(self.encoded(index))
-        except ValueError as error:
-            raise self.image_error(index, str(error)) from error
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
         return DataError.at(
@@ -195,10 +169,6 @@ class ImagesReader(FormatReader):
     default_sink: ClassVar[str] = "image-shards"
     # Folders of many formats contain images.
     is_fallback: ClassVar[bool] = True
-
-    def __init__(self, config: ImagesConfig) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All folders of images, one level below a source or below its `images/`."""

@@ -19,7 +19,7 @@ from vlatool.episode import Clip, Episode, EpisodeRef, FieldSpec, FrameSource, S
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import VideoFrames, probe_video
+from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
@@ -41,7 +41,7 @@ class Hdf5Config(ConfigModel):
     )
 
 
-class Hdf5Images(FrameSource):
+class Hdf5Images(SingleImages):
     """A dataset of images, read row by row; opened at the first read and held until `close`."""
 
     def __init__(
@@ -69,16 +69,6 @@ class Hdf5Images(FrameSource):
         """(height, width) of the images, in pixels."""
         return self._shape[1:]
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            image = self._pixels(index)
-            if image.shape != images.shape[1:]:
-                raise self._error(index, f"has size {image.shape[1]} x {image.shape[0]}")
-            images[position] = image[..., ::-1] if self._bgr else image
-        return images
-
     def encoded(self, index: int) -> bytes | None:
         """The stored JPEG or PNG; None for arrays, and where colors are swapped."""
         return self._row(index) if self._kind == "encoded" and not self._bgr else None
@@ -89,34 +79,29 @@ class Hdf5Images(FrameSource):
             self._open[0].__exit__(None, None, None)
             self._open = None
 
-    def _pixels(self, index: int) -> UInt8Array:
+    def image(self, index: int) -> UInt8Array:
         if self._kind == "pixels":
-            return self._reading(index, lambda dataset: np.asarray(dataset[index], np.uint8))
-        try:
-            return decode_rgb(self._row(index))
-        except ValueError as error:
-            raise self._error(index, str(error)) from error
+            image = self._reading(index, lambda dataset: np.asarray(dataset[index], np.uint8))
+        else:
+            try:
+                image = decode_rgb(self._row(index))
+            except ValueError as error:
+                raise self.image_error(index, str(error)) from error
+        return image[..., ::-1] if self._bgr else image
 
     def _row(self, index: int) -> bytes:
         return self._reading(index, lambda dataset: rules.row_bytes(dataset, index))
 
     def _reading(self, index: int, read: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._path}: {self._name}: frame {index} of {len(self)}")
         with rules.readable(self._path, f"{self._name}: frame {index}"):
             if self._open is None:
                 context = rules.opened(self._path, rules.CACHE)
                 self._open = context, context.__enter__()[self._name]
             return read(self._open[1])
 
-    def _error(self, index: int, reason: str) -> DataError:
-        return DataError.at(
-            self._path,
-            f"{self._name}: frame {index}: {reason}",
-            hint=rules.HDF5.codes["unreadable"].action,
-            code="data.unreadable",
-            frame=index,
-        )
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"{self._name}: frame {index}"
+        return rules.HDF5.error("unreadable", self._path, place, reason, frame=index)
 
 
 class Hdf5Reader(base.FormatReader):
@@ -124,10 +109,6 @@ class Hdf5Reader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = Hdf5Config
     findings: ClassVar[FindingCodes | None] = rules.HDF5
-
-    def __init__(self, config: Hdf5Config) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
 
     @cached_property
     def _mapping(self) -> RecordingMapping | None:

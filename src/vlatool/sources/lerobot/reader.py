@@ -38,10 +38,6 @@ class LeRobotReader(FormatReader):
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
     findings: ClassVar[FindingCodes | None] = LEROBOT
 
-    def __init__(self, config: LeRobotConfig) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
-
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All listed episodes; reads and checks all metadata before the first one."""
         findings: list[Finding] = []

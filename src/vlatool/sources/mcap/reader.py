@@ -68,9 +68,8 @@ class McapReader(base.FormatReader):
     needs_rate: ClassVar[bool] = True
 
     def __init__(self, config: McapConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.layout = f"{config.time_source} time"
-        self.source_findings: Sequence[Finding] = ()
 
     @cached_property
     def _mapping(self) -> BagMapping | None:

@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 
 from vlatool.artifacts import tfrecord
-from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey, UInt8Array
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
+from vlatool.sources.frames import SingleImages
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of
 from vlatool.sources.rules import distinct_recordings
@@ -40,48 +40,22 @@ class RldsConfig(ConfigModel):
     split: str | None = option(None, "Split, such as train; null: all.")
 
 
-class StepImages(FrameSource):
+class StepImages(SingleImages):
     """Encoded images of the steps of an episode, in memory."""
 
-    def __init__(self, place: str, files: Sequence[memoryview]) -> None:
-        self._place, self._files = place, files
+    def __init__(self, path: Path, place: str, files: Sequence[memoryview]) -> None:
+        self._path, self._place, self._files = path, place, files
 
     def __len__(self) -> int:
         return len(self._files)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
-        try:
-            return image_info(self.encoded(0)).size
-        except ValueError as error:
-            raise self._error(0, str(error)) from error
-
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            try:
-                image = decode_rgb(self.encoded(index))
-            except ValueError as error:
-                raise self._error(index, str(error)) from error
-            if image.shape != images.shape[1:]:
-                reason = f"has size {image.shape[1]} x {image.shape[0]}"
-                raise self._error(index, f"{reason}, the first {self.size[1]} x {self.size[0]}")
-            images[position] = image
-        return images
 
     def encoded(self, index: int) -> bytes:
         """The stored JPEG or PNG."""
         return bytes(self._files[index])
 
-    def _error(self, index: int, reason: str) -> DataError:
-        return DataError(
-            f"{self._place}: frame {index}: {reason}",
-            hint=RLDS.codes["unreadable"].action,
-            code="data.unreadable",
-            details={"frame": index},
-        )
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"{self._place}: frame {index}"
+        return RLDS.error("unreadable", self._path, place, reason, frame=index)
 
 
 class RldsReader(base.FormatReader):
@@ -89,10 +63,6 @@ class RldsReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = RldsConfig
     findings: ClassVar[FindingCodes | None] = RLDS
-
-    def __init__(self, config: RldsConfig) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every record of the shards; reads the headers of records."""
@@ -240,10 +210,10 @@ class _Steps:
         cameras: dict[str, FrameSource] = {}
         for feature in self._features:
             if feature.kind == "image" and feature.shape[-1:] in ((3,), ()):
-                place = f"{self._ref.path}: {self._ref.id}: {feature.name}"
+                place = f"{self._ref.id}: {feature.name}"
                 rows = self._parsed[feature.name]
                 files = rows if isinstance(rows, list) else []
-                cameras[feature.name.rpartition("/")[2]] = StepImages(place, files)
+                cameras[feature.name.rpartition("/")[2]] = StepImages(self._ref.path, place, files)
         return cameras
 
     @property

@@ -28,7 +28,7 @@ from vlatool.episode import (
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import VideoFrames, probe_video
+from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rules import distinct_recordings
 from vlatool.sources.zarr.rules import ZARR
@@ -174,7 +174,7 @@ def _check(path: Path, name: str, array: Any) -> None:
         raise ZARR.error("too_large", path, f"data/{name}", reason)
 
 
-class ZarrImages(FrameSource):
+class ZarrImages(SingleImages):
     """Images of an episode, read by whole chunks; the last chunk stays in memory."""
 
     def __init__(self, path: Path, name: str, rows: tuple[int, int], *, may_fill: bool) -> None:
@@ -196,16 +196,7 @@ class ZarrImages(FrameSource):
     def _buffer(self) -> Buffer:
         return open_buffer(self._path, may_fill=self._may_fill)
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            if not 0 <= index < len(self):
-                raise IndexError(f"{self._path}: data/{self._name}: frame {index} of {len(self)}")
-            images[position] = self._image(index)
-        return images
-
-    def _image(self, index: int) -> UInt8Array:
+    def image(self, index: int) -> UInt8Array:
         array, (first, stop) = self._buffer.arrays[self._name], self._rows
         chunk = (first + index) // array.chunks[0]
         low = max(first, chunk * array.chunks[0])
@@ -234,9 +225,8 @@ class ZarrReader(base.FormatReader):
     findings: ClassVar[FindingCodes | None] = ZARR
 
     def __init__(self, config: ZarrConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.layout = "replay buffer"
-        self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes of each store, in order."""
