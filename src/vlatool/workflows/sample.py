@@ -263,36 +263,24 @@ def _recorder(config: SampleConfig) -> recording.Recorder:
             LiberoWriter(recording.RecordingSetup(local_path(config.output), views))
         )
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)
-    setup = recording.RecordingSetup(local_path(config.output), views, config.depth)
+    setup = recording.RecordingSetup(
+        local_path(config.output), views, config.depth, config.episodes
+    )
     if config.layout == "lerobot":
         from vlatool.workflows.sample_lerobot import world_recorder
 
         return world_recorder(setup, config.layout_version, config.episodes)
-    return recording.LayoutRecorder(_writer(config.layout, setup, config.episodes))
+    return recording.LayoutRecorder(_writer(config.layout, setup))
 
 
-def _writer(
-    layout: Layout, setup: recording.RecordingSetup, episodes: int
-) -> recording.LayoutWriter:
-    if layout == "hdf5":
-        from vlatool.world.record_hdf5 import Hdf5Writer
+def _writer(layout: Layout, setup: recording.RecordingSetup) -> recording.LayoutWriter:
+    if layout == "spartan":
+        from vlatool.world.record_spartan import SpartanWriter
 
-        return Hdf5Writer(setup)
-    if layout == "zarr":
-        from vlatool.world.record_zarr import ZarrWriter
+        return SpartanWriter(setup)
+    from vlatool.world.record_files import WRITERS
 
-        return ZarrWriter(setup)
-    if layout == "rlds":
-        from vlatool.world.record_rlds import RldsWriter
-
-        return RldsWriter(setup, episodes)
-    if layout == "mcap":
-        from vlatool.world.record_mcap import McapWriter
-
-        return McapWriter(setup)
-    from vlatool.world.record_spartan import SpartanWriter
-
-    return SpartanWriter(setup)
+    return WRITERS[layout](setup)
 
 
 def _summary(config: SampleConfig, recorded: list[recording.RecordedEpisode]) -> SampleResult:

@@ -169,6 +169,7 @@ class RecordingSetup:
     output: Path  # folder of the recordings
     views: tuple[View, ...]  # cameras with their image sizes, in order
     depth: bool = False  # True to record depth and label maps
+    episodes: int = 0  # number of episodes
 
 
 @dataclass(frozen=True)
