@@ -12,9 +12,9 @@ class Command:
     """A command: its configuration, its workflow, and what its help says."""
 
     summary: str  # one sentence for the help
-    # `module:function(Class)`: function of `(config, *, reporter)` below `vlatool.workflows`, which
-    # returns the result, and its configuration, which may be `module:Class` of another module below
-    # `vlatool`. Without a class, the function takes no arguments.
+    # `module:function(Class)`: function of `(config, *, reporter)`, which returns the result, and
+    # its configuration, which may be `module:Class` of another module. Without a class, the
+    # function takes no arguments.
     call: str
     # Keys that are arguments, with their names in the usage line; a name that ends with `...`
     # stands for several values.
@@ -35,14 +35,13 @@ class Command:
     @property
     def workflow(self) -> str:
         """`module:function`."""
-        return f"vlatool.workflows.{self.call.partition('(')[0]}"
+        return self.call.partition("(")[0]
 
     @property
     def schema(self) -> str:
         """`module:Class` of the configuration; empty for a command without one."""
         name = self.call.partition("(")[2].rstrip(")")
-        module = "vlatool" if ":" in name else self.workflow.partition(":")[0]
-        return name and f"{module}{'.' if ':' in name else ':'}{name}"
+        return f"{self.call.partition(':')[0]}:{name}" if name and ":" not in name else name
 
 
 _SAGEMAKER_OPTIONS = (
@@ -61,7 +60,7 @@ _SAGEMAKER_EXAMPLE = (
 _LAUNCH: dict[str, Command] = {
     "launch sagemaker train": Command(
         "Train a model in a SageMaker job.",
-        "launch_training:launch_sagemaker_train(LaunchSageMakerConfig)",
+        "vlatool.workflows.launch_training:launch_sagemaker_train(LaunchSageMakerConfig)",
         examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
         details=_SAGEMAKER_DETAILS,
         options=_SAGEMAKER_OPTIONS,
@@ -70,7 +69,7 @@ _LAUNCH: dict[str, Command] = {
     ),
     "launch sagemaker finetune": Command(
         "Train a model in a SageMaker job, from the weights of a checkpoint.",
-        "launch_training:launch_sagemaker_finetune(LaunchSageMakerConfig)",
+        "vlatool.workflows.launch_training:launch_sagemaker_finetune(LaunchSageMakerConfig)",
         examples=tuple(
             f"--from {weights} {_SAGEMAKER_EXAMPLE}"
             for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
@@ -82,12 +81,12 @@ _LAUNCH: dict[str, Command] = {
     ),
     "launch slurm train": Command(
         "Write the script of a training run for Slurm; with --submit, submit it.",
-        "launch_training:launch_slurm_train(SlurmTrainConfig)",
+        "vlatool.workflows.launch_training:launch_slurm_train(SlurmTrainConfig)",
         examples=(
             "--preset diffusion-policy-tiny --data data -o runs/first --slurm.gpus-per-node 1",
             (
-                "-p diffusion-policy-bellpepper --data s3://lab/data -o runs/pepper --slurm.nodes 2 "
-                "--slurm.gpus-per-node 8 --submit"
+                "-p diffusion-policy-bellpepper --data s3://lab/data -o runs/pepper "
+                "--slurm.nodes 2 --slurm.gpus-per-node 8 --submit"
             ),
         ),
         details="Takes the options of `vlatool train`. The files go to the folder `launch` beside "
@@ -102,7 +101,7 @@ _LAUNCH: dict[str, Command] = {
     ),
     "launch ray preprocess": Command(
         "Preprocess on a Ray cluster, or write the file of a new one.",
-        "launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
+        "vlatool.workflows.launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
         details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the file "
@@ -128,14 +127,14 @@ _NEEDS_PRESET = "Give a preset or a file that names the model: --preset NAME or 
 _COMMANDS: dict[str, Command] = {
     "demo": Command(
         "Run the whole pipeline on built-in data: minutes on a CPU.",
-        "demo:demo(DemoConfig)",
+        "vlatool.workflows.demo:demo(DemoConfig)",
         examples=("", "--output demo-2 --seed 2 --json > demo-2.json"),
         details="Writes raw episodes, turns them into training data, trains a policy, evaluates "
         "it, and writes a report. Prints the command of each step.",
     ),
     "sample": Command(
         "Write raw episodes of a simulated world.",
-        "sample:sample(SampleConfig)",
+        "vlatool.workflows.sample:sample(SampleConfig)",
         {"layout": "LAYOUT", "output": "OUTPUT"},
         (
             "spartan raw --episodes 20 --seed 1",
@@ -145,7 +144,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "download": Command(
         "Download files of a hub, a bucket or a web server.",
-        "download:download(DownloadConfig)",
+        "vlatool.workflows.download:download(DownloadConfig)",
         {"source": "[LOCATION]"},
         (
             "hf://datasets/physical-intelligence/libero --output libero",
@@ -155,7 +154,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "preprocess": Command(
         "Turn raw episodes into training data.",
-        "preprocess:preprocess(PreprocessConfig)",
+        "vlatool.workflows.preprocess:preprocess(PreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         (
             "spartan raw --preset lbm-1past-14future --output data",
@@ -171,7 +170,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "split": Command(
         "Write train and validation lists for image shards.",
-        "split:split(SplitConfig)",
+        "vlatool.workflows.split:split(SplitConfig)",
         {"shards": "SHARDS"},
         (
             "shards --val-ratio 0.01",
@@ -180,7 +179,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "tokenizer train": Command(
         "Train a visual tokenizer; the same as `vlatool train`.",
-        "train:train(training.config:TrainConfig)",
+        "vlatool.workflows.train:train(vlatool.training.config:TrainConfig)",
         examples=(
             "--preset vqgan-tiny --data shards --output runs/vqgan",
             "--preset titok-tiny-stage1 --data shards --model.teacher runs/vqgan -o runs/stage1",
@@ -197,7 +196,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "tokenizer eval": Command(
         "Measure the reconstruction of images from their codes, next to simple baselines.",
-        "tokenizer_eval:tokenizer_eval(TokenizerEvalConfig)",
+        "vlatool.workflows.tokenizer_eval:tokenizer_eval(TokenizerEvalConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         (
             "runs/stage2 shards-held",
@@ -207,7 +206,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "tokenizer export": Command(
         "Write a trained visual tokenizer as the published pair of files.",
-        "export:tokenizer_export(TokenizerExportConfig)",
+        "vlatool.workflows.export:tokenizer_export(TokenizerExportConfig)",
         {"checkpoint": "CHECKPOINT"},
         (
             "runs/stage2 --output tokenizer",
@@ -216,7 +215,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "tokenizer fit-fast": Command(
         "Fit a FAST action tokenizer on the action chunks of training data.",
-        "fit_fast:fit_fast(FitFastConfig)",
+        "vlatool.workflows.fit_fast:fit_fast(FitFastConfig)",
         {"sources": "DATA..."},
         (
             "A --output fast --profile libero --vocab-size 2048",
@@ -225,7 +224,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "encode": Command(
         "Encode images to the codes of a visual tokenizer.",
-        "encode:encode(tokens.config:EncodeConfig)",
+        "vlatool.workflows.encode:encode(vlatool.tokens.config:EncodeConfig)",
         {"data": "DATA"},
         (
             "libero --tokenizer runs/titok-stage2",
@@ -239,7 +238,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "decode": Command(
         "Decode the codes of a visual tokenizer to images.",
-        "encode:decode(tokens.config:DecodeConfig)",
+        "vlatool.workflows.encode:decode(vlatool.tokens.config:DecodeConfig)",
         {"codes": "CODES"},
         (
             "libero/TiToken --tokenizer runs/titok-stage2 --output drawn",
@@ -248,7 +247,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "build-dataset": Command(
         "Build samples for a language model from windows and codes.",
-        "build_dataset:build_dataset(BuildDatasetConfig)",
+        "vlatool.workflows.build_dataset:build_dataset(BuildDatasetConfig)",
         {"data": "DATA"},
         ("A --fast fast --absolute", "A --fast fast --kinds vla --packed -o packed"),
         options=(
@@ -258,7 +257,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "Convert codes, packed samples or a policy to another layout.",
-        "export:export(ExportConfig)",
+        "vlatool.workflows.export:export(ExportConfig)",
         {"source": "SOURCE"},
         (
             "libero/tokens --output libero/TiToken",
@@ -270,7 +269,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "repair": Command(
         "Copy recordings; of damaged files what is whole.",
-        "repair:repair(RepairConfig)",
+        "vlatool.workflows.repair:repair(RepairConfig)",
         {"source": "SOURCE"},
         ("recordings --output healthy", "data/demos.hdf5 --output healthy --dry-run"),
         details="Parquet without a footer, HDF5 that was not closed, MCAP without a summary, mp4 "
@@ -279,7 +278,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "compose": Command(
         "Write weights that a future_vla model starts from.",
-        "compose:compose(ComposeConfig)",
+        "vlatool.workflows.compose:compose(ComposeConfig)",
         examples=(
             (
                 "--qwen Qwen/Qwen3-VL-4B-Instruct --dino facebook/dinov3-vitb16-pretrain-lvd1689m "
@@ -292,7 +291,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "train": Command(
         "Train a model.",
-        "train:train(training.config:TrainConfig)",
+        "vlatool.workflows.train:train(vlatool.training.config:TrainConfig)",
         examples=(
             "--preset diffusion-policy-tiny --data data --output runs/first",
             "-p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
@@ -305,7 +304,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "Train a model that starts from the weights of a checkpoint.",
-        "train:finetune(training.config:TrainConfig)",
+        "vlatool.workflows.train:finetune(vlatool.training.config:TrainConfig)",
         examples=(
             "--from runs/first --preset diffusion-policy-tiny --data new -o runs/new",
             "--from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
@@ -319,7 +318,7 @@ _COMMANDS: dict[str, Command] = {
     **_LAUNCH,
     "resolve-config": Command(
         "Print the exact configuration that a run would use.",
-        "resolve_config:resolve_config(training.config:TrainConfig)",
+        "vlatool.workflows.resolve_config:resolve_config(vlatool.training.config:TrainConfig)",
         examples=(
             "--preset diffusion-policy-tiny --explain",
             "-c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
@@ -340,13 +339,13 @@ _COMMANDS: dict[str, Command] = {
     ),
     "eval open-loop": Command(
         "Compare predicted with recorded actions, next to simple baselines.",
-        "evaluate:open_loop(evaluation.config:OpenLoopConfig)",
+        "vlatool.workflows.evaluate:open_loop(vlatool.evaluation.config:OpenLoopConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         ("runs/bin data-held", "runs/bin data-held --output errors --json > errors.json"),
     ),
     "eval rollout": Command(
         "Run a policy in a Gymnasium environment and count its successes.",
-        "rollout:rollout(evaluation.config:RolloutConfig)",
+        "vlatool.workflows.rollout:rollout(vlatool.evaluation.config:RolloutConfig)",
         {"checkpoint": "CHECKPOINT"},
         (
             "runs/bin --env vlatool/PickPlace-v0 --episodes 50",
@@ -362,13 +361,13 @@ _COMMANDS: dict[str, Command] = {
     ),
     "eval compare": Command(
         "Compare the success of two policies over the same starts.",
-        "compare:compare(evaluation.config:CompareConfig)",
+        "vlatool.workflows.compare:compare(vlatool.evaluation.config:CompareConfig)",
         {"a": "A", "b": "B"},
         ("runs/bin/eval/rollout-a runs/bin/eval/rollout-b", "rollouts-a rollouts-b --json"),
     ),
     "predict": Command(
         "Ask a policy for its actions at one frame of recorded data.",
-        "evaluate:predict(PredictConfig)",
+        "vlatool.workflows.evaluate:predict(PredictConfig)",
         {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
         (
             "runs/bin raw --episode 3 --frame 20",
@@ -377,7 +376,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "serve": Command(
         "Serve a policy to robots and simulators over the network.",
-        "serve:serve(serving.config:ServeConfig)",
+        "vlatool.workflows.serve:serve(vlatool.serving.config:ServeConfig)",
         {"checkpoint": "CHECKPOINT"},
         ("runs/bin", "runs/bin --host 0.0.0.0 --key-file key.txt --map robot.yaml"),
         details="Clients are `vlatool.connect(URL)` and the client of openpi. "
@@ -389,39 +388,39 @@ _COMMANDS: dict[str, Command] = {
     ),
     "stats merge": Command(
         "Merge the statistics of several data sets.",
-        "stats:stats_merge(StatsMergeConfig)",
+        "vlatool.workflows.stats:stats_merge(StatsMergeConfig)",
         {"sources": "DATA..."},
         ("data-a data-b --output merged.json", "data-a data-b --weights 1,3 > merged.json"),
     ),
     "stats compute": Command(
         "Compute the statistics of shards without statistics.",
-        "stats:stats_compute(StatsComputeConfig)",
+        "vlatool.workflows.stats:stats_compute(StatsComputeConfig)",
         {"data": "DATA"},
         ("published/shards", "published/shards --output stats/published.json --workers 8"),
     ),
     "inspect": Command(
         "Show the contents of a source, a data folder or a run.",
-        "verify:inspect(InspectConfig)",
+        "vlatool.workflows.verify:inspect(InspectConfig)",
         {"location": "LOCATION"},
         ("raw --html raw.html", "runs/bin --json | jq .kind"),
     ),
     "runs": Command(
         "List training runs, or compare two of them.",
-        "runs:runs(RunsConfig)",
+        "vlatool.workflows.runs:runs(RunsConfig)",
         {"location": "DIR"},
         ("runs", "s3://lab/runs --compare first,second --json"),
         has_rows=True,
     ),
     "verify": Command(
         "Check that an output, a run or a source is whole.",
-        "verify:verify(VerifyConfig)",
+        "vlatool.workflows.verify:verify(VerifyConfig)",
         {"location": "LOCATION"},
         ("my_dataset", "raw --full --json | jq .codes"),
         has_rows=True,
     ),
     "upload": Command(
         "Upload data, a run or a tokenizer to a hub, with a card.",
-        "upload:upload(UploadConfig)",
+        "vlatool.workflows.upload:upload(UploadConfig)",
         {"folder": "FOLDER", "location": "LOCATION"},
         (
             "gr1-v3 hf://datasets/lab/gr1-pick --license cc-by-4.0",
@@ -432,7 +431,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "presets": Command(
         "List the presets, or show one of them.",
-        "catalog:presets()",
+        "vlatool.workflows.catalog:presets()",
         examples=("", "--jsonl | head -3"),
         details="The second column says what a preset fills: runs are complete training "
         "configurations, models, data and hparams parts of one, preprocess is for `preprocess`, "
@@ -442,26 +441,26 @@ _COMMANDS: dict[str, Command] = {
     ),
     "presets show": Command(
         "Print a preset as a file for --config.",
-        "resolve_config:presets_show(PresetsShowConfig)",
+        "vlatool.workflows.resolve_config:presets_show(PresetsShowConfig)",
         {"name": "NAME"},
         suggestions={"name": "vlatool.config.presets:preset_names"},
         examples=("world-pick", "titok-tiny-stage1 > stage1.yaml"),
     ),
     "plugins": Command(
         "List formats, sinks and model types, also of plugins.",
-        "catalog:plugins()",
+        "vlatool.workflows.catalog:plugins()",
         examples=("", "--json"),
         has_rows=True,
     ),
     "doctor": Command(
         "Check the installation, the hardware and the network.",
-        "doctor:doctor(DoctorConfig)",
+        "vlatool.workflows.doctor:doctor(DoctorConfig)",
         {"locations": "[LOCATION...]"},
         examples=("", "s3://lab/raw hf://owner/name --json"),
     ),
     "version": Command(
         "Print the versions of vlatool and Python.",
-        "catalog:version()",
+        "vlatool.workflows.catalog:version()",
         examples=("", "--json"),
     ),
 }
