@@ -288,18 +288,22 @@ _RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
     """Episodes without repeated paths; the N-th episode with the same id gets the suffix `-N`."""
     seen_paths: set[Path] = set()
-    used_ids: set[str] = set()
+    used_ids: dict[str, int] = {}
     for ref in refs:
         resolved = ref.path.resolve()
-        if resolved in seen_paths:
-            continue
-        seen_paths.add(resolved)
-        ref_id, number = ref.id, 1
-        while ref_id in used_ids:
-            number += 1
-            ref_id = f"{ref.id}-{number}"
-        used_ids.add(ref_id)
-        yield ref if number == 1 else replace(ref, id=ref_id)
+        if resolved not in seen_paths:
+            seen_paths.add(resolved)
+            yield replace(ref, id=unused_id(ref.id, used_ids))
+
+
+def unused_id(name: str, used: dict[str, int]) -> str:
+    """`name`, or the next of NAME-2, NAME-3, ...; `used`: a name to its last number."""
+    unused = name
+    while unused in used:
+        used[name] += 1
+        unused = f"{name}-{used[name]}"
+    used[unused] = 1
+    return unused
 
 
 def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:

@@ -3,7 +3,6 @@
 Source: formats/hdf5 1 to 3.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
@@ -15,11 +14,11 @@ import numpy as np
 
 from vlatool.artifacts.images import decode_rgb
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Clip, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
+from vlatool.sources.frames import SingleImages, video_beside
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
@@ -124,7 +123,7 @@ class Hdf5Reader(base.FormatReader):
         yield from self._refs(files)
 
     def _refs(self, files: Sequence[tuple[Path, Path]]) -> Iterator[EpisodeRef]:
-        used: Counter[str] = Counter()
+        used: dict[str, int] = {}
         for path, source in files:
             with rules.opened(path) as file:
                 layout = rules.layout_of(file, path, self._mapping)
@@ -136,9 +135,8 @@ class Hdf5Reader(base.FormatReader):
                 if chosen is not None and name not in chosen:
                     continue
                 identity = "_".join(base.id_part(part) for part in (path.stem, name) if part)
-                used[identity] += 1
                 yield EpisodeRef(
-                    id=identity if used[identity] == 1 else f"{identity}-{used[identity]}",
+                    id=base.unused_id(identity, used),
                     path=path,
                     source=str(source),
                     number=_number(name) if len(files) == 1 else None,
@@ -257,16 +255,8 @@ class Hdf5Reader(base.FormatReader):
                 continue
             episode = group.name.rpartition("/")[2]
             file = camera.video.format(stem=ref.path.stem, episode=episode)
-            clip = Clip(ref.path.parent / file)
-            frames = probe_video(clip).num_frames
-            if frames != contents.num_frames:
-                raise DataError.at(
-                    clip.path,
-                    f"has {frames} frames, the episode {contents.num_frames}",
-                    hint=rules.HDF5.codes["length_mismatch"].action,
-                    code="data.length_mismatch",
-                )
-            cameras[name] = VideoFrames(clip, frames)
+            path = ref.path.parent / file
+            cameras[name] = video_beside(path, contents.num_frames, rules.HDF5)
         return cameras
 
 

@@ -92,11 +92,8 @@ class McapReader(base.FormatReader):
             with suppress(DataError):  # which `read` raises again
                 parts = bag_at(path).parts
                 spans = self._spans(path, findings)
-            name = stem = base.id_part(path.stem if parts == (path,) else path.name)
-            while name in used:
-                used[stem] += 1
-                name = f"{stem}-{used[stem]}"
-            used[name] = 1
+            stem = base.id_part(path.stem if parts == (path,) else path.name)
+            name = base.unused_id(stem, used)
             for number, (span, text) in enumerate(spans):
                 yield EpisodeRef(
                     id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -114,15 +115,7 @@ class RldsReader(base.FormatReader):
                 for survey in read:
                     surveys[ref.path.parent] = survey
         merged = base.merge_surveys(surveys.values(), reasons)
-        return Survey(
-            len(refs),
-            merged.cameras,
-            merged.fields,
-            None,
-            merged.fps,
-            merged.action_fields,
-            merged.proprioception_fields,
-        )
+        return replace(merged, episodes=len(refs), frames=None)
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; the record is in memory, its images are encoded."""

@@ -15,20 +15,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import (
-    Array,
-    Clip,
-    Episode,
-    EpisodeRef,
-    FieldSpec,
-    FrameSource,
-    Survey,
-    UInt8Array,
-)
+from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
+from vlatool.sources.frames import SingleImages, video_beside
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rules import distinct_recordings
 from vlatool.sources.zarr.rules import ZARR
@@ -241,8 +232,7 @@ class ZarrReader(base.FormatReader):
                 reason = f"{left} of {buffer.num_rows} rows are after the last episode"
                 findings.append(ZARR.at("rows_without_episode", path, reason))
             name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
-            used[name] = used.get(name, 0) + 1
-            name = name if used[name] == 1 else f"{name}-{used[name]}"
+            name = base.unused_id(name, used)
             for number in range(len(buffer.stops)):
                 yield EpisodeRef(
                     id=f"{name}_episode_{number:06d}",
@@ -328,15 +318,7 @@ class ZarrReader(base.FormatReader):
         """Cameras of `videos/NUMBER/CAMERA.mp4` beside the store."""
         folder = ref.path.parent / "videos" / str(ref.extras["number"])
         files = sorted(folder.glob("*.mp4")) if can_list(folder) and folder.is_dir() else ()
-        cameras: dict[str, FrameSource] = {}
-        for file in files:
-            clip = Clip(file)
-            count = probe_video(clip).num_frames
-            if count != frames:
-                reason = f"has {count} frames, the episode {frames}"
-                raise ZARR.error("length_mismatch", file, reason)
-            cameras[file.stem] = VideoFrames(clip, count)
-        return cameras
+        return {file.stem: video_beside(file, frames, ZARR) for file in files}
 
 
 def _policy_fields(buffer: Buffer) -> tuple[tuple[str, ...], tuple[str, ...]]:
