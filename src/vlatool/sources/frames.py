@@ -236,11 +236,9 @@ class VideoFrames(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images, in pixels."""
         return self._opened().size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB, in the order of `indices`."""
         images: UInt8Array | None = None
         for position in sorted(range(len(indices)), key=indices.__getitem__):
             image = self._image(indices[position])
@@ -451,14 +449,12 @@ class ParquetImages(SingleImages):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
         if self._size is None:
             height, width, _ = self.image(0).shape
             self._size = (height, width)
         return self._size
 
     def encoded(self, index: int) -> bytes:
-        """The stored bytes of an image."""
         row = self._rows[index]
         cells = self._cells
         if cells is None or not 0 <= row - self._first_row < len(cells):
@@ -476,7 +472,6 @@ class ParquetImages(SingleImages):
         raise self.image_error(index, "the cell has neither bytes nor a path")
 
     def close(self) -> None:
-        """Releases the file; a later read opens it again."""
         if self._file is not None:
             self._file.close()
         self._file, self._cells = None, None

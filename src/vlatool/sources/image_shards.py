@@ -68,7 +68,6 @@ class ImageShardsReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on a tar; with `deep` every image is decoded."""
         try:
             episode = self.read(ref)
         except DataError as error:
@@ -127,7 +126,6 @@ class ShardImages(SingleImages):
         return len(self._index.offsets)
 
     def encoded(self, index: int) -> bytes:
-        """Stored bytes of an image."""
         members = self.members(index)
         data = image_shards_format.sample_image(members.contents)
         if data is None:

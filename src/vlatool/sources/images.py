@@ -127,7 +127,6 @@ class ImageFiles(SingleImages):
         return data
 
     def image_error(self, index: int, reason: str) -> DataError:
-        """Error for an image that cannot be decoded."""
         return self._error(index, f"unreadable image: {reason}", "data.picture_unreadable")
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
@@ -189,7 +188,6 @@ class ImagesReader(FormatReader):
         return Survey(len(refs), {CAMERA: None}, {}, frames)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode; its images stay on disk."""
         names = self._scan(ref.path).images
         _check_counted(ref, names)
         if not names:
@@ -211,7 +209,6 @@ class ImagesReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on the images of an episode; with `deep` every image is decoded."""
         try:
             images = self.read(ref).cameras[CAMERA]
         except DataError as error:

@@ -208,7 +208,6 @@ class RemotePath(_Path):
         return self
 
     def is_absolute(self) -> bool:
-        """True."""
         return True
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:

@@ -154,7 +154,6 @@ class ImageReader(base.SampleReader):
     def read(
         self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[ImageSample | base.DroppedSample]:
-        """Returns the samples in order; see `loading.base.SampleReader`."""
         rows = zip(refs, self._shards.members(refs), rngs, strict=True)
         return [
             members if isinstance(members, base.DroppedSample) else self._sample(ref, members, rng)
@@ -162,7 +161,6 @@ class ImageReader(base.SampleReader):
         ]
 
     def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
-        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -243,7 +241,6 @@ class ImagesKind(base.DataKind):
     def plain(
         self, config: ImageDataConfig, sample: ImageSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `DataKind`."""
         del config
         import torch
 

@@ -113,7 +113,6 @@ class RoboticsKind(base.DataKind):
         folder: Path | None,
         reporter: Reporter = NULL,
     ) -> RoboticsInfo:
-        """Returns the info with the selected statistics; see `DataKind`."""
         return select_statistics(config, info, folder, reporter)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
@@ -227,7 +226,6 @@ class RoboticsKind(base.DataKind):
         location: str,
         options: base.PairOptions,
     ) -> "RoboticsPairs":
-        """Returns pairs of observation and target; see `DataKind`."""
         info = pairs_info(location, config, options)
         return RoboticsPairs(config, assets, info, options)
 
@@ -366,7 +364,6 @@ class RoboticsPairs(base.RecordedPairs):
         return len(self._samples)
 
     def read(self, indices: Sequence[int]) -> list[tuple[Observation, base.Target]]:
-        """Returns pairs, fetched together; see `RecordedPairs`."""
         samples = self._samples.__getitems__(indices)
         return [(self._observation(sample), self._target(sample)) for sample in samples]
 

@@ -142,7 +142,6 @@ class DenoisingObjective(Objective):
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())
 
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Errors of sampled action chunks; see `Objective.chunk_errors`."""
         if self._units is None:
             return {}
         with true_float32(batch["actions"].device):

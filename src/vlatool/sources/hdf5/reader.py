@@ -65,7 +65,6 @@ class Hdf5Images(SingleImages):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images, in pixels."""
         return self._shape[1:]
 
     def encoded(self, index: int) -> bytes | None:
@@ -73,7 +72,6 @@ class Hdf5Images(SingleImages):
         return self._row(index) if self._kind == "encoded" and not self._bgr else None
 
     def close(self) -> None:
-        """Releases the file; a later read opens it again."""
         if self._open is not None:
             self._open[0].__exit__(None, None, None)
             self._open = None
@@ -172,7 +170,6 @@ class Hdf5Reader(base.FormatReader):
             )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk."""
         with self._opened(ref) as (group, mapping, contents):
             texts, task = self._texts(ref, group, mapping, contents.num_frames)
             option = self.config.instruction

@@ -92,7 +92,6 @@ class LeRobotReader(FormatReader):
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk."""
         files = _episode_files(ref)
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
@@ -124,7 +123,6 @@ class LeRobotReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(LEROBOT, strict=False, episode=ref.id)
         contents = rules.walk_episode(_episode_files(ref), self.config, report)
         rules.check_values(_episode_files(ref), contents, report)
@@ -134,7 +132,6 @@ class LeRobotReader(FormatReader):
             yield from check_cameras(ref.id, contents.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Findings that concern more than one episode."""
         yield from check_sets(sources, self.config)
 
 

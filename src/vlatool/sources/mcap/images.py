@@ -58,7 +58,6 @@ class BagImages(SingleImages):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
         number = int(self._frames[0])
         try:
             if self._kind == "file":

@@ -51,7 +51,6 @@ class StepImages(SingleImages):
         return len(self._files)
 
     def encoded(self, index: int) -> bytes:
-        """The stored JPEG or PNG."""
         return bytes(self._files[index])
 
     def image_error(self, index: int, reason: str) -> DataError:

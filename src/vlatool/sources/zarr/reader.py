@@ -180,7 +180,6 @@ class ZarrImages(SingleImages):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images, in pixels."""
         return self._buffer.cameras[self._name]
 
     @property
@@ -220,7 +219,6 @@ class ZarrReader(base.FormatReader):
         self.layout = "replay buffer"
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All episodes of each store, in order."""
         findings: list[Finding] = []
         searched = "a folder or zip of Zarr with meta/episode_ends"
         stores = distinct_recordings(sources, _stores, searched, findings)
@@ -266,7 +264,6 @@ class ZarrReader(base.FormatReader):
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk."""
         buffer, (first, stop) = self._open(ref.path), self._rows(ref)
         lowdim: dict[str, Array] = {}
         for name in buffer.fields:
