@@ -284,10 +284,8 @@ RANGES = "ranges"
 
 LBM = FindingCodes(
     "lbm",
-    {
-        "missing_depth": warning("Depth was requested, but a camera has none."),
-        "missing_labels": warning("Labels were requested, but a camera has none."),
-    },
+    missing_depth=warning("Depth was requested, but a camera has none."),
+    missing_labels=warning("Labels were requested, but a camera has none."),
 )
 
 

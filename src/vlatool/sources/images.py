@@ -55,27 +55,22 @@ _CONVERTED = "none if the colors are right: the image is converted to RGB"
 
 IMAGES = FindingCodes(
     "images",
-    {
-        "no_pictures": error(
-            "The folder of an episode has no images.", "exclude it with --exclude"
-        ),
-        "picture_unreadable": error("An image is truncated, damaged or not an image.", _AGAIN),
-        "picture_too_large": error("An image file is larger than 256 MiB.", _AGAIN),
-        "missing_file": error(
-            "An image is a broken link, or is missing although the manifest of its windows counts "
-            "it.",
-            _AGAIN,
-        ),
-        "not_rgb": warning(
-            "An image is grayscale, transparent, interlaced, or not 8 bits per channel.", _CONVERTED
-        ),
-        "several_frames": warning("An image is an animation.", "none if the first frame is wanted"),
-        "mixed_sizes": warning(
-            "Images of an episode differ in size.", "resize them with --resize-images-size"
-        ),
-        "hidden_files": info("Hidden or temporary files are ignored."),
-        "other_files": info("Files without the suffix of an image are ignored."),
-    },
+    no_pictures=error("The folder of an episode has no images.", "exclude it with --exclude"),
+    picture_unreadable=error("An image is truncated, damaged or not an image.", _AGAIN),
+    picture_too_large=error("An image file is larger than 256 MiB.", _AGAIN),
+    missing_file=error(
+        "An image is a broken link, or is missing although the manifest of its windows counts it.",
+        _AGAIN,
+    ),
+    not_rgb=warning(
+        "An image is grayscale, transparent, interlaced, or not 8 bits per channel.", _CONVERTED
+    ),
+    several_frames=warning("An image is an animation.", "none if the first frame is wanted"),
+    mixed_sizes=warning(
+        "Images of an episode differ in size.", "resize them with --resize-images-size"
+    ),
+    hidden_files=info("Hidden or temporary files are ignored."),
+    other_files=info("Files without the suffix of an image are ignored."),
 )
 
 

@@ -319,12 +319,10 @@ def _merge_error(problem: str, names: Sequence[str]) -> DataError:
 
 LEROBOT_SINK = FindingCodes(
     "lerobot_sink",
-    {
-        "left_out": warning(
-            "Depth, labels, calibration and annotations of frames of other formats are left out.",
-            "none if the policy does not use them; else write shards with --sink lbm",
-        )
-    },
+    left_out=warning(
+        "Depth, labels, calibration and annotations of frames of other formats are left out.",
+        "none if the policy does not use them; else write shards with --sink lbm",
+    ),
 )
 TASK_INDEX, _ORIGINAL = "task_index", "original"
 _ANNOTATION = "annotation."

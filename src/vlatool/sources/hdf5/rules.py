@@ -26,37 +26,29 @@ _CHANGE = "change the mapping, or exclude the episode with --exclude"
 
 HDF5 = FindingCodes(
     "hdf5",
-    {
-        "unreadable": error(
-            "A file, a group or a dataset is damaged, truncated or was not closed.",
-            f"{_AGAIN}, or save what is whole: vlatool repair",
-        ),
-        "unknown_layout": error(
-            "The structure is none of robomimic, Isaac Lab, LIBERO and ALOHA.",
-            "write a mapping: vlatool inspect FILE --propose mapping.yaml",
-        ),
-        "missing_dataset": error("A dataset or an attribute is missing.", _CHANGE),
-        "not_numeric": error("A field has no numbers, or images have no pixels.", _CHANGE),
-        "not_text": error("Instructions of frames are no texts.", _CHANGE),
-        "length_mismatch": error(
-            "Datasets of an episode differ in their number of frames.", _AGAIN
-        ),
-        "empty_episode": error("An episode has no frames.", _AGAIN),
-        "too_large": error(
-            "A field, an image or a chunk is larger than what is read at once.", _AGAIN
-        ),
-        "missing_filter": error(
-            "A dataset is compressed with a filter that is not installed.",
-            "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
-        ),
-        "data_outside": error(
-            "A link or a dataset leads out of the file.", "copy the data into the file"
-        ),
-        "not_counted": warning(
-            "num_samples differs from the number of frames.", "none if the data is right"
-        ),
-        "ignored": info("Datasets that are neither images nor one row per frame."),
-    },
+    unreadable=error(
+        "A file, a group or a dataset is damaged, truncated or was not closed.",
+        f"{_AGAIN}, or save what is whole: vlatool repair",
+    ),
+    unknown_layout=error(
+        "The structure is none of robomimic, Isaac Lab, LIBERO and ALOHA.",
+        "write a mapping: vlatool inspect FILE --propose mapping.yaml",
+    ),
+    missing_dataset=error("A dataset or an attribute is missing.", _CHANGE),
+    not_numeric=error("A field has no numbers, or images have no pixels.", _CHANGE),
+    not_text=error("Instructions of frames are no texts.", _CHANGE),
+    length_mismatch=error("Datasets of an episode differ in their number of frames.", _AGAIN),
+    empty_episode=error("An episode has no frames.", _AGAIN),
+    too_large=error("A field, an image or a chunk is larger than what is read at once.", _AGAIN),
+    missing_filter=error(
+        "A dataset is compressed with a filter that is not installed.",
+        "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
+    ),
+    data_outside=error("A link or a dataset leads out of the file.", "copy the data into the file"),
+    not_counted=warning(
+        "num_samples differs from the number of frames.", "none if the data is right"
+    ),
+    ignored=info("Datasets that are neither images nor one row per frame."),
 )
 
 Kind = Literal["pixels", "encoded", "numbers", "other"]

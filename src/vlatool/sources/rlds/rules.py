@@ -10,26 +10,22 @@ _AGAIN = "copy the file again, or exclude the episode with --exclude"
 
 RLDS = FindingCodes(
     "rlds",
-    {
-        "unreadable": error("A file or a record is damaged or truncated.", _AGAIN),
-        "checksum": error("The checksum of a record is wrong.", _AGAIN),
-        "broken_features": error(
-            "features.json is not that of episodes with steps.", "copy the file again"
-        ),
-        "missing_feature": error(
-            "A record lacks a declared feature, or has another type or length.", _AGAIN
-        ),
-        "unknown_feature": info(
-            "A feature has a kind that is not read, such as audio; it is left out."
-        ),
-        "missing_shard": error("A shard of a split is missing.", "download the missing files"),
-        "missing_split": info("A split of dataset_info.json has no file here."),
-        "record_count": error(
-            "A shard has another number of records than dataset_info.json says.", _AGAIN
-        ),
-        "too_large": error("A record is larger than 1 GiB.", _AGAIN),
-        "empty_episode": error("An episode has no steps.", _AGAIN),
-    },
+    unreadable=error("A file or a record is damaged or truncated.", _AGAIN),
+    checksum=error("The checksum of a record is wrong.", _AGAIN),
+    broken_features=error(
+        "features.json is not that of episodes with steps.", "copy the file again"
+    ),
+    missing_feature=error(
+        "A record lacks a declared feature, or has another type or length.", _AGAIN
+    ),
+    unknown_feature=info("A feature has a kind that is not read, such as audio; it is left out."),
+    missing_shard=error("A shard of a split is missing.", "download the missing files"),
+    missing_split=info("A split of dataset_info.json has no file here."),
+    record_count=error(
+        "A shard has another number of records than dataset_info.json says.", _AGAIN
+    ),
+    too_large=error("A record is larger than 1 GiB.", _AGAIN),
+    empty_episode=error("An episode has no steps.", _AGAIN),
 )
 
 
