@@ -96,7 +96,6 @@ class ConfigModel(BaseModel):
         A name of a registry (`model.type`, `format`) is text in the tree. A root config with such a
         section looks up the name here and returns a subclass.
         """
-        del tree
         return cls
 
     @model_validator(mode="before")

@@ -192,7 +192,6 @@ class SampleReader(Protocol):
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
         `loading.loader.stack_rows`.
         """
-        del allocate
         return self.read(refs, rngs)
 
 
@@ -273,7 +272,6 @@ class RecordedPairs(Protocol):
         Raises:
             DataError: `data.unknown_episode` or `data.unknown_frame`.
         """
-        del episode, frame
         return None
 
     def futures(self, index: int) -> RecordedFutures:
@@ -366,7 +364,6 @@ class DataKind(Protocol):
             DataError: The statistics of the weights are selected, and are missing, broken or of
                 other fields.
         """
-        del config, folder, reporter
         return info
 
     def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
@@ -382,7 +379,6 @@ class DataKind(Protocol):
 
         The run reports one that is the same in all samples that it looked at.
         """
-        del config, sample
         return {}
 
     def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
@@ -410,7 +406,6 @@ class DataKind(Protocol):
         Raises:
             DataError: There are no data, or they lack a field, camera or step of the policy.
         """
-        del config, assets, location, options
         return None
 
 

@@ -82,7 +82,6 @@ class FormatReader(Protocol):
 
         None: the format has no mappings, or the source is of another one.
         """
-        del source
         return None
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
@@ -90,12 +89,10 @@ class FormatReader(Protocol):
 
         None: the rules of all formats (`vlatool.sources.rules`) are enough.
         """
-        del ref, deep
         return None
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         """Yields findings that concern more than one episode."""
-        del sources
         yield from ()
 
 

@@ -114,7 +114,6 @@ def packet_table(clip: Clip) -> PacketTable:
 
 @lru_cache(maxsize=32)  # an episode is probed, then read, and has few cameras
 def _packet_table(clip: Clip, size: int, changed: int) -> PacketTable:
-    del size, changed
     container, stream = open_video(clip.path)
     with container:
         try:

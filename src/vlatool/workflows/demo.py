@@ -283,12 +283,10 @@ def _goal(seed: int) -> dict[str, Any]:
 
 
 def _true_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    del info
     return str(observation["instruction"])
 
 
 def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    del observation
     return instruction_for(COLORS[(COLORS.index(info["target"]) + 1) % len(COLORS)])
 
 

@@ -73,7 +73,6 @@ def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> 
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
     """
-    del reporter
     makers: tuple[Callable[[], Iterator[DoctorCheck]], ...] = (
         _python, _packages, _devices, _presets, _registries, _machine,
     )  # fmt: skip

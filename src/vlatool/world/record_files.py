@@ -28,7 +28,6 @@ class EpisodeFileWriter:
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        del first_row
         suffix = self.owned[0].removeprefix("episode_*").partition("/")[0]
         name = f"episode_{episode.index:06d}{suffix}"
         return recorded_episode(episode, self.write_files(episode, name))
@@ -147,7 +146,6 @@ class RldsWriter(EpisodeFileWriter):
     closing: ClassVar[Sequence[str]] = ("features.json", "dataset_info.json")
 
     def write_files(self, episode: WorldEpisode, name: str) -> Sequence[str]:
-        del name
         path = f"world-train.tfrecord-{episode.index:05d}-of-{self.setup.episodes:05d}"
         return super().write_files(episode, path)
 

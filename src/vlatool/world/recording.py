@@ -275,7 +275,6 @@ class LayoutRecorder:
             remove_file(self._writer.setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        del run
         files: list[FileEntry] = []
         recorded: list[RecordedEpisode] = []
         for receipt in receipts:

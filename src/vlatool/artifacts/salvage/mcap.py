@@ -29,7 +29,6 @@ def is_whole(path: Path) -> bool:
 
 def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
     """Writes the messages, attachments and metadata up to the end of what is whole."""
-    del others
     with path.open("rb") as file, target.open("wb") as output:
         copy = _Copy(output)
         reader = installed("mcap.stream_reader").StreamReader(

@@ -228,11 +228,9 @@ class ImagesKind(base.DataKind):
         self, config: ImageDataConfig, info: ImagesInfo
     ) -> tuple[ImageDataConfig, dict[str, str]]:
         """Returns the section unchanged."""
-        del info
         return config, {}
 
     def contents(self, config: ImageDataConfig, sample: ImageSample) -> Mapping[str, Any]:
-        del config
         return {"images": sample.image}
 
     def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
@@ -241,7 +239,6 @@ class ImagesKind(base.DataKind):
     def plain(
         self, config: ImageDataConfig, sample: ImageSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        del config
         import torch
 
         image = torch.from_numpy(sample.image)
@@ -250,11 +247,9 @@ class ImagesKind(base.DataKind):
         return {"image": image, "key": sample.key}
 
     def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
-        del info
         return ImagesAssets(config.preprocessing)
 
     def save_assets(self, config: ImageDataConfig, info: ImagesInfo, folder: Path) -> None:
-        del info
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:

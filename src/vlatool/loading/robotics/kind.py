@@ -103,7 +103,6 @@ class RoboticsKind(base.DataKind):
 
     def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
         """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
-        del reporter
         return load_info(config)
 
     def with_init_statistics(

@@ -62,7 +62,6 @@ class VlaReader(base.SampleReader):
         rngs: Sequence[np.random.Generator],
         allocate: base.Allocate,
     ) -> list[VlaSample | base.DroppedSample]:
-        del rngs
         shape = self._info.first.shape.past_images, *self._info.first.shape.image_size, 3
         rows = allocate(len(refs) * math.prod(shape)).reshape(len(refs), *shape)
         results: list[VlaSample | base.DroppedSample] = []
@@ -435,7 +434,6 @@ class VlaKind(base.DataKind):
             check_samples(info, reporter)
 
     def contents(self, config: VlaDataConfig, sample: VlaSample) -> Mapping[str, Any]:
-        del config
         conversation = sample.conversation
         return {
             "images": sample.images,
@@ -445,11 +443,9 @@ class VlaKind(base.DataKind):
         }
 
     def reader(self, config: VlaDataConfig, info: VlaInfo) -> VlaReader:
-        del config
         return VlaReader(info)
 
     def make_assets(self, config: VlaDataConfig, info: VlaInfo) -> VlaAssets:
-        del config
         first = info.first
         return VlaAssets(
             first.sizes, first.shape, first.fps, first.fast, first.profile, first.codes_digest
@@ -457,7 +453,6 @@ class VlaKind(base.DataKind):
 
     def save_assets(self, config: VlaDataConfig, info: VlaInfo, folder: Path) -> None:
         """Writes the action tokenizer, if there is one, and the profile to fast/."""
-        del config
         write_profile(folder / FAST_NAME / PROFILE_NAME, info.first.profile)
         if info.first.fast is not None:
             write_fast(folder / FAST_NAME, info.first.fast)

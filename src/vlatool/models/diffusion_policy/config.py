@@ -113,12 +113,10 @@ class NetworkConfig(ConfigModel):
         """Derives keys from the data or a base model; returns the section and the rule of
         each key.
         """
-        del data
         return self, {}
 
     def restore_base_config(self, before: ConfigModel) -> Self:
         """The section with the derived keys of an earlier section with the same base model."""
-        del before
         return self
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
@@ -475,7 +473,6 @@ class CausalLMConfig(BaseModelConfig):
         return pretrained.text_width(self.architecture or {})
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        del data
         if self.architecture is not None:
             return self, {}
         folder = self.base

@@ -377,7 +377,6 @@ class FutureVlaPolicy(Policy):
         return dict(self.decide(observations, seeds=seeds).actions)
 
     def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
-        del seeds
         prompts, images = self._inputs(observations)
         ids = self._action_ids(prompts, images)
         chunks, _ = self._fast.decode(ids, self.horizon, self._shape.action_width)
@@ -403,7 +402,6 @@ class FutureVlaPolicy(Policy):
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> dict[str, Array]:
         """Returns the codes of the steps after the current one by camera, int64 [B, F, K]."""
-        del seeds
         prompts, images = self._inputs(observations)
         with torch.no_grad(), true_float32(self._device):
             ids = self._decoder.actions(prompts, images)

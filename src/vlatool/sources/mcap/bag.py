@@ -141,7 +141,6 @@ def _readable(path: Path, place: str = "") -> Generator[None]:
 
 @lru_cache(maxsize=64)
 def _bag_file(path: Path, size: int, changed: int) -> BagFile:
-    del changed
     with _readable(path):
         if path.suffix != ".mcap":
             return _ros_file(path)
@@ -348,7 +347,6 @@ def _mcap_messages(
 def _ros_messages(
     number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
-    del findings
     reader, last = _ros_reader(file.path), dict[int, tuple[int, int]]()
     for link, time, data in reader.messages(start=span.start, stop=span.stop):
         same, index = last.get(link.id, (-1, 0))
