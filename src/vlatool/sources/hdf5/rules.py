@@ -83,7 +83,6 @@ def readable(path: Path, place: str = "") -> Generator[None]:
 def opened(path: Path, cache: int = 2**20) -> Iterator[Any]:
     """The file; a remote one is read in blocks, each requested once in a process."""
     h5py = installed("h5py")
-
     with readable(path):
         file = h5py.File(as_native_file(path), "r", rdcc_nbytes=cache)
     with file:
@@ -147,7 +146,6 @@ def _matching(group: Any, parts: tuple[str, ...], at: str = "") -> Iterator[str]
 def _member(group: Any, path: str) -> Any:
     """A group or dataset below a group; None if there is none, or only a link to one."""
     h5py = installed("h5py")
-
     for name in path.strip("/").split("/"):
         links = group.id.links if isinstance(group, h5py.Group) else None
         key = name.encode("utf-8", "surrogateescape")
@@ -200,7 +198,6 @@ def row_bytes(dataset: Any, index: int) -> bytes:
 def check_dataset(dataset: Any, path: Path) -> None:
     """Raises DataError if reading leaves the file, needs a missing filter or too much memory."""
     h5py = installed("h5py")
-
     name = dataset.name
     if dataset.external or dataset.is_virtual:
         raise HDF5.error("data_outside", path, name, "its values are in another file", field=name)

@@ -117,11 +117,9 @@ class BagFile:
             start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
             self.add_stored(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
         elif kind == "ChunkIndex":
-            start, times = (
-                record.chunk_start_offset,
-                [record.message_start_time, record.message_end_time],
-            )
-            self.segments.append(Segment(start, start + record.chunk_length, 1, *times))
+            start, stop = record.chunk_start_offset, record.chunk_start_offset + record.chunk_length
+            times = record.message_start_time, record.message_end_time
+            self.segments.append(Segment(start, stop, 1, *times))
 
 
 def _broken() -> tuple[type[Exception], ...]:
@@ -249,11 +247,9 @@ def _content(path: Path, segment: Segment) -> bytes:
         raise MCAP.error("too_large", path, f"byte {segment.start}", reason)
     if not segment.is_chunk:
         return data
-    compression, (stored,) = (
-        data[_CHUNK.size :][:name],
-        _LENGTH.unpack_from(data, name + _CHUNK.size),
-    )
-    data = data[_CHUNK.size + name + _LENGTH.size :]
+    head = _CHUNK.size + name
+    compression, (stored,) = data[_CHUNK.size : head], _LENGTH.unpack_from(data, head)
+    data = data[head + _LENGTH.size :]
     is_cut = len(data) < stored
     try:
         if compression == b"zstd":
