@@ -389,17 +389,14 @@ class TrainConfig(base.ConfigModel):
         if not self.init_weights_only and (self.init_from is None or self.init_except):
             message = "init_weights_only is false: init_from is required, and no init_except"
             yield base.Violation(("init_weights_only",), message)
-        yield from self._dry_run_violations()
-        yield from self._rollout_violations()
-        if getattr(self.model, "type", None):
-            yield from self.model_type.violations(self.model, self.data)
-
-    def _dry_run_violations(self) -> Iterator[base.Violation]:
         for key in ("device_memory", "rate", "measure"):
             if getattr(self, key) and not self.dry_run:
                 yield base.Violation((key,), f"{key} has an effect only with dry_run")
         if self.rate is not None and self.measure:
             yield base.Violation(("rate", "measure"), "rate is given, and measure would measure it")
+        yield from self._rollout_violations()
+        if getattr(self.model, "type", None):
+            yield from self.model_type.violations(self.model, self.data)
 
     def _rollout_violations(self) -> Iterator[base.Violation]:
         if not getattr(self.model, "type", None):

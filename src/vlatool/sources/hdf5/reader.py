@@ -106,6 +106,7 @@ class Hdf5Reader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = Hdf5Config
     findings: ClassVar[FindingCodes | None] = rules.HDF5
+    config: Hdf5Config
 
     @cached_property
     def _mapping(self) -> RecordingMapping | None:

@@ -193,6 +193,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
             last = file.segments[-1] if file.segments else Segment(0, 0, 1)
+            is_apart = last.is_chunk or last.stop < start or stop > last.start + _RANGE
             if opcode in _ENDS and stop <= size:
                 return None
             if not opcode or stop > size:
@@ -201,12 +202,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
                 return start
             if opcode == _ATTACHMENT:
                 file.attachments.append(f"at byte {start} ({length:,} bytes)")
-            elif (
-                opcode == _CHUNKS
-                or last.is_chunk
-                or last.stop < start
-                or stop > last.start + _RANGE
-            ):
+            elif opcode == _CHUNKS or is_apart:
                 file.segments.append(Segment(start, stop, int(opcode == _CHUNKS)))
             else:
                 file.segments[-1] = last._replace(stop=stop)

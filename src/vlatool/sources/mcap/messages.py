@@ -155,9 +155,7 @@ def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
         members = [member.name for member in dataclasses.fields(value)]
     elif hasattr(value, "DESCRIPTOR"):
         members = [member.name for member in value.DESCRIPTOR.fields]
-    elif not isinstance(value, bool | int | float | np.ndarray | Sequence) or isinstance(
-        value, str
-    ):
+    elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
         raise TypeError(f"{name or 'it'} is no number")
     for member in members:
         if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):

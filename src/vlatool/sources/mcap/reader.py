@@ -65,6 +65,7 @@ class McapReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = McapConfig
     findings: ClassVar[FindingCodes | None] = MCAP
+    config: McapConfig
     needs_rate: ClassVar[bool] = True
 
     def __init__(self, config: McapConfig) -> None:

@@ -113,11 +113,10 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
     for topic, stored in topics.first_messages(topics.channels).items():
         message = messages.decoded(topics.bag.path, stored.channel, stored.data)
         note = f"{stored.channel.type}, {topics.counts[topic]} messages"
+        kind = messages.image_kind(stored.channel)
         if getattr(message, "encoding", "") == "16UC1":
             depth[_camera_name(topic, depth)] = topic
-        elif (kind := messages.image_kind(stored.channel)) == "file" and not messages.is_encoded(
-            message.data
-        ):
+        elif kind == "file" and not messages.is_encoded(message.data):
             continue  # neither an image nor numbers
         elif kind:
             name = _camera_name(topic, cameras)

@@ -63,6 +63,7 @@ class RldsReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = RldsConfig
     findings: ClassVar[FindingCodes | None] = RLDS
+    config: RldsConfig
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every record of the shards; reads the headers of records."""

@@ -213,10 +213,8 @@ class ZarrReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = ZarrConfig
     findings: ClassVar[FindingCodes | None] = ZARR
-
-    def __init__(self, config: ZarrConfig) -> None:
-        super().__init__(config)
-        self.layout = "replay buffer"
+    config: ZarrConfig
+    layout: str = "replay buffer"
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         findings: list[Finding] = []
