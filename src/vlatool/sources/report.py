@@ -170,7 +170,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 others.fail(ref, error)
             else:
                 survey.add_whole(ref, episode)
-                if not episode.cameras:
+                if not (episode.cameras or survey.lengths):
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
     return survey if survey.lengths or not others.lengths else others

@@ -156,7 +156,7 @@ class Hdf5Reader(base.FormatReader):
     def _survey(self, ref: EpisodeRef) -> Survey:
         with self._opened(ref) as (group, mapping, contents):
             cameras = self._cameras(ref, group, mapping, contents)
-            fps = self._fps(ref, group, mapping)
+            fps = self._fps(ref, group, mapping, rules.stored_facts(group.file)[0])
             return Survey(
                 1,
                 {name: camera.size for name, camera in cameras.items()},
@@ -172,7 +172,12 @@ class Hdf5Reader(base.FormatReader):
 
     def read(self, ref: EpisodeRef) -> Episode:
         with self._opened(ref) as (group, mapping, contents):
-            texts, task = self._texts(ref, group, mapping, contents.num_frames)
+            stored, instruction, task = rules.stored_facts(group.file)
+            texts = {"original": [instruction]}
+            references = {"original": mapping.instruction, **mapping.language}
+            for kind, reference in references.items():
+                if reference:
+                    texts[kind] = rules.texts_at(group, reference, ref.path, contents.num_frames)
             option = self.config.instruction
             language, findings = recorded_language(ref, contents.num_frames, texts, option)
             success = self._success(ref, group, mapping)
@@ -186,7 +191,7 @@ class Hdf5Reader(base.FormatReader):
             return Episode(
                 id=ref.id,
                 task=task or first_text(language),
-                fps=self._fps(ref, group, mapping),
+                fps=self._fps(ref, group, mapping, stored),
                 num_frames=contents.num_frames,
                 cameras=self._cameras(ref, group, mapping, contents),
                 lowdim={
@@ -214,24 +219,13 @@ class Hdf5Reader(base.FormatReader):
     def _opened(self, ref: EpisodeRef) -> Any:
         return rules.episode_at(ref.path, **ref.extras, mapping=self._mapping)
 
-    def _fps(self, ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> float:
-        """Frames per second, 0 if unknown; the option comes before what is stored."""
-        fps, _, _ = rules.stored_facts(group.file)
+    def _fps(
+        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping, stored: float | None
+    ) -> float:
+        """Frames per second, 0 if unknown; the option comes before the mapping and the file."""
         if mapping.fps:
-            fps = float(rules.value_at(group, mapping.fps, ref.path))
-        return self.config.fps or fps or 0.0
-
-    @staticmethod
-    def _texts(
-        ref: EpisodeRef, group: Any, mapping: RecordingMapping, num_frames: int
-    ) -> tuple[dict[str, list[str]], str]:
-        """Texts of frames by kind, and the task; the mapping comes before the file."""
-        _, instruction, task = rules.stored_facts(group.file)
-        texts: dict[str, list[str]] = {"original": [instruction]}
-        for kind, reference in {"original": mapping.instruction, **mapping.language}.items():
-            if reference:
-                texts[kind] = rules.texts_at(group, reference, ref.path, num_frames)
-        return texts, task
+            stored = float(rules.value_at(group, mapping.fps, ref.path))
+        return self.config.fps or stored or 0.0
 
     @staticmethod
     def _success(ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> bool | None:
