@@ -174,18 +174,12 @@ def kind_of(dataset: Any) -> Kind:
     shape, dtype = dataset.shape or (), dataset.dtype
     if dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3:
         return "pixels"
-    if shape and shape[0] and _may_be_encoded(dataset):
+    is_bytes = (len(shape) == 2 and dtype == np.uint8) or (len(shape) == 1 and dtype.kind in "SVO")
+    if is_bytes and shape[0]:
         check_dataset(dataset, Path(dataset.file.filename or "file"))
         if row_bytes(dataset, 0).startswith(_STARTS):
             return "encoded"
     return "numbers" if shape and dtype.kind in "fiub" else "other"
-
-
-def _may_be_encoded(dataset: Any) -> bool:
-    shape, dtype = dataset.shape, dataset.dtype
-    if len(shape) == 2:
-        return bool(dtype == np.uint8)
-    return len(shape) == 1 and dtype.kind in "SVO"
 
 
 def row_bytes(dataset: Any, index: int) -> bytes:

@@ -25,7 +25,7 @@ _COLORS = {
     "mono8": (1, [0, 0, 0]),
     "8UC1": (1, [0, 0, 0]),
 }
-_DEPTHS = {"16UC1": (2, []), "mono16": (2, [])}
+_DEPTHS = {"16UC1": (2, []), "mono16": (2, []), "32FC1": (4, [])}  # the last in meters
 _CODECS = {"h264": "h264", "h265": "hevc", "hevc": "hevc"}
 
 
@@ -130,8 +130,10 @@ def _pixels(message: Any, encodings: dict[str, tuple[int, list[int]]]) -> Array:
     rows = data[: step * height].reshape(height, step)[:, : width * depth]
     if order:
         return rows.reshape(height, width, depth)[..., order]
-    is_big = bool(getattr(message, "is_bigendian", 0))
-    return np.ascontiguousarray(rows).view(">u2" if is_big else "<u2").astype(np.uint16)
+    kind = f"{'>' if getattr(message, 'is_bigendian', 0) else '<'}{'f4' if depth == 4 else 'u2'}"
+    values = np.ascontiguousarray(rows).view(kind)
+    millimeters = np.round(values * 1000.0) if depth == 4 else values
+    return np.where((millimeters >= 0) & (millimeters < 2**16), millimeters, 0).astype(np.uint16)
 
 
 def is_keyframe(message: Any) -> bool:

@@ -104,7 +104,7 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
         "fps": "NAME@KEY of a metadata record, or give --fps: rows per second",
         "instruction": f'TOPIC or NAME@KEY of the sentence, or "{STEM}": the name of the file',
         "success": "NAME@KEY of the success flag, if there is one",
-        "depth": "camera to its topic of 16UC1 images, in millimeters",
+        "depth": "camera to its topic of images in 16UC1, millimeters, or 32FC1, meters",
         "action_fields": "which fields are commands?",
         "proprioception_fields": "which fields does the robot measure of itself?",
     }
@@ -114,7 +114,7 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
         message = messages.decoded(topics.bag.path, stored.channel, stored.data)
         note = f"{stored.channel.type}, {topics.counts[topic]} messages"
         kind = messages.image_kind(stored.channel)
-        if getattr(message, "encoding", "") == "16UC1":
+        if getattr(message, "encoding", "") in ("16UC1", "32FC1"):
             depth[_camera_name(topic, depth)] = topic
         elif kind == "file" and not messages.is_encoded(message.data):
             continue  # neither an image nor numbers

@@ -105,7 +105,8 @@ def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
     if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
         raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
     cameras = {name: array.shape[1:3] for name, array in arrays.items() if _is_images(array)}
-    fields = tuple(n for n, a in arrays.items() if n not in cameras and _is_field(a))
+    numbers = (name for name, a in arrays.items() if a.shape and a.dtype.kind in "fiub")
+    fields = tuple(name for name in numbers if name not in cameras)
     texts = {kind_of_name(name): name for name, array in arrays.items() if _is_text(name, array)}
     used = {*cameras, *fields, *texts.values()}
     ignored = tuple(name for name in arrays if name not in used)
@@ -147,10 +148,6 @@ def _library() -> Any:
 def _is_images(array: Any) -> bool:
     is_color = len(array.shape) == 4 and array.shape[-1] == 3
     return is_color and (array.dtype == np.uint8 or array.dtype.kind == "f")
-
-
-def _is_field(array: Any) -> bool:
-    return bool(array.shape) and array.dtype.kind in "fiub"
 
 
 def _is_text(name: str, array: Any) -> bool:
