@@ -175,7 +175,7 @@ def kind_of(dataset: Any) -> Kind:
     if dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3:
         return "pixels"
     is_bytes = (len(shape) == 2 and dtype == np.uint8) or (len(shape) == 1 and dtype.kind in "SVO")
-    if is_bytes and shape[0]:
+    if is_bytes and len(dataset):
         check_dataset(dataset, Path(dataset.file.filename or "file"))
         if row_bytes(dataset, 0).startswith(_STARTS):
             return "encoded"
