@@ -204,6 +204,17 @@ def test_numbers_and_texts_of_json_messages(tmp_path: Path) -> None:
     assert episode.instruction_at(0) == "pick"
 
 
+def test_a_json_topic_that_is_no_json_is_left_out_without_a_mapping(tmp_path: Path) -> None:
+    def change(writer: Any) -> None:
+        schema = writer.register_schema("x", "jsonschema", b"{}")
+        channel = writer.register_channel("/log", "json", schema)
+        writer.add_message(channel, build.START, b"{broken", 0)
+
+    episode = read(build.bag(tmp_path / "a.mcap", build.standard(), change=change))
+    left = [finding.message for finding in episode.findings if finding.code == "mcap.left_out"]
+    assert "/log (1 messages)" in left[0]
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_encoded_images_are_passed_on(form: str, tmp_path: Path) -> None:
     files = [hdf5.encoded(hdf5.image(index), form) for index in range(2)]

@@ -37,9 +37,9 @@ _LARGEST_FIELD = 2**16  # numbers of a message
 
 def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
     """Kind of the images of a topic; None if it has none."""
-    package, *_, name = re.split(r"[./]", f"{channel.type}.")[:-1] or [""]
-    is_image = package in _IMAGE_PACKAGES and channel.encoding != "json"
-    return _IMAGES.get(name) if is_image else None
+    parts = re.split(r"[./]", channel.type)
+    is_image = parts[0] in _IMAGE_PACKAGES and channel.encoding != "json"
+    return _IMAGES.get(parts[-1]) if is_image else None
 
 
 def is_encoded(data: Any) -> bool:

@@ -111,7 +111,12 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
     texts: list[str] = []
     cameras, depth, fields, joints = (dict[str, Any]() for _ in range(4))
     for topic, stored in topics.first_messages(topics.channels).items():
-        message = messages.decoded(topics.bag.path, stored.channel, stored.data)
+        try:
+            message = messages.decoded(topics.bag.path, stored.channel, stored.data)
+        except DataError:
+            if stored.channel.encoding != "json":
+                raise
+            continue  # it has no schema that a message could break; `left_out` names it
         note = f"{stored.channel.type}, {topics.counts[topic]} messages"
         kind = messages.image_kind(stored.channel)
         if getattr(message, "encoding", "") in ("16UC1", "32FC1"):
