@@ -91,7 +91,6 @@ class FrameSource(Protocol):
         Raises:
             DataError: The file is missing; the message has file and frame.
         """
-        del index
         return None
 
     @property
@@ -101,7 +100,6 @@ class FrameSource(Protocol):
 
     def path_of(self, index: int) -> Path | None:
         """File that has only this frame; None if there is none."""
-        del index
         return None
 
 

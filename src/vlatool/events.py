@@ -82,7 +82,6 @@ class NullReporter:
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Returns a progress bar that shows nothing."""
-        del name, total, unit
         return NullProgress()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

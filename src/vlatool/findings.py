@@ -55,15 +55,27 @@ class FindingCode:
 error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIES)
 
 
-@dataclass(frozen=True)
 class FindingCodes:
-    """Table of the codes that start with `name`."""
+    """Table of the codes that start with `name`.
 
-    name: str  # part of the codes before the dot
-    codes: Mapping[str, FindingCode]  # part behind the dot to severity, meaning and action
-    # code of a `DataError` without `data.` to the code of this table with the same meaning; errors
-    # with a code of the same name need no entry
-    error_codes: Mapping[str, str] = field(default_factory=dict[str, str])
+    Attributes:
+        name: Part of the codes before the dot.
+        codes: Part behind the dot to severity, meaning and action.
+        error_codes: Code of a `DataError` without `data.` to the code of this table with the same
+            meaning; errors with a code of the same name need no entry.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        codes: Mapping[str, FindingCode] | None = None,
+        /,
+        error_codes: Mapping[str, str] | None = None,
+        **named: FindingCode,
+    ) -> None:
+        self.name = name
+        self.codes: Mapping[str, FindingCode] = {**(codes or {}), **named}
+        self.error_codes = error_codes or {}
 
     def __call__(self, code: str, message: str, **place: Any) -> Finding:
         """Returns a finding with a code of this table; `place`: position of the defect; values that
@@ -82,6 +94,13 @@ class FindingCodes:
         position = {"path": str(path)} | ({"line": line} if line else {})
         message = f"{path}:{line}: {reason}" if line else f"{path}: {reason}"
         return self(code, message, **position, **place)
+
+    def error(
+        self, code: str, path: PurePath | str, *parts: object, hint: str = "", **details: Any
+    ) -> DataError:
+        """Returns the error `PATH: PART: PART` of a code of this table, with its action as hint."""
+        reason, hint = ": ".join(map(str, filter(None, parts))), hint or self.codes[code].action
+        return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
 
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
         """Converts the error of a reader to a finding, with a code of this table if it has one."""

@@ -61,6 +61,8 @@ def _error_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
                 yield text
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             yield from _composed_codes(function, tree)
+        codes = (f"data.{text}" for text in _passed_codes(tree, "error", 0))  # of FindingCodes
+        yield from filter(_CODE.fullmatch, codes)
 
 
 def _composed_codes(function: ast.FunctionDef, tree: ast.Module) -> Iterator[str]:

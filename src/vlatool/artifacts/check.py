@@ -31,35 +31,32 @@ _WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
 
 OUTPUT = FindingCodes(
     "output",
-    {
-        "incomplete": error(
-            "The run that writes the output has not finished.", "run the same command again"
-        ),
-        "partial": warning(
-            "Some episodes failed and are missing from the output.",
-            "see .vlatool/run.json for the errors, fix the episodes, and run the same command "
-            "again",
-        ),
-        "broken_record": error(".vlatool/run.json was changed after it was written.", _WRITE_AGAIN),
-        "broken_metadata": error(
-            "processing_metadata.json was changed after it was written.", _WRITE_AGAIN
-        ),
-        "no_file_list": info(".vlatool/files.jsonl is missing: digests cannot be compared."),
-        "not_listed": info(
-            "A web server does not list folders: files outside the file list are not found."
-        ),
-        "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _WRITE_AGAIN),
-        "missing_file": error("A file of the file list is missing.", _WRITE_AGAIN),
-        "size_mismatch": error("The size of a file differs from the file list.", _WRITE_AGAIN),
-        "digest_mismatch": error("A file was changed after it was written.", _WRITE_AGAIN),
-        "unlisted_file": warning(
-            "A file is not in the file list of the run.", "move it out of the output"
-        ),
-        "unreadable_file": error("A file cannot be read.", "check the disk and the permissions"),
-        "not_a_file": error(
-            "A pipe, a device or a socket is among the files.", "remove it: other programs may hang"
-        ),
-    },
+    incomplete=error(
+        "The run that writes the output has not finished.", "run the same command again"
+    ),
+    partial=warning(
+        "Some episodes failed and are missing from the output.",
+        "see .vlatool/run.json for the errors, fix the episodes, and run the same command again",
+    ),
+    broken_record=error(".vlatool/run.json was changed after it was written.", _WRITE_AGAIN),
+    broken_metadata=error(
+        "processing_metadata.json was changed after it was written.", _WRITE_AGAIN
+    ),
+    no_file_list=info(".vlatool/files.jsonl is missing: digests cannot be compared."),
+    not_listed=info(
+        "A web server does not list folders: files outside the file list are not found."
+    ),
+    broken_file_list=error(".vlatool/files.jsonl cannot be read.", _WRITE_AGAIN),
+    missing_file=error("A file of the file list is missing.", _WRITE_AGAIN),
+    size_mismatch=error("The size of a file differs from the file list.", _WRITE_AGAIN),
+    digest_mismatch=error("A file was changed after it was written.", _WRITE_AGAIN),
+    unlisted_file=warning(
+        "A file is not in the file list of the run.", "move it out of the output"
+    ),
+    unreadable_file=error("A file cannot be read.", "check the disk and the permissions"),
+    not_a_file=error(
+        "A pipe, a device or a socket is among the files.", "remove it: other programs may hang"
+    ),
 )
 
 

@@ -242,7 +242,6 @@ def _read_span(
 @lru_cache(maxsize=8)  # clips of one file follow each other
 def _packet_table(path: Path, changed: int) -> list[tuple[int | None, bool]]:
     """(time, keyframe) of each packet of a file, in the order of decoding."""
-    del changed
     with _opened(path) as source:
         packets = _data_packets(source, source.streams.video[0])
         return [(packet.pts, packet.is_keyframe) for packet in packets]

@@ -1,7 +1,7 @@
 """Table of all commands. It imports nothing of them, so that `vlatool --help` is fast."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # Folders of presets for the commands with a training configuration.
 TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams", "rollouts")
@@ -12,14 +12,14 @@ class Command:
     """A command: its configuration, its workflow, and what its help says."""
 
     summary: str  # one sentence for the help
-    # `module:function` of `(config, *, reporter)`, which returns the result. Without a schema, the
+    # `module:function(Class)`: function of `(config, *, reporter)`, which returns the result, and
+    # its configuration, which may be `module:Class` of another module. Without a class, the
     # function takes no arguments.
-    workflow: str
-    schema: str = ""  # `module:Class` of the configuration; empty for a command without one
+    call: str
     # Keys that are arguments, with their names in the usage line; a name that ends with `...`
     # stands for several values.
     arguments: Mapping[str, str] = field(default_factory=dict[str, str])
-    examples: tuple[str, ...] = ()  # command lines for the help
+    examples: tuple[str, ...] = ()  # what follows the words of the command in lines for the help
     details: str = ""  # second paragraph of the help
     # `module:function` that returns the `Form` of a command that differs from the others.
     form: str = ""
@@ -32,6 +32,17 @@ class Command:
     # Keys to `module:function` of known values among others, for completion.
     suggestions: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    @property
+    def workflow(self) -> str:
+        """`module:function`."""
+        return self.call.partition("(")[0]
+
+    @property
+    def schema(self) -> str:
+        """`module:Class` of the configuration; empty for a command without one."""
+        name = self.call.partition("(")[2].rstrip(")")
+        return f"{self.call.partition(':')[0]}:{name}" if name and ":" not in name else name
+
 
 _SAGEMAKER_OPTIONS = (
     *("data", "remote_sync", "preset", "config", "sagemaker.user", "sagemaker.instance_type"),
@@ -42,15 +53,14 @@ _SAGEMAKER_DETAILS = (
     "of the run are in buckets."
 )
 _SAGEMAKER_EXAMPLE = (
-    "vlatool launch sagemaker train -p diffusion-policy-bellpepper --data s3://lab/data "
-    "--remote-sync s3://lab/runs --sagemaker.user ada.l --sagemaker.instance_type p5"
+    "-p diffusion-policy-bellpepper --data s3://lab/data --remote-sync s3://lab/runs "
+    "--sagemaker.user ada.l --sagemaker.instance_type p5"
 )
 
-LAUNCH: dict[str, Command] = {
+_LAUNCH: dict[str, Command] = {
     "launch sagemaker train": Command(
         "Train a model in a SageMaker job.",
-        "vlatool.workflows.launch_training:launch_sagemaker_train",
-        "vlatool.workflows.launch_training:LaunchSageMakerConfig",
+        "vlatool.workflows.launch_training:launch_sagemaker_train(LaunchSageMakerConfig)",
         examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
         details=_SAGEMAKER_DETAILS,
         options=_SAGEMAKER_OPTIONS,
@@ -59,10 +69,9 @@ LAUNCH: dict[str, Command] = {
     ),
     "launch sagemaker finetune": Command(
         "Train a model in a SageMaker job, from the weights of a checkpoint.",
-        "vlatool.workflows.launch_training:launch_sagemaker_finetune",
-        "vlatool.workflows.launch_training:LaunchSageMakerConfig",
+        "vlatool.workflows.launch_training:launch_sagemaker_finetune(LaunchSageMakerConfig)",
         examples=tuple(
-            _SAGEMAKER_EXAMPLE.replace("train", f"finetune --from {weights}")
+            f"--from {weights} {_SAGEMAKER_EXAMPLE}"
             for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
         ),
         details=_SAGEMAKER_DETAILS,
@@ -72,16 +81,12 @@ LAUNCH: dict[str, Command] = {
     ),
     "launch slurm train": Command(
         "Write the script of a training run for Slurm; with --submit, submit it.",
-        "vlatool.workflows.launch_training:launch_slurm_train",
-        "vlatool.workflows.launch_training:SlurmTrainConfig",
+        "vlatool.workflows.launch_training:launch_slurm_train(SlurmTrainConfig)",
         examples=(
+            "--preset diffusion-policy-tiny --data data -o runs/first --slurm.gpus-per-node 1",
             (
-                "vlatool launch slurm train --preset diffusion-policy-tiny --data data "
-                "-o runs/first --slurm.gpus-per-node 1"
-            ),
-            (
-                "vlatool launch slurm train -p diffusion-policy-bellpepper --data s3://lab/data "
-                "-o runs/pepper --slurm.nodes 2 --slurm.gpus-per-node 8 --submit"
+                "-p diffusion-policy-bellpepper --data s3://lab/data -o runs/pepper "
+                "--slurm.nodes 2 --slurm.gpus-per-node 8 --submit"
             ),
         ),
         details="Takes the options of `vlatool train`. The files go to the folder `launch` beside "
@@ -96,13 +101,9 @@ LAUNCH: dict[str, Command] = {
     ),
     "launch ray preprocess": Command(
         "Preprocess on a Ray cluster, or write the file of a new one.",
-        "vlatool.workflows.launch_ray:launch_ray_preprocess",
-        "vlatool.workflows.launch_ray:RayPreprocessConfig",
+        "vlatool.workflows.launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
-        (
-            "vlatool launch ray preprocess spartan s3://lab/raw -o s3://lab/data",
-            "vlatool launch ray preprocess spartan raw -o data --ray-address auto",
-        ),
+        ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
         details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the file "
         "for `ray up` and prints the commands that run on the new cluster.",
         form="vlatool.cli.preprocess:preprocess_form",
@@ -123,46 +124,41 @@ _TRAINING_OPTIONS = (
 )
 _NEEDS_PRESET = "Give a preset or a file that names the model: --preset NAME or --config FILE."
 
-# Words of a command to the command, in the order of the help.
-COMMANDS: dict[str, Command] = {
+_COMMANDS: dict[str, Command] = {
     "demo": Command(
         "Run the whole pipeline on built-in data: minutes on a CPU.",
-        "vlatool.workflows.demo:demo",
-        "vlatool.workflows.demo:DemoConfig",
-        examples=("vlatool demo", "vlatool demo --output demo-2 --seed 2 --json > demo-2.json"),
+        "vlatool.workflows.demo:demo(DemoConfig)",
+        examples=("", "--output demo-2 --seed 2 --json > demo-2.json"),
         details="Writes raw episodes, turns them into training data, trains a policy, evaluates "
         "it, and writes a report. Prints the command of each step.",
     ),
     "sample": Command(
         "Write raw episodes of a simulated world.",
-        "vlatool.workflows.sample:sample",
-        "vlatool.workflows.sample:SampleConfig",
+        "vlatool.workflows.sample:sample(SampleConfig)",
         {"layout": "LAYOUT", "output": "OUTPUT"},
         (
-            "vlatool sample spartan raw --episodes 20 --seed 1",
-            "vlatool sample lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
-            "vlatool sample lerobot raw --world metaworld --task reach-v3 --size large",
+            "spartan raw --episodes 20 --seed 1",
+            "lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
+            "lerobot raw --world metaworld --task reach-v3 --size large",
         ),
     ),
     "download": Command(
         "Download files of a hub, a bucket or a web server.",
-        "vlatool.workflows.download:download",
-        "vlatool.workflows.download:DownloadConfig",
+        "vlatool.workflows.download:download(DownloadConfig)",
         {"source": "[LOCATION]"},
         (
-            "vlatool download hf://datasets/physical-intelligence/libero --output libero",
-            "vlatool download --task PutKiwiOnSaucer --output lbm",
+            "hf://datasets/physical-intelligence/libero --output libero",
+            "--task PutKiwiOnSaucer --output lbm",
         ),
         suggestions={"task": "vlatool.artifacts.task_table:task_names"},
     ),
     "preprocess": Command(
         "Turn raw episodes into training data.",
-        "vlatool.workflows.preprocess:preprocess",
-        "vlatool.workflows.preprocess:PreprocessConfig",
+        "vlatool.workflows.preprocess:preprocess(PreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         (
-            "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
-            "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
+            "spartan raw --preset lbm-1past-14future --output data",
+            "lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
         ),
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
@@ -174,25 +170,20 @@ COMMANDS: dict[str, Command] = {
     ),
     "split": Command(
         "Write train and validation lists for image shards.",
-        "vlatool.workflows.split:split",
-        "vlatool.workflows.split:SplitConfig",
+        "vlatool.workflows.split:split(SplitConfig)",
         {"shards": "SHARDS"},
         (
-            "vlatool split shards --val-ratio 0.01",
-            "vlatool split shards --train-output lists/train.txt --val-output lists/val.txt",
+            "shards --val-ratio 0.01",
+            "shards --train-output lists/train.txt --val-output lists/val.txt",
         ),
     ),
     "tokenizer train": Command(
         "Train a visual tokenizer; the same as `vlatool train`.",
-        "vlatool.workflows.train:train",
-        "vlatool.training.config:TrainConfig",
+        "vlatool.workflows.train:train(vlatool.training.config:TrainConfig)",
         examples=(
-            "vlatool tokenizer train --preset vqgan-tiny --data shards --output runs/vqgan",
-            (
-                "vlatool tokenizer train --preset titok-tiny-stage1 --data shards "
-                "--model.teacher runs/vqgan -o runs/stage1"
-            ),
-            "vlatool tokenizer train config=titok_l32_stage1.yaml experiment.output_dir=runs/l32",
+            "--preset vqgan-tiny --data shards --output runs/vqgan",
+            "--preset titok-tiny-stage1 --data shards --model.teacher runs/vqgan -o runs/stage1",
+            "config=titok_l32_stage1.yaml experiment.output_dir=runs/l32",
         ),
         details=f"{_NEEDS_PRESET} A TiTok tokenizer also needs --model.teacher, the run of a "
         "VQGAN, and in stage 2 --init-from, the run of stage 1.",
@@ -205,49 +196,39 @@ COMMANDS: dict[str, Command] = {
     ),
     "tokenizer eval": Command(
         "Measure the reconstruction of images from their codes, next to simple baselines.",
-        "vlatool.workflows.tokenizer_eval:tokenizer_eval",
-        "vlatool.workflows.tokenizer_eval:TokenizerEvalConfig",
+        "vlatool.workflows.tokenizer_eval:tokenizer_eval(TokenizerEvalConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         (
-            "vlatool tokenizer eval runs/stage2 shards-held",
-            (
-                "vlatool tokenizer eval runs/stage2 shards --split val "
-                "--perceptual-weights weights --json"
-            ),
+            "runs/stage2 shards-held",
+            "runs/stage2 shards --split val --perceptual-weights weights --json",
         ),
         has_ranks=True,
     ),
     "tokenizer export": Command(
         "Write a trained visual tokenizer as the published pair of files.",
-        "vlatool.workflows.export:tokenizer_export",
-        "vlatool.workflows.export:TokenizerExportConfig",
+        "vlatool.workflows.export:tokenizer_export(TokenizerExportConfig)",
         {"checkpoint": "CHECKPOINT"},
         (
-            "vlatool tokenizer export runs/stage2 --output tokenizer",
-            "vlatool tokenizer export runs/stage2/checkpoints/step_00000300 -o tokenizer --json",
+            "runs/stage2 --output tokenizer",
+            "runs/stage2/checkpoints/step_00000300 -o tokenizer --json",
         ),
     ),
     "tokenizer fit-fast": Command(
         "Fit a FAST action tokenizer on the action chunks of training data.",
-        "vlatool.workflows.fit_fast:fit_fast",
-        "vlatool.workflows.fit_fast:FitFastConfig",
+        "vlatool.workflows.fit_fast:fit_fast(FitFastConfig)",
         {"sources": "DATA..."},
         (
-            "vlatool tokenizer fit-fast A --output fast --profile libero --vocab-size 2048",
-            (
-                "vlatool tokenizer fit-fast data-a data-b --output fast --vocab-size 2048 "
-                "--limit 50000"
-            ),
+            "A --output fast --profile libero --vocab-size 2048",
+            "data-a data-b --output fast --vocab-size 2048 --limit 50000",
         ),
     ),
     "encode": Command(
         "Encode images to the codes of a visual tokenizer.",
-        "vlatool.workflows.encode:encode",
-        "vlatool.tokens.config:EncodeConfig",
+        "vlatool.workflows.encode:encode(vlatool.tokens.config:EncodeConfig)",
         {"data": "DATA"},
         (
-            "vlatool encode libero --tokenizer runs/titok-stage2",
-            "vlatool encode libero --tokenizer runs/titok-stage2 --layout packed --nproc 8",
+            "libero --tokenizer runs/titok-stage2",
+            "libero --tokenizer runs/titok-stage2 --layout packed --nproc 8",
         ),
         has_ranks=True,
         options=(
@@ -257,26 +238,18 @@ COMMANDS: dict[str, Command] = {
     ),
     "decode": Command(
         "Decode the codes of a visual tokenizer to images.",
-        "vlatool.workflows.encode:decode",
-        "vlatool.tokens.config:DecodeConfig",
+        "vlatool.workflows.encode:decode(vlatool.tokens.config:DecodeConfig)",
         {"codes": "CODES"},
         (
-            "vlatool decode libero/TiToken --tokenizer runs/titok-stage2 --output drawn",
-            (
-                "vlatool decode libero/tokens/episode_000000.npz --tokenizer runs/titok-stage2 "
-                "-o drawn"
-            ),
+            "libero/TiToken --tokenizer runs/titok-stage2 --output drawn",
+            "libero/tokens/episode_000000.npz --tokenizer runs/titok-stage2 -o drawn",
         ),
     ),
     "build-dataset": Command(
         "Build samples for a language model from windows and codes.",
-        "vlatool.workflows.build_dataset:build_dataset",
-        "vlatool.workflows.build_dataset:BuildDatasetConfig",
+        "vlatool.workflows.build_dataset:build_dataset(BuildDatasetConfig)",
         {"data": "DATA"},
-        (
-            "vlatool build-dataset A --fast fast --absolute",
-            "vlatool build-dataset A --fast fast --kinds vla --packed -o packed",
-        ),
+        ("A --fast fast --absolute", "A --fast fast --kinds vla --packed -o packed"),
         options=(
             *("fast", "output", "tokens", "kinds", "limit", "packed", "absolute", "workers"),
             *("on_error", "overwrite", "dry_run"),
@@ -284,62 +257,51 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "Convert codes, packed samples or a policy to another layout.",
-        "vlatool.workflows.export:export",
-        "vlatool.workflows.export:ExportConfig",
+        "vlatool.workflows.export:export(ExportConfig)",
         {"source": "SOURCE"},
         (
-            "vlatool export libero/tokens --output libero/TiToken",
-            "vlatool export libero-packed --output libero-samples --absolute",
-            "vlatool export runs/pick --output published",
+            "libero/tokens --output libero/TiToken",
+            "libero-packed --output libero-samples --absolute",
+            "runs/pick --output published",
         ),
         details="Packed samples are samples stored as arrays.",
         options=("output", "layout", "absolute", "workers", "on_error", "overwrite", "dry_run"),
     ),
     "repair": Command(
         "Copy recordings; of damaged files what is whole.",
-        "vlatool.workflows.repair:repair",
-        "vlatool.workflows.repair:RepairConfig",
+        "vlatool.workflows.repair:repair(RepairConfig)",
         {"source": "SOURCE"},
-        (
-            "vlatool repair recordings --output healthy",
-            "vlatool repair data/demos.hdf5 --output healthy --dry-run",
-        ),
+        ("recordings --output healthy", "data/demos.hdf5 --output healthy --dry-run"),
         details="Parquet without a footer, HDF5 that was not closed, MCAP without a summary, mp4 "
         "that is cut off.",
         options=("output", "workers", "on_error", "overwrite", "dry_run"),
     ),
     "compare": Command(
         "Compare two data sets in any two layouts, by content.",
-        "vlatool.workflows.compare_data:compare_data",
-        "vlatool.workflows.compare_data:CompareDataConfig",
+        "vlatool.workflows.compare_data:compare_data(CompareDataConfig)",
         {"a": "A", "b": "B"},
-        (
-            "vlatool compare demos.hdf5 lerobot-set",
-            "vlatool compare before after --images null --tolerance 0 --json",
-        ),
+        ("demos.hdf5 lerobot-set", "before after --images null --tolerance 0 --json"),
         details="Exit 4 if they differ. Two policies are compared by `vlatool eval compare`.",
     ),
     "compose": Command(
         "Write weights that a future_vla model starts from.",
-        "vlatool.workflows.compose:compose",
-        "vlatool.workflows.compose:ComposeConfig",
+        "vlatool.workflows.compose:compose(ComposeConfig)",
         examples=(
             (
-                "vlatool compose --qwen Qwen/Qwen3-VL-4B-Instruct "
-                "--dino facebook/dinov3-vitb16-pretrain-lvd1689m -o composed"
+                "--qwen Qwen/Qwen3-VL-4B-Instruct --dino facebook/dinov3-vitb16-pretrain-lvd1689m "
+                "-o composed"
             ),
-            "vlatool compose --tiny --output tiny",
+            "--tiny --output tiny",
         ),
         details="Joins Qwen3-VL and DINOv3 with new convolutions in the published layout, in "
         "bfloat16.",
     ),
     "train": Command(
         "Train a model.",
-        "vlatool.workflows.train:train",
-        "vlatool.training.config:TrainConfig",
+        "vlatool.workflows.train:train(vlatool.training.config:TrainConfig)",
         examples=(
-            "vlatool train --preset diffusion-policy-tiny --data data --output runs/first",
-            "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
+            "--preset diffusion-policy-tiny --data data --output runs/first",
+            "-p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
         ),
         details=f"{_NEEDS_PRESET} `vlatool presets` lists the presets.",
         options=_TRAINING_OPTIONS,
@@ -349,17 +311,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "Train a model that starts from the weights of a checkpoint.",
-        "vlatool.workflows.train:finetune",
-        "vlatool.training.config:TrainConfig",
+        "vlatool.workflows.train:finetune(vlatool.training.config:TrainConfig)",
         examples=(
-            (
-                "vlatool finetune --from runs/first --preset diffusion-policy-tiny --data new "
-                "-o runs/new"
-            ),
-            (
-                "vlatool finetune --from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper "
-                "--data d"
-            ),
+            "--from runs/first --preset diffusion-policy-tiny --data new -o runs/new",
+            "--from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
         ),
         details=f"{_NEEDS_PRESET} That of the checkpoint is in its run: RUN/config.yaml.",
         options=("from", *_TRAINING_OPTIONS),
@@ -367,14 +322,13 @@ COMMANDS: dict[str, Command] = {
         has_ranks=True,
         presets=TRAINING_PRESETS,
     ),
-    **LAUNCH,
+    **_LAUNCH,
     "resolve-config": Command(
         "Print the exact configuration that a run would use.",
-        "vlatool.workflows.resolve_config:resolve_config",
-        "vlatool.training.config:TrainConfig",
+        "vlatool.workflows.resolve_config:resolve_config(vlatool.training.config:TrainConfig)",
         examples=(
-            "vlatool resolve-config --preset diffusion-policy-tiny --explain",
-            "vlatool resolve-config -c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
+            "--preset diffusion-policy-tiny --explain",
+            "-c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
         ),
         options=(
             "preset",
@@ -392,22 +346,17 @@ COMMANDS: dict[str, Command] = {
     ),
     "eval open-loop": Command(
         "Compare predicted with recorded actions, next to simple baselines.",
-        "vlatool.workflows.evaluate:open_loop",
-        "vlatool.evaluation.config:OpenLoopConfig",
+        "vlatool.workflows.evaluate:open_loop(vlatool.evaluation.config:OpenLoopConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
-        (
-            "vlatool eval open-loop runs/bin data-held",
-            "vlatool eval open-loop runs/bin data-held --output errors --json > errors.json",
-        ),
+        ("runs/bin data-held", "runs/bin data-held --output errors --json > errors.json"),
     ),
     "eval rollout": Command(
         "Run a policy in a Gymnasium environment and count its successes.",
-        "vlatool.workflows.rollout:rollout",
-        "vlatool.evaluation.config:RolloutConfig",
+        "vlatool.workflows.rollout:rollout(vlatool.evaluation.config:RolloutConfig)",
         {"checkpoint": "CHECKPOINT"},
         (
-            "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --episodes 50",
-            "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
+            "runs/bin --env vlatool/PickPlace-v0 --episodes 50",
+            "runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
         ),
         presets=("rollouts",),
         suggestions={"env": "vlatool.evaluation.environments:environment_ids"},
@@ -419,33 +368,24 @@ COMMANDS: dict[str, Command] = {
     ),
     "eval compare": Command(
         "Compare the success of two policies over the same starts (data: `vlatool compare`).",
-        "vlatool.workflows.compare:compare",
-        "vlatool.evaluation.config:CompareConfig",
+        "vlatool.workflows.compare:compare(vlatool.evaluation.config:CompareConfig)",
         {"a": "A", "b": "B"},
-        (
-            "vlatool eval compare runs/bin/eval/rollout-a runs/bin/eval/rollout-b",
-            "vlatool eval compare rollouts-a rollouts-b --json",
-        ),
+        ("runs/bin/eval/rollout-a runs/bin/eval/rollout-b", "rollouts-a rollouts-b --json"),
     ),
     "predict": Command(
         "Ask a policy for its actions at one frame of recorded data.",
-        "vlatool.workflows.evaluate:predict",
-        "vlatool.workflows.evaluate:PredictConfig",
+        "vlatool.workflows.evaluate:predict(PredictConfig)",
         {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
         (
-            "vlatool predict runs/bin raw --episode 3 --frame 20",
-            "vlatool predict runs/bin data-held --frame 5 --output look --json",
+            "runs/bin raw --episode 3 --frame 20",
+            "runs/bin data-held --frame 5 --output look --json",
         ),
     ),
     "serve": Command(
         "Serve a policy to robots and simulators over the network.",
-        "vlatool.workflows.serve:serve",
-        "vlatool.serving.config:ServeConfig",
+        "vlatool.workflows.serve:serve(vlatool.serving.config:ServeConfig)",
         {"checkpoint": "CHECKPOINT"},
-        (
-            "vlatool serve runs/bin",
-            "vlatool serve runs/bin --host 0.0.0.0 --key-file key.txt --map robot.yaml",
-        ),
+        ("runs/bin", "runs/bin --host 0.0.0.0 --key-file key.txt --map robot.yaml"),
         details="Clients are `vlatool.connect(URL)` and the client of openpi. "
         "GET /healthz and /metrics answer on the same port.",
         options=(
@@ -455,63 +395,51 @@ COMMANDS: dict[str, Command] = {
     ),
     "stats merge": Command(
         "Merge the statistics of several data sets.",
-        "vlatool.workflows.stats:stats_merge",
-        "vlatool.workflows.stats:StatsMergeConfig",
+        "vlatool.workflows.stats:stats_merge(StatsMergeConfig)",
         {"sources": "DATA..."},
-        (
-            "vlatool stats merge data-a data-b --output merged.json",
-            "vlatool stats merge data-a data-b --weights 1,3 > merged.json",
-        ),
+        ("data-a data-b --output merged.json", "data-a data-b --weights 1,3 > merged.json"),
     ),
     "stats compute": Command(
         "Compute the statistics of shards without statistics.",
-        "vlatool.workflows.stats:stats_compute",
-        "vlatool.workflows.stats:StatsComputeConfig",
+        "vlatool.workflows.stats:stats_compute(StatsComputeConfig)",
         {"data": "DATA"},
-        (
-            "vlatool stats compute published/shards",
-            "vlatool stats compute published/shards --output stats/published.json --workers 8",
-        ),
+        ("published/shards", "published/shards --output stats/published.json --workers 8"),
     ),
     "inspect": Command(
         "Show the contents of a source, a data folder or a run.",
-        "vlatool.workflows.verify:inspect",
-        "vlatool.workflows.verify:InspectConfig",
+        "vlatool.workflows.verify:inspect(InspectConfig)",
         {"location": "LOCATION"},
-        ("vlatool inspect raw --html raw.html", "vlatool inspect runs/bin --json | jq .kind"),
+        ("raw --html raw.html", "runs/bin --json | jq .kind"),
     ),
     "runs": Command(
         "List training runs, or compare two of them.",
-        "vlatool.workflows.runs:runs",
-        "vlatool.workflows.runs:RunsConfig",
+        "vlatool.workflows.runs:runs(RunsConfig)",
         {"location": "DIR"},
-        ("vlatool runs runs", "vlatool runs s3://lab/runs --compare first,second --json"),
+        ("runs", "s3://lab/runs --compare first,second --json"),
         has_rows=True,
     ),
     "verify": Command(
         "Check that an output, a run or a source is whole.",
-        "vlatool.workflows.verify:verify",
-        "vlatool.workflows.verify:VerifyConfig",
+        "vlatool.workflows.verify:verify(VerifyConfig)",
         {"location": "LOCATION"},
-        ("vlatool verify my_dataset", "vlatool verify raw --full --json | jq .codes"),
+        ("my_dataset", "raw --full --json | jq .codes"),
         has_rows=True,
     ),
     "upload": Command(
         "Upload data, a run or a tokenizer to a hub, with a card.",
-        "vlatool.workflows.upload:upload",
-        "vlatool.workflows.upload:UploadConfig",
+        "vlatool.workflows.upload:upload(UploadConfig)",
         {"folder": "FOLDER", "location": "LOCATION"},
         (
-            "vlatool upload gr1-v3 hf://datasets/lab/gr1-pick --license cc-by-4.0",
-            "vlatool upload runs/pick hf://models/lab/pick --public --dry-run",
+            "gr1-v3 hf://datasets/lab/gr1-pick --license cc-by-4.0",
+            "runs/pick hf://models/lab/pick --public --dry-run",
         ),
         details="Only what `vlatool verify` finds whole is uploaded; the same command continues "
         "an upload.",
     ),
     "presets": Command(
         "List the presets, or show one of them.",
-        "vlatool.workflows.catalog:presets",
-        examples=("vlatool presets", "vlatool presets --jsonl | head -3"),
+        "vlatool.workflows.catalog:presets()",
+        examples=("", "--jsonl | head -3"),
         details="The second column says what a preset fills: runs are complete training "
         "configurations, models, data and hparams parts of one, preprocess is for `preprocess`, "
         "rollouts for `eval rollout`, and for the section `eval` of `train`. "
@@ -520,33 +448,34 @@ COMMANDS: dict[str, Command] = {
     ),
     "presets show": Command(
         "Print a preset as a file for --config.",
-        "vlatool.workflows.resolve_config:presets_show",
-        "vlatool.workflows.resolve_config:PresetsShowConfig",
+        "vlatool.workflows.resolve_config:presets_show(PresetsShowConfig)",
         {"name": "NAME"},
         suggestions={"name": "vlatool.config.presets:preset_names"},
-        examples=(
-            "vlatool presets show world-pick",
-            "vlatool presets show titok-tiny-stage1 > stage1.yaml",
-        ),
+        examples=("world-pick", "titok-tiny-stage1 > stage1.yaml"),
     ),
     "plugins": Command(
         "List formats, sinks and model types, also of plugins.",
-        "vlatool.workflows.catalog:plugins",
-        examples=("vlatool plugins", "vlatool plugins --json"),
+        "vlatool.workflows.catalog:plugins()",
+        examples=("", "--json"),
         has_rows=True,
     ),
     "doctor": Command(
         "Check the installation, the hardware and the network.",
-        "vlatool.workflows.doctor:doctor",
-        "vlatool.workflows.doctor:DoctorConfig",
+        "vlatool.workflows.doctor:doctor(DoctorConfig)",
         {"locations": "[LOCATION...]"},
-        examples=("vlatool doctor", "vlatool doctor s3://lab/raw hf://owner/name --json"),
+        examples=("", "s3://lab/raw hf://owner/name --json"),
     ),
     "version": Command(
         "Print the versions of vlatool and Python.",
-        "vlatool.workflows.catalog:version",
-        examples=("vlatool version", "vlatool version --json"),
+        "vlatool.workflows.catalog:version()",
+        examples=("", "--json"),
     ),
+}
+
+# Words of a command to the command, in the order of the help; examples are whole lines.
+COMMANDS = {
+    words: replace(row, examples=tuple(f"vlatool {words} {end}".rstrip() for end in row.examples))
+    for words, row in _COMMANDS.items()
 }
 
 # Words that stand before others, with their summary.

@@ -171,7 +171,6 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
         """Writes the arguments; returns the rows of keys by name."""
-        del ctx, formatter
         return {}
 
     def write_keys(self, ctx: Any, formatter: Any) -> None:
@@ -187,11 +186,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         return completions(words, line)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        del typed
         return ctx.command_path
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        del typed
         declared = {
             name: [] if has_value else None for name, has_value in self.declared(ctx).items()
         }

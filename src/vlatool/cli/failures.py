@@ -59,7 +59,6 @@ def raise_on_signals() -> None:
     """Raises `Terminated` on SIGTERM, and `KeyboardInterrupt` on SIGINT if that is not ignored."""
 
     def terminate(signum: int, frame: Any) -> None:
-        del signum, frame
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)

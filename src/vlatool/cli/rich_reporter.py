@@ -58,7 +58,6 @@ class RichReporter(NullReporter):
         return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        del step
         if "loss" in values:
             self._bars.metrics = self._bars.metrics or _MetricsLine()
             self._bars.metrics.update(values)

@@ -221,7 +221,6 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Called by `logging` if a record cannot be written."""
-        del record
         if self.problem is None:
             self.problem = sys.exc_info()[1]
             output.write_stderr(f"warning: cannot write to the log file any more: {self.problem}")

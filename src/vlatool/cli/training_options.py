@@ -219,7 +219,6 @@ def launch_finetune_form(row: Command) -> Form:
 
 
 def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    del values
     resolved = run.resolved(load(row.schema))
     sagemaker = getattr(resolved.config, "sagemaker", None)
     if sagemaker is not None and sagemaker.profile is not None:  # for the storage too

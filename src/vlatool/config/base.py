@@ -96,7 +96,6 @@ class ConfigModel(BaseModel):
         A name of a registry (`model.type`, `format`) is text in the tree. A root config with such a
         section looks up the name here and returns a subclass.
         """
-        del tree
         return cls
 
     @model_validator(mode="before")
@@ -181,6 +180,11 @@ def derived_field(
         json_schema_extra=marks,
         **constraints,
     )
+
+
+def option(default: Any, description: str, **constraints: Any) -> Any:
+    """Field with a default."""
+    return Field(default=default, description=description, **constraints)
 
 
 def required_field(default: Any, description: str, **constraints: Any) -> Any:

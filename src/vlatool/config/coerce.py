@@ -309,7 +309,7 @@ def _coerce(value: Any, annotation: Any) -> Any:
     mismatches: list[TypeMismatch] = []
     for member in sorted(alternatives(annotation), key=_rank):
         try:
-            return _coercer(member)(value, member)
+            return _COERCERS.get(_kind(member), _coerce_other)(value, member)
         except TypeMismatch as mismatch:
             mismatches.append(mismatch)
     needs = [mismatch.needs for mismatch in mismatches]
@@ -333,10 +333,6 @@ def _kind(member: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, BaseModel):
         return BaseModel
     return types.NoneType if origin is None else origin
-
-
-def _coercer(member: Any) -> Callable[[Any, Any], Any]:
-    return _COERCERS.get(_kind(member), _coerce_other)
 
 
 def _scalar(value: Any) -> Any:

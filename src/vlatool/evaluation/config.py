@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, execution_field, required_field
+from vlatool.config.base import ConfigModel, execution_field, option, required_field
 from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
 
@@ -15,80 +15,54 @@ class OpenLoopConfig(ConfigModel):
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     data: str = required_field("", "Output of `vlatool preprocess`, of any scheme.")
-    output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run, if that is local."
-    )
-    weights: Weights = Field(
-        default="auto", description="Averaged or raw weights; auto: averaged if any."
-    )
-    inference_steps: int = Field(
-        default=8, ge=1, description="Evaluations of the network per sampled chunk."
-    )
-    max_samples: int = Field(
-        default=2000, ge=1, description="Most samples to evaluate, evenly spaced over the data."
-    )
-    batch_size: int = Field(
-        default=32, ge=1, description="Samples computed at once; fewer are filled up."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
-    tokenizer: str | None = Field(
-        default=None,
-        description="Visual tokenizer of the codes of a policy that predicts images, to compare "
+    output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
+    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
+    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
+    max_samples: int = option(2000, "Most samples to evaluate, evenly spaced over the data.", ge=1)
+    batch_size: int = option(32, "Samples computed at once; fewer are filled up.", ge=1)
+    seed: int = option(0, "Seed of the sampled noise.", ge=0)
+    tokenizer: str | None = option(
+        None,
+        "Visual tokenizer of the codes of a policy that predicts images, to compare "
         "these too; null: compare actions only.",
     )
-    future_samples: int = Field(
-        default=32,
-        ge=1,
-        description="Most samples whose images are predicted, which takes many tokens.",
+    future_samples: int = option(
+        32, "Most samples whose images are predicted, which takes many tokens.", ge=1
     )
 
 
 class FieldMap(ConfigModel):
     """Mapping of an environment's observation to a field."""
 
-    key: str | None = Field(
-        default=None, description="Key of the observation; dots separate nested keys."
-    )
-    start: int = Field(default=0, ge=0, description="First dimension.")
-    stop: int | None = Field(
-        default=None, ge=1, description="Dimension after the last; null: to the end."
-    )
-    scale: float = Field(
-        default=1.0, description="Factor from the environment's unit to the field's."
-    )
-    constant: list[float] | None = Field(default=None, description="Fixed values, without key.")
+    key: str | None = option(None, "Key of the observation; dots separate nested keys.")
+    start: int = option(0, "First dimension.", ge=0)
+    stop: int | None = option(None, "Dimension after the last; null: to the end.", ge=1)
+    scale: float = option(1.0, "Factor from the environment's unit to the field's.")
+    constant: list[float] | None = option(None, "Fixed values, without key.")
 
 
 class ActionMap(ConfigModel):
     """Mapping of an action field to a part of the environment's action vector."""
 
     field: str = Field(description="Action field of the policy, absolute.")
-    scale: float = Field(
-        default=1.0, description="Factor from the field's unit to the environment's."
-    )
+    scale: float = option(1.0, "Factor from the field's unit to the environment's.")
 
 
 class GripperConfig(ConfigModel):
     """Gripper whose command has two values; it changes at a threshold each way."""
 
     field: str = Field(description="Action field of the policy.")
-    dimension: int = Field(default=0, ge=0, description="Dimension of the field.")
-    closed: float | None = Field(
-        default=None,
-        description="Command that closes it; null: the smallest of the training data.",
+    dimension: int = option(0, "Dimension of the field.", ge=0)
+    closed: float | None = option(
+        None, "Command that closes it; null: the smallest of the training data."
     )
-    opened: float | None = Field(
-        default=None, description="Command that opens it; null: the largest of the training data."
+    opened: float | None = option(
+        None, "Command that opens it; null: the largest of the training data."
     )
-    close_below: float = Field(
-        default=0.4,
-        ge=0,
-        le=1,
-        description="Share of the way from closed to opened below which it closes.",
+    close_below: float = option(
+        0.4, "Share of the way from closed to opened below which it closes.", ge=0, le=1
     )
-    open_above: float = Field(
-        default=0.6, ge=0, le=1, description="Share of the way above which it opens."
-    )
+    open_above: float = option(0.6, "Share of the way above which it opens.", ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_thresholds(self) -> Self:
@@ -101,44 +75,29 @@ class RolloutTask(ConfigModel):
     """An environment, its episodes, and the mapping to the names of a policy."""
 
     env: str = required_field("", "Id of a Gymnasium environment.")
-    env_options: dict[str, Any] = Field(
-        default={}, description="Arguments of the environment, such as {cameras: 4}."
+    env_options: dict[str, Any] = option({}, "Arguments of the environment, such as {cameras: 4}.")
+    episodes: int = option(50, "Number of episodes.", ge=1)
+    seed: int = option(100_000, "Seed of the first episode's initial state.", ge=0)
+    max_steps: int | None = option(
+        None, "Maximum number of steps per episode; null: the environment's limit.", ge=1
     )
-    episodes: int = Field(default=50, ge=1, description="Number of episodes.")
-    seed: int = Field(
-        default=100_000, ge=0, description="Seed of the first episode's initial state."
+    instruction: str | None = option(
+        None, "Instruction for the policy; null: that of the environment."
     )
-    max_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="Maximum number of steps per episode; null: the environment's limit.",
+    instruction_key: str = option("instruction", "Observation or info key of the instruction.")
+    success_key: str = option("success", "Info key of success.")
+    cameras: dict[str, str] = option(
+        {}, "Camera of the policy to observation key; absent: the same name."
     )
-    instruction: str | None = Field(
-        default=None, description="Instruction for the policy; null: that of the environment."
+    flipped_cameras: list[str] = option([], "Cameras whose images are upside down.")
+    camera_rotations: dict[str, int] = option(
+        {}, "Clockwise quarter turns of the images by camera of the policy."
     )
-    instruction_key: str = Field(
-        default="instruction", description="Observation or info key of the instruction."
+    channels_first_cameras: list[str] = option(
+        [], "Cameras whose images are [3, H, W]; others are if their last axis is not 3."
     )
-    success_key: str = Field(default="success", description="Info key of success.")
-    cameras: dict[str, str] = Field(
-        default={}, description="Camera of the policy to observation key; absent: the same name."
-    )
-    flipped_cameras: list[str] = Field(
-        default=[], description="Cameras whose images are upside down."
-    )
-    camera_rotations: dict[str, int] = Field(
-        default={}, description="Clockwise quarter turns of the images by camera of the policy."
-    )
-    channels_first_cameras: list[str] = Field(
-        default=[],
-        description="Cameras whose images are [3, H, W]; others are if their last axis is not 3.",
-    )
-    fields: dict[str, FieldMap] = Field(
-        default={}, description="Observation key of each field of the policy."
-    )
-    action: list[ActionMap] = Field(
-        default=[], description="Fields that are concatenated, in order, to the action."
-    )
+    fields: dict[str, FieldMap] = option({}, "Observation key of each field of the policy.")
+    action: list[ActionMap] = option([], "Fields that are concatenated, in order, to the action.")
 
     @field_validator("camera_rotations")
     @classmethod
@@ -149,9 +108,8 @@ class RolloutTask(ConfigModel):
 class SuiteConfig(ConfigModel):
     """Tasks that a policy is evaluated on together."""
 
-    tasks: dict[str, RolloutTask] = Field(
-        default={},
-        description="Name of each task to its keys; the others are those of the command.",
+    tasks: dict[str, RolloutTask] = option(
+        {}, "Name of each task to its keys; the others are those of the command."
     )
 
     @field_validator("tasks")
@@ -166,39 +124,32 @@ class SuiteConfig(ConfigModel):
 class RolloutOptions(RolloutTask):
     """Options of rollouts of a policy in Gymnasium environments; the section `eval` of a run."""
 
-    suite: str | None = Field(
-        default=None,
-        description="YAML file with `tasks: {NAME: {env: ..., episodes: ...}}` to run together.",
+    suite: str | None = option(
+        None, "YAML file with `tasks: {NAME: {env: ..., episodes: ...}}` to run together."
     )
-    execute_steps: int = Field(
-        default=4, ge=1, description="Steps of a chunk to execute before the next is sampled."
-    )
-    delay_steps: int = Field(
-        default=0,
-        ge=0,
-        description="Steps of the last chunk that are executed until the next takes effect, as if "
+    execute_steps: int = option(4, "Steps of a chunk to execute before the next is sampled.", ge=1)
+    delay_steps: int = option(
+        0,
+        "Steps of the last chunk that are executed until the next takes effect, as if "
         "computing took that long.",
+        ge=0,
     )
-    ensemble_decay: float | None = Field(
-        default=None,
-        ge=-1,
-        description="Average the commands of overlapping chunks, weighted exp(-decay i), i = 0 for "
+    ensemble_decay: float | None = option(
+        None,
+        "Average the commands of overlapping chunks, weighted exp(-decay i), i = 0 for "
         "the oldest; null: the newest counts.",
+        ge=-1,
     )
-    grippers: list[GripperConfig] = Field(
-        default=[], description="Grippers that are opened or closed fully, with hysteresis."
+    grippers: list[GripperConfig] = option(
+        [], "Grippers that are opened or closed fully, with hysteresis."
     )
-    compat: bool = Field(
-        default=False,
-        description="Published schedule: hold still for execute_steps - 1 steps, then execute as "
+    compat: bool = option(
+        False,
+        "Published schedule: hold still for execute_steps - 1 steps, then execute as "
         "many of each chunk.",
     )
-    inference_steps: int = Field(
-        default=8, ge=1, description="Evaluations of the network per sampled chunk."
-    )
-    batch_size: int = Field(
-        default=8, ge=1, description="Observations computed at once; fewer are filled up."
-    )
+    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
+    batch_size: int = option(8, "Observations computed at once; fewer are filled up.", ge=1)
     env_processes: int | None = execution_field(
         None,
         "Processes that environments are in; null: one for the built-in world, else one per CPU.",
@@ -211,12 +162,8 @@ class RolloutOptions(RolloutTask):
         gt=0,
         le=1e6,
     )
-    videos: int = Field(
-        default=0, ge=0, description="Number of episodes of each task with a video."
-    )
-    contact_sheet_episodes: int = Field(
-        default=8, ge=0, description="Number of episodes in the contact sheet."
-    )
+    videos: int = option(0, "Number of episodes of each task with a video.", ge=0)
+    contact_sheet_episodes: int = option(8, "Number of episodes in the contact sheet.", ge=0)
 
     @model_validator(mode="after")
     def _check_compat(self) -> Self:
@@ -233,12 +180,8 @@ class RolloutConfig(RolloutOptions):
     )
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
-    output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run, if that is local."
-    )
-    weights: Weights = Field(
-        default="auto", description="Averaged or raw weights; auto: averaged if any."
-    )
+    output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
+    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
 
 
 class CompareConfig(ConfigModel):

@@ -178,7 +178,6 @@ class RandomController:
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        del instructions
         return {seed: self._space.sample() for seed in observations}
 
 
@@ -193,7 +192,6 @@ class HoldController:
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
         """Returns the same action at each step."""
-        del instructions
         for seed, observation in observations.items():
             self._first.setdefault(seed, np.array(observation[self._key]))
         return {seed: self._first[seed] for seed in observations}

@@ -284,7 +284,6 @@ class RolloutSetup:
         )
 
         def make_controller(space: Any) -> controllers.PolicyController:
-            del space
             return controllers.PolicyController(self.policy, task, self.log, self.milliseconds)
 
         return Rollouts(self.environments, env, make_controller, plan, self.progress)
@@ -351,7 +350,6 @@ class RolloutJob:
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the report, the durations and the contact sheet."""
-        del run
         output = self.spec.output
         entries: list[FileEntry] = []
         for receipt in receipts:
@@ -370,7 +368,6 @@ class RolloutJob:
         return entries
 
     def result(self, run: JobRun) -> RolloutRecord:
-        del run
         return RolloutRecord(report=self.report())
 
     def report(self) -> dict[str, Any]:

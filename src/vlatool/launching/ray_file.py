@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.errors import UsageError
 
 _PLACEHOLDER = re.compile(r"[\w-]*PLACEHOLDER[\w-]*")
@@ -18,24 +18,21 @@ Name = Annotated[str, StringConstraints(pattern=r"^[\w+=,.@-]+$")]
 class RayClusterConfig(ConfigModel):
     """File of a new Ray cluster on AWS, and the identities in it."""
 
-    cluster: str = Field(
-        default="ray-cluster.yaml",
-        description="File of Ray's cluster launcher: written from a template, or yours.",
+    cluster: str = option(
+        "ray-cluster.yaml", "File of Ray's cluster launcher: written from a template, or yours."
     )
-    image: Name | None = Field(default=None, description="Machine image, such as ami-0abc.")
-    key_pair: Name | None = Field(
-        default=None, description="Key pair for SSH; its file is ~/.ssh/NAME.pem."
+    image: Name | None = option(None, "Machine image, such as ami-0abc.")
+    key_pair: Name | None = option(None, "Key pair for SSH; its file is ~/.ssh/NAME.pem.")
+    subnet: Name | None = option(None, "Subnet of all nodes.")
+    security_group: Name | None = option(None, "Security group of all nodes.")
+    account: Annotated[str, StringConstraints(pattern=r"^\d{12}$")] | None = option(
+        None, "Number of the AWS account."
     )
-    subnet: Name | None = Field(default=None, description="Subnet of all nodes.")
-    security_group: Name | None = Field(default=None, description="Security group of all nodes.")
-    account: Annotated[str, StringConstraints(pattern=r"^\d{12}$")] | None = Field(
-        default=None, description="Number of the AWS account."
+    head_profile: Name | None = option(
+        None, "Instance profile of the head, which starts the workers."
     )
-    head_profile: Name | None = Field(
-        default=None, description="Instance profile of the head, which starts the workers."
-    )
-    worker_profile: Name | None = Field(
-        default=None, description="Instance profile of the workers, which use your bucket."
+    worker_profile: Name | None = option(
+        None, "Instance profile of the workers, which use your bucket."
     )
 
     def placeholders(self) -> dict[str, str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from shutil import which
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.credentials import is_credential
 from vlatool.errors import EnvironmentProblem
 from vlatool.events import Reporter
@@ -28,52 +28,37 @@ _TIME = r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2})$"
 class SlurmConfig(ConfigModel):
     """Resources of a job of Slurm, and where its files are written."""
 
-    nodes: int = Field(default=1, ge=1, description="Number of nodes.")
-    gpus_per_node: int = Field(
-        default=8, ge=0, description="GPUs of each node, with a process for each; 0: none."
+    nodes: int = option(1, "Number of nodes.", ge=1)
+    gpus_per_node: int = option(8, "GPUs of each node, with a process for each; 0: none.", ge=0)
+    tasks_per_node: int | None = option(
+        None, "Processes of each node; null: one for each GPU, or one without GPUs.", ge=1
     )
-    tasks_per_node: int | None = Field(
-        default=None,
-        ge=1,
-        description="Processes of each node; null: one for each GPU, or one without GPUs.",
+    cpus_per_task: int | None = option(
+        None, "Processors of each process; null: as the cluster decides.", ge=1
     )
-    cpus_per_task: int | None = Field(
-        default=None, ge=1, description="Processors of each process; null: as the cluster decides."
+    partition: Word | None = option(None, "Partition; null: that of the cluster.")
+    account: Word | None = option(None, "Account that pays; null: yours by default.")
+    time: Annotated[str, StringConstraints(pattern=_TIME)] | None = option(
+        None,
+        "Time limit, such as 1-12:00:00 (days-hours:minutes:seconds); null: that of the partition.",
     )
-    partition: Word | None = Field(
-        default=None, description="Partition; null: that of the cluster."
+    options: list[Line] = option([], "Further options of sbatch, such as --qos=high.")
+    setup: list[Line] = option(
+        [],
+        "Shell commands before the run, such as 'source env/bin/activate'. With them the job runs "
+        "the vlatool that they put on the path, otherwise the one that wrote the script.",
     )
-    account: Word | None = Field(
-        default=None, description="Account that pays; null: yours by default."
-    )
-    time: Annotated[str, StringConstraints(pattern=_TIME)] | None = Field(
-        default=None,
-        description="Time limit, such as 1-12:00:00 (days-hours:minutes:seconds); null: that of "
-        "the partition.",
-    )
-    options: list[Line] = Field(
-        default=[], description="Further options of sbatch, such as --qos=high."
-    )
-    setup: list[Line] = Field(
-        default=[],
-        description="Shell commands before the run, such as 'source env/bin/activate'. With them "
-        "the job runs the vlatool that they put on the path, otherwise the one that wrote the "
-        "script.",
-    )
-    requeue: bool = Field(
-        default=True,
-        description="Queue the job again at its time limit, after a checkpoint, and when Slurm "
+    requeue: bool = option(
+        True,
+        "Queue the job again at its time limit, after a checkpoint, and when Slurm "
         "takes its nodes away.",
     )
-    checkpoint_before: int = Field(
-        default=300,
-        ge=1,
-        le=65_535,
-        description="Seconds before the time limit at which the last checkpoint begins.",
+    checkpoint_before: int = option(
+        300, "Seconds before the time limit at which the last checkpoint begins.", ge=1, le=65_535
     )
-    folder: str | None = Field(
-        default=None,
-        description="Folder for the script, the configuration and the logs, on a disk that all "
+    folder: str | None = option(
+        None,
+        "Folder for the script, the configuration and the logs, on a disk that all "
         "nodes share; null: the folder launch beside the run.",
     )
 

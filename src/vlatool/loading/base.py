@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field, nullable_field
+from vlatool.config.base import ConfigModel, derived_field, nullable_field, option
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
@@ -28,16 +28,14 @@ class CacheConfig(ConfigModel):
 
     ignored: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
 
-    enabled: bool | None = Field(
-        default=None,
-        description="Download whole shards and cache them; null: if the data of the run fit in "
+    enabled: bool | None = option(
+        None,
+        "Download whole shards and cache them; null: if the data of the run fit in "
         "cache_size_gb (default then: 4 GB for the data of one run, 16 GB for the whole cache).",
     )
-    cache_dir: str | None = Field(
-        default=None, description="Cache folder; null: vlatool in the user's cache folder."
-    )
-    cache_size_gb: float | None = Field(
-        default=None, gt=0, description="Largest size of the cache in gigabytes; null: no limit."
+    cache_dir: str | None = option(None, "Cache folder; null: vlatool in the user's cache folder.")
+    cache_size_gb: float | None = option(
+        None, "Largest size of the cache in gigabytes; null: no limit.", gt=0
     )
 
 
@@ -61,35 +59,26 @@ class LoadingConfig(ConfigModel):
     # Key with the data sets that `dataset_weighting` is for.
     weighted_key: ClassVar[str] = ""
 
-    type: str = Field(default="", description="Data kind.")
-    dataset_weighting: list[float] = Field(
-        default=[], description="Weight of each data set in the mixture; empty: its size."
+    type: str = option("", "Data kind.")
+    dataset_weighting: list[float] = option(
+        [], "Weight of each data set in the mixture; empty: its size."
     )
-    allow_multiple_epochs: bool = Field(
-        default=False, description="Start another epoch after all samples are read."
+    allow_multiple_epochs: bool = option(False, "Start another epoch after all samples are read.")
+    shuffle: bool = option(True, "Shuffle shards and samples.")
+    shuffle_buffer_size: int = option(
+        500, "Number of consecutive samples of a lane to shuffle.", ge=0
     )
-    shuffle: bool = Field(default=True, description="Shuffle shards and samples.")
-    shuffle_buffer_size: int = Field(
-        default=500, ge=0, description="Number of consecutive samples of a lane to shuffle."
-    )
-    lanes: int = Field(
-        default=64, ge=1, description="Number of interleaved streams (lanes); a power of two."
-    )
-    num_workers: int | None = Field(
-        default=None,
-        ge=0,
-        description="Loader workers per device; null: number of CPUs over number of devices.",
+    lanes: int = option(64, "Number of interleaved streams (lanes); a power of two.", ge=1)
+    num_workers: int | None = option(
+        None, "Loader workers per device; null: number of CPUs over number of devices.", ge=0
     )
     prefetch_factor: int = nullable_field(
         4, "Micro-batches that each loader worker loads in advance.", ge=1
     )
     seed: int | None = derived_field("hparams.seed", "Seed of the order of samples.")
-    dataset_cache: CacheConfig = Field(default=CacheConfig(), description="Cache of remote data.")
-    max_dropped_share: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="Largest share of dropped samples; a run with more ends with an error.",
+    dataset_cache: CacheConfig = option(CacheConfig(), "Cache of remote data.")
+    max_dropped_share: float = option(
+        0.01, "Largest share of dropped samples; a run with more ends with an error.", ge=0, le=1
     )
 
     @field_validator("lanes")
@@ -203,7 +192,6 @@ class SampleReader(Protocol):
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
         `loading.loader.stack_rows`.
         """
-        del allocate
         return self.read(refs, rngs)
 
 
@@ -284,7 +272,6 @@ class RecordedPairs(Protocol):
         Raises:
             DataError: `data.unknown_episode` or `data.unknown_frame`.
         """
-        del episode, frame
         return None
 
     def futures(self, index: int) -> RecordedFutures:
@@ -377,7 +364,6 @@ class DataKind(Protocol):
             DataError: The statistics of the weights are selected, and are missing, broken or of
                 other fields.
         """
-        del config, folder, reporter
         return info
 
     def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
@@ -393,7 +379,6 @@ class DataKind(Protocol):
 
         The run reports one that is the same in all samples that it looked at.
         """
-        del config, sample
         return {}
 
     def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
@@ -421,7 +406,6 @@ class DataKind(Protocol):
         Raises:
             DataError: There are no data, or they lack a field, camera or step of the policy.
         """
-        del config, assets, location, options
         return None
 
 

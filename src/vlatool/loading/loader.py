@@ -488,7 +488,6 @@ def _start_worker(warnings: Connection, worker: int) -> None:
     The trainer handles the signals. The worker exits with its parent: processes of a forkserver
     otherwise outlive the process that requested them.
     """
-    del worker
     warn_through(warnings)
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

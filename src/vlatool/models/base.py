@@ -176,7 +176,6 @@ class Objective(Protocol):
         Called once per micro-batch, before `loss`, `validate` or `images`, without gradient and
         without autocast.
         """
-        del ctx
         return batch
 
     def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, "Tensor"]:
@@ -186,7 +185,6 @@ class Objective(Protocol):
         micro-batch is the global batch. The sums over all micro-batches and ranks, float64, are
         added to each batch by their names.
         """
-        del batch, ctx
         return {}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -237,7 +235,6 @@ class Objective(Protocol):
             sums: `Loss.sums` over all steps since the last log, float64, on the CPU.
             count: Number of counted elements of these steps.
         """
-        del phase, sums, count
         return {}
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence["Finding"]:
@@ -246,7 +243,6 @@ class Objective(Protocol):
         Args:
             metrics: Values by their names in the metrics file, such as `critic/real`, `val/error`.
         """
-        del metrics
         return ()
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, "UInt8Array"]:
@@ -254,7 +250,6 @@ class Objective(Protocol):
 
         Called on all ranks, in eval mode, without gradient; only those of rank 0 are saved.
         """
-        del batch, ctx
         return {}
 
 
@@ -377,7 +372,6 @@ class Policy(Protocol):
 
     def with_steps(self, steps: int) -> "Policy":
         """Returns the policy with this number of evaluations of its network per chunk."""
-        del steps
         return self
 
     def decide(self, observations: "Sequence[Observation]", *, seeds: Sequence[int]) -> Decision:
@@ -389,7 +383,6 @@ class Policy(Protocol):
 
         They are float64 [C]; None if they are unknown.
         """
-        del field
         return None
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> "Policy":
@@ -462,7 +455,6 @@ class ModelType(Protocol):
             before: Derived section `model` of the start of a resumed run, or of the run with the
                 initial weights of a new one.
         """
-        del before
         return config
 
     def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
@@ -473,7 +465,6 @@ class ModelType(Protocol):
         Returns:
             The derived section, and a mapping from each dotted key that was filled in to the rule.
         """
-        del data, info
         return config, {}
 
     def check_data(self, config: Any, data: Any, info: Any, folder: Path) -> None:
@@ -489,7 +480,6 @@ class ModelType(Protocol):
 
         The keys of a violation start at the root of the config.
         """
-        del config, data
         return ()
 
     def build(self, config: Any) -> Mapping[str, Part]:
@@ -515,7 +505,6 @@ class ModelType(Protocol):
             Messages for the user, such as tensors of a file that are not used; None: there are
             none.
         """
-        del config, parts, names
         return ()
 
     def load_init(
@@ -538,7 +527,6 @@ class ModelType(Protocol):
             ConfigError: A network does not exist.
             DataError: The weights are missing or broken, or do not match.
         """
-        del config
         from vlatool.models.weights import init_state_dict
 
         init.check_type(self.name, "data.checkpoint_mismatch")
@@ -592,7 +580,6 @@ class ModelType(Protocol):
         Those of the forward and backward passes, without recomputation by gradient checkpointing.
         A multiplication with an addition counts as two. `models.flops.sample_flops` counts them.
         """
-        del config, data
         return None
 
     def policy(
@@ -605,7 +592,6 @@ class ModelType(Protocol):
             folder: Folder with the files of `save_assets`, such as that of the run; None for
                 published weights without them.
         """
-        del config, parts, assets, folder
         return None
 
     def tokenizer(
@@ -617,7 +603,6 @@ class ModelType(Protocol):
             parts: Networks of `build_for_inference`, on their device, in eval mode.
             assets: Assets of the data kind; `preprocessing` is that of the images.
         """
-        del config, parts, assets
         return None
 
     def build_for_inference(self, config: Any) -> Mapping[str, Part]:

@@ -446,7 +446,6 @@ class PerceptualDistance(nn.Module):
 
     def train(self, mode: bool = True) -> "PerceptualDistance":  # noqa: FBT001, FBT002 - torch's
         """Stays in eval mode."""
-        del mode
         return super().train(False)  # noqa: FBT003
 
     def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:

@@ -175,7 +175,6 @@ class RoboticsPolicy(Policy):
         self.sees = ObservationSpec(dict.fromkeys(self._data.cameras, view), fields, self._past)
 
     def action_range(self, field: str) -> tuple[Array, Array]:
-        """Returns smallest and largest values of an action field; see `Policy`."""
         if field not in self._data.action_fields:  # relative to the measured pose
             raise DataError(
                 f"the range of {field!r} in the training data is unknown",

@@ -236,17 +236,14 @@ class Layout:
 
         These are keys of the run, such as `init_from`, and keys of the section to reset.
         """
-        del section
         return {}, {}
 
     def recognize(self, location: Path) -> PublishedFiles | None:
         """Returns the files of a published model of this type; None for other locations."""
-        del location
         return None
 
     def section(self, files: PublishedFiles) -> "ConfigModel | None":
         """Returns the section `model` from small files; None if only the weights have it."""
-        del files
         return None
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
@@ -270,7 +267,6 @@ class Layout:
 
         Empty if the layout has no state of training; with `averaged` also the averaged weights.
         """
-        del files, averaged
         return ()
 
     def open_progress(

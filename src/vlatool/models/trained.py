@@ -23,7 +23,7 @@ from vlatool.artifacts.run.checkpoint import (
     part_weights,
 )
 from vlatool.artifacts.run.format import RunDir, is_run
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
 from vlatool.errors import ConfigError, DataError, UsageError
@@ -61,10 +61,8 @@ class TrainedConfig(ConfigModel):
 
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
 
-    data: SerializeAsAny[LoadingConfig] = Field(
-        default=LoadingConfig(), description="Training data."
-    )
-    model: SerializeAsAny[ConfigModel] = Field(default=ConfigModel(), description="Model.")
+    data: SerializeAsAny[LoadingConfig] = option(LoadingConfig(), "Training data.")
+    model: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Model.")
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
@@ -285,9 +283,7 @@ def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
     model_type = None if name is None else registered_type(name)
     accepted: Sequence[str] = () if model_type is None else model_type.kinds
     kind = data_kind(_type_of(tree.get("data")), accepted)
-    fields: dict[str, Any] = {
-        "data": (kind.Config, Field(default=kind.Config(), description="Training data."))
-    }
+    fields: dict[str, Any] = {"data": (kind.Config, option(kind.Config(), "Training data."))}
     if model_type is not None:
         fields[_MODEL] = (model_type.Config, Field(description="Model to train."))
     special: Any = create_model(schema.__name__, __base__=schema, **fields)

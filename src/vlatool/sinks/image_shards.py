@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts.image_shards.check import IMAGE_SHARDS
 from vlatool.artifacts.image_shards.format import (
@@ -34,6 +33,7 @@ from vlatool.artifacts.image_shards.format import (
 )
 from vlatool.artifacts.images import JPEG, PNG, Subsampling
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
+from vlatool.config.base import option
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -61,45 +61,32 @@ class ImageShardsConfig(base.SinkConfig):
         ),
     }
 
-    type: Literal["image-shards"] = Field(
-        default="image-shards", description="Form of the output: tars of images."
+    type: Literal["image-shards"] = option("image-shards", "Form of the output: tars of images.")
+    split_name: str = option(
+        "train", "Prefix of the name of every tar.", pattern=r"^[A-Za-z0-9_-]{1,64}$"
     )
-    split_name: str = Field(
-        default="train",
-        pattern=r"^[A-Za-z0-9_-]{1,64}$",
-        description="Prefix of the name of every tar.",
-    )
-    val_ratio: float | None = Field(
-        default=None,
+    val_ratio: float | None = option(
+        None,
+        "Share of the shards for validation; null writes no lists (see `vlatool split`).",
         gt=0,
         lt=1,
-        description="Share of the shards for validation; null writes no lists (see `vlatool "
-        "split`).",
     )
-    image_metadata: bool = Field(
-        default=True, description="Store the origin of each image as JSON beside it."
-    )
-    label: int | None = Field(
-        default=None,
-        ge=0,
-        description="Class label to store beside every image, which the original reader of "
+    image_metadata: bool = option(True, "Store the origin of each image as JSON beside it.")
+    label: int | None = option(
+        None,
+        "Class label to store beside every image, which the original reader of "
         "1d-tokenizer asks for.",
+        ge=0,
     )
-    image_format: Literal["jpeg", "png"] | None = Field(
-        default=None,
-        description="Image format; null keeps stored PNG and JPEG, and writes PNG where pixels "
-        "change.",
+    image_format: Literal["jpeg", "png"] | None = option(
+        None, "Image format; null keeps stored PNG and JPEG, and writes PNG where pixels change."
     )
-    jpeg_quality: int = Field(default=100, ge=1, le=100, description="JPEG quality.")
-    jpeg_subsampling: Subsampling = Field(
-        default="4:4:4", description="Chroma subsampling of JPEG."
-    )
+    jpeg_quality: int = option(100, "JPEG quality.", ge=1, le=100)
+    jpeg_subsampling: Subsampling = option("4:4:4", "Chroma subsampling of JPEG.")
     resize_images_size: base.ImageSize = None
     image_resizing_method: base.ResizingMethod = "center_crop"
     image_resizing_filter: base.ResizingFilter = "lanczos_vips"
-    verify_pixels: bool = Field(
-        default=False, description="Also decode PNG files that are copied unchanged."
-    )
+    verify_pixels: bool = option(False, "Also decode PNG files that are copied unchanged.")
 
     def encoding(self) -> base.ImageEncoding:
         return base.ImageEncoding(

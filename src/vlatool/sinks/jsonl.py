@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from vlatool.artifacts.codes.format import IMAGES_NAME
 from vlatool.artifacts.images import PNG
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.windows import format as windows_format
 from vlatool.artifacts.windows.format import reserved_word
+from vlatool.config.base import option
 from vlatool.episode import Array, Episode, EpisodeRef, PoseGroup, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -50,43 +51,31 @@ class JsonlConfig(base.SinkConfig):
         ),
     }
 
-    type: Literal["jsonl"] = Field(
-        default="jsonl", description="Form of the output: windows as JSON lines, and images."
+    type: Literal["jsonl"] = option(
+        "jsonl", "Form of the output: windows as JSON lines, and images."
     )
-    name: str = Field(
-        default="",
-        description="Prefix of image names; empty: the name of the source folder.",
+    name: str = option("", "Prefix of image names; empty: the name of the source folder.")
+    past_steps: int = option(16, "Observed steps, the anchor included.", ge=1, le=10_000)
+    future_steps: int = option(
+        16, "Actions from the anchor on, and images of the steps after it.", ge=1, le=10_000
     )
-    past_steps: int = Field(
-        default=16, ge=1, le=10_000, description="Observed steps, the anchor included."
+    action_width: int | None = option(
+        None, "Required number of values of an action; null: any.", ge=1
     )
-    future_steps: int = Field(
-        default=16,
-        ge=1,
-        le=10_000,
-        description="Actions from the anchor on, and images of the steps after it.",
-    )
-    action_width: int | None = Field(
-        default=None,
-        ge=1,
-        description="Required number of values of an action; null: any.",
-    )
-    qa_mode: QaMode = Field(
-        default="both",
-        description="Lines of a frame: vla (or 1) asks for the action, wm (or 2) for the state "
+    qa_mode: QaMode = option(
+        "both",
+        "Lines of a frame: vla (or 1) asks for the action, wm (or 2) for the state "
         "after it, both writes two lines, alternate and random (seeded) one of them.",
     )
-    seed: int = Field(default=42, ge=0, description="Seed of the random lines.")
-    resize_images_size: base.ImageSize = Field(
-        default=(256, 256),
-        description="Width, height of the images, or one number for both; null keeps their size. "
+    seed: int = option(42, "Seed of the random lines.", ge=0)
+    resize_images_size: base.ImageSize = option(
+        (256, 256),
+        "Width, height of the images, or one number for both; null keeps their size. "
         "PNG files of this size are copied unchanged.",
     )
     image_resizing_method: base.ResizingMethod = "center_crop"
     image_resizing_filter: base.ResizingFilter = "lanczos_vips"
-    verify_pixels: bool = Field(
-        default=False, description="Decode images that are copied unchanged, to verify them."
-    )
+    verify_pixels: bool = option(False, "Decode images that are copied unchanged, to verify them.")
 
     @field_validator("name")
     @classmethod

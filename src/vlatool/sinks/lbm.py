@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from vlatool.artifacts.field_summary import DIMENSION_NAMES
 from vlatool.artifacts.images import encode_jpeg, encode_png
@@ -24,11 +24,11 @@ from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.artifacts.tar_sample import sample_members
-from vlatool.config.base import unique_items
+from vlatool.config.base import option, unique_items
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, per_second
-from vlatool.findings import Finding, FindingCode, FindingCodes
+from vlatool.findings import Finding, FindingCodes, warning
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -84,70 +84,50 @@ class LbmConfig(base.SinkConfig):
         "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
     }
 
-    type: Literal["lbm"] = Field(default="lbm", description="Form of the output: tars of windows.")
-    past_lowdim_steps: int = Field(
-        default=1, ge=0, le=100_000, description="Frames of a window before the anchor."
-    )
-    future_lowdim_steps: int = Field(
-        default=14, ge=0, le=100_000, description="Frames of a window after the anchor."
-    )
-    stride: int = Field(default=1, ge=1, description="Frames from one anchor to the next.")
-    max_padding_left: int = Field(
-        default=1, ge=0, description="Maximum padded frames before an episode."
-    )
-    max_padding_right: int = Field(
-        default=7, ge=0, description="Maximum padded frames after an episode."
-    )
-    padding_strategy: Padding = Field(default="copy", description="Content of padded rows.")
-    filter_still_samples: bool = Field(
-        default=False, description="Drop windows in which nothing moves."
-    )
-    still_threshold: float = Field(
-        default=0.01,
+    type: Literal["lbm"] = option("lbm", "Form of the output: tars of windows.")
+    past_lowdim_steps: int = option(1, "Frames of a window before the anchor.", ge=0, le=100_000)
+    future_lowdim_steps: int = option(14, "Frames of a window after the anchor.", ge=0, le=100_000)
+    stride: int = option(1, "Frames from one anchor to the next.", ge=1)
+    max_padding_left: int = option(1, "Maximum padded frames before an episode.", ge=0)
+    max_padding_right: int = option(7, "Maximum padded frames after an episode.", ge=0)
+    padding_strategy: Padding = option("copy", "Content of padded rows.")
+    filter_still_samples: bool = option(False, "Drop windows in which nothing moves.")
+    still_threshold: float = option(
+        0.01,
+        "A window is still if no field's standard deviation exceeds this value, in any unit.",
         ge=0,
-        description="A window is still if no field's standard deviation exceeds this value, in "
-        "any unit.",
     )
-    still_field_thresholds: dict[str, float] = Field(
-        default={},
-        description="Preferred rule: field to the range, in its unit, within which it is still; "
+    still_field_thresholds: dict[str, float] = option(
+        {},
+        "Preferred rule: field to the range, in its unit, within which it is still; "
         "only these fields count.",
     )
-    pose_groups: list[PoseGroupConfig] | None = Field(
-        default=None,
-        description="Poses that also get relative fields; null: those of the format.",
+    pose_groups: list[PoseGroupConfig] | None = option(
+        None, "Poses that also get relative fields; null: those of the format."
     )
-    image_indices: list[int] = Field(
-        default=[-1, 0],
-        min_length=1,
-        description="Images of a sample, as frame offsets from the anchor.",
+    image_indices: list[int] = option(
+        [-1, 0], "Images of a sample, as frame offsets from the anchor.", min_length=1
     )
     resize_images_size: base.ImageSize = None
     image_resizing_method: base.ResizingMethod = "center_crop"
-    image_resizing_filter: ResizeFilter | None = Field(
-        default=None,
-        description="Resize filter; null: lanczos_vips, or lanczos with compat.",
+    image_resizing_filter: ResizeFilter | None = option(
+        None, "Resize filter; null: lanczos_vips, or lanczos with compat."
     )
-    camera_rotations: dict[str, int] = Field(
-        default={},
-        description="Clockwise quarter turns by camera, before the resize; calibration is "
-        "rotated too.",
+    camera_rotations: dict[str, int] = option(
+        {}, "Clockwise quarter turns by camera, before the resize; calibration is rotated too."
     )
-    jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality.")
-    depth: bool = Field(default=False, description="Store depth as 16-bit PNG, in millimetres.")
-    labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
-    samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
-    seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
-    keep_episodes: bool = Field(
-        default=True,
-        description="Keep the tars per episode, as large as the shards, once the output is "
-        "complete.",
+    jpeg_quality: int = option(95, "JPEG quality.", ge=1, le=100)
+    depth: bool = option(False, "Store depth as 16-bit PNG, in millimetres.")
+    labels: bool = option(False, "Store segmentation labels as 16-bit PNG.")
+    samples_per_shard: int = option(128, "Samples in a shard.", ge=1)
+    seed: int = option(42, "Seed of the shuffle.", ge=0)
+    keep_episodes: bool = option(
+        True, "Keep the tars per episode, as large as the shards, once the output is complete."
     )
-    compute_statistics: bool = Field(default=True, description="Write stats.json.")
-    compat: bool = Field(
-        default=False,
-        description="Use the published filter and calibration arithmetic, which is off by up to "
-        "half a pixel.",
+    compute_statistics: bool = option(True, "Write stats.json.")
+    compat: bool = option(
+        False,
+        "Use the published filter and calibration arithmetic, which is off by up to half a pixel.",
     )
 
     @field_validator("image_indices")
@@ -304,10 +284,8 @@ RANGES = "ranges"
 
 LBM = FindingCodes(
     "lbm",
-    {
-        "missing_depth": FindingCode("warning", "Depth was requested, but a camera has none."),
-        "missing_labels": FindingCode("warning", "Labels were requested, but a camera has none."),
-    },
+    missing_depth=warning("Depth was requested, but a camera has none."),
+    missing_labels=warning("Labels were requested, but a camera has none."),
 )
 
 

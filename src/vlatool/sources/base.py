@@ -46,7 +46,8 @@ class FormatReader(Protocol):
     layout: str = ""
     source_findings: Sequence[Finding] = ()
 
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes below `sources`, in natural order; cheap and deterministic.
@@ -81,7 +82,6 @@ class FormatReader(Protocol):
 
         None: the format has no mappings, or the source is of another one.
         """
-        del source
         return None
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
@@ -89,12 +89,10 @@ class FormatReader(Protocol):
 
         None: the rules of all formats (`vlatool.sources.rules`) are enough.
         """
-        del ref, deep
         return None
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         """Yields findings that concern more than one episode."""
-        del sources
         yield from ()
 
 
@@ -291,18 +289,22 @@ _RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
     """Episodes without repeated paths; the N-th episode with the same id gets the suffix `-N`."""
     seen_paths: set[Path] = set()
-    used_ids: set[str] = set()
+    used_ids: dict[str, int] = {}
     for ref in refs:
         resolved = ref.path.resolve()
-        if resolved in seen_paths:
-            continue
-        seen_paths.add(resolved)
-        ref_id, number = ref.id, 1
-        while ref_id in used_ids:
-            number += 1
-            ref_id = f"{ref.id}-{number}"
-        used_ids.add(ref_id)
-        yield ref if number == 1 else replace(ref, id=ref_id)
+        if resolved not in seen_paths:
+            seen_paths.add(resolved)
+            yield replace(ref, id=unused_id(ref.id, used_ids))
+
+
+def unused_id(name: str, used: dict[str, int]) -> str:
+    """`name`, or the next of NAME-2, NAME-3, ...; `used`: a name to its last number."""
+    unused = name
+    while unused in used:
+        used[name] += 1
+        unused = f"{name}-{used[name]}"
+    used[unused] = 1
+    return unused
 
 
 def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:

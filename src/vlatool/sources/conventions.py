@@ -15,7 +15,7 @@ from vlatool.artifacts.conventions import (
 )
 from vlatool.episode import Array, Declaration, Episode, EpisodeRef
 from vlatool.errors import DataError
-from vlatool.findings import Finding, FindingCode, FindingCodes
+from vlatool.findings import Finding, FindingCodes, warning
 from vlatool.pages import layout
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.sources.base import FormatReader
@@ -31,13 +31,10 @@ _WIDEST = 64  # a field of more dimensions is no state of a robot
 _CLEAR_RATIO, _CLEAR_ROWS, _CLEAR_EPISODES = 10, 200, 3
 CONVENTION = FindingCodes(
     "conventions",
-    {
-        "contradiction": FindingCode(
-            "warning",
-            "A declaration of what actions are contradicts the recorded states.",
-            "correct the declaration, or pass --trust-declared true",
-        )
-    },
+    contradiction=warning(
+        "A declaration of what actions are contradicts the recorded states.",
+        "correct the declaration, or pass --trust-declared true",
+    ),
 )
 _DRAWN_ROWS, _DRAWN = 200, 3  # rows and dimensions of a chart
 _LINES = ("recorded", "predicted")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import av
 import av.error
@@ -20,9 +20,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from vlatool.artifacts.clips import TIMELESS_FORMATS
-from vlatool.artifacts.images import decode_rgb
-from vlatool.episode import Clip, FrameSource, UInt8Array
+from vlatool.artifacts.images import decode_rgb, image_info
+from vlatool.episode import Array, Clip, FrameSource, UInt8Array
 from vlatool.errors import DataError
+from vlatool.findings import FindingCodes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import as_native_file
 
@@ -113,7 +114,6 @@ def packet_table(clip: Clip) -> PacketTable:
 
 @lru_cache(maxsize=32)  # an episode is probed, then read, and has few cameras
 def _packet_table(clip: Clip, size: int, changed: int) -> PacketTable:
-    del size, changed
     container, stream = open_video(clip.path)
     with container:
         try:
@@ -235,11 +235,9 @@ class VideoFrames(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images, in pixels."""
         return self._opened().size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB, in the order of `indices`."""
         images: UInt8Array | None = None
         for position in sorted(range(len(indices)), key=indices.__getitem__):
             image = self._image(indices[position])
@@ -366,11 +364,68 @@ class _Decoder:
         self._is_from_start = True
 
 
+def video_beside(path: Path, num_frames: int, codes: FindingCodes) -> VideoFrames:
+    """Video beside a recording, with a frame for each of its rows."""
+    clip = Clip(path)
+    frames = probe_video(clip).num_frames
+    if frames != num_frames:
+        reason = f"has {frames} frames, the episode {num_frames}"
+        raise codes.error("length_mismatch", path, reason)
+    return VideoFrames(clip, frames)
+
+
+class SingleImages(FrameSource):
+    """Images that are read one by one, most of them from a file of each."""
+
+    may_differ: ClassVar[bool] = False  # in size from read to read
+    _size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the first image, in pixels."""
+        if self._size is None:
+            try:
+                self._size = image_info(self.encoded(0) or b"").size
+            except ValueError as error:
+                raise self.image_error(0, str(error)) from error
+        return self._size
+
+    def read(self, indices: Sequence[int]) -> Array:
+        """Images uint8 [N, H, W, 3], RGB; depth uint16 [N, H, W]."""
+        images: Array | None = None
+        for position, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"frame {index} of {len(self)}")
+            image = self.image(index)
+            if images is None:
+                images = np.empty((len(indices), *image.shape), image.dtype)
+            height, width = images.shape[1:3] if self.may_differ else self.size
+            if image.shape[:2] != (height, width):
+                reason = (
+                    f"has size {image.shape[1]} x {image.shape[0]}, the first {width} x {height}"
+                )
+                raise self.image_error(index, reason)
+            images[position] = image
+        return np.empty((0, *self.size, 3), np.uint8) if images is None else images
+
+    def image(self, index: int) -> Array:
+        """The image uint8 [H, W, 3] or depth uint16 [H, W] of a frame."""
+        data = self.encoded(index) or b""
+        try:
+            return decode_rgb(data)
+        except ValueError as error:
+            raise self.image_error(index, str(error)) from error
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        """Error of an image that cannot be read."""
+        raise NotImplementedError(index, reason)
+
+
 _LARGEST_FILE = 2**28
 _LARGEST_GROUP = 2**31
 
 
-class ParquetImages(FrameSource):
+class ParquetImages(SingleImages):
     """Image column of a parquet file as a `FrameSource`. A cell is a struct of `bytes` and `path`,
     encoded bytes, or a path relative to the data set. One row group is held in memory at a time.
     """
@@ -381,7 +436,6 @@ class ParquetImages(FrameSource):
         self.column = column
         self._root = root
         self._rows = tuple(int(row) for row in rows)
-        self._size: tuple[int, int] | None = None
         self._file: pq.ParquetFile | None = None
         self._cells: pa.ChunkedArray | None = None
         self._first_row = 0
@@ -394,34 +448,19 @@ class ParquetImages(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
         if self._size is None:
-            height, width, _ = self._image(0).shape
+            height, width, _ = self.image(0).shape
             self._size = (height, width)
         return self._size
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, frame in enumerate(indices):
-            image = self._image(frame)
-            if image.shape[:2] != self.size:
-                actual = f"{image.shape[1]}x{image.shape[0]} pixels"
-                raise self._image_error(
-                    frame, f"{actual}, the first has {self.size[1]}x{self.size[0]}"
-                )
-            images[position] = image
-        return images
-
     def encoded(self, index: int) -> bytes:
-        """The stored bytes of an image."""
         row = self._rows[index]
         cells = self._cells
         if cells is None or not 0 <= row - self._first_row < len(cells):
             try:
                 cells = self._cells = self._load_row_group(row)
             except (pa.ArrowException, OSError) as error:
-                raise self._image_error(self._rows.index(row), str(error)) from error
+                raise self.image_error(self._rows.index(row), str(error)) from error
         cell: Any = cells[row - self._first_row].as_py()
         parts = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell,)
         for part in parts:
@@ -429,20 +468,12 @@ class ParquetImages(FrameSource):
                 return part
             if isinstance(part, str) and part:
                 return self._file_content(index, part)
-        raise self._image_error(index, "the cell has neither bytes nor a path")
+        raise self.image_error(index, "the cell has neither bytes nor a path")
 
     def close(self) -> None:
-        """Releases the file; a later read opens it again."""
         if self._file is not None:
             self._file.close()
         self._file, self._cells = None, None
-
-    def _image(self, frame: int) -> UInt8Array:
-        data = self.encoded(frame)
-        try:
-            return decode_rgb(data)
-        except ValueError as error:
-            raise self._image_error(frame, str(error)) from error
 
     def _file_content(self, frame: int, relative: str) -> bytes:
         """Bytes of the image file `relative`, searched below the root, then below `images/`."""
@@ -452,7 +483,7 @@ class ParquetImages(FrameSource):
                 path = (folder / relative).resolve()
                 is_file = path.is_file()
             except (OSError, ValueError) as error:  # not a valid file name
-                raise self._image_error(frame, f"its path is not valid: {error}") from error
+                raise self.image_error(frame, f"its path is not valid: {error}") from error
             if not path.is_relative_to(root):
                 raise DataError.at(
                     self.path,
@@ -465,11 +496,9 @@ class ParquetImages(FrameSource):
                 )
             if is_file:
                 if (size := path.stat().st_size) > _LARGEST_FILE:
-                    raise self._image_error(
-                        frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}"
-                    )
+                    raise self.image_error(frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}")
                 return read_file(path)
-        raise self._image_error(frame, f"the image file {relative!r} is missing")
+        raise self.image_error(frame, f"the image file {relative!r} is missing")
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
         file = self._file = self._file or pq.ParquetFile(as_native_file(self.path))
@@ -488,14 +517,14 @@ class ParquetImages(FrameSource):
             first += count
         raise pa.ArrowInvalid(f"row {row} of {first} does not exist")
 
-    def _image_error(self, frame: int, reason: str) -> DataError:
-        row = self._rows[frame]
+    def image_error(self, index: int, reason: str) -> DataError:
+        row = self._rows[index]
         return DataError.at(
             self.path,
             f"{self.column} row {row}: unreadable image: {reason}",
             hint="the file is damaged; download or record the episode again",
             code="data.picture_unreadable",
             field=self.column,
-            frame=frame,
+            frame=index,
             row=row,
         )

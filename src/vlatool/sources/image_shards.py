@@ -8,17 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, overload
 
-import numpy as np
-
 from vlatool.artifacts.image_shards import format as image_shards_format
-from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.tar import ShardIndex, shard_index
 from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
+from vlatool.sources.frames import SingleImages
 from vlatool.sources.rules import check_cameras
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
@@ -39,9 +37,6 @@ class ImageShardsReader(FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = ConfigModel
     default_sink: ClassVar[str] = "image-shards"
-
-    def __init__(self, config: ConfigModel) -> None:
-        self.config = config
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All tars, in the order of the manifest, the list, or the numbers in their names."""
@@ -73,7 +68,6 @@ class ImageShardsReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on a tar; with `deep` every image is decoded."""
         try:
             episode = self.read(ref)
         except DataError as error:
@@ -118,8 +112,10 @@ def _ref(episode_id: str, tar: Path, source: Path, count: int | None) -> Episode
     )
 
 
-class ShardImages(FrameSource):
+class ShardImages(SingleImages):
     """Images of a tar as a `FrameSource`; those of different sizes are read one at a time."""
+
+    may_differ: ClassVar[bool] = True
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
         self._path, self._index = path, index
@@ -129,16 +125,7 @@ class ShardImages(FrameSource):
     def __len__(self) -> int:
         return len(self._index.offsets)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
-        try:
-            return image_info(self.encoded(0)).size
-        except ValueError as error:
-            raise self._image_error(0, str(error)) from None
-
     def encoded(self, index: int) -> bytes:
-        """Stored bytes of an image."""
         members = self.members(index)
         data = image_shards_format.sample_image(members.contents)
         if data is None:
@@ -147,13 +134,6 @@ class ShardImages(FrameSource):
             )
             raise _shard_error(self._path, reason, "data.no_image", frame=index)
         return data
-
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = [self._image(index) for index in indices]
-        if len({image.shape for image in images}) > 1:
-            raise self._image_error(indices[0], "sizes differ within one read")
-        return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
 
     def members(self, index: int) -> Members:
         """Members of a sample."""
@@ -168,13 +148,7 @@ class ShardImages(FrameSource):
             self._last = index, members
         return self._last[1]
 
-    def _image(self, index: int) -> UInt8Array:
-        try:
-            return decode_rgb(self.encoded(index))
-        except ValueError as error:
-            raise self._image_error(index, str(error)) from None
-
-    def _image_error(self, index: int, reason: str) -> DataError:
+    def image_error(self, index: int, reason: str) -> DataError:
         key = self.members(index).key
         reason = f"sample {key}: unreadable image: {reason}"
         return _shard_error(self._path, reason, "data.picture_unreadable", frame=index)

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from vlatool.artifacts.images import decode_rgb, image_info
+from vlatool.artifacts.images import image_info
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.windows.format import MANIFEST, WindowManifest, lines_files, missing_images
-from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey, UInt8Array
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.findings import Finding, FindingCode, FindingCodes
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.sources.base import FormatReader, id_part, no_episodes, unique_refs
+from vlatool.sources.frames import SingleImages
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
@@ -40,10 +40,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 class ImagesConfig(ConfigModel):
     """Options for folders of images."""
 
-    extensions: list[str] = Field(
-        default=list(EXTENSIONS),
-        min_length=1,
-        description="File name suffixes of images; case is ignored.",
+    extensions: list[str] = option(
+        list(EXTENSIONS), "File name suffixes of images; case is ignored.", min_length=1
     )
 
     @field_validator("extensions")
@@ -57,36 +55,22 @@ _CONVERTED = "none if the colors are right: the image is converted to RGB"
 
 IMAGES = FindingCodes(
     "images",
-    {
-        "no_pictures": FindingCode(
-            "error", "The folder of an episode has no images.", "exclude it with --exclude"
-        ),
-        "picture_unreadable": FindingCode(
-            "error", "An image is truncated, damaged or not an image.", _AGAIN
-        ),
-        "picture_too_large": FindingCode("error", "An image file is larger than 256 MiB.", _AGAIN),
-        "missing_file": FindingCode(
-            "error",
-            "An image is a broken link, or is missing although the manifest of its windows counts "
-            "it.",
-            _AGAIN,
-        ),
-        "not_rgb": FindingCode(
-            "warning",
-            "An image is grayscale, transparent, interlaced, or not 8 bits per channel.",
-            _CONVERTED,
-        ),
-        "several_frames": FindingCode(
-            "warning", "An image is an animation.", "none if the first frame is wanted"
-        ),
-        "mixed_sizes": FindingCode(
-            "warning",
-            "Images of an episode differ in size.",
-            "resize them with --resize-images-size",
-        ),
-        "hidden_files": FindingCode("info", "Hidden or temporary files are ignored."),
-        "other_files": FindingCode("info", "Files without the suffix of an image are ignored."),
-    },
+    no_pictures=error("The folder of an episode has no images.", "exclude it with --exclude"),
+    picture_unreadable=error("An image is truncated, damaged or not an image.", _AGAIN),
+    picture_too_large=error("An image file is larger than 256 MiB.", _AGAIN),
+    missing_file=error(
+        "An image is a broken link, or is missing although the manifest of its windows counts it.",
+        _AGAIN,
+    ),
+    not_rgb=warning(
+        "An image is grayscale, transparent, interlaced, or not 8 bits per channel.", _CONVERTED
+    ),
+    several_frames=warning("An image is an animation.", "none if the first frame is wanted"),
+    mixed_sizes=warning(
+        "Images of an episode differ in size.", "resize them with --resize-images-size"
+    ),
+    hidden_files=info("Hidden or temporary files are ignored."),
+    other_files=info("Files without the suffix of an image are ignored."),
 )
 
 
@@ -95,13 +79,14 @@ LARGEST_FILE = 2**28
 _AT_ONCE = 8
 
 
-class ImageFiles(FrameSource):
+class ImageFiles(SingleImages):
     """Image files as a `FrameSource`; images of different sizes are read one at a time."""
+
+    may_differ: ClassVar[bool] = True
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._prefetched: dict[int, bytes] = {}
-        self._size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,16 +96,6 @@ class ImageFiles(FrameSource):
 
     def path_of(self, index: int) -> Path:
         return self.paths[index]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
-        if self._size is None:
-            try:
-                self._size = image_info(self.encoded(0)).size
-            except ValueError as error:
-                raise self.image_error(0, str(error)) from error
-        return self._size
 
     def encoded(self, index: int) -> bytes:
         if index not in self._prefetched:
@@ -146,26 +121,8 @@ class ImageFiles(FrameSource):
             )
         return data
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = [self._image(index) for index in indices]
-        for index, image in zip(indices, images, strict=True):
-            if image.shape != images[0].shape:
-                sizes = (f"{shown.shape[1]}x{shown.shape[0]}" for shown in (image, images[0]))
-                raise self.image_error(
-                    index, f"sizes differ within one read: {' and '.join(sizes)}"
-                )
-        return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
-
     def image_error(self, index: int, reason: str) -> DataError:
-        """Error for an image that cannot be decoded."""
         return self._error(index, f"unreadable image: {reason}", "data.picture_unreadable")
-
-    def _image(self, index: int) -> UInt8Array:
-        try:
-            return decode_rgb(self.encoded(index))
-        except ValueError as error:
-            raise self.image_error(index, str(error)) from error
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
         return DataError.at(
@@ -207,10 +164,6 @@ class ImagesReader(FormatReader):
     # Folders of many formats contain images.
     is_fallback: ClassVar[bool] = True
 
-    def __init__(self, config: ImagesConfig) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
-
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All folders of images, one level below a source or below its `images/`."""
         findings: list[Finding] = []
@@ -230,7 +183,6 @@ class ImagesReader(FormatReader):
         return Survey(len(refs), {CAMERA: None}, {}, frames)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode; its images stay on disk."""
         names = self._scan(ref.path).images
         _check_counted(ref, names)
         if not names:
@@ -252,7 +204,6 @@ class ImagesReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on the images of an episode; with `deep` every image is decoded."""
         try:
             images = self.read(ref).cameras[CAMERA]
         except DataError as error:

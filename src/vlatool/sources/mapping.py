@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import LanguageKind
 from vlatool.errors import DataError
 from vlatool.storage.documents import DocumentError, read_yaml
@@ -20,32 +20,29 @@ from vlatool.storage.documents import DocumentError, read_yaml
 class CameraMapping(ConfigModel):
     """Images of a camera; one of `path` and `video` is set."""
 
-    path: str = Field(default="", description="Reference of the images.")
-    video: str = Field(
-        default="",
-        description="Video beside the file: a path relative to it, with {stem} (of the file) and "
+    path: str = option("", "Reference of the images.")
+    video: str = option(
+        "",
+        "Video beside the file: a path relative to it, with {stem} (of the file) and "
         "{episode} (last part of the group).",
     )
-    bgr: bool = Field(default=False, description="Colors are stored as blue, green, red.")
+    bgr: bool = option(False, "Colors are stored as blue, green, red.")
 
 
 class RecordingMapping(ConfigModel):
     """Parts of an episode."""
 
-    episodes: str = Field(
-        default="/", description="Pattern of the groups that are episodes; /: the file is one."
+    episodes: str = option("/", "Pattern of the groups that are episodes; /: the file is one.")
+    cameras: dict[str, CameraMapping] = option({}, "Camera to its images.")
+    fields: dict[str, str] = option({}, "Field to its reference.")
+    action_fields: list[str] = option([], "Fields that a policy predicts.")
+    proprioception_fields: list[str] = option([], "Fields that it observes.")
+    instruction: str = option("", "Reference of the instruction, or of texts.")
+    language: dict[LanguageKind, str] = option(
+        {}, "Kind of annotation to the reference of its text, or of one for each frame."
     )
-    cameras: dict[str, CameraMapping] = Field(default={}, description="Camera to its images.")
-    fields: dict[str, str] = Field(default={}, description="Field to its reference.")
-    action_fields: list[str] = Field(default=[], description="Fields that a policy predicts.")
-    proprioception_fields: list[str] = Field(default=[], description="Fields that it observes.")
-    instruction: str = Field(default="", description="Reference of the instruction, or of texts.")
-    language: dict[LanguageKind, str] = Field(
-        default={},
-        description="Kind of annotation to the reference of its text, or of one for each frame.",
-    )
-    success: str = Field(default="", description="Reference of the success flag.")
-    fps: str = Field(default="", description="Reference of the frames per second.")
+    success: str = option("", "Reference of the success flag.")
+    fps: str = option("", "Reference of the frames per second.")
 
 
 Mapped = TypeVar("Mapped", bound=RecordingMapping)

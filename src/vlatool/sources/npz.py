@@ -256,11 +256,9 @@ class NpzFrames(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
         return self._header.shape[1], self._header.shape[2]
 
     def read(self, indices: Sequence[int]) -> Array:
-        """Frames [N, H, W(, 3)]."""
         frames = np.empty((len(indices), *self._header.shape[1:]), self._header.dtype)
         for position, index in enumerate(indices):
             frames[position] = self._frame(index)

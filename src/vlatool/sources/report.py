@@ -176,7 +176,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
             else:
                 sample.add(number, episode)
                 survey.add_whole(ref, episode)
-                if not episode.cameras:
+                if not (episode.cameras or survey.lengths):
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
     shown = survey if survey.lengths or not others.lengths else others

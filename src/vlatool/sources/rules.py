@@ -14,7 +14,7 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
+from vlatool.findings import Finding, FindingCodes, error, finding_of_error, warning
 from vlatool.jobs.command import make_executor
 from vlatool.sources.base import (
     FormatReader,
@@ -35,59 +35,39 @@ _EPISODES_PER_WORKER = 8
 _CORRECT = "correct the annotations"
 SOURCE = FindingCodes(
     "source",
-    {
-        "language_fallback": FindingCode(
-            "warning", "An episode has no instruction; the name of its task is used."
-        ),
-        "no_language": FindingCode(
-            "warning", "An episode has neither an instruction nor a task name.", "name the task"
-        ),
-        "spans_overlap": FindingCode(
-            "warning", "Texts of one kind hold for the same frame, which has all of them.", _CORRECT
-        ),
-        "span_outside": FindingCode("warning", "A text is of frames that do not exist.", _CORRECT),
-        "empty_span": FindingCode("warning", "An annotation of frames has no text.", _CORRECT),
-        "silent_frames": FindingCode("warning", "Frames have no text, others have.", _CORRECT),
-        "given_twice": FindingCode("warning", "A source is given twice; it is read once."),
-        "episode_missing_camera": FindingCode(
-            "warning", "An episode was dropped because it lacks a camera."
-        ),
-        "upper_case_camera": FindingCode("warning", "A camera name has upper-case letters."),
-        "duplicate_id": FindingCode(
-            "warning",
-            "Two episodes have the same name; the second is renamed to NAME-2.",
-            "rename one of them, or leave out one source",
-        ),
-        "no_fields": FindingCode(
-            "error",
-            "The reader finds no field.",
-            "name the fields with the keys of the format",
-        ),
-    },
+    language_fallback=warning("An episode has no instruction; the name of its task is used."),
+    no_language=warning("An episode has neither an instruction nor a task name.", "name the task"),
+    spans_overlap=warning(
+        "Texts of one kind hold for the same frame, which has all of them.", _CORRECT
+    ),
+    span_outside=warning("A text is of frames that do not exist.", _CORRECT),
+    empty_span=warning("An annotation of frames has no text.", _CORRECT),
+    silent_frames=warning("Frames have no text, others have.", _CORRECT),
+    given_twice=warning("A source is given twice; it is read once."),
+    episode_missing_camera=warning("An episode was dropped because it lacks a camera."),
+    upper_case_camera=warning("A camera name has upper-case letters."),
+    duplicate_id=warning(
+        "Two episodes have the same name; the second is renamed to NAME-2.",
+        "rename one of them, or leave out one source",
+    ),
+    no_fields=error("The reader finds no field.", "name the fields with the keys of the format"),
 )
 
 IMAGES = FindingCodes(
     "pictures",
-    {
-        "unreadable": FindingCode(
-            "error", "A frame cannot be decoded.", "download or record the episode again"
-        ),
-        "black": FindingCode(
-            "warning",
-            "Frames are completely black.",
-            "check the camera; exclude the episode with `preprocess --exclude`",
-        ),
-        "constant": FindingCode(
-            "warning",
-            "Frames have a single color other than black.",
-            "check the camera; exclude the episode with `preprocess --exclude`",
-        ),
-        "repeated": FindingCode(
-            "warning",
-            f"An image is repeated over {_LONG_REPETITION} or more frames.",
-            "check whether the camera froze; exclude the episode with `preprocess --exclude`",
-        ),
-    },
+    unreadable=error("A frame cannot be decoded.", "download or record the episode again"),
+    black=warning(
+        "Frames are completely black.",
+        "check the camera; exclude the episode with `preprocess --exclude`",
+    ),
+    constant=warning(
+        "Frames have a single color other than black.",
+        "check the camera; exclude the episode with `preprocess --exclude`",
+    ),
+    repeated=warning(
+        f"An image is repeated over {_LONG_REPETITION} or more frames.",
+        "check whether the camera froze; exclude the episode with `preprocess --exclude`",
+    ),
 )
 
 

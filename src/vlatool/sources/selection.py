@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import SerializeAsAny, field_validator
 
 from vlatool.artifacts.field_summary import dimension_label
-from vlatool.config.base import ConfigModel, required_field, unique_items
+from vlatool.config.base import ConfigModel, option, required_field, unique_items
 from vlatool.episode import Episode, EpisodeRef, Survey, listed_cameras
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -38,34 +38,24 @@ class SelectionConfig(ConfigModel):
         "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
     }
 
-    format: str = Field(default="", description="Format of the episodes; empty: detect it.")
+    format: str = option("", "Format of the episodes; empty: detect it.")
     sources: list[str] = required_field([], "Locations of the episodes.")
-    episodes: str | None = Field(
-        default=None, description="Episodes to use, such as 0:4,7; the end of a range is excluded."
+    episodes: str | None = option(
+        None, "Episodes to use, such as 0:4,7; the end of a range is excluded."
     )
-    exclude: str | None = Field(
-        default=None, description="Episodes to exclude, written like --episodes."
+    exclude: str | None = option(None, "Episodes to exclude, written like --episodes.")
+    max_episodes: int | None = option(None, "Use at most N episodes; 0 or -1: all.", ge=-1)
+    camera_names: list[str] | None = option(
+        None, "Cameras to use, in order; null: all, none: no images."
     )
-    max_episodes: int | None = Field(
-        default=None, ge=-1, description="Use at most N episodes; 0 or -1: all."
-    )
-    camera_names: list[str] | None = Field(
-        default=None, description="Cameras to use, in order; null: all, none: no images."
-    )
-    skip_episodes_missing_cameras: bool = Field(
-        default=False,
-        description="Drop episodes that lack a camera. Otherwise such an episode is kept without "
+    skip_episodes_missing_cameras: bool = option(
+        False,
+        "Drop episodes that lack a camera. Otherwise such an episode is kept without "
         "the camera, or fails if its data set declares the camera.",
     )
-    only_successful: bool = Field(
-        default=False, description="Drop episodes that failed or whose success is unknown."
-    )
-    fail_on_nan: bool = Field(
-        default=True, description="Fail episodes with NaN or infinity; otherwise keep them."
-    )
-    source: SerializeAsAny[ConfigModel] = Field(
-        default=ConfigModel(), description="Keys of the format."
-    )
+    only_successful: bool = option(False, "Drop episodes that failed or whose success is unknown.")
+    fail_on_nan: bool = option(True, "Fail episodes with NaN or infinity; otherwise keep them.")
+    source: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Keys of the format.")
 
     @field_validator("camera_names")
     @classmethod

@@ -110,11 +110,9 @@ class _ForwardFile(io.RawIOBase):
         self._file = file
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:

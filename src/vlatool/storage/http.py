@@ -76,7 +76,6 @@ class WebServer:
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
         """Raises: the folders of a web server cannot be listed."""
-        del delimiter, token, at_most
         raise StorageError(
             f"{self._root}/{below}: the folders of a web server cannot be listed",
             hint="use a manifest, a shard, an output of vlatool or a LeRobot data set; copy other "

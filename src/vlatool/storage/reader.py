@@ -65,18 +65,14 @@ class RangeDownload:
         except RangeNotSatisfiable:
             if self.info is not None:
                 raise ConditionFailed from None  # the earlier version had these bytes
-            self._end_before(self.start)
+            self.info, self.start = ObjectInfo(), max(0, self.start)
+            self.stop = self.start  # the object has no bytes from there on
             return
         try:
             self._adopt(body)
             self._copy(body)
         finally:
             body.close()
-
-    def _end_before(self, position: int) -> None:
-        """Sets an empty range: the object has no bytes from `position` on."""
-        self.info, self.start = ObjectInfo(), max(0, position)
-        self.stop = self.start
 
     def _adopt(self, body: Body) -> None:
         """Keeps version and size of the first response; checks those of later ones."""
@@ -218,11 +214,9 @@ class RemoteReader(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:

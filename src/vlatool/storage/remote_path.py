@@ -175,7 +175,6 @@ class RemotePath(_Path):
     def relative_to(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, other: Any, *, walk_up: bool = False
     ) -> Path:
-        del walk_up
         base = RemotePath(str(other)) if "://" in str(other) else None
         if base is None or base._root != self._root:
             raise ValueError(f"{str(self)!r} is not below {str(other)!r}")
@@ -208,12 +207,10 @@ class RemotePath(_Path):
         return self
 
     def is_absolute(self) -> bool:
-        """True."""
         return True
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Size, time of modification and type."""
-        del follow_symlinks
         info = self._find()
         if info is None:
             raise FileNotFoundError(2, os.strerror(2), str(self))
@@ -227,18 +224,15 @@ class RemotePath(_Path):
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """True if the path is an object or a prefix."""
-        del follow_symlinks
         return self._find() is not None
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
         """True if the path is an object."""
-        del follow_symlinks
         info = self._find()
         return info is not None and not info.is_dir
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
         """True if the path is a prefix of keys."""
-        del follow_symlinks
         info = self._find()
         return info is not None and info.is_dir
 
@@ -289,7 +283,6 @@ class RemotePath(_Path):
         newline: str | None = None,
     ) -> IO[Any]:
         """Opens the object for reading, as text or binary."""
-        del buffering
         if sorted(mode.replace("t", "")) not in (["r"], ["b", "r"]):
             raise needs_local_file(self)
         binary = reader.open_reader(self.address)
@@ -323,7 +316,6 @@ class RemotePath(_Path):
         newline: str | None = None,
     ) -> int:
         """Writes the object as text, UTF-8 by default."""
-        del newline
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - pathlib's

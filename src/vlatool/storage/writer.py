@@ -39,7 +39,6 @@ class RemoteWriter(io.BufferedIOBase):
         self._parts: list[Future[str]] = []
 
     def writable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:

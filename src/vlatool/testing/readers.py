@@ -37,7 +37,15 @@ def check_reader(
     assert refs, f"discover finds no episode in {source}"
     assert refs == again, "discover returns other episodes when it is called again"
     _check_refs(refs)
-    _check_empty_source(reader_class(keys))
+    code = ""
+    with tempfile.TemporaryDirectory() as empty:
+        try:
+            list(reader_class(keys).discover([Path(empty)]))
+        except DataError as error:
+            code = error.code
+    assert code == "data.no_episodes", (
+        "discover does not raise data.no_episodes for an empty folder"
+    )
     # Workers use new readers on which discover was not called.
     episodes = [reader_class(keys).read(_pickled(ref)) for ref in refs]
     for ref, episode in zip(refs, episodes, strict=True):
@@ -74,18 +82,6 @@ def _check_refs(refs: list[EpisodeRef]) -> None:
         "discover does not return episodes in natural order: episode_2 before episode_10"
     )
     assert [_pickled(ref) for ref in refs] == refs, "refs change when they are pickled"
-
-
-def _check_empty_source(reader: Any) -> None:
-    code = ""
-    with tempfile.TemporaryDirectory() as empty:
-        try:
-            list(reader.discover([Path(empty)]))
-        except DataError as error:
-            code = error.code
-    assert code == "data.no_episodes", (
-        "discover does not raise data.no_episodes for an empty folder"
-    )
 
 
 def _check_episode(episode: Episode) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from vlatool.artifacts.codes.format import CodesLayout
-from vlatool.config.base import Switch, required_field
+from vlatool.config.base import Switch, option, required_field
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.base import Precision
 
@@ -32,37 +32,29 @@ class EncodeConfig(JobConfig):
 
     data: str = required_field("", "Folder of windows or images, image shards, or raw episodes.")
     tokenizer: str = required_field("", "Run, checkpoint or published folder of a tokenizer.")
-    output: str | None = Field(
-        default=None,
-        description="Folder for the codes; null: TiToken/ or tokens/ next to the images.",
+    output: str | None = option(
+        None, "Folder for the codes; null: TiToken/ or tokens/ next to the images."
     )
-    layout: CodesLayout = Field(
-        default="json", description="json: a file per image, as published; packed: per episode."
+    layout: CodesLayout = option(
+        "json", "json: a file per image, as published; packed: per episode."
     )
-    format: str | None = Field(
-        default=None, description="Format of the raw episodes; null: detect it."
-    )
-    exclude: str | None = Field(
-        default=None, description="Numbers of episodes to exclude, such as 0:4,7."
-    )
-    precision: Precision = Field(
-        default="fp32",
-        description="Precision of the encoder; with bf16 the share of codes equal to those of "
+    format: str | None = option(None, "Format of the raw episodes; null: detect it.")
+    exclude: str | None = option(None, "Numbers of episodes to exclude, such as 0:4,7.")
+    precision: Precision = option(
+        "fp32",
+        "Precision of the encoder; with bf16 the share of codes equal to those of "
         "fp32 is measured.",
     )
-    batch_size: int = Field(default=64, ge=1, description="Most images on a device at once.")
-    num_workers: int = Field(
-        default=8,
-        ge=0,
-        description="Maximum number of processes that read and decode; at most one per CPU.",
+    batch_size: int = option(64, "Most images on a device at once.", ge=1)
+    num_workers: int = option(
+        8, "Maximum number of processes that read and decode; at most one per CPU.", ge=0
     )
-    check_every: int = Field(
-        default=500,
+    check_every: int = option(
+        500,
+        "Save the reconstruction of every N-th image of an episode next to the original; 0: none.",
         ge=0,
-        description="Save the reconstruction of every N-th image of an episode next to the "
-        "original; 0: none.",
     )
-    no_amp: bool | None = Field(default=None, description="Same as --precision fp32.")
+    no_amp: bool | None = option(None, "Same as --precision fp32.")
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:
@@ -82,4 +74,4 @@ class DecodeConfig(JobConfig):
     codes: str = required_field("", "Folder of codes, or one of its files.")
     tokenizer: str = required_field("", "Run, checkpoint or published folder of the tokenizer.")
     output: str = required_field("", "Folder for the images.")
-    batch_size: int = Field(default=32, ge=1, description="Most images on a device at once.")
+    batch_size: int = option(32, "Most images on a device at once.", ge=1)

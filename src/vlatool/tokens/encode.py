@@ -161,7 +161,6 @@ class EncodePipeline:
         self, function: Callable[[Any], Any], items: Iterable[Any]
     ) -> Iterator[Outcome[Any, Any]]:
         """Yields one outcome per episode, in order."""
-        del function
         pending = deque[_Episode]()
         started: dict[int, _Episode] = {}
         device = _Device(self._tokenizer, self._rule.precision, self.seconds)

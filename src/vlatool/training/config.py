@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import SerializeAsAny, create_model, field_validator, model_validator
 
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config import base
+from vlatool.config.base import option
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -36,60 +37,46 @@ class HParams(base.ConfigModel):
         "z_loss_coefficient": ((0.0,), "it applies only to a cross entropy over a vocabulary"),
     }
 
-    precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32", "amp", "pure_bf16"] = Field(
-        default="amp_bfloat16", description="bfloat16 autocast with float32 weights, or float32."
+    precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32", "amp", "pure_bf16"] = option(
+        "amp_bfloat16", "bfloat16 autocast with float32 weights, or float32."
     )
-    global_batch_size: int = Field(default=512, ge=1, description="Samples per optimizer step.")
-    per_gpu_batch_size: int | None = Field(
-        default=8,
-        ge=1,
-        description="Samples per device and micro-batch; null: global batch / world size.",
+    global_batch_size: int = option(512, "Samples per optimizer step.", ge=1)
+    per_gpu_batch_size: int | None = option(
+        8, "Samples per device and micro-batch; null: global batch / world size.", ge=1
     )
-    seed: int = Field(
-        default=42, ge=0, lt=2**63, description="Seed of initial weights, data order and noise."
+    seed: int = option(42, "Seed of initial weights, data order and noise.", ge=0, lt=2**63)
+    lr: float = option(1e-4, "Peak learning rate.", ge=0)
+    lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = option(
+        "cosine", "Learning rate schedule after warm-up."
     )
-    lr: float = Field(default=1e-4, ge=0, description="Peak learning rate.")
-    lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = Field(
-        default="cosine", description="Learning rate schedule after warm-up."
-    )
-    warmup: float = Field(
-        default=0.05, ge=0, description="Warm-up in steps; below 1: fraction of all steps."
-    )
-    decay: float = Field(
-        default=0.3,
-        ge=0,
-        description="Length in steps of the final decay phase of warmup_constant_decay; below 1: "
+    warmup: float = option(0.05, "Warm-up in steps; below 1: fraction of all steps.", ge=0)
+    decay: float = option(
+        0.3,
+        "Length in steps of the final decay phase of warmup_constant_decay; below 1: "
         "fraction of all steps.",
+        ge=0,
     )
-    lr_cooldown_end: float = Field(default=0.0, ge=0, description="Final learning rate.")
-    force_min_lr: float = Field(
-        default=0.0, ge=0, description="Minimum learning rate of the cosine schedule."
-    )
-    optimizer: Literal["adamw"] = Field(default="adamw", description="Optimizer.")
-    wd: float = Field(
-        default=0.01, ge=0, description="Weight decay of linear and convolution weights."
-    )
-    decay_by_name: bool = Field(
-        default=False,
-        description="Weight decay, as published, of all weights but biases and those with norm in "
+    lr_cooldown_end: float = option(0.0, "Final learning rate.", ge=0)
+    force_min_lr: float = option(0.0, "Minimum learning rate of the cosine schedule.", ge=0)
+    optimizer: Literal["adamw"] = option("adamw", "Optimizer.")
+    wd: float = option(0.01, "Weight decay of linear and convolution weights.", ge=0)
+    decay_by_name: bool = option(
+        False,
+        "Weight decay, as published, of all weights but biases and those with norm in "
         "their name. TiTok and VQGAN always have the published rule of their own.",
     )
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="First beta of AdamW.")
-    beta2: float = Field(default=0.95, ge=0, lt=1, description="Second beta of AdamW.")
-    eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
-    loss_function: Literal["cross_entropy", "mse"] | None = Field(
-        default=None, description="Loss; null: the loss of the model type."
+    beta1: float = option(0.9, "First beta of AdamW.", ge=0, lt=1)
+    beta2: float = option(0.95, "Second beta of AdamW.", ge=0, lt=1)
+    eps: float = option(1e-8, "Epsilon of AdamW.", gt=0)
+    loss_function: Literal["cross_entropy", "mse"] | None = option(
+        None, "Loss; null: the loss of the model type."
     )
-    z_loss_coefficient: float = Field(
-        default=0.0, ge=0, description="Weight of the z-loss of a cross entropy."
+    z_loss_coefficient: float = option(0.0, "Weight of the z-loss of a cross entropy.", ge=0)
+    grad_clip_norm: float | None = option(None, "Maximum gradient norm; null: no clipping.", gt=0)
+    grad_checkpointing: bool = option(
+        False, "Recompute blocks in the backward pass to save memory."
     )
-    grad_clip_norm: float | None = Field(
-        default=None, gt=0, description="Maximum gradient norm; null: no clipping."
-    )
-    grad_checkpointing: bool = Field(
-        default=False, description="Recompute blocks in the backward pass to save memory."
-    )
-    torchcompile: bool = Field(default=False, description="Compile the blocks of the model.")
+    torchcompile: bool = option(False, "Compile the blocks of the model.")
     world_size: int | None = base.derived_field("distributed.world_size", "Number of processes.")
 
     @model_validator(mode="before")
@@ -111,18 +98,18 @@ class HParams(base.ConfigModel):
 class EmaConfig(base.ConfigModel):
     """Exponential moving average of the weights."""
 
-    enabled: bool = Field(default=False, description="Average the weights.")
-    type: Literal["ema", "vanilla", "rising"] = Field(
-        default="ema",
-        description="Decay: ema grows with the steps by inv_gamma and power, vanilla is fixed at "
+    enabled: bool = option(False, "Average the weights.")
+    type: Literal["ema", "vanilla", "rising"] = option(
+        "ema",
+        "Decay: ema grows with the steps by inv_gamma and power, vanilla is fixed at "
         "alpha, rising is (1 + n) / (10 + n) with n = number of updates.",
     )
-    alpha: float = Field(default=0.999, ge=0, lt=1, description="Decay of type vanilla.")
-    update_after_step: int = Field(default=0, ge=0, description="Steps before averaging starts.")
-    inv_gamma: float = Field(default=1.0, gt=0, description="Time scale of type ema.")
-    power: float = Field(default=0.75, gt=0, description="Exponent of type ema.")
-    min_value: float = Field(default=0.0, ge=0, le=1, description="Minimum decay.")
-    max_value: float = Field(default=0.9999, ge=0, le=1, description="Maximum decay.")
+    alpha: float = option(0.999, "Decay of type vanilla.", ge=0, lt=1)
+    update_after_step: int = option(0, "Steps before averaging starts.", ge=0)
+    inv_gamma: float = option(1.0, "Time scale of type ema.", gt=0)
+    power: float = option(0.75, "Exponent of type ema.", gt=0)
+    min_value: float = option(0.0, "Minimum decay.", ge=0, le=1)
+    max_value: float = option(0.9999, "Maximum decay.", ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
@@ -148,31 +135,27 @@ class DistributedConfig(base.ConfigModel):
     world_size: int | None = base.derived_field(
         "number of started processes", "Number of processes."
     )
-    dist_backend: Literal["auto", "nccl", "gloo"] = Field(
-        default="auto", description="Communication backend; auto: nccl with GPUs, else gloo."
+    dist_backend: Literal["auto", "nccl", "gloo"] = option(
+        "auto", "Communication backend; auto: nccl with GPUs, else gloo."
     )
-    fsdp: bool = Field(
-        default=False, description="Shard weights and optimizer states over processes."
-    )
-    fsdp_reshard_after_forward: bool = Field(
-        default=False,
-        description="Free gathered weights also after the forward pass; they are gathered again "
+    fsdp: bool = option(False, "Shard weights and optimizer states over processes.")
+    fsdp_reshard_after_forward: bool = option(
+        False,
+        "Free gathered weights also after the forward pass; they are gathered again "
         "for the backward pass.",
     )
-    timeout: float = Field(
-        default=7200.0,
+    timeout: float = option(
+        7200.0,
+        "Seconds that a process waits for another one, which may hang, before the run "
+        "ends; longer than rank 0 needs to write a checkpoint.",
         gt=0,
         le=2_592_000,
-        description="Seconds that a process waits for another one, which may hang, before the run "
-        "ends; longer than rank 0 needs to write a checkpoint.",
     )
-    device_tflops: float | None = Field(
-        default=None,
-        gt=0,
-        description="Peak of a device in TFLOP/s, for the metric mfu; null: that of its name.",
+    device_tflops: float | None = option(
+        None, "Peak of a device in TFLOP/s, for the metric mfu; null: that of its name.", gt=0
     )
-    fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
-    dist_url: str = Field(default="env://", description="Rendezvous address of the processes.")
+    fsdp_cpu_offload: bool = option(False, "Keep sharded weights on the host.")
+    dist_url: str = option("env://", "Rendezvous address of the processes.")
 
 
 class TrainConfig(base.ConfigModel):
@@ -235,98 +218,83 @@ class TrainConfig(base.ConfigModel):
     name: str | None = base.derived_field(
         "time, model type and learning rate", "Name of the run folder."
     )
-    resolve_configs: bool = Field(default=False, description="Print the configuration and exit.")
-    resolve_configs_path: str | None = Field(
-        default=None, description="Write resolved_config.yaml to this folder and exit."
+    resolve_configs: bool = option(False, "Print the configuration and exit.")
+    resolve_configs_path: str | None = option(
+        None, "Write resolved_config.yaml to this folder and exit."
     )
     save_path: str = base.nullable_field("runs", "Folder in which run folders are created.")
-    init_from: str | None = Field(
-        default=None,
-        description="Initial weights: a run, a checkpoint, a published file or folder; null: none.",
+    init_from: str | None = option(
+        None, "Initial weights: a run, a checkpoint, a published file or folder; null: none."
     )
-    init_except: list[str] = Field(
-        default=[],
-        description="Networks to initialize randomly although init_from has their weights, such as "
+    init_except: list[str] = option(
+        [],
+        "Networks to initialize randomly although init_from has their weights, such as "
         "action_encode and output_layer if the actions differ.",
     )
-    init_weights_only: bool = Field(
-        default=True,
-        description="Take only the weights of init_from; false: averages, optimizer, step and "
+    init_weights_only: bool = option(
+        True,
+        "Take only the weights of init_from; false: averages, optimizer, step and "
         "position too, to continue its training here.",
     )
-    total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
-    num_epochs: int | None = Field(
-        default=None, ge=1, description="Budget in passes over the data."
+    total_train_samples: int | None = option(None, "Budget in samples.", ge=1)
+    num_epochs: int | None = option(None, "Budget in passes over the data.", ge=1)
+    total_train_steps: int | None = option(None, "Budget in optimizer steps.", ge=1)
+    num_checkpoints: int = option(5, "Number of checkpoints, evenly spaced over the run.", ge=1)
+    save_every_n_steps: int | None = option(
+        None, "Save every N steps instead of num_checkpoints.", ge=1
     )
-    total_train_steps: int | None = Field(
-        default=None, ge=1, description="Budget in optimizer steps."
-    )
-    num_checkpoints: int = Field(
-        default=5, ge=1, description="Number of checkpoints, evenly spaced over the run."
-    )
-    save_every_n_steps: int | None = Field(
-        default=None, ge=1, description="Save every N steps instead of num_checkpoints."
-    )
-    save_every_minutes: float | None = Field(
-        default=5.0,
-        gt=0,
-        description="Also save when N minutes, or 50 times the duration of the last save if that "
+    save_every_minutes: float | None = option(
+        5.0,
+        "Also save when N minutes, or 50 times the duration of the last save if that "
         "is longer, have passed without a checkpoint; null: never. Such a checkpoint serves to "
         "resume: the next one replaces it.",
+        gt=0,
     )
-    max_checkpoint_limit: int | None = Field(
-        default=None, ge=1, description="Keep the latest N checkpoints; null: all."
+    max_checkpoint_limit: int | None = option(
+        None, "Keep the latest N checkpoints; null: all.", ge=1
     )
-    keep_every_n_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="Keep checkpoints at multiples of N steps, besides the latest.",
+    keep_every_n_steps: int | None = option(
+        None, "Keep checkpoints at multiples of N steps, besides the latest.", ge=1
     )
-    log_every_n_steps: int = Field(default=20, ge=1, description="Log metrics every N steps.")
-    images_every_n_steps: int | None = Field(
-        default=None, ge=1, description="Log images every N steps; null: at every checkpoint."
+    log_every_n_steps: int = option(20, "Log metrics every N steps.", ge=1)
+    images_every_n_steps: int | None = option(
+        None, "Log images every N steps; null: at every checkpoint.", ge=1
     )
-    total_val_samples: int | None = Field(
-        default=None,
-        ge=1,
-        description="Samples per validation; null: no validation, or all with val_every_n_steps.",
+    total_val_samples: int | None = option(
+        None, "Samples per validation; null: no validation, or all with val_every_n_steps.", ge=1
     )
-    val_every_n_checkpoints: int = Field(
-        default=1, ge=1, description="Validate at every N-th checkpoint."
+    val_every_n_checkpoints: int = option(1, "Validate at every N-th checkpoint.", ge=1)
+    val_every_n_steps: int | None = option(
+        None, "Validate every N steps instead of at checkpoints.", ge=1
     )
-    val_every_n_steps: int | None = Field(
-        default=None, ge=1, description="Validate every N steps instead of at checkpoints."
-    )
-    num_val_chunks: int = Field(
-        default=32,
+    num_val_chunks: int = option(
+        32,
+        "Action chunks sampled per validation, to measure errors in physical units; 0: none.",
         ge=0,
-        description="Action chunks sampled per validation, to measure errors in physical units; 0: "
-        "none.",
     )
-    eval_every_n_checkpoints: int = Field(
-        default=1, ge=1, description="Roll out every N-th checkpoint, with the section eval."
+    eval_every_n_checkpoints: int = option(
+        1, "Roll out every N-th checkpoint, with the section eval.", ge=1
     )
-    tracker: list[Literal["tensorboard", "wandb"]] = Field(
-        default=[],
-        description="Programs that also get metrics and images: tensorboard (files in the run), "
+    tracker: list[Literal["tensorboard", "wandb"]] = option(
+        [],
+        "Programs that also get metrics and images: tensorboard (files in the run), "
         "wandb (Weights & Biases).",
     )
-    wandb: bool = Field(default=False, description="The same as wandb in tracker.")
-    wandb_project_name: str | None = Field(
-        default=None, description="Project of W&B; null: WANDB_PROJECT, else vlatool."
+    wandb: bool = option(False, "The same as wandb in tracker.")
+    wandb_project_name: str | None = option(
+        None, "Project of W&B; null: WANDB_PROJECT, else vlatool."
     )
-    wandb_entity: str | None = Field(
-        default=None, description="Team or user of W&B; null: WANDB_ENTITY, else your default."
+    wandb_entity: str | None = option(
+        None, "Team or user of W&B; null: WANDB_ENTITY, else your default."
     )
-    wandb_tags: list[str] = Field(default=[], description="Tags of the run in W&B.")
-    remote_sync: str | None = Field(
-        default=None,
-        description="Location, such as s3://bucket/runs, below which the run folder is copied in "
+    wandb_tags: list[str] = option([], "Tags of the run in W&B.")
+    remote_sync: str | None = option(
+        None,
+        "Location, such as s3://bucket/runs, below which the run folder is copied in "
         "the background; null: none.",
     )
-    remote_sync_fixed_path: str | None = Field(
-        default=None,
-        description="Second location of remote_sync, with a folder of random name; null: none.",
+    remote_sync_fixed_path: str | None = option(
+        None, "Second location of remote_sync, with a folder of random name; null: none."
     )
     overwrite: bool = base.execution_field(
         default=False, description="Replace a run made with other options."
@@ -349,18 +317,15 @@ class TrainConfig(base.ConfigModel):
     measure: bool = base.execution_field(
         default=False, description="With --dry-run, measure the rate in a few steps on this device."
     )
-    data: SerializeAsAny[LoadingConfig] = Field(
-        default=LoadingConfig(), description="Training data."
-    )
+    data: SerializeAsAny[LoadingConfig] = option(LoadingConfig(), "Training data.")
     model: SerializeAsAny[base.ConfigModel] = base.required_field(
         base.ConfigModel(), "Model to train."
     )
-    hparams: HParams = Field(default=HParams(), description="Optimization.")
-    distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
-    ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
-    eval: SerializeAsAny[base.ConfigModel] | None = Field(
-        default=None,
-        description="Rollouts of checkpoints while the run trains, which choose the best one.",
+    hparams: HParams = option(HParams(), "Optimization.")
+    distributed: DistributedConfig = option(DistributedConfig(), "Processes.")
+    ema: EmaConfig = option(EmaConfig(), "Average of the weights.")
+    eval: SerializeAsAny[base.ConfigModel] | None = option(
+        None, "Rollouts of checkpoints while the run trains, which choose the best one."
     )
 
     @field_validator("device_memory")
@@ -424,17 +389,14 @@ class TrainConfig(base.ConfigModel):
         if not self.init_weights_only and (self.init_from is None or self.init_except):
             message = "init_weights_only is false: init_from is required, and no init_except"
             yield base.Violation(("init_weights_only",), message)
-        yield from self._dry_run_violations()
-        yield from self._rollout_violations()
-        if getattr(self.model, "type", None):
-            yield from self.model_type.violations(self.model, self.data)
-
-    def _dry_run_violations(self) -> Iterator[base.Violation]:
         for key in ("device_memory", "rate", "measure"):
             if getattr(self, key) and not self.dry_run:
                 yield base.Violation((key,), f"{key} has an effect only with dry_run")
         if self.rate is not None and self.measure:
             yield base.Violation(("rate", "measure"), "rate is given, and measure would measure it")
+        yield from self._rollout_violations()
+        if getattr(self.model, "type", None):
+            yield from self.model_type.violations(self.model, self.data)
 
     def _rollout_violations(self) -> Iterator[base.Violation]:
         if not getattr(self.model, "type", None):
@@ -453,8 +415,8 @@ class TrainConfig(base.ConfigModel):
         The section `eval` has the class that evaluation defines.
         """
         options: Any = RUN_SECTIONS.get("eval")
-        description = cls.model_fields["eval"].description
-        section: Any = (options | None, Field(default=None, description=description))
+        description = str(cls.model_fields["eval"].description)
+        section: Any = (options | None, option(None, description))
         special: Any = create_model(
             cls.__name__, __base__=trained.with_types(cls, tree), eval=section
         )

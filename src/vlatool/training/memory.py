@@ -69,7 +69,6 @@ class AllocationMeter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Runs an operation on fake tensors."""
-        del types
         # Two thirds of all calls: autograd asks each tensor for its device.
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device

@@ -221,7 +221,6 @@ def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        del frame
         received.append(number)
         # The file comes first, for ranks that have not joined yet.
         (folder / "stop").write_text(str(number))

@@ -125,7 +125,8 @@ class RunMirror:
     def _complete(self) -> dict[int, CheckpointManifest]:
         """Manifests of the complete checkpoints there; those that differ from local ones go."""
         if self._manifests is None:
-            self._remove_partials()
+            self._check()
+            remove_partial_files(self.root)
             local = read_manifests(folder for _, folder in self._run.checkpoints())
             there = read_manifests(self._there.checkpoint_folders())
             self._manifests = {
@@ -141,10 +142,6 @@ class RunMirror:
             pruned = {step for step in surplus if step < newest} - {*self._run.best_steps()}
             self._sent = {*self._manifests, *pruned}
         return self._manifests
-
-    def _remove_partials(self) -> None:
-        self._check()
-        remove_partial_files(self.root)
 
     def _send_checkpoint(self, step: int) -> None:
         """Sends a checkpoint: frozen weights, its files, files of the run, then the manifest."""

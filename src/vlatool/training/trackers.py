@@ -183,7 +183,6 @@ class TensorBoardTracker:
 
     def close(self, exit_code: int) -> None:
         """Closes the file."""
-        del exit_code
         self._writer.close()
 
 

@@ -66,7 +66,6 @@ class StopRequest:
             self._interrupts = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
         if self.signal is not None and time.monotonic() - self._since < _SAME_STOP_S:
             return
         if self.signal is not None:

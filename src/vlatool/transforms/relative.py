@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Declaration, Episode, PoseGroup
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
@@ -25,12 +25,12 @@ class PoseGroupConfig(ConfigModel):
     name: str = Field(description="Name of the pose.")
     position_key: str = Field(description="Field with the position in metres, 3 wide.")
     rotation_key: str = Field(description="Field with the rotation.")
-    rotation: rotations.RotationForm = Field(
-        default="rot_6d", description="Form of the rotation; others are stored as 6D as well."
+    rotation: rotations.RotationForm = option(
+        "rot_6d", "Form of the rotation; others are stored as 6D as well."
     )
-    reference: str | None = Field(
-        default=None,
-        description="Pose group at whose anchor frame the reference pose is; null: the measured "
+    reference: str | None = option(
+        None,
+        "Pose group at whose anchor frame the reference pose is; null: the measured "
         "counterpart by name, else the group itself.",
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from vlatool.artifacts.codes.format import CodesFolder, CodesManifest, warn_of_collapse
 from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
@@ -13,7 +13,7 @@ from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.episode import KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
-from vlatool.config.base import Switch, check_required, required_field, unique_items
+from vlatool.config.base import Switch, check_required, option, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
@@ -59,50 +59,34 @@ class BuildDatasetConfig(EngineConfig):
 
     data: str = required_field("", "Folder of windows that `vlatool preprocess` wrote.")
     fast: str = required_field("", "FAST action tokenizer: a folder at any location.")
-    output: str | None = Field(
-        default=None,
-        description=f"Folder for data/ or packed/; null: {SAMPLES_NAME}/ next to the windows.",
+    output: str | None = option(
+        None, f"Folder for data/ or packed/; null: {SAMPLES_NAME}/ next to the windows."
     )
-    tokens: str | None = Field(
-        default=None, description="Folder of codes; null: tokens/ or TiToken/ next to data/."
-    )
-    kinds: list[Kind] = Field(default=[*KINDS], min_length=1, description="Kinds of samples.")
-    exclude: str | None = Field(
-        default=None, description="Numbers of episodes to exclude, such as 0:4,7."
-    )
-    limit: int | None = Field(default=None, ge=1, description="Use only the first N episodes.")
-    pattern: str = Field(
-        default=f"{DATA_NAME}/episode_*.jsonl", description="Files of windows to use."
-    )
-    profile: str | None = Field(
-        default=None,
-        description="Normalization profile of actions: a name or a file; null: that of the action "
+    tokens: str | None = option(None, "Folder of codes; null: tokens/ or TiToken/ next to data/.")
+    kinds: list[Kind] = option([*KINDS], "Kinds of samples.", min_length=1)
+    exclude: str | None = option(None, "Numbers of episodes to exclude, such as 0:4,7.")
+    limit: int | None = option(None, "Use only the first N episodes.", ge=1)
+    pattern: str = option(f"{DATA_NAME}/episode_*.jsonl", "Files of windows to use.")
+    profile: str | None = option(
+        None,
+        "Normalization profile of actions: a name or a file; null: that of the action "
         "tokenizer, else libero.",
     )
-    gripper: Gripper | None = Field(
-        default=None,
-        description="raw: leave the gripper unchanged; else normalize it, too; null: as the "
-        "profile says.",
+    gripper: Gripper | None = option(
+        None, "raw: leave the gripper unchanged; else normalize it, too; null: as the profile says."
     )
-    absolute: bool = Field(
-        default=False, description="Write absolute locations of images, as published."
+    absolute: bool = option(False, "Write absolute locations of images, as published.")
+    packed: bool = option(
+        False, "Write arrays, about 1 % of the size; `vlatool export` makes lines of them."
     )
-    packed: bool = Field(
-        default=False,
-        description="Write arrays, about 1 % of the size; `vlatool export` makes lines of them.",
-    )
-    lines_per_file: int | None = Field(
-        default=None, ge=1, description="Lines per file; null: one file per episode."
-    )
-    tokenizer: str | None = Field(
-        default=None,
-        description="Folder of the text tokenizer, to find instructions whose token ids are "
+    lines_per_file: int | None = option(None, "Lines per file; null: one file per episode.", ge=1)
+    tokenizer: str | None = option(
+        None,
+        "Folder of the text tokenizer, to find instructions whose token ids are "
         "reserved for codes.",
     )
-    gripper_raw: bool | None = Field(default=None, description="Same as --gripper raw.")
-    rpy_std_mult: float | None = Field(
-        default=None, description="Expected factor of the profile, which is checked."
-    )
+    gripper_raw: bool | None = option(None, "Same as --gripper raw.")
+    rpy_std_mult: float | None = option(None, "Expected factor of the profile, which is checked.")
 
     @field_validator("pattern")
     @classmethod

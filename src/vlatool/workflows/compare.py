@@ -82,7 +82,6 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
         DataError: A location has no report of rollouts, the environments differ, or no start is in
             both.
     """
-    del reporter
     check_required(config, "vlatool eval compare A B")
     a, b = read_rollouts(config.a), read_rollouts(config.b)
     differences = _differences(a, b)

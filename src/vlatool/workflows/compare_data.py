@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
 
-from pydantic import Field
-
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure
 from vlatool.events import NULL, Reporter, counted
@@ -27,25 +25,20 @@ class CompareDataConfig(ConfigModel):
 
     a: str = required_field("", "First data set.")
     b: str = required_field("", "Second data set, such as one that was made from the first.")
-    format_a: str | None = Field(default=None, description="Format of A; null: detect it.")
-    format_b: str | None = Field(default=None, description="Format of B; null: detect it.")
-    episodes: str | None = Field(
-        default=None, description="Episodes to compare, such as 0:4,7; null: all."
+    format_a: str | None = option(None, "Format of A; null: detect it.")
+    format_b: str | None = option(None, "Format of B; null: detect it.")
+    episodes: str | None = option(None, "Episodes to compare, such as 0:4,7; null: all.")
+    images: int | None = option(
+        5, "Images of each camera and episode to compare, evenly spaced; null: all.", ge=0
     )
-    images: int | None = Field(
-        default=5,
-        ge=0,
-        description="Images of each camera and episode to compare, evenly spaced; null: all.",
-    )
-    tolerance: float = Field(
-        default=10.0,
-        ge=0,
-        description="Mean difference of two images that counts as equal, in levels of 255; 0 for"
+    tolerance: float = option(
+        10.0,
+        "Mean difference of two images that counts as equal, in levels of 255; 0 for"
         " copied images, more for videos that were encoded again.",
+        ge=0,
     )
-    shared: bool = Field(
-        default=False,
-        description="Fields and cameras that only one of the sets has are no difference.",
+    shared: bool = option(
+        False, "Fields and cameras that only one of the sets has are no difference."
     )
 
 

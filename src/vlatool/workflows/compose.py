@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from vlatool.artifacts.export.format import COMPOSE
-from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import DRY_RUN_HELP
@@ -34,24 +34,14 @@ class ComposeConfig(ConfigModel):
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "dry_run"})
 
-    qwen: str | None = Field(
-        default=None, description="Qwen3-VL: a folder of any scheme, or owner/name on the hub."
-    )
-    dino: str | None = Field(
-        default=None, description="DINOv3 ViT: a folder of any scheme, or owner/name on the hub."
-    )
-    tiny: bool = Field(
-        default=False, description="Small random networks instead, with a text tokenizer on bytes."
-    )
+    qwen: str | None = option(None, "Qwen3-VL: a folder of any scheme, or owner/name on the hub.")
+    dino: str | None = option(None, "DINOv3 ViT: a folder of any scheme, or owner/name on the hub.")
+    tiny: bool = option(False, "Small random networks instead, with a text tokenizer on bytes.")
     output: str = required_field("", "Folder for weights, tokenizer and manifest.")
-    views: int = Field(default=2, ge=1, le=64, description="Number of cameras.")
-    compress: Steps = Field(
-        default=(8, 6, 2), description="Past steps with each grid of patches, oldest first."
-    )
-    patch_order: PatchOrder = Field(
-        default="raster", description="raster: as published; block: as Qwen3-VL expects."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of the random weights.")
+    views: int = option(2, "Number of cameras.", ge=1, le=64)
+    compress: Steps = option((8, 6, 2), "Past steps with each grid of patches, oldest first.")
+    patch_order: PatchOrder = option("raster", "raster: as published; block: as Qwen3-VL expects.")
+    seed: int = option(0, "Seed of the random weights.", ge=0)
     overwrite: bool = execution_field(
         default=False, description="Replace a folder that was composed in another way."
     )

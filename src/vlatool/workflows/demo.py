@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from pydantic import Field
 
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import ShardFolder
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Episode
 from vlatool.errors import missing_package, requirements
@@ -56,11 +55,11 @@ _ROLLOUTS, _WRONG_ROLLOUTS, _REPORT, _REPORT_JSON = _FILES = (
 class DemoConfig(ConfigModel):
     """Size of the demo; the defaults take minutes on two processors."""
 
-    output: str = Field(default="demo", description="Folder for data, run and report.")
-    seed: int = Field(default=0, ge=0, description="Seed of episodes and weights.")
-    episodes: int = Field(default=200, ge=1, description="Number of recorded episodes.")
-    steps: int = Field(default=5300, ge=1, description="Number of optimizer steps.")
-    rollouts: int = Field(default=50, ge=1, description="Rollouts of each evaluation.")
+    output: str = option("demo", "Folder for data, run and report.")
+    seed: int = option(0, "Seed of episodes and weights.", ge=0)
+    episodes: int = option(200, "Number of recorded episodes.", ge=1)
+    steps: int = option(5300, "Number of optimizer steps.", ge=1)
+    rollouts: int = option(50, "Rollouts of each evaluation.", ge=1)
 
 
 @dataclass(frozen=True)
@@ -284,12 +283,10 @@ def _goal(seed: int) -> dict[str, Any]:
 
 
 def _true_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    del info
     return str(observation["instruction"])
 
 
 def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    del observation
     return instruction_for(COLORS[(COLORS.index(info["target"]) + 1) % len(COLORS)])
 
 

@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from vlatool import __version__
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.executor import default_workers
@@ -40,8 +38,8 @@ Status = Literal["ok", "note", "warning", "error"]
 class DoctorConfig(ConfigModel):
     """Options of `vlatool doctor`."""
 
-    locations: list[str] = Field(
-        default=[], description="Locations to reach, such as s3://lab/raw or hf://owner/name."
+    locations: list[str] = option(
+        [], "Locations to reach, such as s3://lab/raw or hf://owner/name."
     )
 
 
@@ -75,7 +73,6 @@ def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> 
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
     """
-    del reporter
     makers: tuple[Callable[[], Iterator[DoctorCheck]], ...] = (
         _python, _packages, _devices, _presets, _registries, _machine,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from vlatool.artifacts.task_table import TaskTable, task_table
 from vlatool.config.base import (
@@ -17,6 +17,7 @@ from vlatool.config.base import (
     Switch,
     check_required,
     execution_field,
+    option,
     required_field,
 )
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
@@ -130,41 +131,26 @@ class DownloadConfig(ConfigModel):
         "force": Switch("files that differ from those there are downloaded again; remove others"),
     }
 
-    source: str = Field(
-        default="", description="Location of a folder or a file: hf://, s3:// or https://."
-    )
+    source: str = option("", "Location of a folder or a file: hf://, s3:// or https://.")
     output: str = required_field("", "Folder for the files.")
-    task: list[str] = Field(default=[], description="Public LBM tasks; `--list` shows their names.")
-    all: bool = Field(default=False, description="All public LBM tasks.")
-    view: Literal["shards", "episodes"] = Field(
-        default="shards", description="shards: shuffled samples; episodes: one tar per episode."
+    task: list[str] = option([], "Public LBM tasks; `--list` shows their names.")
+    all: bool = option(False, "All public LBM tasks.")
+    view: Literal["shards", "episodes"] = option(
+        "shards", "shards: shuffled samples; episodes: one tar per episode."
     )
-    raw: bool = Field(
-        default=False, description="Raw episodes of the tasks, and the language annotations."
+    raw: bool = option(False, "Raw episodes of the tasks, and the language annotations.")
+    keep_archive: bool = option(False, "With --raw: keep TASK.tar, too, next to the episodes.")
+    annotations: bool = option(False, "Language annotations of the tasks; --output is their file.")
+    version: str | None = option(None, "Version of the public tasks; null: the published one.")
+    registry: str | None = option(
+        None,
+        "Location before VERSION/TASK, or TASK.tar; null: VLATOOL_REGISTRY, or the public one.",
     )
-    keep_archive: bool = Field(
-        default=False, description="With --raw: keep TASK.tar, too, next to the episodes."
+    task_table: str | None = option(
+        None, "YAML file with more tasks, in the form of the built-in table."
     )
-    annotations: bool = Field(
-        default=False, description="Language annotations of the tasks; --output is their file."
-    )
-    version: str | None = Field(
-        default=None, description="Version of the public tasks; null: the published one."
-    )
-    registry: str | None = Field(
-        default=None,
-        description="Location before VERSION/TASK, or TASK.tar; null: VLATOOL_REGISTRY, or the"
-        " public one.",
-    )
-    task_table: str | None = Field(
-        default=None, description="YAML file with more tasks, in the form of the built-in table."
-    )
-    include: list[str] = Field(
-        default=[], description="Only files whose path matches a pattern, such as 'meta/*'."
-    )
-    leave_out: list[str] = Field(
-        default=[], description="No files whose path matches a pattern, such as '*.mp4'."
-    )
+    include: list[str] = option([], "Only files whose path matches a pattern, such as 'meta/*'.")
+    leave_out: list[str] = option([], "No files whose path matches a pattern, such as '*.mp4'.")
     workers: int = execution_field(8, "Number of requests at the same time.", ge=1, le=256)
     limit_rate: str | None = execution_field(
         None, "Bytes per second at most, such as 500k, 20M or 1G; null: no limit."
@@ -174,7 +160,7 @@ class DownloadConfig(ConfigModel):
     )
 
     # Last, because it hides the type in this class.
-    list: bool = Field(default=False, description="List the public LBM tasks and exit.")
+    list: bool = option(False, "List the public LBM tasks and exit.")
 
     @field_validator("limit_rate")
     @classmethod

@@ -378,7 +378,6 @@ class DecodeJob:
         """Does nothing: no file marks the folder as complete."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        del run
         return [entry for receipt in receipts for entry in receipt.files]
 
     def result(self, run: JobRun) -> DecodeResult:

@@ -10,10 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from vlatool.artifacts.base import recognize
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NULL, Reporter, counted
@@ -235,27 +233,19 @@ class PredictConfig(ConfigModel):
     source: str = required_field(
         "", "Raw episodes of any format, or the data that `eval open-loop` takes."
     )
-    episode: str = Field(default="0", description="Number of the episode, or its id.")
-    frame: int = Field(default=0, ge=0, description="Frame at which the policy acts.")
-    output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run, if that is local."
-    )
-    instruction: str | None = Field(
-        default=None, description="Instruction for the policy; null: that of the episode."
-    )
-    weights: Weights = Field(
-        default="auto", description="Averaged or raw weights; auto: averaged if any."
-    )
-    inference_steps: int = Field(
-        default=8, ge=1, description="Evaluations of the network per sampled chunk."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
-    tokenizer: str | None = Field(
-        default=None,
-        description="Visual tokenizer of the codes of a policy that predicts images, to draw them; "
+    episode: str = option("0", "Number of the episode, or its id.")
+    frame: int = option(0, "Frame at which the policy acts.", ge=0)
+    output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
+    instruction: str | None = option(None, "Instruction for the policy; null: that of the episode.")
+    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
+    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
+    seed: int = option(0, "Seed of the sampled noise.", ge=0)
+    tokenizer: str | None = option(
+        None,
+        "Visual tokenizer of the codes of a policy that predicts images, to draw them; "
         "null: predict no images.",
     )
-    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
+    format: str | None = option(None, "Format of raw episodes; null: detect it.")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts.codes import format as codes_format
 from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
@@ -20,7 +19,7 @@ from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
 from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
-from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, DataError, UsageError
@@ -206,12 +205,10 @@ class ExportConfig(command.EngineConfig):
         "", "Folder of codes or of packed samples, a training run or one of its checkpoints."
     )
     output: str = required_field("", "Folder for the exported data.")
-    layout: Literal["json", "packed", "jsonl"] | None = Field(
-        default=None, description="Layout to write: json or packed for codes, jsonl for samples."
+    layout: Literal["json", "packed", "jsonl"] | None = option(
+        None, "Layout to write: json or packed for codes, jsonl for samples."
     )
-    absolute: bool = Field(
-        default=False, description="Write absolute locations of images into samples."
-    )
+    absolute: bool = option(False, "Write absolute locations of images into samples.")
 
 
 @dataclass(frozen=True, kw_only=True)

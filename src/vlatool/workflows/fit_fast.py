@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts import profile
 from vlatool.artifacts.fast import format as fast_format
@@ -22,7 +21,7 @@ from vlatool.artifacts.profile import (
     no_gripper_error,
     read_profile,
 )
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -55,43 +54,34 @@ class FitFastConfig(ConfigModel):
 
     sources: list[str] = required_field([], "Folders of windows or of shards, of any scheme.")
     output: str = required_field("", "Folder for the tokenizer, its profile and the report.")
-    scale: float = Field(
-        default=10.0, gt=0, description="Factor before rounding; the rounding step is 1 / scale."
-    )
-    vocab_size: int = Field(default=1024, ge=256, le=2**20, description="Maximum number of ids.")
-    alphabet: Alphabet = Field(
-        default="bytes",
-        description="Initial ids. bytes: one per byte, so that every chunk can be encoded; "
+    scale: float = option(10.0, "Factor before rounding; the rounding step is 1 / scale.", gt=0)
+    vocab_size: int = option(1024, "Maximum number of ids.", ge=256, le=2**20)
+    alphabet: Alphabet = option(
+        "bytes",
+        "Initial ids. bytes: one per byte, so that every chunk can be encoded; "
         "published: one per coefficient of the data, as in the published fit.",
     )
-    profile: str = Field(
-        default=COMPUTE,
-        description="Normalization profile of actions: a name, a file, or `compute`.",
+    profile: str = option(
+        COMPUTE, "Normalization profile of actions: a name, a file, or `compute`."
     )
-    gripper: Gripper = Field(
-        default="raw",
-        description="raw: leave the dimension named gripper unchanged, unless a profile "
-        "normalizes it.",
+    gripper: Gripper = option(
+        "raw", "raw: leave the dimension named gripper unchanged, unless a profile normalizes it."
     )
-    raw: list[str] = Field(
-        default=[],
-        description="Dimensions, by name or index, that a computed profile leaves unchanged.",
+    raw: list[str] = option(
+        [], "Dimensions, by name or index, that a computed profile leaves unchanged."
     )
-    action_fields: list[str] = Field(
-        default=[],
-        description="Action fields of shards; default: those that they were written with.",
+    action_fields: list[str] = option(
+        [], "Action fields of shards; default: those that they were written with."
     )
-    limit: int | None = Field(
-        default=100_000, ge=1, description="Fit on at most N chunks, drawn at random with the seed."
+    limit: int | None = option(
+        100_000, "Fit on at most N chunks, drawn at random with the seed.", ge=1
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the random choice.")
-    workers: int | None = Field(
-        default=None, ge=1, description="Number of processes that read; null: one per processor."
+    seed: int = option(0, "Seed of the random choice.", ge=0)
+    workers: int | None = option(
+        None, "Number of processes that read; null: one per processor.", ge=1
     )
-    overwrite: bool = Field(default=False, description="Replace an existing tokenizer.")
-    dry_run: bool = Field(
-        default=False, description="Read the data, report the plan, write nothing."
-    )
+    overwrite: bool = option(False, "Replace an existing tokenizer.")
+    dry_run: bool = option(False, "Read the data, report the plan, write nothing.")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from vlatool.config.base import check_required, execution_field
+from vlatool.config.base import check_required, execution_field, option
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.resolve import values_to_yaml
 from vlatool.config.schema import execution_keys
@@ -36,9 +34,7 @@ class RayPreprocessConfig(PreprocessConfig):
     ray_address: str | None = execution_field(
         None, "Address of the running Ray cluster; null: write the file of a new one."
     )
-    ray: ray_file.RayClusterConfig = Field(
-        default=ray_file.RayClusterConfig(), description="A new Ray cluster."
-    )
+    ray: ray_file.RayClusterConfig = option(ray_file.RayClusterConfig(), "A new Ray cluster.")
 
 
 @dataclass(frozen=True)

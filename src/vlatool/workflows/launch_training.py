@@ -9,9 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from vlatool.config.base import execution_field
+from vlatool.config.base import execution_field, option
 from vlatool.config.rules import explicit_keys
 from vlatool.errors import SINGLE_FILE, UsageError
 from vlatool.events import NULL, Reporter
@@ -191,7 +189,7 @@ def _started(
 class SlurmTrainConfig(TrainConfig):
     """A training run as a job of Slurm."""
 
-    slurm: SlurmConfig = Field(default=SlurmConfig(), description="Job of Slurm.")
+    slurm: SlurmConfig = option(SlurmConfig(), "Job of Slurm.")
     submit: bool = execution_field(default=False, description="Submit the script with sbatch.")
 
 

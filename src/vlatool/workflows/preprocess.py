@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.artifacts.conventions import CONVENTIONS
 from vlatool.config import base
+from vlatool.config.base import option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
@@ -128,14 +129,14 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     is_sink_explicit: ClassVar[bool] = False
 
     output: str = base.required_field("", "Folder to write.")
-    action_fields: list[str] = Field(
-        default=[],
-        description="Fields of an action, in order; relative poses have the suffix _relative. "
+    action_fields: list[str] = option(
+        [],
+        "Fields of an action, in order; relative poses have the suffix _relative. "
         "Default: those of the format.",
     )
-    trust_declared: bool = Field(
-        default=False,
-        description="Write the data although the recorded states clearly contradict a declaration "
+    trust_declared: bool = option(
+        False,
+        "Write the data although the recorded states clearly contradict a declaration "
         "of what the actions are.",
     )
     sink: SerializeAsAny[LbmConfig] = Field(

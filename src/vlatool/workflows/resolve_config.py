@@ -162,7 +162,6 @@ def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> Sho
         UsageError: The name is missing or unknown.
         ConfigError: A file cannot be read.
     """
-    del reporter
     check_required(config, "vlatool presets show NAME; `vlatool presets` lists the names")
     from vlatool.training.config import TrainConfig  # imports numpy
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from pydantic import Field
-
 from vlatool.artifacts.run.format import VALIDATION_LOSSES
 from vlatool.artifacts.run.page import changed_text, overview, run_page, step_text
 from vlatool.artifacts.run.summary import RunSummary, find_runs, read_summary
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -36,12 +34,10 @@ class RunsConfig(ConfigModel):
     """Options of `vlatool runs`."""
 
     location: str = required_field("", "Folder with runs, or one run; any scheme.")
-    compare: list[str] = Field(
-        default=[], description="Two runs to compare, by their names in the list: NAME,NAME."
-    )
-    html: str | None = Field(
-        default=None,
-        description="HTML file to write, with the curves of all runs; beside it, in the folder "
+    compare: list[str] = option([], "Two runs to compare, by their names in the list: NAME,NAME.")
+    html: str | None = option(
+        None,
+        "HTML file to write, with the curves of all runs; beside it, in the folder "
         "NAME_files, a page of each run.",
     )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel, execution_field
+from vlatool.config.base import ConfigModel, execution_field, option
 from vlatool.errors import UsageError, missing_package
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
@@ -40,40 +40,33 @@ class SampleConfig(ConfigModel):
 
     layout: Layout = Field(description="Raw layout to write.")
     output: str = Field(description="Folder to create.")
-    world: World = Field(
-        default="builtin",
-        description="World to record: the built-in one, or Meta-World (lerobot only, extra sim).",
+    world: World = option(
+        "builtin", "World to record: the built-in one, or Meta-World (lerobot only, extra sim)."
     )
-    task: list[str] = Field(
-        default=[],
-        description="Tasks of Meta-World, such as reach-v3; episodes of several take turns.",
+    task: list[str] = option(
+        [], "Tasks of Meta-World, such as reach-v3; episodes of several take turns."
     )
-    episodes: int = Field(default=10, ge=1, description="Number of episodes.")
-    seed: int = Field(default=0, ge=0, description="Seed; the same seed gives the same bytes.")
-    frames: int | None = Field(
-        default=None, ge=1, description="Frames per episode; default: until the expert is done."
+    episodes: int = option(10, "Number of episodes.", ge=1)
+    seed: int = option(0, "Seed; the same seed gives the same bytes.", ge=0)
+    frames: int | None = option(
+        None, "Frames per episode; default: until the expert is done.", ge=1
     )
-    scenes: int | None = Field(
-        default=None,
-        ge=1,
-        description="Number of start scenes that episodes share, up to 2 cm apart, as in LIBERO; "
+    scenes: int | None = option(
+        None,
+        "Number of start scenes that episodes share, up to 2 cm apart, as in LIBERO; "
         "default: each has its own.",
-    )
-    cameras: CameraCount = Field(default=2, description="Number of cameras.")
-    size: SizeName = Field(
-        default="small",
-        description="Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data.",
-    )
-    depth: bool = Field(
-        default=False, description="Write depth and label maps, too (spartan only)."
-    )
-    layout_version: Literal["v3.0", "v2.1"] = Field(
-        default="v3.0", description="Version of the data set (lerobot only)."
-    )
-    workers: int | None = Field(
-        default=None,
         ge=1,
-        description="Number of processes; default: one per processor. Does not change the output.",
+    )
+    cameras: CameraCount = option(2, "Number of cameras.")
+    size: SizeName = option(
+        "small", "Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data."
+    )
+    depth: bool = option(False, "Write depth and label maps, too (spartan only).")
+    layout_version: Literal["v3.0", "v2.1"] = option(
+        "v3.0", "Version of the data set (lerobot only)."
+    )
+    workers: int | None = option(
+        None, "Number of processes; default: one per processor. Does not change the output.", ge=1
     )
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
@@ -270,36 +263,24 @@ def _recorder(config: SampleConfig) -> recording.Recorder:
             LiberoWriter(recording.RecordingSetup(local_path(config.output), views))
         )
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)
-    setup = recording.RecordingSetup(local_path(config.output), views, config.depth)
+    setup = recording.RecordingSetup(
+        local_path(config.output), views, config.depth, config.episodes
+    )
     if config.layout == "lerobot":
         from vlatool.workflows.sample_lerobot import world_recorder
 
         return world_recorder(setup, config.layout_version, config.episodes)
-    return recording.LayoutRecorder(_writer(config.layout, setup, config.episodes))
+    return recording.LayoutRecorder(_writer(config.layout, setup))
 
 
-def _writer(
-    layout: Layout, setup: recording.RecordingSetup, episodes: int
-) -> recording.LayoutWriter:
-    if layout == "hdf5":
-        from vlatool.world.record_hdf5 import Hdf5Writer
+def _writer(layout: Layout, setup: recording.RecordingSetup) -> recording.LayoutWriter:
+    if layout == "spartan":
+        from vlatool.world.record_spartan import SpartanWriter
 
-        return Hdf5Writer(setup)
-    if layout == "zarr":
-        from vlatool.world.record_zarr import ZarrWriter
+        return SpartanWriter(setup)
+    from vlatool.world.record_files import WRITERS
 
-        return ZarrWriter(setup)
-    if layout == "rlds":
-        from vlatool.world.record_rlds import RldsWriter
-
-        return RldsWriter(setup, episodes)
-    if layout == "mcap":
-        from vlatool.world.record_mcap import McapWriter
-
-        return McapWriter(setup)
-    from vlatool.world.record_spartan import SpartanWriter
-
-    return SpartanWriter(setup)
+    return WRITERS[layout](setup)
 
 
 def _summary(config: SampleConfig, recorded: list[recording.RecordedEpisode]) -> SampleResult:

@@ -90,7 +90,6 @@ def _stopped_by_signals(server: "PolicyServer") -> Iterator[None]:
             signal.signal(number, handler)
 
     def stop(number: int, frame: Any) -> None:
-        del number, frame
         restore()
         server.stop()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from vlatool.artifacts.image_shards.format import (
     PUBLISHED_NAME,
@@ -18,7 +18,7 @@ from vlatool.artifacts.image_shards.format import (
     validation_positions,
     write_lists,
 )
-from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
@@ -36,26 +36,21 @@ class SplitConfig(ConfigModel):
     aliases: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
 
     shards: str = required_field("", "Folder of image shards.")
-    val_ratio: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Share of the shards for validation; at least one shard.",
+    val_ratio: float = option(
+        0.01, "Share of the shards for validation; at least one shard.", gt=0, lt=1
     )
-    train_output: str | None = Field(
-        default=None, description=f"List for training; null: {TRAIN_LIST} next to the shards."
+    train_output: str | None = option(
+        None, f"List for training; null: {TRAIN_LIST} next to the shards."
     )
-    val_output: str | None = Field(
-        default=None, description=f"List for validation; null: {VAL_LIST} next to the shards."
+    val_output: str | None = option(
+        None, f"List for validation; null: {VAL_LIST} next to the shards."
     )
-    file_pattern: str | None = Field(
-        default=None,
-        description="Regular expression of shard names whose first group is the episode number; "
+    file_pattern: str | None = option(
+        None,
+        "Regular expression of shard names whose first group is the episode number; "
         f"null: the shards of the manifest, or {PUBLISHED_NAME} if there is none.",
     )
-    absolute: bool = Field(
-        default=False, description="Write absolute paths; else relative to the list."
-    )
+    absolute: bool = option(False, "Write absolute paths; else relative to the list.")
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
     @field_validator("file_pattern")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts.shards.check_samples import numeric_fields
 from vlatool.artifacts.shards.format import MANIFEST_NAME, Shard, ShardFolder, check_shards
@@ -19,7 +18,7 @@ from vlatool.artifacts.stats import format as stats_format
 from vlatool.artifacts.stats.format import compact
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.artifacts.tar_sample import MASKS
-from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -48,14 +47,12 @@ class StatsComputeConfig(ConfigModel):
     """Options of `vlatool stats compute`."""
 
     data: str = required_field("", "Folder or manifest of training shards.")
-    output: str | None = Field(
-        default=None, description="File for the statistics; null: stats.json next to the manifest."
+    output: str | None = option(
+        None, "File for the statistics; null: stats.json next to the manifest."
     )
-    workers: int | None = Field(
-        default=None, ge=1, description="Number of processes; null: one per processor."
-    )
-    overwrite: bool = Field(default=False, description="Replace an existing file.")
-    dry_run: bool = Field(default=False, description="Report the plan and write nothing.")
+    workers: int | None = option(None, "Number of processes; null: one per processor.", ge=1)
+    overwrite: bool = option(False, "Replace an existing file.")
+    dry_run: bool = option(False, "Report the plan and write nothing.")
 
 
 @dataclass(frozen=True)
@@ -301,16 +298,11 @@ class StatsMergeConfig(ConfigModel):
     """Options of `vlatool stats merge`."""
 
     sources: list[str] = required_field([], "Folders of training data, or stats.json files.")
-    weights: list[float] | None = Field(
-        default=None,
-        description="Weight of each data set in the training mixture; null: every row counts once.",
+    weights: list[float] | None = option(
+        None, "Weight of each data set in the training mixture; null: every row counts once."
     )
-    output: str | None = Field(
-        default=None, description="File for the merged statistics; null: print them."
-    )
-    compact: bool = Field(
-        default=False, description="Do not write the t-digests, which only a further merge needs."
-    )
+    output: str | None = option(None, "File for the merged statistics; null: print them.")
+    compact: bool = option(False, "Do not write the t-digests, which only a further merge needs.")
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
 

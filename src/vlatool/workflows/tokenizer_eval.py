@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from vlatool.artifacts.codes.format import COLLAPSED, CodesUsage
 from vlatool.artifacts.image_shards.format import find_shards
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import find_checkpoint, require_weights
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
@@ -59,28 +57,26 @@ class TokenizerEvalConfig(ConfigModel):
         "", "Run, checkpoint, published folder or file of weights, of any scheme."
     )
     data: str = required_field("", "Image shards: a folder, a list, a pattern, of any scheme.")
-    split: Literal["train", "val"] = Field(
-        default="val", description="List to use in a folder with training and validation lists."
+    split: Literal["train", "val"] = option(
+        "val", "List to use in a folder with training and validation lists."
     )
-    output: str | None = Field(
-        default=None,
-        description="Folder for the results; null: a folder in the run, if it is local.",
+    output: str | None = option(
+        None, "Folder for the results; null: a folder in the run, if it is local."
     )
-    teacher: str | None = Field(
-        default=None,
-        description="Teacher that decodes the codes of a stage-1 tokenizer; null: the one of its "
-        "training.",
+    teacher: str | None = option(
+        None,
+        "Teacher that decodes the codes of a stage-1 tokenizer; null: the one of its training.",
     )
-    perceptual_weights: str | None = Field(
-        default=None,
-        description="Folder with published weights of the networks of LPIPS and rFID; null: do not "
+    perceptual_weights: str | None = option(
+        None,
+        "Folder with published weights of the networks of LPIPS and rFID; null: do not "
         "measure these.",
     )
-    convert_colors: bool = Field(
-        default=False, description="Convert gray, palette and alpha images to RGB; else drop them."
+    convert_colors: bool = option(
+        False, "Convert gray, palette and alpha images to RGB; else drop them."
     )
-    batch_size: int = Field(default=64, ge=1, description="Images per batch.")
-    num_workers: int = Field(default=0, ge=0, description="Loader workers per rank.")
+    batch_size: int = option(64, "Images per batch.", ge=1)
+    num_workers: int = option(0, "Loader workers per rank.", ge=0)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
-from pydantic import Field
 
 from vlatool.artifacts.base import contents_text, recognize
 from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
-from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.credentials import credentials_pattern, without_credentials
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
 from vlatool.events import NULL, Reporter, counted
@@ -312,12 +311,8 @@ class UploadConfig(ConfigModel):
     location: str = required_field(
         "", "Repository: hf://datasets/OWNER/NAME or hf://models/OWNER/NAME."
     )
-    license: str | None = Field(
-        default=None, description="License in the card, such as mit or cc-by-4.0; null: none."
-    )
-    public: bool = Field(
-        default=False, description="Create a public repository; without it, it is private."
-    )
+    license: str | None = option(None, "License in the card, such as mit or cc-by-4.0; null: none.")
+    public: bool = option(False, "Create a public repository; without it, it is private.")
     overwrite: bool = execution_field(
         default=False, description="Replace files there that differ, and remove others."
     )

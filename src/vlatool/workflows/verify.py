@@ -7,12 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
 from vlatool import inspection
 from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.run.locations import require_weights
-from vlatool.config.base import ConfigModel, required_field
+from vlatool.config.base import ConfigModel, option, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
@@ -29,30 +27,23 @@ class InspectConfig(ConfigModel):
     """Options of `vlatool inspect`."""
 
     location: str = required_field("", "Folder or shard to inspect.")
-    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
-    episodes: str | None = Field(
-        default=None,
-        description="Raw episodes to read, such as 0:4,7; the end of a range is excluded.",
+    format: str | None = option(None, "Format of raw episodes; null: detect it.")
+    episodes: str | None = option(
+        None, "Raw episodes to read, such as 0:4,7; the end of a range is excluded."
     )
-    html: str | None = Field(
-        default=None, description="HTML file to write, with images and charts; not for a run."
+    html: str | None = option(None, "HTML file to write, with images and charts; not for a run.")
+    html_episodes: int = option(
+        3, "Number of raw episodes in full on that page; it shows the others in brief.", ge=0
     )
-    html_episodes: int = Field(
-        default=3,
-        ge=0,
-        description="Number of raw episodes in full on that page; it shows the others in brief.",
-    )
-    html_samples: int = Field(
-        default=6, ge=0, description="Number of training samples with images on that page."
-    )
-    tokenizer: str | None = Field(
-        default=None,
-        description="Run, checkpoint or published folder of the visual tokenizer of the codes in "
+    html_samples: int = option(6, "Number of training samples with images on that page.", ge=0)
+    tokenizer: str | None = option(
+        None,
+        "Run, checkpoint or published folder of the visual tokenizer of the codes in "
         "samples: that page shows its reconstructions.",
     )
-    propose: str | None = Field(
-        default=None,
-        description="YAML file to write with a mapping of the recordings (hdf5): its cameras and "
+    propose: str | None = option(
+        None,
+        "YAML file to write with a mapping of the recordings (hdf5): its cameras and "
         "fields, and questions as comments.",
     )
 
@@ -167,25 +158,17 @@ class VerifyConfig(ConfigModel):
     """Options of `vlatool verify`."""
 
     location: str = required_field("", "Output, shard, run, checkpoint or source to verify.")
-    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
-    episodes: str | None = Field(
-        default=None,
-        description="Raw episodes to verify, such as 0:4,7; the end of a range is excluded.",
+    format: str | None = option(None, "Format of raw episodes; null: detect it.")
+    episodes: str | None = option(
+        None, "Raw episodes to verify, such as 0:4,7; the end of a range is excluded."
     )
-    full: bool = Field(
-        default=False,
-        description="Decode every image, read every sample, recompute the statistics.",
+    full: bool = option(False, "Decode every image, read every sample, recompute the statistics.")
+    quick: bool = option(False, "Compare sizes and headers, no digests.")
+    samples: int = option(200, "Number of samples whose contents are read, evenly spaced.", ge=0)
+    workers: int | None = option(
+        None, "Number of processes that check raw episodes; null: one per processor.", ge=1
     )
-    quick: bool = Field(default=False, description="Compare sizes and headers, no digests.")
-    samples: int = Field(
-        default=200, ge=0, description="Number of samples whose contents are read, evenly spaced."
-    )
-    workers: int | None = Field(
-        default=None,
-        ge=1,
-        description="Number of processes that check raw episodes; null: one per processor.",
-    )
-    codes: bool = Field(default=False, description="List all finding codes and exit.")
+    codes: bool = option(False, "List all finding codes and exit.")
 
 
 @dataclass(frozen=True)

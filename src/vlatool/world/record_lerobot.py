@@ -38,11 +38,9 @@ class DrawnFrames(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
         return self.view.size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3]."""
         return np.stack([self.view.draw(self.scenes[index]) for index in indices])
 
 

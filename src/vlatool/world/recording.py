@@ -169,6 +169,7 @@ class RecordingSetup:
     output: Path  # folder of the recordings
     views: tuple[View, ...]  # cameras with their image sizes, in order
     depth: bool = False  # True to record depth and label maps
+    episodes: int = 0  # number of episodes
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,6 @@ class LayoutRecorder:
             remove_file(self._writer.setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        del run
         files: list[FileEntry] = []
         recorded: list[RecordedEpisode] = []
         for receipt in receipts:

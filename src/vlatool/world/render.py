@@ -152,7 +152,7 @@ def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Fac
     """Faces that are visible from `eye` [3], farthest first."""
     boxes = [*_bin_walls(scene), *_blocks(scene), *_hand(scene, with_palm=with_palm)]
     boxes.sort(key=lambda box: -float(np.linalg.norm(box.center - eye)))
-    faces = [*_shadows(scene), _bin_floor(scene)]
+    faces = [*_shadows(scene), Face(_flat(scene.bin, (BIN_HALF, BIN_HALF)), _BIN_FLOOR, BIN_LABEL)]
     for box in boxes:
         faces.extend(box.faces(eye))
     return faces
@@ -200,10 +200,6 @@ def _bin_walls(scene: Scene) -> list[_Box]:
         (x, y + reach, before),
     ]
     return [_Box(np.array([u, v, tall]), half, _BIN_COLOR, BIN_LABEL) for u, v, half in walls]
-
-
-def _bin_floor(scene: Scene) -> Face:
-    return Face(_flat(scene.bin, (BIN_HALF, BIN_HALF)), _BIN_FLOOR, BIN_LABEL)
 
 
 def _hand(scene: Scene, *, with_palm: bool) -> list[_Box]:

@@ -10,10 +10,8 @@ from vlatool.findings import Finding, FindingCodes, error
 
 NOTE = FindingCodes(
     "note",
-    {
-        "broken_manifest": error("note.json is missing or broken.", "write the note again"),
-        "count_mismatch": error("The text has another number of words.", "write the note again"),
-    },
+    broken_manifest=error("note.json is missing or broken.", "write the note again"),
+    count_mismatch=error("The text has another number of words.", "write the note again"),
 )
 
 FINDINGS = (NOTE,)

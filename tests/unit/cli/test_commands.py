@@ -12,10 +12,9 @@ from vlatool.cli.options import OutputOptions
 
 TOY = Command(
     "Write words.",
-    "tests.builders.jobs:toy",
-    "tests.builders.jobs:ToyConfig",
+    "tests.builders.jobs:toy(ToyConfig)",
     {"words": "WORDS"},
-    ("vlatool toy 'a b' -o words", "vlatool toy a -o words --json"),
+    ("'a b' -o words", "a -o words --json"),
 )
 
 

@@ -1,5 +1,6 @@
 """Bags, against the libraries that write and decode them."""
 
+import json
 import os
 import pickle
 import random
@@ -179,6 +180,41 @@ def test_depth_is_in_millimeters(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path).depth["front"].read([0]), depth[None])
 
 
+def test_depth_in_meters_becomes_millimeters_and_0_where_it_is_unknown(tmp_path: Path) -> None:
+    depth = np.array([[0.5, 1.0004], [np.nan, np.inf], [-np.inf, 70.0]], np.float32)
+    path = build.bag(tmp_path / "a.mcap", [("/front/depth", 0, build.image(depth, "32FC1"))])
+    expected = [[[500, 1000], [0, 0], [0, 0]]]
+    np.testing.assert_array_equal(read(path).depth["front"].read([0]), expected)
+
+
+def test_numbers_and_texts_of_json_messages(tmp_path: Path) -> None:
+    def change(writer: Any) -> None:
+        schema = writer.register_schema("foxglove.CompressedImage", "jsonschema", b"{}")
+        channel = writer.register_channel("/arm", "json", schema)
+        for index in range(3):
+            body = {"header": {"stamp": {"sec": "x"}}, "q": [index, 0.5], "grip": {"open": True}}
+            data = json.dumps(body | {"task": "pick"}).encode()
+            writer.add_message(channel, build.START + index * 10**8, data, 0)
+
+    path = build.bag(tmp_path / "a.mcap", [], change=change)
+    text = "fields: {q: /arm/q, open: /arm/grip}\ninstruction: /arm/task\n"
+    episode = mapped(path, text, time_source="header")
+    assert episode.lowdim["q"].tolist() == [[0, 0.5], [1, 0.5], [2, 0.5]]
+    assert episode.lowdim["open"].tolist() == [[1], [1], [1]]
+    assert episode.instruction_at(0) == "pick"
+
+
+def test_a_json_topic_that_is_no_json_is_left_out_without_a_mapping(tmp_path: Path) -> None:
+    def change(writer: Any) -> None:
+        schema = writer.register_schema("x", "jsonschema", b"{}")
+        channel = writer.register_channel("/log", "json", schema)
+        writer.add_message(channel, build.START, b"{broken", 0)
+
+    episode = read(build.bag(tmp_path / "a.mcap", build.standard(), change=change))
+    left = [finding.message for finding in episode.findings if finding.code == "mcap.left_out"]
+    assert "/log (1 messages)" in left[0]
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_encoded_images_are_passed_on(form: str, tmp_path: Path) -> None:
     files = [hdf5.encoded(hdf5.image(index), form) for index in range(2)]
@@ -351,11 +387,11 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
         writer.add_attachment(0, 0, "arm.urdf", "text/xml", b"1234")
         writer.add_metadata("lab", {"room": "5"})
         schema = writer.register_schema("x", "jsonschema", b"{}")
-        writer.add_message(writer.register_channel("/json", "json", schema), build.START, b"{}", 0)
+        writer.add_message(writer.register_channel("/cbor", "cbor", schema), build.START, b"{}", 0)
 
     episode = read(build.bag(tmp_path / "a.mcap", build.standard(), change=change))
     left = next(finding for finding in episode.findings if finding.code == "mcap.left_out")
-    for part in ("/json (1 messages)", "attachment arm.urdf (4 bytes)", "metadata lab@room"):
+    for part in ("/cbor (1 messages)", "attachment arm.urdf (4 bytes)", "metadata lab@room"):
         assert part in left.message
     assert codes(episode) == ["mcap.unknown_encoding"]
 

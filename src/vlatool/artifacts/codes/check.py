@@ -15,26 +15,22 @@ _WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
 
 CODES = FindingCodes(
     "codes",
-    {
-        "no_manifest": info("manifest.json is missing, as in published folders."),
-        "broken_manifest": error("manifest.json cannot be read.", _WRITE_AGAIN),
-        "broken": error(
-            "The codes of an image are too few, out of range or not integers.",
-            "encode the images of the episode again",
-        ),
-        "other_tokenizer": error(
-            "The codes of an episode are not from the tokenizer that manifest.json names.",
-            "encode all images again with one tokenizer",
-        ),
-        "missing": error("An image has no codes.", "encode the images of the episode again"),
-        "no_picture": warning("An image that has codes is missing.", _WRITE_AGAIN),
-        "count_mismatch": error(
-            "The number of images with codes differs from manifest.json.", _WRITE_AGAIN
-        ),
-        "digest_mismatch": error(
-            "The digest of the codes differs from manifest.json.", _WRITE_AGAIN
-        ),
-    },
+    no_manifest=info("manifest.json is missing, as in published folders."),
+    broken_manifest=error("manifest.json cannot be read.", _WRITE_AGAIN),
+    broken=error(
+        "The codes of an image are too few, out of range or not integers.",
+        "encode the images of the episode again",
+    ),
+    other_tokenizer=error(
+        "The codes of an episode are not from the tokenizer that manifest.json names.",
+        "encode all images again with one tokenizer",
+    ),
+    missing=error("An image has no codes.", "encode the images of the episode again"),
+    no_picture=warning("An image that has codes is missing.", _WRITE_AGAIN),
+    count_mismatch=error(
+        "The number of images with codes differs from manifest.json.", _WRITE_AGAIN
+    ),
+    digest_mismatch=error("The digest of the codes differs from manifest.json.", _WRITE_AGAIN),
 )
 
 

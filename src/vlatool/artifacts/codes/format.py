@@ -154,24 +154,20 @@ def write_codes(
 ) -> FileEntry:
     """Writes the codes of one episode atomically; returns the entry of the file or folder."""
     if layout == "packed":
-        return _write_packed(folder, codes, tokenizer_digest)
+        data = write_arrays(
+            {
+                "codes": codes.codes.astype("<u2"),
+                "stems": np.array(codes.stems, np.str_),
+                "tokenizer_digest": np.array(tokenizer_digest, np.str_),
+            }
+        )
+        name = f"{codes.episode}{PACKED_SUFFIX}"
+        write_bytes(folder / name, data)
+        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
     with bulk_folder(folder / codes.episode) as bulk:
         for stem, row in zip(codes.stems, codes.codes.tolist(), strict=True):
             bulk.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
     return folder_entry(codes.episode, bulk.files)
-
-
-def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> FileEntry:
-    data = write_arrays(
-        {
-            "codes": codes.codes.astype("<u2"),
-            "stems": np.array(codes.stems, np.str_),
-            "tokenizer_digest": np.array(tokenizer_digest, np.str_),
-        }
-    )
-    name = f"{codes.episode}{PACKED_SUFFIX}"
-    write_bytes(folder / name, data)
-    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
 
 
 def check_image_name(episode: str, stem: str) -> str:

@@ -24,33 +24,29 @@ _COPY = "copy the experiment again"
 
 EXPERIMENT = FindingCodes(
     "experiment",
-    {
-        "broken_config": error(
-            "A configuration file of an experiment is missing, broken or invalid.", _COPY
-        ),
-        "other_config": warning(
-            "A configuration file differs from its section of config.yaml, which is used.", _COPY
-        ),
-        "broken_statistics": error(
-            "stats.json of an experiment is missing or broken, or lacks a field of the policy.",
-            _COPY,
-        ),
-        "broken_options": error(
-            "preprocessing_config.yaml of an experiment is missing or broken.",
-            "copy the file from the training data next to config.yaml",
-        ),
-        "not_listed": info("A web server does not list folders: the checkpoints are not checked."),
-        "no_checkpoint": error("There is neither checkpoint_N.pt nor ema_N.pt.", _COPY),
-        "no_average": warning(
-            "ema.enabled is true, but the newest checkpoint has no ema_N.pt.", _COPY
-        ),
-        "broken_weights": error(
-            "A file of a checkpoint is truncated or damaged.", "use another checkpoint"
-        ),
-        "unsafe_weights": error(
-            "A file of a checkpoint refers to code, and is not opened.", "use another checkpoint"
-        ),
-    },
+    broken_config=error(
+        "A configuration file of an experiment is missing, broken or invalid.", _COPY
+    ),
+    other_config=warning(
+        "A configuration file differs from its section of config.yaml, which is used.", _COPY
+    ),
+    broken_statistics=error(
+        "stats.json of an experiment is missing or broken, or lacks a field of the policy.",
+        _COPY,
+    ),
+    broken_options=error(
+        "preprocessing_config.yaml of an experiment is missing or broken.",
+        "copy the file from the training data next to config.yaml",
+    ),
+    not_listed=info("A web server does not list folders: the checkpoints are not checked."),
+    no_checkpoint=error("There is neither checkpoint_N.pt nor ema_N.pt.", _COPY),
+    no_average=warning("ema.enabled is true, but the newest checkpoint has no ema_N.pt.", _COPY),
+    broken_weights=error(
+        "A file of a checkpoint is truncated or damaged.", "use another checkpoint"
+    ),
+    unsafe_weights=error(
+        "A file of a checkpoint refers to code, and is not opened.", "use another checkpoint"
+    ),
 )
 
 FINDINGS = (EXPERIMENT,)

@@ -13,25 +13,23 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 FAST = FindingCodes(
     "fast",
-    {
-        "broken": error(
-            "A file of an action tokenizer is missing, broken or has unsupported values.",
-            "copy the folder again, or fit the tokenizer again with --overwrite",
-        ),
-        "remote_code": error(
-            "The folder requires its own code to be executed.",
-            "use a tokenizer of the published class",
-        ),
-        "code": info("The folder of the tokenizer contains code, which is never executed."),
-        "missing_bytes": warning(
-            "Some bytes have no id: a chunk with a rare coefficient cannot be encoded.",
-            "fit the tokenizer with --alphabet bytes",
-        ),
-        "broken_profile": error("profile.yaml is not a valid profile.", "copy the folder again"),
-        "broken_report": warning(
-            "fit_report.json is broken or belongs to another tokenizer.", "copy the folder again"
-        ),
-    },
+    broken=error(
+        "A file of an action tokenizer is missing, broken or has unsupported values.",
+        "copy the folder again, or fit the tokenizer again with --overwrite",
+    ),
+    remote_code=error(
+        "The folder requires its own code to be executed.",
+        "use a tokenizer of the published class",
+    ),
+    code=info("The folder of the tokenizer contains code, which is never executed."),
+    missing_bytes=warning(
+        "Some bytes have no id: a chunk with a rare coefficient cannot be encoded.",
+        "fit the tokenizer with --alphabet bytes",
+    ),
+    broken_profile=error("profile.yaml is not a valid profile.", "copy the folder again"),
+    broken_report=warning(
+        "fit_report.json is broken or belongs to another tokenizer.", "copy the folder again"
+    ),
 )
 
 

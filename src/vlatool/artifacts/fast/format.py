@@ -332,7 +332,8 @@ class ChunkFile:
             if (
                 previous is None
                 or window.images != previous.images
-                or not _is_pair(window, previous)
+                or window.kind == previous.kind
+                or window.actions != previous.actions
             ):
                 with np.errstate(over="ignore"):  # `read` raises on infinity
                     chunk = np.array(window.actions, np.float32)
@@ -426,11 +427,6 @@ def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
     )
     absolute = {name.removesuffix(SUFFIX) for name in stored}
     return published if not stored or absolute == {*published} else stored
-
-
-def _is_pair(window: windows_format.Window, previous: windows_format.Window) -> bool:
-    """True if a line is of the other kind and the same step."""
-    return window.kind != previous.kind and window.actions == previous.actions
 
 
 def _concatenate(arrays: Sequence[Array]) -> Array:

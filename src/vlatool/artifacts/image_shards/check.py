@@ -34,43 +34,39 @@ _RESPLIT = "write the lists again with `vlatool split`"
 # Findings while shards are written and checked.
 IMAGE_SHARDS = FindingCodes(
     "image_shards",
-    {
-        "converted": warning(
-            "Images were not plain 8-bit RGB and were converted.",
-            "nothing, if their colors are correct",
-        ),
-        "several_frames": warning(
-            "Images were animations; only their first frames were used.",
-            "nothing, if the first frames are intended",
-        ),
-        "mixed_sizes": warning(
-            "Images of an episode differ in size.",
-            "resize all to one size with --resize-images-size",
-        ),
-        "not_split": warning(
-            "There are too few shards for a validation split; no lists were written.",
-            "write shards of more episodes, then run `vlatool split`",
-        ),
-        "broken_manifest": error("manifest.json cannot be read.", _REWRITE),
-        "no_manifest": info("manifest.json is missing; counts cannot be compared."),
-        "no_shards": error("The folder has no shards.", _REWRITE),
-        "missing_shard": error("A shard of the manifest is missing.", _REWRITE),
-        "count_mismatch": error(
-            "The number of images in a shard differs from the manifest.", _REWRITE
-        ),
-        "bad_key": error("Keys of a shard are not consecutive numbers from 00000000.", _REWRITE),
-        "no_picture": error("A sample has no image, or several.", _REWRITE),
-        "bad_metadata": error("The JSON metadata of an image is broken.", _REWRITE),
-        "duplicate_picture": error("Two images have the same global key.", _REWRITE),
-        "broken_picture": error("An image cannot be decoded.", _REWRITE),
-        "picture_size": error("The size of an image differs from the manifest.", _REWRITE),
-        "one_list": error("Only one of the two lists exists.", _RESPLIT),
-        "broken_list": error("A list cannot be read.", _RESPLIT),
-        "empty_list": warning("A list names no shard.", _RESPLIT),
-        "listed_missing": error("A list names a shard that does not exist.", _RESPLIT),
-        "listed_twice": error("A shard is in both lists, or twice in one.", _RESPLIT),
-        "unlisted": warning("A shard is in neither list.", _RESPLIT),
-    },
+    converted=warning(
+        "Images were not plain 8-bit RGB and were converted.",
+        "nothing, if their colors are correct",
+    ),
+    several_frames=warning(
+        "Images were animations; only their first frames were used.",
+        "nothing, if the first frames are intended",
+    ),
+    mixed_sizes=warning(
+        "Images of an episode differ in size.",
+        "resize all to one size with --resize-images-size",
+    ),
+    not_split=warning(
+        "There are too few shards for a validation split; no lists were written.",
+        "write shards of more episodes, then run `vlatool split`",
+    ),
+    broken_manifest=error("manifest.json cannot be read.", _REWRITE),
+    no_manifest=info("manifest.json is missing; counts cannot be compared."),
+    no_shards=error("The folder has no shards.", _REWRITE),
+    missing_shard=error("A shard of the manifest is missing.", _REWRITE),
+    count_mismatch=error("The number of images in a shard differs from the manifest.", _REWRITE),
+    bad_key=error("Keys of a shard are not consecutive numbers from 00000000.", _REWRITE),
+    no_picture=error("A sample has no image, or several.", _REWRITE),
+    bad_metadata=error("The JSON metadata of an image is broken.", _REWRITE),
+    duplicate_picture=error("Two images have the same global key.", _REWRITE),
+    broken_picture=error("An image cannot be decoded.", _REWRITE),
+    picture_size=error("The size of an image differs from the manifest.", _REWRITE),
+    one_list=error("Only one of the two lists exists.", _RESPLIT),
+    broken_list=error("A list cannot be read.", _RESPLIT),
+    empty_list=warning("A list names no shard.", _RESPLIT),
+    listed_missing=error("A list names a shard that does not exist.", _RESPLIT),
+    listed_twice=error("A shard is in both lists, or twice in one.", _RESPLIT),
+    unlisted=warning("A shard is in neither list.", _RESPLIT),
 )
 
 FINDINGS = (IMAGE_SHARDS,)

@@ -1,6 +1,6 @@
 """Finding codes for LeRobot data sets. Source: formats/lerobot 11, 12."""
 
-from vlatool.findings import FindingCode, FindingCodes
+from vlatool.findings import FindingCodes, error, info, warning
 
 _AGAIN = "download the data set again"
 _LEAVE_OUT = "download the file again, or exclude the episode with `preprocess --exclude`"
@@ -10,152 +10,108 @@ _META = "correct the number in meta/info.json; vlatool does not use it"
 
 LEROBOT = FindingCodes(
     "lerobot",
-    {
-        "missing_file": FindingCode(
-            "error", "A file of the data set or an episode is missing.", _AGAIN
-        ),
-        "lfs_pointer": FindingCode(
-            "error", "A file is a Git LFS pointer.", "run `git lfs pull` in the data set"
-        ),
-        "bad_metadata": FindingCode("error", "A file in meta/ is invalid.", _AGAIN),
-        "bad_modality": FindingCode(
-            "warning",
-            "meta/modality.json is invalid; its names are not used.",
-            _AGAIN,
-        ),
-        "bad_parquet": FindingCode(
-            "error", "A parquet file cannot be read or has no rows.", _LEAVE_OUT
-        ),
-        "length_mismatch": FindingCode(
-            "error", "A file has another number of rows than the list of episodes.", _LEAVE_OUT
-        ),
-        "missing_column": FindingCode("error", "A feature has no column in the file.", _LEAVE_OUT),
-        "feature_without_column": FindingCode(
-            "warning", "No file has a declared feature.", "correct `features` in meta/info.json"
-        ),
-        "undeclared_column": FindingCode("info", "A column is not a feature in meta/info.json."),
-        "ragged_rows": FindingCode("error", "Rows of a vector differ in width.", _LEAVE_OUT),
-        "missing_value": FindingCode("error", "A row has no value.", _LEAVE_OUT),
-        "non_finite": FindingCode("error", "A row holds NaN or infinity.", _LEAVE_OUT),
-        "not_a_vector": FindingCode("error", "A numeric column has nested rows.", _LEAVE_OUT),
-        "not_numeric": FindingCode(
-            "error", "A numeric feature has values that are not numbers.", _LEAVE_OUT
-        ),
-        "frame_index_gap": FindingCode(
-            "error", "frame_index is not 0, 1, 2, ...: rows are missing or repeated.", _LEAVE_OUT
-        ),
-        "rows_unsorted": FindingCode("info", "Rows are not in the order of frame_index."),
-        "index_gap": FindingCode(
-            "warning", "index is not continuous over the data set.", "none: vlatool does not use it"
-        ),
-        "episode_index": FindingCode(
-            "error", "Rows have the episode_index of another episode.", _LEAVE_OUT
-        ),
-        "timestamps": FindingCode("warning", "Timestamps differ from row / fps.", _BY_ROW),
-        "unknown_task": FindingCode(
-            "error",
-            "task_index is missing or not in the list of tasks.",
-            "download meta/tasks again",
-        ),
-        "several_tasks": FindingCode("info", "Rows of one episode name several tasks."),
-        "bad_language": FindingCode(
-            "warning", "Annotations have another form, or no time.", "annotate the data set again"
-        ),
-        "language_left_out": FindingCode(
-            "info", "Annotations that are no sentences are left out: tool calls, those of an image."
-        ),
-        "split_rows": FindingCode(
-            "error", "Rows of an episode are in several places of a file.", _LEAVE_OUT
-        ),
-        "rows_outside": FindingCode(
-            "error", "The list of episodes names rows that a file does not have.", _LEAVE_OUT
-        ),
-        "row_offsets": FindingCode(
-            "warning",
-            "Row numbers in the list of episodes do not fit the rows.",
-            "none: vlatool takes rows by their episode_index",
-        ),
-        "clip_outside": FindingCode(
-            "error", "The times of a clip are outside its video.", _LEAVE_OUT
-        ),
-        "clips_overlap": FindingCode(
-            "error", "Two episodes have the same frames of a video.", _LEAVE_OUT
-        ),
-        "clip_gap": FindingCode("info", "Frames of a video belong to no episode."),
-        "list_gap": FindingCode(
-            "warning",
-            "The list of episodes lacks numbers.",
-            "none: vlatool reads by number; for other readers, write the set again",
-        ),
-        "file_sizes": FindingCode("info", "A file is larger than meta/info.json says."),
-        "constant_dimensions": FindingCode(
-            "warning",
-            "Dimensions of an observation or action never change.",
-            "none if these parts of the robot rested; else check the recording",
-        ),
-        "duplicate_episode": FindingCode(
-            "warning",
-            "Two episodes have the same rows.",
-            "leave one of them out with `preprocess --exclude`",
-        ),
-        "no_motion": FindingCode("warning", "No value changes in the whole episode.", _LEAVE_OUT),
-        "missing_video": FindingCode("error", "A camera has no video of the episode.", _LEAVE_OUT),
-        "no_videos": FindingCode(
-            "error",
-            "No video of the data set is here.",
-            "run `git lfs pull` in the data set or download it again; without images, "
-            "`preprocess --camera-names '[]'` reads it as it is",
-        ),
-        "video_unreadable": FindingCode("error", "A video cannot be opened.", _LEAVE_OUT),
-        "video_too_short": FindingCode("error", "A video has fewer frames than rows.", _LEAVE_OUT),
-        "extra_frames": FindingCode("warning", "A video has more frames than rows.", _BY_ROW),
-        "video_fps": FindingCode(
-            "warning", "A video has another frame rate than the data.", _BY_ROW
-        ),
-        "picture_size": FindingCode("warning", "Images have another size than in meta/info.json."),
-        "stats_contradict": FindingCode(
-            "warning",
-            "Published statistics differ from those of the rows.",
-            "none: vlatool computes its own from the rows",
-        ),
-        "totals_mismatch": FindingCode("warning", "A total in meta/info.json is wrong.", _META),
-        "chunks": FindingCode("info", "total_chunks or chunks_size do not match the files.", _META),
-        "splits": FindingCode(
-            "info",
-            "A split exceeds the number of episodes, or is no range of them.",
-            "correct the range in meta/info.json; --split reads the episodes in it",
-        ),
-        "names_mismatch": FindingCode("info", "A feature has more or fewer names than values."),
-        "version_mismatch": FindingCode("warning", "The files have another version than stated."),
-        "template_mismatch": FindingCode(
-            "warning", "A path template does not match the files, which were searched."
-        ),
-        "no_episode_list": FindingCode("warning", "The list of episodes is missing."),
-        "unlisted_episode": FindingCode(
-            "error",
-            "The list of episodes does not have the episode of a file.",
-            "download meta/ again, or exclude the episode with `preprocess --exclude`",
-        ),
-        "field_left_out": FindingCode("warning", "A feature cannot be used and is left out."),
-        "depth_camera": FindingCode("info", "A depth camera is left out."),
-        "camera_without_files": FindingCode("warning", "A camera has no images in any episode."),
-        "tasks_unreadable": FindingCode(
-            "warning",
-            "The list of tasks cannot be read; the list of episodes has the sentences.",
-            _AGAIN,
-        ),
-        "unused_column": FindingCode("warning", "An unused column has a defect."),
-        "unusable_feature": FindingCode(
-            "error", "An action or observation is not usable as declared.", _META_SHAPE
-        ),
-        "stats_unreadable": FindingCode(
-            "warning", "Published statistics cannot be read; vlatool computes its own.", _AGAIN
-        ),
-        "no_statistics": FindingCode(
-            "warning",
-            "The data set has no statistics.",
-            "none: vlatool computes its own; for other readers, write the set again with "
-            "--sink lerobot",
-        ),
-    },
+    missing_file=error("A file of the data set or an episode is missing.", _AGAIN),
+    lfs_pointer=error("A file is a Git LFS pointer.", "run `git lfs pull` in the data set"),
+    bad_metadata=error("A file in meta/ is invalid.", _AGAIN),
+    bad_modality=warning("meta/modality.json is invalid; its names are not used.", _AGAIN),
+    bad_parquet=error("A parquet file cannot be read or has no rows.", _LEAVE_OUT),
+    length_mismatch=error(
+        "A file has another number of rows than the list of episodes.", _LEAVE_OUT
+    ),
+    missing_column=error("A feature has no column in the file.", _LEAVE_OUT),
+    feature_without_column=warning(
+        "No file has a declared feature.", "correct `features` in meta/info.json"
+    ),
+    undeclared_column=info("A column is not a feature in meta/info.json."),
+    ragged_rows=error("Rows of a vector differ in width.", _LEAVE_OUT),
+    missing_value=error("A row has no value.", _LEAVE_OUT),
+    non_finite=error("A row holds NaN or infinity.", _LEAVE_OUT),
+    not_a_vector=error("A numeric column has nested rows.", _LEAVE_OUT),
+    not_numeric=error("A numeric feature has values that are not numbers.", _LEAVE_OUT),
+    frame_index_gap=error(
+        "frame_index is not 0, 1, 2, ...: rows are missing or repeated.", _LEAVE_OUT
+    ),
+    rows_unsorted=info("Rows are not in the order of frame_index."),
+    index_gap=warning(
+        "index is not continuous over the data set.", "none: vlatool does not use it"
+    ),
+    episode_index=error("Rows have the episode_index of another episode.", _LEAVE_OUT),
+    timestamps=warning("Timestamps differ from row / fps.", _BY_ROW),
+    unknown_task=error(
+        "task_index is missing or not in the list of tasks.", "download meta/tasks again"
+    ),
+    several_tasks=info("Rows of one episode name several tasks."),
+    bad_language=warning(
+        "Annotations have another form, or no time.", "annotate the data set again"
+    ),
+    language_left_out=info(
+        "Annotations that are no sentences are left out: tool calls, those of an image."
+    ),
+    split_rows=error("Rows of an episode are in several places of a file.", _LEAVE_OUT),
+    rows_outside=error("The list of episodes names rows that a file does not have.", _LEAVE_OUT),
+    row_offsets=warning(
+        "Row numbers in the list of episodes do not fit the rows.",
+        "none: vlatool takes rows by their episode_index",
+    ),
+    clip_outside=error("The times of a clip are outside its video.", _LEAVE_OUT),
+    clips_overlap=error("Two episodes have the same frames of a video.", _LEAVE_OUT),
+    clip_gap=info("Frames of a video belong to no episode."),
+    list_gap=warning(
+        "The list of episodes lacks numbers.",
+        "none: vlatool reads by number; for other readers, write the set again",
+    ),
+    file_sizes=info("A file is larger than meta/info.json says."),
+    constant_dimensions=warning(
+        "Dimensions of an observation or action never change.",
+        "none if these parts of the robot rested; else check the recording",
+    ),
+    duplicate_episode=warning(
+        "Two episodes have the same rows.", "leave one of them out with `preprocess --exclude`"
+    ),
+    no_motion=warning("No value changes in the whole episode.", _LEAVE_OUT),
+    missing_video=error("A camera has no video of the episode.", _LEAVE_OUT),
+    no_videos=error(
+        "No video of the data set is here.",
+        "run `git lfs pull` in the data set or download it again; without images, "
+        "`preprocess --camera-names '[]'` reads it as it is",
+    ),
+    video_unreadable=error("A video cannot be opened.", _LEAVE_OUT),
+    video_too_short=error("A video has fewer frames than rows.", _LEAVE_OUT),
+    extra_frames=warning("A video has more frames than rows.", _BY_ROW),
+    video_fps=warning("A video has another frame rate than the data.", _BY_ROW),
+    picture_size=warning("Images have another size than in meta/info.json."),
+    stats_contradict=warning(
+        "Published statistics differ from those of the rows.",
+        "none: vlatool computes its own from the rows",
+    ),
+    totals_mismatch=warning("A total in meta/info.json is wrong.", _META),
+    chunks=info("total_chunks or chunks_size do not match the files.", _META),
+    splits=info(
+        "A split exceeds the number of episodes, or is no range of them.",
+        "correct the range in meta/info.json; --split reads the episodes in it",
+    ),
+    names_mismatch=info("A feature has more or fewer names than values."),
+    version_mismatch=warning("The files have another version than stated."),
+    template_mismatch=warning("A path template does not match the files, which were searched."),
+    no_episode_list=warning("The list of episodes is missing."),
+    unlisted_episode=error(
+        "The list of episodes does not have the episode of a file.",
+        "download meta/ again, or exclude the episode with `preprocess --exclude`",
+    ),
+    field_left_out=warning("A feature cannot be used and is left out."),
+    depth_camera=info("A depth camera is left out."),
+    camera_without_files=warning("A camera has no images in any episode."),
+    tasks_unreadable=warning(
+        "The list of tasks cannot be read; the list of episodes has the sentences.", _AGAIN
+    ),
+    unused_column=warning("An unused column has a defect."),
+    unusable_feature=error("An action or observation is not usable as declared.", _META_SHAPE),
+    stats_unreadable=warning(
+        "Published statistics cannot be read; vlatool computes its own.", _AGAIN
+    ),
+    no_statistics=warning(
+        "The data set has no statistics.",
+        "none: vlatool computes its own; for other readers, write the set again with "
+        "--sink lerobot",
+    ),
 )

@@ -558,7 +558,6 @@ def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
 
 @lru_cache(maxsize=8)  # each episode needs it
 def _tasks(path: Path, changed: int) -> Mapping[int, str]:
-    del changed
     if path.name.endswith(".parquet"):
         return _tasks_of_table(path)
     tasks: dict[int, str] = {}
@@ -606,7 +605,6 @@ def episode_statistics(root: Path, info: Info) -> Mapping[int, Statistics]:
 def _episode_statistics(
     paths: tuple[Path, ...], changed: tuple[int, ...]
 ) -> Mapping[int, Statistics]:
-    del changed
     try:
         if any(path.name.endswith(".parquet") for path in paths):
             return {number: stats for path in paths for number, stats in _table_statistics(path)}

@@ -23,65 +23,53 @@ _OTHER_CHECKPOINT = "use another checkpoint, or train the run again"
 
 RUN = FindingCodes(
     "run",
-    {
-        "broken_config": error("config.yaml is missing, broken or invalid.", "copy the run again"),
-        "broken_record": error(
-            ".vlatool/run.json was changed after it was written.", "copy the run again"
-        ),
-        "broken_statistics": error(
-            "stats.json of the run is missing or broken.", "copy the run again"
-        ),
-        "broken_kept": error(
-            "An asset of the run (normalization, tokenizer, ...) is missing, broken or changed.",
-            "copy the run again, or run its train command again",
-        ),
-        "broken_options": error(
-            "preprocessing_config.yaml of the run is missing or broken.",
-            "copy the file from the training data next to config.yaml",
-        ),
-        "not_listed": info(
-            "A web server does not list folders: only the latest checkpoint is found."
-        ),
-        "no_metrics": warning("metrics.jsonl is missing.", "copy the run again"),
-        "broken_metrics": error(
-            "A line of metrics.jsonl is not the row of a step.", "copy the run again"
-        ),
-        "cut_metrics": info(
-            "The last line of metrics.jsonl is truncated; a resumed run removes it."
-        ),
-        "no_checkpoint": warning("There is no complete checkpoint yet."),
-        "broken_latest": error(
-            "latest.json is missing or broken, or names no complete checkpoint.",
-            "start the run again; it resumes from the newest complete checkpoint",
-        ),
-        "stale_latest": warning(
-            "latest.json does not name the newest checkpoint.", "start the run again"
-        ),
-        "broken_best": warning(
-            "best.json is broken, or names no complete checkpoint.", "start the run again"
-        ),
-        "unfinished_checkpoint": warning(
-            "A checkpoint has no manifest.json and is not used.", "remove it"
-        ),
-        "broken_manifest": error(
-            "manifest.json of a checkpoint is missing, broken or of another checkpoint.",
-            _OTHER_CHECKPOINT,
-        ),
-        "missing_file": error("A file of a checkpoint is missing.", _OTHER_CHECKPOINT),
-        "size_mismatch": error(
-            "The size of a checkpoint file differs from its manifest.", _OTHER_CHECKPOINT
-        ),
-        "digest_mismatch": error(
-            "A file of a checkpoint was changed after it was written.", _OTHER_CHECKPOINT
-        ),
-        "unreadable_file": error("A file cannot be read.", "check the disk and the permissions"),
-        "broken_weights": error(
-            "The header of a weights file does not match the file.", _OTHER_CHECKPOINT
-        ),
-        "unlisted_file": warning(
-            "A file in the folder of a checkpoint is not in its manifest.", "move it away"
-        ),
-    },
+    broken_config=error("config.yaml is missing, broken or invalid.", "copy the run again"),
+    broken_record=error(
+        ".vlatool/run.json was changed after it was written.", "copy the run again"
+    ),
+    broken_statistics=error("stats.json of the run is missing or broken.", "copy the run again"),
+    broken_kept=error(
+        "An asset of the run (normalization, tokenizer, ...) is missing, broken or changed.",
+        "copy the run again, or run its train command again",
+    ),
+    broken_options=error(
+        "preprocessing_config.yaml of the run is missing or broken.",
+        "copy the file from the training data next to config.yaml",
+    ),
+    not_listed=info("A web server does not list folders: only the latest checkpoint is found."),
+    no_metrics=warning("metrics.jsonl is missing.", "copy the run again"),
+    broken_metrics=error("A line of metrics.jsonl is not the row of a step.", "copy the run again"),
+    cut_metrics=info("The last line of metrics.jsonl is truncated; a resumed run removes it."),
+    no_checkpoint=warning("There is no complete checkpoint yet."),
+    broken_latest=error(
+        "latest.json is missing or broken, or names no complete checkpoint.",
+        "start the run again; it resumes from the newest complete checkpoint",
+    ),
+    stale_latest=warning("latest.json does not name the newest checkpoint.", "start the run again"),
+    broken_best=warning(
+        "best.json is broken, or names no complete checkpoint.", "start the run again"
+    ),
+    unfinished_checkpoint=warning(
+        "A checkpoint has no manifest.json and is not used.", "remove it"
+    ),
+    broken_manifest=error(
+        "manifest.json of a checkpoint is missing, broken or of another checkpoint.",
+        _OTHER_CHECKPOINT,
+    ),
+    missing_file=error("A file of a checkpoint is missing.", _OTHER_CHECKPOINT),
+    size_mismatch=error(
+        "The size of a checkpoint file differs from its manifest.", _OTHER_CHECKPOINT
+    ),
+    digest_mismatch=error(
+        "A file of a checkpoint was changed after it was written.", _OTHER_CHECKPOINT
+    ),
+    unreadable_file=error("A file cannot be read.", "check the disk and the permissions"),
+    broken_weights=error(
+        "The header of a weights file does not match the file.", _OTHER_CHECKPOINT
+    ),
+    unlisted_file=warning(
+        "A file in the folder of a checkpoint is not in its manifest.", "move it away"
+    ),
 )
 
 

@@ -37,7 +37,6 @@ def is_whole(path: Path) -> bool:
 
 def salvage(path: Path, target: Path, others: Iterator[Path]) -> Salvaged:
     """Writes a healthy file with the whole rows of a damaged one."""
-    del others
     h5py = installed("h5py")
     with path.open("rb") as damaged:
         try:

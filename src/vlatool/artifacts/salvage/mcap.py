@@ -13,6 +13,7 @@ from vlatool.errors import installed
 from vlatool.events import counted
 
 _LARGEST = 2**28  # bytes of a record
+_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError, EOFError, MemoryError)
 
 
 def is_whole(path: Path) -> bool:
@@ -29,7 +30,6 @@ def is_whole(path: Path) -> bool:
 
 def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
     """Writes the messages, attachments and metadata up to the end of what is whole."""
-    del others
     with path.open("rb") as file, target.open("wb") as output:
         copy = _Copy(output)
         reader = installed("mcap.stream_reader").StreamReader(
@@ -39,11 +39,10 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
         try:
             for record in reader.records:
                 if type(record).__name__ == "DataEnd":
-                    whole = size
                     break
                 copy.add(record, whole := file.tell())
         except _errors() as error:
-            copy.lost.append(f"bytes {whole:,} to {size:,}: {_text(error)}")
+            copy.lose(f"bytes {whole:,} to {size:,}", error)
         copy.writer.finish()
     if not copy.messages:
         raise NothingWhole("it has no whole messages")
@@ -51,21 +50,8 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    own = (installed("mcap.exceptions").McapError, installed("zstandard").ZstdError)
-    return (
-        *own,
-        ValueError,
-        LookupError,
-        struct.error,
-        RuntimeError,
-        EOFError,
-        MemoryError,
-        OverflowError,
-    )
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    own = installed("mcap.exceptions").McapError, installed("zstandard").ZstdError
+    return (*own, *_ERRORS, struct.error)
 
 
 class _Copy:
@@ -77,39 +63,32 @@ class _Copy:
         self.messages = 0
         self._ids: dict[tuple[str, int], int] = {("Schema", 0): 0}
 
+    def lose(self, place: str, error: Exception) -> None:
+        self.lost.append(f"{place}: {str(error) or type(error).__name__}")
+
     def add(self, record: Any, position: int) -> None:
-        kind = type(record).__name__
+        kind, writer = type(record).__name__, self.writer
+        key = kind, getattr(record, "id", 0)
         if kind == "Chunk":
+            parts = installed("mcap.stream_reader").breakup_chunk
             try:
-                for part in installed("mcap.stream_reader").breakup_chunk(
-                    record, validate_crc=True
-                ):
+                for part in parts(record, validate_crc=True):
                     self.add(part, position)
             except _errors() as error:
-                self.lost.append(f"the chunk that ends at byte {position:,}: {_text(error)}")
+                self.lose(f"the chunk that ends at byte {position:,}", error)
         elif kind == "Header":
-            self.writer.start(record.profile, record.library)
+            writer.start(record.profile, record.library)
         elif kind == "Message":
-            self.writer.add_message(
-                self._ids["Channel", record.channel_id],
-                record.log_time,
-                record.data,
-                record.publish_time,
-                record.sequence,
-            )
+            values = (record.log_time, record.data, record.publish_time, record.sequence)
+            writer.add_message(self._ids["Channel", record.channel_id], *values)
             self.messages += 1
-        elif kind in ("Schema", "Channel") and (kind, record.id) not in self._ids:
-            self._ids[kind, record.id] = self._register(kind, record)
+        elif kind == "Schema" and key not in self._ids:
+            self._ids[key] = writer.register_schema(record.name, record.encoding, record.data)
+        elif kind == "Channel" and key not in self._ids:
+            values = (self._ids["Schema", record.schema_id], record.metadata)
+            self._ids[key] = writer.register_channel(record.topic, record.message_encoding, *values)
         elif kind == "Attachment":
             values = (record.create_time, record.log_time, record.name, record.media_type)
-            self.writer.add_attachment(*values, record.data)
+            writer.add_attachment(*values, record.data)
         elif kind == "Metadata":
-            self.writer.add_metadata(record.name, record.metadata)
-
-    def _register(self, kind: str, record: Any) -> int:
-        if kind == "Schema":
-            return self.writer.register_schema(record.name, record.encoding, record.data)
-        schema = self._ids["Schema", record.schema_id]
-        return self.writer.register_channel(
-            record.topic, record.message_encoding, schema, record.metadata
-        )
+            writer.add_metadata(record.name, record.metadata)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,13 +144,17 @@ def _template(data: bytes) -> _Template | None:
     """Footer of a file; None if it has no rows, or lists of varying length."""
     size = int.from_bytes(data[-8:-4], "little")
     footer = thrift.StructReader(memoryview(data[-8 - size :])).struct()
-    for group in footer[4][1].values:
+    for group in _items(footer[4]):
         rows = group[3][1]
-        metas = [column[3][1] for column in group[1][1].values]
+        metas = [column[3][1] for column in _items(group[1])]
         if rows and not any(meta[5][1] % rows for meta in metas):
             columns = (_Column(m[5][1] // rows, 11 in m, _SIZES.get(m[1][1], 0)) for m in metas)
             return _Template(footer, group, tuple(columns))
     return None
+
+
+def _items(field: tuple[int, Any]) -> list[thrift.Struct]:
+    return field[1][1]
 
 
 def _groups(pages: Sequence[_Page], columns: Sequence[_Column]) -> Iterator[list[list[_Page]]]:
@@ -201,14 +205,14 @@ def _footer(template: _Template, groups: Sequence[list[list[_Page]]]) -> thrift.
     footer = {**template.footer}
     written = [_group(template, chunks) for chunks in groups]
     footer[3] = (thrift.I64, sum(group[3][1] for group in written))
-    footer[4] = (footer[4][0], thrift.ThriftList(footer[4][1].kinds, written))
+    footer[4] = (footer[4][0], (thrift.STRUCT, written))
     return footer
 
 
 def _group(template: _Template, chunks: list[list[_Page]]) -> thrift.Struct:
     group = {field: deepcopy(template.group[field]) for field in (1, 2, 3)}
     metas: list[thrift.Struct] = []
-    for column, pages in zip(group[1][1].values, chunks, strict=True):
+    for column, pages in zip(_items(group[1]), chunks, strict=True):
         data = [page for page in pages if not page.is_dictionary]
         values = {
             5: sum(page.values for page in data),

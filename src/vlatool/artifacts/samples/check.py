@@ -26,70 +26,60 @@ _BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
 
 SAMPLES = FindingCodes(
     "samples",
-    {
-        "no_manifest": info(
-            "manifest.json is missing, as in published folders: action ids and codes are not "
-            "computed again."
-        ),
-        "broken_manifest": error("manifest.json cannot be read.", _BUILD_AGAIN),
-        "missing_file": error("A file of samples is missing.", _BUILD_AGAIN),
-        "broken_file": error("A file of samples cannot be read.", _BUILD_AGAIN),
-        "broken_line": error(
-            "A line is not a sample, or a number in it is out of range.", _BUILD_AGAIN
-        ),
-        "other_spelling": error(
-            "A line holds a valid sample, but its bytes differ from the standard form.",
-            _BUILD_AGAIN,
-        ),
-        "other_shape": error("The number of images differs between samples.", _BUILD_AGAIN),
-        "unknown_action_id": error(
-            "An action id is outside the range of the action tokenizer.", _BUILD_AGAIN
-        ),
-        "count_mismatch": error("The number of samples differs from manifest.json.", _BUILD_AGAIN),
-        "index_mismatch": error(
-            "The index of a file of samples does not match the file.", _BUILD_AGAIN
-        ),
-        "missing_picture": error(
-            "An image of a sample is missing.", "copy the images again, or write them again"
-        ),
-        "no_pictures": error(
-            "The folder of the images is missing.",
-            "move it back to where it was, or build the samples again",
-        ),
-        "other_fast": error(
-            "The action tokenizer or the profile in fast/ is broken, or not that of manifest.json.",
-            _BUILD_AGAIN,
-        ),
-        "broken_inputs": error(
-            "Windows or codes that samples were made from are damaged.",
-            "run `vlatool verify` on the folder of the windows and on that of the codes",
-        ),
-        "no_window": error(
-            "No window has the kind, instruction and images of a sample.", _BUILD_AGAIN
-        ),
-        "other_action_ids": error(
-            "The action ids of a sample are not those of the actions of its window.", _BUILD_AGAIN
-        ),
-        "other_codes": error(
-            "The codes of a sample are not those of the future images of its window.", _BUILD_AGAIN
-        ),
-        "not_compared": info(
-            "Windows, codes or the action tokenizer are not there: numbers that follow from them "
-            "are not computed again."
-        ),
-    },
+    no_manifest=info(
+        "manifest.json is missing, as in published folders: action ids and codes are not "
+        "computed again."
+    ),
+    broken_manifest=error("manifest.json cannot be read.", _BUILD_AGAIN),
+    missing_file=error("A file of samples is missing.", _BUILD_AGAIN),
+    broken_file=error("A file of samples cannot be read.", _BUILD_AGAIN),
+    broken_line=error("A line is not a sample, or a number in it is out of range.", _BUILD_AGAIN),
+    other_spelling=error(
+        "A line holds a valid sample, but its bytes differ from the standard form.",
+        _BUILD_AGAIN,
+    ),
+    other_shape=error("The number of images differs between samples.", _BUILD_AGAIN),
+    unknown_action_id=error(
+        "An action id is outside the range of the action tokenizer.", _BUILD_AGAIN
+    ),
+    count_mismatch=error("The number of samples differs from manifest.json.", _BUILD_AGAIN),
+    index_mismatch=error("The index of a file of samples does not match the file.", _BUILD_AGAIN),
+    missing_picture=error(
+        "An image of a sample is missing.", "copy the images again, or write them again"
+    ),
+    no_pictures=error(
+        "The folder of the images is missing.",
+        "move it back to where it was, or build the samples again",
+    ),
+    other_fast=error(
+        "The action tokenizer or the profile in fast/ is broken, or not that of manifest.json.",
+        _BUILD_AGAIN,
+    ),
+    broken_inputs=error(
+        "Windows or codes that samples were made from are damaged.",
+        "run `vlatool verify` on the folder of the windows and on that of the codes",
+    ),
+    no_window=error("No window has the kind, instruction and images of a sample.", _BUILD_AGAIN),
+    other_action_ids=error(
+        "The action ids of a sample are not those of the actions of its window.", _BUILD_AGAIN
+    ),
+    other_codes=error(
+        "The codes of a sample are not those of the future images of its window.", _BUILD_AGAIN
+    ),
+    not_compared=info(
+        "Windows, codes or the action tokenizer are not there: numbers that follow from them "
+        "are not computed again."
+    ),
 )
 
 
 # Findings while samples are built.
 BUILD = FindingCodes(
     "build",
-    {
-        "clamped_actions": warning(
-            "Actions exceed the range of the action tokenizer and are clamped.",
-            "fit a tokenizer on these data with vlatool tokenizer fit-fast",
-        ),
-    },
+    clamped_actions=warning(
+        "Actions exceed the range of the action tokenizer and are clamped.",
+        "fit a tokenizer on these data with vlatool tokenizer fit-fast",
+    ),
 )
 
 FINDINGS = (SAMPLES, BUILD)

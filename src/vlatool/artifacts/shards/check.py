@@ -73,19 +73,14 @@ FINDINGS = (SHARDS, STATS)
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of training data, a copy of them, or one shard."""
     if is_shard(location):
-        yield from _check_single(location, options)
+        folder = ShardFolder(location.parent / MANIFEST_NAME)
+        single = ShardList(folder, [Shard(location, 0)], has_manifest=False)
+        yield from _check_shards(single, options)
         return
     root = location.parent if location.is_file() else location
     has_ended = yield from check_record_and_files(location, root, options, volatile=VOLATILE_FILES)
     if has_ended and (ShardFolder.find(root) is not None or expects_manifest(root)):
         yield from _check_folders(root, options)
-
-
-def _check_single(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of one shard."""
-    folder = ShardFolder(location.parent / MANIFEST_NAME)
-    single = ShardList(folder, [Shard(location, 0)], has_manifest=False)
-    yield from _check_shards(single, check)
 
 
 def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:

@@ -49,27 +49,21 @@ _WRITER = "write the data with vlatool preprocess, or fix the program that wrote
 
 WINDOWS = FindingCodes(
     "windows",
-    {
-        "no_manifest": info(
-            "manifest.json is missing: the published layout is assumed, counts are not compared."
-        ),
-        "broken_manifest": error("manifest.json cannot be read.", _WRITE_AGAIN),
-        "count_mismatch": error(
-            "The number of files or lines differs from the manifest.", _WRITE_AGAIN
-        ),
-        "broken_lines": error("A file of lines cannot be read to its end.", _WRITE_AGAIN),
-        "bad_line": error("A line is not a window.", _WRITER),
-        "wrong_line": error(
-            "The images, actions or texts of a line do not belong to its frame.", _WRITER
-        ),
-        "index_mismatch": error(
-            "The index of a file of lines does not match the file.",
-            "write the data again or remove the index",
-        ),
-        "missing_picture": error("An image that a line names is missing.", _WRITE_AGAIN),
-        "unused_picture": warning("No line names an image.", "move it away"),
-        "broken_picture": error("An image cannot be decoded or has a wrong size.", _WRITE_AGAIN),
-    },
+    no_manifest=info(
+        "manifest.json is missing: the published layout is assumed, counts are not compared."
+    ),
+    broken_manifest=error("manifest.json cannot be read.", _WRITE_AGAIN),
+    count_mismatch=error("The number of files or lines differs from the manifest.", _WRITE_AGAIN),
+    broken_lines=error("A file of lines cannot be read to its end.", _WRITE_AGAIN),
+    bad_line=error("A line is not a window.", _WRITER),
+    wrong_line=error("The images, actions or texts of a line do not belong to its frame.", _WRITER),
+    index_mismatch=error(
+        "The index of a file of lines does not match the file.",
+        "write the data again or remove the index",
+    ),
+    missing_picture=error("An image that a line names is missing.", _WRITE_AGAIN),
+    unused_picture=warning("No line names an image.", "move it away"),
+    broken_picture=error("An image cannot be decoded or has a wrong size.", _WRITE_AGAIN),
 )
 
 

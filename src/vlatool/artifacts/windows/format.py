@@ -156,7 +156,16 @@ def read_windows(path: Path) -> Iterator[Window]:
 
 
 def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, str]:
-    question_text, answer_text = _conversation(messages)
+    entries = messages if isinstance(messages, list) else []
+    content_of = {
+        entry.get("role"): entry.get("content") for entry in entries if isinstance(entry, Mapping)
+    }
+    if len(entries) != len(_ROLES) or tuple(content_of) != _ROLES:
+        raise ValueError("expected one message of the user and one of the assistant")
+    texts = [text for text in content_of.values() if isinstance(text, str)]
+    if len(texts) != len(_ROLES):
+        raise ValueError("a message has no text")
+    question_text, answer_text = texts
     kind = _kind(answer_text, future)
     prefix, suffix = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
     if not (question_text.startswith(prefix) and question_text.endswith(suffix)):
@@ -170,20 +179,6 @@ def _kind(answer_text: str, images: int) -> Kind:
         if answer_text == _answer(kind, images):
             return kind
     raise ValueError(f"the answer is none of the known ones with {counted(images, 'image')}")
-
-
-def _conversation(messages: Any) -> tuple[str, str]:
-    """Texts of the user and of the assistant."""
-    entries = messages if isinstance(messages, list) else []
-    content_of = {
-        entry.get("role"): entry.get("content") for entry in entries if isinstance(entry, Mapping)
-    }
-    if len(entries) != len(_ROLES) or tuple(content_of) != _ROLES:
-        raise ValueError("expected one message of the user and one of the assistant")
-    texts = [text for text in content_of.values() if isinstance(text, str)]
-    if len(texts) != len(_ROLES):
-        raise ValueError("a message has no text")
-    return texts[0], texts[1]
 
 
 def _paths(row: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from vlatool.config.base import ConfigModel, required_field
+from vlatool.config.base import ConfigModel, option, required_field
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import LoadingConfig
@@ -17,27 +17,23 @@ class ImagePreprocessing(ConfigModel):
     defaults are those of the published pipeline, except for the flip. Source: reference/titok 6.1.
     """
 
-    resize: Literal["shorter_edge", "squash"] = Field(
-        default="shorter_edge",
-        description="shorter_edge: keep the aspect ratio, then crop; squash: resize both edges to "
-        "crop_size.",
+    resize: Literal["shorter_edge", "squash"] = option(
+        "shorter_edge",
+        "shorter_edge: keep the aspect ratio, then crop; squash: resize both edges to crop_size.",
     )
-    resize_shorter_edge: int | None = Field(
-        default=None, ge=1, description="Shorter edge in pixels before the crop; null: crop_size."
+    resize_shorter_edge: int | None = option(
+        None, "Shorter edge in pixels before the crop; null: crop_size.", ge=1
     )
-    crop_size: int = Field(default=256, ge=1, description="Edge of the square crop in pixels.")
-    random_crop: bool = Field(
-        default=True,
-        description="Crop at a random position during training; otherwise in the center.",
+    crop_size: int = option(256, "Edge of the square crop in pixels.", ge=1)
+    random_crop: bool = option(
+        True, "Crop at a random position during training; otherwise in the center."
     )
-    random_flip: bool = Field(
-        default=False,
-        description="Flip images horizontally with probability 0.5 during training; images of "
+    random_flip: bool = option(
+        False,
+        "Flip images horizontally with probability 0.5 during training; images of "
         "robots are not symmetric.",
     )
-    resize_filter: ResizeFilter = Field(
-        default="bicubic", description="Filter of the resize; published: bicubic."
-    )
+    resize_filter: ResizeFilter = option("bicubic", "Filter of the resize; published: bicubic.")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -68,28 +64,26 @@ class ImageDataConfig(LoadingConfig):
 
     weighted_key: ClassVar[str] = "shards"
 
-    type: Literal["images"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        default="images", description="Data kind."
+    type: Literal["images"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+        "images", "Data kind."
     )
     shards: list[str] = required_field(
         [],
         "Shards of each data set: a folder, a list of shards (.txt), a pattern such as "
         "a-{000..252}.tar or *.tar, or one .tar file, of any scheme.",
     )
-    val_shards: list[str] = Field(
-        default=[],
-        description="Shards of each validation data set, as for shards; of a folder, its "
+    val_shards: list[str] = option(
+        [],
+        "Shards of each validation data set, as for shards; of a folder, its "
         "validation shards are used.",
     )
-    split: Literal["train", "val"] = Field(
-        default="train", description="Shard list to read in a folder that has lists of both."
+    split: Literal["train", "val"] = option(
+        "train", "Shard list to read in a folder that has lists of both."
     )
-    preprocessing: ImagePreprocessing = Field(
-        default=ImagePreprocessing(), description="Preprocessing of images."
-    )
-    convert_colors: bool = Field(
-        default=False,
-        description="Convert grayscale, palette and RGBA images to RGB, as the published reader "
+    preprocessing: ImagePreprocessing = option(ImagePreprocessing(), "Preprocessing of images.")
+    convert_colors: bool = option(
+        False,
+        "Convert grayscale, palette and RGBA images to RGB, as the published reader "
         "does; otherwise they are dropped and counted.",
     )
 

@@ -154,7 +154,6 @@ class ImageReader(base.SampleReader):
     def read(
         self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[ImageSample | base.DroppedSample]:
-        """Returns the samples in order; see `loading.base.SampleReader`."""
         rows = zip(refs, self._shards.members(refs), rngs, strict=True)
         return [
             members if isinstance(members, base.DroppedSample) else self._sample(ref, members, rng)
@@ -162,7 +161,6 @@ class ImageReader(base.SampleReader):
         ]
 
     def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
-        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -230,11 +228,9 @@ class ImagesKind(base.DataKind):
         self, config: ImageDataConfig, info: ImagesInfo
     ) -> tuple[ImageDataConfig, dict[str, str]]:
         """Returns the section unchanged."""
-        del info
         return config, {}
 
     def contents(self, config: ImageDataConfig, sample: ImageSample) -> Mapping[str, Any]:
-        del config
         return {"images": sample.image}
 
     def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
@@ -243,8 +239,6 @@ class ImagesKind(base.DataKind):
     def plain(
         self, config: ImageDataConfig, sample: ImageSample, *, channels_first: bool = True
     ) -> dict[str, Any]:
-        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `DataKind`."""
-        del config
         import torch
 
         image = torch.from_numpy(sample.image)
@@ -253,11 +247,9 @@ class ImagesKind(base.DataKind):
         return {"image": image, "key": sample.key}
 
     def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
-        del info
         return ImagesAssets(config.preprocessing)
 
     def save_assets(self, config: ImageDataConfig, info: ImagesInfo, folder: Path) -> None:
-        del info
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:

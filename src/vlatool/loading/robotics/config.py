@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config import base
+from vlatool.config.base import option
 from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.normalize import Method, Scope
@@ -20,26 +21,24 @@ _Side = Annotated[float, Field(gt=0)]
 class JitterConfig(base.ConfigModel):
     """Color jitter. A factor is drawn uniformly between 1 - x and 1 + x for a range x."""
 
-    enabled: bool = Field(default=False, description="Change colors randomly.")
-    brightness: float = Field(default=0.2, ge=0, description="Range of the brightness factor.")
-    contrast: float = Field(default=0.4, ge=0, description="Range of the contrast factor.")
-    saturation: float = Field(default=0.2, ge=0, description="Range of the saturation factor.")
-    hue: tuple[_Hue, _Hue] = Field(
-        default=(-0.05, 0.05),
-        description="Lowest and highest hue shift, as fractions of the color circle.",
+    enabled: bool = option(False, "Change colors randomly.")
+    brightness: float = option(0.2, "Range of the brightness factor.", ge=0)
+    contrast: float = option(0.4, "Range of the contrast factor.", ge=0)
+    saturation: float = option(0.2, "Range of the saturation factor.", ge=0)
+    hue: tuple[_Hue, _Hue] = option(
+        (-0.05, 0.05), "Lowest and highest hue shift, as fractions of the color circle."
     )
 
 
 class CropConfig(base.ConfigModel):
     """Crop of images."""
 
-    enabled: bool = Field(default=False, description="Crop images.")
-    shape: tuple[_Side, _Side] = Field(
-        default=(224, 224),
-        description="Height and width of the crop in pixels; if both are at most 1, as fractions "
-        "of the image.",
+    enabled: bool = option(False, "Crop images.")
+    shape: tuple[_Side, _Side] = option(
+        (224, 224),
+        "Height and width of the crop in pixels; if both are at most 1, as fractions of the image.",
     )
-    mode: Literal["random", "center"] = Field(default="random", description="Position of the crop.")
+    mode: Literal["random", "center"] = option("random", "Position of the crop.")
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:
@@ -53,17 +52,15 @@ class CropConfig(base.ConfigModel):
 class ImageAugmentationConfig(base.ConfigModel):
     """Crop, then color jitter; the same for all images of a sample that have the same size."""
 
-    color_jitter: JitterConfig = Field(default=JitterConfig(), description="Color jitter.")
-    crop: CropConfig = Field(default=CropConfig(), description="Crop.")
+    color_jitter: JitterConfig = option(JitterConfig(), "Color jitter.")
+    crop: CropConfig = option(CropConfig(), "Crop.")
 
 
 class AugmentationConfig(base.ConfigModel):
     """Augmentation of training samples."""
 
-    enabled: bool = Field(default=True, description="Apply the augmentation below.")
-    image: ImageAugmentationConfig = Field(
-        default=ImageAugmentationConfig(), description="Augmentation of images."
-    )
+    enabled: bool = option(True, "Apply the augmentation below.")
+    image: ImageAugmentationConfig = option(ImageAugmentationConfig(), "Augmentation of images.")
 
     def without_randomness(self) -> Self:
         """Returns the augmentation of evaluation: center crop, no color jitter."""
@@ -80,12 +77,10 @@ class AugmentationConfig(base.ConfigModel):
 class FieldNormalizeConfig(base.ConfigModel):
     """Normalization of one field; null: the value of the section above."""
 
-    enabled: bool | None = Field(default=None, description="Normalize the field.")
-    method: Method | None = Field(default=None, description="Statistics that are used.")
-    scope: Scope | None = Field(
-        default=None, description="One scale for all steps, or one per step."
-    )
-    epsilon: float | None = Field(default=None, gt=0, description="Smallest scale.")
+    enabled: bool | None = option(None, "Normalize the field.")
+    method: Method | None = option(None, "Statistics that are used.")
+    scope: Scope | None = option(None, "One scale for all steps, or one per step.")
+    epsilon: float | None = option(None, "Smallest scale.", gt=0)
 
 
 class NormalizeConfig(base.ConfigModel):
@@ -96,16 +91,15 @@ class NormalizeConfig(base.ConfigModel):
         {"include_fields", "lowdim_past_timesteps", "lowdim_future_timesteps"}
     )
 
-    enabled: bool = Field(default=True, description="Normalize fields.")
-    method: Method = Field(default="std", description="Statistics that are used.")
-    scope: Scope = Field(default="global", description="One scale for all steps, or one per step.")
-    epsilon: float = Field(default=1e-8, gt=0, description="Smallest scale.")
-    centered_norm: bool = Field(
-        default=False,
-        description="Normalize to [-1, 1] instead of [0, 1]; method `std` is always centered.",
+    enabled: bool = option(True, "Normalize fields.")
+    method: Method = option("std", "Statistics that are used.")
+    scope: Scope = option("global", "One scale for all steps, or one per step.")
+    epsilon: float = option(1e-8, "Smallest scale.", gt=0)
+    centered_norm: bool = option(
+        False, "Normalize to [-1, 1] instead of [0, 1]; method `std` is always centered."
     )
-    field_configs: dict[str, FieldNormalizeConfig] = Field(
-        default={}, description="Field name to values that differ for this field."
+    field_configs: dict[str, FieldNormalizeConfig] = option(
+        {}, "Field name to values that differ for this field."
     )
     include_fields: list[str] = base.derived_field(
         "data.proprioception_fields and data.action_fields", "Normalized fields.", default=[]
@@ -159,29 +153,28 @@ class RoboticsDataConfig(LoadingConfig):
     # True if camera_names are those of other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False
 
-    type: Literal["robotics"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        default="robotics", description="Data kind."
+    type: Literal["robotics"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+        "robotics", "Data kind."
     )
     dataset_manifest: list[str] = base.required_field(
         [], "Folder or manifest.jsonl of each data set, of any scheme."
     )
-    dataset_statistics: list[str] = Field(
-        default=[], description="stats.json of each data set; empty: the one beside each manifest."
+    dataset_statistics: list[str] = option(
+        [], "stats.json of each data set; empty: the one beside each manifest."
     )
-    statistics_from: Literal["data", "init"] = Field(
-        default="data",
-        description="Statistics that normalize the fields: those of these data, or those of the "
+    statistics_from: Literal["data", "init"] = option(
+        "data",
+        "Statistics that normalize the fields: those of these data, or those of the "
         "weights in init_from.",
     )
-    dataset_modality: list[Literal["robotics"]] = Field(
-        default=[], description="Modality of each data set; empty: robotics."
+    dataset_modality: list[Literal["robotics"]] = option(
+        [], "Modality of each data set; empty: robotics."
     )
-    val_dataset_manifest: list[str] = Field(
-        default=[], description="Folder or manifest.jsonl of each validation data set."
+    val_dataset_manifest: list[str] = option(
+        [], "Folder or manifest.jsonl of each validation data set."
     )
-    language_instruction_types: list[LanguageKind] = Field(
-        default=["original"],
-        description="Kinds of instructions; each sample gets a random one of these kinds.",
+    language_instruction_types: list[LanguageKind] = option(
+        ["original"], "Kinds of instructions; each sample gets a random one of these kinds."
     )
     camera_names: list[str] = base.derived_field(
         "cameras of the data set's preprocessing_config.yaml",
@@ -196,22 +189,16 @@ class RoboticsDataConfig(LoadingConfig):
     image_names: list[str] = base.derived_field(
         "data.camera_names at each of data.image_indices", "Names of the images.", default=[]
     )
-    pad_missing_images: bool = Field(
-        default=False, description="Use a black image for a camera that a sample lacks."
+    pad_missing_images: bool = option(False, "Use a black image for a camera that a sample lacks.")
+    mask_padded_images: bool = option(
+        False, "Mask padded images, so that models do not attend to them."
     )
-    mask_padded_images: bool = Field(
-        default=False, description="Mask padded images, so that models do not attend to them."
+    processor: str | None = option(None, "Processor of images and text; that of the backbone.")
+    max_text_seq_len: int | None = option(
+        None, "Largest number of tokens of a text; null: the limit of the backbone.", ge=1
     )
-    processor: str | None = Field(
-        default=None, description="Processor of images and text; that of the backbone."
-    )
-    max_text_seq_len: int | None = Field(
-        default=None,
-        ge=1,
-        description="Largest number of tokens of a text; null: the limit of the backbone.",
-    )
-    augmentation: AugmentationConfig = Field(
-        default=AugmentationConfig(), description="Augmentation of training samples."
+    augmentation: AugmentationConfig = option(
+        AugmentationConfig(), "Augmentation of training samples."
     )
     proprioception_fields: list[str] = base.derived_field(
         "proprioception fields of preprocessing_config.yaml",
@@ -221,9 +208,7 @@ class RoboticsDataConfig(LoadingConfig):
     action_fields: list[str] = base.derived_field(
         "action fields of preprocessing_config.yaml", "Predicted fields.", default=[]
     )
-    normalization: NormalizeConfig = Field(
-        default=NormalizeConfig(), description="Normalization of fields."
-    )
+    normalization: NormalizeConfig = option(NormalizeConfig(), "Normalization of fields.")
     lowdim_past_timesteps: int | None = base.derived_field(
         "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
     )

@@ -103,7 +103,6 @@ class RoboticsKind(base.DataKind):
 
     def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
         """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
-        del reporter
         return load_info(config)
 
     def with_init_statistics(
@@ -113,7 +112,6 @@ class RoboticsKind(base.DataKind):
         folder: Path | None,
         reporter: Reporter = NULL,
     ) -> RoboticsInfo:
-        """Returns the info with the selected statistics; see `DataKind`."""
         return select_statistics(config, info, folder, reporter)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
@@ -227,7 +225,6 @@ class RoboticsKind(base.DataKind):
         location: str,
         options: base.PairOptions,
     ) -> "RoboticsPairs":
-        """Returns pairs of observation and target; see `DataKind`."""
         info = pairs_info(location, config, options)
         return RoboticsPairs(config, assets, info, options)
 
@@ -366,7 +363,6 @@ class RoboticsPairs(base.RecordedPairs):
         return len(self._samples)
 
     def read(self, indices: Sequence[int]) -> list[tuple[Observation, base.Target]]:
-        """Returns pairs, fetched together; see `RecordedPairs`."""
         samples = self._samples.__getitems__(indices)
         return [(self._observation(sample), self._target(sample)) for sample in samples]
 

@@ -300,7 +300,6 @@ class RoboticsReader(SampleReader):
     def read(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[DecodedSample | DroppedSample]:
-        """Returns the samples in order; see `loading.base.SampleReader`."""
         return self._read(refs, rngs, [None] * len(refs))
 
     def read_into(
@@ -318,7 +317,6 @@ class RoboticsReader(SampleReader):
         return samples
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Starts to download remote samples; see `SampleReader`."""
         self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:

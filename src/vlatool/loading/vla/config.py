@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import Conversation, SampleSizes
-from vlatool.config.base import derived_field, required_field
+from vlatool.config.base import derived_field, option, required_field
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.action_tokenizer import ActionTokenizer
@@ -76,43 +76,38 @@ class VlaDataConfig(LoadingConfig):
 
     weighted_key: ClassVar[str] = "samples"
 
-    type: Literal["vla"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        default="vla", description="Data kind."
+    type: Literal["vla"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+        "vla", "Data kind."
     )
     samples: list[str] = required_field(
         [],
         "Folders of samples: outputs of `vlatool build-dataset`, or published folders with "
         "data/*.jsonl, of any scheme.",
     )
-    val_samples: list[str] = Field(default=[], description="Folders of validation samples.")
-    val_ratio: float = Field(
-        default=0.0,
+    val_samples: list[str] = option([], "Folders of validation samples.")
+    val_ratio: float = option(
+        0.0,
+        "Share of the episodes of each folder for validation, evenly spaced as those "
+        "of image shards; 0: all are for training.",
         ge=0,
         lt=1,
-        description="Share of the episodes of each folder for validation, evenly spaced as those "
-        "of image shards; 0: all are for training.",
     )
-    split: Literal["train", "val"] = Field(
-        default="train", description="Part of the episodes to read if val_ratio is not 0."
+    split: Literal["train", "val"] = option(
+        "train", "Part of the episodes to read if val_ratio is not 0."
     )
-    images_root: str | None = Field(
-        default=None,
-        description="Folder with images/, if it is not where the samples say; for published lines "
+    images_root: str | None = option(
+        None,
+        "Folder with images/, if it is not where the samples say; for published lines "
         "with paths of another machine.",
     )
-    fast: str | None = Field(
-        default=None, description="FAST action tokenizer; null: fast/ in the folder of samples."
-    )
-    profile: str | None = Field(
-        default=None,
-        description="Normalization of the actions of published samples: name or file; null: that "
+    fast: str | None = option(None, "FAST action tokenizer; null: fast/ in the folder of samples.")
+    profile: str | None = option(
+        None,
+        "Normalization of the actions of published samples: name or file; null: that "
         "of the samples, or libero.",
     )
-    max_dropped_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Largest share of dropped samples; 0: a run ends at the first one.",
+    max_dropped_share: float = option(
+        0.0, "Largest share of dropped samples; 0: a run ends at the first one.", ge=0, le=1
     )
     cameras: list[str] = derived_field(
         "the windows, or the names of the images", "Cameras in the order of images.", default=[]

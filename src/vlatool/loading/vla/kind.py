@@ -54,7 +54,6 @@ class VlaReader(base.SampleReader):
     def read(
         self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[VlaSample | base.DroppedSample]:
-        """Returns the samples in order; see `loading.base.SampleReader`."""
         return self.read_into(refs, rngs, partial(np.empty, dtype=np.uint8))
 
     def read_into(
@@ -63,8 +62,6 @@ class VlaReader(base.SampleReader):
         rngs: Sequence[np.random.Generator],
         allocate: base.Allocate,
     ) -> list[VlaSample | base.DroppedSample]:
-        """Returns the samples, their images in one buffer; see `SampleReader`."""
-        del rngs
         shape = self._info.first.shape.past_images, *self._info.first.shape.image_size, 3
         rows = allocate(len(refs) * math.prod(shape)).reshape(len(refs), *shape)
         results: list[VlaSample | base.DroppedSample] = []
@@ -266,7 +263,6 @@ class VlaPairs(base.RecordedPairs):
         return self._episodes[-1].start + self._episodes[-1].frames
 
     def find(self, episode: str, frame: int) -> int:
-        """Returns the index of a pair; see `RecordedPairs`."""
         names = [entry.name for entry in self._episodes]
         matches = [_NUMBER.search(name) for name in names]
         numbers = [int(match[1]) for match in matches if match]
@@ -281,7 +277,6 @@ class VlaPairs(base.RecordedPairs):
         return frames[frame]
 
     def read(self, indices: Sequence[int]) -> list[tuple[Observation, base.Target]]:
-        """Returns pairs, fetched together; see `RecordedPairs`."""
         located = [self._place(index) for index in indices]
         refs = [self._ref(entry, at) for entry, at in located]
         samples = self._reader.read(refs, [np.random.default_rng(0)] * len(refs))
@@ -298,7 +293,6 @@ class VlaPairs(base.RecordedPairs):
         return rows
 
     def futures(self, index: int) -> base.RecordedFutures:
-        """Returns the images that followed a pair; see `RecordedPairs`."""
         entry, at = self._place(index)
         cameras, steps = self._assets.shape.cameras, self._assets.shape.future_steps
         codes = self._sample(entry, at).conversation.codes.reshape(steps, len(cameras), -1)
@@ -440,7 +434,6 @@ class VlaKind(base.DataKind):
             check_samples(info, reporter)
 
     def contents(self, config: VlaDataConfig, sample: VlaSample) -> Mapping[str, Any]:
-        del config
         conversation = sample.conversation
         return {
             "images": sample.images,
@@ -450,11 +443,9 @@ class VlaKind(base.DataKind):
         }
 
     def reader(self, config: VlaDataConfig, info: VlaInfo) -> VlaReader:
-        del config
         return VlaReader(info)
 
     def make_assets(self, config: VlaDataConfig, info: VlaInfo) -> VlaAssets:
-        del config
         first = info.first
         return VlaAssets(
             first.sizes, first.shape, first.fps, first.fast, first.profile, first.codes_digest
@@ -462,7 +453,6 @@ class VlaKind(base.DataKind):
 
     def save_assets(self, config: VlaDataConfig, info: VlaInfo, folder: Path) -> None:
         """Writes the action tokenizer, if there is one, and the profile to fast/."""
-        del config
         write_profile(folder / FAST_NAME / PROFILE_NAME, info.first.profile)
         if info.first.fast is not None:
             write_fast(folder / FAST_NAME, info.first.fast)
@@ -484,7 +474,6 @@ class VlaKind(base.DataKind):
     def pairs(
         self, config: VlaDataConfig, assets: VlaAssets, location: str, options: base.PairOptions
     ) -> VlaPairs:
-        """Returns pairs of observation and target; see `DataKind`."""
         del options  # every sample has all that the policy sees
         return VlaPairs(config, assets, location)
 

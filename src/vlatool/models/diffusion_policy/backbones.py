@@ -88,7 +88,6 @@ class ClipBackbone(nn.Module):
         rng: Rng | None = None,
     ) -> Tensor:
         """Tokens [B, M, C]."""
-        del rng
         pixels = self._prepared(images.flatten(0, 1), (self.img_size, self.img_size))
         tokens = self._model.encode_images(pixels).unflatten(0, images.shape[:2])
         if image_mask is not None:
@@ -224,7 +223,6 @@ class VlmBackbone(nn.Module):
         rng: Rng | None = None,
     ) -> Tensor:
         """Tokens [B, 1, C]; padded images are black."""
-        del rng
         if image_mask is not None:
             images = images * image_mask[..., None, None, None]
         base = self._network.model
@@ -452,7 +450,6 @@ class TextBackbone(nn.Module):
         rng: Rng | None = None,
     ) -> Tensor:
         """Tokens [B, 0 or 1, C]."""
-        del images, image_mask, rng
         if self.text is None:
             return torch.zeros(len(text), 0, self.width, device=text.device)
         return self.text(text)[:, None]
@@ -487,7 +484,6 @@ class KeypointBackbone(nn.Module):
         rng: Rng | None = None,
     ) -> Tensor:
         """Tokens [B, (1 +) N, C]."""
-        del rng
         batch, count = images.shape[:2]
         pixels = _unit_range(images).unflatten(1, (-1, self.num_cameras))
         sentence = None if self.text_encoder is None else self.text_encoder(text)

@@ -124,7 +124,6 @@ def _bytes(
     most: int | None,
     folder: Path | None,
 ) -> TextTokenizer:
-    del folder
     text = section.text_encoder
     length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
     return ByteTokenizer(min(length, most or length))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.config.base import ConfigModel, derivation_rules, derived_field, option
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import pretrained
@@ -101,24 +101,22 @@ Derived = tuple[Any, dict[str, str]]
 class NetworkConfig(ConfigModel):
     """A network with optional initial weights, which may be frozen."""
 
-    resume_from_checkpoint: str | None = Field(
-        default=None, description="Checkpoint with the initial weights; null: none."
+    resume_from_checkpoint: str | None = option(
+        None, "Checkpoint with the initial weights; null: none."
     )
-    resume_weights_only: bool = Field(
-        default=False, description="Load only the weights and start a new run with them."
+    resume_weights_only: bool = option(
+        False, "Load only the weights and start a new run with them."
     )
-    freeze: bool = Field(default=False, description="Do not train the weights of this network.")
+    freeze: bool = option(False, "Do not train the weights of this network.")
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
         """Derives keys from the data or a base model; returns the section and the rule of
         each key.
         """
-        del data
         return self, {}
 
     def restore_base_config(self, before: ConfigModel) -> Self:
         """The section with the derived keys of an earlier section with the same base model."""
-        del before
         return self
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
@@ -135,9 +133,7 @@ class NetworkConfig(ConfigModel):
 class BaseModelConfig(NetworkConfig):
     """A network with the architecture of a base model."""
 
-    hf_pretrained: str = Field(
-        default="", description="Base model: owner/name on the hub, or a folder of any scheme."
-    )
+    hf_pretrained: str = option("", "Base model: owner/name on the hub, or a folder of any scheme.")
     revision: str | None = derived_field(
         "commit of hf_pretrained on its hub",
         "Commit of a base model on the hub.",
@@ -233,11 +229,9 @@ NormType = Literal[
 class ByteTextConfig(ConfigModel):
     """A small text encoder on bytes, trained from scratch."""
 
-    type: Literal["bytes"] = Field(default="bytes", description="Type of text encoder.")
-    hidden_dim: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Token width.")
-    max_length: int = Field(
-        default=128, ge=1, le=MAX_WIDTH, description="Maximum length of an instruction in bytes."
-    )
+    type: Literal["bytes"] = option("bytes", "Type of text encoder.")
+    hidden_dim: int = option(64, "Token width.", ge=1, le=MAX_WIDTH)
+    max_length: int = option(128, "Maximum length of an instruction in bytes.", ge=1, le=MAX_WIDTH)
 
 
 class ViTBackboneConfig(NetworkConfig):
@@ -255,28 +249,23 @@ class ViTBackboneConfig(NetworkConfig):
         ),
     }
 
-    type: Literal["vit_backbone"] = Field(default="vit_backbone", description="Type of backbone.")
-    hidden_dim: int = Field(
-        default=768, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
+    type: Literal["vit_backbone"] = option("vit_backbone", "Type of backbone.")
+    hidden_dim: int = option(768, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)
+    inter_dim: int = option(3072, "Hidden width of the MLP.", ge=1, le=MAX_WIDTH)
+    patch_size: int = option(16, "Side of a patch in pixels.", ge=1, le=MAX_SIDE)
+    img_size: int = option(
+        384, "Side of the input images in pixels; other sizes are resized.", ge=1, le=MAX_SIDE
     )
-    inter_dim: int = Field(default=3072, ge=1, le=MAX_WIDTH, description="Hidden width of the MLP.")
-    patch_size: int = Field(default=16, ge=1, le=MAX_SIDE, description="Side of a patch in pixels.")
-    img_size: int = Field(
-        default=384,
-        ge=1,
-        le=MAX_SIDE,
-        description="Side of the input images in pixels; other sizes are resized.",
+    n_heads: int = option(12, "Attention heads.", ge=1)
+    n_layers: int = option(12, "Number of blocks.", ge=0, le=MAX_LAYERS)
+    ln_eps: float = option(1e-6, "Epsilon of the layer norms.", gt=0)
+    dropout: float = option(0.0, "Dropout in the blocks.", ge=0, lt=1)
+    cls_flag: bool = option(False, "Add a class token.")
+    projector_pixel_shuffle_factor: int = option(
+        1, "Patches per side that are merged into one token.", ge=1
     )
-    n_heads: int = Field(default=12, ge=1, description="Attention heads.")
-    n_layers: int = Field(default=12, ge=0, le=MAX_LAYERS, description="Number of blocks.")
-    ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
-    cls_flag: bool = Field(default=False, description="Add a class token.")
-    projector_pixel_shuffle_factor: int = Field(
-        default=1, ge=1, description="Patches per side that are merged into one token."
-    )
-    text_encoder: ByteTextConfig | None = Field(
-        default=None, description="Text encoder; null: ignore language, as published."
+    text_encoder: ByteTextConfig | None = option(
+        None, "Text encoder; null: ignore language, as published."
     )
 
     @model_validator(mode="after")
@@ -294,22 +283,13 @@ _Channels = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 class KeypointBackboneConfig(NetworkConfig):
     """Convolutions with a spatial softmax; one token of keypoints per image."""
 
-    type: Literal["keypoint_backbone"] = Field(
-        default="keypoint_backbone", description="Type of backbone."
-    )
-    hidden_dim: int = Field(
-        default=128, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
-    )
-    channels: tuple[_Channels, _Channels] = Field(
-        default=(32, 64), description="Channels of the first two layers."
-    )
-    num_keypoints: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Keypoints per image.")
-    group_norm: bool = Field(
-        default=False, description="Group norms after the first two convolutions."
-    )
-    text_encoder: ByteTextConfig | None = Field(
-        default=ByteTextConfig(),
-        description="Text encoder that conditions the convolutions; null: ignore language.",
+    type: Literal["keypoint_backbone"] = option("keypoint_backbone", "Type of backbone.")
+    hidden_dim: int = option(128, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)
+    channels: tuple[_Channels, _Channels] = option((32, 64), "Channels of the first two layers.")
+    num_keypoints: int = option(64, "Keypoints per image.", ge=1, le=MAX_WIDTH)
+    group_norm: bool = option(False, "Group norms after the first two convolutions.")
+    text_encoder: ByteTextConfig | None = option(
+        ByteTextConfig(), "Text encoder that conditions the convolutions; null: ignore language."
     )
     num_cameras: int | None = derived_field(
         "number of data.camera_names",
@@ -332,36 +312,26 @@ class KeypointBackboneConfig(NetworkConfig):
 class TextBackboneConfig(NetworkConfig):
     """No images: one token of the instruction, if it is encoded."""
 
-    type: Literal["text_backbone"] = Field(default="text_backbone", description="Type of backbone.")
-    hidden_dim: int = Field(
-        default=128, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
-    )
-    text_encoder: ByteTextConfig | None = Field(
-        default=None, description="Text encoder; null: ignore language."
-    )
+    type: Literal["text_backbone"] = option("text_backbone", "Type of backbone.")
+    hidden_dim: int = option(128, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)
+    text_encoder: ByteTextConfig | None = option(None, "Text encoder; null: ignore language.")
 
 
 class ClipBackboneConfig(BaseBackboneConfig):
     """CLIP; one token for the instruction, one per image."""
 
-    type: Literal["clip_backbone", "clip_hf"] = Field(
-        default="clip_backbone", description="Type of backbone."
-    )
-    hf_pretrained: str = Field(
-        default="openai/clip-vit-base-patch32",
+    type: Literal["clip_backbone", "clip_hf"] = option("clip_backbone", "Type of backbone.")
+    hf_pretrained: str = option(
+        "openai/clip-vit-base-patch32",
+        "Base model: owner/name on the hub, or a folder of any scheme.",
         min_length=1,
-        description="Base model: owner/name on the hub, or a folder of any scheme.",
     )
-    freeze_text_encoder: bool = Field(
-        default=False, description="Freeze the text tower, except its projection."
-    )
-    freeze_image_encoder: bool = Field(
-        default=False, description="Freeze the vision tower, except its projection."
-    )
-    disable_text: bool = Field(default=False, description="Ignore language.")
-    image_words: bool = Field(
-        default=False,
-        description="Write `<image> ` before the instruction once per image, as the published "
+    freeze_text_encoder: bool = option(False, "Freeze the text tower, except its projection.")
+    freeze_image_encoder: bool = option(False, "Freeze the vision tower, except its projection.")
+    disable_text: bool = option(False, "Ignore language.")
+    image_words: bool = option(
+        False,
+        "Write `<image> ` before the instruction once per image, as the published "
         "processor does; for weights that were trained this way.",
     )
 
@@ -378,12 +348,9 @@ class ClipBackboneConfig(BaseBackboneConfig):
 class VlmBackboneConfig(BaseBackboneConfig):
     """A vision-language model from the hub; one token per sample."""
 
-    type: Literal["vlm_backbone"] = Field(default="vlm_backbone", description="Type of backbone.")
-    num_vlm_layers_to_use: int = Field(
-        default=4,
-        ge=1,
-        le=MAX_LAYERS,
-        description="Number of last layers whose states are concatenated.",
+    type: Literal["vlm_backbone"] = option("vlm_backbone", "Type of backbone.")
+    num_vlm_layers_to_use: int = option(
+        4, "Number of last layers whose states are concatenated.", ge=1, le=MAX_LAYERS
     )
     image_size: int | None = derived_field(
         "config.json of hf_pretrained",
@@ -413,16 +380,11 @@ class FoundryBackboneConfig(NetworkConfig):
         ),
     }
 
-    type: Literal["vlm_foundry_backbone"] = Field(
-        default="vlm_foundry_backbone", description="Type of backbone."
+    type: Literal["vlm_foundry_backbone"] = option("vlm_foundry_backbone", "Type of backbone.")
+    num_vlm_layers_to_use: int = option(
+        4, "Number of last layers whose states are concatenated.", ge=1, le=MAX_LAYERS
     )
-    num_vlm_layers_to_use: int = Field(
-        default=4,
-        ge=1,
-        le=MAX_LAYERS,
-        description="Number of last layers whose states are concatenated.",
-    )
-    vlm_experiment_dir: str | None = Field(default=None, description="Run folder of the model.")
+    vlm_experiment_dir: str | None = option(None, "Run folder of the model.")
 
 
 class OpenClipConfig(NetworkConfig):
@@ -435,11 +397,11 @@ class OpenClipConfig(NetworkConfig):
         ),
     }
 
-    type: Literal["clip_openclip"] = Field(default="clip_openclip", description="Type of backbone.")
-    architecture: str | None = Field(default=None, description="Name of the architecture.")
-    pretrained_weights: str | None = Field(default=None, description="Name of the weights.")
-    freeze_text_encoder: bool = Field(default=False, description="Freeze the text tower.")
-    freeze_image_encoder: bool = Field(default=False, description="Freeze the vision tower.")
+    type: Literal["clip_openclip"] = option("clip_openclip", "Type of backbone.")
+    architecture: str | None = option(None, "Name of the architecture.")
+    pretrained_weights: str | None = option(None, "Name of the weights.")
+    freeze_text_encoder: bool = option(False, "Freeze the text tower.")
+    freeze_image_encoder: bool = option(False, "Freeze the vision tower.")
 
 
 Backbone = Annotated[
@@ -468,31 +430,25 @@ class TransformerConfig(NetworkConfig):
         "max_seq_len": "rotary embeddings are computed for any length",
     }
 
-    type: Literal["transformer"] = Field(default="transformer", description="Type of denoiser.")
-    hidden_dim: int = Field(default=96, ge=1, le=MAX_WIDTH, description="Token width.")
-    n_layers: int = Field(default=8, ge=1, le=MAX_LAYERS, description="Number of blocks.")
-    n_heads: int = Field(default=4, ge=1, description="Attention heads.")
-    ffn_type: Literal["swiglu", "gelu"] = Field(default="swiglu", description="Feed-forward layer.")
-    norm_type: NormType = Field(default="default_layer_norm", description="Norm layers.")
-    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the norms.")
-    qk_norm: bool = Field(default=False, description="Norms on queries and keys.")
-    positional_embedding_type: Literal["rotary", "rotary_float32", "none"] = Field(
-        default="rotary",
-        description="Position embedding; both rotary types compute in float32.",
+    type: Literal["transformer"] = option("transformer", "Type of denoiser.")
+    hidden_dim: int = option(96, "Token width.", ge=1, le=MAX_WIDTH)
+    n_layers: int = option(8, "Number of blocks.", ge=1, le=MAX_LAYERS)
+    n_heads: int = option(4, "Attention heads.", ge=1)
+    ffn_type: Literal["swiglu", "gelu"] = option("swiglu", "Feed-forward layer.")
+    norm_type: NormType = option("default_layer_norm", "Norm layers.")
+    norm_eps: float = option(1e-5, "Epsilon of the norms.", gt=0)
+    qk_norm: bool = option(False, "Norms on queries and keys.")
+    positional_embedding_type: Literal["rotary", "rotary_float32", "none"] = option(
+        "rotary", "Position embedding; both rotary types compute in float32."
     )
-    post_embed_norm: bool = Field(default=False, description="Norm on the input tokens.")
-    is_causal: bool = Field(default=True, description="Use causal attention.")
-    vocab_size: int = Field(
-        default=50432,
-        ge=0,
-        le=MAX_ROWS,
-        description="Rows of the unused token embedding in published files.",
+    post_embed_norm: bool = option(False, "Norm on the input tokens.")
+    is_causal: bool = option(True, "Use causal attention.")
+    vocab_size: int = option(
+        50432, "Rows of the unused token embedding in published files.", ge=0, le=MAX_ROWS
     )
-    weight_tying: bool = Field(
-        default=False, description="Tie embedding and head in published files."
-    )
-    attn_name: Literal["torch_attn", "auto"] = Field(
-        default="torch_attn", description="Attention kernel; torch selects it."
+    weight_tying: bool = option(False, "Tie embedding and head in published files.")
+    attn_name: Literal["torch_attn", "auto"] = option(
+        "torch_attn", "Attention kernel; torch selects it."
     )
 
     @property
@@ -509,9 +465,7 @@ class TransformerConfig(NetworkConfig):
 class CausalLMConfig(BaseModelConfig):
     """A causal language model from the hub as denoiser, without token embedding and head."""
 
-    type: Literal["transformer_hf"] = Field(
-        default="transformer_hf", description="Type of denoiser."
-    )
+    type: Literal["transformer_hf"] = option("transformer_hf", "Type of denoiser.")
 
     @property
     def width(self) -> int:
@@ -519,7 +473,6 @@ class CausalLMConfig(BaseModelConfig):
         return pretrained.text_width(self.architecture or {})
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        del data
         if self.architecture is not None:
             return self, {}
         folder = self.base
@@ -537,53 +490,43 @@ DenoiserSection = Annotated[TransformerConfig | CausalLMConfig, Field(discrimina
 class NoiseConfig(NetworkConfig):
     """Forward process that adds noise to actions."""
 
-    type: Literal["noise_scheduler"] = Field(
-        default="noise_scheduler", description="Type of scheduler."
-    )
-    num_timesteps: int = Field(
-        default=1000, ge=1, le=MAX_WIDTH, description="Number of noise levels."
-    )
-    clamp_range: tuple[float, float] | None = Field(
-        default=(-1.5, 1.5),
-        description="Limits of the noised actions (flow matching) or of the denoised actions "
+    type: Literal["noise_scheduler"] = option("noise_scheduler", "Type of scheduler.")
+    num_timesteps: int = option(1000, "Number of noise levels.", ge=1, le=MAX_WIDTH)
+    clamp_range: tuple[float, float] | None = option(
+        (-1.5, 1.5),
+        "Limits of the noised actions (flow matching) or of the denoised actions "
         "(diffusion); null: none.",
     )
-    beta_schedule: Literal["linear", "cosine"] = Field(
-        default="linear", description="Beta schedule of diffusion; cosine ignores both betas."
+    beta_schedule: Literal["linear", "cosine"] = option(
+        "linear", "Beta schedule of diffusion; cosine ignores both betas."
     )
-    beta_start: float = Field(
-        default=1e-4, gt=0, lt=1, description="Beta of the first step of diffusion."
-    )
-    beta_end: float = Field(
-        default=0.02, gt=0, lt=1, description="Beta of the last step of diffusion."
-    )
+    beta_start: float = option(1e-4, "Beta of the first step of diffusion.", gt=0, lt=1)
+    beta_end: float = option(0.02, "Beta of the last step of diffusion.", gt=0, lt=1)
 
 
 class EulerConfig(ConfigModel):
     """Euler solver for flow matching, one evaluation per step."""
 
-    type: Literal["euler"] = Field(default="euler", description="Type of solver.")
+    type: Literal["euler"] = option("euler", "Type of solver.")
 
 
 class HeunConfig(ConfigModel):
     """Heun solver for flow matching, second order; its two evaluations count as two steps."""
 
-    type: Literal["heun"] = Field(default="heun", description="Type of solver.")
+    type: Literal["heun"] = option("heun", "Type of solver.")
 
 
 class DdimConfig(ConfigModel):
     """DDIM solver for diffusion, any number of steps."""
 
-    type: Literal["ddim"] = Field(default="ddim", description="Type of solver.")
-    eta: float = Field(
-        default=0.0, ge=0, le=1, description="Noise added per step, as a fraction of that of DDPM."
-    )
+    type: Literal["ddim"] = option("ddim", "Type of solver.")
+    eta: float = option(0.0, "Noise added per step, as a fraction of that of DDPM.", ge=0, le=1)
 
 
 class DdpmConfig(ConfigModel):
     """DDPM solver for diffusion, which adds noise at every step."""
 
-    type: Literal["ddpm"] = Field(default="ddpm", description="Type of solver.")
+    type: Literal["ddpm"] = option("ddpm", "Type of solver.")
 
 
 Solver = Annotated[EulerConfig | HeunConfig | DdimConfig | DdpmConfig, Field(discriminator="type")]
@@ -610,40 +553,34 @@ class DiffusionPolicyConfig(NetworkConfig):
 
     root_aliases: ClassVar[Mapping[str, str]] = {"resume_except": "init_except"}
 
-    type: Literal["diffusion_policy"] = Field(default="diffusion_policy", description="Model type.")
-    vision_language_backbone: Backbone = Field(
-        default=ClipBackboneConfig(), description="Encoder of images and language to tokens."
+    type: Literal["diffusion_policy"] = option("diffusion_policy", "Model type.")
+    vision_language_backbone: Backbone = option(
+        ClipBackboneConfig(), "Encoder of images and language to tokens."
     )
-    transformer: DenoiserSection = Field(default=TransformerConfig(), description="Denoiser.")
-    noise_scheduler: NoiseConfig = Field(default=NoiseConfig(), description="Forward process.")
-    use_flow_matching_scheduler: bool = Field(
-        default=True, description="Use flow matching; else diffusion (DDPM)."
+    transformer: DenoiserSection = option(TransformerConfig(), "Denoiser.")
+    noise_scheduler: NoiseConfig = option(NoiseConfig(), "Forward process.")
+    use_flow_matching_scheduler: bool = option(True, "Use flow matching; else diffusion (DDPM).")
+    use_diffusers_scheduler: bool = option(
+        False, "Use diffusion and ignore use_flow_matching_scheduler."
     )
-    use_diffusers_scheduler: bool = Field(
-        default=False, description="Use diffusion and ignore use_flow_matching_scheduler."
+    solver: Solver | None = option(
+        None, "Solver that samples actions; null: euler for flow matching, ddim for diffusion."
     )
-    solver: Solver | None = Field(
-        default=None,
-        description="Solver that samples actions; null: euler for flow matching, ddim for "
-        "diffusion.",
-    )
-    input_noise_std: float = Field(
-        default=0.0, ge=0, description="Std of noise on the inputs during training."
-    )
-    clean_padded_steps: bool = Field(
-        default=False,
-        description="Add no noise to steps outside the episode, as published; the policy then "
+    input_noise_std: float = option(0.0, "Std of noise on the inputs during training.", ge=0)
+    clean_padded_steps: bool = option(
+        False,
+        "Add no noise to steps outside the episode, as published; the policy then "
         "sees in its training inputs where an episode begins and ends.",
     )
-    diffusion_step_conditioning: Literal["concat", "add"] = Field(
-        default="concat", description="Append the noise level as a token, or add it to all tokens."
+    diffusion_step_conditioning: Literal["concat", "add"] = option(
+        "concat", "Append the noise level as a token, or add it to all tokens."
     )
-    num_action_head_repeats: int | None = Field(
-        default=None, ge=1, description="Noise draws per observation that share one encoding."
+    num_action_head_repeats: int | None = option(
+        None, "Noise draws per observation that share one encoding.", ge=1
     )
-    lr_factors: dict[PolicyModule, Annotated[float, Field(ge=0)]] = Field(
-        default={},
-        description="Network to a factor on the learning rate, such as vision_language_backbone: "
+    lr_factors: dict[PolicyModule, Annotated[float, Field(ge=0)]] = option(
+        {},
+        "Network to a factor on the learning rate, such as vision_language_backbone: "
         "0.1 for a pretrained backbone.",
     )
     action_dim: int | None = derived_field(

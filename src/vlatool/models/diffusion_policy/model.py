@@ -85,7 +85,6 @@ class Diffusion:
         return share.sqrt() * actions + (1 - share).sqrt() * noise
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
-        del actions
         return noise
 
 

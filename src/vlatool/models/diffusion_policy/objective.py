@@ -120,7 +120,6 @@ class DenoisingObjective(Objective):
         learns to detect the end of an episode from its inputs (measured: it carries the block to
         the bin and never opens the gripper).
         """
-        del optimizer
         batch_actions: Tensor = batch["actions"]
         actions = batch_actions.repeat_interleave(self._repeats, dim=0)
         mask: Tensor = batch["future_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
@@ -142,7 +141,6 @@ class DenoisingObjective(Objective):
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())
 
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Errors of sampled action chunks; see `Objective.chunk_errors`."""
         if self._units is None:
             return {}
         with true_float32(batch["actions"].device):

@@ -265,7 +265,6 @@ _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     """The tree with our keys; None if it has no key that only published files have."""
-    del below
     is_record = any(find(tree, ["distributed", key]) is not None for key in _PROCESS_KEYS)
     translated = tree
     for path, change in _CHANGES.items():

@@ -170,7 +170,6 @@ class DiffusionPolicyType(ModelType):
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo | None"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Derives dimensions, the number of cameras, and keys of base models."""
-        del info
         kind = config.vision_language_backbone.type
         if not data.cameras and kind != _WITHOUT_IMAGES:
             raise DataError(
@@ -247,7 +246,6 @@ class DiffusionPolicyType(ModelType):
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
         """Squared error of the prediction, and errors of sampled chunks."""
-        del parts
         from vlatool.loading.robotics.statistics import Normalizer
         from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
         from vlatool.models.policy import ActionUnits
@@ -266,7 +264,6 @@ class DiffusionPolicyType(ModelType):
         *,
         training: bool,
     ) -> "PolicyBatcher":
-        del training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 
         return PolicyBatcher(config, data, assets.normalizer, folder)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field
+from vlatool.config.base import ConfigModel, derived_field, option
 from vlatool.models.base import MAX_WIDTH
 from vlatool.models.future_vla.published_command import WITHOUT_EFFECT
 from vlatool.models.future_vla.token_ids import TokenIds
@@ -24,9 +24,9 @@ Steps = tuple[int, int, int]
 class SegmentWeights(ConfigModel):
     """Weights of a token in the loss, by the segment of the answer that it is in."""
 
-    text: float = Field(default=1.0, ge=0, description="Weight of text, the end included.")
-    action: float = Field(default=1.0, ge=0, description="Weight of action ids and markers.")
-    future: float = Field(default=1.0, ge=0, description="Weight of codes and markers.")
+    text: float = option(1.0, "Weight of text, the end included.", ge=0)
+    action: float = option(1.0, "Weight of action ids and markers.", ge=0)
+    future: float = option(1.0, "Weight of codes and markers.", ge=0)
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
@@ -38,22 +38,21 @@ class SegmentWeights(ConfigModel):
 class LoraConfig(ConfigModel):
     """Adapters of low rank beside the linear layers of the language model."""
 
-    rank: int = Field(
-        default=0,
+    rank: int = option(
+        0,
+        "Rank of the adapters, which are trained in place of the language model; 0: none.",
         ge=0,
         le=MAX_WIDTH,
-        description="Rank of the adapters, which are trained in place of the language model; 0: "
-        "none.",
     )
-    alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters times their rank.")
+    alpha: float = option(32.0, "Scale of the adapters times their rank.", gt=0)
 
 
 class NumberDigests(ConfigModel):
     """Digests of what gives the numbers in samples their meaning; empty: unknown."""
 
-    codes: str = Field(default="", description="Visual tokenizer of the codes.")
-    actions: str = Field(default="", description="Action tokenizer of the action ids.")
-    profile: str = Field(default="", description="Normalization of the actions.")
+    codes: str = option("", "Visual tokenizer of the codes.")
+    actions: str = option("", "Action tokenizer of the action ids.")
+    profile: str = option("", "Normalization of the actions.")
 
 
 class FutureVlaConfig(ConfigModel):
@@ -63,7 +62,7 @@ class FutureVlaConfig(ConfigModel):
     root_aliases: ClassVar[Mapping[str, str]] = {"path": "init_from"}
     ignored: ClassVar[Mapping[str, str]] = WITHOUT_EFFECT
 
-    type: Literal["future_vla"] = Field(default="future_vla", description="Model type.")
+    type: Literal["future_vla"] = option("future_vla", "Model type.")
     qwen: dict[str, Any] | None = derived_field(
         "config.json of the weights to start from", "Architecture of Qwen3-VL."
     )
@@ -82,43 +81,38 @@ class FutureVlaConfig(ConfigModel):
         "What codes and action ids stand for.",
         default=NumberDigests(),
     )
-    max_length: int | None = Field(
-        default=None,
+    max_length: int | None = option(
+        None,
+        "Largest number of tokens of a sample; null: the positions of the language model.",
         ge=1,
-        description="Largest number of tokens of a sample; null: the positions of the language "
-        "model.",
     )
-    views: int = Field(default=2, ge=1, le=64, description="Number of cameras.")
-    compress: Steps = Field(
-        default=(8, 6, 2),
-        description="Number of past steps with a quarter, half, and full side of the grid of "
+    views: int = option(2, "Number of cameras.", ge=1, le=64)
+    compress: Steps = option(
+        (8, 6, 2),
+        "Number of past steps with a quarter, half, and full side of the grid of "
         "patches, oldest first.",
     )
-    conv_width: int = Field(
-        default=1280,
+    conv_width: int = option(
+        1280,
+        "Channels between the convolutions that compress the oldest images.",
         ge=1,
         le=MAX_WIDTH,
-        description="Channels between the convolutions that compress the oldest images.",
     )
-    patch_order: PatchOrder = Field(
-        default="raster",
-        description="Order of the patches of an image; raster: rows, as in the published weights, "
+    patch_order: PatchOrder = option(
+        "raster",
+        "Order of the patches of an image; raster: rows, as in the published weights, "
         "which fuses strips of 1 x 4 patches; block: squares of 2 x 2, as Qwen3-VL expects.",
     )
-    freeze_dino: bool = Field(default=True, description="Do not train DINOv3.")
-    freeze_vision: bool = Field(
-        default=False,
-        description="Do not train the vision transformer and the convolutions before it.",
+    freeze_dino: bool = option(True, "Do not train DINOv3.")
+    freeze_vision: bool = option(
+        False, "Do not train the vision transformer and the convolutions before it."
     )
-    freeze_mergers: bool = Field(
-        default=False,
-        description="Do not train the layers between vision and language, those of deepstack too.",
+    freeze_mergers: bool = option(
+        False, "Do not train the layers between vision and language, those of deepstack too."
     )
-    freeze_language: bool = Field(default=False, description="Do not train the language model.")
-    lora: LoraConfig = Field(default=LoraConfig(), description="Adapters of low rank.")
-    segment_weights: SegmentWeights = Field(
-        default=SegmentWeights(), description="Weights of tokens in the loss."
-    )
+    freeze_language: bool = option(False, "Do not train the language model.")
+    lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
+    segment_weights: SegmentWeights = option(SegmentWeights(), "Weights of tokens in the loss.")
 
     @property
     def length_limit(self) -> int:

@@ -367,7 +367,6 @@ class AnswerObjective(Objective):
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The weighted sum over labelled tokens; the count is the sum of their weights."""
-        del optimizer
         inputs = {name: batch[name] for name in _INPUTS if name in batch}
         losses, hits = ctx.parts["model"].answer_losses(**inputs, labels=batch["labels"])
         segments = batch["segments"][:, 1:][batch["labels"][:, 1:] != NO_LABEL].long()
@@ -383,7 +382,6 @@ class AnswerObjective(Objective):
         )
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        del phase, count
         rows = (sums[name].tolist() for name in ("loss", "hits", "count"))
         metrics: dict[str, float] = {}
         for name, loss, hits, number in zip(SEGMENTS.values(), *rows, strict=True):

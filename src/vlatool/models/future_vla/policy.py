@@ -374,12 +374,9 @@ class FutureVlaPolicy(Policy):
         self._tokenizer: VisualTokenizer | None = None
 
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
-        """Returns chunks of commands, float64 [B, T, A]; see `models.policy.Policy`."""
         return dict(self.decide(observations, seeds=seeds).actions)
 
     def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
-        """Returns the result of `act` and the number of tokens; see `Policy.decide`."""
-        del seeds
         prompts, images = self._inputs(observations)
         ids = self._action_ids(prompts, images)
         chunks, _ = self._fast.decode(ids, self.horizon, self._shape.action_width)
@@ -388,7 +385,6 @@ class FutureVlaPolicy(Policy):
         return Decision({self._shape.action_field: actions}, tokens)
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
-        """Returns the policy with the tokenizer of its codes; see `Policy`."""
         sizes = self._encoder.tokens.sizes
         own = tokenizer.codes_per_image, tokenizer.codebook_size
         is_other = self._codes_digest not in ("", tokenizer.digest)
@@ -406,7 +402,6 @@ class FutureVlaPolicy(Policy):
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> dict[str, Array]:
         """Returns the codes of the steps after the current one by camera, int64 [B, F, K]."""
-        del seeds
         prompts, images = self._inputs(observations)
         with torch.no_grad(), true_float32(self._device):
             ids = self._decoder.actions(prompts, images)

@@ -66,7 +66,6 @@ _ALL_PARAMETERS = (".*", ".+", "")
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     """Converts the options of a published command; None if there are none."""
-    del below
     if not isinstance(tree.value, dict):
         return None
     published = {
@@ -115,7 +114,6 @@ def _train_type(name: Any) -> Mapping[str, Any]:
 
 
 def _all_trained(pattern: Any) -> Mapping[str, Any]:
-    del pattern
     return dict.fromkeys(_FREEZE.values(), False)
 
 

@@ -30,7 +30,6 @@ class QwenLayout(Layout):
     """Folders in the layout of Qwen3-VL, composed or exported."""
 
     def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        del tree, reporter
         from vlatool.models.future_vla.weights import prepare_export
 
         return prepare_export(trained)
@@ -50,7 +49,6 @@ class QwenLayout(Layout):
         from vlatool.models.future_vla.model import build_network
         from vlatool.models.future_vla.weights import load_stored
 
-        del path
         folder = files.weights.parent
         config = self.section(files)
         with torch.device("meta"):
@@ -107,7 +105,6 @@ class FutureVlaType(ModelType):
         self, config: FutureVlaConfig, data: Any, info: Any
     ) -> tuple[FutureVlaConfig, dict[str, str]]:
         """Fills in the map to token ids, and checks that the data fit the weights."""
-        del info
         from vlatool.models.future_vla.fit import fit_to_data
 
         architecture = derivation_rules(config, ("qwen", "dino", "special_ids"))
@@ -128,7 +125,6 @@ class FutureVlaType(ModelType):
         *,
         training: bool,
     ) -> "VlaBatcher":
-        del assets, training
         from vlatool.models.future_vla.batch import VlaBatcher
         from vlatool.models.future_vla.fit import encoder_of
 
@@ -207,7 +203,6 @@ class FutureVlaType(ModelType):
         before: Any = None,
         source: Path | None = None,
     ) -> None:
-        del config
         if isinstance(before, FutureVlaConfig) and source is not None:
             present = file_names(source)
             for name in published.ASSETS:
@@ -226,7 +221,6 @@ class FutureVlaType(ModelType):
         return files
 
     def violations(self, config: FutureVlaConfig, data: Any) -> Iterator[Violation]:
-        del data
         keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
         if all(getattr(config, key) for key in keys) and not config.lora.rank:
             names = tuple(f"model.{key}" for key in keys)
@@ -235,7 +229,6 @@ class FutureVlaType(ModelType):
     def objective(
         self, config: FutureVlaConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
-        del data, info, parts
         from vlatool.models.future_vla.model import AnswerObjective
 
         return AnswerObjective(config.segment_weights)

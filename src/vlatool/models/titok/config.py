@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field
+from vlatool.config.base import ConfigModel, derived_field, option
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 from vlatool.models.vqgan import config
 
@@ -20,9 +20,9 @@ SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 class VitConfig(ConfigModel):
     """A vision transformer; its MLP width is 4 times `hidden_dim`."""
 
-    hidden_dim: int = Field(default=1024, ge=1, le=MAX_WIDTH, description="Width.")
-    n_layers: int = Field(default=24, ge=1, le=MAX_LAYERS, description="Number of blocks.")
-    n_heads: int = Field(default=16, ge=1, description="Number of attention heads.")
+    hidden_dim: int = option(1024, "Width.", ge=1, le=MAX_WIDTH)
+    n_layers: int = option(24, "Number of blocks.", ge=1, le=MAX_LAYERS)
+    n_heads: int = option(16, "Number of attention heads.", ge=1)
 
     @classmethod
     def of(cls, size: str) -> "VitConfig":
@@ -46,18 +46,16 @@ class VitConfig(ConfigModel):
 class VqConfig(ConfigModel):
     """Discrete tokens: the codes of a codebook."""
 
-    type: Literal["vq"] = Field(default="vq", description="Type of bottleneck.")
-    codebook_size: int = Field(default=4096, ge=2, le=MAX_ROWS, description="Number of codes.")
-    token_size: int = Field(default=12, ge=1, le=MAX_WIDTH, description="Width of a code.")
-    use_l2_norm: bool = Field(
-        default=True, description="Normalize vectors and codes to unit length."
-    )
-    commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
-    entropy_weight: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of the entropy penalty, which prevents the collapse of the codebook of "
+    type: Literal["vq"] = option("vq", "Type of bottleneck.")
+    codebook_size: int = option(4096, "Number of codes.", ge=2, le=MAX_ROWS)
+    token_size: int = option(12, "Width of a code.", ge=1, le=MAX_WIDTH)
+    use_l2_norm: bool = option(True, "Normalize vectors and codes to unit length.")
+    commitment_cost: float = option(0.25, "Weight of the commitment loss.", ge=0)
+    entropy_weight: float = option(
+        0.0,
+        "Weight of the entropy penalty, which prevents the collapse of the codebook of "
         "small models; the published models use 0.",
+        ge=0,
     )
     revive_after: int = config.revive_after_field()
 
@@ -65,8 +63,8 @@ class VqConfig(ConfigModel):
 class KlConfig(ConfigModel):
     """Continuous tokens with a KL divergence to the normal distribution."""
 
-    type: Literal["kl"] = Field(default="kl", description="Type of bottleneck.")
-    token_size: int = Field(default=16, ge=1, le=MAX_WIDTH, description="Width of a token.")
+    type: Literal["kl"] = option("kl", "Type of bottleneck.")
+    token_size: int = option(16, "Width of a token.", ge=1, le=MAX_WIDTH)
 
 
 Bottleneck = Annotated[VqConfig | KlConfig, Field(discriminator="type")]
@@ -80,60 +78,56 @@ class TitokConfig(ConfigModel):
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher", "cache_teacher_ids"})
     root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
 
-    type: Literal["titok"] = Field(default="titok", description="Model type.")
-    stage: Literal[1, 2] = Field(
-        default=1,
-        description="1: train the tokens; 2: freeze encoder and codes of stage 1, and train the "
+    type: Literal["titok"] = option("titok", "Model type.")
+    stage: Literal[1, 2] = option(
+        1,
+        "1: train the tokens; 2: freeze encoder and codes of stage 1, and train the "
         "decoder to produce pixels.",
     )
     image_size: int | None = derived_field(
         "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1, le=MAX_SIDE
     )
-    patch_size: int = Field(default=16, ge=1, le=MAX_SIDE, description="Side of a patch in pixels.")
-    num_latent_tokens: int = Field(
-        default=32, ge=1, le=MAX_WIDTH, description="Number of tokens per image."
+    patch_size: int = option(16, "Side of a patch in pixels.", ge=1, le=MAX_SIDE)
+    num_latent_tokens: int = option(32, "Number of tokens per image.", ge=1, le=MAX_WIDTH)
+    encoder: VitConfig = option(
+        VitConfig(), "Transformer of the encoder: small, base, large, or explicit sizes."
     )
-    encoder: VitConfig = Field(
-        default=VitConfig(),
-        description="Transformer of the encoder: small, base, large, or explicit sizes.",
+    decoder: VitConfig = option(
+        VitConfig(), "Transformer of the decoder: small, base, large, or explicit sizes."
     )
-    decoder: VitConfig = Field(
-        default=VitConfig(),
-        description="Transformer of the decoder: small, base, large, or explicit sizes.",
+    quantizer: Bottleneck = option(
+        VqConfig(), "Bottleneck: discrete (vq) or continuous (kl) tokens."
     )
-    quantizer: Bottleneck = Field(
-        default=VqConfig(), description="Bottleneck: discrete (vq) or continuous (kl) tokens."
-    )
-    latent_layout: Literal["legacy", "aligned"] = Field(
-        default="legacy",
-        description="legacy: each code depends on a slice of every latent token, as in the "
+    latent_layout: Literal["legacy", "aligned"] = option(
+        "legacy",
+        "legacy: each code depends on a slice of every latent token, as in the "
         "published two-stage models; aligned: each code depends on one latent token.",
     )
-    decoder_head: Literal["proxy", "pixel"] = Field(
-        default="proxy",
-        description="Output of the decoder; proxy: codes of the teacher, which stage 2 decodes to "
+    decoder_head: Literal["proxy", "pixel"] = option(
+        "proxy",
+        "Output of the decoder; proxy: codes of the teacher, which stage 2 decodes to "
         "pixels; pixel: pixels.",
     )
-    teacher: str | None = Field(
-        default=None,
-        description="VQGAN for the target codes and the initial pixel decoder of stage 2: a vqgan "
+    teacher: str | None = option(
+        None,
+        "VQGAN for the target codes and the initial pixel decoder of stage 2: a vqgan "
         "run, or the published file.",
     )
-    teacher_precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Precision of the teacher."
+    teacher_precision: Literal["float32", "bfloat16"] = option(
+        "float32", "Precision of the teacher."
     )
-    cache_teacher_ids: bool = Field(
-        default=False,
-        description="Cache the teacher codes of each image in memory, 2 bytes per patch, in "
+    cache_teacher_ids: bool = option(
+        False,
+        "Cache the teacher codes of each image in memory, 2 bytes per patch, in "
         "every process; useful without random crops and flips.",
     )
-    vqgan: config.VqganNetworkConfig = Field(
-        default=config.VqganNetworkConfig(),
-        description="Sizes of the teacher; if the teacher is a run, they are read from it.",
+    vqgan: config.VqganNetworkConfig = option(
+        config.VqganNetworkConfig(),
+        "Sizes of the teacher; if the teacher is a run, they are read from it.",
     )
-    losses: config.PixelLossConfig = Field(default=config.PixelLossConfig(), description="Losses.")
-    codebook_alarm: config.CodebookAlarmConfig = Field(
-        default=config.CodebookAlarmConfig(), description="Detection of a collapsed codebook."
+    losses: config.PixelLossConfig = option(config.PixelLossConfig(), "Losses.")
+    codebook_alarm: config.CodebookAlarmConfig = option(
+        config.CodebookAlarmConfig(), "Detection of a collapsed codebook."
     )
 
     @property

@@ -72,7 +72,6 @@ class CodesObjective(Objective):
         return objective.assignment_sums(batch, ctx) if self._has_entropy else {}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        del optimizer
         output: TitokOutput = ctx.parts["model"](
             batch["pixels"], None, *objective.mean_assignment(batch)
         )
@@ -105,13 +104,11 @@ class CodesObjective(Objective):
         return Loss(total, count, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        del optimizer
         self._revival.update(sums, ok)
         self._foreground.update(sums, ok)
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the loss terms, and metrics of the codebook."""
-        del phase
         return objective.mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:

@@ -365,7 +365,6 @@ def _rules(*, is_new_model: bool) -> tuple[_Rule, ...]:
 
 def _kinds(lookup: Lookup) -> Mapping[str, Any]:
     """Types of model and data; the published reader samples shards with replacement, endlessly."""
-    del lookup
     return {"model.type": "titok", "data.type": "images", "data.allow_multiple_epochs": True}
 
 

@@ -32,7 +32,6 @@ class TitokLayout(Layout):
     """A configuration and a file of weights, or the file alone."""
 
     def write(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
-        del tree
         from vlatool.models.titok.weights import prepare_export
 
         return prepare_export(trained, reporter)
@@ -64,7 +63,6 @@ class TitokType(ModelType):
         self, config: TitokConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[TitokConfig, dict[str, str]]:
         """Fills in image size, perceptual loss, and sizes of a teacher that is a run."""
-        del info
         check_required_weights(config, needs_init=False)
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         if config.predicts_pixels:
@@ -130,7 +128,6 @@ class TitokType(ModelType):
         self, config: TitokConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
         """Returns the objective: teacher codes (proxy, stage 1) or pixels."""
-        del data, info
         from vlatool.models.titok.objective import make_objective
 
         return make_objective(config, parts)
@@ -138,14 +135,12 @@ class TitokType(ModelType):
     def batcher(
         self, config: TitokConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
         assert config.image_size is not None
         return ImageBatcher(config.image_size, has_digests=config.cache_teacher_ids)
 
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
-        del data
         from vlatool.models.images import example_images
 
         assert config.image_size is not None
@@ -166,7 +161,6 @@ class TitokType(ModelType):
     def tokenizer(
         self, config: TitokConfig, parts: Mapping[str, "nn.Module"], assets: Any
     ) -> "TitokTokenizer":
-        del assets
         from vlatool.models.titok.model import TitokTokenizer
 
         network: Any = parts["model"]

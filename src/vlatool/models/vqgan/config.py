@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.config.base import ConfigModel, derivation_rules, derived_field, option
 from vlatool.errors import UsageError
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 
@@ -28,22 +28,18 @@ WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)
 class VqganNetworkConfig(ConfigModel):
     """A convolutional autoencoder with a codebook; the defaults are those of the published one."""
 
-    hidden_channels: int = Field(
-        default=128, ge=1, le=MAX_WIDTH, description="Channels of the first level."
-    )
-    channel_mult: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = Field(
-        default=(1, 1, 2, 2, 4),
+    hidden_channels: int = option(128, "Channels of the first level.", ge=1, le=MAX_WIDTH)
+    channel_mult: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = option(
+        (1, 1, 2, 2, 4),
+        "Channels of each level as multiples of hidden_channels; each level but the "
+        "first halves the resolution.",
         min_length=1,
         max_length=MAX_LEVELS,
-        description="Channels of each level as multiples of hidden_channels; each level but the "
-        "first halves the resolution.",
     )
-    num_res_blocks: int = Field(
-        default=2, ge=1, le=MAX_LAYERS // MAX_LEVELS, description="Residual blocks per level."
-    )
-    z_channels: int = Field(default=256, ge=1, le=MAX_WIDTH, description="Width of a code.")
-    codebook_size: int = Field(default=1024, ge=2, le=MAX_ROWS, description="Number of codes.")
-    norm_groups: int = Field(default=32, ge=1, description="Groups of the group norms.")
+    num_res_blocks: int = option(2, "Residual blocks per level.", ge=1, le=MAX_LAYERS // MAX_LEVELS)
+    z_channels: int = option(256, "Width of a code.", ge=1, le=MAX_WIDTH)
+    codebook_size: int = option(1024, "Number of codes.", ge=2, le=MAX_ROWS)
+    norm_groups: int = option(32, "Groups of the group norms.", ge=1)
 
     @property
     def patch_size(self) -> int:
@@ -64,25 +60,23 @@ class VqganNetworkConfig(ConfigModel):
 class CodebookAlarmConfig(ConfigModel):
     """Detection of a collapsed codebook."""
 
-    below: float = Field(
-        default=0.02,
+    below: float = option(
+        0.02,
+        "Threshold of codebook_evenness (perplexity over the largest possible one) and "
+        "of codes_differ (fraction of codes that differ from image to image); 0: never.",
         ge=0,
         le=1,
-        description="Threshold of codebook_evenness (perplexity over the largest possible one) and "
-        "of codes_differ (fraction of codes that differ from image to image); 0: never.",
     )
-    windows: int = Field(
-        default=20, ge=1, description="Number of consecutive logs below the threshold."
-    )
-    stops: bool = Field(default=False, description="End the run with an error, not a warning.")
+    windows: int = option(20, "Number of consecutive logs below the threshold.", ge=1)
+    stops: bool = option(False, "End the run with an error, not a warning.")
 
 
 def revive_after_field() -> Any:
-    return Field(
-        default=0,
-        ge=0,
-        description="Number of steps without use after which a code is replaced by an output of "
+    return option(
+        0,
+        "Number of steps without use after which a code is replaced by an output of "
         "the encoder; 0, as in the published models: never.",
+        ge=0,
     )
 
 
@@ -92,15 +86,13 @@ class PixelLossConfig(ConfigModel):
     # Location of the weights of a network; their digest must stay the same.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
 
-    reconstruction_weight: float = Field(
-        default=1.0, ge=0, description="Weight of the squared error."
-    )
-    foreground_weight: float = Field(
-        default=0.0,
-        ge=0,
-        description="Additional weight of what differs from the mean training image: the weight of "
+    reconstruction_weight: float = option(1.0, "Weight of the squared error.", ge=0)
+    foreground_weight: float = option(
+        0.0,
+        "Additional weight of what differs from the mean training image: the weight of "
         "a pixel, or of a code of the teacher, is 1 plus this times the mean absolute difference "
         "(0 to 1). The published models use 0.",
+        ge=0,
     )
     perceptual_loss: str | None = derived_field(
         "convnext_s with perceptual_weights, else a distance without weights of its own",
@@ -108,45 +100,30 @@ class PixelLossConfig(ConfigModel):
         "own: vqgan (features of the teacher), gradients, none.",
         may_be_null=True,
     )
-    perceptual_weight: float = Field(
-        default=0.1, ge=0, description="Weight of the perceptual distance."
+    perceptual_weight: float = option(0.1, "Weight of the perceptual distance.", ge=0)
+    perceptual_weights: str | None = option(
+        None, "Weights of the perceptual network: a file, or a folder with all its files."
     )
-    perceptual_weights: str | None = Field(
-        default=None,
-        description="Weights of the perceptual network: a file, or a folder with all its files.",
-    )
-    quantizer_weight: float = Field(
-        default=1.0, ge=0, description="Weight of the loss term of the quantizer."
-    )
-    discriminator_start: int = Field(
-        default=20_000, ge=0, description="First step with the discriminator."
-    )
-    discriminator_ramp: int = Field(
-        default=0,
+    quantizer_weight: float = option(1.0, "Weight of the loss term of the quantizer.", ge=0)
+    discriminator_start: int = option(20_000, "First step with the discriminator.", ge=0)
+    discriminator_ramp: int = option(
+        0,
+        "Number of steps over which the adversarial loss ramps up; the published models use 0.",
         ge=0,
-        description="Number of steps over which the adversarial loss ramps up; the published "
-        "models use 0.",
     )
-    discriminator_factor: float = Field(
-        default=1.0, ge=0, description="Factor on discriminator_weight."
+    discriminator_factor: float = option(1.0, "Factor on discriminator_weight.", ge=0)
+    discriminator_weight: float = option(
+        0.01, "Weight of the adversarial loss; 0: no discriminator.", ge=0
     )
-    discriminator_weight: float = Field(
-        default=0.01, ge=0, description="Weight of the adversarial loss; 0: no discriminator."
+    discriminator_channels: int = option(
+        128, "Channels of the first layer of the discriminator.", ge=32, multiple_of=32
     )
-    discriminator_channels: int = Field(
-        default=128,
-        ge=32,
-        multiple_of=32,
-        description="Channels of the first layer of the discriminator.",
+    discriminator_learning_rate: float | None = option(
+        None, "Peak learning rate of the discriminator; null: hparams.lr.", ge=0
     )
-    discriminator_learning_rate: float | None = Field(
-        default=None, ge=0, description="Peak learning rate of the discriminator; null: hparams.lr."
-    )
-    lecam_regularization_weight: float = Field(
-        default=0.001, ge=0, description="Weight of the LeCam regularization."
-    )
-    lecam_ema_decay: float = Field(
-        default=0.999, ge=0, lt=1, description="Decay of the running means of that regularization."
+    lecam_regularization_weight: float = option(0.001, "Weight of the LeCam regularization.", ge=0)
+    lecam_ema_decay: float = option(
+        0.999, "Decay of the running means of that regularization.", ge=0, lt=1
     )
 
     @property
@@ -205,15 +182,15 @@ class VqganConfig(VqganNetworkConfig):
 
     root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
 
-    type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
+    type: Literal["vqgan"] = option("vqgan", "Model type.")
     image_size: int | None = derived_field(
         "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1, le=MAX_SIDE
     )
-    commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
+    commitment_cost: float = option(0.25, "Weight of the commitment loss.", ge=0)
     revive_after: int = revive_after_field()
-    losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
-    codebook_alarm: CodebookAlarmConfig = Field(
-        default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
+    losses: PixelLossConfig = option(PixelLossConfig(), "Losses.")
+    codebook_alarm: CodebookAlarmConfig = option(
+        CodebookAlarmConfig(), "Detection of a collapsed codebook."
     )
 
     @model_validator(mode="after")

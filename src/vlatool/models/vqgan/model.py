@@ -144,7 +144,6 @@ class Vqgan(nn.Module):
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> VqganOutput:
         """Encodes and decodes pixels [B, 3, H, W] in [0, 1]; `noise` is not used."""
-        del noise
         features = self.encoder(pixels)
         quantized: QuantizerOutput = self.quantize(features.flatten(2).transpose(1, 2))
         grid = quantized.vectors.transpose(1, 2).reshape(features.shape)

@@ -324,7 +324,6 @@ class PixelObjective(Objective):
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Adds pixels to the batch."""
-        del ctx
         return {**batch, "pixels": to_float(batch["images"])}
 
     def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:

@@ -34,7 +34,6 @@ class VqganType(ModelType):
     def derive(
         self, config: VqganConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[VqganConfig, dict[str, str]]:
-        del info
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         update["losses"], rule = with_perceptual(config.losses, GRADIENTS)
         rules |= {"losses.perceptual_loss": rule} if rule else {}
@@ -66,7 +65,6 @@ class VqganType(ModelType):
         init_except: Sequence[str],
     ) -> None:
         """Loads the weights of a published file, a run, or a checkpoint."""
-        del config
         from vlatool.models.vqgan.model import load_vqgan
 
         load_vqgan(parts["model"].module, init.text, init_except)
@@ -74,7 +72,6 @@ class VqganType(ModelType):
     def objective(
         self, config: VqganConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> "PixelObjective":
-        del data, info
         from vlatool.models.vqgan.objective import PixelObjective
 
         return PixelObjective(
@@ -84,14 +81,12 @@ class VqganType(ModelType):
     def batcher(
         self, config: VqganConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
         assert config.image_size is not None
         return ImageBatcher(config.image_size)
 
     def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
-        del data
         from vlatool.models.images import example_images
 
         assert config.image_size is not None
@@ -112,7 +107,6 @@ class VqganType(ModelType):
     def tokenizer(
         self, config: VqganConfig, parts: Mapping[str, "nn.Module"], assets: Any
     ) -> "CodebookTokenizer":
-        del assets
         from vlatool.models.codebook import CodebookTokenizer
 
         assert config.image_size is not None

@@ -16,7 +16,6 @@ import av.error
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from vlatool.artifacts.clips import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.artifacts.images import decode_rgb
@@ -49,9 +48,10 @@ from vlatool.artifacts.lerobot.output import (
     sampled_frames,
 )
 from vlatool.artifacts.lerobot.tables import frame_order, read_segment
+from vlatool.config.base import option
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
-from vlatool.findings import Finding, FindingCode, FindingCodes
+from vlatool.findings import Finding, FindingCodes, warning
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.pages.text import few_text
@@ -70,37 +70,28 @@ class LeRobotSinkConfig(base.SinkConfig):
         "Files": ("data_files_size_in_mb", "video_files_size_in_mb", "chunks_size"),
     }
 
-    type: Literal["lerobot"] = Field(
-        default="lerobot", description="Form of the output: a LeRobot data set."
+    type: Literal["lerobot"] = option("lerobot", "Form of the output: a LeRobot data set.")
+    layout_version: Version = option("v3.0", "Version of the layout.")
+    robot_type: str | None = option(
+        None, "Name of the robot; null: that of the source, if it has one."
     )
-    layout_version: Version = Field(default="v3.0", description="Version of the layout.")
-    robot_type: str | None = Field(
-        default=None, description="Name of the robot; null: that of the source, if it has one."
-    )
-    modality: bool = Field(
-        default=False, description="Write meta/modality.json, which GR00T reads."
-    )
-    use_videos: bool | None = Field(
-        default=None,
-        description="Store cameras as videos, or as images in the table; null: as a LeRobot source "
+    modality: bool = option(False, "Write meta/modality.json, which GR00T reads.")
+    use_videos: bool | None = option(
+        None,
+        "Store cameras as videos, or as images in the table; null: as a LeRobot source "
         "does, videos for others.",
     )
-    copy_videos: bool = Field(
-        default=True,
-        description="Copy encoded video where it needs no change; otherwise encode it anew.",
+    copy_videos: bool = option(
+        True, "Copy encoded video where it needs no change; otherwise encode it anew."
     )
-    video_crf: int = Field(
-        default=18, ge=0, le=51, description="Quality of encoded videos; lower is better."
+    video_crf: int = option(18, "Quality of encoded videos; lower is better.", ge=0, le=51)
+    keyframe_interval: int = option(
+        2, "Frames from one keyframe to the next; low numbers make single frames cheap.", ge=1
     )
-    keyframe_interval: int = Field(
-        default=2,
-        ge=1,
-        description="Frames from one keyframe to the next; low numbers make single frames cheap.",
-    )
-    data_files_size_in_mb: int = Field(default=100, ge=1, description="MiB of a data file (v3.0).")
-    video_files_size_in_mb: int = Field(default=200, ge=1, description="MiB of a video (v3.0).")
-    chunks_size: int = Field(
-        default=CHUNKS_SIZE, ge=1, description="Files of a folder (v3.0), or episodes of it (v2.1)."
+    data_files_size_in_mb: int = option(100, "MiB of a data file (v3.0).", ge=1)
+    video_files_size_in_mb: int = option(200, "MiB of a video (v3.0).", ge=1)
+    chunks_size: int = option(
+        CHUNKS_SIZE, "Files of a folder (v3.0), or episodes of it (v2.1).", ge=1
     )
 
 
@@ -333,13 +324,10 @@ def _merge_error(problem: str, names: Sequence[str]) -> DataError:
 
 LEROBOT_SINK = FindingCodes(
     "lerobot_sink",
-    {
-        "left_out": FindingCode(
-            "warning",
-            "Depth, labels, calibration or texts of frames that the layout lacks are left out.",
-            "none if the policy does not use them; else write shards with --sink lbm",
-        )
-    },
+    left_out=warning(
+        "Depth, labels, calibration or texts of frames that the layout lacks are left out.",
+        "none if the policy does not use them; else write shards with --sink lbm",
+    ),
 )
 TASK_INDEX, _ORIGINAL = "task_index", "original"
 _ANNOTATION = "annotation."

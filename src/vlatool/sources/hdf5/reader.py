@@ -3,7 +3,6 @@
 Source: formats/hdf5 1 to 3.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
@@ -12,15 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts.images import decode_rgb
-from vlatool.config.base import ConfigModel
-from vlatool.episode import Clip, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import VideoFrames, probe_video
+from vlatool.sources.frames import SingleImages, video_beside
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import RecordingMapping, proposal, read_mapping
@@ -32,22 +30,17 @@ from vlatool.storage.uri import can_list, location
 class Hdf5Config(ConfigModel):
     """Options of HDF5 recordings. What files do not store is given here."""
 
-    fps: float | None = Field(
-        default=None, gt=0, description="Frames per second; null: that of the file."
+    fps: float | None = option(None, "Frames per second; null: that of the file.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the file.")
+    mapping: str | None = option(
+        None, "YAML file that names cameras and fields; null: find the layout by structure."
     )
-    instruction: str | None = Field(
-        default=None, description="Instruction of all episodes; null: that of the file."
-    )
-    mapping: str | None = Field(
-        default=None,
-        description="YAML file that names cameras and fields; null: find the layout by structure.",
-    )
-    mask: str | None = Field(
-        default=None, description="Read the episodes that mask/NAME of each file lists, as train."
+    mask: str | None = option(
+        None, "Read the episodes that mask/NAME of each file lists, as train."
     )
 
 
-class Hdf5Images(FrameSource):
+class Hdf5Images(SingleImages):
     """A dataset of images, read row by row; opened at the first read and held until `close`."""
 
     def __init__(
@@ -72,57 +65,40 @@ class Hdf5Images(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images, in pixels."""
         return self._shape[1:]
-
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            image = self._pixels(index)
-            if image.shape != images.shape[1:]:
-                raise self._error(index, f"has size {image.shape[1]} x {image.shape[0]}")
-            images[position] = image[..., ::-1] if self._bgr else image
-        return images
 
     def encoded(self, index: int) -> bytes | None:
         """The stored JPEG or PNG; None for arrays, and where colors are swapped."""
         return self._row(index) if self._kind == "encoded" and not self._bgr else None
 
     def close(self) -> None:
-        """Releases the file; a later read opens it again."""
         if self._open is not None:
             self._open[0].__exit__(None, None, None)
             self._open = None
 
-    def _pixels(self, index: int) -> UInt8Array:
+    def image(self, index: int) -> UInt8Array:
         if self._kind == "pixels":
-            return self._reading(index, lambda dataset: np.asarray(dataset[index], np.uint8))
-        try:
-            return decode_rgb(self._row(index))
-        except ValueError as error:
-            raise self._error(index, str(error)) from error
+            image = self._reading(index, lambda dataset: np.asarray(dataset[index], np.uint8))
+        else:
+            try:
+                image = decode_rgb(self._row(index))
+            except ValueError as error:
+                raise self.image_error(index, str(error)) from error
+        return image[..., ::-1] if self._bgr else image
 
     def _row(self, index: int) -> bytes:
         return self._reading(index, lambda dataset: rules.row_bytes(dataset, index))
 
     def _reading(self, index: int, read: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._path}: {self._name}: frame {index} of {len(self)}")
         with rules.readable(self._path, f"{self._name}: frame {index}"):
             if self._open is None:
                 context = rules.opened(self._path, rules.CACHE)
                 self._open = context, context.__enter__()[self._name]
             return read(self._open[1])
 
-    def _error(self, index: int, reason: str) -> DataError:
-        return DataError.at(
-            self._path,
-            f"{self._name}: frame {index}: {reason}",
-            hint=rules.HDF5.codes["unreadable"].action,
-            code="data.unreadable",
-            frame=index,
-        )
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"{self._name}: frame {index}"
+        return rules.HDF5.error("unreadable", self._path, place, reason, frame=index)
 
 
 class Hdf5Reader(base.FormatReader):
@@ -130,10 +106,7 @@ class Hdf5Reader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = Hdf5Config
     findings: ClassVar[FindingCodes | None] = rules.HDF5
-
-    def __init__(self, config: Hdf5Config) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
+    config: Hdf5Config
 
     @cached_property
     def _mapping(self) -> RecordingMapping | None:
@@ -149,7 +122,7 @@ class Hdf5Reader(base.FormatReader):
         yield from self._refs(files)
 
     def _refs(self, files: Sequence[tuple[Path, Path]]) -> Iterator[EpisodeRef]:
-        used: Counter[str] = Counter()
+        used: dict[str, int] = {}
         for path, source in files:
             with rules.opened(path) as file:
                 layout = rules.layout_of(file, path, self._mapping)
@@ -161,9 +134,8 @@ class Hdf5Reader(base.FormatReader):
                 if chosen is not None and name not in chosen:
                     continue
                 identity = "_".join(base.id_part(part) for part in (path.stem, name) if part)
-                used[identity] += 1
                 yield EpisodeRef(
-                    id=identity if used[identity] == 1 else f"{identity}-{used[identity]}",
+                    id=base.unused_id(identity, used),
                     path=path,
                     source=str(source),
                     number=_number(name) if len(files) == 1 else None,
@@ -184,7 +156,7 @@ class Hdf5Reader(base.FormatReader):
     def _survey(self, ref: EpisodeRef) -> Survey:
         with self._opened(ref) as (group, mapping, contents):
             cameras = self._cameras(ref, group, mapping, contents)
-            fps = self._fps(ref, group, mapping)
+            fps = self._fps(ref, group, mapping, rules.stored_facts(group.file)[0])
             return Survey(
                 1,
                 {name: camera.size for name, camera in cameras.items()},
@@ -200,9 +172,13 @@ class Hdf5Reader(base.FormatReader):
             )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk."""
         with self._opened(ref) as (group, mapping, contents):
-            texts, task = self._texts(ref, group, mapping, contents.num_frames)
+            stored, instruction, task = rules.stored_facts(group.file)
+            texts = {"original": [instruction]}
+            references = {"original": mapping.instruction, **mapping.language}
+            for kind, reference in references.items():
+                if reference:
+                    texts[kind] = rules.texts_at(group, reference, ref.path, contents.num_frames)
             option = self.config.instruction
             language, findings = recorded_language(ref, contents.num_frames, texts, option)
             success = self._success(ref, group, mapping)
@@ -216,7 +192,7 @@ class Hdf5Reader(base.FormatReader):
             return Episode(
                 id=ref.id,
                 task=task or first_text(language),
-                fps=self._fps(ref, group, mapping),
+                fps=self._fps(ref, group, mapping, stored),
                 num_frames=contents.num_frames,
                 cameras=self._cameras(ref, group, mapping, contents),
                 lowdim={
@@ -244,24 +220,13 @@ class Hdf5Reader(base.FormatReader):
     def _opened(self, ref: EpisodeRef) -> Any:
         return rules.episode_at(ref.path, **ref.extras, mapping=self._mapping)
 
-    def _fps(self, ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> float:
-        """Frames per second, 0 if unknown; the option comes before what is stored."""
-        fps, _, _ = rules.stored_facts(group.file)
+    def _fps(
+        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping, stored: float | None
+    ) -> float:
+        """Frames per second, 0 if unknown; the option comes before the mapping and the file."""
         if mapping.fps:
-            fps = float(rules.value_at(group, mapping.fps, ref.path))
-        return self.config.fps or fps or 0.0
-
-    @staticmethod
-    def _texts(
-        ref: EpisodeRef, group: Any, mapping: RecordingMapping, num_frames: int
-    ) -> tuple[dict[str, list[str]], str]:
-        """Texts of frames by kind, and the task; the mapping comes before the file."""
-        _, instruction, task = rules.stored_facts(group.file)
-        texts: dict[str, list[str]] = {"original": [instruction]}
-        for kind, reference in {"original": mapping.instruction, **mapping.language}.items():
-            if reference:
-                texts[kind] = rules.texts_at(group, reference, ref.path, num_frames)
-        return texts, task
+            stored = float(rules.value_at(group, mapping.fps, ref.path))
+        return self.config.fps or stored or 0.0
 
     @staticmethod
     def _success(ref: EpisodeRef, group: Any, mapping: RecordingMapping) -> bool | None:
@@ -283,16 +248,8 @@ class Hdf5Reader(base.FormatReader):
                 continue
             episode = group.name.rpartition("/")[2]
             file = camera.video.format(stem=ref.path.stem, episode=episode)
-            clip = Clip(ref.path.parent / file)
-            frames = probe_video(clip).num_frames
-            if frames != contents.num_frames:
-                raise DataError.at(
-                    clip.path,
-                    f"has {frames} frames, the episode {contents.num_frames}",
-                    hint=rules.HDF5.codes["length_mismatch"].action,
-                    code="data.length_mismatch",
-                )
-            cameras[name] = VideoFrames(clip, frames)
+            path = ref.path.parent / file
+            cameras[name] = video_beside(path, contents.num_frames, rules.HDF5)
         return cameras
 
 

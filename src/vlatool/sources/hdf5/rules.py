@@ -16,7 +16,7 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, installed
-from vlatool.findings import FindingCode, FindingCodes
+from vlatool.findings import FindingCodes, error, info, warning
 from vlatool.sources.mapping import CameraMapping, RecordingMapping
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file
@@ -26,42 +26,29 @@ _CHANGE = "change the mapping, or exclude the episode with --exclude"
 
 HDF5 = FindingCodes(
     "hdf5",
-    {
-        "unreadable": FindingCode(
-            "error",
-            "A file, a group or a dataset is damaged, truncated or was not closed.",
-            f"{_AGAIN}, or save what is whole: vlatool repair",
-        ),
-        "unknown_layout": FindingCode(
-            "error",
-            "The structure is none of robomimic, Isaac Lab, LIBERO and ALOHA.",
-            "write a mapping: vlatool inspect FILE --propose mapping.yaml",
-        ),
-        "missing_dataset": FindingCode("error", "A dataset or an attribute is missing.", _CHANGE),
-        "not_numeric": FindingCode(
-            "error", "A field has no numbers, or images have no pixels.", _CHANGE
-        ),
-        "not_text": FindingCode("error", "Instructions of frames are no texts.", _CHANGE),
-        "length_mismatch": FindingCode(
-            "error", "Datasets of an episode differ in their number of frames.", _AGAIN
-        ),
-        "empty_episode": FindingCode("error", "An episode has no frames.", _AGAIN),
-        "too_large": FindingCode(
-            "error", "A field, an image or a chunk is larger than what is read at once.", _AGAIN
-        ),
-        "missing_filter": FindingCode(
-            "error",
-            "A dataset is compressed with a filter that is not installed.",
-            "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
-        ),
-        "data_outside": FindingCode(
-            "error", "A link or a dataset leads out of the file.", "copy the data into the file"
-        ),
-        "not_counted": FindingCode(
-            "warning", "num_samples differs from the number of frames.", "none if the data is right"
-        ),
-        "ignored": FindingCode("info", "Datasets that are neither images nor one row per frame."),
-    },
+    unreadable=error(
+        "A file, a group or a dataset is damaged, truncated or was not closed.",
+        f"{_AGAIN}, or save what is whole: vlatool repair",
+    ),
+    unknown_layout=error(
+        "The structure is none of robomimic, Isaac Lab, LIBERO and ALOHA.",
+        "write a mapping: vlatool inspect FILE --propose mapping.yaml",
+    ),
+    missing_dataset=error("A dataset or an attribute is missing.", _CHANGE),
+    not_numeric=error("A field has no numbers, or images have no pixels.", _CHANGE),
+    not_text=error("Instructions of frames are no texts.", _CHANGE),
+    length_mismatch=error("Datasets of an episode differ in their number of frames.", _AGAIN),
+    empty_episode=error("An episode has no frames.", _AGAIN),
+    too_large=error("A field, an image or a chunk is larger than what is read at once.", _AGAIN),
+    missing_filter=error(
+        "A dataset is compressed with a filter that is not installed.",
+        "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
+    ),
+    data_outside=error("A link or a dataset leads out of the file.", "copy the data into the file"),
+    not_counted=warning(
+        "num_samples differs from the number of frames.", "none if the data is right"
+    ),
+    ignored=info("Datasets that are neither images nor one row per frame."),
 )
 
 Kind = Literal["pixels", "encoded", "numbers", "other"]
@@ -89,20 +76,13 @@ def readable(path: Path, place: str = "") -> Generator[None]:
     except DataError:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
-        raise _error(path, place, f"cannot be read: {error}", "unreadable") from error
-
-
-def _error(path: Path, place: str, reason: str, code: str, **details: Any) -> DataError:
-    where = f"{path}: {place}: {reason}" if place else f"{path}: {reason}"
-    hint = HDF5.codes[code].action
-    return DataError(where, hint=hint, code=f"data.{code}", details={"path": str(path), **details})
+        raise HDF5.error("unreadable", path, place, f"cannot be read: {error}") from error
 
 
 @contextmanager
 def opened(path: Path, cache: int = 2**20) -> Iterator[Any]:
     """The file; a remote one is read in blocks, each requested once in a process."""
     h5py = installed("h5py")
-
     with readable(path):
         file = h5py.File(as_native_file(path), "r", rdcc_nbytes=cache)
     with file:
@@ -132,7 +112,7 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
             return FileLayout(name, tuple(groups), "actions")
         if "action" in file and _member(file, "observations") is not None:
             return FileLayout("ALOHA", ("/",), "action")
-    raise _error(path, "", f"unknown layout: {_names(file)}", "unknown_layout")
+    raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
 
 
 def _kind_of(demo: Any) -> str:
@@ -166,7 +146,6 @@ def _matching(group: Any, parts: tuple[str, ...], at: str = "") -> Iterator[str]
 def _member(group: Any, path: str) -> Any:
     """A group or dataset below a group; None if there is none, or only a link to one."""
     h5py = installed("h5py")
-
     for name in path.strip("/").split("/"):
         links = group.id.links if isinstance(group, h5py.Group) else None
         key = name.encode("utf-8", "surrogateescape")
@@ -195,18 +174,12 @@ def kind_of(dataset: Any) -> Kind:
     shape, dtype = dataset.shape or (), dataset.dtype
     if dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3:
         return "pixels"
-    if shape and shape[0] and _may_be_encoded(dataset):
+    is_bytes = (len(shape) == 2 and dtype == np.uint8) or (len(shape) == 1 and dtype.kind in "SVO")
+    if is_bytes and len(dataset):
         check_dataset(dataset, Path(dataset.file.filename or "file"))
         if row_bytes(dataset, 0).startswith(_STARTS):
             return "encoded"
     return "numbers" if shape and dtype.kind in "fiub" else "other"
-
-
-def _may_be_encoded(dataset: Any) -> bool:
-    shape, dtype = dataset.shape, dataset.dtype
-    if len(shape) == 2:
-        return bool(dtype == np.uint8)
-    return len(shape) == 1 and dtype.kind in "SVO"
 
 
 def row_bytes(dataset: Any, index: int) -> bytes:
@@ -219,19 +192,18 @@ def row_bytes(dataset: Any, index: int) -> bytes:
 def check_dataset(dataset: Any, path: Path) -> None:
     """Raises DataError if reading leaves the file, needs a missing filter or too much memory."""
     h5py = installed("h5py")
-
     name = dataset.name
     if dataset.external or dataset.is_virtual:
-        raise _error(path, name, "its values are in another file", "data_outside", field=name)
+        raise HDF5.error("data_outside", path, name, "its values are in another file", field=name)
     plist = dataset.id.get_create_plist()
     for number in range(plist.get_nfilters()):
         code, _, _, label = plist.get_filter(number)
         if not h5py.h5z.filter_avail(code):
             known = label.decode(errors="replace") or code
-            raise _error(path, name, f"needs the filter {known}", "missing_filter", field=name)
+            raise HDF5.error("missing_filter", path, name, f"needs the filter {known}", field=name)
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     if chunk > _LARGEST_CHUNK:
-        raise _error(path, name, f"has chunks of {chunk:,} bytes", "too_large", field=name)
+        raise HDF5.error("too_large", path, name, f"has chunks of {chunk:,} bytes", field=name)
 
 
 def _by_structure(actions: str, datasets: Mapping[str, Any]) -> RecordingMapping:
@@ -292,18 +264,18 @@ def contents_of(
     used |= {*mapping.language.values()}
     for name, dataset in {**datasets, **images}.items():
         if not dataset.shape:
-            raise _error(path, dataset.name, "is a single value", "not_numeric", field=name)
+            raise HDF5.error("not_numeric", path, dataset.name, "is a single value", field=name)
         check_dataset(dataset, path)
     lengths = {name: len(dataset) for name, dataset in {**datasets, **images}.items()}
     if not lengths:
-        raise _error(path, place, "the mapping names no dataset", "missing_dataset")
+        raise HDF5.error("missing_dataset", path, place, "the mapping names no dataset")
     count = lengths.get(next(iter(mapping.action_fields), ""), next(iter(lengths.values())))
     for name, length in lengths.items():
         if length != count:
             reason = f"{name} has {length} rows, the others {count}"
-            raise _error(path, place, reason, "length_mismatch", field=name)
+            raise HDF5.error("length_mismatch", path, place, reason, field=name)
     if not count:
-        raise _error(path, place, "has no frames", "empty_episode")
+        raise HDF5.error("empty_episode", path, place, "has no frames")
     _check_fields(datasets, path)
     sizes = {name: _image_facts(name, dataset, path) for name, dataset in images.items()}
     return Contents(count, sizes, datasets, [name for name in listed if name not in used])
@@ -313,11 +285,11 @@ def _check_fields(datasets: Mapping[str, Any], path: Path) -> None:
     total = 0
     for name, dataset in datasets.items():
         if dataset.dtype.kind not in "fiub":
-            raise _error(path, dataset.name, f"is {dataset.dtype}", "not_numeric", field=name)
+            raise HDF5.error("not_numeric", path, dataset.name, f"is {dataset.dtype}", field=name)
         total += dataset.nbytes
         if dataset.nbytes > _LARGEST_FIELD or total > _LARGEST_FIELDS:
             reason = f"{dataset.nbytes:,} bytes, {total:,} with the fields before it"
-            raise _error(path, dataset.name, reason, "too_large", field=name)
+            raise HDF5.error("too_large", path, dataset.name, reason, field=name)
 
 
 def _image_facts(name: str, dataset: Any, path: Path) -> tuple[str, Kind, tuple[int, int]]:
@@ -330,14 +302,14 @@ def _image_facts(name: str, dataset: Any, path: Path) -> tuple[str, Kind, tuple[
         try:
             info = image_info(row_bytes(dataset, 0))
         except ValueError as error:
-            raise _error(path, dataset.name, str(error), "not_numeric", camera=name) from error
+            raise HDF5.error("not_numeric", path, dataset.name, str(error), camera=name) from error
         size = (info.height, info.width)
     else:
         shape = f"{dataset.dtype} {list(dataset.shape)}"
-        raise _error(path, dataset.name, f"{shape} is no images", "not_numeric", camera=name)
+        raise HDF5.error("not_numeric", path, dataset.name, f"{shape} is no images", camera=name)
     if math.prod(size) > _MOST_PIXELS or not math.prod(size):
         reason = f"images of {size[1]} x {size[0]} pixels"
-        raise _error(path, dataset.name, reason, "too_large", camera=name)
+        raise HDF5.error("too_large", path, dataset.name, reason, camera=name)
     return dataset.name, kind, size
 
 
@@ -348,7 +320,7 @@ def dataset_at(group: Any, reference: str, path: Path) -> Any:
     if member is None or hasattr(member, "keys"):
         link = "is a link, which is not followed" if reference in root else "is missing"
         code = "data_outside" if reference in root and member is None else "missing_dataset"
-        raise _error(path, f"{group.name}/{reference}".lstrip("/"), link, code, field=reference)
+        raise HDF5.error(code, path, f"{group.name}/{reference}".lstrip("/"), link, field=reference)
     return member
 
 
@@ -363,7 +335,7 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
         root = group.file if place.startswith("/") else group
         owner = _member(root, place) if place.strip("/") else root
         if owner is None or name not in owner.attrs:
-            raise _error(path, reference, "is missing", "missing_dataset", field=reference)
+            raise HDF5.error("missing_dataset", path, reference, "is missing", field=reference)
         value = owner.attrs[name]
     value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -376,13 +348,13 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     dataset = dataset_at(group, reference, path)
     name, count = dataset.name, dataset.size
     if dataset.dtype.kind not in "SO":
-        raise _error(path, name, f"is {dataset.dtype}, not text", "not_text")
+        raise HDF5.error("not_text", path, name, f"is {dataset.dtype}, not text")
     if count not in (1, num_frames):
         reason = f"has {count} texts, the episode {num_frames} frames"
-        raise _error(path, name, reason, "length_mismatch")
+        raise HDF5.error("length_mismatch", path, name, reason)
     check_dataset(dataset, path)
     if dataset.nbytes > _LARGEST_FIELD:
-        raise _error(path, name, f"{dataset.nbytes:,} bytes", "too_large")
+        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes")
     with readable(path, name):
         rows = np.asarray(dataset[()]).reshape(-1).tolist()
     return [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
@@ -454,7 +426,7 @@ def episode_at(
     with opened(path) as file, readable(path, name):
         group = file if name == "/" else _member(file, name)
         if group is None:
-            raise _error(path, name, "is missing", "missing_dataset")
+            raise HDF5.error("missing_dataset", path, name, "is missing")
         listed = dict(datasets_of(group))
         parts = mapping or _by_structure(actions, listed)
         yield group, parts, contents_of(group, parts, path, listed)

@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
 from vlatool.artifacts.lerobot import meta
 from vlatool.artifacts.lerobot.dataset import (
     Dataset,
@@ -26,7 +24,7 @@ from vlatool.artifacts.lerobot.format import (
     Span,
 )
 from vlatool.artifacts.lerobot.tables import check_is_data_file, column_names
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -53,26 +51,22 @@ class LeRobotConfig(ConfigModel):
     needs_instruction: ClassVar[bool] = False
     known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    observation_keys: list[str] | None = Field(
-        default=None,
-        description="Columns that the policy observes; default: all numeric ones below "
-        "observation., or state.",
+    observation_keys: list[str] | None = option(
+        None,
+        "Columns that the policy observes; default: all numeric ones below observation., or state.",
     )
-    action_keys: list[str] | None = Field(
-        default=None,
-        description="Columns that the policy predicts; default: all numeric ones below action, or "
-        "actions.",
+    action_keys: list[str] | None = option(
+        None,
+        "Columns that the policy predicts; default: all numeric ones below action, or actions.",
     )
-    task_column: str | None = Field(
-        default=None, description="Column with the task index or sentence; default: task_index."
+    task_column: str | None = option(
+        None, "Column with the task index or sentence; default: task_index."
     )
-    task_join: str | None = Field(
-        default=None,
-        description="Separator that joins several tasks of an episode whose rows name none.",
+    task_join: str | None = option(
+        None, "Separator that joins several tasks of an episode whose rows name none."
     )
-    split: str | None = Field(
-        default=None,
-        description="Read only this split of meta/info.json, such as train; default: all episodes.",
+    split: str | None = option(
+        None, "Read only this split of meta/info.json, such as train; default: all episodes."
     )
 
 
@@ -87,8 +81,8 @@ class LiberoConfig(LeRobotConfig):
         "actions": ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     }
 
-    task_join: str | None = Field(
-        default=" / ", description="Separator that joins several listed tasks of an episode."
+    task_join: str | None = option(
+        " / ", "Separator that joins several listed tasks of an episode."
     )
 
 

@@ -38,10 +38,6 @@ class LeRobotReader(FormatReader):
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
     findings: ClassVar[FindingCodes | None] = LEROBOT
 
-    def __init__(self, config: LeRobotConfig) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
-
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All listed episodes; reads and checks all metadata before the first one."""
         findings: list[Finding] = []
@@ -97,7 +93,6 @@ class LeRobotReader(FormatReader):
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk."""
         files = _episode_files(ref)
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
@@ -130,7 +125,6 @@ class LeRobotReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(LEROBOT, strict=False, episode=ref.id)
         contents = rules.walk_episode(_episode_files(ref), self.config, report)
         rules.check_values(_episode_files(ref), contents, report)
@@ -140,7 +134,6 @@ class LeRobotReader(FormatReader):
             yield from check_cameras(ref.id, contents.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Findings that concern more than one episode."""
         yield from check_sets(sources, self.config)
 
 

@@ -232,7 +232,6 @@ def _cameras(
 def _images(
     files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> ParquetImages | None:
-    del report
     if rows is None:
         return None
     return ParquetImages(rows.path, camera.name, files.dataset.root, rows.order.tolist())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding
-from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
 from vlatool.storage.cache import local_copy
 from vlatool.storage.documents import DocumentError, read_yaml
@@ -117,11 +117,9 @@ class BagFile:
             start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
             self.add_stored(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
         elif kind == "ChunkIndex":
-            start, times = (
-                record.chunk_start_offset,
-                [record.message_start_time, record.message_end_time],
-            )
-            self.segments.append(Segment(start, start + record.chunk_length, 1, *times))
+            start, stop = record.chunk_start_offset, record.chunk_start_offset + record.chunk_length
+            times = record.message_start_time, record.message_end_time
+            self.segments.append(Segment(start, stop, 1, *times))
 
 
 def _broken() -> tuple[type[Exception], ...]:
@@ -136,12 +134,11 @@ def _readable(path: Path, place: str = "") -> Generator[None]:
         raise
     except Exception as error:
         reason = f"cannot be read: {str(error) or type(error).__name__}"
-        raise mcap_error(path, place, reason, "unreadable") from error
+        raise MCAP.error("unreadable", path, place, reason) from error
 
 
 @lru_cache(maxsize=64)
 def _bag_file(path: Path, size: int, changed: int) -> BagFile:
-    del changed
     with _readable(path):
         if path.suffix != ".mcap":
             return _ros_file(path)
@@ -189,13 +186,14 @@ def _find_segments(file: BagFile, size: int) -> int | None:
     """Adds all segments; returns the start of a record that is cut off, or None."""
     with open_forward(file.path) as stream:
         if stream.read(8) != _MAGIC:
-            raise mcap_error(file.path, "", "does not start as MCAP", "unreadable")
+            raise MCAP.error("unreadable", file.path, "does not start as MCAP")
         stop = 8
         while True:
             start, head = stop, stream.read(_HEAD.size)
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
             last = file.segments[-1] if file.segments else Segment(0, 0, 1)
+            is_apart = last.is_chunk or last.stop < start or stop > last.start + _RANGE
             if opcode in _ENDS and stop <= size:
                 return None
             if not opcode or stop > size:
@@ -204,12 +202,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
                 return start
             if opcode == _ATTACHMENT:
                 file.attachments.append(f"at byte {start} ({length:,} bytes)")
-            elif (
-                opcode == _CHUNKS
-                or last.is_chunk
-                or last.stop < start
-                or stop > last.start + _RANGE
-            ):
+            elif opcode == _CHUNKS or is_apart:
                 file.segments.append(Segment(start, stop, int(opcode == _CHUNKS)))
             else:
                 file.segments[-1] = last._replace(stop=stop)
@@ -247,14 +240,12 @@ def _content(path: Path, segment: Segment) -> bytes:
         _, _, size, crc, name = _CHUNK.unpack_from(data)
     if max(size, length) > _LARGEST:
         reason = f"{max(size, length):,} bytes at once"
-        raise mcap_error(path, f"byte {segment.start}", reason, "too_large")
+        raise MCAP.error("too_large", path, f"byte {segment.start}", reason)
     if not segment.is_chunk:
         return data
-    compression, (stored,) = (
-        data[_CHUNK.size :][:name],
-        _LENGTH.unpack_from(data, name + _CHUNK.size),
-    )
-    data = data[_CHUNK.size + name + _LENGTH.size :]
+    head = _CHUNK.size + name
+    compression, (stored,) = data[_CHUNK.size : head], _LENGTH.unpack_from(data, head)
+    data = data[head + _LENGTH.size :]
     is_cut = len(data) < stored
     try:
         if compression == b"zstd":
@@ -348,7 +339,6 @@ def _mcap_messages(
 def _ros_messages(
     number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
-    del findings
     reader, last = _ros_reader(file.path), dict[int, tuple[int, int]]()
     for link, time, data in reader.messages(start=span.start, stop=span.stop):
         same, index = last.get(link.id, (-1, 0))
@@ -411,7 +401,7 @@ def _listed(folder: Path) -> list[str] | None:
         facts = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
         return None if facts is None else [Path(str(n)).name for n in facts["relative_file_paths"]]
     except (DocumentError, LookupError, TypeError) as error:
-        raise mcap_error(folder / _METADATA, "", repr(error), "unreadable") from error
+        raise MCAP.error("unreadable", folder / _METADATA, repr(error)) from error
 
 
 def bag_at(path: Path) -> Bag:
@@ -422,5 +412,5 @@ def bag_at(path: Path) -> Bag:
     for part in parts:
         if not part.name.endswith(SUFFIXES) or not part.is_file():
             reason = f"is listed in {_METADATA}, and not there or compressed as a whole"
-            raise mcap_error(part, "", reason, "missing_part")
+            raise MCAP.error("missing_part", part, reason)
     return Bag(path, parts)

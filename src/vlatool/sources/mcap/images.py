@@ -1,18 +1,19 @@
 """Images of a topic, read from the bag on request: raw, JPEG and PNG, and packets of video."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vlatool.artifacts.images import decode_rgb, image_info
-from vlatool.episode import Array, FrameSource, UInt8Array
+from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
+from vlatool.sources.frames import SingleImages
 from vlatool.sources.mcap.bag import Bag, BagChannel, TopicReader
 from vlatool.sources.mcap.messages import decoded, image_kind, is_encoded
-from vlatool.sources.mcap.rules import mcap_error
+from vlatool.sources.mcap.rules import MCAP
 
 _MOST_PIXELS = 2**26
 # Encoding to bytes per pixel, and which of them are red, green and blue.
@@ -24,16 +25,18 @@ _COLORS = {
     "mono8": (1, [0, 0, 0]),
     "8UC1": (1, [0, 0, 0]),
 }
-_DEPTHS = {"16UC1": (2, []), "mono16": (2, [])}
+_DEPTHS = {"16UC1": (2, []), "mono16": (2, []), "32FC1": (4, [])}  # the last in meters
 _CODECS = {"h264": "h264", "h265": "hevc", "hevc": "hevc"}
 
 
-class BagImages(FrameSource):
+class BagImages(SingleImages):
     """Images of a topic at frames, which are positions of messages; video needs all of them.
 
     The last image and chunk stay in memory. Packets of video are decoded from the last keyframe on,
     once each where reads ascend; there are no B-frames.
     """
+
+    may_differ: ClassVar[bool] = True
 
     def __init__(
         self, bag: Bag, channel: BagChannel, messages: Array, frames: Array, use: str = "rgb"
@@ -55,7 +58,6 @@ class BagImages(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
         number = int(self._frames[0])
         try:
             if self._kind == "file":
@@ -64,21 +66,12 @@ class BagImages(FrameSource):
                 message = self._message(number)
                 size = int(message.height), int(message.width)
             else:
-                size = self._image(0).shape[0], self._image(0).shape[1]
+                size = self.image(0).shape[0], self.image(0).shape[1]
         except (ValueError, TypeError, AttributeError) as error:
-            raise self._error(0, str(error)) from error
+            raise self.image_error(0, str(error)) from error
         if not 0 < math.prod(size) <= _MOST_PIXELS:
-            raise self._error(0, f"has {size[1]} x {size[0]} pixels")
+            raise self.image_error(0, f"has {size[1]} x {size[0]} pixels")
         return size
-
-    def read(self, indices: Sequence[int]) -> Array:
-        """Images uint8 [N, H, W, 3], RGB; depth uint16 [N, H, W]."""
-        images = [self._image(index) for index in indices or [0]]
-        for index, image in zip(indices, images, strict=False):
-            if image.shape != images[0].shape:
-                sizes = [f"{i.shape[1]} x {i.shape[0]}" for i in (image, images[0])]
-                raise self._error(index, f"has size {sizes[0]}, another {sizes[1]}")
-        return np.stack(images)[: len(indices)]
 
     def encoded(self, index: int) -> bytes | None:
         """The stored JPEG or PNG; None for others, and where colors are swapped."""
@@ -91,13 +84,11 @@ class BagImages(FrameSource):
         data = self._reader.read(self._messages[number][:6])
         return decoded(self._bag.path, self._channel, data)
 
-    def _error(self, index: int, reason: str) -> DataError:
+    def image_error(self, index: int, reason: str) -> DataError:
         place = f"{self._channel.topic}: frame {index}"
-        return mcap_error(self._bag.path, place, reason, "bad_image", frame=index)
+        return MCAP.error("bad_image", self._bag.path, place, reason, frame=index)
 
-    def _image(self, index: int) -> Array:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._channel.topic}: frame {index} of {len(self)}")
+    def image(self, index: int) -> Array:
         number = int(self._frames[index])
         try:
             if self._kind == "video":
@@ -111,7 +102,7 @@ class BagImages(FrameSource):
                 self._last = number, image[..., ::-1] if self._use == "bgr" else image
         except (ValueError, StopIteration, TypeError, AttributeError) as error:
             self._last = -1, np.empty(0)
-            raise self._error(index, str(error) or "holds no image") from error
+            raise self.image_error(index, str(error) or "holds no image") from error
         return self._last[1]
 
     def _packet_image(self, number: int) -> Array:
@@ -139,8 +130,10 @@ def _pixels(message: Any, encodings: dict[str, tuple[int, list[int]]]) -> Array:
     rows = data[: step * height].reshape(height, step)[:, : width * depth]
     if order:
         return rows.reshape(height, width, depth)[..., order]
-    is_big = bool(getattr(message, "is_bigendian", 0))
-    return np.ascontiguousarray(rows).view(">u2" if is_big else "<u2").astype(np.uint16)
+    kind = f"{'>' if getattr(message, 'is_bigendian', 0) else '<'}{'f4' if depth == 4 else 'u2'}"
+    values = np.ascontiguousarray(rows).view(kind)
+    millimeters = np.round(values * 1000.0) if depth == 4 else values
+    return np.where((millimeters >= 0) & (millimeters < 2**16), millimeters, 0).astype(np.uint16)
 
 
 def is_keyframe(message: Any) -> bool:

@@ -1,14 +1,16 @@
 """Messages to objects, and from these images, times and numbers.
 
 ROS messages are decoded by rosbags with the definitions in the bag, protobuf messages by the
-descriptors in it.
+descriptors in it; JSON messages describe themselves.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError, VlatoolError, installed, missing_package
 from vlatool.sources.mcap.bag import Bag, BagChannel
-from vlatool.sources.mcap.rules import mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.tree import natural_key
 
 TEXT = "std_msgs/msg/String"
@@ -35,8 +37,9 @@ _LARGEST_FIELD = 2**16  # numbers of a message
 
 def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
     """Kind of the images of a topic; None if it has none."""
-    package, *_, name = re.split(r"[./]", f"{channel.type}.")[:-1] or [""]
-    return _IMAGES.get(name) if package in _IMAGE_PACKAGES else None
+    parts = re.split(r"[./]", channel.type)
+    is_image = parts[0] in _IMAGE_PACKAGES and channel.encoding != "json"
+    return _IMAGES.get(parts[-1]) if is_image else None
 
 
 def is_encoded(data: Any) -> bool:
@@ -55,7 +58,7 @@ def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
         reason, code = "", "missing_schema"
         if len(kinds[topic]) > 1:
             reason, code = f"has messages of {len(kinds[topic])} types", "two_types"
-        elif channel.encoding not in ("cdr", "ros1", "protobuf"):
+        elif channel.encoding not in ("cdr", "ros1", "protobuf", "json"):
             reason, code = f"is encoded as {channel.encoding!r}", "unknown_encoding"
         else:
             try:
@@ -65,7 +68,7 @@ def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
             except Exception as error:  # noqa: BLE001 - the parser of the library
                 reason = f"has no usable schema {channel.type!r}: {error!r}"[:400]
         if reason:
-            known[topic] = mcap_error(bag.path, topic, reason, code, field=topic)
+            known[topic] = MCAP.error(code, bag.path, topic, reason, field=topic)
     return known
 
 
@@ -77,13 +80,15 @@ def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
         raise
     except Exception as error:
         topic = channel.topic
-        raise mcap_error(path, topic, repr(error), "bad_message", field=topic) from error
+        raise MCAP.error("bad_message", path, topic, repr(error), field=topic) from error
 
 
 @lru_cache(maxsize=256)
 def _decoder(channel: BagChannel) -> Callable[[bytes], Any]:
     if channel.encoding == "protobuf":
         return _protobuf_class(channel).FromString
+    if channel.encoding == "json":
+        return partial(json.loads, object_hook=lambda members: SimpleNamespace(**members))
     types = installed("rosbags.typesys")
     known = types.get_typestore(types.Stores.ROS2_HUMBLE).fielddefs
     if channel.schema or channel.type not in known:  # db3 before ROS 2 Iron has none
@@ -132,7 +137,10 @@ def stamp_of(message: Any) -> int | None:
     header = getattr(message, "header", message)
     stamp = getattr(header, "stamp", None) or getattr(message, "timestamp", None)
     seconds = getattr(stamp, "sec", getattr(stamp, "seconds", 0))
-    return (seconds * 10**9 + getattr(stamp, "nanosec", getattr(stamp, "nanos", 0))) or None
+    names = (name for name in ("nanosec", "nanos", "nsec") if hasattr(stamp, name))
+    rest = getattr(stamp, next(names, ""), 0)
+    is_time = isinstance(seconds, int) and isinstance(rest, int)
+    return (seconds * 10**9 + rest or None) if is_time else None
 
 
 def member_at(message: Any, path: str) -> Any:
@@ -153,11 +161,11 @@ def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
     members: list[str] = []
     if dataclasses.is_dataclass(value):
         members = [member.name for member in dataclasses.fields(value)]
+    elif isinstance(value, SimpleNamespace):
+        members = [*vars(value)]
     elif hasattr(value, "DESCRIPTOR"):
         members = [member.name for member in value.DESCRIPTOR.fields]
-    elif not isinstance(value, bool | int | float | np.ndarray | Sequence) or isinstance(
-        value, str
-    ):
+    elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
         raise TypeError(f"{name or 'it'} is no number")
     for member in members:
         if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
@@ -20,7 +20,7 @@ from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import proposal, read_mapping
 from vlatool.sources.mcap.bag import SUFFIXES, TimeSpan, bag_at, bags_below
 from vlatool.sources.mcap.messages import decoded
-from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, proposed
 from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_rows, make_tracks
 from vlatool.sources.rules import distinct_recordings
@@ -33,32 +33,24 @@ _MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": Fa
 class McapConfig(ConfigModel):
     """Options of bags. What they do not store is given here."""
 
-    fps: float | None = Field(
-        default=None, gt=0, description="Rows per second; null: fps in the metadata of the bag."
-    )
-    instruction: str | None = Field(
-        default=None, description="Instruction of all episodes; null: that of the bag."
-    )
-    mapping: str | None = Field(
-        default=None,
-        description="YAML file that names the topics of cameras and fields; null: all images and "
+    fps: float | None = option(None, "Rows per second; null: fps in the metadata of the bag.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the bag.")
+    mapping: str | None = option(
+        None,
+        "YAML file that names the topics of cameras and fields; null: all images and "
         "plain numbers.",
     )
-    time_source: Literal["log", "header"] = Field(
-        default="log", description="Time of a message: that of recording, or its header stamp."
+    time_source: Literal["log", "header"] = option(
+        "log", "Time of a message: that of recording, or its header stamp."
     )
-    max_age_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Greatest age of a value in a row, in seconds; older ones fail the episode.",
+    max_age_s: float | None = option(
+        None, "Greatest age of a value in a row, in seconds; older ones fail the episode.", gt=0
     )
-    marker: str | None = Field(
-        default=None, description="Topic (Bool or String) whose messages start and stop episodes."
+    marker: str | None = option(
+        None, "Topic (Bool or String) whose messages start and stop episodes."
     )
-    gap_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Start an episode after this many seconds without a message.",
+    gap_s: float | None = option(
+        None, "Start an episode after this many seconds without a message.", gt=0
     )
 
     @model_validator(mode="after")
@@ -73,12 +65,12 @@ class McapReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = McapConfig
     findings: ClassVar[FindingCodes | None] = MCAP
+    config: McapConfig
     needs_rate: ClassVar[bool] = True
 
     def __init__(self, config: McapConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.layout = f"{config.time_source} time"
-        self.source_findings: Sequence[Finding] = ()
 
     @cached_property
     def _mapping(self) -> BagMapping | None:
@@ -101,11 +93,8 @@ class McapReader(base.FormatReader):
             with suppress(DataError):  # which `read` raises again
                 parts = bag_at(path).parts
                 spans = self._spans(path, findings)
-            name = stem = base.id_part(path.stem if parts == (path,) else path.name)
-            while name in used:
-                used[stem] += 1
-                name = f"{stem}-{used[stem]}"
-            used[name] = 1
+            stem = base.id_part(path.stem if parts == (path,) else path.name)
+            name = base.unused_id(stem, used)
             for number, (span, text) in enumerate(spans):
                 yield EpisodeRef(
                     id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",
@@ -232,22 +221,22 @@ class McapReader(base.FormatReader):
         absent = [key for key, track in tracks.items() if not len(track)]
         if absent:
             reason = f"no message, {tracks[absent[0]].skipped} left out{damages}"
-            raise mcap_error(ref.path, f"{ref.id}: {absent[0]}", reason, "missing_topic")
+            raise MCAP.error("missing_topic", ref.path, f"{ref.id}: {absent[0]}", reason)
         max_age = self.config.max_age_s
         rows = make_rows(tracks, fps, max_age) if tracks else None
         if rows is None or not len(rows.times):
             reason = "no time with a value of each topic" if rows else "no images and no numbers"
-            raise mcap_error(ref.path, ref.id, f"{reason}{damages}", "empty_episode")
+            raise MCAP.error("empty_episode", ref.path, ref.id, f"{reason}{damages}")
         if len(rows.times) == MOST_ROWS:
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
-            raise mcap_error(ref.path, ref.id, reason, "too_large")
+            raise MCAP.error("too_large", ref.path, ref.id, reason)
         counts: dict[str, str] = {}
         for key, track in tracks.items():
             topic, ages = track.channel.topic, rows.ages[key] / 1e9
             if max_age is not None and ages.max() > max_age:
                 row = int((ages > max_age).argmax())
                 reason = f"the value in row {row} is {ages[row]:.3g} s old"
-                raise mcap_error(ref.path, f"{ref.id}: {key}", reason, "stale_value", frame=row)
+                raise MCAP.error("stale_value", ref.path, f"{ref.id}: {key}", reason, frame=row)
             text, gaps = track.timing(rows.taken[key])
             numbers = {"out_of_order": late[key], "skipped": track.skipped}
             problems = {code: f"{number} messages" for code, number in numbers.items() if number}
@@ -270,7 +259,7 @@ class McapReader(base.FormatReader):
             fps = float(stored or 0)
         if mapping.fps and not 0 < fps < np.inf:
             reason = f"is no rate: {stored!r}"
-            raise mcap_error(topics.bag.path, mapping.fps, reason, "missing_field")
+            raise MCAP.error("missing_field", topics.bag.path, mapping.fps, reason)
         return fps if 0 < fps < np.inf else None
 
     @staticmethod

@@ -9,22 +9,13 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from pydantic import Field
-
+from vlatool.config.base import option
 from vlatool.errors import DataError
 from vlatool.sources.base import id_part
 from vlatool.sources.mapping import CameraMapping, RecordingMapping
+from vlatool.sources.mcap import messages
 from vlatool.sources.mcap.bag import Bag, BagChannel, BagMessage, TimeSpan
-from vlatool.sources.mcap.messages import (
-    TEXT,
-    channels_of,
-    decoded,
-    image_kind,
-    is_encoded,
-    joints_of,
-    numbers_of,
-)
-from vlatool.sources.mcap.rules import mcap_error
+from vlatool.sources.mcap.rules import MCAP
 
 STEM = "{stem}"  # as the instruction: the name of the file
 JOINT_VALUES = ("position", "velocity", "effort")
@@ -38,12 +29,10 @@ _GENERIC = ("image", "image_raw", "image_rect", "image_color", "raw", "compresse
 class BagMapping(RecordingMapping):
     """Parts of an episode of a bag."""
 
-    episodes: str = Field(
-        default="/", description="Topic whose messages start and stop episodes; /: the bag is one."
-    )
-    depth: dict[str, str] = Field(default={}, description="Camera to its depth images.")
-    joints: dict[str, list[str]] = Field(
-        default={}, description="Field to its joints in order; others are sorted by name."
+    episodes: str = option("/", "Topic whose messages start and stop episodes; /: the bag is one.")
+    depth: dict[str, str] = option({}, "Camera to its depth images.")
+    joints: dict[str, list[str]] = option(
+        {}, "Field to its joints in order; others are sorted by name."
     )
 
 
@@ -51,7 +40,7 @@ class Topics:
     """Topics of a bag, in natural order, and its metadata."""
 
     def __init__(self, bag: Bag) -> None:
-        self.bag, self.channels, self.counts = bag, channels_of(bag), Counter[str]()
+        self.bag, self.channels, self.counts = bag, messages.channels_of(bag), Counter[str]()
         self._metadata, self._attachments = dict[str, str](), list[str]()
         for file in bag.files:
             self._metadata |= file.metadata
@@ -64,7 +53,7 @@ class Topics:
         fitting = [t for t in self.channels if f"{reference}/".startswith(f"{t.rstrip('/')}/")]
         if not fitting:
             reason = f"no such topic; there are: {', '.join(self.channels) or 'none'}"
-            raise mcap_error(self.bag.path, reference, reason, "missing_topic", field=reference)
+            raise MCAP.error("missing_topic", self.bag.path, reference, reason, field=reference)
         channel = self.channels[max(fitting, key=len)]
         if isinstance(channel, DataError):
             raise channel
@@ -94,7 +83,7 @@ class Topics:
     def images(self) -> list[str]:
         """Topics with images."""
         known = self.channels.items()
-        return [t for t, c in known if isinstance(c, BagChannel) and image_kind(c)]
+        return [t for t, c in known if isinstance(c, BagChannel) and messages.image_kind(c)]
 
     def left_out(self, used: Container[str]) -> str:
         """Topics, attachments and metadata that are not used."""
@@ -115,28 +104,34 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
         "fps": "NAME@KEY of a metadata record, or give --fps: rows per second",
         "instruction": f'TOPIC or NAME@KEY of the sentence, or "{STEM}": the name of the file',
         "success": "NAME@KEY of the success flag, if there is one",
-        "depth": "camera to its topic of 16UC1 images, in millimeters",
+        "depth": "camera to its topic of images in 16UC1, millimeters, or 32FC1, meters",
         "action_fields": "which fields are commands?",
         "proprioception_fields": "which fields does the robot measure of itself?",
     }
     texts: list[str] = []
     cameras, depth, fields, joints = (dict[str, Any]() for _ in range(4))
     for topic, stored in topics.first_messages(topics.channels).items():
-        message = decoded(topics.bag.path, stored.channel, stored.data)
+        try:
+            message = messages.decoded(topics.bag.path, stored.channel, stored.data)
+        except DataError:
+            if stored.channel.encoding != "json":
+                raise
+            continue  # it has no schema that a message could break; `left_out` names it
         note = f"{stored.channel.type}, {topics.counts[topic]} messages"
-        if getattr(message, "encoding", "") == "16UC1":
+        kind = messages.image_kind(stored.channel)
+        if getattr(message, "encoding", "") in ("16UC1", "32FC1"):
             depth[_camera_name(topic, depth)] = topic
-        elif (kind := image_kind(stored.channel)) == "file" and not is_encoded(message.data):
+        elif kind == "file" and not messages.is_encoded(message.data):
             continue  # neither an image nor numbers
         elif kind:
             name = _camera_name(topic, cameras)
             cameras[name], notes[f"cameras.{name}"] = CameraMapping(path=topic), note
-        elif stored.channel.type == TEXT:
+        elif stored.channel.type == messages.TEXT:
             texts += [topic] * bool(_INSTRUCTION.search(topic))
         else:
             for name, reference in _fields(topic, message):
                 fields[name], notes[f"fields.{name}"] = reference, note
-                if names := joints_of(message):
+                if names := messages.joints_of(message):
                     joints[name], notes[f"joints.{name}"] = names, "that of the policy?"
     actions = [name for name, reference in fields.items() if _ACTION.search(reference.lower())]
     observed = [name for name in fields if name not in actions and _MEASURED.search(name.lower())]
@@ -155,12 +150,12 @@ def proposed(topics: Topics) -> tuple[BagMapping, dict[str, str]]:
 def _fields(topic: str, message: Any) -> Iterator[tuple[str, str]]:
     """(field, reference) of the numbers of a topic; none if it has others than plain numbers."""
     name = ".".join(id_part(part) for part in topic.split("/") if part) or "topic"
-    joints = joints_of(message)
+    joints = messages.joints_of(message)
     for member in JOINT_VALUES if joints else ():
         if len(getattr(message, member, ())) == len(joints):
             yield f"{name}.{member}", f"{topic}/{member}"
     with suppress(TypeError, ValueError):
-        if not joints and sum(part.size for _, part in numbers_of(message)):
+        if not joints and sum(part.size for _, part in messages.numbers_of(message)):
             yield name, topic
 
 

@@ -14,17 +14,10 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.findings import Finding
+from vlatool.sources.mcap import messages
 from vlatool.sources.mcap.bag import Bag, BagChannel, TimeSpan
 from vlatool.sources.mcap.images import BagImages, is_keyframe
-from vlatool.sources.mcap.messages import (
-    decoded,
-    image_kind,
-    joints_of,
-    member_at,
-    numbers_of,
-    stamp_of,
-)
-from vlatool.sources.mcap.rules import MCAP, mcap_error
+from vlatool.sources.mcap.rules import MCAP
 from vlatool.sources.mcap.topics import JOINT_VALUES, STEM, BagMapping, Topics
 from vlatool.storage.tree import natural_key
 
@@ -61,7 +54,7 @@ class Track:
 
     @property
     def needs_message(self) -> bool:
-        return not self._is_image or image_kind(self.channel) == "video"
+        return not self._is_image or messages.image_kind(self.channel) == "video"
 
     @property
     def times(self) -> Array:
@@ -79,13 +72,13 @@ class Track:
         try:
             value = self._value(message, position)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise mcap_error(self.path, place, error, code, field=place) from error
+            raise MCAP.error(code, self.path, place, error, field=place) from error
         if value is None:
             self.skipped += 1
             return
         if self.use == "numbers" and not 0 < len(value) == len(self.names):
             reason = f"has {len(value)} numbers, not {len(self.names)}"
-            raise mcap_error(self.path, place, reason, "bad_message", field=place)
+            raise MCAP.error("bad_message", self.path, place, reason, field=place)
         self._times.append(time)
         if self.use == "text":
             self.texts.append(value)
@@ -96,17 +89,17 @@ class Track:
         if self.use == "numbers":
             return self._numbers(message)
         if not self._is_image:
-            text = member_at(message, self.member or "data")
+            text = messages.member_at(message, self.member or "data")
             if not isinstance(text, str | bool):
                 raise TypeError("is no text")
             return str(text).strip()
-        is_key = image_kind(self.channel) != "video" or is_keyframe(message)
+        is_key = messages.image_kind(self.channel) != "video" or is_keyframe(message)
         return (*position, is_key) if is_key or len(self) else None
 
     def _numbers(self, message: Any) -> Array | None:
-        parts = list(numbers_of(member_at(message, self.member)))
+        parts = list(messages.numbers_of(messages.member_at(message, self.member)))
         numbers = np.concatenate([part for _, part in parts])
-        joints = joints_of(message) if self.member in JOINT_VALUES else []
+        joints = messages.joints_of(message) if self.member in JOINT_VALUES else []
         if not joints:
             is_plain = all(name and len(part) == 1 for name, part in parts)
             names = ((n if is_plain else f"{n}.{i}") for n, p in parts for i in range(len(p)))
@@ -151,9 +144,9 @@ def make_tracks(topics: Topics, mapping: BagMapping) -> dict[str, Track]:
     def add(key: str, reference: str, use: Any, joints: tuple[str, ...] = ()) -> None:
         channel, member = topics.find(reference)
         tracks[key] = Track(topics.bag.path, channel, member, use, joints)
-        if use in ("rgb", "bgr", "depth") and (member or not image_kind(channel)):
+        if use in ("rgb", "bgr", "depth") and (member or not messages.image_kind(channel)):
             reason = f"{channel.type} is no image"
-            raise mcap_error(topics.bag.path, reference, reason, "missing_field", field=reference)
+            raise MCAP.error("missing_field", topics.bag.path, reference, reason, field=reference)
 
     for name, camera in mapping.cameras.items():
         add(f"cameras.{name}", camera.path or camera.video, "bgr" if camera.bgr else "rgb")
@@ -181,9 +174,9 @@ def fill(
         times.append(stored.time)
         taking, message, time = by_topic.get(stored.channel.topic, ()), None, stored.time
         if taking and (by == "header" or any(track.needs_message for track in taking)):
-            message = decoded(bag.path, stored.channel, stored.data)
+            message = messages.decoded(bag.path, stored.channel, stored.data)
         if taking and by == "header":
-            stamp = stamp_of(message)
+            stamp = messages.stamp_of(message)
             without[stored.channel.topic] += stamp is None
             time = time if stamp is None else stamp
         for track in taking:

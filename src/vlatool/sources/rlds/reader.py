@@ -3,23 +3,23 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from vlatool.artifacts import tfrecord
-from vlatool.artifacts.images import decode_rgb, image_info
-from vlatool.config.base import ConfigModel
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey, UInt8Array
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
+from vlatool.sources.frames import SingleImages
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
-from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of, rlds_error
+from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of
 from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
@@ -36,55 +36,26 @@ _FLAGS = ("is_first", "is_last", "is_terminal")
 class RldsConfig(ConfigModel):
     """Options of RLDS data sets. What they do not store is given here."""
 
-    fps: float | None = Field(default=None, gt=0, description="Frames per second.")
-    instruction: str | None = Field(
-        default=None, description="Instruction of all episodes; null: that of the data."
-    )
-    split: str | None = Field(default=None, description="Split, such as train; null: all.")
+    fps: float | None = option(None, "Frames per second.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the data.")
+    split: str | None = option(None, "Split, such as train; null: all.")
 
 
-class StepImages(FrameSource):
+class StepImages(SingleImages):
     """Encoded images of the steps of an episode, in memory."""
 
-    def __init__(self, place: str, files: Sequence[memoryview]) -> None:
-        self._place, self._files = place, files
+    def __init__(self, path: Path, place: str, files: Sequence[memoryview]) -> None:
+        self._path, self._place, self._files = path, place, files
 
     def __len__(self) -> int:
         return len(self._files)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the first image, in pixels."""
-        try:
-            return image_info(self.encoded(0)).size
-        except ValueError as error:
-            raise self._error(0, str(error)) from error
-
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            try:
-                image = decode_rgb(self.encoded(index))
-            except ValueError as error:
-                raise self._error(index, str(error)) from error
-            if image.shape != images.shape[1:]:
-                reason = f"has size {image.shape[1]} x {image.shape[0]}"
-                raise self._error(index, f"{reason}, the first {self.size[1]} x {self.size[0]}")
-            images[position] = image
-        return images
-
     def encoded(self, index: int) -> bytes:
-        """The stored JPEG or PNG."""
         return bytes(self._files[index])
 
-    def _error(self, index: int, reason: str) -> DataError:
-        return DataError(
-            f"{self._place}: frame {index}: {reason}",
-            hint=RLDS.codes["unreadable"].action,
-            code="data.unreadable",
-            details={"frame": index},
-        )
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"{self._place}: frame {index}"
+        return RLDS.error("unreadable", self._path, place, reason, frame=index)
 
 
 class RldsReader(base.FormatReader):
@@ -92,10 +63,7 @@ class RldsReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = RldsConfig
     findings: ClassVar[FindingCodes | None] = RLDS
-
-    def __init__(self, config: RldsConfig) -> None:
-        self.config = config
-        self.source_findings: Sequence[Finding] = ()
+    config: RldsConfig
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every record of the shards; reads the headers of records."""
@@ -121,7 +89,7 @@ class RldsReader(base.FormatReader):
             try:
                 spans = list(tfrecord.record_spans(path))
             except tfrecord.TfRecordError as error:
-                raise rlds_error(path, str(error), error.code) from error
+                raise RLDS.error(error.code, path, str(error)) from error
             declared = lengths.get(split, ())
             if shard < len(declared) and declared[shard] != len(spans):
                 reason = f"has {counted(len(spans), 'record')}, {_INFO} says {declared[shard]}"
@@ -147,16 +115,7 @@ class RldsReader(base.FormatReader):
                 for survey in read:
                     surveys[ref.path.parent] = survey
         merged = base.merge_surveys(surveys.values(), reasons)
-        return Survey(
-            len(refs),
-            merged.cameras,
-            merged.fields,
-            None,
-            merged.fps,
-            merged.action_fields,
-            merged.proprioception_fields,
-            text_kinds=merged.text_kinds,
-        )
+        return replace(merged, episodes=len(refs), frames=None)
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; the record is in memory, its images are encoded."""
@@ -165,7 +124,7 @@ class RldsReader(base.FormatReader):
         try:
             parsed = tfrecord.parse_example(tfrecord.read_record(ByteRange(ref.path, first, stop)))
         except tfrecord.TfRecordError as error:
-            raise rlds_error(ref.path, f"record at byte {first}: {error}", error.code) from error
+            raise RLDS.error(error.code, ref.path, f"record at byte {first}: {error}") from error
         episode = _Steps(ref, features, parsed)
         lowdim = episode.fields()
         option = self.config.instruction
@@ -212,7 +171,7 @@ class _Steps:
             if count != self.count:
                 raise self._error(f"{name} has {count} steps, others {self.count}")
         if not self.count:
-            raise rlds_error(ref.path, f"{ref.id}: has no steps", "empty_episode")
+            raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
 
     def _rows(self, feature: StepFeature) -> int:
         """Number of steps of a feature, by its length and shape."""
@@ -244,10 +203,10 @@ class _Steps:
         cameras: dict[str, FrameSource] = {}
         for feature in self._features:
             if feature.kind == "image" and feature.shape[-1:] in ((3,), ()):
-                place = f"{self._ref.path}: {self._ref.id}: {feature.name}"
+                place = f"{self._ref.id}: {feature.name}"
                 rows = self._parsed[feature.name]
                 files = rows if isinstance(rows, list) else []
-                cameras[feature.name.rpartition("/")[2]] = StepImages(place, files)
+                cameras[feature.name.rpartition("/")[2]] = StepImages(self._ref.path, place, files)
         return cameras
 
     @property
@@ -268,7 +227,7 @@ class _Steps:
         return texts
 
     def _error(self, reason: str) -> DataError:
-        return rlds_error(self._ref.path, f"{self._ref.id}: {reason}", "missing_feature")
+        return RLDS.error("missing_feature", self._ref.path, f"{self._ref.id}: {reason}")
 
 
 def _is_number(dtype: str) -> bool:
@@ -283,9 +242,9 @@ def _features(path: Path) -> tuple[StepFeature, ...]:
     try:
         features = tuple(features_of(read_json(path)))
     except (DocumentError, ValueError, AttributeError, TypeError) as error:
-        raise rlds_error(path, str(error), "broken_features") from error
+        raise RLDS.error("broken_features", path, str(error)) from error
     if not any(feature.is_step for feature in features):
-        raise rlds_error(path, "has no feature steps", "broken_features")
+        raise RLDS.error("broken_features", path, "has no feature steps")
     return features
 
 

@@ -2,45 +2,31 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from vlatool.errors import DataError
-from vlatool.findings import FindingCode, FindingCodes
+from vlatool.findings import FindingCodes, error, info
 
 _AGAIN = "copy the file again, or exclude the episode with --exclude"
 
 RLDS = FindingCodes(
     "rlds",
-    {
-        "unreadable": FindingCode("error", "A file or a record is damaged or truncated.", _AGAIN),
-        "checksum": FindingCode("error", "The checksum of a record is wrong.", _AGAIN),
-        "broken_features": FindingCode(
-            "error", "features.json is not that of episodes with steps.", "copy the file again"
-        ),
-        "missing_feature": FindingCode(
-            "error", "A record lacks a declared feature, or has another type or length.", _AGAIN
-        ),
-        "unknown_feature": FindingCode(
-            "info", "A feature has a kind that is not read, such as audio; it is left out."
-        ),
-        "missing_shard": FindingCode(
-            "error", "A shard of a split is missing.", "download the missing files"
-        ),
-        "missing_split": FindingCode("info", "A split of dataset_info.json has no file here."),
-        "record_count": FindingCode(
-            "error", "A shard has another number of records than dataset_info.json says.", _AGAIN
-        ),
-        "too_large": FindingCode("error", "A record is larger than 1 GiB.", _AGAIN),
-        "empty_episode": FindingCode("error", "An episode has no steps.", _AGAIN),
-    },
+    unreadable=error("A file or a record is damaged or truncated.", _AGAIN),
+    checksum=error("The checksum of a record is wrong.", _AGAIN),
+    broken_features=error(
+        "features.json is not that of episodes with steps.", "copy the file again"
+    ),
+    missing_feature=error(
+        "A record lacks a declared feature, or has another type or length.", _AGAIN
+    ),
+    unknown_feature=info("A feature has a kind that is not read, such as audio; it is left out."),
+    missing_shard=error("A shard of a split is missing.", "download the missing files"),
+    missing_split=info("A split of dataset_info.json has no file here."),
+    record_count=error(
+        "A shard has another number of records than dataset_info.json says.", _AGAIN
+    ),
+    too_large=error("A record is larger than 1 GiB.", _AGAIN),
+    empty_episode=error("An episode has no steps.", _AGAIN),
 )
-
-
-def rlds_error(path: Path, reason: str, code: str, **details: Any) -> DataError:
-    """Error with the file and a code of `RLDS`."""
-    hint = RLDS.codes[code].action
-    return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
 
 
 Kind = Literal["numbers", "image", "text", "unknown"]

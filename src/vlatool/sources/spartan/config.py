@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import PrivateAttr, ValidationError, field_validator, model_validator
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.documents import DocumentError, read_json, read_yaml
@@ -46,30 +46,24 @@ class SpartanConfig(ConfigModel):
         {"language_annotations_path", "action_fields_config_path", "validation_episodes_path"}
     )
 
-    data_discard_keys: list[str] = Field(
-        default=[], description="Observation arrays to leave out; they are not read."
+    data_discard_keys: list[str] = option([], "Observation arrays to leave out; they are not read.")
+    language_annotations_path: str | None = option(
+        None, "YAML file with `language_dict`: task to kind to sentences."
     )
-    language_annotations_path: str | None = Field(
-        default=None, description="YAML file with `language_dict`: task to kind to sentences."
-    )
-    action_fields_config_path: str | None = Field(
-        default=None,
-        description="YAML file with action_key_fields, action_index_fields and pose_groups, which "
+    action_fields_config_path: str | None = option(
+        None,
+        "YAML file with action_key_fields, action_index_fields and pose_groups, which "
         "replaces these keys; null: use the keys.",
     )
-    validation_episodes_path: str | None = Field(
-        default=None, description="JSON file: task to the numbers of episodes to exclude."
+    validation_episodes_path: str | None = option(
+        None, "JSON file: task to the numbers of episodes to exclude."
     )
-    task: str | None = Field(
-        default=None, description="Task of all episodes; null: the task in their paths."
+    task: str | None = option(None, "Task of all episodes; null: the task in their paths.")
+    action_key_fields: list[str] = option(
+        list(_ACTION_WIDTHS), "Fields of the action vector, in order."
     )
-    action_key_fields: list[str] = Field(
-        default=list(_ACTION_WIDTHS),
-        description="Fields of the action vector, in order.",
-    )
-    action_index_fields: list[int] = Field(
-        default=np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
-        description="End index of each field, ascending.",
+    action_index_fields: list[int] = option(
+        np.cumsum(list(_ACTION_WIDTHS.values())).tolist(), "End index of each field, ascending."
     )
 
     @field_validator("data_discard_keys", mode="before")

@@ -43,7 +43,6 @@ class SpartanReader(base.FormatReader):
         self.source_findings: Sequence[Finding] = ()
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Episodes below the sources in natural order."""
         annotations = language_annotations(self.config.language_annotations_path)
         validation = validation_episodes(self.config.validation_episodes_path)
         refs: list[EpisodeRef] = []
@@ -161,7 +160,6 @@ class SpartanReader(base.FormatReader):
         return {"original": [sentence]}
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(rules.SPARTAN, strict=False, episode=ref.id)
         opened = rules.open_episode(ref.path / "processed", self.config, report)
         values = rules.read_values(opened, self.config, report)
@@ -173,7 +171,6 @@ class SpartanReader(base.FormatReader):
             yield from check_cameras(ref.id, opened.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Findings that concern more than one episode."""
         yield from rules.check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:

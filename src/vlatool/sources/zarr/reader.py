@@ -13,26 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
-from vlatool.config.base import ConfigModel
-from vlatool.episode import (
-    Array,
-    Clip,
-    Episode,
-    EpisodeRef,
-    FieldSpec,
-    FrameSource,
-    Survey,
-    UInt8Array,
-)
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import VideoFrames, probe_video
+from vlatool.sources.frames import SingleImages, video_beside
 from vlatool.sources.language import first_text, kind_of_name, recorded_language
 from vlatool.sources.rules import distinct_recordings
-from vlatool.sources.zarr.rules import ZARR, zarr_error
+from vlatool.sources.zarr.rules import ZARR
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
 
@@ -45,11 +35,11 @@ _LEVELS = 255
 class ZarrConfig(ConfigModel):
     """Options of replay buffers. What stores do not have is given here."""
 
-    fps: float | None = Field(default=None, gt=0, description="Frames per second.")
-    instruction: str | None = Field(default=None, description="Instruction of all episodes.")
-    missing_chunks: Literal["error", "fill"] = Field(
-        default="error",
-        description="What to do about chunks that are not there: Zarr 3 leaves out those that have "
+    fps: float | None = option(None, "Frames per second.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes.")
+    missing_chunks: Literal["error", "fill"] = option(
+        "error",
+        "What to do about chunks that are not there: Zarr 3 leaves out those that have "
         "only the fill value.",
     )
 
@@ -83,7 +73,7 @@ def _readable(path: Path, place: str) -> Generator[None]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         code = "missing_codec" if "codec not available" in reason else "unreadable"
-        raise zarr_error(path, place, f"cannot be read: {reason}", code) from error
+        raise ZARR.error(code, path, place, f"cannot be read: {reason}") from error
 
 
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
@@ -96,7 +86,7 @@ def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
         store = CheckedStore(path, may_fill=may_fill)
         root = zarr.open_group(store, mode="r", use_consolidated=False)
         if "data" not in store.names("") or "episode_ends" not in store.names("meta"):
-            raise zarr_error(path, "", "has no meta/episode_ends", "unknown_layout")
+            raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
         arrays = {
             name: root[f"data/{name}"]
             for name in sorted(store.names("data"), key=natural_key)
@@ -110,12 +100,13 @@ def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
         if length != count:
             other = next(name for name, length in rows.items() if length == count)
             reason = f"has {length} rows, data/{other} has {count}"
-            raise zarr_error(path, f"data/{name}", reason, "length_mismatch")
+            raise ZARR.error("length_mismatch", path, f"data/{name}", reason)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
     if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
-        raise zarr_error(path, "meta/episode_ends", f"does not divide {count} rows", "bad_ends")
+        raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
     cameras = {name: array.shape[1:3] for name, array in arrays.items() if _is_images(array)}
-    fields = tuple(n for n, a in arrays.items() if n not in cameras and _is_field(a))
+    numbers = (name for name, a in arrays.items() if a.shape and a.dtype.kind in "fiub")
+    fields = tuple(name for name in numbers if name not in cameras)
     texts = {kind_of_name(name): name for name, array in arrays.items() if _is_text(name, array)}
     used = {*cameras, *fields, *texts.values()}
     ignored = tuple(name for name in arrays if name not in used)
@@ -159,10 +150,6 @@ def _is_images(array: Any) -> bool:
     return is_color and (array.dtype == np.uint8 or array.dtype.kind == "f")
 
 
-def _is_field(array: Any) -> bool:
-    return bool(array.shape) and array.dtype.kind in "fiub"
-
-
 def _is_text(name: str, array: Any) -> bool:
     return bool(kind_of_name(name)) and len(array.shape) == 1 and array.dtype.kind in "UT"
 
@@ -172,10 +159,10 @@ def _check(path: Path, name: str, array: Any) -> None:
     row = math.prod(array.shape[1:])
     if chunk > _LARGEST_CHUNK or row > 3 * _MOST_PIXELS or not row:
         reason = f"chunks of {chunk:,} bytes, {row:,} values in a row"
-        raise zarr_error(path, f"data/{name}", reason, "too_large")
+        raise ZARR.error("too_large", path, f"data/{name}", reason)
 
 
-class ZarrImages(FrameSource):
+class ZarrImages(SingleImages):
     """Images of an episode, read by whole chunks; the last chunk stays in memory."""
 
     def __init__(self, path: Path, name: str, rows: tuple[int, int], *, may_fill: bool) -> None:
@@ -190,23 +177,13 @@ class ZarrImages(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images, in pixels."""
         return self._buffer.cameras[self._name]
 
     @property
     def _buffer(self) -> Buffer:
         return open_buffer(self._path, may_fill=self._may_fill)
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3], RGB."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            if not 0 <= index < len(self):
-                raise IndexError(f"{self._path}: data/{self._name}: frame {index} of {len(self)}")
-            images[position] = self._image(index)
-        return images
-
-    def _image(self, index: int) -> UInt8Array:
+    def image(self, index: int) -> UInt8Array:
         array, (first, stop) = self._buffer.arrays[self._name], self._rows
         chunk = (first + index) // array.chunks[0]
         low = max(first, chunk * array.chunks[0])
@@ -225,7 +202,7 @@ class ZarrImages(FrameSource):
             return levels
         place = f"data/{self._name}: frame {index}"
         reason = f"values of {values.dtype} are no whole levels from 0 to {_LEVELS}"
-        raise zarr_error(self._path, place, reason, "not_numeric")
+        raise ZARR.error("not_numeric", self._path, place, reason)
 
 
 class ZarrReader(base.FormatReader):
@@ -233,14 +210,10 @@ class ZarrReader(base.FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = ZarrConfig
     findings: ClassVar[FindingCodes | None] = ZARR
-
-    def __init__(self, config: ZarrConfig) -> None:
-        self.config = config
-        self.layout = "replay buffer"
-        self.source_findings: Sequence[Finding] = ()
+    config: ZarrConfig
+    layout: str = "replay buffer"
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All episodes of each store, in order."""
         findings: list[Finding] = []
         searched = "a folder or zip of Zarr with meta/episode_ends"
         stores = distinct_recordings(sources, _stores, searched, findings)
@@ -252,8 +225,7 @@ class ZarrReader(base.FormatReader):
                 reason = f"{left} of {buffer.num_rows} rows are after the last episode"
                 findings.append(ZARR.at("rows_without_episode", path, reason))
             name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
-            used[name] = used.get(name, 0) + 1
-            name = name if used[name] == 1 else f"{name}-{used[name]}"
+            name = base.unused_id(name, used)
             for number in range(len(buffer.stops)):
                 yield EpisodeRef(
                     id=f"{name}_episode_{number:06d}",
@@ -288,14 +260,13 @@ class ZarrReader(base.FormatReader):
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk."""
         buffer, (first, stop) = self._open(ref.path), self._rows(ref)
         lowdim: dict[str, Array] = {}
         for name in buffer.fields:
             array = buffer.arrays[name]
             if math.prod(array.shape[1:]) * (stop - first) * array.dtype.itemsize > _LARGEST_FIELD:
                 reason = f"an episode of {stop - first} rows is too large"
-                raise zarr_error(ref.path, f"data/{name}", reason, "too_large")
+                raise ZARR.error("too_large", ref.path, f"data/{name}", reason)
             with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
                 lowdim[name] = np.asarray(array[first:stop]).reshape(stop - first, -1)
         may_fill = self.config.missing_chunks == "fill"
@@ -332,7 +303,7 @@ class ZarrReader(base.FormatReader):
         first, stop = buffer.rows(number)
         if first == stop:
             reason = f"episode {number} has no rows"
-            raise zarr_error(ref.path, "meta/episode_ends", reason, "bad_ends")
+            raise ZARR.error("bad_ends", ref.path, "meta/episode_ends", reason)
         return first, stop
 
     @staticmethod
@@ -340,15 +311,7 @@ class ZarrReader(base.FormatReader):
         """Cameras of `videos/NUMBER/CAMERA.mp4` beside the store."""
         folder = ref.path.parent / "videos" / str(ref.extras["number"])
         files = sorted(folder.glob("*.mp4")) if can_list(folder) and folder.is_dir() else ()
-        cameras: dict[str, FrameSource] = {}
-        for file in files:
-            clip = Clip(file)
-            count = probe_video(clip).num_frames
-            if count != frames:
-                reason = f"has {count} frames, the episode {frames}"
-                raise zarr_error(file, "", reason, "length_mismatch")
-            cameras[file.stem] = VideoFrames(clip, count)
-        return cameras
+        return {file.stem: video_beside(file, frames, ZARR) for file in files}
 
 
 def _policy_fields(buffer: Buffer) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,57 +1,34 @@
 """Findings of Zarr recordings."""
 
-from pathlib import Path
-
-from vlatool.errors import DataError
-from vlatool.findings import FindingCode, FindingCodes
+from vlatool.findings import FindingCodes, error, info, warning
 
 _AGAIN = "copy the store again, or exclude the episode with --exclude"
 
 ZARR = FindingCodes(
     "zarr",
-    {
-        "unreadable": FindingCode("error", "A store, an array or a chunk is damaged.", _AGAIN),
-        "missing_chunk": FindingCode("error", "A chunk of an array is not there.", _AGAIN),
-        "unsafe_codec": FindingCode(
-            "error",
-            "An array uses a codec that may run code, or is not known.",
-            "write the array again with blosc, zstd or gzip",
-        ),
-        "missing_codec": FindingCode(
-            "error",
-            "The codec of an array is not installed.",
-            "pip install imagecodecs (JPEG XL of UMI)",
-        ),
-        "unknown_layout": FindingCode(
-            "error",
-            "The store has no meta/episode_ends with data beside it.",
-            "give the folder of a replay buffer, such as data.zarr or data.zarr.zip",
-        ),
-        "bad_ends": FindingCode(
-            "error", "meta/episode_ends does not ascend, or ends after the data.", _AGAIN
-        ),
-        "length_mismatch": FindingCode("error", "Arrays differ in their number of rows.", _AGAIN),
-        "missing_array": FindingCode(
-            "error", "An array of the mapping is missing.", "change the mapping"
-        ),
-        "not_numeric": FindingCode(
-            "error",
-            "A field has no numbers, or images are no whole levels from 0 to 255.",
-            "leave the array out with a mapping",
-        ),
-        "too_large": FindingCode(
-            "error", "A chunk, an image or a field is larger than what is read at once.", _AGAIN
-        ),
-        "rows_without_episode": FindingCode(
-            "warning", "Rows after the last episode belong to none.", "none if they were dropped"
-        ),
-        "ignored": FindingCode("info", "Arrays that are neither images nor numbers."),
-    },
+    unreadable=error("A store, an array or a chunk is damaged.", _AGAIN),
+    missing_chunk=error("A chunk of an array is not there.", _AGAIN),
+    unsafe_codec=error(
+        "An array uses a codec that may run code, or is not known.",
+        "write the array again with blosc, zstd or gzip",
+    ),
+    missing_codec=error(
+        "The codec of an array is not installed.", "pip install imagecodecs (JPEG XL of UMI)"
+    ),
+    unknown_layout=error(
+        "The store has no meta/episode_ends with data beside it.",
+        "give the folder of a replay buffer, such as data.zarr or data.zarr.zip",
+    ),
+    bad_ends=error("meta/episode_ends does not ascend, or ends after the data.", _AGAIN),
+    length_mismatch=error("Arrays differ in their number of rows.", _AGAIN),
+    missing_array=error("An array of the mapping is missing.", "change the mapping"),
+    not_numeric=error(
+        "A field has no numbers, or images are no whole levels from 0 to 255.",
+        "leave the array out with a mapping",
+    ),
+    too_large=error("A chunk, an image or a field is larger than what is read at once.", _AGAIN),
+    rows_without_episode=warning(
+        "Rows after the last episode belong to none.", "none if they were dropped"
+    ),
+    ignored=info("Arrays that are neither images nor numbers."),
 )
-
-
-def zarr_error(path: Path, place: str, reason: str, code: str, hint: str = "") -> DataError:
-    """Error with the store, the place in it and a code of `ZARR`."""
-    message = f"{place}: {reason}" if place else reason
-    hint = hint or ZARR.codes[code].action
-    return DataError.at(path, message, hint=hint, code=f"data.{code}")

@@ -14,7 +14,7 @@ from typing import Any
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from vlatool.sources.zarr.rules import zarr_error
+from vlatool.sources.zarr.rules import ZARR
 from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.uri import as_native_file
 
@@ -41,7 +41,7 @@ class CheckedStore(Store):
             try:
                 self._zip = zipfile.ZipFile(as_native_file(path))  # closed with the process
             except (zipfile.BadZipFile, OSError, ValueError) as error:
-                raise zarr_error(path, "", f"cannot be read: {error}", "unreadable") from error
+                raise ZARR.error("unreadable", path, f"cannot be read: {error}") from error
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, CheckedStore) and value._path == self._path
@@ -54,14 +54,14 @@ class CheckedStore(Store):
         try:
             data = self._bytes(key, limit)
         except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise zarr_error(self._path, key, f"cannot be read: {error}", "unreadable") from error
+            raise ZARR.error("unreadable", self._path, key, f"cannot be read: {error}") from error
         if data is not None and len(data) > limit:
-            raise zarr_error(self._path, key, f"more than {limit:,} bytes", "too_large")
+            raise ZARR.error("too_large", self._path, key, f"more than {limit:,} bytes")
         if data is not None and key.endswith(METADATA):
             self._check_document(key, data)
         if data is None and not key.endswith(METADATA) and not self._may_fill:
             hint = "--missing-chunks fill reads it as the fill value, which Zarr 3 leaves out"
-            raise zarr_error(self._path, key, "the chunk is missing", "missing_chunk", hint)
+            raise ZARR.error("missing_chunk", self._path, key, "the chunk is missing", hint=hint)
         return data
 
     def _bytes(self, key: str, limit: int) -> bytes | None:
@@ -82,10 +82,10 @@ class CheckedStore(Store):
         try:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise zarr_error(self._path, key, f"is not JSON: {error}", "unreadable") from error
+            raise ZARR.error("unreadable", self._path, key, f"is not JSON: {error}") from error
         for name in _codec_names(document):
             if not _CODECS.fullmatch(name):
-                raise zarr_error(self._path, key, f"uses the codec {name!r}", "unsafe_codec")
+                raise ZARR.error("unsafe_codec", self._path, key, f"uses the codec {name!r}")
 
     # The interface of Zarr.
 

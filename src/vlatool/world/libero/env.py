@@ -83,7 +83,6 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start of the trial that the seed chooses, after the steps that settle the scene."""
         super().reset(seed=seed)
-        del options
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         task = number // _TRIALS % self._suite.n_tasks if self._only is None else self._only
         self._load(task)

@@ -62,7 +62,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        del options
         self._steps = 0
         proprio = self._simulator.start(self.np_random)
         return self._observation(proprio), {"task": self._task, "success": False}

@@ -40,12 +40,10 @@ class StoredFrames(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
         height, width, _ = self.images[0].shape
         return height, width
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Images uint8 [N, H, W, 3]."""
         return np.stack([self.images[index] for index in indices])
 
 
