@@ -1,24 +1,17 @@
 """Downloads from servers with faults: each is survived, or ends with an error of its own."""
 
-import datetime
 import json
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.builders.errors import fails
+from tests.builders.forward_proxy import with_tls
 from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.cli.app import run
@@ -244,55 +237,13 @@ def test_dead_server_ends_a_download_after_a_few_files(
     assert len(list((tmp_path / "out/meta").iterdir())) == 20
 
 
-class _RedirectsToHttp(BaseHTTPRequestHandler):
-    target = ""
-
-    def do_GET(self) -> None:
-        self.send_response(302)
-        self.send_header("Location", self.target)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET  # noqa: N815 - http.server's
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's
-        del format, args
-
-
-def _certificate(folder: Path) -> Path:
-    """File with a key and its certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now.replace(year=2100))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    (folder / "pem").write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
-    return folder / "pem"
-
-
 def test_redirect_from_https_to_http_is_an_error(
-    other: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: WebServer, other: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pem = _certificate(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    monkeypatch.setattr(_RedirectsToHttp, "target", f"{other.endpoint}/big.bin")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    with HTTPServer(("127.0.0.1", 0), _RedirectsToHttp) as secure:
-        secure.socket = context.wrap_socket(secure.socket, server_side=True)
-        threading.Thread(target=partial(secure.serve_forever, 0.02), daemon=True).start()
-        source = f"https://127.0.0.1:{secure.server_port}/big.bin"
+    server.faults.redirect_to = other.endpoint
+    with with_tls(server.endpoint, tmp_path, "localhost") as (endpoint, authority):
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        source = f"{endpoint}/lab/set/big.bin"
         with pytest.raises(StorageError, match="from https to http"):
             download(DownloadConfig(source=source, output=str(tmp_path / "out")))
-        secure.shutdown()
     assert not other.faults.requests

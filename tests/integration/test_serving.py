@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -26,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import vlatool
+from tests.builders.forward_proxy import certificates
 from tests.builders.serving import (
     BAD_NUMBER,
     ORIGIN,
@@ -541,33 +541,11 @@ def test_only_a_client_with_the_key_is_served(tmp_path: Path) -> None:
         assert 'vlatool_rejections_total{code="key"} 4' in http(url, "/metrics", "open sesame")[1]
 
 
-def own_certificate(folder: Path) -> tuple[Path, Path]:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(
-            name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1)
-        )
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    private = serialization.PrivateFormat.PKCS8
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))
-    return folder / "cert.pem", folder / "key.pem"
-
-
 def test_tls_is_by_certificate_files(tmp_path: Path) -> None:
-    certificate, key = own_certificate(tmp_path)
-    with served(certificate=str(certificate), private_key=str(key)) as url:
+    authority, chain = map(str, certificates(tmp_path, "localhost"))
+    with served(certificate=chain, private_key=chain) as url:
         url = url.replace("127.0.0.1", "localhost")
-        with vlatool.connect(url, certificate=str(certificate)) as client:
+        with vlatool.connect(url, certificate=authority) as client:
             assert client.act({"x": 1.0})
         for address in (url, url.replace("wss", "ws")):
             with pytest.raises(VlatoolError) as failed:
