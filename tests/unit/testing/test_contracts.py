@@ -56,6 +56,7 @@ def test_diffusion_policy_fulfills_the_contract_of_a_model_type(kind: str, tmp_p
     check_model_type(DiffusionPolicyType, {**keys, "vision_language_backbone": backbones[kind]})
 
 
+@pytest.mark.slow  # those of CLIP are quicker
 def test_policy_of_two_base_models_fulfills_the_contract_of_a_model_type(tmp_path: Path) -> None:
     base = vlm_base(tmp_path / "vlm", "smolvlm")
     backbone = {"type": "vlm_backbone", "hf_pretrained": str(base), "num_vlm_layers_to_use": 2}
