@@ -354,15 +354,6 @@ class TestWriting:
 
 
 class TestFaults:
-    def test_every_third_request_fails(self, root: RemotePath, s3_proxy: Proxy) -> None:
-        s3_proxy.faults.fail_every = 3
-
-        write_bytes(root / "file", BIG)
-
-        assert (root / "file").read_bytes() == BIG
-        with (root / "file").open("rb") as file:
-            assert file.read(3 * MIB) == BIG[: 3 * MIB]
-
     @pytest.mark.parametrize("status", [429, 503])
     def test_retry_after_of_a_busy_server_is_respected(
         self, root: RemotePath, s3_proxy: Proxy, status: int, monkeypatch: pytest.MonkeyPatch

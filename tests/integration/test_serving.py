@@ -503,22 +503,6 @@ def test_half_a_handshake_half_a_frame_and_another_version_leave_the_others_alon
         assert half.recv(100).startswith(b"HTTP/1.1 4")
 
 
-def test_a_hundred_clients_at_once_get_their_plans() -> None:
-    expected = local(PushPolicy()).act({"x": 1.0})
-    with served(batch_size=8) as url, ThreadPoolExecutor(100) as pool:
-        clients = list(pool.map(lambda _: vlatool.connect(url), range(100)))
-        together = threading.Barrier(100)
-
-        def plans(client: Any) -> list[Mapping[str, Any]]:
-            together.wait(30)
-            return [client.act({"x": 1.0}) for _ in range(3)]
-
-        for rows in pool.map(plans, clients):
-            assert_equal(rows[0], expected)
-        assert "vlatool_clients 100\n" in http(url, "/metrics")[1]
-        list(pool.map(lambda client: client.close(), clients))
-
-
 # access
 
 
