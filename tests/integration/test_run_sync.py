@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config
 from tests.builders.toys import install_toys, write_numbers
 from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import StorageError, UsageError
-from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.retry import SPEED_VARIABLE, TIMEOUT_VARIABLE
 from vlatool.storage.tree import files_below
@@ -34,15 +33,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_numbers(tmp_path / DATA)
     monkeypatch.syspath_prepend(str(tmp_path / SITE))
     return tmp_path
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Root of a scheme that only this test has."""
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
-    yield f"memory://{tmp_path.name}"
-    MemoryRemote.stores.clear()
 
 
 class AtStep(Recorder):

@@ -16,7 +16,6 @@ from vlatool.cli import app
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.loading.dataset import open_dataset
-from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location, version_of
 from vlatool.workflows.evaluate import open_loop
@@ -60,16 +59,6 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     with web_server(world.parents[1]) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
         yield running
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Root of a scheme that only this test has."""
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
-    yield "memory://test"
-    for objects in MemoryRemote.stores.values():  # connections are shared, and keep their objects
-        objects.clear()
 
 
 @pytest.fixture(params=SCHEMES_READ)
