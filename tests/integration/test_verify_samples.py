@@ -17,6 +17,7 @@ from vlatool.artifacts.codes.format import CodesFolder, EpisodeCodes, write_code
 from vlatool.artifacts.profile import read_profile, write_profile
 from vlatool.artifacts.samples.episode import EpisodeSamples, parse_sample, render_sample
 from vlatool.jobs.files import NAME
+from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.verify import InspectConfig, inspect
 
@@ -123,6 +124,11 @@ def test_damaged_packed_samples_and_each_missing_image_are_reported_once(workspa
     path = workspace / f"packed/packed/{FIRST}.npz"
     path.write_bytes(path.read_bytes()[:-40])
     assert "samples.broken_file" in finding_codes(workspace / "packed")
+
+
+def test_an_interrupted_build_is_incomplete(tmp_path: Path) -> None:
+    OutputRecord("build-dataset", {}).save(tmp_path)
+    assert verified(tmp_path).codes == {"output.incomplete": 1}
 
 
 def test_missing_file_list_and_an_unread_line_with_quick_are_no_errors(workspace: Path) -> None:
