@@ -80,3 +80,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.builders.training import world_shards  # imports much, which few tests need
 
     return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Root of a scheme that only this test has."""
+    from tests.builders.memory_remote import MemoryRemote
+    from vlatool.plugins import SCHEMES
+
+    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(builtins, "memory", MemoryRemote)
+    yield f"memory://{tmp_path.name}"
+    MemoryRemote.stores.clear()

@@ -78,9 +78,9 @@ def forward_proxy(login: str = "", status: int = 0) -> Iterator[ForwardProxy]:
 
 
 @contextmanager
-def with_tls(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Serves the server of a URL with TLS; yields its URL at HOST, and the authority's file."""
-    authority, chain = certificates(folder)
+def with_tls(url: str, folder: Path, host: str = HOST) -> Iterator[tuple[str, Path]]:
+    """Serves the server of a URL with TLS; yields its URL at `host`, and the authority's file."""
+    authority, chain = certificates(folder, host)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
     address = ("127.0.0.1", urlsplit(url).port)
@@ -92,11 +92,11 @@ def with_tls(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
                 _relay(client, stack.enter_context(socket.create_connection(address)))
 
     with _served(Handler) as port:
-        yield f"https://{HOST}:{port}", authority
+        yield f"https://{host}:{port}", authority
 
 
-def certificates(folder: Path) -> tuple[Path, Path]:
-    """Files of a private authority, and of the key and certificate that it gave to HOST."""
+def certificates(folder: Path, host: str = HOST) -> tuple[Path, Path]:
+    """Files of a private authority, and of the key and certificate that it gave to a host."""
     root, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     (folder / "authority.pem").write_bytes(_certificate("authority", root, root))
     private = key.private_bytes(
@@ -104,7 +104,7 @@ def certificates(folder: Path) -> tuple[Path, Path]:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    (folder / "server.pem").write_bytes(private + _certificate(HOST, key, root))
+    (folder / "server.pem").write_bytes(private + _certificate(host, key, root))
     return folder / "authority.pem", folder / "server.pem"
 
 

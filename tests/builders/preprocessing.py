@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders.spartan import CAMERAS, Documents, session_folder, spartan_task
+from tests.builders.spartan import CAMERAS, Documents, session_folder
 from vlatool.artifacts.shards.format import read_manifest
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
@@ -89,11 +89,6 @@ def failure_of(error: VlatoolError) -> Mapping[str, Any]:
     assert error.exit_code == 4, error
     (failure,) = error.details["failures"]
     return failure
-
-
-def with_broken(tmp_path: Path, change: Callable[[Documents], None]) -> Path:
-    """Task of two episodes, the second one changed."""
-    return spartan_task(tmp_path / "raw", 2, FRAMES, changes={1: change})
 
 
 def processed(source: Path, episode: int = 1) -> Path:

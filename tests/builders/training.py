@@ -16,6 +16,7 @@ ROT = f"robot__actual__poses__{ARM}__rot_6d"
 HAND = f"robot__actual__grippers__{ARM}_hand"
 XYZ_COMMAND = f"robot__action__poses__{ARM}__xyz"
 HAND_COMMAND = f"robot__action__grippers__{ARM}_hand"
+BACKBONE = "model.vision_language_backbone"
 CAMERAS = ["scene_right_0", "wrist_right_minus"]
 TINY = {
     "model.vision_language_backbone.hidden_dim": 16,
@@ -94,3 +95,31 @@ def tiny_arguments(data: Path, run: Path, **changes: Any) -> list[str]:
     keys = tiny_overrides(data, run, **changes)
     settings = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
     return ["train", "--preset", "diffusion-policy-tiny", *settings]
+
+
+def base_model_config(data: Path, run: Path, base: Path | str, **changes: Any) -> TrainConfig:
+    """The configuration of a tiny run; a `base` that is one of CLIP has a name with `clip`."""
+    is_clip = Path(base).name.startswith("clip")
+    sizes = {} if is_clip else {"image_size": 32, "num_vlm_layers_to_use": 2}
+    keys = {
+        "model.type": "diffusion_policy",
+        f"{BACKBONE}.type": "clip_backbone" if is_clip else "vlm_backbone",
+        f"{BACKBONE}.hf_pretrained": base,
+        **{f"{BACKBONE}.{key}": value for key, value in sizes.items()},
+        "model.transformer.hidden_dim": 16,
+        "model.transformer.n_layers": 1,
+        "model.transformer.n_heads": 2,
+        "data.num_workers": 0,
+        "data.proprioception_fields": f"{XYZ},{HAND}",
+        "data.action_fields": f"{XYZ_COMMAND}_relative,{HAND_COMMAND}",
+        "data.dataset_manifest": str(data / "shards"),
+        "hparams.global_batch_size": 4,
+        "hparams.per_gpu_batch_size": 4,
+        "hparams.lr_scheduler": "const",
+        "total_train_steps": 2,
+        "save_path": str(run.parent),
+        "name": run.name,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
+    return load_config(TrainConfig, overrides=overrides).config

@@ -1,15 +1,10 @@
 """Command lines: help, published spellings, errors."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.builders.forks import Forks, Outcome
-from vlatool.jobs.files import digests_below
+from tests.builders.forks import Forks
 
 COMMANDS = [
     ["demo"],
@@ -28,14 +23,6 @@ COMMANDS = [
     ["doctor"],
     ["version"],
 ]
-
-
-@pytest.fixture(scope="module")
-def raw(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample") / "raw"
-    done = light.run(["sample", "spartan", folder, "--episodes", "2", "--frames", "12"])
-    assert done.code == 0, done.stderr
-    return folder
 
 
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
@@ -76,54 +63,3 @@ def test_errors(
     if code == "config.invalid":  # reported together with missing keys
         keys = {problem["key"] for problem in error["details"]["problems"]}
         assert {"layout", "output", "episodes"} <= keys
-
-
-def test_published_spelling_of_preprocess_does_the_same(
-    light: Forks, raw: Path, tmp_path: Path
-) -> None:
-    ours = preprocessed(light, raw, tmp_path, "-q")
-    words = [
-        "preprocess", "--type", "spartan", "--source_episodes", f"['{raw}/', \n]",
-        "--output_dir", "theirs", "--num-workers", "1", "--max-episodes-to-process", "-1",
-    ]  # fmt: skip
-    published = light.run(words, folder=tmp_path)
-    assert (ours.code, published.code) == (0, 0), ours.stderr + published.stderr
-    assert digests_below(tmp_path / "out/shards").keys() == (
-        digests_below(tmp_path / "theirs/shards").keys()
-    )
-    assert all(line.startswith("warning: ") for line in ours.stderr.splitlines())
-    # Progress is plain lines when stderr is no terminal.
-    assert not {"\x1b", "\r"} & {*published.stderr}
-
-
-def test_json_progress_is_one_object_per_line(light: Forks, raw: Path, tmp_path: Path) -> None:
-    (tmp_path / "other.yaml").write_text("language_dict: {}")
-    options = ["--source.language-annotations-path", "other.yaml", "--log-file", "a.log"]
-    done = preprocessed(light, raw, tmp_path, "--progress", "json", *options)
-    assert "progress" in [json.loads(line)["event"] for line in done.stderr.splitlines()]
-    assert "WARNING vlatool.report" in (tmp_path / "a.log").read_text()
-    preprocessed(light, Path("nowhere"), tmp_path, "--log-file", "b.log")
-    assert "Traceback" in (tmp_path / "b.log").read_text()
-
-
-def test_missing_extra_is_exit_6_with_the_install_line(tmp_path: Path) -> None:
-    blocked = tmp_path / "torch"
-    blocked.mkdir()
-    (blocked / "__init__.py").write_text("raise ModuleNotFoundError(name='torch')\n")
-    program = (
-        "import sys\nfrom vlatool.workflows import catalog\n"
-        "def needs_torch():\n    import torch\n"
-        "catalog.presets = needs_torch\n"
-        "from vlatool.cli.app import run\nsys.exit(run(['presets', '--json']))\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=env
-    )
-    assert done.returncode == 6
-    assert "vlatool[train]" in json.loads(done.stdout)["error"]["hint"]
-
-
-def preprocessed(light: Forks, source: Path, folder: Path, *options: str) -> Outcome:
-    """Outcome of `preprocess` of a source into `out`."""
-    return light.run(["preprocess", "spartan", source, "-o", "out", *options], folder=folder)

@@ -28,6 +28,7 @@ def encode(
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # test_encode has ranks as threads
 def test_two_processes_write_what_one_writes_except_a_broken_episode(
     tokenizer: str, tmp_path: Path
 ) -> None:

@@ -79,19 +79,3 @@ def test_ctrl_c_while_workers_start_prints_no_traceback(raw: Path, tmp_path: Pat
     document, errors = process.communicate(timeout=60)
     assert json.loads(document)["error"]["kind"] == "interrupted"
     assert "Traceback" not in errors
-
-
-def test_second_run_on_an_output_in_use_names_the_first(
-    light: Forks, raw: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    first = light.start([*preprocess(raw, output), "--workers", "1"])
-    deadline = time.monotonic() + 60
-    while not list((output / "episodes").glob(".*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    second = light.run(preprocess(raw, output))
-    assert second.code == 2
-    error = second.document["error"]
-    assert error["code"] == "usage.output_locked"
-    assert str(first.pid) in error["message"]
-    assert first.finish().code == 0

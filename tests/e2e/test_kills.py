@@ -43,10 +43,8 @@ GROUPS = {
 CASES = {"first": 2, "jobs": 2, "others": 3, "machines": 3}  # of each command
 
 
-@pytest.mark.parametrize(
-    "group",
-    [pytest.param(name, marks=() if name == "first" else pytest.mark.slow) for name in GROUPS],
-)
+@pytest.mark.slow  # the contract checks of sinks and jobs have kills, too
+@pytest.mark.parametrize("group", GROUPS)
 def test_killed_and_repeated_command_gives_the_same_output(group: str) -> None:
     command = [sys.executable, "-m", "tests.kills", "--sample", str(CASES[group]), *GROUPS[group]]
     done = subprocess.run(

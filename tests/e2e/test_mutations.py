@@ -73,7 +73,11 @@ def problems(
 
 
 @pytest.mark.parametrize(
-    ("name", "build"), [("spartan", spartan_task), ("lerobot", lerobot_dataset)]
+    ("name", "build"),
+    [
+        pytest.param("spartan", spartan_task, marks=pytest.mark.slow),
+        ("lerobot", lerobot_dataset),
+    ],
 )
 def test_damaged_source_is_reported(
     name: str, build: Callable[[Path], Path], warm: Forks, tmp_path: Path
@@ -87,6 +91,7 @@ def test_damaged_source_is_reported(
     assert problems(source, warm, tmp_path, commands) == []
 
 
+@pytest.mark.slow  # test_verify has each defect
 def test_damaged_output_is_reported(data: Path, warm: Forks, tmp_path: Path) -> None:
     def commands(copy: Path) -> list[list[str]]:
         raw = str(data.parent / "raw")
@@ -111,6 +116,7 @@ def test_damaged_statistics_are_reported(data: Path, warm: Forks, tmp_path: Path
     assert problems(published, warm, tmp_path, commands) == []
 
 
+@pytest.mark.slow  # so do test_policy_export and test_verify_samples
 def test_damaged_export_and_codes_are_reported(warm: Forks, tmp_path: Path) -> None:
     (whole := tmp_path / "whole").mkdir()
     source = write_tokenizer(whole / "source")
@@ -138,6 +144,7 @@ def test_damaged_export_and_codes_are_reported(warm: Forks, tmp_path: Path) -> N
     assert problems(images, warm, tmp_path / "images", of_images, step=3) == []
 
 
+@pytest.mark.slow  # test_verify_run has each defect
 def test_damaged_run_is_reported(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:
     def commands(copy: Path) -> list[list[str]]:
         on = tiny_arguments(data, copy, total_train_steps=3)

@@ -69,6 +69,7 @@ def errors(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.slow  # test_training has two processes, and test_start the arguments of torchrun
 def test_two_ranks_write_one_run_and_one_document(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     changes = {"total_train_steps": 2, "num_checkpoints": 1, "distributed__fsdp": True}
@@ -147,6 +148,7 @@ def test_signal_reaches_the_ranks_and_a_checkpoint_is_written(
     assert 0 < step < 20000
 
 
+@pytest.mark.slow  # test_ranks has the end that caused the others
 def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_one_message(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,21 +143,6 @@ def test_repeatedly_killed_run_ends_with_the_bytes_of_a_local_run(
 
 
 @pytest.mark.slow
-def test_killed_worker_does_not_affect_the_run(
-    raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    output, mark, rng = tmp_path / "out", f"{os.getpid()} worker", random.Random(SEED)
-    run = start(command(raw, output, *RAY), mark)
-    first(run, partial(workers, mark))
-    time.sleep(rng.uniform(0.0, 0.7))
-    kill([rng.choice(workers(mark))])
-
-    assert run.wait(PATIENCE_S) == 0
-    assert contents(output) == undisturbed
-    assert left_after(mark, LEFT_S) == {}
-
-
-@pytest.mark.slow
 def test_worker_that_dies_at_its_start_does_not_affect_the_run(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

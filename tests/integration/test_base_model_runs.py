@@ -11,17 +11,14 @@ import pytest
 
 from tests.builders.base_models import clip_base, vlm_base
 from tests.builders.errors import fails
-from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND
+from tests.builders.training import BACKBONE, CAMERAS, base_model_config
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool import load_policy
 from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError
-from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import TrainResult, finetune, train
 from vlatool.workflows.verify import VerifyConfig, verify
 
-BACKBONE = "model.vision_language_backbone"
 FAMILIES = ["clip", "paligemma", "smolvlm", "qwen3_vl"]
 OTHER_COMMIT = "f" * 40
 
@@ -38,35 +35,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
         yield running
 
 
-def config(data: Path, run: Path, base: Path | str, **changes: Any) -> TrainConfig:
-    is_clip = Path(base).name.startswith("clip")
-    sizes = {} if is_clip else {"image_size": 32, "num_vlm_layers_to_use": 2}
-    keys = {
-        "model.type": "diffusion_policy",
-        f"{BACKBONE}.type": "clip_backbone" if is_clip else "vlm_backbone",
-        f"{BACKBONE}.hf_pretrained": base,
-        **{f"{BACKBONE}.{key}": value for key, value in sizes.items()},
-        "model.transformer.hidden_dim": 16,
-        "model.transformer.n_layers": 1,
-        "model.transformer.n_heads": 2,
-        "data.num_workers": 0,
-        "data.proprioception_fields": f"{XYZ},{HAND}",
-        "data.action_fields": f"{XYZ_COMMAND}_relative,{HAND_COMMAND}",
-        "data.dataset_manifest": str(data / "shards"),
-        "hparams.global_batch_size": 4,
-        "hparams.per_gpu_batch_size": 4,
-        "hparams.lr_scheduler": "const",
-        "total_train_steps": 2,
-        "save_path": str(run.parent),
-        "name": run.name,
-        **{key.replace("__", "."): value for key, value in changes.items()},
-    }
-    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
-    return load_config(TrainConfig, overrides=overrides).config
-
-
 def trained(*arguments: Any, **changes: Any) -> TrainResult:
-    return train(config(*arguments, **changes))
+    return train(base_model_config(*arguments, **changes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +56,7 @@ def test_run_is_resumed_evaluated_and_finetuned_without_its_base_model(
     assert all(np.isfinite(value).all() for value in actions.values())
     init = {"model__resume_from_checkpoint": str(run), "model__resume_weights_only": True}
     frozen = {"model__transformer__freeze": True}
-    result = finetune(config(data, tmp_path / "tuned", base, **init, **frozen))
+    result = finetune(base_model_config(data, tmp_path / "tuned", base, **init, **frozen))
     assert result.steps == 2
 
 

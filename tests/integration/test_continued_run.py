@@ -10,12 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.builders.errors import fails
-from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config
 from vlatool.artifacts.run.format import RunDir
 from vlatool.models.base import decays_by_name
-from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location
 from vlatool.training.config import TrainConfig
@@ -70,19 +68,16 @@ def test_continued_run_is_resumed_without_the_other_run(
 
 
 def test_run_continues_a_remote_checkpoint(
-    data: Path, whole: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, whole: RunDir, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
     for path in sorted(path for path in whole.root.rglob("*") if path.is_file()):
         name = path.relative_to(whole.root).as_posix()
-        write_bytes(location(f"memory://test/{name}"), path.read_bytes())
+        write_bytes(location(f"{memory}/{name}"), path.read_bytes())
     checkpoint = whole.checkpoint(3).relative_to(whole.root)
 
-    train(config(data, tmp_path / "run", f"memory://test/{checkpoint}"))
+    train(config(data, tmp_path / "run", f"{memory}/{checkpoint}"))
 
-    MemoryRemote.stores.clear()
     expected = (whole.checkpoint(6) / FILES[0]).read_bytes()
     assert (RunDir(tmp_path / "run").checkpoint(6) / FILES[0]).read_bytes() == expected
 

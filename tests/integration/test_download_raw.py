@@ -5,9 +5,6 @@ import io
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -272,31 +269,6 @@ def test_damaged_log_starts_again(
 
     get(out)
 
-    assert content(out) == FILES
-
-
-def test_killed_extraction_fetches_one_chunk_per_stream_again(server: WebServer, out: Path) -> None:
-    code = (
-        "import sys; from vlatool.storage import transfer; transfer.CHUNK = int(sys.argv[1]);"
-        "from vlatool.workflows.download import DownloadConfig, download;"
-        f"download(DownloadConfig(task=['{TASK}'], raw=True, output=sys.argv[2], workers=2,"
-        " limit_rate='50k', task_table=sys.argv[3]))"
-    )
-    folder = out.parents[1]
-    command = [sys.executable, "-c", code, str(CHUNK), str(folder), f"{folder.parent}/table.yaml"]
-    log = out / ".vlatool/journal/members.0.jsonl"
-    with subprocess.Popen(command) as process:
-        while not (log.exists() and b'"chunk": 6' in log.read_bytes()):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    done = len(ranges(server))
-    server.faults.requests.clear()
-
-    get(out)
-
-    size = (server.folder / f"{TASK}.tar").stat().st_size
-    assert done + len(ranges(server)) <= -(-size // CHUNK) + 2
     assert content(out) == FILES
 
 

@@ -27,15 +27,18 @@ from tests.builders.errors import fails
 from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
 from tests.builders.recording import Recorder
+from tests.builders.s3_runs import digests, upload
 from tests.builders.tokenizers import SIDE
 from tests.builders.verifying import verified
-from vlatool.artifacts.codes.format import CodesFolder
+from tests.builders.web_server import web_server
+from vlatool.artifacts.codes.format import CodesFolder, CodesLayout
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.events import NULL
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
 from vlatool.models.tokenizer import open_tokenizer
+from vlatool.storage.remote_path import RemotePath
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.encode import DecodeResult, EncodeJob, decode
@@ -394,3 +397,30 @@ def test_page_of_codes_shows_their_use_and_the_check_images(
     assert 'class="note"' in page.read_text()
     with pytest.raises(UsageError):  # only samples are decoded
         inspect(InspectConfig(location=str(whole), tokenizer=tokenizer, html=str(page)))
+
+
+@pytest.mark.parametrize(("layout", "name"), [("json", "TiToken"), ("packed", "tokens")])
+def test_object_storage_has_the_same_files_as_local_folders(
+    layout: CodesLayout, name: str, tree: Path, tokenizer: str, s3_bucket: str, tmp_path: Path
+) -> None:
+    bucket = RemotePath(f"s3://{s3_bucket}")
+    remote_tree, remote = bucket / "A", upload(Path(tokenizer), bucket / "tiny")
+    upload(tree / "images", remote_tree / "images")
+
+    encoded(remote_tree, str(remote), layout=layout)
+    _decoded(remote_tree / name, str(remote), bucket / "decoded")
+
+    encoded(tree, tokenizer, tmp_path / "codes", layout=layout)
+    _decoded(tmp_path / "codes", tokenizer, tmp_path / "decoded")
+    assert digests(remote_tree / name) == digests(tmp_path / "codes")
+    assert digests(bucket / "decoded") == digests(tmp_path / "decoded")
+
+
+def test_tokenizer_of_a_web_server_makes_the_same_codes(
+    tree: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    encoded(tree, tokenizer, tmp_path / "one")
+    with web_server(Path(tokenizer).parent) as server:
+        encoded(tree, f"{server.endpoint}/tiny", tmp_path / "two")
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")

@@ -41,7 +41,6 @@ from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
-from vlatool.transforms.relative import relative_actions
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -408,27 +407,6 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
     if rot in widths:
         expected = [(matrix @ matrix_from_rot6d(row))[:2].ravel() for row in physical[0, :, -6:]]
         np.testing.assert_allclose(actions[rot][0], expected, rtol=1e-6, atol=1e-9)
-
-
-def test_past_actions_are_relative_to_the_current_pose() -> None:
-    xyz, rot = "robot__action__poses__a__xyz", "robot__action__poses__a__rot_6d"
-    actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
-    group = PoseGroup("arm", xyz, rot)
-    # Source: formats/lbm-preprocessing 4
-    fields = {
-        actual_xyz: np.array([[1.0, 2.0, 3.0]]),
-        actual_rot: np.array([[0.0, 1, 0, -1, 0, 0]]),
-    }
-    actions = {
-        xyz: np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]]),
-        rot: np.array([[0.0, 1, 0, -1, 0, 0], [1.0, 0, 0, 0, 1, 0]]),
-        "hand": np.array([[0.1], [0.0]]),
-    }
-    relative = relative_actions(actions, fields, [group])
-    np.testing.assert_allclose(relative[f"{xyz}_relative"], [[0, 0, 0], [0, 1, 0]], atol=1e-12)
-    expected = [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]]
-    np.testing.assert_allclose(relative[f"{rot}_relative"], expected, atol=1e-12)
-    np.testing.assert_array_equal(relative["hand"], actions["hand"])
 
 
 def test_missing_reference_pose_is_an_error(run: Path) -> None:

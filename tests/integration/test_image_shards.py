@@ -184,6 +184,7 @@ def test_images_are_resized_to_a_published_number_and_others_written_without_los
     assert np.array_equal(pixels(only(tree)), np.asarray(image(9)))
 
 
+@pytest.mark.slow  # dozens of runs
 def test_the_sink_fulfills_the_sink_contract() -> None:
     check_sink(ImageShardsSink, {"val_ratio": 0.4, "image_format": "jpeg"})
 

@@ -28,7 +28,7 @@ from vlatool.artifacts.shards.format import (
 from vlatool.episode import Observation
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import ResizeLog, chunk_seed
+from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.controllers import PolicyController
 from vlatool.evaluation.environments import with_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
@@ -127,24 +127,6 @@ def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
         np.testing.assert_array_equal(action, expected)
         observation, *_ = env.step(expected)
     env.close()
-
-
-def test_relative_actions_are_returned_as_absolute(run: Path) -> None:
-    """The chunk is that for the same images, noise and training data, moved and rotated."""
-    policy = vlatool.load_policy(run, seed=SEED)
-    observation = random_observation(0)
-    trained = open_trained(str(run)).policy()
-    window = Observation(
-        images={camera: np.stack([observation[camera]] * 2) for camera in CAMERAS},
-        fields={name: np.stack([np.asarray(observation[name], float)] * 2) for name in (XYZ, HAND)},
-        instruction="sing",
-        is_preprocessed=True,
-    )
-    chunks = trained.act([window], seeds=[chunk_seed(SEED, 0)])
-    relative = chunks[f"{XYZ_COMMAND}_relative"][0]
-    # The hand points down: x stays, y and z change their signs.
-    expected = relative * [1.0, -1.0, -1.0] + observation[XYZ]
-    np.testing.assert_allclose(policy.act(observation)[XYZ_COMMAND], expected, atol=1e-12)
 
 
 # history

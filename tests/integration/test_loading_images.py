@@ -11,7 +11,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.builders.errors import fails
-from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
@@ -100,16 +99,13 @@ def test_shard_that_changed_changes_the_fingerprint(tmp_path: Path) -> None:
     assert ImagesKind().load_info(config_of(moved)).fingerprint == before
 
 
-def test_remote_shards_give_the_samples_of_local_ones(tmp_path: Path, monkeypatch: Any) -> None:
-    from vlatool.plugins import SCHEMES
-
-    monkeypatch.setitem(SCHEMES._builtins, "memory", MemoryRemote)
+def test_remote_shards_give_the_samples_of_local_ones(tmp_path: Path, memory: str) -> None:
     local = write_image_shards(tmp_path / "shards")
     from vlatool.storage.uri import location
 
     for path in local.iterdir():
-        (location("memory://pictures") / path.name).write_bytes(path.read_bytes())
-    remote = samples_of(config_of("memory://pictures/train-episode_{000000..000002}.tar"))
+        (location(memory) / path.name).write_bytes(path.read_bytes())
+    remote = samples_of(config_of(f"{memory}/train-episode_{{000000..000002}}.tar"))
     for sample, expected in zip(remote, samples_of(config_of(local)), strict=True):
         assert sample.key == expected.key
         np.testing.assert_array_equal(sample.image, expected.image)

@@ -145,17 +145,6 @@ def test_truncated_or_missing_member_raises_an_error_with_its_name(
             assert error.code == "data.broken_sample"
 
 
-@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
-def test_missing_member_raises_an_error_with_its_name(
-    folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
-) -> None:
-    del raw_sample[member]
-
-    error = decode_error(folders[1], raw_sample)
-
-    assert (error.code, error.details["member"]) == ("data.broken_sample", member)
-
-
 def test_window_is_cropped_around_the_anchor(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:

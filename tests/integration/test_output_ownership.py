@@ -318,6 +318,7 @@ def test_demo_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> Non
     assert contents(mine) == before
 
 
+@pytest.mark.slow  # two demos
 def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
     small = DemoConfig(output=str(tmp_path), episodes=2, steps=1, rollouts=1)
     demo(small)

@@ -19,7 +19,7 @@ from tests.builders.base_models import clip_base
 from tests.builders.recording import Recorder
 from tests.builders.web_server import web_server
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.resolve import load_config, parse_override
+from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.policy_runner import load_policy
@@ -58,29 +58,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, run: Path, **changes: Any) -> TrainConfig:
     keys = {
-        "model": {
-            "type": "diffusion_policy",
-            "vision_language_backbone": {
-                "type": "clip_backbone",
-                "hf_pretrained": str(clip_base(run.parent / "clip")),
-            },
-            "transformer": {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 8},
-        },
-        "data.num_workers": 0,
-        "data.proprioception_fields": f"{training.XYZ},{training.HAND}",
-        "data.action_fields": f"{training.XYZ_COMMAND}_relative,{training.HAND_COMMAND}",
-        "data.dataset_manifest": str(data),
-        "hparams.global_batch_size": 4,
-        "hparams.per_gpu_batch_size": "null",
-        "hparams.warmup": 1,
-        "ema.enabled": True,
-        "total_train_steps": 2,
-        "save_path": str(run.parent),
-        "name": run.name,
-        **{key.replace("__", "."): value for key, value in changes.items()},
+        "data__dataset_manifest": data,
+        "hparams__per_gpu_batch_size": "null",
+        "hparams__lr_scheduler": "cosine",
+        "hparams__warmup": 1,
+        "ema__enabled": True,
+        **changes,
     }
-    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
-    return load_config(TrainConfig, overrides=overrides).config
+    return training.base_model_config(data, run, clip_base(run.parent / "clip"), **keys)
 
 
 @pytest.fixture(scope="module")

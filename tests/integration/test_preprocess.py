@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset as wds
 import yaml
 from PIL import Image
 
@@ -19,9 +18,7 @@ from tests.builders import spartan
 from tests.builders.preprocessing import arrays, contents, metadata, refusal, run, samples
 from tests.builders.recording import Recorder
 from vlatool.artifacts.shards.format import read_manifest
-from vlatool.artifacts.stats.format import read_stats
 from vlatool.errors import PartialFailure, UsageError
-from vlatool.jobs.record import read_record
 from vlatool.workflows.preprocess import PreprocessResult
 
 FRAMES = 9
@@ -121,13 +118,6 @@ def test_folder_has_the_files_and_options_that_readers_need(shards: Path, source
     assert str(Path.home()).encode() + b"/" not in text
 
 
-@pytest.mark.parametrize("folder", ["shards", "episodes"])
-def test_num_sequences_are_the_true_counts(shards: Path, folder: str) -> None:
-    for shard in read_manifest(shards.parent / folder / "manifest.jsonl"):
-        read = list(wds.WebDataset(str(shard.path), shardshuffle=False))
-        assert len(read) == shard.num_sequences
-
-
 def test_sample_has_the_published_members_and_arrays(read_samples: list[dict[str, Any]]) -> None:
     members = [name for name in read_samples[0] if not name.startswith("__")]
 
@@ -193,24 +183,6 @@ def test_metadata_says_what_the_window_is(read_samples: list[dict[str, Any]]) ->
     assert not all(metadata(sample)["is_padded"] for sample in read_samples)
 
 
-def test_statistics_are_those_of_the_unpadded_rows_of_all_numeric_fields(
-    shards: Path, read_samples: list[dict[str, Any]]
-) -> None:
-    stats = read_stats(shards / "stats.json")
-    field = "robot__action__poses__left::panda__xyz_relative"
-    rows = np.concatenate(
-        [a[field][a["past_mask"] | a["future_mask"]] for a in map(arrays, read_samples)]
-    )
-
-    np.testing.assert_allclose(stats[field]["mean"], rows.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(stats[field]["percentile_5"], np.quantile(rows, 0.05, axis=0))
-    assert sum(stats[field]["count"]) == len(rows)
-
-    robot = {name for name in arrays(read_samples[0]) if name.startswith("robot__")}
-
-    assert set(read_stats(shards / "stats.json")) == robot
-
-
 def test_each_frame_is_encoded_once(read_samples: list[dict[str, Any]]) -> None:
     encoded = defaultdict(set)
     for sample in read_samples:
@@ -222,42 +194,6 @@ def test_each_frame_is_encoded_once(read_samples: list[dict[str, Any]]) -> None:
 
     assert len(encoded) == EPISODES * FRAMES * len(spartan.CAMERAS)
     assert {len(versions) for versions in encoded.values()} == {1}
-
-
-def test_resize_changes_images_and_calibration_together(source: Path, tmp_path: Path) -> None:
-    run(source, tmp_path / "out", resize_images_size=[16, 8], episodes="0")
-
-    sample = next(samples(tmp_path / "out/shards"))
-
-    with Image.open(io.BytesIO(sample["scene_right_0_t0.jpg"])) as image:
-        assert image.size == (16, 8)
-    # 32x24 becomes 16x12, of which rows 2 to 10 stay.
-    np.testing.assert_allclose(
-        arrays(sample)["rescaled_intrinsics.scene_right_0"][0],
-        [[15, 0, 8], [0, 15, 4], [0, 0, 1]],
-    )
-    np.testing.assert_allclose(
-        arrays(sample)["original_intrinsics.scene_right_0"][0],
-        [[30, 0, 16], [0, 30, 12], [0, 0, 1]],
-    )
-
-
-@pytest.mark.parametrize("offsets", [[2], [3, -2, 0]])
-def test_any_image_offsets_give_every_sample_its_images(
-    source: Path, tmp_path: Path, offsets: list[int]
-) -> None:
-    run(source, tmp_path / "out", image_indices=offsets, episodes="0")
-
-    read = list(samples(tmp_path / "out/shards"))
-
-    assert len(read) == FRAMES
-    for sample in read:
-        anchor = metadata(sample)["anchor_timestep"]
-        clipped = [min(max(anchor + offset, 0), FRAMES - 1) for offset in offsets]
-        assert metadata(sample)["image_timesteps"] == clipped
-        assert [name for name in sample if name.startswith("scene")] == [
-            f"scene_right_0_t{offset}.jpg" for offset in offsets
-        ]
 
 
 # determinism
@@ -424,21 +360,6 @@ def test_second_run_does_nothing_other_options_are_rejected_and_overwrite_starts
     assert contents(tmp_path / "out") == before
 
     run(source, tmp_path / "out", overwrite=True)
-    assert contents(tmp_path / "out") == contents(Path(result.output))
-
-
-def test_interrupted_run_is_finished_by_the_same_command(
-    source: Path, result: PreprocessResult, tmp_path: Path
-) -> None:
-    run(source, tmp_path / "out")
-    record = read_record(tmp_path / "out")
-    assert record is not None
-    type(record)(record.command, record.options, record.inputs).save(tmp_path / "out")
-    (tmp_path / "out/shards/manifest.jsonl").unlink()
-    (tmp_path / "out/episodes/.episode_x.tar.1.partial").touch()
-
-    assert run(source, tmp_path / "out").status == "written"
-
     assert contents(tmp_path / "out") == contents(Path(result.output))
 
 

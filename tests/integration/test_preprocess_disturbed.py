@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.builders.forks import Forks
 from tests.builders.preprocessing import (
     FRAMES,
     contents,
@@ -124,20 +123,6 @@ def test_source_removed_during_the_run_fails_only_its_episode(
     assert remaining == {"0", "2"}
 
 
-def test_restored_source_gives_the_undisturbed_bytes(
-    source: Path, pristine: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    folder = episode_folder(source, 1)
-    with pytest.raises(VlatoolError):
-        run(source, tmp_path / "out", reporter=After(1, lambda: shutil.rmtree(folder)))
-    shutil.copytree(episode_folder(pristine, 1), folder)
-
-    result = run(source, tmp_path / "out")
-
-    assert result.resumed == 2
-    assert contents(tmp_path / "out") == undisturbed
-
-
 JOURNAL, TARS = ".vlatool/journal/items/*", "episodes/*.tar"
 
 
@@ -213,13 +198,6 @@ def exit_code_and_error(
     return done.returncode, json.loads(done.stdout)["error"] if done.returncode else {}
 
 
-def failed(light: Forks, words: list[str]) -> tuple[int | None, dict[str, Any]]:
-    """Exit code and error of a command that fails."""
-    done = light.run(words, seconds=90)
-    assert "Traceback" not in done.stderr
-    return done.code, done.document["error"]
-
-
 def test_file_size_limit_ends_with_exit_code_5_and_the_run_resumes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -236,34 +214,6 @@ def test_file_size_limit_ends_with_exit_code_5_and_the_run_resumes(
     assert contents(tmp_path / "out") == undisturbed
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A file system of 160 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if mount is None:
-        pytest.skip("there is no mount command")
-    words = [mount, "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
-    if subprocess.run(words, capture_output=True).returncode:
-        pytest.skip("mounting is not permitted")
-    return disk
-
-
-def test_full_disk_ends_with_exit_code_5_and_the_run_resumes(
-    source: Path, undisturbed: dict[str, bytes], small_disk: Path, light: Forks
-) -> None:
-    try:
-        code, error = failed(light, command_line(source, small_disk / "out"))
-        assert (code, error["code"]) == (5, "storage.write")
-        remount = ["mount", "-o", "remount,size=20m", str(small_disk)]
-        subprocess.run(remount, check=True)
-        run(source, small_disk / "out")
-        assert contents(small_disk / "out") == undisturbed
-    finally:
-        subprocess.run(["umount", str(small_disk)], check=True)
-
-
 def like_other_users() -> None:
     """Drops the capability of root to bypass permissions, in a child before it starts."""
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
@@ -271,7 +221,7 @@ def like_other_users() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
-@pytest.mark.parametrize("folder", ["episodes", ".vlatool", ".vlatool/journal/items", "shards"])
+@pytest.mark.parametrize("folder", ["episodes", ".vlatool/journal/items"])
 def test_lost_write_permission_ends_with_exit_code_5_and_the_run_resumes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, folder: str
 ) -> None:
@@ -288,14 +238,8 @@ def test_lost_write_permission_ends_with_exit_code_5_and_the_run_resumes(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_episode_folder_without_recording_is_reported(source: Path, tmp_path: Path) -> None:
-    shutil.rmtree(episode_folder(source, 1) / "processed")
-
-    assert failure_of(refusal(source, tmp_path / "out"))["code"] == "data.missing_file"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
-@pytest.mark.parametrize("location", ["", "processed", "processed/observations.npz"])
+@pytest.mark.parametrize("location", ["processed", "processed/observations.npz"])
 def test_source_without_read_permission_is_reported(
     source: Path, tmp_path: Path, location: str
 ) -> None:
@@ -307,30 +251,6 @@ def test_source_without_read_permission_is_reported(
 
     assert code in (3, 4, 5)
     assert "episode_1" in json.dumps(error)
-
-
-@pytest.mark.parametrize(
-    ("options", "exit_code", "code"),
-    [
-        ({"camera_names": "nobody"}, 3, "data.unknown_camera"),
-        ({"episodes": "7"}, 3, "data.no_episodes"),
-        ({"stride": "0"}, 2, "config.invalid"),
-        ({}, 4, "partial.episodes_failed"),
-        ({"engine": "ray", "ray_address": "nonsense"}, 6, "environment.ray_unreachable"),
-    ],
-    ids=["camera", "episode", "stride", "broken", "cluster"],
-)
-def test_command_line_ends_with_the_exit_code_of_its_error(
-    source: Path, tmp_path: Path, light: Forks, options: dict[str, Any], exit_code: int, code: str
-) -> None:
-    if "engine" in options:
-        pytest.importorskip("ray")
-    (processed(source) / "actions.npz").write_bytes(b"cut off")
-
-    returned, error = failed(light, command_line(source, tmp_path / "out", **options))
-
-    assert (returned, has_message_and_hint(error)) == (exit_code, True)
-    assert error["code"] == code or exit_code == 2
 
 
 # reuse of journal entries

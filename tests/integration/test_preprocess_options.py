@@ -24,11 +24,10 @@ from tests.builders.preprocessing import (
     run,
     samples,
 )
-from tests.builders.spartan import CAMERAS, TASK, Documents, image, session_folder, spartan_task
+from tests.builders.spartan import CAMERAS, TASK, Documents, session_folder, spartan_task
 from vlatool.cli.app import run as run_command
 from vlatool.cli.keys import declared_keys
 from vlatool.config.resolve import load_config
-from vlatool.errors import ConfigError
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 FRAMES = 6
@@ -100,25 +99,6 @@ def test_windows_with_a_deviation_or_range_above_the_threshold_are_kept(
 
 
 # images
-
-
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_rotation_is_clockwise(source: Path, tmp_path: Path, turns: int) -> None:
-    options = {"camera_rotations": {NAME: turns}, "jpeg_quality": 100, "image_indices": [0]}
-    run(source, tmp_path / "out", episodes="0", **options)
-
-    sample_ = at_anchor(tmp_path / "out/shards", 2)
-    rotated = decoded(sample_[f"{NAME}_t0.jpg"])
-    expected = np.rot90(image(2, 0, (24, 32)), -turns)
-    assert rotated.shape == expected.shape
-    assert metadata(sample_)["original_image_sizes"][NAME] == [*expected.shape[1::-1]]
-    # Wrap-around edges in the image cause ringing in the JPEG: compare elsewhere.
-    difference = np.abs(rotated.astype(int) - expected)
-    assert np.median(difference) <= 4
-    others = [np.rot90(image(2, 0, (24, 32)), -k) for k in range(4) if k != turns]
-    for other in others:
-        if other.shape == rotated.shape:
-            assert np.median(np.abs(rotated.astype(int) - other)) > np.median(difference)
 
 
 def test_rotation_keeps_points_at_their_pixels(source: Path, tmp_path: Path) -> None:
@@ -236,17 +216,6 @@ def test_validation_episodes_are_held_out_and_counted(source: Path, tmp_path: Pa
     remaining = {metadata(sample)["episode_id"][-1] for sample in samples(tmp_path / "out/shards")}
     assert remaining == {"0"}
     assert result.dropped["validation_episode"] == 1
-
-
-def test_several_sources_make_one_output(tmp_path: Path) -> None:
-    first = spartan_task(tmp_path / "a", 1, FRAMES)
-    second = spartan_task(tmp_path / "b", 1, FRAMES, task="OtherTask")
-
-    run(first, tmp_path / "out", sources=[str(first), str(second)])
-
-    tasks = {metadata(sample)["task"] for sample in samples(tmp_path / "out/shards")}
-    assert tasks == {TASK, "OtherTask"}
-    assert written_config(tmp_path / "out")["source_episodes"] == ["a", "b"]
 
 
 # pose groups. Source: formats/lbm-preprocessing 4
@@ -499,10 +468,3 @@ def test_argument_that_is_neither_source_nor_format_is_reported(
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == code
     assert word in error["message"] + error["hint"]
-
-
-def test_keys_of_a_detected_format_are_checked(pick: Path, tmp_path: Path) -> None:
-    tree = {"sources": [str(pick)], "output": str(tmp_path / "out"), "source": {"action_key": 1}}
-    with pytest.raises(ConfigError) as caught:
-        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-    assert caught.value.code == "config.unknown_key"

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +17,6 @@ from tests.builders.s3_runs import command, digests, finished, preprocess, uploa
 from tests.builders.s3_server import Faults, Proxy, Request
 from tests.builders.spartan import CAMERAS as SPARTAN_CAMERAS
 from tests.builders.spartan import TASK, Documents, spartan_task
-from vlatool.cli import app
-from vlatool.jobs.record import output_lock
 from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
@@ -29,7 +26,7 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 
 EPISODES, FRAMES = 3, 12
-KILLS, OUTAGE_S = 6, 65
+KILLS = 6
 SPEED = 20  # factor of the clock in runs with outages
 STALE_SOON = {SPEED_VARIABLE: "100"}  # locks of killed runs
 SAMPLES = EPISODES * 5  # the default window, with seven padded frames at most
@@ -124,30 +121,6 @@ class TestCombinations:
         assert len(about(s3_proxy, "episode_000001.")) <= 32  # 13 measured, 25 with the conventions
 
 
-class TestOtherCommands:
-    def test_other_commands_read_from_s3(
-        self,
-        source: RemotePath,
-        raw: Path,
-        bucket: RemotePath,
-        tmp_path: Path,
-        capfd: pytest.CaptureFixture[str],
-    ) -> None:
-        output, page = bucket / "out", tmp_path / "page.html"
-        assert preprocess(raw, tmp_path / "out") == 0
-        upload(tmp_path / "out", output)
-        merged = bucket / "merged.json"
-        for words in (
-            ["verify", source],
-            ["inspect", source, "--html", page],
-            ["stats", "merge", output, output / "shards/stats.json", "-o", merged],
-        ):
-            assert app.run([*map(str, words), "-q"]) == 0, capfd.readouterr().err
-
-        assert b"<html" in page.read_bytes()[:200]
-        assert json.loads(merged.read_text())
-
-
 class TestRefusals:
     @pytest.mark.parametrize("which", ["source", "output"])
     def test_missing_bucket(
@@ -158,23 +131,6 @@ class TestRefusals:
         pair = (missing, bucket / "out") if which == "source" else (raw, missing)
         assert preprocess(*pair) == 5
         two_lines(capfd, "no-such-bucket-here")
-
-    def test_output_that_another_run_is_writing(
-        self,
-        raw: Path,
-        bucket: RemotePath,
-        capfd: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setenv(SPEED_VARIABLE, "40")
-        with output_lock(bucket / "out", "vlatool preprocess spartan"):
-            assert preprocess(raw, bucket / "out") == 2
-
-        waits, *lines = capfd.readouterr().err.strip().splitlines()
-        assert "waiting 90 s at most" in waits
-        assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
-        assert "vlatool preprocess spartan" in lines[0]
-        assert preprocess(raw, bucket / "out") == 0
 
 
 class TestEconomy:
@@ -314,28 +270,6 @@ def test_outage_longer_than_the_timeout_ends_the_run_and_the_next_resumes(
     assert digests(bucket / "out") == expected
 
 
-def test_killed_run_is_detected_and_its_results_are_reused(
-    source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
-) -> None:
-    s3_proxy.faults.delay_s = 0.02
-    run = command(source, bucket / "out")
-    process = subprocess.Popen(run, start_new_session=True)
-    journal = bucket / "out/.vlatool/journal/items"
-    deadline = time.monotonic() + 60
-    while not any(journal.glob("*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    s3_proxy.faults.clear()
-    assert (bucket / "out/.vlatool/lock").is_file()
-
-    done = finished([*run, "--json"], STALE_SOON)
-
-    assert done.returncode == 0, done.stderr
-    assert '"resumed": 0' not in done.stdout
-    assert digests(bucket / "out") == expected
-
-
 @pytest.mark.slow
 def test_repeatedly_killed_run_ends_with_the_same_bytes(
     source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
@@ -358,28 +292,6 @@ def test_repeatedly_killed_run_ends_with_the_same_bytes(
     assert done.returncode == 0, done.stderr
     assert digests(bucket / "out") == expected
     assert not (bucket / "out/.vlatool/journal").exists()
-
-
-def test_outage_of_a_minute_is_survived(
-    source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
-) -> None:
-    faults = s3_proxy.faults
-    faults.clear()
-    began: list[float] = []
-
-    def go_down() -> None:
-        while len(faults.requests) < 40:
-            time.sleep(0.01)
-        began.append(time.monotonic())
-        faults.down_for(OUTAGE_S / SPEED)
-
-    threading.Thread(target=go_down, daemon=True).start()
-
-    ended = finished(command(source, bucket / "out"), {SPEED_VARIABLE: str(SPEED)})
-
-    assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - began[0] > OUTAGE_S / SPEED
-    assert digests(bucket / "out") == expected
 
 
 # surveys

@@ -377,6 +377,7 @@ def private(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow  # three private clusters
 def test_private_cluster_is_own_sends_no_statistics_leaves_nothing_and_may_be_followed_by_another(
     private: dict[str, Any], cluster: Any
 ) -> None:
@@ -389,6 +390,7 @@ def test_private_cluster_is_own_sends_no_statistics_leaves_nothing_and_may_be_fo
     assert private["joining"] == "environment.ray_one_cluster"
 
 
+@pytest.mark.slow  # the same clusters
 def test_token_of_a_private_cluster_is_written_nowhere_and_others_cannot_join_it(
     private: dict[str, Any],
 ) -> None:
@@ -450,6 +452,7 @@ def _lives(pid: str) -> bool:
     return bool(_text(Path("/proc", pid, "cmdline")))
 
 
+@pytest.mark.slow  # a private cluster
 def test_ctrl_c_ends_the_private_cluster_quietly(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     driver = subprocess.Popen(

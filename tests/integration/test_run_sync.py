@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ from tests.builders.recording import Recorder
 from tests.builders.s3_server import Proxy
 from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config
 from tests.builders.toys import install_toys, write_numbers
-from vlatool.artifacts.run.format import Retention, RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import StorageError, UsageError
-from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.retry import SPEED_VARIABLE, TIMEOUT_VARIABLE
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import location
-from vlatool.training.sync import RunSync
 from vlatool.workflows.train import TrainResult, train
 
 STOPPED = 1
@@ -35,15 +33,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_numbers(tmp_path / DATA)
     monkeypatch.syspath_prepend(str(tmp_path / SITE))
     return tmp_path
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Root of a scheme that only this test has."""
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
-    yield f"memory://{tmp_path.name}"
-    MemoryRemote.stores.clear()
 
 
 class AtStep(Recorder):
@@ -174,7 +163,8 @@ def test_credentials_that_are_renewed_during_the_run_are_used(
 
     def renew() -> None:
         until = time.monotonic() + 60  # the copy is written by another thread
-        while "sync" not in dict(reporter.warnings) and time.monotonic() < until:
+        while all(request.status != 400 for request in faults.requests):
+            assert time.monotonic() < until
             time.sleep(0.01)
         faults.clear()
 
@@ -249,23 +239,3 @@ def test_stopped_run_sends_its_checkpoint(root: Path, memory: str) -> None:
 
     trained(root, memory, num_checkpoints=1)
     assert [step for step, _ in run.checkpoints()] == [STEPS]
-
-
-def test_run_that_lost_its_location_ends_and_stops_writing(root: Path, memory: str) -> None:
-
-    run = RunDir(root / "a")
-    trained(root, memory)
-    lost = StorageError("taken", code="storage.lock_lost")
-    is_lost = False
-
-    def check() -> None:
-        if is_lost:
-            raise lost
-
-    sync = RunSync(run, [(location(f"{memory}/b"), check)], Retention(), Recorder())
-    with sync:
-        is_lost = True
-        with pytest.raises(StorageError) as caught:
-            sync.finish()
-    assert caught.value is lost
-    assert "b/latest.json" not in MemoryRemote.stores[memory]

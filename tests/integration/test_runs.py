@@ -6,14 +6,13 @@ import re
 import resource
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.builders.memory_remote import MemoryRemote
 from tests.builders.run_folders import run_folder
 from tests.builders.s3_runs import upload
 from vlatool.artifacts.run.format import RunDir
@@ -21,7 +20,6 @@ from vlatool.cli.app import run as run_command
 from vlatool.cli.output import to_json
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import output_lock
-from vlatool.plugins import SCHEMES
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.uri import location
 from vlatool.training.validation import save_image_grid
@@ -208,14 +206,6 @@ def test_names_of_runs_give_the_terminal_no_orders(
     for text in (document, table, error):
         assert not set(text) & set("\x1b\x9b\x07\r")
     assert "red\\u001b[31m\\u009b2J" in table
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
-    yield "memory://runs"
-    MemoryRemote.stores.clear()
 
 
 def test_runs_elsewhere_are_listed_as_here(

@@ -22,7 +22,6 @@ from vlatool.config.includes import read_file
 from vlatool.config.presets import display_path
 from vlatool.errors import ConfigError, DataError, StorageError, UsageError, VlatoolError
 from vlatool.jobs.record import output_lock
-from vlatool.sources.spartan.config import language_annotations
 from vlatool.storage.atomic import (
     atomic_folder,
     open_atomic,
@@ -355,15 +354,6 @@ class TestWriting:
 
 
 class TestFaults:
-    def test_every_third_request_fails(self, root: RemotePath, s3_proxy: Proxy) -> None:
-        s3_proxy.faults.fail_every = 3
-
-        write_bytes(root / "file", BIG)
-
-        assert (root / "file").read_bytes() == BIG
-        with (root / "file").open("rb") as file:
-            assert file.read(3 * MIB) == BIG[: 3 * MIB]
-
     @pytest.mark.parametrize("status", [429, 503])
     def test_retry_after_of_a_busy_server_is_respected(
         self, root: RemotePath, s3_proxy: Proxy, status: int, monkeypatch: pytest.MonkeyPatch
@@ -387,17 +377,6 @@ class TestFaults:
         assert sum(request.sent for request in s3_proxy.faults.requests) < 1.2 * len(BIG)
         with (root / "file").open("rb") as file:
             assert file.read() == BIG
-
-    def test_outage_longer_than_the_timeout_is_an_error(
-        self, root: RemotePath, s3_proxy: Proxy, short_timeout: None
-    ) -> None:
-        s3_proxy.faults.down_for(60)
-
-        with pytest.raises(StorageError) as caught:
-            write_bytes(root / "file", b"x")
-
-        assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
-        assert str(root / "file") in caught.value.message
 
     def test_lost_response_to_the_last_request_of_an_upload(
         self, root: RemotePath, s3_proxy: Proxy
@@ -594,13 +573,3 @@ class TestReaders:
             with pytest.raises(ConfigError) as caught:
                 read_file(str(root / f"{name}.yaml"))
             assert caught.value.code == code
-
-    def test_language_annotations(self, root: RemotePath) -> None:
-        write_text(root / "a.yaml", "language_dict: {Task: {original: [do it]}}\n")
-
-        loaded = language_annotations(str(root / "a.yaml"))
-
-        assert loaded == {"Task": {"original": ["do it"]}}
-        with pytest.raises(StorageError) as caught:
-            language_annotations("s3://no-such-bucket-here/a.yaml")
-        assert caught.value.code == "storage.no_bucket"

@@ -16,7 +16,6 @@ from vlatool.cli import app
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.loading.dataset import open_dataset
-from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location, version_of
 from vlatool.workflows.evaluate import open_loop
@@ -60,16 +59,6 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     with web_server(world.parents[1]) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
         yield running
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Root of a scheme that only this test has."""
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
-    yield "memory://test"
-    for objects in MemoryRemote.stores.values():  # connections are shared, and keep their objects
-        objects.clear()
 
 
 @pytest.fixture(params=SCHEMES_READ)
@@ -304,19 +293,6 @@ class TestHub:
 class TestBadInput:
     """Exit codes and output of the command line."""
 
-    @pytest.mark.parametrize(
-        ("faults", "code"),
-        [({"page": True}, 3), ({"longer_by": 100}, 5), ({"fail_next": 99, "status": 403}, 5)],
-        ids=str,
-    )
-    def test_server_that_misbehaves(
-        self, server: WebServer, faults: dict[str, int], code: int
-    ) -> None:
-        vars(server.faults).update(faults)
-        manifest = f"{server.endpoint}/lab/world/data/shards/manifest.jsonl"
-
-        assert app.run(["inspect", manifest, "-q"]) == code
-
     def test_file_that_changes_with_every_request_ends_the_command(
         self, server: WebServer, tmp_path: Path
     ) -> None:
@@ -324,25 +300,6 @@ class TestBadInput:
         source = f"{server.endpoint}/lab/world/data"
 
         assert app.run(["verify", source, "-q"]) == 5
-
-    def test_private_repository(
-        self, server: WebServer, world: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with web_server(world.parents[1], needs_token=True) as private:
-            monkeypatch.setenv("HF_ENDPOINT", private.endpoint)
-
-            assert app.run(["inspect", TestHub.data, "-q"]) == 6
-
-    @pytest.mark.parametrize(
-        ("root", "code"),
-        [("hf://datasets/lab/world@gone/data", 3), ("htps://host/data", 2)],
-    )
-    def test_location_that_does_not_exist(
-        self, server: WebServer, root: str, code: int, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert app.run(["inspect", root, "-q"]) == code
-        if code == 2:
-            assert "http" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "root",

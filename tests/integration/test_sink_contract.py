@@ -29,6 +29,7 @@ WINDOWS = {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "image_indices": [0
 TOY = Path(__file__).parents[1] / "builders/jsonl_sink.py"
 
 
+@pytest.mark.slow  # that of the toy is quicker, and test_preprocess_disturbed has its kills
 def test_lbm_fulfills_the_sink_contract() -> None:
     check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 16}, make_executor=SerialExecutor)
 

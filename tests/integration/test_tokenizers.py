@@ -59,6 +59,7 @@ def teacher(folder: Path) -> str:
     return write_teacher(folder)
 
 
+@pytest.mark.slow  # a quarter of a minute; those of stage 1 are quicker
 def test_vqgan_passes_the_contract_checks(data: dict[str, Any]) -> None:
     losses = {**LOSSES, "foreground_weight": 5}
     check_model_type(VqganType, {**NETWORK, "losses": losses, "revive_after": 1}, data=data)
@@ -72,6 +73,7 @@ def test_stage_1_passes_the_contract_checks(data: dict[str, Any], teacher: str) 
     )
 
 
+@pytest.mark.slow
 def test_stage_2_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:
     sources = {"teacher": teacher, "vqgan": NETWORK}
     check_model_type(TitokType, {**SIZES, "stage": 2, **sources, "losses": LOSSES}, data=data)

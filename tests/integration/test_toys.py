@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,26 +32,33 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with both toys trained on one process, and all runs of two ranks."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder with both toys trained on one process."""
     folder = toys(tmp_path_factory.mktemp("toys"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder / SITE))
         for model in ("toy_gan", "toy_lm"):
             train(toy_config(folder, model, f"{model}-one"))
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        script = str(ROOT / "tests" / "builders" / "toy_runs.py")
-        env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-        done = subprocess.run(
-            [sys.executable, *launch, script, str(folder)],
-            env={**env, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
         yield folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(root: Path) -> None:
+    """All runs of two ranks, for slow tests: test_training has two that train as one does."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(ROOT / "tests/builders/toy_runs.py"), str(root)],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def tensors(root: Path, run: str, step: int = STEPS) -> dict[str, torch.Tensor]:
@@ -84,6 +92,8 @@ def losses(root: Path, run: str) -> list[float]:
     return [row["loss"] for row in read_metrics(RunDir(root / run).metrics)]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("model", ["toy_gan", "toy_lm"])
 @pytest.mark.parametrize("placed", ["ddp", "fsdp"])
 def test_two_processes_train_the_model_that_one_trains(root: Path, model: str, placed: str) -> None:
@@ -93,6 +103,8 @@ def test_two_processes_train_the_model_that_one_trains(root: Path, model: str, p
     assert_close_runs(root, f"{model}-one", f"{model}-{placed}")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_ranks")
 def test_only_the_first_rank_has_whole_models_and_a_bad_loss_changes_no_weight_on_any(
     root: Path,
 ) -> None:
@@ -122,6 +134,8 @@ def test_run_continues_another_one_of_any_model_type(root: Path, model: str) -> 
     assert_equal_runs(root, f"{model}-one", f"{model}-continued")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_ranks")
 def test_resumed_runs_of_two_ranks_equal_the_uninterrupted_ones(root: Path) -> None:
     assert_equal_runs(root, "toy_gan-ddp", "toy_gan-ddp-resumed")
 
@@ -184,6 +198,8 @@ def test_files_of_a_run_have_one_average_tied_weights_once_and_images(root: Path
     assert names == ["step_00000004_made.png", "step_00000008_made.png"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_ranks")
 def test_empty_micro_batch_of_one_rank_does_not_hang_the_other(root: Path) -> None:
     train(toy_config(root, "toy_gan", "toy_gan-empty-one", **empty_micro_batches(root)))
     assert losses(root, "toy_gan-empty") == pytest.approx(losses(root, "toy_gan-empty-one"))

@@ -562,25 +562,29 @@ def started_training(warm: Forks, words: Sequence[str | Path], run: Path) -> Sta
     return started
 
 
-def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
+def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes_without_it(
     data: Path, warm: Forks, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    keys = {"total_train_steps": 80, "num_checkpoints": 1, "data__num_workers": 1}
-    words = ["--json", *training.tiny_arguments(data, run, **keys)]
-    started = started_training(warm, words, run)
+    run, whole = RunDir(tmp_path / "run"), RunDir(tmp_path / "whole")
+    keys = {"total_train_steps": 60, "num_checkpoints": 2, "max_checkpoint_limit": 1}
+    words = ["--json", *training.tiny_arguments(data, run.root, **keys, data__num_workers=1)]
+    started = started_training(warm, words, run.root)
     os.killpg(started.pid, signal.SIGTERM)
     stopped = started.finish()
     assert stopped.code == 143
     assert "--output" not in stopped.stderr.partition("stopped after step")[2]
-    ((step, _),) = RunDir(run).checkpoints()
-    assert 0 < step < 80
+    ((step, folder),) = run.checkpoints()
+    assert 0 < step < 60
+    assert json.loads((folder / "manifest.json").read_text())["stopped"]
     done = warm.run(words, seconds=120)
     assert done.code == 0, done.stderr
-    assert done.document["steps"] == 80
+    assert done.document["steps"] == 60
     assert f"resuming after step {step}" in done.stderr
-    steps = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
-    assert steps == list(range(1, 81))
+    assert [row["step"] for row in read_metrics(run.metrics)] == list(range(1, 61))
+    assert [step for step, _ in run.checkpoints()] == [60]
+    run_training(data, whole.root, **keys)
+    for path in whole.checkpoint(60).iterdir():
+        assert (run.checkpoint(60) / path.name).read_bytes() == path.read_bytes()
 
 
 class Stopping(Recorder):
@@ -641,23 +645,6 @@ def test_loader_workers_of_a_killed_trainer_end(data: Path, warm: Forks, tmp_pat
     _, alive = psutil.wait_procs(left, timeout=20)
     assert alive == []
     assert started.finish().code == -signal.SIGKILL
-
-
-def test_checkpoint_of_a_stop_is_removed_when_the_run_is_complete(
-    data: Path, warm: Forks, tmp_path: Path
-) -> None:
-    run = RunDir(tmp_path / "run")
-    keys = {"total_train_steps": 60, "num_checkpoints": 2, "max_checkpoint_limit": 1}
-    started = started_training(warm, training.tiny_arguments(data, run.root, **keys), run.root)
-    os.kill(started.pid, signal.SIGTERM)
-    assert started.finish().code == 143
-    assert json.loads((run.latest()[1] / "manifest.json").read_text())["stopped"]
-    whole = tmp_path / "whole"
-    for folder in (run.root, whole):
-        run_training(data, folder, **keys)
-    assert [step for step, _ in run.checkpoints()] == [60]
-    for path in RunDir(whole).checkpoint(60).iterdir():
-        assert (run.checkpoint(60) / path.name).read_bytes() == path.read_bytes()
 
 
 def loaders_of(pid: int) -> list[int]:

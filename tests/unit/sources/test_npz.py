@@ -1,5 +1,7 @@
 import os
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlatool.errors import DataError
+from vlatool.sources import npz as module
 from vlatool.sources.npz import NpzArchive, NpzFrames
 
 
@@ -26,15 +29,16 @@ def npz(folder: Path, **arrays: Any) -> Path:
     return path
 
 
-def npy(shape: str, descr: str = "'<f8'", data: bytes = b"") -> bytes:
-    """An npy file with `shape` in its header."""
-    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+def npy(shape: str, descr: str = "'<f8'", data: bytes = b"", header_bytes: int = 0) -> bytes:
+    """An npy file with `shape` in its header, which `header_bytes` pads."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = header.ljust(header_bytes) + b"\n"
+    return b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + data
 
 
-def raw_npz(folder: Path, **members: bytes) -> Path:
+def raw_npz(folder: Path, method: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
     path = folder / "arrays.npz"
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(f"{name}.npy", data)
     return path
@@ -128,6 +132,8 @@ def test_damaged_content_is_rejected_with_its_key(tmp_path: Path) -> None:
         npy("(2,)", descr="'nonsense'", data=bytes(16)),
         npy("__import__('os').getcwd()"),
         npy("(2,)")[:14],
+        npy("(0,)", header_bytes=20_000),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x3f",
         b"",
         b"not an array",
     ],
@@ -145,6 +151,60 @@ def test_zip_directory_with_wrong_size_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(content)
 
     assert read_error(path, "a").code == "data.broken_npz"
+
+
+def patch_directory(path: Path, at: int, value: bytes) -> None:
+    """Changes all entries of the central directory at an offset."""
+    content = bytearray(path.read_bytes())
+    position = content.find(b"PK\x01\x02")
+    while position >= 0:
+        content[position + at : position + at + len(value)] = value
+        position = content.find(b"PK\x01\x02", position + 4)
+    path.write_bytes(content)
+
+
+def ends_early(path: Path) -> None:
+    """Replaces the deflate stream by one that is much shorter than its declared size."""
+    content = path.read_bytes()
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    short = stream.compress(npy("(300,)") + bytes(8)) + stream.flush()
+    start, end = content.find(b"a.npy") + 5, content.find(b"PK\x01\x02")
+    path.write_bytes(content[:start] + short.ljust(end - start, b"\xff") + content[end:])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no archive": lambda path: path.write_bytes(b"hello" * 100),
+    "wrong checksums": lambda path: patch_directory(path, 16, b"\1\2\3\4"),
+    "encrypted": lambda path: patch_directory(path, 8, b"\x01\x00"),
+    "unknown compression": lambda path: patch_directory(path, 10, b"\x63\x00"),
+    "bzip2": lambda path: raw_npz(path.parent, zipfile.ZIP_BZIP2, a=npy("(2,)", data=bytes(16))),
+    "directory that declares 4 GB": lambda path: patch_directory(path, 24, b"\xf0\xff\xff\xff"),
+    "stream that ends early": ends_early,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_archive_is_rejected(tmp_path: Path, name: str) -> None:
+    data = np.random.default_rng(0).bytes(2400)
+    path = raw_npz(tmp_path, zipfile.ZIP_DEFLATED, a=npy("(300,)", data=data))
+    DAMAGES[name](path)
+
+    with pytest.raises(DataError) as caught:
+        NpzArchive(path).read("a")
+
+    assert (caught.value.code, caught.value.details["path"]) == ("data.broken_npz", str(path))
+
+
+def test_array_that_inflates_to_gigabytes_is_rejected_before_it_is_inflated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGEST_ARRAY", 800)
+    path = npz(tmp_path, large=np.zeros(101), a=np.zeros(100))
+
+    error = read_error(path, "large")
+
+    assert (error.code, error.details["field"]) == ("data.broken_npz", "large")
+    assert len(NpzArchive(path).read("a")) == 100
 
 
 def images(frames: int = 7) -> np.ndarray:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from tests.builders.base_models import causal_base, clip_base, vlm_base
 from tests.builders.lerobot import lerobot_dataset
-from tests.builders.plugin import acme_data
+from tests.builders.plugin import PAGE, acme_data, acme_distribution
 from tests.builders.spartan import spartan_task
 from tests.builders.toys import GanType, LmType, write_numbers
 from vlatool.episode import Episode, Survey
@@ -34,20 +34,6 @@ KEYPOINTS = {
     "num_keypoints": 4,
     "text_encoder": TEXT,
 }
-
-
-PLUGINS_PAGE = Path(__file__).parents[3] / "docs/plugins.md"
-
-
-def test_format_of_the_documentation_fulfills_the_contract_of_a_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, _, block = PLUGINS_PAGE.read_text().partition("```python\n")
-    (tmp_path / "acme_of_the_page.py").write_text(block.partition("```")[0])
-    monkeypatch.syspath_prepend(tmp_path)
-    reader = importlib.import_module("acme_of_the_page").AcmeReader
-
-    assert len(check_reader(reader, acme_data(tmp_path / "raw", episodes=11))) == 11
 
 
 def test_built_in_formats_fulfill_the_contract_of_a_reader(tmp_path: Path) -> None:
@@ -70,6 +56,7 @@ def test_diffusion_policy_fulfills_the_contract_of_a_model_type(kind: str, tmp_p
     check_model_type(DiffusionPolicyType, {**keys, "vision_language_backbone": backbones[kind]})
 
 
+@pytest.mark.slow  # those of CLIP are quicker
 def test_policy_of_two_base_models_fulfills_the_contract_of_a_model_type(tmp_path: Path) -> None:
     base = vlm_base(tmp_path / "vlm", "smolvlm")
     backbone = {"type": "vlm_backbone", "hf_pretrained": str(base), "num_vlm_layers_to_use": 2}
@@ -151,25 +138,23 @@ def test_toys_fulfill_the_contract_of_a_model_type(tmp_path: Path) -> None:
     check_model_type(LmType, data={"type": "numbers", "folders": [str(rows)]})
 
 
-def test_model_type_and_data_kind_of_the_documentation_fulfill_their_contracts(
+def test_plugins_of_the_documentation_fulfill_their_contracts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writes the files of the page and runs its check."""
-    (tmp_path / "acme_gan").mkdir()
-    (tmp_path / "acme_gan/__init__.py").touch()
-    blocks = re.findall(r"```python\n(.*?)```", PLUGINS_PAGE.read_text(), re.DOTALL)
-    for block in blocks:
-        name = re.match(r"# (acme_gan/\w+\.py)\n", block)
-        if name is not None:
-            (tmp_path / name[1]).write_text(block)
+    acme_distribution(tmp_path)
     teacher = {"weight": np.eye(4, dtype=np.float32), "bias": np.zeros(4, np.float32)}
     save_file(teacher, tmp_path / "teacher.safetensors")
     write_numbers(tmp_path / "tests/data/rows")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+    reader = importlib.import_module("acme_vla").AcmeReader
     gan = importlib.import_module("acme_gan.spec").AcmeGanType
 
-    (line,) = (block for block in blocks if "check_model_type(" in block)
+    source = acme_data(tmp_path / "raw", episodes=11)
+    assert len(check_reader(reader, source, {"camera": "wrist"})) == 11
+    (line,) = re.findall(
+        r"```python\n([^`]*\ncheck_model_type\(.*?)```", PAGE.read_text(), re.DOTALL
+    )
     exec(compile(line, "docs/plugins.md", "exec"), {"AcmeGanType": gan})
 
 

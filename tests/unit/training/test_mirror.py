@@ -1,6 +1,5 @@
 """Copy of a run folder: parts that several checkpoints share, and the best checkpoint."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from vlatool.artifacts.run.checkpoint import MODEL, CheckpointManifest
 from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.events import NULL
 from vlatool.jobs.files import FileEntry
-from vlatool.plugins import SCHEMES
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import location
 from vlatool.training.remote_run import copy_to_machine
@@ -18,12 +16,9 @@ from vlatool.training.sync import RunMirror
 
 
 @pytest.fixture
-def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def there(memory: str) -> Path:
     """Location of the copy."""
-    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", MemoryRemote)
-    yield location(f"memory://{tmp_path.name}/a")
-    MemoryRemote.stores.clear()
+    return location(f"{memory}/a")
 
 
 def save(run: RunDir, step: int, frozen: str, *, stopped: bool = False) -> None:
