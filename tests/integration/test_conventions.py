@@ -13,6 +13,9 @@ from tests.builders.conventions import Planted, actions_of, states_of, trajector
 from tests.builders.errors import fails
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.conventions import conventions_of
+from vlatool.artifacts.shards.format import read_preprocessing_config
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.sources.conventions import fits_of
 from vlatool.sources.detection import detect_source
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -89,6 +92,30 @@ def test_conventions_are_beside_the_data_whatever_the_workers(
         fits.conventions,
     )
     assert run_vlatool("verify", str(tmp_path / "1"))[0] == 0
+
+
+def test_conventions_go_on_to_the_report_and_to_a_run(recording: Path, tmp_path: Path) -> None:
+    written(recording, tmp_path / "out", sink={"type": "lbm"})
+    stored = json.loads((tmp_path / "out/conventions.json").read_text())
+    report = inspect(InspectConfig(location=str(tmp_path / "out")))
+    assert json.loads(json.dumps(report.document()["conventions"]))["groups"] == stored["groups"]
+    assert "tool frame" in "\n".join(report.lines())
+    config = RoboticsDataConfig(dataset_manifest=[str(tmp_path / "out/shards")])
+    info = RoboticsKind().load_info(config)
+    derived, _ = RoboticsKind().derive(config, info)
+    RoboticsKind().save_assets(derived, info, tmp_path)
+    options = read_preprocessing_config(tmp_path)
+    assert options["conventions"]["groups"] == stored["groups"]
+
+
+def test_a_broken_file_of_conventions_is_no_reason_not_to_train(
+    recording: Path, tmp_path: Path
+) -> None:
+    written(recording, tmp_path / "out", sink={"type": "lbm"})
+    (tmp_path / "out/conventions.json").write_text('{"format": "vlatool-conventions"}')
+    config = RoboticsDataConfig(dataset_manifest=[str(tmp_path / "out/shards")])
+    assert "conventions" not in RoboticsKind().load_info(config).options[0]
+    assert run_vlatool("verify", str(tmp_path / "out"))[0] == 3
 
 
 def test_a_typed_form_that_the_states_contradict_is_refused(

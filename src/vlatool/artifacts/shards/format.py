@@ -9,6 +9,7 @@ Source: formats/lbm 1, 3.1 to 3.3.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +20,13 @@ from pydantic import Field
 
 from vlatool import __version__
 from vlatool.artifacts.base import other_contents_error
+from vlatool.artifacts.conventions import Conventions, conventions_of
 from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.artifacts.lerobot.format import SINK as LEROBOT_SINK
 from vlatool.artifacts.manifest import parse_values
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
-from vlatool.errors import DataError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.ownership import check_downloaded
@@ -346,6 +348,14 @@ class ShardFolder:
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml; raises DataError if it is missing or broken."""
         return read_preprocessing_config(self.options_file.parent)
+
+    def conventions(self) -> Conventions | None:
+        """Measured meaning of the recorded actions; None if there is none that can be read."""
+        for folder in (self.path, self.path.parent):
+            with suppress(VlatoolError):  # `verify` reports it; nothing needs the file
+                if (conventions := conventions_of(folder)) is not None:
+                    return conventions
+        return None
 
     def metadata(self) -> dict[str, Any]:
         """Content of processing_metadata.json, empty if missing; raises DataError if damaged."""

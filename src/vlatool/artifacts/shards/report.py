@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.conventions import conventions_table
 from vlatool.artifacts.field_summary import FieldSummary, dimensions_table, recorded_names
 from vlatool.artifacts.shards import tar_report
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards, expects_manifest
@@ -125,15 +126,18 @@ def inspect(location: Path) -> report.Report:
     status = "incomplete" if origin.is_complete is False else status
     language = [(kind, f'"{text}"') for kind, text in facts.language.items()]
     fields = {info.name: info.document() for info in facts.fields}
+    conventions = folder.conventions()
+    measured = {} if conventions is None else {"conventions": asdict(conventions)}
     return report.Report(
         kind="shards",
         headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
-        facts=asdict(facts) | {"status": status, "fields": fields},
+        facts=asdict(facts) | {"status": status, "fields": fields} | measured,
         summary=_summary(facts, status),
         tables=[
             text_table("Cameras", ("name", "width x height"), facts.views),
             field_table(facts.fields),
             dimensions_table(facts.fields),
+            conventions_table(conventions) if conventions else "",
             text_table("Language", ("kind", "example"), language),
             _provenance_text(origin),
         ],

@@ -1,7 +1,7 @@
 """Metadata of robotics data sets: sizes, fields, cameras, statistics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -328,4 +328,5 @@ def _options(folder: ShardFolder) -> dict[str, Any]:
                 f"{folder.options_file}: {key} is missing",
                 code="data.broken_config",
             )
-    return options
+    conventions = folder.conventions()
+    return options if conventions is None else {**options, "conventions": asdict(conventions)}
