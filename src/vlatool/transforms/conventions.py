@@ -40,6 +40,8 @@ _STRUCTURES: Mapping[int, tuple[RotationForm, ...]] = {
 _NUMBER = re.compile(r"[^a-zA-Z]*\d+$")
 _ANGLES = re.compile(r"roll|rpy|euler|axis_?angle|rotvec|ori\b|rot\b|rx\b")
 _GRIPPER = re.compile(r"grip|finger|claw|jaw|hand_?(?:open|clos)")
+_POSITION = re.compile(r"eef_pos|ee_pos|xyz|tcp_pos|cartesian|position")
+_MOST_OF_POSITION = 6  # dimensions of both, actions and states
 _JOINTS = re.compile(r"joint|qpos|arm|hand|leg|waist|neck|motor|shoulder|elbow|wrist")
 
 
@@ -281,34 +283,37 @@ def _matches(
             int(of_column[pair].argmax()) if best >= 1 - LARGEST_RESIDUAL**2 else None
         )
         relation = pair[0]
-        if starts and (before := starts[-1][1]) is not None and before + 1 < len(states):
+        if starts and (before := starts[-1][1]) is not None and not _is_last(states, before):
             same = [
                 share[before + 1] for (kind, _), share in of_column.items() if kind == starts[-1][2]
             ]
-            if (
-                max(same) >= best - _EQUAL_SHARE
-                and states[before].field == states[before + 1].field
-            ):
+            if max(same) >= best - _EQUAL_SHARE:
                 state, relation = before + 1, starts[-1][2]
         starts.append((column, state, relation))
-    for run in _consecutive(starts):
+    for run in _consecutive(starts, states):
         columns, first = slice(run[0][0], run[-1][0] + 1), run[0][1]
         yield columns, None if first is None else slice(first, first + len(run))
 
 
 def _consecutive(
-    starts: Iterable[tuple[int, int | None, Relation]],
+    starts: Iterable[tuple[int, int | None, Relation]], states: Sequence[Column]
 ) -> Iterator[list[tuple[int, int | None, Relation]]]:
     run: list[tuple[int, int | None, Relation]] = []
     for entry in starts:
         if run:
             state, relation = run[-1][1:]
             following = None if state is None else state + 1
-            if (entry[1], entry[2] if following else relation) != (following, relation):
+            is_next = (entry[1], entry[2] if following else relation) == (following, relation)
+            if not is_next or (state is not None and _is_last(states, state)):
                 yield run
                 run = []
         run.append(entry)
     yield run
+
+
+def _is_last(states: Sequence[Column], column: int) -> bool:
+    """True for the last dimension of a field."""
+    return column + 1 == len(states) or states[column].field != states[column + 1].field
 
 
 def _shares(tracks: Tracks, span: slice, relation: Relation, lag: int) -> Array:
@@ -334,4 +339,6 @@ def _kind(
     is_single = group.columns.stop == group.columns.start + 1
     if _GRIPPER.search(words) or (is_single and group.columns.start in after_pose):
         return "gripper"
-    return "joints" if _JOINTS.search(words) else "values"
+    if _JOINTS.search(words):
+        return "joints"
+    return "position" if _POSITION.search(words) and len(columns) <= _MOST_OF_POSITION else "values"

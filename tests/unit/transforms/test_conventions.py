@@ -69,6 +69,16 @@ def test_numbers_of_another_order_are_matched_by_their_values() -> None:
     assert (first.values("relation"), first.values("lag")) == (["delta"], [1])
 
 
+def test_a_group_ends_with_the_field_of_its_states() -> None:
+    states = walks(7, 4)
+    columns = [Column("action", index) for index in range(4)]
+    observed = [*(Column("eef_pos", index) for index in range(3)), Column("gripper", 0)]
+    tracks = Tracks.of(zip(states, states, strict=True))
+    groups = find_groups(tracks, columns, observed)
+    kinds = [(group.kind, group.states) for group in groups]
+    assert kinds == [("position", slice(0, 3)), ("gripper", slice(3, 4))]
+
+
 def test_actions_that_follow_no_state_are_not_determined() -> None:
     (group,) = groups_of(walks(2, 2), [each[::-1] * 0 for each in walks(3, 5)])
     assert (group.is_determined, group.states) == (False, None)
