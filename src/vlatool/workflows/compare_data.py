@@ -33,7 +33,7 @@ class CompareDataConfig(ConfigModel):
     )
     tolerance: float = option(
         10.0,
-        "Mean difference of two images that counts as equal, in levels of 255; 0 for"
+        "Difference of the means of 8 x 8 pixels that counts as equal, in levels of 255; 0 for"
         " copied images, more for videos that were encoded again.",
         ge=0,
     )
@@ -120,12 +120,22 @@ def compare_data(config: CompareDataConfig, *, reporter: Reporter = NULL) -> Com
         return result
     problem = PartialFailure(
         f"{config.a} and {config.b} differ: {counted(len(differences), 'difference')}",
-        hint="--shared true leaves out what only one has; --tolerance is for encoded images",
+        hint=_hint(result.counts),
         code="partial.data_differ",
         details={"counts": dict(result.counts)},
     )
     problem.result = result
     raise problem
+
+
+def _hint(counts: Mapping[str, int]) -> str:
+    hints = {
+        "fields": "--shared true leaves out what only one has",
+        "cameras": "--shared true leaves out what only one has",
+        "images": "--tolerance is for images that were encoded again",
+    }
+    shown = dict.fromkeys(hints[kind] for kind in counts if kind in hints)
+    return "; ".join(shown) or "--json lists every difference with its episode"
 
 
 def _compared(
