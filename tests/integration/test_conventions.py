@@ -156,6 +156,26 @@ def test_modality_json_is_compared(
     assert done[0] == (3 if codes else 0)
 
 
+def test_clipped_and_late_actions_are_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [np.cumsum(np.cumsum(rng.normal(0, 0.02, (60, 2)), axis=0), axis=0) for _ in range(6)]
+
+    def change(file: Any) -> None:
+        for number, states in enumerate(rows):
+            group = file[f"data/demo_{number}"]
+            del group["actions"], group["obs"]
+            group["actions"] = np.clip(np.vstack([states[8:], [states[-1]] * 8]), -2, 2)
+            group["obs/joints"] = states
+
+    path = hdf5.robomimic(tmp_path / "a.hdf5", {f"demo_{n}": 60 for n in range(6)}, change)
+    report = inspect(InspectConfig(location=str(path)))
+    group = report.document()["conventions"]["groups"][0]
+    assert (group["lag_limit"], group["clipped"] > 0.1) == ("or more", True)
+    text = "\n".join(report.lines())
+    assert " or more, " in text
+    assert "at the ends of the range: clipped?" in text
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

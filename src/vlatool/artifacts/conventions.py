@@ -14,6 +14,8 @@ from vlatool.pages.text import number_text, text_table
 
 _ONE = 0.02  # share by which a scale may differ from one number, or from 1
 _MOST_NUMBERS = 3
+_ROUGH = 0.35  # residual of an answer that is one only roughly
+_CLIPPED = 0.05  # share of rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Convention:
     """Meaning of consecutive dimensions of an action field.
 
     Attributes:
-        kind: `position`, `rotation`, `joints`, `gripper`, `values` or `constant`.
+        kind: `position`, `rotation`, `joints`, `gripper`, `values`, `constant`, or `missing`
+            without finite numbers.
         states: Dimensions of the states that they follow, such as `state[0:3]`; empty if unknown.
         relation: `absolute`, or `delta` for the difference between a frame and the one before.
         lag: Frames between a state and the earlier action that follows it; 1 for the next state.
@@ -49,6 +52,8 @@ class Convention:
     offset: tuple[float, ...] = ()
     range: tuple[float, float] | None = None
     residual: float | None = None
+    lag_limit: str = ""  # `or more`, `or less`: the best lag is the last one that was tried
+    clipped: float = 0.0  # largest share of rows in which a dimension is at the ends of its range
     second: str = ""
     second_residual: float | None = None
 
@@ -75,7 +80,7 @@ class Conventions:
     def sample_text(self) -> str:
         chosen = counted(self.episodes, "episode")
         if self.episodes < self.episodes_of:
-            chosen = f"{self.episodes} of {counted(self.episodes_of, 'episode')}, evenly chosen"
+            chosen = f"{self.episodes} of {counted(self.episodes_of, 'episode')}"
         return f"{counted(self.rows, 'row')} of {chosen}"
 
 
@@ -119,20 +124,25 @@ def meaning(group: Convention) -> str:
     """The answer in words."""
     if group.kind == "constant":
         return "does not move"
+    if group.kind == "missing":
+        return "no numbers"
     if not group.is_determined:
-        return "not determined"
-    return ", ".join([f"{group.relation[0]} of {group.states}", *_attributes(group)])
+        return "not determined" + (f": {_any(group.relation)}" if group.relation else "")
+    about = "roughly " if (group.residual or 0.0) > _ROUGH else ""
+    return ", ".join([f"{about}{group.relation[0]} of {group.states}", *_attributes(group)])
 
 
 def _attributes(group: Convention) -> Iterator[str]:
     if group.lag:
-        yield f"lag {_any(group.lag)}"
+        yield f"lag {_any(group.lag)}{group.lag_limit and f' {group.lag_limit}'}"
     if group.frame:
         yield f"{_any(group.frame)} frame"
     if group.rotation:
         yield _any(group.rotation)
     if group.scale:
         yield from _scale_texts(group)
+    if group.clipped > _CLIPPED and group.kind != "gripper":
+        yield f"{group.clipped:.0%} at the ends of the range: clipped?"
     if group.kind == "gripper" and group.range is not None:
         low, high = map(number_text, group.range)
         yield f"from {low} to {high}"

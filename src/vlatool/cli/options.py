@@ -221,8 +221,7 @@ class OutputOptions:
 OUTPUT_HELP = [
     ("--json", "Print the result, or the error, as JSON."),
     ("--progress MODE", f"Form of the progress: {', '.join(PROGRESS_MODES)}."),
-    ("-q, --quiet", "Print only warnings and errors to stderr."),
-    ("-v, --verbose", "Print the log; -vv its details, --debug tracebacks."),
+    ("--quiet, --verbose", "Print warnings only (-q), the log (-v, -vv, --debug)."),
     ("--log-file FILE", "Append the complete log to FILE."),
 ]
 OUTPUT_OPTIONS = ("--json", "--progress", "--quiet", "--verbose", "--log-file", "--debug")

@@ -36,6 +36,8 @@ CONVENTION = FindingCodes(
         "correct the declaration, or pass --trust-declared true",
     ),
 )
+_RATE = 0.1  # share by which a scale may differ from the rate
+_EXACT = 0.01  # residual of a copy
 _DRAWN_ROWS, _DRAWN = 200, 3  # rows and dimensions of a chart
 _LINES = ("recorded", "predicted")
 _NO_STATES = ("action", "reward", "discount", "timestamp", "embedding")
@@ -86,6 +88,7 @@ class ConventionFits:
     groups: Sequence[Group]
     tracks: Tracks
     declared: Sequence[Declaration] = ()  # by the data
+    fps: float = 0.0  # 0: unknown
 
     def section(self) -> layout.Section:
         """Table of the conventions, and a chart with the best fit of each group."""
@@ -101,8 +104,8 @@ class ConventionFits:
             for group, convention in zip(self.groups, self.conventions.groups, strict=True):
                 is_declared = (
                     convention.field == declaration.field
-                    and declaration.first <= convention.first
-                    and convention.last <= declaration.last
+                    and declaration.first <= convention.last
+                    and convention.first <= declaration.last
                 )
                 if is_declared and group.is_determined:
                     yield from self._conflicts(declaration, group, convention)
@@ -111,7 +114,9 @@ class ConventionFits:
         self, declaration: Declaration, group: Group, convention: Convention
     ) -> Iterator["Contradiction"]:
         relation, forms = declaration.relation, declaration.rotations
-        if relation and relation not in convention.relation:
+        # A velocity, the difference by the rate, is an absolute value of its own.
+        is_velocity = any(abs(each - self.fps) < _RATE * self.fps for each in convention.scale)
+        if relation and relation not in convention.relation and not is_velocity:
             if group.pose is None:
                 fits = [fit for fit in group.fits if fit.hypothesis.relation == relation]
                 residual = min((fit.residual for fit in fits), default=None)
@@ -176,7 +181,7 @@ def fit_conventions(episodes: Sequence[Episode], total: int) -> ConventionFits |
         episodes_of=total,
     )
     declared = dict.fromkeys(each for episode in whole for each in episode.declared)
-    return ConventionFits(conventions, groups, tracks, [*declared])
+    return ConventionFits(conventions, groups, tracks, [*declared], whole[0].fps)
 
 
 def _actions(episodes: Sequence[Episode]) -> list[str]:
@@ -262,7 +267,8 @@ def _convention(
         return answer
     best = group.fits[0]
     if not group.is_determined:
-        return replace(answer, residual=_rounded(best.residual))
+        relation = tuple(group.values("relation")) if best.residual <= group.largest else ()
+        return replace(answer, residual=_rounded(best.residual), relation=relation)
     answer = replace(
         answer,
         states=_states_text(group, states),
@@ -271,8 +277,18 @@ def _convention(
         offset=tuple(map(_rounded, best.offset)),
         residual=_rounded(best.residual),
     )
+    lags, lag = tracks.lags, best.hypothesis.lag
+    if best.residual > _EXACT and lag in (lags[0], lags[-1]):
+        answer = replace(answer, lag_limit="or more" if lag == lags[-1] else "or less")
+    answer = replace(answer, clipped=_clipped(values))
     other = next((fit for fit in group.fits if fit not in group.tied), None)
     return answer if other is None else replace(answer, **_second(answer, other))
+
+
+def _clipped(values: Array) -> float:
+    """Largest share of the rows [N, C] in which a dimension is at its least or greatest value."""
+    is_end = (values == values.min(axis=0)) | (values == values.max(axis=0))
+    return _rounded(float(is_end.mean(axis=0).max()))
 
 
 def _rounded(value: float) -> float:

@@ -29,13 +29,15 @@ Relation = Literal["absolute", "delta"]
 Frame = Literal["base", "tool"]
 
 # Lags that are tried, in long episodes and in others: an action follows the state LAG frames later.
-_LAGS = {40: tuple(range(7)), 0: tuple(range(4))}
+_LAGS = {40: tuple(range(-1, 7)), 0: tuple(range(-1, 4))}
 _BLOCK = 20  # consecutive rows whose errors count as one observation
 _Z = 3.5  # standard errors by which a tie is rejected
 _RATIO = 1.02  # of residuals, within which hypotheses are ties whatever the number of rows
 _CLEAR_SHARE = 0.25  # of the variance, by which a hypothesis is worse whatever the rows
 _EXACT = 1e-4  # residual of numbers that are equal but for rounding
 LARGEST_RESIDUAL = 0.7
+# Smooth signals of few episodes follow each other by chance.
+_FEW_EPISODES, _LARGEST_OF_FEW = 5, 0.05
 SMALLEST = 1e-18
 _LARGEST = 1e12
 _SCREENED_ROWS = 1000
@@ -51,6 +53,8 @@ class Tracks:
     rows: Array  # frames that have all lags in their episode [N]
     blocks: Array  # number of the block of each row [N]
     lags: tuple[int, ...]
+    missing: Array  # columns of the actions that are mostly NaN, bool [C]
+    distinct: int  # number of episodes whose actions are not those of another one
     cache: dict[Any, Array] = field(default_factory=dict[Any, Array], repr=False)
 
     @classmethod
@@ -61,10 +65,11 @@ class Tracks:
         blocks: list[Array] = []
         first = block = 0
         every_episode = list(episodes)
+        distinct = {np.asarray(action).tobytes() for action, _ in every_episode}
         frames = float(np.median([len(action) for action, _ in every_episode] or [0]))
         lags = next(lags for least, lags in _LAGS.items() if frames >= least)
         for action, state in every_episode:
-            usable = np.arange(1, len(action) - lags[-1])
+            usable = np.arange(2, len(action) - lags[-1])
             actions.append(np.asarray(action, np.float64))
             states.append(np.asarray(state, np.float64))
             rows.append(first + usable)
@@ -73,12 +78,18 @@ class Tracks:
             block += len(action) // _BLOCK + 1
         index, numbers = np.concatenate(rows), np.concatenate(blocks)
         every = np.concatenate(actions), np.concatenate(states)
-        is_mostly_nan = _is_usual(every[1]).sum(axis=0) < len(every[1]) / 2
-        every[1][:, is_mostly_nan] = 0
+        missing = [_is_usual(each).sum(axis=0) < len(each) / 2 for each in every]
+        for each, is_missing in zip(every, missing, strict=True):
+            each[:, is_missing] = 0
         is_usual = _is_usual(every[0][index]).all(axis=1)
-        for lag in (-1, *lags):
+        for lag in (lags[0] - 1, *lags):
             is_usual &= _is_usual(every[1][index + lag]).all(axis=1)
-        return cls(*every, index[is_usual], numbers[is_usual], lags)
+        return cls(*every, index[is_usual], numbers[is_usual], lags, missing[0], len(distinct))
+
+    @property
+    def largest_residual(self) -> float:
+        """Residual above which nothing is determined."""
+        return _LARGEST_OF_FEW if self.distinct < _FEW_EPISODES else LARGEST_RESIDUAL
 
     @cached_property
     def few(self) -> "Tracks":

@@ -28,6 +28,7 @@ from vlatool.transforms.convention_fits import (
 from vlatool.transforms.rotations import EULER_FORMS, RotationForm
 
 _SMALLEST_RANGE = 1e-6
+_BETTER = 2.0  # ratio of residuals
 _EQUAL_SHARE = 0.05  # of the variance, within which the next dimension of the states is preferred
 _FEWEST_ROWS = 20
 _LARGEST_ANGLE = 2 * np.pi + 0.1
@@ -73,6 +74,7 @@ class Group:
     fits: Sequence[Fit] = ()
     tied: Sequence[Fit] = ()
     pose: PoseColumns | None = None  # of a rotation
+    largest: float = LARGEST_RESIDUAL  # above it nothing is determined
 
     def values(self, name: str) -> list[Any]:
         """Values of an attribute among the ties; one: it is determined, none: it has none."""
@@ -81,7 +83,7 @@ class Group:
 
     @property
     def is_determined(self) -> bool:
-        return bool(self.tied) and self.tied[0].residual <= LARGEST_RESIDUAL
+        return bool(self.tied) and self.tied[0].residual <= self.largest
 
 
 def find_groups(
@@ -110,12 +112,27 @@ def find_groups(
     groups = _poses(tracks, actions, candidates)
     free = set(range(len(actions))).difference(*(_columns(group) for group in groups))
     after_pose = {group.columns.stop for group in groups}
-    resting = [column for column in free if not is_moving[column]]
+    missing = [column for column in free if tracks.missing[column]]
+    groups += [Group("missing", span) for span in _spans(missing, actions)]
+    resting = [column for column in free if not is_moving[column] and column not in missing]
     fields = [replace(column, name="") for column in actions]
     groups += [Group("constant", span) for span in _spans(resting, fields)]
-    for span in _spans([column for column in free if is_moving[column]], actions):
-        groups += _runs(tracks, span, actions, states, after_pose)
-    return sorted(groups, key=lambda group: group.columns.start)
+    moving = [column for column in free if is_moving[column] and column not in missing]
+    for span in _spans(moving, actions):
+        runs = _runs(tracks, span, actions, states, after_pose)
+        groups += [_without_part(group, structural) for group in runs]
+    ordered = sorted(groups, key=lambda group: group.columns.start)
+    return [replace(group, largest=tracks.largest_residual) for group in ordered]
+
+
+def _without_part(group: Group, poses: Sequence[PoseColumns]) -> Group:
+    """The group, without fits to some numbers of a quaternion, which resemble other rotations."""
+    width = len(_columns(group))
+    for rotation in (pose.rotation for pose in poses):
+        is_inside = group.states and rotation.start <= group.states.start < rotation.stop
+        if is_inside and width < rotation.stop - rotation.start:
+            return replace(group, states=None, fits=(), tied=())
+    return group
 
 
 def _columns(group: Group) -> range:
@@ -165,8 +182,16 @@ def _pose_groups(
         tied = ties(fits, tracks.blocks)
         if fits[0].residual <= LARGEST_RESIDUAL:
             groups.append(Group("rotation", span, pose.rotation, fits, tied, pose))
-            is_pose = is_pose or all(fit.hypothesis.rotation for fit in tied)
+            is_pose = is_pose or _beats_numbers(fits)
     return groups if is_pose else []
+
+
+def _beats_numbers(fits: Sequence[Fit]) -> bool:
+    """True if rotations fit much better than bare numbers, whose residual is another measure."""
+    numbers = [fit.residual for fit in fits if fit.hypothesis.rotation is None]
+    return fits[0].hypothesis.rotation is not None and fits[0].residual * _BETTER < min(
+        numbers, default=np.inf
+    )
 
 
 def _rotation_widths(tracks: Tracks, actions: Sequence[Column], first: int) -> Iterator[int]:

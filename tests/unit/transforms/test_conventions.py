@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.builders.conventions import Planted, planted_case, trajectories, verdict
+from tests.builders.conventions import Planted, planted_case, states_of, trajectories, verdict
 from vlatool.episode import Array
 from vlatool.transforms.convention_fits import Tracks
 from vlatool.transforms.conventions import Column, Group, find_groups
+from vlatool.transforms.rotations import form_from_matrix
 
 FRAMES, EPISODES = 60, 6
 
@@ -43,10 +44,10 @@ def groups_of(
     return find_groups(Tracks.of(zip(actions, states, strict=True)), columns, observed)
 
 
-@pytest.mark.parametrize("lag", [0, 1, 5])
+@pytest.mark.parametrize("lag", [-1, 0, 1, 5])
 def test_joints_and_a_gripper_of_the_other_sign(lag: int) -> None:
     states = walks(0, 8)
-    frames = np.minimum(np.arange(FRAMES) + lag, FRAMES - 1)
+    frames = np.clip(np.arange(FRAMES) + lag, 0, FRAMES - 1)
     actions = [each[frames] * ([1.0] * 7 + [-2.0]) for each in states]
     names = [f"joint_{index}" for index in range(7)] + ["gripper"]
 
@@ -67,6 +68,42 @@ def test_numbers_of_another_order_are_matched_by_their_values() -> None:
 
     assert (first.states, second.states) == (slice(2, 4), slice(0, 1))
     assert (first.values("relation"), first.values("lag")) == (["delta"], [1])
+
+
+def test_unnamed_joints_are_no_pose() -> None:
+    rng = np.random.default_rng(1)
+    states = [5 * each for each in walks(10, 7)]
+    actions = [
+        np.vstack([each[1:], each[-1:]]) + rng.normal(0, 0.003, each.shape) for each in states
+    ]
+    (group,) = groups_of(actions, states)
+    assert (group.kind, group.values("relation"), group.values("lag")) == (
+        "values",
+        ["absolute"],
+        [1],
+    )
+
+
+def test_some_numbers_of_a_quaternion_are_no_match() -> None:
+    hands = trajectories("world", np.random.default_rng(0))
+    states = [states_of(hand, "quaternion_xyzw") for hand in hands]
+    degrees = [np.rad2deg(form_from_matrix(hand.rotations, "euler_xyz")) for hand in hands]
+    assert not any(group.is_determined for group in groups_of(degrees, states))
+
+
+def test_smooth_signals_of_few_episodes_say_nothing() -> None:
+    actions, states = walks(11, 3), walks(12, 6)
+    for copies in (1, 20):
+        groups = groups_of([actions[0]] * copies, [states[0]] * copies)
+        assert not any(group.is_determined for group in groups)
+
+
+def test_a_dimension_without_numbers_leaves_the_others() -> None:
+    states = walks(13, 3)
+    actions = [np.hstack([each, np.full((FRAMES, 1), np.nan)]) for each in states]
+    groups = groups_of(actions, states)
+    assert [group.kind for group in groups] == ["values", "missing"]
+    assert groups[0].values("lag") == [0]
 
 
 def test_a_group_ends_with_the_field_of_its_states() -> None:

@@ -166,7 +166,8 @@ def persistent_texts(episode: Episode, fps: float) -> pa.Array:
     """Column of the texts of an episode, equal in all its rows; null: the text before ends."""
     entries: list[tuple[float, str, str | None]] = []
     for style in PERSISTENT_STYLES:
-        entries += [(0.0, style, text) for text in episode.language.get(style, ())[:1]]
+        whole = next(iter(episode.language.get(style, ())), None)
+        entries += [] if whole is None else [(0.0, style, whole)]
         spans = sorted(
             (span for span in episode.language_spans if span.kind == style),
             key=lambda span: span.first,
@@ -175,7 +176,7 @@ def persistent_texts(episode: Episode, fps: float) -> pa.Array:
             entries.append((span.first / fps, style, span.text))
             stop = span.last + 1
             if stop < (following.first if following else episode.num_frames):
-                entries.append((stop / fps, style, None))
+                entries.append((stop / fps, style, whole))
     rows = [
         {"role": "assistant", "content": text, "style": style, "timestamp": time}
         for time, style, text in sorted(entries, key=lambda entry: entry[0])
