@@ -117,8 +117,8 @@ def find_groups(
     resting = [column for column in free if not is_moving[column] and column not in missing]
     fields = [replace(column, name="") for column in actions]
     groups += [Group("constant", span) for span in _spans(resting, fields)]
-    moving = [column for column in free if is_moving[column] and column not in missing]
-    for span in _spans(moving, actions):
+    active = [column for column in free if is_moving[column] and column not in missing]
+    for span in _spans(active, actions):
         runs = _runs(tracks, span, actions, states, after_pose)
         groups += [_without_part(group, structural) for group in runs]
     ordered = sorted(groups, key=lambda group: group.columns.start)
