@@ -210,7 +210,7 @@ def _moves_a_pose(answer: Planted, planted: Planted, trajectories: Sequence[Traj
 
 
 def _judge_gripper(group: Group | None, planted: Planted) -> Verdict:
-    if group is None or not group.is_determined:
+    if group is None or not group.is_determined or group.kind == "values":
         return "not determined"
     low, high = planted.gripper
     is_opening = group.fits[0].scale[0] > 0
