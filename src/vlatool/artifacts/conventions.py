@@ -27,7 +27,7 @@ class Convention:
             without finite numbers.
         states: Dimensions of the states that they follow, such as `state[0:3]`; empty if unknown.
         relation: `absolute`, or `delta` for the difference between a frame and the one before.
-        lag: Frames between a state and the earlier action that follows it; 1 for the next state.
+        lag: Frames from an action to the state that it is about; 1 for the next state.
         frame: `base` or `tool`, of the difference of a pose.
         rotation: Forms of the rotation in the actions.
         state_rotation: Forms of the rotation in the states.

@@ -71,12 +71,16 @@ class SampledEpisodes:
         return fit_conventions(self._episodes, self.total) if self._episodes else None
 
 
-def fits_of(reader: FormatReader, refs: Sequence[EpisodeRef]) -> "ConventionFits | None":
-    """Conventions of some of the episodes, which are read for it."""
+def fits_of(
+    reader: FormatReader, refs: Sequence[EpisodeRef], actions: Sequence[str] = ()
+) -> "ConventionFits | None":
+    """Conventions of some of the episodes, which are read for it; `actions`: further fields."""
     sample = SampledEpisodes(len(refs))
     for number in sample.chosen:
         with suppress(DataError):  # of an episode that is reported elsewhere
-            sample.add(number, reader.read(refs[number]))
+            episode = reader.read(refs[number])
+            fields = (*episode.action_fields, *actions)
+            sample.add(number, replace(episode, action_fields=fields))
     return sample.fits()
 
 

@@ -73,6 +73,8 @@ class DataComparison:
             yield from _only("fields", first.id, "second", unmatched)
 
     def _images(self, first: Episode, second: Episode) -> Iterator[Difference]:
+        if self.images == 0:
+            return
         unmatched = dict.fromkeys(second.cameras)
         missing: list[str] = []
         for name, frames in first.cameras.items():

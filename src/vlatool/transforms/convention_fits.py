@@ -28,7 +28,7 @@ from vlatool.transforms.rotations import (
 Relation = Literal["absolute", "delta"]
 Frame = Literal["base", "tool"]
 
-# Lags that are tried, in long episodes and in others: an action follows the state LAG frames later.
+# Lags that are tried, in long episodes and in others: an action is the state LAG frames later.
 _LAGS = {40: tuple(range(-1, 7)), 0: tuple(range(-1, 4))}
 _BLOCK = 20  # consecutive rows whose errors count as one observation
 _Z = 3.5  # standard errors by which a tie is rejected
@@ -264,10 +264,8 @@ def _rotation_fit(tracks: Tracks, columns: slice, pose: PoseColumns, hypothesis:
     return _linear(tracks, columns, hypothesis, form_from_matrix(turned, form))
 
 
-def between(reference: Array, target: Array, frame: Frame | None) -> Array:
-    """Rotation [..., 3, 3] from a reference to a target in a frame; None: the target itself."""
-    if frame is None:
-        return target
+def between(reference: Array, target: Array, frame: Frame) -> Array:
+    """Rotation [..., 3, 3] from a reference to a target in a frame."""
     inverse = np.swapaxes(reference, -1, -2)
     return target @ inverse if frame == "base" else inverse @ target
 

@@ -31,7 +31,6 @@ _SMALLEST_RANGE = 1e-6
 _BETTER = 2.0  # ratio of residuals
 _EQUAL_SHARE = 0.05  # of the variance, within which the next dimension of the states is preferred
 _FEWEST_ROWS = 20
-_LARGEST_ANGLE = 2 * np.pi + 0.1
 _THREE: tuple[RotationForm, ...] = ("axis_angle", *EULER_FORMS)
 _STRUCTURES: Mapping[int, tuple[RotationForm, ...]] = {
     9: ("matrix",),
@@ -68,7 +67,7 @@ class Column:
 class Group:
     """Action dimensions that are one quantity, and the fits of it, the best one first."""
 
-    kind: str  # position, rotation, joints, gripper, values, constant
+    kind: str  # position, rotation, joints, gripper, values, constant, missing
     columns: slice
     states: slice | None = None
     fits: Sequence[Fit] = ()
@@ -102,13 +101,14 @@ def find_groups(
     structural = list(_structural_poses(tracks, states))
     poses = [*structural, *_named_poses(states, structural)]
     is_moving = np.ptp(tracks.actions[tracks.rows], axis=0) > _SMALLEST_RANGE
-    candidates = [each for each in declared if is_moving[each[0] : each[0] + 3].any()]
+    # Declared poses come first.
+    candidates = [(0.0, *each) for each in declared if is_moving[each[0] : each[0] + 3].any()]
     for pose in poses:
         residuals = position_residuals(tracks.few, pose)
         for first in np.flatnonzero(residuals <= LARGEST_RESIDUAL).tolist():
             is_whole = actions[first].field == actions[first + 2].field
             if is_whole and is_moving[first : first + 3].all():
-                candidates.append((first, first + 3, pose))
+                candidates.append((float(residuals[first]), first, first + 3, pose))
     groups = _poses(tracks, actions, candidates)
     free = set(range(len(actions))).difference(*(_columns(group) for group in groups))
     after_pose = {group.columns.stop for group in groups}
@@ -142,16 +142,12 @@ def _columns(group: Group) -> range:
 def _poses(
     tracks: Tracks,
     actions: Sequence[Column],
-    candidates: Sequence[tuple[int, int, PoseColumns]],
+    candidates: Sequence[tuple[float, int, int, PoseColumns]],  # by residual
 ) -> list[Group]:
     """Groups of the poses in the actions, those that fit best first."""
-    screened: list[tuple[float, int, int, PoseColumns]] = []
-    for first, rotation, pose in candidates:
-        residual = fit_position(tracks.few, slice(first, first + 3), pose)[0].residual
-        screened.append((residual, first, rotation, pose))
     groups: list[Group] = []
     free = set(range(len(actions)))
-    for _, first, rotation, pose in sorted(screened, key=lambda row: row[0]):
+    for _, first, rotation, pose in sorted(candidates, key=lambda row: row[0]):
         if {first, first + 1, first + 2} <= free:
             for group in _pose_groups(tracks, actions, first, rotation, pose, free):
                 groups.append(group)
@@ -208,7 +204,7 @@ def _may_be_rotation(values: Array, tolerance: float = 0.2) -> bool:
     """True if most rows [N, C] have the norms of rotations of that width."""
     width = values.shape[1]
     if width == 3:
-        return float(np.abs(values).max()) < _LARGEST_ANGLE or tolerance > 0.1
+        return True
     parts = values.reshape(len(values), -1, 4 if width == 4 else 3)
     norms = np.abs(np.linalg.norm(parts, axis=-1) - 1).max(axis=1)
     products = np.abs((parts[:, 0] * parts[:, 1]).sum(axis=1)) if width > 4 else norms

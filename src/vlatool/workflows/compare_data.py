@@ -29,7 +29,7 @@ class CompareDataConfig(ConfigModel):
     format_b: str | None = option(None, "Format of B; null: detect it.")
     episodes: str | None = option(None, "Episodes to compare, such as 0:4,7; null: all.")
     images: int | None = option(
-        5, "Images of each camera and episode to compare, evenly spaced; null: all.", ge=0
+        5, "Images of each camera and episode to compare, evenly spaced; null: all, 0: none.", ge=0
     )
     tolerance: float = option(
         10.0,

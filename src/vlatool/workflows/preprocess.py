@@ -28,7 +28,7 @@ from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm import LbmConfig
 from vlatool.sources.base import FormatReader
-from vlatool.sources.conventions import fits_of
+from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.selection import (
     EpisodeTask,
@@ -227,6 +227,7 @@ class PreprocessJob:
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
         self._check_rate()
+        self._fits: ConventionFits | None = None
         self._conflicts = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
@@ -274,7 +275,7 @@ class PreprocessJob:
         typed = list(declarations(getattr(self._config.sink, "pose_groups", None) or ()))
         if not self._sink.action_fields or not (typed or self._setup.survey.declared):
             return
-        fits = fits_of(self._reader, self.items)
+        fits = self._fits = fits_of(self._reader, self.items, self._config.action_fields)
         for contradiction in fits.conflicts(typed) if fits else ():
             if contradiction.is_clear and not self._config.trust_declared:
                 raise DataError(
@@ -293,7 +294,10 @@ class PreprocessJob:
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         self._summary = self._sink.finish(receipts, run)
-        fits = fits_of(self._reader, self._good(run)) if self._sink.action_fields else None
+        good = self._good(run)
+        fits = self._fits if len(good) == len(self.items) else None
+        if fits is None and self._sink.action_fields:
+            fits = fits_of(self._reader, good, self._config.action_fields)
         if fits is None:
             return self._summary.files
         CONVENTIONS.write(self.spec.output, asdict(fits.conventions))
