@@ -1,4 +1,5 @@
 import multiprocessing
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -14,13 +15,27 @@ from vlatool.storage.routes import UnreachableHost, reach
 
 
 @pytest.fixture
-def listener() -> Iterator[socket.socket]:
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Server at a port that no test before it in this process has talked to."""
+    monkeypatch.setattr(routes, "_CONTACTS", type(routes._CONTACTS)())
     with closing(socket.create_server(("127.0.0.1", 0), backlog=1)) as listening:
         yield listening
 
 
 def url_of(listening: socket.socket) -> str:
     return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def connections_until_one_waits(listening: socket.socket) -> list[socket.socket]:
+    """Connections to a server that accepts none: as many as its backlog takes, and one more."""
+    waiting: list[socket.socket] = []
+    connected = True
+    while connected:
+        waiting.append(socket.socket())
+        waiting[-1].setblocking(False)
+        waiting[-1].connect_ex(listening.getsockname())
+        connected = bool(select.select([], [waiting[-1]], [], 0.5)[1])
+    return waiting
 
 
 def test_host_that_has_answered_is_retried(
@@ -41,11 +56,8 @@ def test_host_that_never_answers_is_given_up(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "ANSWER_TIMEOUT_S", 0.3)
+    waiting = connections_until_one_waits(listener)
     started = time.monotonic()
-    waiting = [socket.socket() for _ in range(4)]  # the system drops connections after these
-    for connection in waiting:
-        connection.setblocking(False)
-        connection.connect_ex(listener.getsockname())
 
     with pytest.raises(UnreachableHost, match=r"does not answer"):
         reach(url_of(listener))
