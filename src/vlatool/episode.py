@@ -138,6 +138,7 @@ class Declaration:
     origin: str  # of the declaration, such as `meta/modality.json: right_arm`
     relation: str = ""  # `absolute` or `delta`; empty: not declared
     rotations: tuple[str, ...] = ()  # forms of a rotation that it may mean; empty: not declared
+    frame: str = ""  # `base` or `tool`, of a delta; empty: not declared
 
 
 @dataclass(frozen=True)

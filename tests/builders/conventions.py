@@ -16,11 +16,12 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import Frame, Relation, Tracks, angle_between
+from vlatool.transforms.convention_fits import Frame, Relation, Tracks
 from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.rotations import (
     ROTATION_WIDTH,
     RotationForm,
+    angle_between,
     form_from_matrix,
     matrix_from,
 )

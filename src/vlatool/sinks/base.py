@@ -59,17 +59,21 @@ class SinkSetup:
 
     def policy_actions(self, stored: Mapping[str, int], default: Sequence[str]) -> tuple[str, ...]:
         """Action fields of the output: the requested ones, or else the default."""
-        chosen = self.action_fields or tuple(default)
-        known = [name for name, width in stored.items() if width]
-        for name in chosen:
-            if name not in known:
-                raise DataError(
-                    f"the output has no field {name!r} for actions",
-                    hint=did_you_mean(name, known) or "choose others with --action-fields",
-                    code="data.unknown_field",
-                    details={"field": name, "known": known},
-                )
-        return chosen
+        return stored_fields(self.action_fields or default, stored, "--action-fields")
+
+
+def stored_fields(names: Sequence[str], stored: Mapping[str, int], option: str) -> tuple[str, ...]:
+    """The names that an option chooses; DataError if one is no numeric field of the output."""
+    known = [name for name, width in stored.items() if width]
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"the output has no field {name!r} for {option}",
+                hint=did_you_mean(name, known) or f"choose others with {option}",
+                code="data.unknown_field",
+                details={"field": name, "known": known},
+            )
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,10 @@ class Sink(Protocol):
     proprioception_fields: tuple[str, ...]
 
     def __init__(self, config: Any, setup: SinkSetup) -> None: ...
+
+    def stored(self, episode: episode.Episode) -> episode.Episode:
+        """The episode with the fields that are stored, those of actions and states included."""
+        return episode
 
     def begin(self) -> None:
         """Removes the files that mark an output as complete."""

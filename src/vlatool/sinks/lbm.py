@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -24,11 +24,11 @@ from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.artifacts.tar_sample import sample_members
-from vlatool.config.base import option, unique_items
+from vlatool.config.base import ConfigModel, option, unique_items
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, per_second
-from vlatool.findings import Finding, FindingCodes, warning
+from vlatool.findings import Finding, FindingCodes, info, warning
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -37,7 +37,8 @@ from vlatool.sinks import base
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.transforms.geometry import ImageGeometry, ResizeFilter, quarter_turns
-from vlatool.transforms.relative import PoseGroupConfig, with_pose_groups
+from vlatool.transforms.rates import RateError, at_rate
+from vlatool.transforms.relative import PoseGroupConfig, difference_fields, with_pose_groups
 from vlatool.transforms.statistics import (
     StatisticsAccumulator,
     field_entries,
@@ -52,6 +53,17 @@ from vlatool.transforms.windows import (
     WindowSpec,
     make_windows,
 )
+
+
+class TargetConfig(ConfigModel):
+    """What unlike data sets become, so that one run can train on all of them."""
+
+    fps: float | None = option(
+        None, "Frames per second; poses are interpolated, images are the nearest.", gt=0
+    )
+    proprioception_fields: list[str] = option(
+        [], "Fields that a policy observes; empty: those of the format."
+    )
 
 
 class LbmConfig(base.SinkConfig):
@@ -81,6 +93,7 @@ class LbmConfig(base.SinkConfig):
             "labels",
             "compat",
         ),
+        "Unlike data sets": ("pose_groups", "target"),
         "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
     }
 
@@ -105,6 +118,7 @@ class LbmConfig(base.SinkConfig):
     pose_groups: list[PoseGroupConfig] | None = option(
         None, "Poses that also get relative fields; null: those of the format."
     )
+    target: TargetConfig = option(TargetConfig(), "Form that several data sets have in common.")
     image_indices: list[int] = option(
         [-1, 0], "Images of a sample, as frame offsets from the anchor.", min_length=1
     )
@@ -286,6 +300,7 @@ LBM = FindingCodes(
     "lbm",
     missing_depth=warning("Depth was requested, but a camera has none."),
     missing_labels=warning("Labels were requested, but a camera has none."),
+    resampled=info("An episode was stored at another rate; these are its largest errors."),
 )
 
 
@@ -299,12 +314,15 @@ class LbmEpisodeWriter:
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes the tar; the receipt holds the byte ranges of its samples."""
         episode = stored_episode(episode, self.config)
+        findings = [*self._missing_findings(episode)]
+        if self.config.target.fps is not None:
+            episode, error = at_rate(episode, self.config.target.fps)
+            findings += [] if error is None else [_rate_finding(episode, error)]
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
-        findings = tuple(self._missing_findings(episode))
         counts = {"frames": episode.num_frames, "samples": len(sampler)}
         if not len(sampler):
-            return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
+            return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=tuple(findings))
         name = shards_format.episode_tar_name(ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
@@ -316,7 +334,7 @@ class LbmEpisodeWriter:
             counts=counts,
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, len(sampler)),),
-            findings=findings,
+            findings=tuple(findings),
             arrays={RANGES: ranges, **arrays},
         )
 
@@ -353,10 +371,24 @@ class LbmEpisodeWriter:
                 yield LBM(f"missing_{kind}", message, episode=episode.id)
 
 
+def _rate_finding(episode: Episode, error: RateError) -> Finding:
+    parts = [f"images are up to {1000 * error.image_s:.0f} ms from their frame"]
+    if episode.pose_groups:
+        parts.append(f"positions {error.position:.2g} and rotations {error.degrees:.2g} degrees")
+    message = f"{episode.id}: {episode.fps:g} frames per second: {', '.join(parts)}"
+    return LBM("resampled", message, episode=episode.id)
+
+
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
     if config.pose_groups is None:
         return episode
-    return with_pose_groups(episode, config.pose_groups)
+    stored = with_pose_groups(episode, config.pose_groups)
+    if config.target.fps is None:
+        return stored
+    # Differences between frames mean nothing at another rate.
+    differences = {*difference_fields(config.pose_groups)}
+    lowdim = {name: v for name, v in stored.lowdim.items() if name not in differences}
+    return replace(stored, lowdim=lowdim)
 
 
 @dataclass(frozen=True)
@@ -554,7 +586,17 @@ class LbmSink(base.Sink):
         self.action_fields: tuple[str, ...] = setup.policy_actions(
             self.fields, self._example.action_fields
         )
-        self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
+        chosen = config.target.proprioception_fields
+        self.proprioception_fields: tuple[str, ...] = base.stored_fields(
+            chosen, self.fields, "--target.proprioception_fields"
+        ) or tuple(name for name in self._example.proprioception_fields if name in self.fields)
+
+    def stored(self, episode: Episode) -> Episode:
+        return replace(
+            stored_episode(episode, self._config),
+            action_fields=self.action_fields,
+            proprioception_fields=self.proprioception_fields,
+        )
 
     def begin(self) -> None:
         for name in shards_format.CLOSING_FILES:
@@ -623,7 +665,8 @@ class LbmSink(base.Sink):
         survey = self._setup.survey
         if survey.frames is None:
             return base.Estimate(None)
-        frames = round(survey.frames / max(survey.episodes, 1))
+        rate = (self._config.target.fps or 0) / (survey.fps or 1) or 1
+        frames = round(rate * survey.frames / max(survey.episodes, 1))
         windows = make_windows(frames, self._config.sample_spec().windows)
         samples = len(windows.anchors) * survey.episodes
         return base.Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
@@ -635,7 +678,8 @@ class LbmSink(base.Sink):
         """Content of preprocessing_config.yaml: options of the data, and facts that training needs.
         Source: formats/lbm 3.2.
         """
-        options = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
+        unused = {"type", "keep_episodes", "target"}
+        options = self._config.model_dump(mode="json", exclude=unused)
         groups = self._example.pose_groups
         return {
             **self._setup.origin,
@@ -651,13 +695,21 @@ class LbmSink(base.Sink):
             ],
             "action_fields": list(self.action_fields),
             "proprioception_fields": list(self.proprioception_fields),
-            "fps": self._setup.survey.fps,
+            **self._conversions(),
+            "fps": self._config.target.fps or self._setup.survey.fps,
             DIMENSION_NAMES: {
                 name: list(info.names)
                 for name, info in self._setup.survey.fields.items()
                 if info.names
             },
         }
+
+    def _conversions(self) -> dict[str, Any]:
+        """What leads from the source to the stored fields; empty if these are as recorded."""
+        groups = [group.model_dump() for group in self._config.pose_groups or ()]
+        rate = self._setup.survey.fps if self._config.target.fps else None
+        steps = {"pose_groups": groups, "fps": rate}
+        return {"conversions": steps} if any(steps.values()) else {}
 
 
 def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """Conventions of the actions of raw episodes, measured on some of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -72,13 +72,17 @@ class SampledEpisodes:
 
 
 def fits_of(
-    reader: FormatReader, refs: Sequence[EpisodeRef], actions: Sequence[str] = ()
+    reader: FormatReader,
+    refs: Sequence[EpisodeRef],
+    actions: Sequence[str] = (),  # further action fields
+    stored: Callable[[Episode], Episode] | None = None,  # the episode with the fields to measure
 ) -> "ConventionFits | None":
-    """Conventions of some of the episodes, which are read for it; `actions`: further fields."""
+    """Conventions of some of the episodes, which are read for it."""
     sample = SampledEpisodes(len(refs))
     for number in sample.chosen:
         with suppress(DataError):  # of an episode that is reported elsewhere
             episode = reader.read(refs[number])
+            episode = episode if stored is None else stored(episode)
             fields = (*episode.action_fields, *actions)
             sample.add(number, replace(episode, action_fields=fields))
     return sample.fits()
@@ -117,19 +121,24 @@ class ConventionFits:
     def _conflicts(
         self, declaration: Declaration, group: Group, convention: Convention
     ) -> Iterator["Contradiction"]:
-        relation, forms = declaration.relation, declaration.rotations
         # A velocity, the difference by the rate, is an absolute value of its own.
         is_velocity = any(abs(each - self.fps) < _RATE * self.fps for each in convention.scale)
-        if relation and relation not in convention.relation and not is_velocity:
-            if group.pose is None:
-                fits = [fit for fit in group.fits if fit.hypothesis.relation == relation]
-                residual = min((fit.residual for fit in fits), default=None)
-            else:
-                residual = rotation_residual(self.tracks, group.columns, group.pose, relation, ())
-            yield self._contradiction(declaration, relation, residual, convention)
-        if forms and group.pose is not None and not {*forms} & {*convention.rotation}:
-            residual = rotation_residual(self.tracks, group.columns, group.pose, "", forms)
-            yield self._contradiction(declaration, " or ".join(forms), residual, convention)
+        relation, frame = declaration.relation, declaration.frame
+        for name, values, is_measured in (
+            ("relation", (relation,) if relation else (), not is_velocity),
+            ("rotation", declaration.rotations, group.pose is not None),
+            ("frame", (frame,) if frame else (), bool(convention.frame)),
+        ):
+            if values and is_measured and not {*values} & {*getattr(convention, name)}:
+                residual = self._residual(group, name, values)
+                yield self._contradiction(declaration, " or ".join(values), residual, convention)
+
+    def _residual(self, group: Group, name: str, values: Sequence[str]) -> float | None:
+        """Least residual of hypotheses with one of some values of an attribute."""
+        if group.pose is not None:
+            return rotation_residual(self.tracks, group.columns, group.pose, name, values)
+        fits = (fit for fit in group.fits if getattr(fit.hypothesis, name) in values)
+        return min((fit.residual for fit in fits), default=None)
 
     def _contradiction(
         self, declaration: Declaration, text: str, residual: float | None, convention: Convention

@@ -20,6 +20,7 @@ from vlatool.episode import Array
 from vlatool.transforms.rotations import (
     ROTATION_WIDTH,
     RotationForm,
+    angle_between,
     form_from_matrix,
     matrix_from,
 )
@@ -226,16 +227,16 @@ def fit_rotation(tracks: Tracks, columns: slice, pose: PoseColumns) -> list[Fit]
 
 
 def rotation_residual(
-    tracks: Tracks, columns: slice, pose: PoseColumns, relation: str, forms: Collection[str]
+    tracks: Tracks, columns: slice, pose: PoseColumns, name: str, values: Collection[str]
 ) -> float | None:
-    """Least residual of a rotation in a relation or in one of some forms, or of both.
+    """Least residual of a rotation with one of some values of an attribute of `Hypothesis`.
 
     None: no form has that width.
     """
     residuals = (
         _rotation_fit(tracks, columns, pose, each).residual
         for each in _rotation_hypotheses(tracks, columns.stop - columns.start, pose)
-        if (not relation or each.relation == relation) and (not forms or each.rotation in forms)
+        if getattr(each, name) in values
     )
     return min(residuals, default=None)
 
@@ -335,13 +336,6 @@ def _turned(hypothesis: Hypothesis, form: RotationForm, values: Array, expected:
     errors = angle_between(expected, actions) ** 2 / max(float(variance), 1e-12)
     drawn = (values, form_from_matrix(expected, form))
     return Fit(hypothesis, float(np.sqrt(errors.mean())), (), (), errors, drawn)
-
-
-def angle_between(a: Array, b: Array) -> Array:
-    """Angles between rotation matrices [..., 3, 3], in radians."""
-    # The norm of the difference is exact for small angles, unlike the trace.
-    chord = np.linalg.norm(a - b, axis=(-2, -1)) / np.sqrt(8)
-    return 2 * np.arcsin(np.minimum(chord, 1.0))
 
 
 def ranked(fits: Iterable[Fit]) -> list[Fit]:

@@ -6,9 +6,10 @@ Source: formats/lbm-preprocessing 2.7.
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Declaration, Episode, PoseGroup
@@ -16,23 +17,79 @@ from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
 from vlatool.transforms import rotations
 
+Pose = tuple[Array, Array]  # position [..., 3] and rotation [..., C]
+
+SUFFIX = "_relative"
+POSITION, ROTATION = "__xyz", "__rot_6d"
 _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
 
 
 class PoseGroupConfig(ConfigModel):
-    """Position and rotation that form a pose; keys may be slices, such as `state[0:3]`."""
+    """Position and rotation that form a pose; keys may be slices, such as `state[0:3]`.
+
+    The pose that is stored is always absolute, in metres and as 6D rotation.
+    """
 
     name: str = Field(description="Name of the pose.")
-    position_key: str = Field(description="Field with the position in metres, 3 wide.")
+    position_key: str = Field(description="Field with the position, 3 wide.")
     rotation_key: str = Field(description="Field with the rotation.")
     rotation: rotations.RotationForm = option(
         "rot_6d", "Form of the rotation; others are stored as 6D as well."
+    )
+    relation: Literal["absolute", "delta"] = option(
+        "absolute", "`delta`: the way from the pose that `reference` has at the same frame."
+    )
+    frame: Literal["base", "tool"] = option(
+        "base", "Frame of a delta: that of the base, or of the reference pose."
+    )
+    scale: float = option(1.0, "Units of the position per metre.", gt=0)
+    rotation_scale: float = option(
+        1.0, "Units of the rotation per radian, of forms with three numbers.", gt=0
     )
     reference: str | None = option(
         None,
         "Pose group at whose anchor frame the reference pose is; null: the measured "
         "counterpart by name, else the group itself.",
     )
+
+    @model_validator(mode="after")
+    def _check_conversion(self) -> Self:
+        if self.relation == "delta" and self.reference in (None, self.name):
+            raise ValueError(f"pose group {self.name!r}: a delta needs a reference")
+        if self.rotation_scale != 1 and rotations.ROTATION_WIDTH[self.rotation] != 3:
+            raise ValueError(f"pose group {self.name!r}: {self.rotation} has no rotation_scale")
+        return self
+
+    @property
+    def is_stored_as_is(self) -> bool:
+        """True if the fields, or parts of them, are what is stored."""
+        return (self.rotation, self.relation, self.scale) == ("rot_6d", "absolute", 1.0)
+
+    def absolute(self, numbers: Pose, reference: Pose | None) -> Pose:
+        """Absolute pose of recorded numbers; `reference`: absolute pose of a delta."""
+        position, rotation = numbers[0] / self.scale, numbers[1]
+        if rotations.ROTATION_WIDTH[self.rotation] == 3:
+            rotation = rotation / self.rotation_scale
+        rot6d = rotations.rot6d_from(rotation, self.rotation)
+        if self.relation == "absolute" or reference is None:
+            return position, rot6d
+        if self.frame == "tool":
+            return rotations.absolute_pose(position, rot6d, *reference)
+        turned = rotations.absolute_pose(np.zeros_like(position), reference[1], position, rot6d)
+        return reference[0] + position, turned[1]
+
+    def numbers(self, pose: Pose, reference: Pose | None) -> Pose:
+        """Inverse of `absolute`: the numbers of an absolute pose."""
+        if self.relation == "delta" and reference is not None:
+            if self.frame == "tool":
+                pose = rotations.relative_pose(*pose, *reference)
+            else:
+                pose = pose[0] - reference[0], rotations.turn_between(reference[1], pose[1])
+        matrix = rotations.matrix_from_rot6d(pose[1])
+        rotation = rotations.form_from_matrix(matrix, self.rotation)
+        if rotations.ROTATION_WIDTH[self.rotation] == 3:
+            rotation = rotation * self.rotation_scale
+        return pose[0] * self.scale, rotation
 
 
 def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Episode:
@@ -42,7 +99,16 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
     fields: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
     """
     lowdim = dict(episode.lowdim)
-    resolved = {group.name: _resolve_fields(group, lowdim, episode.id) for group in groups}
+    resolved = {
+        group.name: _resolve_fields(group, lowdim, episode.id)
+        for group in groups
+        if group.relation == "absolute"
+    }
+    for group in groups:
+        if group.relation == "delta":
+            reference = _pose_group(resolved, group, episode.id)
+            pose = lowdim[reference.position_key], lowdim[reference.rotation_key]
+            resolved[group.name] = _resolve_fields(group, lowdim, episode.id, pose)
     for group in groups:
         if group.reference is not None:
             resolved[group.name] = _with_reference(resolved, group, episode.id)
@@ -59,8 +125,16 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
     )
 
 
+def difference_fields(groups: Sequence[PoseGroupConfig]) -> Iterator[str]:
+    """Recorded fields with the differences of delta groups."""
+    for group in groups:
+        for key in (group.position_key, group.rotation_key) if group.relation == "delta" else ():
+            match = _SLICE.match(key)
+            yield match.group(1) if match else key
+
+
 def declarations(groups: Sequence[PoseGroupConfig]) -> Iterator[Declaration]:
-    """Declarations that poses in the actions are absolute, and of the form of their rotation."""
+    """Declarations of the relation of poses in the actions, and of the form of their rotation."""
     for group in groups:
         for key, width, forms in (
             (group.position_key, 3, ()),
@@ -69,27 +143,49 @@ def declarations(groups: Sequence[PoseGroupConfig]) -> Iterator[Declaration]:
             match = _SLICE.match(key)
             name, first = (match.group(1), int(match.group(2))) if match else (key, 0)
             origin = f"pose_groups: {group.name}"
-            yield Declaration(name, first, first + width - 1, origin, "absolute", forms)
+            meaning = (group.relation, forms, group.frame if group.relation == "delta" else "")
+            yield Declaration(name, first, first + width - 1, origin, *meaning)
 
 
-def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
+def _resolve_fields(
+    group: PoseGroupConfig,
+    lowdim: dict[str, Array],
+    episode: str,
+    reference: Pose | None = None,  # of a delta
+) -> PoseGroup:
     """The group as two complete fields, which are added to `lowdim` if needed."""
-    position = _field(lowdim, group.position_key, episode, group.name, 3)
     width = rotations.ROTATION_WIDTH[group.rotation]
-    rotation = _field(lowdim, group.rotation_key, episode, group.name, width)
+    numbers = (
+        _field(lowdim, group.position_key, episode, group.name, 3),
+        _field(lowdim, group.rotation_key, episode, group.name, width),
+    )
+    pose = numbers if group.is_stored_as_is else group.absolute(numbers, reference)
     keys = [group.position_key, group.rotation_key]
-    if _SLICE.match(keys[0]):
-        keys[0] = f"{group.name}__xyz"
-        lowdim[keys[0]] = position
-    if _SLICE.match(keys[1]) or group.rotation != "rot_6d":
-        keys[1] = f"{group.name}__rot_6d"
-        lowdim[keys[1]] = rotations.rot6d_from(rotation, group.rotation)
+    converted = group.relation == "delta"
+    if _SLICE.match(keys[0]) or converted or group.scale != 1:
+        keys[0] = group.name + POSITION
+        lowdim[keys[0]] = pose[0]
+    if _SLICE.match(keys[1]) or converted or group.rotation != "rot_6d":
+        keys[1] = group.name + ROTATION
+        lowdim[keys[1]] = pose[1]
     return PoseGroup(group.name, keys[0], keys[1])
 
 
 def _with_reference(
     resolved: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str
 ) -> PoseGroup:
+    reference = _pose_group(resolved, group, episode)
+    return replace(
+        resolved[group.name],
+        reference_position=reference.position_key,
+        reference_rotation=reference.rotation_key,
+    )
+
+
+def _pose_group(
+    resolved: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str
+) -> PoseGroup:
+    """The group that another one refers to."""
     reference = resolved.get(group.reference or "")
     if reference is None:
         raise DataError(
@@ -98,11 +194,7 @@ def _with_reference(
             code="data.unknown_pose_group",
             details={"pose_group": group.name, "known": list(resolved)},
         )
-    return replace(
-        resolved[group.name],
-        reference_position=reference.position_key,
-        reference_rotation=reference.rotation_key,
-    )
+    return reference
 
 
 def _field(
@@ -132,8 +224,6 @@ def _field(
     return values
 
 
-SUFFIX = "_relative"
-_POSITION, _ROTATION = "__xyz", "__rot_6d"
 _IDENTITY_ROT6D = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
 
@@ -169,9 +259,9 @@ def groups_by_name(names: Collection[str]) -> list[PoseGroup]:
     Their references are the measured poses, as of all published data.
     """
     fields = (name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
-    suffixes = (_POSITION, _ROTATION)
+    suffixes = (POSITION, ROTATION)
     poses = dict.fromkeys(f[: -len(text)] for f in fields for text in suffixes if f.endswith(text))
-    return [PoseGroup(pose, pose + _POSITION, pose + _ROTATION) for pose in poses]
+    return [PoseGroup(pose, pose + POSITION, pose + ROTATION) for pose in poses]
 
 
 def stored_from(name: str, fields: Collection[str]) -> str:

@@ -126,6 +126,19 @@ def absolute_pose(
     )
 
 
+def turn_between(first: Array, second: Array) -> Array:
+    """Turn in the frame of the base that leads from one 6D rotation [..., 6] to another."""
+    inverse = np.swapaxes(matrix_from_rot6d(first), -1, -2)
+    return rot6d_from_matrix(matrix_from_rot6d(second) @ inverse)
+
+
+def angle_between(a: Array, b: Array) -> Array:
+    """Angles between rotation matrices [..., 3, 3], in radians."""
+    # The norm of the difference is exact for small angles, unlike the trace.
+    chord = np.linalg.norm(a - b, axis=(-2, -1)) / np.sqrt(8)
+    return 2 * np.arcsin(np.minimum(chord, 1.0))
+
+
 def _unit(vector: Array) -> Array:
     norm = np.linalg.norm(vector, axis=-1, keepdims=True)
     return vector / np.maximum(norm, _SMALLEST_NORM)

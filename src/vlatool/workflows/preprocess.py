@@ -275,7 +275,10 @@ class PreprocessJob:
         typed = list(declarations(getattr(self._config.sink, "pose_groups", None) or ()))
         if not self._sink.action_fields or not (typed or self._setup.survey.declared):
             return
-        fits = self._fits = fits_of(self._reader, self.items, self._config.action_fields)
+        differences = (each.field for each in typed if each.relation == "delta")
+        actions = (*self._config.action_fields, *differences)
+        fits = fits_of(self._reader, self.items, actions)
+        self._fits = None if typed else fits  # else of other fields than those that are stored
         for contradiction in fits.conflicts(typed) if fits else ():
             if contradiction.is_clear and not self._config.trust_declared:
                 raise DataError(
@@ -297,7 +300,7 @@ class PreprocessJob:
         good = self._good(run)
         fits = self._fits if len(good) == len(self.items) else None
         if fits is None and self._sink.action_fields:
-            fits = fits_of(self._reader, good, self._config.action_fields)
+            fits = fits_of(self._reader, good, self._config.action_fields, self._sink.stored)
         if fits is None:
             return self._summary.files
         CONVENTIONS.write(self.spec.output, asdict(fits.conventions))
