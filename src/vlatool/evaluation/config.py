@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.config.base import ConfigModel, execution_field, option, required_field
 from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
+from vlatool.transforms.relative import PoseGroupConfig
 
 
 class OpenLoopConfig(ConfigModel):
@@ -44,7 +45,10 @@ class FieldMap(ConfigModel):
 class ActionMap(ConfigModel):
     """Mapping of an action field to a part of the environment's action vector."""
 
-    field: str = Field(description="Action field of the policy, absolute.")
+    field: str = Field(
+        description="Action field of the policy, absolute, or a group of `pose_groups`: its "
+        "position and rotation."
+    )
     scale: float = option(1.0, "Factor from the field's unit to the environment's.")
 
 
@@ -98,6 +102,11 @@ class RolloutTask(ConfigModel):
     )
     fields: dict[str, FieldMap] = option({}, "Observation key of each field of the policy.")
     action: list[ActionMap] = option([], "Fields that are concatenated, in order, to the action.")
+    pose_groups: list[PoseGroupConfig] = option(
+        [],
+        "Poses of the robot in its convention: measured ones, by observation keys, and those that "
+        "`action` names, which are commanded.",
+    )
 
     @field_validator("camera_rotations")
     @classmethod

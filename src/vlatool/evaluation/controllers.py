@@ -25,6 +25,14 @@ from vlatool.events import counted
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
+from vlatool.transforms.relative import (
+    POSITION,
+    ROTATION,
+    PoseGroupConfig,
+    add_poses,
+    recorded_fields,
+)
+from vlatool.transforms.rotations import ROTATION_WIDTH
 
 # Kinds of numpy types: booleans, integers and floats.
 _NUMBERS = "biuf"
@@ -36,34 +44,93 @@ class KeyMap:
     def __init__(self, policy: Policy, config: RolloutConfig) -> None:
         self._sees = policy.sees
         self._config = config
+        moved = [part.field for part in config.action]
+        groups = config.pose_groups
+        self._commanded = {group.name: group for group in groups if group.name in moved}
+        self._measured = [group for group in groups if group.name not in moved]
         _check(policy, config)
-        # Length of the action.
-        self.action_width = sum(policy.actions[part.field] for part in config.action)
+        widths = {
+            **policy.actions,
+            **{name: 3 + ROTATION_WIDTH[pose.rotation] for name, pose in self._commanded.items()},
+        }
+        self.action_width = sum(widths[name] for name in moved)
 
     @property
     def names(self) -> list[str]:
         config = self._config
         cameras = [config.cameras.get(name, name) for name in self._sees.cameras]
-        fields = [config.fields[name].key for name in self._sees.fields]
+        fields = [config.fields[name].key for name in self._sees.fields if name in config.fields]
+        fields += [name for group in self._measured for name in recorded_fields(group)]
         has_words = self._sees.instruction and config.instruction is None
         words = [config.instruction_key] if has_words else []
         return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
 
     def state(self, observation: Mapping[str, Any]) -> control.RobotState:
+        poses = {
+            key: values for pose in self.poses(observation).values() for key, values in pose.items()
+        }
         return control.RobotState(
             images={name: self._image(observation, name) for name in self._sees.cameras},
-            fields={name: self._field(observation, name) for name in self._sees.fields},
+            fields={
+                name: poses[name] if name in poses else self._field(observation, name)
+                for name in self._sees.fields
+            },
         )
+
+    def poses(self, observation: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
+        """Measured poses by group: position [3] and 6D rotation [6] by field."""
+        fields = {
+            key: self._numbers(observation, key)[None]
+            for group in self._measured
+            for key in recorded_fields(group)
+        }
+        groups = add_poses(fields, self._measured, "observation")
+        return {
+            name: {key: fields[key][0] for key in (group.position_key, group.rotation_key)}
+            for name, group in groups.items()
+        }
 
     def instruction(self, observation: Mapping[str, Any]) -> Any:
         """The fixed instruction, or that of the observation."""
         fixed = self._config.instruction
         return observed_value(observation, self._config.instruction_key) if fixed is None else fixed
 
-    def action(self, commands: Mapping[str, Array]) -> Array:
-        """Commands of the policy [..., C] by field as one array [..., sum of C]."""
-        parts = [commands[part.field] * part.scale for part in self._config.action]
+    def action(
+        self, commands: Mapping[str, Array], poses: Mapping[str, Mapping[str, Array]]
+    ) -> Array:
+        """Commands of the policy [..., C] by field as one array [..., sum of C].
+
+        `poses`: measured poses at the first step. Differences of later ones are to the command
+        before, which the robot is taken to have reached.
+        """
+        parts = [
+            self._pose_command(self._commanded[part.field], commands, poses)
+            if part.field in self._commanded
+            else commands[part.field] * part.scale
+            for part in self._config.action
+        ]
         return np.concatenate(parts, axis=-1)
+
+    def _pose_command(
+        self,
+        group: PoseGroupConfig,
+        commands: Mapping[str, Array],
+        poses: Mapping[str, Mapping[str, Array]],
+    ) -> Array:
+        """Numbers of a robot [..., 3 + C] for the absolute pose that the policy commands."""
+        known = [*poses.get(group.reference or "", {}).values()]
+        names = (group.name + POSITION, group.name + ROTATION)
+        steps = next(commands[name] for name in names if name in commands).shape[:-1]
+        pose = [
+            commands[name] if name in commands else np.broadcast_to(now, (*steps, len(now)))
+            for name, now in zip(names, known or (np.zeros(3), np.zeros(6)), strict=True)
+        ]
+        before = [
+            np.concatenate([now[None], values.reshape(-1, len(now))[:-1]]).reshape(values.shape)
+            for now, values in zip(known, pose, strict=False)
+        ]
+        reference = (before[0], before[1]) if before else None
+        return np.concatenate(group.numbers((pose[0], pose[1]), reference), axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
         image = control.as_array(
@@ -80,15 +147,8 @@ class KeyMap:
         if source.constant is not None:
             values = np.asarray(source.constant, np.float64)
         else:
-            key = _key(source, name)
-            values = np.ravel(control.as_array(key, observed_value(observation, key)))
-            if values.dtype.kind not in _NUMBERS:
-                raise DataError(
-                    f"{key!r} of the observation is {values.dtype}, not numbers",
-                    code="data.field_shape",
-                    details={"field": name},
-                )
-            values = values[source.start : source.stop].astype(np.float64) * source.scale
+            values = self._numbers(observation, _key(source, name))
+            values = values[source.start : source.stop] * source.scale
         if len(values) != width:
             raise DataError(
                 f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "
@@ -99,6 +159,16 @@ class KeyMap:
             )
         return values
 
+    def _numbers(self, observation: Mapping[str, Any], key: str) -> Array:
+        values = np.ravel(control.as_array(key, observed_value(observation, key)))
+        if values.dtype.kind not in _NUMBERS:
+            raise DataError(
+                f"{key!r} of the observation is {values.dtype}, not numbers",
+                code="data.field_shape",
+                details={"field": key},
+            )
+        return values.astype(np.float64)
+
 
 def has_mapping(config: RolloutConfig) -> bool:
     """True if names are mapped; otherwise they are those of the policy."""
@@ -107,7 +177,11 @@ def has_mapping(config: RolloutConfig) -> bool:
 
 def _check(policy: Policy, config: RolloutConfig) -> None:
     """Raises DataError if a field of the policy or a part of the action is not mapped."""
+    groups = {group.name: group for group in config.pose_groups}
+    posed = {name + suffix for name in groups for suffix in (POSITION, ROTATION)}
     for name in policy.sees.fields:
+        if name in posed:
+            continue
         if name not in config.fields:
             raise DataError(
                 f"the field {name!r} of the policy is mapped to no observation key",
@@ -125,12 +199,31 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
             code="data.unmapped_action",
         )
     for part in config.action:
-        if part.field not in available:
+        fields = [part.field]
+        if part.field in groups:
+            _check_reference(groups[part.field], groups, available)
+            fields = [part.field + suffix for suffix in (POSITION, ROTATION)]
+        if not {*fields} & {*available}:
             raise DataError(
                 f"the policy has no action field {part.field!r}",
                 hint=did_you_mean(part.field, available),
                 code="data.unknown_field",
             )
+
+
+def _check_reference(
+    group: PoseGroupConfig, groups: Mapping[str, PoseGroupConfig], available: Sequence[str]
+) -> None:
+    """Raises DataError if a commanded pose needs a measured one that is not mapped."""
+    is_whole = {group.name + POSITION, group.name + ROTATION} <= {*available}
+    if group.reference not in groups and not (is_whole and group.relation == "absolute"):
+        raise DataError(
+            f"pose group {group.name!r}: the policy commands no whole absolute pose, so the "
+            "measured one is needed",
+            hint="add a pose group with the measured pose, and name it as `reference`",
+            code="data.unmapped_field",
+            details={"pose_group": group.name},
+        )
 
 
 def _key(source: FieldMap, name: str) -> str:
@@ -248,13 +341,16 @@ class PolicyController:
             num_batches = -(-len(due) // self._config.batch_size)
             duration = 1000 * (time.perf_counter() - start) / num_batches
             self._milliseconds += [round(duration, 3)] * num_batches
-        return {seed: self._next_action(episode) for seed, episode in episodes.items()}
+        return {
+            seed: self._next_action(episode, observations[seed])
+            for seed, episode in episodes.items()
+        }
 
-    def _next_action(self, episode: control.EpisodeControl) -> Array:
+    def _next_action(self, episode: control.EpisodeControl, observation: EnvObservation) -> Array:
         step = episode.num_executed
         commands = {name: values[step] for name, values in episode.chunk.items()}
         episode.execute()
-        return self._keys.action(commands)
+        return self._keys.action(commands, self._keys.poses(observation))
 
 
 def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOptions:

@@ -355,7 +355,7 @@ def _close(env: Env) -> None:
 _BUILT_IN = "vlatool/"
 _MAPPING = (
     *("cameras", "flipped_cameras", "camera_rotations", "channels_first_cameras"),
-    *("fields", "action"),
+    *("fields", "action", "pose_groups"),
 )
 
 

@@ -227,6 +227,7 @@ class Session:
         self._delay_steps = delay_steps
         self._config = config
         self._used_at = time.monotonic()
+        self._poses: Mapping[str, Mapping[str, Array]] = {}
 
     @property
     def episode(self) -> EpisodeControl:
@@ -262,11 +263,12 @@ class Session:
         self._used_at = time.monotonic()
         chunk = self.episode.chunk
         if self._keys is not None:
-            return self._keys.action(chunk)
+            return self._keys.action(chunk, self._poses)
         return np.concatenate([chunk[name] for name in self._runner.actions], axis=-1)
 
     def _mapped(self, keys: KeyMap, observation: Mapping[str, Any]) -> dict[str, Any]:
         state = keys.state(observation)
+        self._poses = keys.poses(observation)
         mapped = {**state.images, **state.fields}
         if self._runner.has_instruction:
             mapped[_INSTRUCTION] = keys.instruction(observation)

@@ -106,6 +106,7 @@ class Sink(Protocol):
         temporary: Those of them that are removed once the output is complete.
         has_arrays: True if receipts carry arrays.
         needs_rate: True if the output stores the frames per second.
+        changes_rate: True if frames are stored at another rate than that of the episodes.
         next_step: Suggested next command, with `{output}` in it; may be empty.
         next_without_images: The same for an output without images.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
@@ -122,6 +123,7 @@ class Sink(Protocol):
     temporary: Sequence[str] = ()
     has_arrays: ClassVar[bool] = True
     needs_rate: ClassVar[bool] = True
+    changes_rate: bool = False
     next_step: ClassVar[str] = ""
     next_without_images: ClassVar[str] = "vlatool verify {output}"
     work: Work

@@ -28,7 +28,7 @@ from vlatool.config.base import ConfigModel, option, unique_items
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, per_second
-from vlatool.findings import Finding, FindingCodes, info, warning
+from vlatool.findings import Finding, FindingCodes, warning
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -38,7 +38,12 @@ from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.transforms.geometry import ImageGeometry, ResizeFilter, quarter_turns
 from vlatool.transforms.rates import RateError, at_rate
-from vlatool.transforms.relative import PoseGroupConfig, difference_fields, with_pose_groups
+from vlatool.transforms.relative import (
+    PoseGroupConfig,
+    difference_fields,
+    stored_from,
+    with_pose_groups,
+)
 from vlatool.transforms.statistics import (
     StatisticsAccumulator,
     field_entries,
@@ -294,13 +299,12 @@ class _StreamEncoder:
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
 
-RANGES = "ranges"
+RANGES, RATE_ERRORS = "ranges", "rate_errors"
 
 LBM = FindingCodes(
     "lbm",
     missing_depth=warning("Depth was requested, but a camera has none."),
     missing_labels=warning("Labels were requested, but a camera has none."),
-    resampled=info("An episode was stored at another rate; these are its largest errors."),
 )
 
 
@@ -310,19 +314,21 @@ class LbmEpisodeWriter:
 
     output: Path  # the output folder
     config: LbmConfig  # options of the sink
+    commands: tuple[str, ...] = ()  # fields of the actions, also those of relative poses
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes the tar; the receipt holds the byte ranges of its samples."""
         episode = stored_episode(episode, self.config)
-        findings = [*self._missing_findings(episode)]
+        errors: dict[str, Array] = {}
         if self.config.target.fps is not None:
-            episode, error = at_rate(episode, self.config.target.fps)
-            findings += [] if error is None else [_rate_finding(episode, error)]
+            episode, error = at_rate(episode, self.config.target.fps, self.commands)
+            errors = {} if error is None else {RATE_ERRORS: np.array(error)}
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
+        findings = tuple(self._missing_findings(episode))
         counts = {"frames": episode.num_frames, "samples": len(sampler)}
         if not len(sampler):
-            return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=tuple(findings))
+            return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
         name = shards_format.episode_tar_name(ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
@@ -334,8 +340,8 @@ class LbmEpisodeWriter:
             counts=counts,
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, len(sampler)),),
-            findings=tuple(findings),
-            arrays={RANGES: ranges, **arrays},
+            findings=findings,
+            arrays={RANGES: ranges, **arrays, **errors},
         )
 
     def _write(self, tar: TarWriter, sampler: EpisodeSampler, spec: SampleSpec) -> Array:
@@ -369,14 +375,6 @@ class LbmEpisodeWriter:
             if missing:
                 message = f"{episode.id}: no {kind} of {', '.join(missing)}"
                 yield LBM(f"missing_{kind}", message, episode=episode.id)
-
-
-def _rate_finding(episode: Episode, error: RateError) -> Finding:
-    parts = [f"images are up to {1000 * error.image_s:.0f} ms from their frame"]
-    if episode.pose_groups:
-        parts.append(f"positions {error.position:.2g} and rotations {error.degrees:.2g} degrees")
-    message = f"{episode.id}: {episode.fps:g} frames per second: {', '.join(parts)}"
-    return LBM("resampled", message, episode=episode.id)
 
 
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
@@ -572,6 +570,7 @@ class LbmSink(base.Sink):
                 hint="write images only with --sink image-shards",
                 code="data.no_fields",
             )
+        self.changes_rate = config.target.fps not in (None, setup.survey.fps)
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
         self._example = stored_episode(setup.survey.example(steps), config)
@@ -582,10 +581,14 @@ class LbmSink(base.Sink):
             name: self._widths.get(name, 0) for name in sampler.fields
         }
         self.temporary: Sequence[str] = () if config.keep_episodes else shards_format.EPISODE_FILES
-        self.work: base.Work = LbmEpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = setup.policy_actions(
             self.fields, self._example.action_fields
         )
+        commands = {stored_from(name, self._example.lowdim) for name in self.action_fields}
+        for group in self._example.pose_groups:
+            pose = {group.position_key, group.rotation_key}
+            commands |= pose if pose & commands else set()
+        self.work: base.Work = LbmEpisodeWriter(setup.output, config, tuple(sorted(commands)))
         chosen = config.target.proprioception_fields
         self.proprioception_fields: tuple[str, ...] = base.stored_fields(
             chosen, self.fields, "--target.proprioception_fields"
@@ -608,9 +611,11 @@ class LbmSink(base.Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
+        errors = [np.zeros(3)]
         for receipt in receipts:
             index.add(receipt)
-            if len(receipt.arrays) > 1:
+            errors.append(receipt.arrays.get(RATE_ERRORS, np.zeros(3)))
+            if config.compute_statistics and receipt.arrays:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
             main_reason = max(
@@ -631,6 +636,9 @@ class LbmSink(base.Sink):
         entries = write_shards(
             output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
         )
+        worst = RateError(*np.max(errors, axis=0).tolist())
+        if any(worst):
+            run.reporter.note(f"{config.target.fps:g} frames per second: {worst.text}")
         shards = [shard for shard, _ in entries]
         files = [entry for pair in entries for entry in pair]
         if not self.temporary or run.failures:
@@ -649,6 +657,7 @@ class LbmSink(base.Sink):
                 "total_samples_created": index.samples,
                 "sample_counts": {"dropped": dict(run.dropped)},
                 "failures": run.redact_paths(run.failures),
+                **({"rate_errors": worst._asdict()} if any(worst) else {}),
             },
             arguments=run.record.options,
             episodes=[ref.id for ref in self._setup.refs],

@@ -169,7 +169,9 @@ def _pose_groups(
     groups = [Group("position", columns, pose.position, fits, ties(fits, tracks.blocks))]
     is_pose = pose.is_known or all(fit.hypothesis.frame == "tool" for fit in groups[0].tied)
     turned: list[tuple[slice, list[Fit]]] = []
-    for width in _rotation_widths(tracks, actions, rotation):
+    # A hand that never turns has the same rotation in all forms.
+    is_turning = np.ptp(tracks.state(pose.rotation, 0), axis=0).max() > _SMALLEST_RANGE
+    for width in _rotation_widths(tracks, actions, rotation) if is_turning else ():
         span = slice(rotation, rotation + width)
         if {*range(rotation, rotation + width)} <= free:
             turned.append((span, fit_rotation(tracks, span, pose)))

@@ -99,16 +99,7 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
     fields: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
     """
     lowdim = dict(episode.lowdim)
-    resolved = {
-        group.name: _resolve_fields(group, lowdim, episode.id)
-        for group in groups
-        if group.relation == "absolute"
-    }
-    for group in groups:
-        if group.relation == "delta":
-            reference = _pose_group(resolved, group, episode.id)
-            pose = lowdim[reference.position_key], lowdim[reference.rotation_key]
-            resolved[group.name] = _resolve_fields(group, lowdim, episode.id, pose)
+    resolved = add_poses(lowdim, groups, episode.id)
     for group in groups:
         if group.reference is not None:
             resolved[group.name] = _with_reference(resolved, group, episode.id)
@@ -125,12 +116,31 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
     )
 
 
+def add_poses(
+    lowdim: dict[str, Array], groups: Sequence[PoseGroupConfig], episode: str
+) -> dict[str, PoseGroup]:
+    """Adds the absolute poses of groups to fields [F, C]; returns the groups by name."""
+    resolved: dict[str, PoseGroup] = {}
+    for group in sorted(groups, key=lambda group: group.relation):  # deltas last
+        pose = None
+        if group.relation == "delta":
+            reference = _pose_group(resolved, group, episode)
+            pose = lowdim[reference.position_key], lowdim[reference.rotation_key]
+        resolved[group.name] = _resolve_fields(group, lowdim, episode, pose)
+    return {group.name: resolved[group.name] for group in groups}
+
+
+def recorded_fields(group: PoseGroupConfig) -> Iterator[str]:
+    """Fields that a pose is read from."""
+    for key in (group.position_key, group.rotation_key):
+        match = _SLICE.match(key)
+        yield match.group(1) if match else key
+
+
 def difference_fields(groups: Sequence[PoseGroupConfig]) -> Iterator[str]:
     """Recorded fields with the differences of delta groups."""
     for group in groups:
-        for key in (group.position_key, group.rotation_key) if group.relation == "delta" else ():
-            match = _SLICE.match(key)
-            yield match.group(1) if match else key
+        yield from recorded_fields(group) if group.relation == "delta" else ()
 
 
 def declarations(groups: Sequence[PoseGroupConfig]) -> Iterator[Declaration]:
@@ -159,7 +169,15 @@ def _resolve_fields(
         _field(lowdim, group.position_key, episode, group.name, 3),
         _field(lowdim, group.rotation_key, episode, group.name, width),
     )
-    pose = numbers if group.is_stored_as_is else group.absolute(numbers, reference)
+    try:
+        pose = numbers if group.is_stored_as_is else group.absolute(numbers, reference)
+    except ValueError as error:  # of scipy: a quaternion of zeros, numbers that are not finite
+        raise DataError(
+            f"{episode}: pose group {group.name!r} has no {group.rotation}: {error}",
+            hint="repair the recording, leave the episode out, or correct `rotation`",
+            code="data.bad_pose",
+            details={"field": group.rotation_key, "pose_group": group.name},
+        ) from None
     keys = [group.position_key, group.rotation_key]
     converted = group.relation == "delta"
     if _SLICE.match(keys[0]) or converted or group.scale != 1:

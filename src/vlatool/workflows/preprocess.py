@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.artifacts.conventions import CONVENTIONS
+from vlatool.artifacts.conventions import CONVENTIONS, meaning
 from vlatool.config import base
 from vlatool.config.base import option
 from vlatool.config.resolve import Override, load_config
@@ -272,6 +272,8 @@ class PreprocessJob:
 
     def _check_declarations(self) -> Iterator[Finding]:
         """Yields declarations that the states contradict; DataError if one clearly does."""
+        if self._sink.changes_rate:
+            self._check_differences()
         typed = list(declarations(getattr(self._config.sink, "pose_groups", None) or ()))
         if not self._sink.action_fields or not (typed or self._setup.survey.declared):
             return
@@ -288,6 +290,20 @@ class PreprocessJob:
                     details=contradiction.finding.place,
                 )
             yield contradiction.finding
+
+    def _check_differences(self) -> None:
+        """Raises DataError if actions that are stored at another rate depend on the rate."""
+        fits = fits_of(self._reader, self.items, self._config.action_fields, self._sink.stored)
+        for group in fits.conventions.groups if fits else ():
+            if group.relation == ("delta",) and not self._config.trust_declared:
+                raise DataError(
+                    f"{group.name}: actions that are differences between frames "
+                    f"({meaning(group)}) mean something else at another rate",
+                    hint="declare their pose in pose_groups, which makes it absolute, or leave "
+                    "target.fps out; --trust-declared true writes them as they are",
+                    code="data.rate_of_differences",
+                    details={"field": group.field},
+                )
 
     def name(self, item: EpisodeRef) -> str:
         return item.id
