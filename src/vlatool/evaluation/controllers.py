@@ -5,7 +5,7 @@ batches.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +30,6 @@ from vlatool.transforms.relative import (
     ROTATION,
     PoseGroupConfig,
     add_poses,
-    recorded_fields,
 )
 from vlatool.transforms.rotations import ROTATION_WIDTH
 
@@ -44,15 +43,20 @@ class KeyMap:
     def __init__(self, policy: Policy, config: RolloutConfig) -> None:
         self._sees = policy.sees
         self._config = config
+        groups = {group.name: group for group in config.pose_groups}
         moved = [part.field for part in config.action]
-        groups = config.pose_groups
-        self._commanded = {group.name: group for group in groups if group.name in moved}
-        self._measured = [group for group in groups if group.name not in moved]
-        _check(policy, config)
-        widths = {
-            **policy.actions,
-            **{name: 3 + ROTATION_WIDTH[pose.rotation] for name, pose in self._commanded.items()},
+        self._commanded = {name: group for name, group in groups.items() if name in moved}
+        self._measured = [group for name, group in groups.items() if name not in moved]
+        self._posed = {key for group in self._measured for key in group.stored_keys}
+        _check(policy, config, self._posed)
+        # Fields of the measured pose that a commanded one refers to.
+        self._references = {
+            name: groups[group.reference].stored_keys
+            for name, group in self._commanded.items()
+            if group.reference in groups
         }
+        widths = {name: 3 + ROTATION_WIDTH[g.rotation] for name, g in self._commanded.items()}
+        widths |= policy.actions
         self.action_width = sum(widths[name] for name in moved)
 
     @property
@@ -60,51 +64,41 @@ class KeyMap:
         config = self._config
         cameras = [config.cameras.get(name, name) for name in self._sees.cameras]
         fields = [config.fields[name].key for name in self._sees.fields if name in config.fields]
-        fields += [name for group in self._measured for name in recorded_fields(group)]
+        fields += [name for group in self._measured for name in group.recorded_fields]
         has_words = self._sees.instruction and config.instruction is None
         words = [config.instruction_key] if has_words else []
         return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
 
     def state(self, observation: Mapping[str, Any]) -> control.RobotState:
-        poses = {
-            key: values for pose in self.poses(observation).values() for key, values in pose.items()
-        }
+        poses = self.poses(observation)
         return control.RobotState(
             images={name: self._image(observation, name) for name in self._sees.cameras},
             fields={
-                name: poses[name] if name in poses else self._field(observation, name)
+                name: poses[name] if name in self._posed else self._field(observation, name)
                 for name in self._sees.fields
             },
         )
 
-    def poses(self, observation: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-        """Measured poses by group: position [3] and 6D rotation [6] by field."""
-        fields = {
-            key: self._numbers(observation, key)[None]
-            for group in self._measured
-            for key in recorded_fields(group)
-        }
-        groups = add_poses(fields, self._measured, "observation")
-        return {
-            name: {key: fields[key][0] for key in (group.position_key, group.rotation_key)}
-            for name, group in groups.items()
-        }
+    def poses(self, observation: Mapping[str, Any]) -> dict[str, Array]:
+        """Measured positions [3] and 6D rotations [6] by field, beside the numbers they are of."""
+        names = {name for group in self._measured for name in group.recorded_fields}
+        fields = {name: self._numbers(observation, name)[None] for name in names}
+        add_poses(fields, self._measured, "observation")
+        return {name: values[0] for name, values in fields.items()}
 
     def instruction(self, observation: Mapping[str, Any]) -> Any:
         """The fixed instruction, or that of the observation."""
         fixed = self._config.instruction
         return observed_value(observation, self._config.instruction_key) if fixed is None else fixed
 
-    def action(
-        self, commands: Mapping[str, Array], poses: Mapping[str, Mapping[str, Array]]
-    ) -> Array:
+    def action(self, commands: Mapping[str, Array], poses: Mapping[str, Array]) -> Array:
         """Commands of the policy [..., C] by field as one array [..., sum of C].
 
         `poses`: measured poses at the first step. Differences of later ones are to the command
         before, which the robot is taken to have reached.
         """
         parts = [
-            self._pose_command(self._commanded[part.field], commands, poses)
+            self._pose_command(part.field, commands, poses)
             if part.field in self._commanded
             else commands[part.field] * part.scale
             for part in self._config.action
@@ -112,25 +106,23 @@ class KeyMap:
         return np.concatenate(parts, axis=-1)
 
     def _pose_command(
-        self,
-        group: PoseGroupConfig,
-        commands: Mapping[str, Array],
-        poses: Mapping[str, Mapping[str, Array]],
+        self, group: str, commands: Mapping[str, Array], poses: Mapping[str, Array]
     ) -> Array:
         """Numbers of a robot [..., 3 + C] for the absolute pose that the policy commands."""
-        known = [*poses.get(group.reference or "", {}).values()]
-        names = (group.name + POSITION, group.name + ROTATION)
+        names = (group + POSITION, group + ROTATION)
         steps = next(commands[name] for name in names if name in commands).shape[:-1]
-        pose = [
+        measured = [poses[key] for key in self._references.get(group, ())]
+        # What is not commanded stays as measured.
+        xyz, rot6d = (
             commands[name] if name in commands else np.broadcast_to(now, (*steps, len(now)))
-            for name, now in zip(names, known or (np.zeros(3), np.zeros(6)), strict=True)
-        ]
-        before = [
-            np.concatenate([now[None], values.reshape(-1, len(now))[:-1]]).reshape(values.shape)
-            for now, values in zip(known, pose, strict=False)
-        ]
-        reference = (before[0], before[1]) if before else None
-        return np.concatenate(group.numbers((pose[0], pose[1]), reference), axis=-1)
+            for name, now in zip(names, measured or ((), ()), strict=True)
+        )
+        reference = None
+        if measured:
+            both = np.concatenate([xyz, rot6d], axis=-1).reshape(-1, 9)
+            before = np.concatenate([np.concatenate(measured)[None], both[:-1]])
+            reference = before[:, :3].reshape(xyz.shape), before[:, 3:].reshape(rot6d.shape)
+        return np.concatenate(self._commanded[group].numbers((xyz, rot6d), reference), axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
         image = control.as_array(
@@ -175,10 +167,8 @@ def has_mapping(config: RolloutConfig) -> bool:
     return bool(config.cameras or config.fields or config.action)
 
 
-def _check(policy: Policy, config: RolloutConfig) -> None:
+def _check(policy: Policy, config: RolloutConfig, posed: Collection[str]) -> None:
     """Raises DataError if a field of the policy or a part of the action is not mapped."""
-    groups = {group.name: group for group in config.pose_groups}
-    posed = {name + suffix for name in groups for suffix in (POSITION, ROTATION)}
     for name in policy.sees.fields:
         if name in posed:
             continue
@@ -198,6 +188,7 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
             hint=f"set action: [{{field: ...}}]; the policy has {', '.join(available)}",
             code="data.unmapped_action",
         )
+    groups = {group.name: group for group in config.pose_groups}
     for part in config.action:
         fields = [part.field]
         if part.field in groups:

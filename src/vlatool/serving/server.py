@@ -227,7 +227,7 @@ class Session:
         self._delay_steps = delay_steps
         self._config = config
         self._used_at = time.monotonic()
-        self._poses: Mapping[str, Mapping[str, Array]] = {}
+        self._poses: Mapping[str, Array] = {}
 
     @property
     def episode(self) -> EpisodeControl:

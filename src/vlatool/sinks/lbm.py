@@ -40,7 +40,6 @@ from vlatool.transforms.geometry import ImageGeometry, ResizeFilter, quarter_tur
 from vlatool.transforms.rates import RateError, at_rate
 from vlatool.transforms.relative import (
     PoseGroupConfig,
-    difference_fields,
     stored_from,
     with_pose_groups,
 )
@@ -384,7 +383,8 @@ def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
     if config.target.fps is None:
         return stored
     # Differences between frames mean nothing at another rate.
-    differences = {*difference_fields(config.pose_groups)}
+    deltas = (group for group in config.pose_groups if group.relation == "delta")
+    differences = {name for group in deltas for name in group.recorded_fields}
     lowdim = {name: v for name, v in stored.lowdim.items() if name not in differences}
     return replace(stored, lowdim=lowdim)
 

@@ -61,15 +61,26 @@ class PoseGroupConfig(ConfigModel):
         return self
 
     @property
-    def is_stored_as_is(self) -> bool:
-        """True if the fields, or parts of them, are what is stored."""
-        return (self.rotation, self.relation, self.scale) == ("rot_6d", "absolute", 1.0)
+    def stored_keys(self) -> tuple[str, str]:
+        """Fields of the stored position and rotation; complete fields are stored as they are."""
+        position, rotation = self.position_key, self.rotation_key
+        is_delta = self.relation == "delta"
+        if _SLICE.match(position) or is_delta or self.scale != 1:
+            position = self.name + POSITION
+        if _SLICE.match(rotation) or is_delta or self.rotation != "rot_6d":
+            rotation = self.name + ROTATION
+        return position, rotation
+
+    @property
+    def recorded_fields(self) -> list[str]:
+        """Fields that the pose is read from."""
+        matches = ((key, _SLICE.match(key)) for key in (self.position_key, self.rotation_key))
+        return [match.group(1) if match else key for key, match in matches]
 
     def absolute(self, numbers: Pose, reference: Pose | None) -> Pose:
         """Absolute pose of recorded numbers; `reference`: absolute pose of a delta."""
-        position, rotation = numbers[0] / self.scale, numbers[1]
-        if rotations.ROTATION_WIDTH[self.rotation] == 3:
-            rotation = rotation / self.rotation_scale
+        position = numbers[0] if self.scale == 1 else numbers[0] / self.scale
+        rotation = numbers[1] if self.rotation_scale == 1 else numbers[1] / self.rotation_scale
         rot6d = rotations.rot6d_from(rotation, self.rotation)
         if self.relation == "absolute" or reference is None:
             return position, rot6d
@@ -87,9 +98,7 @@ class PoseGroupConfig(ConfigModel):
                 pose = pose[0] - reference[0], rotations.turn_between(reference[1], pose[1])
         matrix = rotations.matrix_from_rot6d(pose[1])
         rotation = rotations.form_from_matrix(matrix, self.rotation)
-        if rotations.ROTATION_WIDTH[self.rotation] == 3:
-            rotation = rotation * self.rotation_scale
-        return pose[0] * self.scale, rotation
+        return pose[0] * self.scale, rotation * self.rotation_scale
 
 
 def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Episode:
@@ -130,19 +139,6 @@ def add_poses(
     return {group.name: resolved[group.name] for group in groups}
 
 
-def recorded_fields(group: PoseGroupConfig) -> Iterator[str]:
-    """Fields that a pose is read from."""
-    for key in (group.position_key, group.rotation_key):
-        match = _SLICE.match(key)
-        yield match.group(1) if match else key
-
-
-def difference_fields(groups: Sequence[PoseGroupConfig]) -> Iterator[str]:
-    """Recorded fields with the differences of delta groups."""
-    for group in groups:
-        yield from recorded_fields(group) if group.relation == "delta" else ()
-
-
 def declarations(groups: Sequence[PoseGroupConfig]) -> Iterator[Declaration]:
     """Declarations of the relation of poses in the actions, and of the form of their rotation."""
     for group in groups:
@@ -170,7 +166,7 @@ def _resolve_fields(
         _field(lowdim, group.rotation_key, episode, group.name, width),
     )
     try:
-        pose = numbers if group.is_stored_as_is else group.absolute(numbers, reference)
+        pose = group.absolute(numbers, reference)
     except ValueError as error:  # of scipy: a quaternion of zeros, numbers that are not finite
         raise DataError(
             f"{episode}: pose group {group.name!r} has no {group.rotation}: {error}",
@@ -178,15 +174,8 @@ def _resolve_fields(
             code="data.bad_pose",
             details={"field": group.rotation_key, "pose_group": group.name},
         ) from None
-    keys = [group.position_key, group.rotation_key]
-    converted = group.relation == "delta"
-    if _SLICE.match(keys[0]) or converted or group.scale != 1:
-        keys[0] = group.name + POSITION
-        lowdim[keys[0]] = pose[0]
-    if _SLICE.match(keys[1]) or converted or group.rotation != "rot_6d":
-        keys[1] = group.name + ROTATION
-        lowdim[keys[1]] = pose[1]
-    return PoseGroup(group.name, keys[0], keys[1])
+    lowdim |= zip(group.stored_keys, pose, strict=True)
+    return PoseGroup(group.name, *group.stored_keys)
 
 
 def _with_reference(

@@ -124,7 +124,7 @@ def test_group_that_does_not_fit_is_refused(keys: dict[str, str], code: str) -> 
 def test_numbers_of_any_convention_are_the_pose_that_they_came_from(
     form: RotationForm, relation: str, frame: str
 ) -> None:
-    turns = Rotation.random(60, random_state=1).as_matrix()
+    turns = Rotation.from_quat(np.random.default_rng(1).normal(size=(60, 4))).as_matrix()
     for number, order in enumerate(EULER_FORMS):  # gimbal lock of each order
         angles = [0.3, (-1) ** number * np.pi / 2, -0.7]
         turns[number] = matrix_from(np.array(angles), order)
