@@ -31,7 +31,7 @@ class Robot:
     fps: float
     cameras: tuple[str, str]  # of the scene and of the wrist
     state_rotation: RotationForm
-    command: PoseGroupConfig  # convention of the actions; its keys are slices of `action`
+    command: PoseGroupConfig  # convention of the actions; its keys are slices of `moves`
     gripper: tuple[float, float]  # numbers of the closed and of the open hand
     unit: float = 1.0  # of the measured position, per metre
     extra: int = 0  # further dimensions of the actions, which no other robot has
@@ -41,8 +41,8 @@ class Robot:
         width = 3 + form_from_matrix(_DOWN, self.state_rotation).shape[-1]
         measured = PoseGroupConfig(
             name=HAND,
-            position_key="obs.state[0:3]",
-            rotation_key=f"obs.state[3:{width}]",
+            position_key="state[0:3]",
+            rotation_key=f"state[3:{width}]",
             rotation=self.state_rotation,
             scale=self.unit,
         )
@@ -53,8 +53,8 @@ class Robot:
 def _command(rotation: RotationForm, width: int, **keys: Any) -> PoseGroupConfig:
     return PoseGroupConfig(
         name=COMMAND,
-        position_key="actions[0:3]",
-        rotation_key=f"actions[3:{3 + width}]",
+        position_key="moves[0:3]",
+        rotation_key=f"moves[3:{3 + width}]",
         rotation=rotation,
         reference=HAND,
         **keys,
@@ -104,8 +104,8 @@ def _write(file: Any, robot: Robot, episode: WorldEpisode, views: list[View], nu
     poses = np.array([scene.gripper for scene in scenes])
     # The command of a frame is the state that the next frame has without disturbances.
     after = np.minimum(np.floor(times).astype(int), len(episode) - 1)
-    ahead = (times - after)[:, None] + FPS / robot.fps
-    planned = episode.states[after] + np.minimum(ahead, 1.0) * (
+    share = (times - after)[:, None] + FPS / robot.fps
+    planned = episode.states[after] + np.minimum(share, 1.0) * (
         episode.actions[after] - episode.states[after]
     )
     data = file.create_group("data")
@@ -144,3 +144,38 @@ def _scene_at(episode: WorldEpisode, time: float) -> Scene:
     return replace(
         scene, gripper=mix(scene.gripper, after.gripper), blocks=mix(scene.blocks, after.blocks)
     )
+
+
+def made_options(robot: Robot, fps: float, **wrong: Any) -> dict[str, Any]:
+    """Options of `preprocess` that make the recordings of all robots alike.
+
+    `wrong`: keys of the commanded pose that differ from the truth.
+    """
+    groups = robot.groups(**wrong)
+    width = int(groups[0]["rotation_key"].partition(":")[2].rstrip("]"))
+    grip = int(groups[1]["rotation_key"].partition(":")[2].rstrip("]"))
+    closed, opened = robot.gripper
+    scale = 1 / (opened - closed)
+    return {
+        "rename": {
+            "cameras": {
+                "scene": f"{robot.cameras[0]}_image",
+                "wrist": f"{robot.cameras[1]}_image",
+            },
+            "fields": {
+                "state": f"obs.state[0:{width}]",
+                "moves": f"actions[0:{grip}]",
+                "width": f"obs.state[{width}:{width + 1}]",
+                "gripper": {
+                    "key": "actions",
+                    "start": grip,
+                    "stop": grip + 1,
+                    "scale": scale,
+                    "offset": -closed * scale,
+                },
+            },
+        },
+        "pose_groups": groups,
+        "target": {"fps": fps, "proprioception_fields": ["hand__xyz", "width"]},
+        "action_fields": ["command__xyz_relative", "command__rot_6d_relative", "gripper"],
+    }

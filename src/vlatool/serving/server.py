@@ -153,6 +153,7 @@ def service_of(
         max_bytes = int(config.max_request_mb * _MB)
     metadata = _metadata(new_runner(), keys) | {
         "execute_steps": rollout.execute_steps,
+        "pose_groups": [group.model_dump() for group in rollout.pose_groups],
         "max_request_bytes": max_bytes,
         "new_episode": {
             "request": {"reset": True},

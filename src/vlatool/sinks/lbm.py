@@ -60,7 +60,7 @@ from vlatool.transforms.windows import (
 
 
 class TargetConfig(ConfigModel):
-    """What unlike data sets become, so that one run can train on all of them."""
+    """Form that unlike data sets have in common, so that one run can train on all of them."""
 
     fps: float | None = option(
         None, "Frames per second; poses are interpolated, images are the nearest.", gt=0
@@ -714,7 +714,7 @@ class LbmSink(base.Sink):
         }
 
     def _conversions(self) -> dict[str, Any]:
-        """What leads from the source to the stored fields; empty if these are as recorded."""
+        """Steps from the source to the stored fields; empty if these are as recorded."""
         groups = [group.model_dump() for group in self._config.pose_groups or ()]
         rate = self._setup.survey.fps if self._config.target.fps else None
         steps = {"pose_groups": groups, "fps": rate}

@@ -162,7 +162,7 @@ def _pose_errors(
     """Largest error of the positions, and of the rotations in degrees."""
     times = np.arange(episode.num_frames) * changed.fps / episode.fps
     is_inside = times <= changed.num_frames - 1
-    position = turn = 0.0
+    position = angle = 0.0
     for group in groups:
         for key, interpolate in ((group.position_key, _between), (group.rotation_key, _turned)):
             there = interpolate(changed.lowdim[key].astype(np.float64), times[is_inside])
@@ -171,5 +171,5 @@ def _pose_errors(
                 position = max(position, float(np.abs(there - here).max()))
             else:
                 angles = angle_between(matrix_from_rot6d(there), matrix_from_rot6d(here))
-                turn = max(turn, float(angles.max()))
-    return position, float(np.degrees(turn))
+                angle = max(angle, float(angles.max()))
+    return position, float(np.degrees(angle))

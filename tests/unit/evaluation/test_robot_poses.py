@@ -23,7 +23,7 @@ class PosePolicy(PushPolicy):
 
 
 class PositionPolicy(PosePolicy):
-    """Policy that commands a position alone, and sees nothing."""
+    """Policy that commands no rotation, and sees nothing."""
 
     sees: ClassVar[Any] = ObservationSpec()
     actions: ClassVar[Any] = {"target__xyz": 3}
@@ -92,6 +92,6 @@ def test_rotation_that_no_policy_commands_stays_as_measured() -> None:
 
 def test_command_without_the_measured_pose_that_it_needs_is_an_error() -> None:
     config = robot()
-    alone = config.model_copy(update={"pose_groups": config.pose_groups[1:]})
+    command = config.model_copy(update={"pose_groups": config.pose_groups[1:]})
     with pytest.raises(DataError, match=r"measured one is needed"):
-        KeyMap(PositionPolicy(), alone)
+        KeyMap(PositionPolicy(), command)

@@ -27,7 +27,7 @@ class Numbers(FrameSource):
         return np.array(indices).reshape(-1, 1, 1, 1)
 
 
-def moving(times: Array) -> dict[str, Array]:
+def fields_at(times: Array) -> dict[str, Array]:
     """Fields of a hand that moves and turns evenly, at times in seconds."""
     turns = Rotation.from_rotvec(np.outer(times, [0.2, -0.4, 0.6])).as_matrix()
     return {
@@ -42,7 +42,7 @@ def recording() -> Episode:
     times = np.arange(FRAMES) / 30
     spans = (LanguageSpan("subtask", "go", 0, 14), LanguageSpan("subtask", "short", 16, 16))
     groups = (PoseGroup("hand", "xyz", "rot"),)
-    fields = moving(times)
+    fields = fields_at(times)
     images = {"front": Numbers()}
     return Episode("e", "", 30.0, FRAMES, images, fields, language_spans=spans, pose_groups=groups)
 
@@ -52,7 +52,7 @@ def test_even_motion_is_exact_at_any_rate(fps: float) -> None:
     episode, error = at_rate(recording(), fps, ["command"])
 
     times = np.arange(episode.num_frames) / fps
-    expected = moving(times)
+    expected = fields_at(times)
     np.testing.assert_allclose(episode.lowdim["xyz"], expected["xyz"], atol=1e-9)
     np.testing.assert_allclose(episode.lowdim["rot"], expected["rot"], atol=1e-9)
     # The last command within a step is where the robot is at the next one.
