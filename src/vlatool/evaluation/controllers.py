@@ -13,7 +13,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation import control
-from vlatool.evaluation.config import FieldMap, RolloutConfig
+from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.environments import (
     Call,
     EnvObservation,
@@ -25,6 +25,7 @@ from vlatool.events import counted
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
+from vlatool.transforms.names import FieldMap
 
 # Kinds of numpy types: booleans, integers and floats.
 _NUMBERS = "biuf"

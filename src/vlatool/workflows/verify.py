@@ -21,6 +21,7 @@ from vlatool.results import MERGED, OPTIONAL, Result, columns
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, require_existing
+from vlatool.transforms.names import NameMap
 
 
 class InspectConfig(ConfigModel):
@@ -31,6 +32,7 @@ class InspectConfig(ConfigModel):
     episodes: str | None = option(
         None, "Raw episodes to read, such as 0:4,7; the end of a range is excluded."
     )
+    rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
     html: str | None = option(None, "HTML file to write, with images and charts; not for a run.")
     html_episodes: int = option(
         3, "Number of raw episodes in full on that page; it shows the others in brief.", ge=0
@@ -115,7 +117,9 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         _check_tokenizer(path, "", config)
     else:
         inspection.check_target(target)
-    kind, report = inspection.inspect_location(path, config.format, config.episodes, reporter)
+    kind, report = inspection.inspect_location(
+        path, config.format, config.episodes, reporter, config.rename
+    )
     if target is not None:
         if report.page is None:
             raise UsageError(
@@ -162,6 +166,7 @@ class VerifyConfig(ConfigModel):
     episodes: str | None = option(
         None, "Raw episodes to verify, such as 0:4,7; the end of a range is excluded."
     )
+    rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
     full: bool = option(False, "Decode every image, read every sample, recompute the statistics.")
     quick: bool = option(False, "Compare sizes and headers, no digests.")
     samples: int = option(200, "Number of samples whose contents are read, evenly spaced.", ge=0)
@@ -264,6 +269,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         options,
         format_name=config.format,
         episodes=config.episodes,
+        names=config.rename,
     )
     counts, severities = Counter[str](), Counter[str]()
     shown: list[Finding] = []
