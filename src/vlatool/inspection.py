@@ -1,6 +1,6 @@
 """Report of a location of any kind, its HTML page, and the findings that `verify` lists."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.base import select
 from vlatool.sources.conventions import CONVENTION
 from vlatool.sources.detection import DetectedSource, detect_source
+from vlatool.sources.names_table import NamedSet, names_report, set_of_shards, set_of_source
 from vlatool.sources.renaming import read_with_names
 from vlatool.sources.report import report_source
 from vlatool.sources.rules import IMAGES, SOURCE, check_source
@@ -44,6 +45,28 @@ def inspect_location(
         return "source", report_source(location, source, episodes, reporter)
     _check_raw_options(location, episodes, names)
     return artifact.kind, artifact.inspect()
+
+
+def inspect_names(
+    locations: Sequence[Path], format_name: str | None, episodes: str | None
+) -> Report:
+    """Report of the cameras and fields of several sources and folders of shards."""
+    sets: list[NamedSet] = []
+    for location in locations:
+        artifact = recognize(location) if format_name is None else None
+        if artifact is None:
+            source = detect_source(location, format_name)
+            sets.append(set_of_source(str(location), source, select(source.refs, episodes)))
+            continue
+        facts = artifact.inspect().facts if artifact.kind == "output" else {}
+        if not facts.get("fields"):
+            raise UsageError(
+                f"{location}: has no table of cameras and fields",
+                hint="give raw episodes and folders of training shards, or one location",
+                code="usage.no_names",
+            )
+        sets.append(set_of_shards(str(location), facts))
+    return names_report(sets)
 
 
 def _check_raw_options(location: Path, episodes: str | None, names: NameMap) -> None:

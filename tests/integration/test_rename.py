@@ -8,6 +8,7 @@ import pytest
 
 from tests.builders import hdf5
 from tests.builders.errors import fails
+from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import arrays, samples
 from tests.builders.recording import Recorder
 from vlatool.artifacts.shards.format import read_preprocessing_config
@@ -77,3 +78,38 @@ def test_an_output_with_other_names_is_another_output(recording: Path, tmp_path:
     written(recording, tmp_path / "a", rename={"cameras": {"top": "front_image"}})
     with fails("usage.output_differs", 2):
         written(recording, tmp_path / "a", rename={"cameras": {"side": "front_image"}})
+
+
+def lerobot(root: Path, camera: str, *more: str) -> Path:
+    return lerobot_dataset(root, (3,), cameras=dict.fromkeys([camera, *more], "image"))
+
+
+def test_the_renames_of_the_table_make_names_equal(tmp_path: Path) -> None:
+    first = lerobot(tmp_path / "a", "observation.images.front")
+    other = lerobot(tmp_path / "b", "observation.images.cam.front")
+    both = InspectConfig(location=str(first), others=[str(other)])
+    (texts,) = inspect(both).document()["renames"].values()
+    rename = named(*texts)
+    reports = [
+        inspect(InspectConfig(location=str(path), rename=names)).document()
+        for path, names in ((first, NameMap()), (other, rename))
+    ]
+    assert reports[0]["cameras"] == reports[1]["cameras"]
+
+
+def test_a_name_with_two_matches_is_a_question(tmp_path: Path) -> None:
+    first = lerobot(tmp_path / "a", "observation.images.front")
+    other = lerobot(tmp_path / "b", "observation.images.l.front", "observation.images.r.front")
+    document = inspect(InspectConfig(location=str(first), others=[str(other)])).document()
+    assert not any(document["renames"].values())
+    assert "l.front|observation.images.r.front" in document["questions"][0]
+
+
+def test_shards_are_compared_with_recordings(recording: Path, tmp_path: Path) -> None:
+    rename = {"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos"}}
+    written(recording, tmp_path / "a", rename=rename)
+    config = InspectConfig(location=str(recording), others=[str(tmp_path / "a")])
+    document = inspect(config).document()
+    assert document["renames"] == {str(tmp_path / "a"): ["fields.obs.robot0_eef_pos=hand"]}
+    assert document["questions"] == [f"{tmp_path / 'a'}: cameras.front_image=top"]
+    assert document["sets"][1]["cameras"] == {"top": (8, 6)}

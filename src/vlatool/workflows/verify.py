@@ -28,6 +28,7 @@ class InspectConfig(ConfigModel):
     """Options of `vlatool inspect`."""
 
     location: str = required_field("", "Folder or shard to inspect.")
+    others: list[str] = option([], "Further sources and folders of shards, to compare names.")
     format: str | None = option(None, "Format of raw episodes; null: detect it.")
     episodes: str | None = option(
         None, "Raw episodes to read, such as 0:4,7; the end of a range is excluded."
@@ -109,6 +110,8 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="run vlatool inspect LOCATION",
             code="usage.missing_key",
         )
+    if config.others:
+        return _inspect_names(config)
     path = require_weights(config.location)
     if config.propose is not None:
         return _propose(path, location(config.propose))
@@ -131,6 +134,22 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         _check_tokenizer(path, kind, config)
         inspection.write_page(report, config.location, target, _page_request(config))
     return InspectResult(report.kind, config.location, config.html, report)
+
+
+def _inspect_names(config: InspectConfig) -> InspectResult:
+    options = {"--html": config.html, "--propose": config.propose, "--tokenizer": config.tokenizer}
+    options["--rename"] = None if config.rename.is_empty else config.rename
+    for option_name, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"{option_name} is for one location",
+                hint=f"leave {option_name} out, or inspect each location",
+                code="usage.conflict",
+            )
+    locations = [config.location, *config.others]
+    paths = [require_existing(text) for text in locations]
+    report = inspection.inspect_names(paths, config.format, config.episodes)
+    return InspectResult(report.kind, ", ".join(locations), None, report)
 
 
 def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:
