@@ -1,6 +1,6 @@
 """Report of a location of any kind, its HTML page, and the findings that `verify` lists."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,30 +17,74 @@ from vlatool.jobs.record import read_record, record_file
 from vlatool.pages.layout import GENERATOR, page
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
+from vlatool.sources.base import select
 from vlatool.sources.conventions import CONVENTION
-from vlatool.sources.detection import detect_source
+from vlatool.sources.detection import DetectedSource, detect_source
+from vlatool.sources.names_table import NamedSet, names_report, set_of_shards, set_of_source
+from vlatool.sources.renaming import read_with_names
 from vlatool.sources.report import report_source
 from vlatool.sources.rules import IMAGES, SOURCE, check_source
 from vlatool.storage.atomic import remove_partials_of, write_text
+from vlatool.transforms.names import NameMap
 
 _HEAD_BYTES = 1000
 
 
 def inspect_location(
-    location: Path, format_name: str | None, episodes: str | None, reporter: Reporter
+    location: Path,
+    format_name: str | None,
+    episodes: str | None,
+    reporter: Reporter,
+    names: NameMap | None = None,  # new names of cameras and fields of raw episodes
 ) -> tuple[str, Report]:
     """Name of the kind in the table of artifacts, or `source`, and the report."""
+    names = names or NameMap()
     artifact = recognize(location) if format_name is None else None
     if artifact is None:
-        source = detect_source(location, format_name)
+        source = _with_names(detect_source(location, format_name), episodes, names)
         return "source", report_source(location, source, episodes, reporter)
-    if episodes is not None:
+    _check_raw_options(location, episodes, names)
+    return artifact.kind, artifact.inspect()
+
+
+def inspect_names(
+    locations: Sequence[Path], format_name: str | None, episodes: str | None
+) -> Report:
+    """Report of the cameras and fields of several sources and folders of shards."""
+    sets: list[NamedSet] = []
+    for location in locations:
+        artifact = recognize(location) if format_name is None else None
+        if artifact is None:
+            source = detect_source(location, format_name)
+            sets.append(set_of_source(str(location), source, select(source.refs, episodes)))
+            continue
+        facts = artifact.inspect().facts if artifact.kind == "output" else {}
+        if not facts.get("fields"):
+            raise UsageError(
+                f"{location}: has no table of cameras and fields",
+                hint="give raw episodes and folders of training shards, or one location",
+                code="usage.no_names",
+            )
+        sets.append(set_of_shards(str(location), facts))
+    return names_report(sets)
+
+
+def _check_raw_options(location: Path, episodes: str | None, names: NameMap) -> None:
+    """Raises UsageError for options that only raw episodes have."""
+    option = "--episodes" if episodes is not None else "" if names.is_empty else "--rename"
+    if option:
         raise UsageError(
             f"{location}: is not a source of raw episodes",
-            hint="leave --episodes out: it selects raw episodes",
+            hint=f"leave {option} out: it is for raw episodes",
             code="usage.no_raw_source",
         )
-    return artifact.kind, artifact.inspect()
+
+
+def _with_names(source: DetectedSource, episodes: str | None, names: NameMap) -> DetectedSource:
+    if names.is_empty:
+        return source
+    reader, _, _ = read_with_names(source.reader, select(source.refs, episodes), names)
+    return replace(source, reader=reader)
 
 
 def check_target(path: Path, generator: str = GENERATOR) -> None:
@@ -85,9 +129,11 @@ def verify_location(
     *,
     format_name: str | None = None,  # format of raw episodes; None: detect artifacts, then formats
     episodes: str | None = None,  # raw episodes to verify; None for all
+    names: NameMap | None = None,  # new names of cameras and fields of raw episodes
 ) -> Verification:
     """Starts the verification of an artifact or of a source."""
-    verification = _verification(location, options, format_name, episodes)
+    names = names or NameMap()
+    verification = _verification(location, options, format_name, episodes, names)
     every = chain(verification.findings, check_kinds_of_files(location))
     findings = _with_counts(every, verification.root, options)
     return replace(verification, findings=findings)
@@ -105,10 +151,15 @@ def _with_counts(
 
 
 def _verification(
-    location: Path, options: CheckOptions, format_name: str | None, episodes: str | None
+    location: Path,
+    options: CheckOptions,
+    format_name: str | None,
+    episodes: str | None,
+    names: NameMap,
 ) -> Verification:
     artifact = recognize(location) if format_name is None else None
     if artifact is not None:
+        _check_raw_options(location, None, names)
         root = location.parent if location.is_file() else location
         return Verification(artifact.kind, root, artifact.check(options))
     record = read_record(location) if format_name is None else None
@@ -124,6 +175,7 @@ def _verification(
             raise
         # The detected format cannot list the episodes.
         return Verification("source", location, [finding_of_error(error)])
+    source = _with_names(source, episodes, names)
     findings = chain(files, check_source(location, source, episodes, options))
     return Verification("source", location, findings, source.format)
 

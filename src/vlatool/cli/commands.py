@@ -408,8 +408,8 @@ _COMMANDS: dict[str, Command] = {
     "inspect": Command(
         "Show the contents of a source, a data folder or a run.",
         "vlatool.workflows.verify:inspect(InspectConfig)",
-        {"location": "LOCATION"},
-        ("raw --html raw.html", "runs/bin --json | jq .kind"),
+        {"location": "LOCATION", "others": "[OTHERS...]"},
+        ("raw --html raw.html", "runs/bin --json | jq .kind", "raw other_raw shards"),
     ),
     "runs": Command(
         "List training runs, or compare two of them.",

@@ -56,6 +56,9 @@ class ConfigModel(BaseModel):
         translations: Converters of configurations of other programs to the keys used here.
         published_options: Options of other programs' commands, which translations convert.
         location_keys: Keys with a path or URI; records keep only its last part.
+
+    A section with a classmethod `from_texts(texts) -> keys` may be typed as text; with a
+    `typed_form`, its form, it is one option, which may be repeated.
     """
 
     model_config = ConfigDict(
@@ -72,6 +75,7 @@ class ConfigModel(BaseModel):
     registries: ClassVar[Mapping[str, Registry[Any]]] = {}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
+    typed_form: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, str]] = {}
     root_aliases: ClassVar[Mapping[str, str]] = {}
     virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}

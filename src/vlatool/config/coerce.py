@@ -440,8 +440,15 @@ def _coerce_mapping(value: Any, member: Any) -> dict[Any, Any]:
     return {key: _coerce(item, item_kind) for key, item in value.items()}
 
 
-def _coerce_model(value: Any, _member: Any) -> Any:
-    value = _scalar(value)
+def keys_of_text(value: Any, member: Any) -> Any:
+    """Keys of a section that is typed as text, if it may be; any other value as it is."""
+    texts = value if isinstance(value, Repeated) else (value,)
+    is_text = all(isinstance(text, str) and unwrap(text) is not None for text in texts)
+    return member.from_texts(texts) if is_text and hasattr(member, "from_texts") else value
+
+
+def _coerce_model(value: Any, member: Any) -> Any:
+    value = _scalar(keys_of_text(value, member))
     if not isinstance(value, dict | BaseModel):
         raise TypeMismatch("a section (a mapping)")
     return value

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -277,6 +278,7 @@ def load_config(
     layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
     layers = [_apply_root_aliases(layer, subclass, problems) for layer in layers]
     layers = [_nest_flat_keys(layer, subclass, problems) for layer in layers]
+    layers = [_expand_texts(layer, subclass) for layer in layers]
     merged = _merge_layers(layers, subclass.exclusive, problems)
     _check_no_credentials(merged)
     return _validate(subclass, merged, problems, read)
@@ -460,6 +462,24 @@ def _expand_type(layer: coerce.Node, section: str) -> coerce.Node:
         return layer
     expanded = coerce.Node({"type": node}, node.origin)
     return replace(layer, value={**layer.value, section: expanded})
+
+
+def _expand_texts(node: coerce.Node, annotation: Any) -> coerce.Node:
+    """Replaces sections that are typed as text by their keys, so that layers merge."""
+    kinds = [kind for kind in coerce.alternatives(annotation) if hasattr(kind, "typed_form")]
+    value = node.value
+    if isinstance(value, dict):
+        fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+        value = {
+            name: _expand_texts(item, fields[name].annotation) if name in fields else item
+            for name, item in value.items()
+        }
+        return replace(node, value=value)
+    for kind in kinds if not isinstance(value, list) else ():
+        with suppress(coerce.TypeMismatch):  # reported with its key later
+            keys = coerce.keys_of_text(value, kind)
+            return coerce.from_value(keys, node.origin) if isinstance(keys, dict) else node
+    return node
 
 
 def _validate(

@@ -149,13 +149,14 @@ def default_of(field: FieldInfo) -> Any:
 
 
 def _sections(annotation: Any, suffix: str = "") -> list[tuple[str, type[BaseModel]]]:
-    """Pairs (`` or `.*`, class) of the models that a type contains."""
+    """Pairs (`` or `.*`, class) of the models that a type contains, besides those with a form."""
     models: list[tuple[str, type[BaseModel]]] = []
     for member in alternatives(annotation):
         if (
             isinstance(member, type)
             and get_origin(member) is None
             and issubclass(member, BaseModel)
+            and not getattr(member, "typed_form", "")
         ):
             models.append((suffix, member))
         elif get_origin(member) is not None and get_origin(member) is not Literal:
@@ -180,6 +181,8 @@ def _info(declared: _Declared) -> KeyInfo:
         default = default.value
     if isinstance(default, tuple | set | frozenset):
         default = list(default)
+    if isinstance(default, BaseModel):
+        default = default.model_dump(mode="json", exclude_defaults=True)
     if default is not None and not isinstance(default, bool | int | float | str | list | dict):
         default = str(default)
     text = _type_text(declared.field.annotation)
@@ -209,7 +212,7 @@ def _member_text(member: Any) -> str:
         return f"{name}[{', '.join(_type_text(part) for part in arguments)}]"
     if member is typing.Any:
         return "any"
-    return getattr(member, "__name__", str(member))
+    return getattr(member, "typed_form", "") or getattr(member, "__name__", str(member))
 
 
 def _unset(value: Any, kind: str, prefix: str = "") -> Iterator[str]:

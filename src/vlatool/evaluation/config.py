@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.config.base import ConfigModel, execution_field, option, required_field
 from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
+from vlatool.transforms.names import FieldMap
 from vlatool.transforms.relative import PoseGroupConfig
 
 
@@ -32,16 +33,6 @@ class OpenLoopConfig(ConfigModel):
     )
 
 
-class FieldMap(ConfigModel):
-    """Mapping of an environment's observation to a field."""
-
-    key: str | None = option(None, "Key of the observation; dots separate nested keys.")
-    start: int = option(0, "First dimension.", ge=0)
-    stop: int | None = option(None, "Dimension after the last; null: to the end.", ge=1)
-    scale: float = option(1.0, "Factor from the environment's unit to the field's.")
-    constant: list[float] | None = option(None, "Fixed values, without key.")
-
-
 class ActionMap(ConfigModel):
     """Mapping of an action field to a part of the environment's action vector."""
 
@@ -50,6 +41,7 @@ class ActionMap(ConfigModel):
         "position and rotation."
     )
     scale: float = option(1.0, "Factor from the field's unit to the environment's.")
+    offset: float = option(0.0, "Number that is added after the factor.")
 
 
 class GripperConfig(ConfigModel):

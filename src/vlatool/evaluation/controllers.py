@@ -13,7 +13,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation import control
-from vlatool.evaluation.config import FieldMap, RolloutConfig
+from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.environments import (
     Call,
     EnvObservation,
@@ -25,6 +25,7 @@ from vlatool.events import counted
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
+from vlatool.transforms.names import FieldMap
 from vlatool.transforms.relative import (
     POSITION,
     ROTATION,
@@ -100,7 +101,7 @@ class KeyMap:
         parts = [
             self._pose_command(part.field, commands, poses)
             if part.field in self._commanded
-            else commands[part.field] * part.scale
+            else commands[part.field] * part.scale + part.offset
             for part in self._config.action
         ]
         return np.concatenate(parts, axis=-1)
@@ -139,8 +140,7 @@ class KeyMap:
         if source.constant is not None:
             values = np.asarray(source.constant, np.float64)
         else:
-            values = self._numbers(observation, _key(source, name))
-            values = values[source.start : source.stop] * source.scale
+            values = source.of(self._numbers(observation, _key(source, name)))
         if len(values) != width:
             raise DataError(
                 f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "

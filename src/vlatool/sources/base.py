@@ -236,7 +236,8 @@ def camera_name_problem(name: str) -> DataError | None:
         return None
     return DataError(
         f"the camera name {name[:40]!r} cannot be part of a file name",
-        hint="rename the camera in the data set, or choose others with `preprocess --camera-names`",
+        hint="rename it with `preprocess --rename cameras.NEW=OLD`, or choose others with "
+        "--camera-names",
         code="data.bad_camera_name",
         details={"camera": name},
     )

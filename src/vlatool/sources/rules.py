@@ -50,6 +50,10 @@ SOURCE = FindingCodes(
         "Two episodes have the same name; the second is renamed to NAME-2.",
         "rename one of them, or leave out one source",
     ),
+    dimensions_left_out=warning(
+        "A slice of a field gets a new name, other dimensions of it get none.",
+        "name them with --rename too, or leave them out",
+    ),
     no_fields=error("The reader finds no field.", "name the fields with the keys of the format"),
 )
 

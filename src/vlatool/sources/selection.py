@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +20,10 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources import base
+from vlatool.sources.renaming import read_with_names, with_names
 from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import hub_hint, is_missing
+from vlatool.transforms.names import NameMap
 
 
 class SelectionConfig(ConfigModel):
@@ -35,6 +37,7 @@ class SelectionConfig(ConfigModel):
             "only_successful",
             "fail_on_nan",
         ),
+        "Names": ("rename",),
         "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
     }
 
@@ -55,6 +58,11 @@ class SelectionConfig(ConfigModel):
     )
     only_successful: bool = option(False, "Drop episodes that failed or whose success is unknown.")
     fail_on_nan: bool = option(True, "Fail episodes with NaN or infinity; otherwise keep them.")
+    rename: NameMap = option(
+        NameMap(),
+        "New names of cameras and fields; a slice makes a field of some dimensions, and * stands "
+        "for any text.",
+    )
     source: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Keys of the format.")
 
     @field_validator("camera_names")
@@ -90,9 +98,10 @@ class EpisodeTask:
     config: ConfigModel  # keys of the format
     selection: EpisodeSelection  # cameras, fields and conditions
     work: Callable[[EpisodeRef, Episode], Receipt]  # writes the episode
+    names: NameMap = field(default_factory=NameMap)  # new names, without globs
 
     def __call__(self, ref: EpisodeRef) -> Receipt:
-        reader: base.FormatReader = FORMATS.get(self.format)(self.config)
+        reader = with_names(FORMATS.get(self.format)(self.config), self.names)
         episode = apply_selection(reader.read(ref), self.selection)
         if isinstance(episode, DroppedEpisode):
             return Receipt(ref.id, dropped={episode.reason: 1}, findings=episode.findings)
@@ -116,6 +125,7 @@ class SelectedEpisodes:
     selection: EpisodeSelection  # cameras, fields and conditions for each episode
     findings: tuple[Finding, ...]  # findings on the sources as a whole
     available: int  # number of episodes in the sources
+    names: NameMap  # new names, without globs
 
 
 def select_episodes(
@@ -138,7 +148,8 @@ def select_episodes(
             code="data.no_episodes",
             details={"held_out": held_out_counts},
         )
-    survey = _survey(reader, refs, config.camera_names, required_cameras)
+    reader, survey, names = read_with_names(reader, refs, config.rename)
+    survey = _with_cameras(survey, config.camera_names, required_cameras)
     for problem in filter(None, map(base.camera_name_problem, survey.cameras)):
         raise problem
     fields = {name: info.width for name, info in survey.fields.items()}
@@ -150,7 +161,7 @@ def select_episodes(
         if name != name.lower()
     )
     findings = (*reader.source_findings, *capitals)
-    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings, available)
+    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings, available, names)
 
 
 def _discover(
@@ -178,13 +189,9 @@ def _discover(
     return len(discovered), refs if limit is None or limit <= 0 else refs[:limit]
 
 
-def _survey(
-    reader: base.FormatReader,
-    refs: Sequence[EpisodeRef],
-    cameras: Sequence[str] | None,
-    required_cameras: Sequence[str],
+def _with_cameras(
+    survey: Survey, cameras: Sequence[str] | None, required_cameras: Sequence[str]
 ) -> Survey:
-    survey = reader.survey(refs)
     known = list(survey.cameras)
     chosen = None if cameras is None else listed_cameras(cameras)
     for name in (*(chosen or ()), *required_cameras):

@@ -30,6 +30,7 @@ from vlatool.sinks.lbm import LbmConfig
 from vlatool.sources.base import FormatReader
 from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
+from vlatool.sources.renaming import with_names
 from vlatool.sources.selection import (
     EpisodeTask,
     SelectionConfig,
@@ -217,6 +218,8 @@ class PreprocessJob:
         sources = [pinned(source) for source in config.sources]
         named = getattr(config.sink, "camera_rotations", {})
         self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
+        names = selection.names
+        self._reader = with_names(self._reader, names)
         self.items: Sequence[EpisodeRef] = selection.refs
         output = location(config.output)
         versions = versions_of(sources)
@@ -242,9 +245,10 @@ class PreprocessJob:
                 config.sink,
                 selection.selection,
                 actions,
+                *([] if names.is_empty else [names]),
             ),
-            work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work),
-            check=EpisodeTask(config.format, resolved, selection.selection, count_frames),
+            work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work, names),
+            check=EpisodeTask(config.format, resolved, selection.selection, count_frames, names),
             state=episode_state,
             owned=(*self._sink.owned, CONVENTIONS.name),
             volatile=self._sink.volatile,
@@ -439,6 +443,7 @@ def source_options(
     selection_keys = ("episodes", "exclude", "max_episodes")
     excluded = {*config.no_effect_on_output, *selection_keys, "source", "sink", "format"}
     excluded.add("action_fields")  # the sink has those that it stores
+    excluded |= {"rename"} if config.rename.is_empty else set()
     return {
         **recorded_options(resolved, section),
         **config.model_dump(mode="json", exclude=excluded),
@@ -450,6 +455,7 @@ def source_options(
 def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[str, Any]:
     """Options for the record, without sections except that of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
+    excluded |= {"rename"} if config.rename.is_empty else set()
     options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]

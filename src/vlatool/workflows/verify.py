@@ -21,16 +21,19 @@ from vlatool.results import MERGED, OPTIONAL, Result, columns
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, require_existing
+from vlatool.transforms.names import NameMap
 
 
 class InspectConfig(ConfigModel):
     """Options of `vlatool inspect`."""
 
     location: str = required_field("", "Folder or shard to inspect.")
+    others: list[str] = option([], "Further sources and folders of shards, to compare names.")
     format: str | None = option(None, "Format of raw episodes; null: detect it.")
     episodes: str | None = option(
         None, "Raw episodes to read, such as 0:4,7; the end of a range is excluded."
     )
+    rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
     html: str | None = option(None, "HTML file to write, with images and charts; not for a run.")
     html_episodes: int = option(
         3, "Number of raw episodes in full on that page; it shows the others in brief.", ge=0
@@ -107,6 +110,8 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="run vlatool inspect LOCATION",
             code="usage.missing_key",
         )
+    if config.others:
+        return _inspect_names(config)
     path = require_weights(config.location)
     if config.propose is not None:
         return _propose(path, location(config.propose))
@@ -115,7 +120,9 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         _check_tokenizer(path, "", config)
     else:
         inspection.check_target(target)
-    kind, report = inspection.inspect_location(path, config.format, config.episodes, reporter)
+    kind, report = inspection.inspect_location(
+        path, config.format, config.episodes, reporter, config.rename
+    )
     if target is not None:
         if report.page is None:
             raise UsageError(
@@ -127,6 +134,22 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         _check_tokenizer(path, kind, config)
         inspection.write_page(report, config.location, target, _page_request(config))
     return InspectResult(report.kind, config.location, config.html, report)
+
+
+def _inspect_names(config: InspectConfig) -> InspectResult:
+    options = {"--html": config.html, "--propose": config.propose, "--tokenizer": config.tokenizer}
+    options["--rename"] = None if config.rename.is_empty else config.rename
+    for option_name, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"{option_name} is for one location",
+                hint=f"leave {option_name} out, or inspect each location",
+                code="usage.conflict",
+            )
+    locations = [config.location, *config.others]
+    paths = [require_existing(text) for text in locations]
+    report = inspection.inspect_names(paths, config.format, config.episodes)
+    return InspectResult(report.kind, ", ".join(locations), None, report)
 
 
 def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:
@@ -162,6 +185,7 @@ class VerifyConfig(ConfigModel):
     episodes: str | None = option(
         None, "Raw episodes to verify, such as 0:4,7; the end of a range is excluded."
     )
+    rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
     full: bool = option(False, "Decode every image, read every sample, recompute the statistics.")
     quick: bool = option(False, "Compare sizes and headers, no digests.")
     samples: int = option(200, "Number of samples whose contents are read, evenly spaced.", ge=0)
@@ -264,6 +288,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         options,
         format_name=config.format,
         episodes=config.episodes,
+        names=config.rename,
     )
     counts, severities = Counter[str](), Counter[str]()
     shown: list[Finding] = []

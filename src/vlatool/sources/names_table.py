@@ -1,0 +1,131 @@
+"""Table of the cameras and fields of several sets, and the renames that make them equal."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vlatool.events import counted
+from vlatool.pages.report import Report
+from vlatool.pages.text import number_text, pixels_text, text_table
+from vlatool.sources.detection import DetectedSource
+
+_SEPARATORS = re.compile(r"[./]|__|::")
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """Names of one set."""
+
+    location: str
+    option: str  # by which names are changed
+    cameras: Mapping[str, tuple[int, int] | None]  # name to (width, height)
+    fields: Mapping[str, int]  # name to width, 0 for text
+    fps: float | None
+    action_fields: Sequence[str]
+    proprioception_fields: Sequence[str]
+
+    def role(self, field: str) -> tuple[bool, bool]:
+        return field in self.action_fields, field in self.proprioception_fields
+
+
+def set_of_source(location: str, source: DetectedSource, refs: Sequence[Any]) -> NamedSet:
+    survey = source.reader.survey(refs)
+    return NamedSet(
+        location,
+        "--rename",
+        {name: size and (size[1], size[0]) for name, size in survey.cameras.items()},
+        {name: spec.width for name, spec in survey.fields.items()},
+        survey.fps,
+        survey.action_fields,
+        survey.proprioception_fields,
+    )
+
+
+def set_of_shards(location: str, facts: Mapping[str, Any]) -> NamedSet:
+    """Names in the facts that `inspect` has on shards."""
+    fields = {name: field["width"] for name, field in facts["fields"].items()}
+    roles = facts["action_fields"], facts["proprioception_fields"]
+    return NamedSet(location, "--data.rename", facts["cameras"], fields, facts["fps"], *roles)
+
+
+def names_report(sets: Sequence[NamedSet]) -> Report:
+    """Report of who has what; renames are those to the names of the first set."""
+    renames = {each.location: list(_renames(sets[0], each)) for each in sets[1:]}
+    options = {name: [text for text, is_sure in rows if is_sure] for name, rows in renames.items()}
+    questions = [
+        f"{name}: {text}" for name, rows in renames.items() for text, is_sure in rows if not is_sure
+    ]
+    by_location = {each.location: each for each in sets}
+    lines = [
+        (name, " ".join(f"{by_location[name].option} {text}" for text in texts))
+        for name, texts in options.items()
+        if texts
+    ]
+    header = ("name", *(f"[{number}]" for number, _ in enumerate(sets, 1)))
+    cameras = [{name: pixels_text(s, "yes") for name, s in each.cameras.items()} for each in sets]
+    fields = [{name: str(w or "text") for name, w in each.fields.items()} for each in sets]
+    return Report(
+        kind="names",
+        headline=f"{counted(len(sets), 'set')}, {_difference_text(sets)}",
+        facts={"sets": [asdict(each) for each in sets], "renames": options, "questions": questions},
+        summary={
+            f"[{number}]": f"{each.location}, {number_text(each.fps)} frames per second"
+            for number, each in enumerate(sets, 1)
+        },
+        tables=[
+            text_table("Cameras (width x height)", header, _rows(cameras)),
+            text_table("Fields (width)", header, _rows(fields)),
+            text_table("Renames to the names of [1]", ("set", "options"), lines),
+            text_table("Questions", ("what is the same?",), [(text,) for text in questions]),
+        ],
+    )
+
+
+def _difference_text(sets: Sequence[NamedSet]) -> str:
+    names = [({*each.cameras}, {*each.fields}) for each in sets]
+    parts = [
+        f"{len(set.union(*columns)) - len(set.intersection(*columns))} {kind}"
+        for kind, columns in zip(("cameras", "fields"), zip(*names, strict=True), strict=True)
+    ]
+    return f"{' and '.join(parts)} not in all of them"
+
+
+def _rows(columns: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
+    for name in dict.fromkeys(name for column in columns for name in column):
+        yield name, *(column.get(name, "-") for column in columns)
+
+
+def _renames(first: NamedSet, other: NamedSet) -> Iterator[tuple[str, bool]]:
+    """Yields a rename and True, or a question and False, for names that only `first` has."""
+    for kind in ("cameras", "fields"):
+        known, others = getattr(first, kind), getattr(other, kind)
+        spare = [name for name in others if name not in known]
+        matches = {
+            new: _matches(first, other, kind, new, spare) for new in known if new not in others
+        }
+        for new, olds in matches.items():
+            rivals = [name for name, each in matches.items() if {*each} & {*olds}]
+            is_sure = len(olds) == 1 and rivals == [new]
+            if is_sure and (kind == "fields" or _end(olds[0]) == _end(new)):
+                yield f"{kind}.{new}={olds[0]}", True
+            elif olds:
+                yield f"{kind}.{new}={'|'.join(olds)}", False
+
+
+def _matches(
+    first: NamedSet, other: NamedSet, kind: str, new: str, spare: Sequence[str]
+) -> list[str]:
+    """Old names with the same end, else any camera, or a field of the same width and role."""
+    olds = spare
+    if kind == "fields":
+        olds = [old for old in spare if other.fields[old] == first.fields[new]]
+    alike = [old for old in olds if _end(old) == _end(new)]
+    if kind == "fields":
+        role = first.role(new)
+        olds = [old for old in olds if any(role) and role == other.role(old)]
+    return alike or list(olds)
+
+
+def _end(name: str) -> str:
+    return _SEPARATORS.split(name)[-1].lower()

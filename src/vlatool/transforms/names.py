@@ -1,0 +1,293 @@
+"""Names of cameras and fields: those of a data set or environment to those of a policy.
+
+Legend of shapes: F frames, C dimensions of a field.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.config.coerce import TypeMismatch
+from vlatool.episode import Array, Declaration, Episode, FieldSpec, PoseGroup, Survey
+from vlatool.errors import DataError
+from vlatool.plugins import did_you_mean
+from vlatool.transforms.relative import SUFFIX, reference_keys
+
+_SLICED = re.compile(r"([^\[\]]+)(?:\[([0-9]{0,9}):([0-9]{0,9})\])?")
+_KINDS = {"cameras": "camera", "fields": "field"}
+
+
+class FieldMap(ConfigModel):
+    """Mapping of a value or its slice to a field; typed as `KEY` or `KEY[START:STOP]`."""
+
+    key: str | None = option(None, "Key of the observation; dots separate nested keys.")
+    start: int = option(0, "First dimension.", ge=0)
+    stop: int | None = option(None, "Dimension after the last; null: to the end.", ge=1)
+    scale: float = option(1.0, "Factor from the environment's unit to the field's.")
+    offset: float = option(0.0, "Number that is added after the factor.")
+    constant: list[float] | None = option(None, "Fixed values, without key.")
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
+        match = _SLICED.fullmatch(texts[-1])
+        if match is None:
+            raise TypeMismatch("KEY, KEY[START:STOP] or a section (a mapping)")
+        key, start, stop = match.groups()
+        return {"key": key, "start": int(start or 0), "stop": int(stop) if stop else None}
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the field is renamed and nothing else."""
+        return self == FieldMap(key=self.key)
+
+    def of(self, values: Array) -> Array:
+        """The dimensions of values [..., C] that become the field."""
+        part = values[..., self.start : self.stop]
+        return part if (self.scale, self.offset) == (1, 0) else part * self.scale + self.offset
+
+
+class NameMap(ConfigModel):
+    """New names of cameras and fields; a `*` on both sides stands for the same text."""
+
+    typed_form: ClassVar[str] = "cameras.NEW=OLD|fields.NEW=OLD[0:3]"
+
+    cameras: dict[str, str] = option({}, "New name of a camera to its name in the data.")
+    fields: dict[str, FieldMap] = option({}, "New name of a field to what it consists of.")
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
+        keys: dict[str, dict[str, str]] = {}
+        for text in texts:
+            kind, dot, rest = text.partition(".")
+            new, equals, old = (part.strip() for part in rest.partition("="))
+            if kind not in _KINDS or not (dot and new and equals and old):
+                raise TypeMismatch(f"{' or '.join(cls.typed_form.split('|'))}, not {text!r}")
+            if keys.setdefault(kind, {}).setdefault(new, old) != old:
+                raise TypeMismatch(f"one old name for {kind}.{new}, not {text!r} too")
+        return keys
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest_dotted(cls, data: Any) -> Any:
+        """Allows keys such as `cameras.wrist`."""
+        if not isinstance(data, dict):
+            return data
+        nested: dict[str, Any] = {}
+        for key, value in data.items():
+            kind, dot, new = str(key).partition(".")
+            part = {new: value} if dot else value
+            nested[kind] = {**nested.get(kind, {}), **part} if isinstance(part, dict) else part
+        return nested
+
+    @model_validator(mode="after")
+    def _check_entries(self) -> Self:
+        for kind, new, old in self._entries():
+            if new.count("*") != old.count("*") or new.count("*") > 1:
+                raise ValueError(f"{kind}.{new}={old}: one * on each side, or none")
+            if new == old and (kind == "cameras" or self.fields[new].is_whole):
+                raise ValueError(f"{kind}.{new}={old}: the old name is the new one")
+        return self
+
+    def _entries(self) -> Iterator[tuple[str, str, str]]:
+        """Yields (`cameras` or `fields`, new name, old name)."""
+        yield from (("cameras", new, old) for new, old in self.cameras.items())
+        yield from (("fields", new, part.key) for new, part in self.fields.items() if part.key)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.cameras or self.fields)
+
+    def expanded(self, cameras: Collection[str], fields: Collection[str]) -> Self:
+        """The map without globs, for names that are there; DataError for a name that is not."""
+        new_cameras = self._found("cameras", cameras)
+        taken: dict[str | None, str] = {}
+        for name, (source, _) in new_cameras.items():
+            if taken.setdefault(source, name) != name:
+                raise _taken(f"cameras.{name}={source}: it is {taken[source]!r} already")
+        parts = {
+            name: self.fields[new].model_copy(update={"key": source})
+            for name, (source, new) in self._found("fields", fields).items()
+        }
+        return type(self)(
+            cameras={name: source for name, (source, _) in new_cameras.items() if source},
+            fields=parts,
+        )
+
+    def _found(self, kind: str, known: Collection[str]) -> dict[str, tuple[str | None, str]]:
+        """New name to its old name, None for a constant, and to its entry."""
+        entries = list(self._keys(kind))
+        exact = {old for _, old in entries}
+        matched: dict[str, tuple[str | None, str]] = {}
+        if kind == "fields":
+            matched = {new: (None, new) for new, part in self.fields.items() if part.key is None}
+        for new, old in entries:
+            matches = [*_matches(new, old, [name for name in known if name not in exact])]
+            matches += [(new, old)] if old in known and "*" not in old else []
+            if not matches:
+                raise _unknown(kind, new, old, known)
+            for name, source in matches:
+                if name in matched:
+                    raise _taken(f"{kind}.{new}={old}: {matched[name][0]!r} is {name!r} already")
+                matched[name] = source, new
+        gone = {source for source, _ in matched.values()}
+        for name, (source, _) in matched.items():
+            if name in known and name not in gone:
+                problem = f"the data have a {_KINDS[kind]} {name!r} already"
+                raise _taken(f"{kind}.{name}={source}: {problem}")
+        return matched
+
+    def key_of(self, kind: str, new: str) -> str | None:
+        """Old name of a camera or field of a policy, by its entry or a glob; None: not mapped."""
+        return next((old for name, old in self._keys(kind) if name == new), None) or next(
+            (match for name, old in self._keys(kind) for match, _ in _matches(old, name, [new])),
+            None,
+        )
+
+    def _keys(self, kind: str) -> Iterator[tuple[str, str]]:
+        yield from ((new, old) for each, new, old in self._entries() if each == kind)
+
+    def cameras_of(self, by_camera: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by old name of a camera, by its new name."""
+        new = {old: name for name, old in self.cameras.items()}
+        return {new.get(name, name): value for name, value in by_camera.items()}
+
+    def parts_of(self, field: str) -> list[str]:
+        """New names of what was a field, or a relative pose of it; without any, its own."""
+        for name, suffix in ((field, ""), (field.removesuffix(SUFFIX), SUFFIX)):
+            parts = [new + suffix for new, part in self.fields.items() if part.key == name]
+            if parts and field.endswith(suffix):
+                return parts
+        return [field]
+
+    def names_of(self, fields: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(new for name in fields for new in self.parts_of(name)))
+
+
+def _matches(new: str, old: str, known: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(new name, old name) of the names that a pattern `old` matches; of no pattern nothing."""
+    head, star, tail = old.partition("*")
+    for name in known if star else ():
+        middle = name[len(head) : len(name) - len(tail)]
+        if len(name) >= len(head + tail) and name == head + middle + tail:
+            yield new.replace("*", middle), name
+
+
+def _unknown(kind: str, new: str, old: str, known: Collection[str]) -> DataError:
+    problem = "matches no" if "*" in old else "is not a"
+    listed = ", ".join(known) or "none"
+    nearest = did_you_mean(old, list(known))
+    return DataError(
+        f"{kind}.{new}={old}: {old!r} {problem} {_KINDS[kind]} of the data, which have {listed}",
+        hint=nearest if nearest.startswith("did you mean") else "give an old name that they have",
+        code=f"data.unknown_{_KINDS[kind]}",
+        details={"name": old, "known": list(known)},
+    )
+
+
+def _taken(message: str) -> DataError:
+    return DataError(
+        message,
+        hint="each new name needs one old name, and one that is not in use",
+        code="data.name_taken",
+    )
+
+
+def renamed_survey(survey: Survey, names: NameMap) -> Survey:
+    """The survey with new names; DataError if a slice does not fit its field."""
+    fields = {name: [(name, spec)] for name, spec in survey.fields.items()}
+    for new, part in names.fields.items():
+        spec = FieldSpec(len(part.constant or ()))
+        if part.key is not None:
+            spec = _part_spec(new, part, survey.fields[part.key])
+        fields.setdefault(part.key or new, []).append((new, spec))
+    gone = {part.key for part in names.fields.values()}
+    parts = [row for name, rows in fields.items() for row in rows[name in gone :]]
+    return replace(
+        survey,
+        cameras=names.cameras_of(survey.cameras),
+        fields=dict(parts),
+        **_shared(survey, names),
+    )
+
+
+def _part_spec(new: str, part: FieldMap, spec: FieldSpec) -> FieldSpec:
+    if part.is_whole:
+        return spec
+    stop = spec.width if part.stop is None else part.stop
+    if not part.start < stop <= spec.width:
+        width = f"{spec.width} wide" if spec.width else "text"
+        raise DataError(
+            f"fields.{new}={part.key}[{part.start}:{stop}]: {part.key!r} is {width}",
+            hint="give a slice within the field",
+            code="data.field_shape",
+            details={"field": part.key, "width": spec.width},
+        )
+    return FieldSpec(stop - part.start, spec.names[part.start : stop])
+
+
+def left_out(survey: Survey, names: NameMap) -> dict[str, list[int]]:
+    """Old fields to the dimensions that no slice has; `survey` has the old names."""
+    used: dict[str, set[int]] = {}
+    for part in names.fields.values():
+        if part.key is not None:
+            every = range(max(survey.fields[part.key].width, 1))
+            used.setdefault(part.key, set()).update(every[part.start : part.stop])
+    rest = {name: {*range(survey.fields[name].width)} - used[name] for name in used}
+    return {name: sorted(columns) for name, columns in rest.items() if columns}
+
+
+def renamed_episode(episode: Episode, names: NameMap) -> Episode:
+    """The episode with new names; `names` has no globs."""
+    lowdim: dict[str, Array] = {}
+    dimensions: dict[str, Sequence[str]] = {}
+    for name, values in episode.lowdim.items():
+        labels = np.array(episode.dimension_names.get(name, ()))
+        for new in names.parts_of(name):
+            part = names.fields.get(new, FieldMap())
+            lowdim[new] = values if part.is_whole or values.dtype.kind == "U" else part.of(values)
+            if len(labels):
+                dimensions[new] = labels[part.start : part.stop].tolist()
+    for new, part in names.fields.items():
+        if part.constant is not None:
+            lowdim[new] = np.tile(np.array(part.constant), (episode.num_frames, 1))
+    by_camera = ("cameras", "missing_cameras", "calibration", "depth", "labels")
+    return replace(
+        episode,
+        lowdim=lowdim,
+        dimension_names=dimensions,
+        **{key: names.cameras_of(getattr(episode, key)) for key in by_camera},
+        **_shared(episode, names),
+    )
+
+
+def _shared(each: Survey | Episode, names: NameMap) -> dict[str, Any]:
+    return {
+        "action_fields": names.names_of(each.action_fields),
+        "proprioception_fields": names.names_of(each.proprioception_fields),
+        "pose_groups": tuple(new for old in each.pose_groups for new in _pose_groups(old, names)),
+        "declared": tuple(new for old in each.declared for new in _declarations(old, names)),
+    }
+
+
+def _pose_groups(group: PoseGroup, names: NameMap) -> Iterator[PoseGroup]:
+    """The group with its references by name; none if a part of it is sliced."""
+    keys = (group.position_key, group.rotation_key, *reference_keys(group))
+    new = [names.parts_of(key)[0] for key in keys]
+    if new == [*keys]:
+        yield group
+    elif all(names.fields.get(name, FieldMap()).is_whole or name in keys for name in new):
+        yield PoseGroup(group.name, *new)
+
+
+def _declarations(declaration: Declaration, names: NameMap) -> Iterator[Declaration]:
+    for new in names.parts_of(declaration.field):
+        part = names.fields.get(new, FieldMap())
+        first, last = max(declaration.first, part.start), declaration.last
+        last = last if part.stop is None else min(last, part.stop - 1)
+        if first <= last:
+            yield replace(declaration, field=new, first=first - part.start, last=last - part.start)

@@ -1,0 +1,115 @@
+"""New names of cameras and fields, from recordings to training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders import hdf5
+from tests.builders.errors import fails
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.preprocessing import arrays, samples
+from tests.builders.recording import Recorder
+from vlatool.artifacts.shards.format import read_preprocessing_config
+from vlatool.events import NULL, Reporter
+from vlatool.transforms.names import NameMap
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
+
+
+def named(*texts: str) -> NameMap:
+    return NameMap.model_validate(NameMap.from_texts(texts))
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lengths = {"demo_0": 6, "demo_1": 5}
+    return hdf5.robomimic(tmp_path_factory.mktemp("raw") / "a.hdf5", lengths)
+
+
+def written(
+    recording: Path, output: Path, reporter: Reporter = NULL, **options: Any
+) -> PreprocessResult:
+    tree = {"format": "hdf5", "sources": [str(recording)], "output": str(output), "workers": 1}
+    tree |= {"instruction": "go", "samples_per_shard": 4}
+    tree |= {"past_lowdim_steps": 1, "future_lowdim_steps": 2, "max_padding_right": 2, **options}
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
+
+
+def test_shards_differ_from_those_with_the_old_names_in_names_alone(
+    recording: Path, tmp_path: Path
+) -> None:
+    written(recording, tmp_path / "old")
+    result = written(
+        recording,
+        tmp_path / "new",
+        rename={"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos[0:2]"}},
+    )
+    assert (result.cameras, result.action_fields) == (("top",), ("actions",))
+    pairs = zip(*(samples(tmp_path / name / "shards") for name in ("old", "new")), strict=True)
+    for old, new in pairs:
+        before, after = arrays(old), arrays(new)
+        assert np.array_equal(after["hand"], before["obs.robot0_eef_pos"][:, :2])
+        assert "obs.robot0_eef_pos" not in after
+        assert new["top_t0.jpg"] == old["front_image_t0.jpg"]
+    options = read_preprocessing_config(tmp_path / "new/shards")
+    assert "hand" in options["proprioception_fields"]
+
+
+def test_inspect_and_verify_show_the_new_names(recording: Path) -> None:
+    rename = named("cameras.top=front_image", "fields.*=obs.*")
+    report = inspect(InspectConfig(location=str(recording), rename=rename)).document()
+    assert [camera["name"] for camera in report["cameras"]] == ["top"]
+    assert report["proprioception_fields"] == ("robot0_eef_pos",)
+    assert verify(VerifyConfig(location=str(recording), rename=rename)).whole
+
+
+def test_dimensions_that_no_new_name_has_are_a_warning(recording: Path, tmp_path: Path) -> None:
+    reporter = Recorder()
+    rename = {"fields": {"hand": "obs.robot0_eef_pos[0:2]"}}
+    written(recording, tmp_path / "a", rename=rename, reporter=reporter)
+    assert ("source.dimensions_left_out", "no new name has obs.robot0_eef_pos[2]") in [
+        *reporter.warnings
+    ]
+
+
+def test_an_output_with_other_names_is_another_output(recording: Path, tmp_path: Path) -> None:
+    written(recording, tmp_path / "a", rename={"cameras": {"top": "front_image"}})
+    with fails("usage.output_differs", 2):
+        written(recording, tmp_path / "a", rename={"cameras": {"side": "front_image"}})
+
+
+def lerobot(root: Path, camera: str, *more: str) -> Path:
+    return lerobot_dataset(root, (3,), cameras=dict.fromkeys([camera, *more], "image"))
+
+
+def test_the_renames_of_the_table_make_names_equal(tmp_path: Path) -> None:
+    first = lerobot(tmp_path / "a", "observation.images.front")
+    other = lerobot(tmp_path / "b", "observation.images.cam.front")
+    both = InspectConfig(location=str(first), others=[str(other)])
+    (texts,) = inspect(both).document()["renames"].values()
+    rename = named(*texts)
+    reports = [
+        inspect(InspectConfig(location=str(path), rename=names)).document()
+        for path, names in ((first, NameMap()), (other, rename))
+    ]
+    assert reports[0]["cameras"] == reports[1]["cameras"]
+
+
+def test_a_name_with_two_matches_is_a_question(tmp_path: Path) -> None:
+    first = lerobot(tmp_path / "a", "observation.images.front")
+    other = lerobot(tmp_path / "b", "observation.images.l.front", "observation.images.r.front")
+    document = inspect(InspectConfig(location=str(first), others=[str(other)])).document()
+    assert not any(document["renames"].values())
+    assert "l.front|observation.images.r.front" in document["questions"][0]
+
+
+def test_shards_are_compared_with_recordings(recording: Path, tmp_path: Path) -> None:
+    rename = {"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos"}}
+    written(recording, tmp_path / "a", rename=rename)
+    config = InspectConfig(location=str(recording), others=[str(tmp_path / "a")])
+    document = inspect(config).document()
+    assert document["renames"] == {str(tmp_path / "a"): ["fields.obs.robot0_eef_pos=hand"]}
+    assert document["questions"] == [f"{tmp_path / 'a'}: cameras.front_image=top"]
+    assert document["sets"][1]["cameras"] == {"top": (8, 6)}
