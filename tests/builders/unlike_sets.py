@@ -87,10 +87,10 @@ ROBOTS = {
 }
 
 
-def write_set(folder: Path, robot: Robot, numbers: Iterable[int]) -> Path:
+def write_set(folder: Path, robot: Robot, numbers: Iterable[int], *, images: bool = True) -> Path:
     """Episodes of a seed as HDF5 files in the layout of robomimic."""
     folder.mkdir(parents=True, exist_ok=True)
-    views = [View(camera, camera.size("small")) for camera in cameras_for(2)]
+    views = [View(camera, camera.size("small")) for camera in cameras_for(2)] if images else []
     for number in numbers:
         episode = expert_episode(0, number)
         with h5py.File(folder / f"episode_{number:05d}.hdf5", "w") as file:
@@ -123,9 +123,9 @@ def _write(file: Any, robot: Robot, episode: WorldEpisode, views: list[View], nu
     rotation = form_from_matrix(np.tile(_DOWN, (len(times), 1, 1)), robot.state_rotation)
     demo["actions"] = np.hstack([*numbers, grip, extra])
     demo["obs/state"] = np.hstack([robot.unit * poses[:, :3], rotation, poses[:, 3:]])
-    for name, view in zip(robot.cameras, views, strict=True):
-        images = np.stack([view.draw(scene) for scene in scenes])
-        demo.create_dataset(f"obs/{name}_image", data=images, chunks=(1, *images.shape[1:]))
+    for name, view in zip(robot.cameras, views, strict=False):
+        drawn = np.stack([view.draw(scene) for scene in scenes])
+        demo.create_dataset(f"obs/{name}_image", data=drawn, chunks=(1, *drawn.shape[1:]))
 
 
 def _pose(poses: Array) -> Pose:

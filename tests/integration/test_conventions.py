@@ -129,6 +129,23 @@ def test_a_typed_form_that_the_states_contradict_is_refused(
     assert written(recording, tmp_path / "out", trust_declared=True, **options).is_planned
 
 
+@pytest.mark.parametrize("frame", ["base", "tool"])
+def test_a_typed_frame_that_the_states_contradict_is_refused(
+    recording: Path, tmp_path: Path, frame: str
+) -> None:
+    measured = {"position_key": "obs.eef_pos", "rotation_key": "obs.eef_quat", "name": "eef"}
+    (command,) = poses("axis_angle")["pose_groups"]
+    command |= {"relation": "delta", "frame": frame, "reference": "eef"}
+    groups = [{**measured, "rotation": "quaternion_xyzw"}, command]
+    options = {"sink": {"type": "lbm", "pose_groups": groups}, "dry_run": True}
+    if frame == "tool":
+        assert written(recording, tmp_path / "out", **options).is_planned
+        return
+    with fails("data.contradicted_declaration") as caught:
+        written(recording, tmp_path / "out", **options)
+    assert "pose_groups: hand says base" in caught.value.message
+
+
 def test_few_rows_do_not_refuse(recording: Path, tmp_path: Path) -> None:
     options = {"sink": poses("euler_zyx"), "dry_run": True, "episodes": "0:5"}
     assert written(recording, tmp_path / "out", **options).is_planned

@@ -317,11 +317,8 @@ class LbmEpisodeWriter:
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes the tar; the receipt holds the byte ranges of its samples."""
-        episode = stored_episode(episode, self.config)
-        errors: dict[str, Array] = {}
-        if self.config.target.fps is not None:
-            episode, error = at_rate(episode, self.config.target.fps, self.commands)
-            errors = {} if error is None else {RATE_ERRORS: np.array(error)}
+        episode, error = self.stored(episode)
+        errors = {} if error is None else {RATE_ERRORS: np.array(error)}
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
         findings = tuple(self._missing_findings(episode))
@@ -342,6 +339,11 @@ class LbmEpisodeWriter:
             findings=findings,
             arrays={RANGES: ranges, **arrays, **errors},
         )
+
+    def stored(self, episode: Episode) -> tuple[Episode, RateError | None]:
+        """The episode with the stored fields at the stored rate, and the errors of another rate."""
+        stored, fps = stored_episode(episode, self.config), self.config.target.fps
+        return (stored, None) if fps is None else at_rate(stored, fps, self.commands)
 
     def _write(self, tar: TarWriter, sampler: EpisodeSampler, spec: SampleSpec) -> Array:
         """(offset, length) in bytes of each sample, int64 [S, 2]."""
@@ -588,15 +590,17 @@ class LbmSink(base.Sink):
         for group in self._example.pose_groups:
             pose = {group.position_key, group.rotation_key}
             commands |= pose if pose & commands else set()
-        self.work: base.Work = LbmEpisodeWriter(setup.output, config, tuple(sorted(commands)))
+        self._writer = LbmEpisodeWriter(setup.output, config, tuple(sorted(commands)))
+        self.work: base.Work = self._writer
         chosen = config.target.proprioception_fields
         self.proprioception_fields: tuple[str, ...] = base.stored_fields(
             chosen, self.fields, "--target.proprioception_fields"
         ) or tuple(name for name in self._example.proprioception_fields if name in self.fields)
 
     def stored(self, episode: Episode) -> Episode:
+        stored, _ = self._writer.stored(episode)
         return replace(
-            stored_episode(episode, self._config),
+            stored,
             action_fields=self.action_fields,
             proprioception_fields=self.proprioception_fields,
         )

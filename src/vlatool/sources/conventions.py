@@ -204,7 +204,8 @@ def _actions(episodes: Sequence[Episode]) -> list[str]:
 def _states(episodes: Sequence[Episode]) -> list[str]:
     """Fields that a policy observes; all numbers if the format names none."""
     observed = [name for episode in episodes for name in episode.proprioception_fields]
-    every = [name for episode in episodes for name in episode.lowdim]
+    actions = {*_actions(episodes)}
+    every = [name for episode in episodes for name in episode.lowdim if name not in actions]
     return list(dict.fromkeys(observed or [name for name in every if _may_be_state(name)]))
 
 

@@ -297,9 +297,10 @@ class PreprocessJob:
 
     def _check_differences(self) -> None:
         """Raises DataError if actions that are stored at another rate depend on the rate."""
-        fits = fits_of(self._reader, self.items, self._config.action_fields, self._sink.stored)
+        fits = fits_of(self._reader, self.items, self._config.action_fields)
         for group in fits.conventions.groups if fits else ():
-            if group.relation == ("delta",) and not self._config.trust_declared:
+            is_stored = group.field in self._sink.fields and not self._config.trust_declared
+            if is_stored and group.relation == ("delta",):
                 raise DataError(
                     f"{group.name}: actions that are differences between frames "
                     f"({meaning(group)}) mean something else at another rate",

@@ -1,0 +1,86 @@
+"""Recordings of unlike robots that become one training set."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.errors import fails
+from tests.builders.unlike_sets import ROBOTS, made_options, write_set
+from vlatool.artifacts.conventions import conventions_of
+from vlatool.episode import Array
+from vlatool.loading.dataset import open_dataset
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.world.recording import expert_episode
+
+NUMBERS = range(8)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same eight episodes, each by three robots."""
+    root = tmp_path_factory.mktemp("raw")
+    for robot in ROBOTS.values():
+        write_set(root / robot.name, robot, NUMBERS, images=False)
+    return root
+
+
+def written(source: Path, output: Path, **wrong: Any) -> Path:
+    options = made_options(ROBOTS[source.name], 10, **wrong)
+    tree = {"format": "hdf5", "sources": [str(source)], "output": str(output), "workers": 1}
+    windows = {"type": "lbm", "past_lowdim_steps": 0, "future_lowdim_steps": 0}
+    windows |= {"image_indices": [0], "max_padding_right": 0}
+    sink = {key: options.pop(key) for key in ("pose_groups", "target")} | windows
+    del options["rename"]["cameras"]
+    tree |= options | {"sink": sink, "camera_names": ["none"]}
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return output
+
+
+def fields(folder: Path) -> dict[str, Array]:
+    """Values of all frames by field, in the order of the frames."""
+    names = ["hand__xyz", "width", "command__xyz", "command__rot_6d", "gripper"]
+    samples = open_dataset(
+        folder, raw=True, shuffle=False, proprioception_fields=names[:2], action_fields=names[2:]
+    )
+    places = ("episode_id", "anchor_timestep")
+    ordered = sorted(samples, key=lambda each: [each.metadata[name] for name in places])
+    return {name: np.concatenate([each.fields[name] for each in ordered]) for name in names}
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_recordings_of_unlike_robots_have_the_same_fields_afterwards(
+    recordings: Path, tmp_path: Path, name: str
+) -> None:
+    folder = written(recordings / name, tmp_path / "data")
+
+    conventions = conventions_of(folder)
+    assert conventions is not None
+    groups = {group.field: group for group in conventions.groups}
+    command = groups["command__xyz"]
+    assert (command.relation, command.lag) == (("absolute",), (1,))
+    assert groups["gripper"].scale[0] > 0  # opens at the greater value
+    stored = fields(folder)
+    episodes = [expert_episode(0, number) for number in NUMBERS]
+    if name != "c":  # whose frames lie between those of the others
+        states, commands = (
+            np.concatenate([getattr(episode, key) for episode in episodes])
+            for key in ("states", "actions")
+        )
+        np.testing.assert_allclose(stored["hand__xyz"], states[:, :3], atol=1e-6)
+        # The last step of an episode has no time in which the hand would get there.
+        ends = np.cumsum([len(episode) for episode in episodes]) - 1
+        xyz, grip = (np.delete(stored[key], ends, 0) for key in ("command__xyz", "gripper"))
+        commands = np.delete(commands, ends, 0)
+        np.testing.assert_allclose(xyz, commands[:, :3], atol=1e-6)
+        np.testing.assert_allclose(grip[:, 0], 10 * commands[:, 3], atol=1e-6)
+    down = np.broadcast_to([1, 0, 0, 0, -1, 0], stored["command__rot_6d"].shape)
+    np.testing.assert_allclose(stored["command__rot_6d"], down, atol=1e-6)
+
+
+def test_declaration_that_the_states_contradict_is_refused(
+    recordings: Path, tmp_path: Path
+) -> None:
+    with fails("data.contradicted_declaration"):
+        written(recordings / "a", tmp_path / "data", relation="delta")
