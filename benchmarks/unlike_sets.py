@@ -114,7 +114,7 @@ def main() -> None:
         for arm in arguments.arms.split(","):
             trained = str(root / f"run-{arm}-{seed}")
             words = [word for data in sets[arm] for word in ("--data", data)]
-            words += ["--data.camera_names", "scene,wrist", "--seed", str(seed)]
+            words += ["--data.camera_names", "scene,wrist", "--hparams.seed", str(seed)]
             words += ["--data.proprioception_fields", "hand__xyz,width"]
             words += ["--data.action_fields", "command__xyz_relative,gripper"]
             words += ["--total-train-steps", str(arguments.steps)]
