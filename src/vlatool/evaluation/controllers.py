@@ -25,7 +25,7 @@ from vlatool.events import counted
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
-from vlatool.transforms.names import FieldMap
+from vlatool.transforms.names import FieldMap, NameMap
 
 # Kinds of numpy types: booleans, integers and floats.
 _NUMBERS = "biuf"
@@ -37,6 +37,7 @@ class KeyMap:
     def __init__(self, policy: Policy, config: RolloutConfig) -> None:
         self._sees = policy.sees
         self._config = config
+        self._cameras, self._fields = _keys_of(policy, config)
         _check(policy, config)
         # Length of the action.
         self.action_width = sum(policy.actions[part.field] for part in config.action)
@@ -44,11 +45,10 @@ class KeyMap:
     @property
     def names(self) -> list[str]:
         config = self._config
-        cameras = [config.cameras.get(name, name) for name in self._sees.cameras]
-        fields = [config.fields[name].key for name in self._sees.fields]
+        fields = [part.key for part in self._fields.values()]
         has_words = self._sees.instruction and config.instruction is None
         words = [config.instruction_key] if has_words else []
-        return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
+        return list(dict.fromkeys([*self._cameras.values(), *filter(None, fields), *words]))
 
     def state(self, observation: Mapping[str, Any]) -> control.RobotState:
         return control.RobotState(
@@ -67,9 +67,7 @@ class KeyMap:
         return np.concatenate(parts, axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
-        image = control.as_array(
-            camera, observed_value(observation, self._config.cameras.get(camera, camera))
-        )
+        image = control.as_array(camera, observed_value(observation, self._cameras[camera]))
         image = control.channels_last(image, is_first=camera in self._config.channels_first_cameras)
         if image.ndim and camera in self._config.flipped_cameras:
             image = image[::-1]
@@ -77,7 +75,7 @@ class KeyMap:
         return rotate(image, turns) if image.ndim > 1 else image
 
     def _field(self, observation: Mapping[str, Any], name: str) -> Array:
-        source, width = self._config.fields[name], self._sees.fields[name]
+        source, width = self._fields[name], self._sees.fields[name]
         if source.constant is not None:
             values = np.asarray(source.constant, np.float64)
         else:
@@ -89,7 +87,7 @@ class KeyMap:
                     code="data.field_shape",
                     details={"field": name},
                 )
-            values = values[source.start : source.stop].astype(np.float64) * source.scale
+            values = source.of(values.astype(np.float64))
         if len(values) != width:
             raise DataError(
                 f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "
@@ -106,18 +104,38 @@ def has_mapping(config: RolloutConfig) -> bool:
     return bool(config.cameras or config.fields or config.action)
 
 
-def _check(policy: Policy, config: RolloutConfig) -> None:
-    """Raises DataError if a field of the policy or a part of the action is not mapped."""
-    for name in policy.sees.fields:
-        if name not in config.fields:
+def _keys_of(policy: Policy, config: RolloutConfig) -> tuple[dict[str, str], dict[str, FieldMap]]:
+    """Observation key of each camera and field; DataError for a field without one."""
+    sees, typed = policy.sees, config.map
+    if unused := typed.unmatched(sees.cameras, sees.fields):
+        names = [*sees.cameras, *sees.fields]
+        raise DataError(
+            f"map.{unused[0]}: the policy has no such name; it sees {', '.join(names)}",
+            hint=did_you_mean(unused[0].partition(".")[2].partition("=")[0], names),
+            code="data.unknown_name",
+        )
+    others = NameMap.model_construct(cameras=config.cameras, fields=config.fields)
+    cameras = {
+        name: typed.camera_of(name) or others.camera_of(name) or name for name in sees.cameras
+    }
+    fields: dict[str, FieldMap] = {}
+    for name in sees.fields:
+        part = typed.field_of(name) or others.field_of(name)
+        if part is None:
             raise DataError(
                 f"the field {name!r} of the policy is mapped to no observation key",
-                hint=f"set fields.{name}.key, or use a rollout preset",
+                hint=f"give it, such as --map fields.{name}=KEY, or use a rollout preset",
                 code="data.unmapped_field",
                 details={"field": name},
             )
-        if config.fields[name].constant is None:
-            _key(config.fields[name], name)
+        if part.constant is None:
+            _key(part, name)
+        fields[name] = part
+    return cameras, fields
+
+
+def _check(policy: Policy, config: RolloutConfig) -> None:
+    """Raises DataError if a part of the action is not mapped."""
     available = list(policy.actions)
     if not config.action:
         raise DataError(
