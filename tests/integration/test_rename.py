@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tests.builders import hdf5
 from tests.builders.errors import fails
@@ -13,6 +14,11 @@ from tests.builders.preprocessing import arrays, samples
 from tests.builders.recording import Recorder
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.events import NULL, Reporter
+from vlatool.loading.base import SampleRef
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.transforms.names import NameMap
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
@@ -113,3 +119,60 @@ def test_shards_are_compared_with_recordings(recording: Path, tmp_path: Path) ->
     assert document["renames"] == {str(tmp_path / "a"): ["fields.obs.robot0_eef_pos=hand"]}
     assert document["questions"] == [f"{tmp_path / 'a'}: cameras.front_image=top"]
     assert document["sets"][1]["cameras"] == {"top": (8, 6)}
+
+
+RENAME = {"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos"}}
+
+
+@pytest.fixture(scope="module")
+def unlike(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Shards with the names of the recording, and with others."""
+    root = tmp_path_factory.mktemp("sets")
+    written(recording, root / "old")
+    written(recording, root / "new", rename=RENAME)
+    return [str(root / "old"), str(root / "new")]
+
+
+def loaded(folders: list[str], **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInfo]:
+    kind = RoboticsKind()
+    config = RoboticsDataConfig(dataset_manifest=folders, **keys)
+    info = kind.load_info(config)
+    return kind.derive(config, info)[0], info
+
+
+def test_a_set_with_old_names_is_trained_on_as_one_with_the_new(unlike: list[str]) -> None:
+    config, info = loaded(unlike, rename=RENAME)
+    assert config.cameras == ["top"]
+    assert config.proprioception_fields == ["hand"]
+    refs = [SampleRef(dataset, 0, 1) for dataset in (0, 1)]
+    rngs = [np.random.default_rng(0) for _ in refs]
+    old, new = RoboticsKind().reader(config, info).read(refs, rngs)
+    assert isinstance(old, DecodedSample)
+    assert isinstance(new, DecodedSample)
+    assert np.array_equal(old.images, new.images)
+    assert np.array_equal(old.fields["hand"], new.fields["hand"])
+
+
+def test_without_data_rename_the_sets_differ(unlike: list[str]) -> None:
+    with fails("data.datasets_differ", 3):
+        loaded(unlike)
+
+
+def test_assets_of_a_run_have_the_new_names(unlike: list[str], tmp_path: Path) -> None:
+    config, info = loaded(unlike[:1], rename=RENAME)
+    RoboticsKind().save_assets(config, info, tmp_path)
+    assets = RoboticsKind().load_assets(config, tmp_path)
+    assert "hand" in assets.statistics
+    assert read_preprocessing_config(tmp_path)["camera_names"] == ["top"]
+
+
+def test_a_name_that_no_set_has_is_an_error_with_the_names(unlike: list[str]) -> None:
+    with fails("data.unknown_name", 3) as caught:
+        loaded(unlike[:1], rename={"cameras": {"top": "frnt_image"}})
+    assert "front_image" in caught.value.message
+    assert "front_image" in caught.value.hint
+
+
+def test_slices_are_for_preprocessing() -> None:
+    with pytest.raises(ValidationError, match="vlatool preprocess --rename"):
+        RoboticsDataConfig(rename=named("fields.a=state[0:3]"))

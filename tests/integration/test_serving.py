@@ -41,11 +41,14 @@ from vlatool.cli.app import run
 from vlatool.episode import CameraView
 from vlatool.errors import VlatoolError
 from vlatool.evaluation import policy_runner
+from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import channels_last
+from vlatool.evaluation.controllers import KeyMap
 from vlatool.serving.access import bound_socket, listen
-from vlatool.serving.config import ServeConfig
+from vlatool.serving.config import ServeConfig, ServeMap
 from vlatool.serving.messages import CONTROL, pack, unpack
 from vlatool.serving.server import PolicyServer, service_of
+from vlatool.transforms.names import NameMap
 
 RESTART, INTERNAL, TOO_BIG = 1001, 1011, 1009
 MISSING = "environment.missing_dependency"
@@ -139,6 +142,29 @@ def test_keys_of_a_client_are_mapped_as_in_rollouts(tmp_path: Path) -> None:
         with pytest.raises(VlatoolError) as failed:
             client.act({**sent, "state": "four"})
         assert failed.value.code == "data.field_shape"
+
+
+def test_keys_of_a_client_are_mapped_one_by_one() -> None:
+    seen = look(4.0)
+    names = ["cameras.*=images.*", "fields.pose=state[1:3]"]
+    sent = {**seen, "images": {"front": seen["front"]}, "state": [9, *seen["pose"], 9]}
+    chunk = local(LookPolicy()).act(seen)
+    with (
+        served(LookPolicy(), map=ServeMap.from_texts(names)) as url,
+        vlatool.connect(url) as client,
+    ):
+        assert client.names[:2] == ["images.front", "state"]
+        sent = {name: value for name, value in sent.items() if name not in ("front", "pose")}
+        actions = client.act(sent)["actions"]
+    np.testing.assert_array_equal(actions, np.hstack([chunk[name] for name in chunk]))
+
+
+def test_a_key_for_a_name_that_the_policy_lacks_is_an_error() -> None:
+    names = NameMap(cameras={"wrist": "image"})
+    with pytest.raises(VlatoolError, match="wrist=image") as caught:
+        KeyMap(LookPolicy(), RolloutConfig(map=names))
+    assert caught.value.code == "data.unknown_name"
+    assert "front" in caught.value.message
 
 
 # the protocol of openpi

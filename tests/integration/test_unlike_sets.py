@@ -44,8 +44,8 @@ def fields(folder: Path) -> dict[str, Array]:
     samples = open_dataset(
         folder, raw=True, shuffle=False, proprioception_fields=names[:2], action_fields=names[2:]
     )
-    places = ("episode_id", "anchor_timestep")
-    ordered = sorted(samples, key=lambda each: [each.metadata[name] for name in places])
+    keys = ("episode_id", "anchor_timestep")
+    ordered = sorted(samples, key=lambda each: [each.metadata[name] for name in keys])
     return {name: np.concatenate([each.fields[name] for each in ordered]) for name in names}
 
 
@@ -70,9 +70,9 @@ def test_recordings_of_unlike_robots_have_the_same_fields_afterwards(
         )
         np.testing.assert_allclose(stored["hand__xyz"], states[:, :3], atol=1e-6)
         # The last step of an episode has no time in which the hand would get there.
-        ends = np.cumsum([len(episode) for episode in episodes]) - 1
-        xyz, grip = (np.delete(stored[key], ends, 0) for key in ("command__xyz", "gripper"))
-        commands = np.delete(commands, ends, 0)
+        final = np.cumsum([len(episode) for episode in episodes]) - 1
+        xyz, grip = (np.delete(stored[key], final, 0) for key in ("command__xyz", "gripper"))
+        commands = np.delete(commands, final, 0)
         np.testing.assert_allclose(xyz, commands[:, :3], atol=1e-6)
         np.testing.assert_allclose(grip[:, 0], 10 * commands[:, 3], atol=1e-6)
     down = np.broadcast_to([1, 0, 0, 0, -1, 0], stored["command__rot_6d"].shape)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.config.base import ConfigModel, execution_field, option, required_field
 from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
-from vlatool.transforms.names import FieldMap
+from vlatool.transforms.names import FieldMap, NameMap
 from vlatool.transforms.relative import PoseGroupConfig
 
 
@@ -93,6 +93,10 @@ class RolloutTask(ConfigModel):
         [], "Cameras whose images are [3, H, W]; others are if their last axis is not 3."
     )
     fields: dict[str, FieldMap] = option({}, "Observation key of each field of the policy.")
+    map: NameMap = option(
+        NameMap(),
+        "Observation keys over those, such as cameras.front=image or fields.pose=state[0:3].",
+    )
     action: list[ActionMap] = option([], "Fields that are concatenated, in order, to the action.")
     pose_groups: list[PoseGroupConfig] = option(
         [],

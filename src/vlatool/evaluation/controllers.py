@@ -25,7 +25,7 @@ from vlatool.events import counted
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
-from vlatool.transforms.names import FieldMap
+from vlatool.transforms.names import FieldMap, NameMap
 from vlatool.transforms.relative import (
     POSITION,
     ROTATION,
@@ -49,7 +49,8 @@ class KeyMap:
         self._commanded = {name: group for name, group in groups.items() if name in moved}
         self._measured = [group for name, group in groups.items() if name not in moved]
         self._posed = {key for group in self._measured for key in group.stored_keys}
-        _check(policy, config, self._posed)
+        self._cameras, self._fields = _keys_of(policy, config, self._posed)
+        _check(policy, config)
         # Fields of the measured pose that a commanded one refers to.
         self._references = {
             name: groups[group.reference].stored_keys
@@ -63,12 +64,11 @@ class KeyMap:
     @property
     def names(self) -> list[str]:
         config = self._config
-        cameras = [config.cameras.get(name, name) for name in self._sees.cameras]
-        fields = [config.fields[name].key for name in self._sees.fields if name in config.fields]
+        fields = [part.key for part in self._fields.values()]
         fields += [name for group in self._measured for name in group.recorded_fields]
         has_words = self._sees.instruction and config.instruction is None
         words = [config.instruction_key] if has_words else []
-        return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
+        return list(dict.fromkeys([*self._cameras.values(), *filter(None, fields), *words]))
 
     def state(self, observation: Mapping[str, Any]) -> control.RobotState:
         poses = self.poses(observation)
@@ -126,9 +126,7 @@ class KeyMap:
         return np.concatenate(self._commanded[group].numbers((xyz, rot6d), reference), axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
-        image = control.as_array(
-            camera, observed_value(observation, self._config.cameras.get(camera, camera))
-        )
+        image = control.as_array(camera, observed_value(observation, self._cameras[camera]))
         image = control.channels_last(image, is_first=camera in self._config.channels_first_cameras)
         if image.ndim and camera in self._config.flipped_cameras:
             image = image[::-1]
@@ -136,7 +134,7 @@ class KeyMap:
         return rotate(image, turns) if image.ndim > 1 else image
 
     def _field(self, observation: Mapping[str, Any], name: str) -> Array:
-        source, width = self._config.fields[name], self._sees.fields[name]
+        source, width = self._fields[name], self._sees.fields[name]
         if source.constant is not None:
             values = np.asarray(source.constant, np.float64)
         else:
@@ -167,20 +165,40 @@ def has_mapping(config: RolloutConfig) -> bool:
     return bool(config.cameras or config.fields or config.action)
 
 
-def _check(policy: Policy, config: RolloutConfig, posed: Collection[str]) -> None:
-    """Raises DataError if a field of the policy or a part of the action is not mapped."""
-    for name in policy.sees.fields:
-        if name in posed:
-            continue
-        if name not in config.fields:
+def _keys_of(
+    policy: Policy, config: RolloutConfig, posed: Collection[str]
+) -> tuple[dict[str, str], dict[str, FieldMap]]:
+    """Observation key of each camera and field but those of poses; DataError for one without."""
+    sees, typed = policy.sees, config.map
+    if unused := typed.unmatched(sees.cameras, sees.fields):
+        names = [*sees.cameras, *sees.fields]
+        raise DataError(
+            f"map.{unused[0]}: the policy has no such name; it sees {', '.join(names)}",
+            hint=did_you_mean(unused[0].partition(".")[2].partition("=")[0], names),
+            code="data.unknown_name",
+        )
+    others = NameMap.model_construct(cameras=config.cameras, fields=config.fields)
+    cameras = {
+        name: typed.camera_of(name) or others.camera_of(name) or name for name in sees.cameras
+    }
+    fields: dict[str, FieldMap] = {}
+    for name in (each for each in sees.fields if each not in posed):
+        part = typed.field_of(name) or others.field_of(name)
+        if part is None:
             raise DataError(
                 f"the field {name!r} of the policy is mapped to no observation key",
-                hint=f"set fields.{name}.key, or use a rollout preset",
+                hint=f"give it, such as --map fields.{name}=KEY, or use a rollout preset",
                 code="data.unmapped_field",
                 details={"field": name},
             )
-        if config.fields[name].constant is None:
-            _key(config.fields[name], name)
+        if part.constant is None:
+            _key(part, name)
+        fields[name] = part
+    return cameras, fields
+
+
+def _check(policy: Policy, config: RolloutConfig) -> None:
+    """Raises DataError if a part of the action is not mapped."""
     available = list(policy.actions)
     if not config.action:
         raise DataError(

@@ -258,8 +258,15 @@ def differing_keys(
         before, now = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
             yield from differing_keys(before, now, f"{prefix}{key}.")
-        elif before != now:
+        elif before != now and not (key not in old and _is_unset(now)):
             yield f"{prefix}{key}", before, now
+
+
+def _is_unset(value: object) -> bool:
+    """True for the value of an option that is newer than a record and has no effect."""
+    if isinstance(value, dict):
+        return all(map(_is_unset, value.values()))
+    return value in (None, False, [])
 
 
 def _compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

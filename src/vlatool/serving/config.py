@@ -1,7 +1,25 @@
 """Options of a policy server."""
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 from vlatool.config.base import ConfigModel, option, required_field
 from vlatool.models.trained import Weights
+from vlatool.transforms.names import NameMap
+
+
+class ServeMap(NameMap):
+    """Keys of clients: a rollout preset or file, and single keys over it."""
+
+    typed_form: ClassVar[str] = "PRESET|NAME=KEY"
+
+    preset: str | None = option(None, "Rollout preset or file.")
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
+        keys = [text for text in texts if "=" in text]
+        files = [text for text in texts if "=" not in text]
+        return super().from_texts(keys) | ({"preset": files[-1]} if files else {})
 
 
 class ServeConfig(ConfigModel):
@@ -12,10 +30,11 @@ class ServeConfig(ConfigModel):
         "127.0.0.1", "Address to listen at; others than this machine's own need --key-file."
     )
     port: int = option(8000, "Port; 0: any that is free.", ge=0, le=65535)
-    map: str | None = option(
-        None,
-        "Rollout preset or file that maps the keys of clients, as for `eval rollout`; "
-        "null: clients use the names of the policy.",
+    map: ServeMap = option(
+        ServeMap(),
+        "Rollout preset or file that maps the keys of clients, as for `eval rollout`, or single "
+        "keys, such as cameras.front=image or fields.pose=state[0:3]; default: clients use the "
+        "names of the policy.",
     )
     execute_steps: int | None = option(
         None,

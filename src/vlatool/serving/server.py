@@ -29,7 +29,7 @@ import vlatool
 from vlatool.config.resolve import load_config
 from vlatool.episode import Array, ObservationSpec
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
-from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.config import ActionMap, RolloutConfig
 from vlatool.evaluation.control import EpisodeControl, ResizeLog, as_array
 from vlatool.evaluation.controllers import KeyMap, control_options, has_mapping, steps_per_chunk
 from vlatool.evaluation.policy_runner import PolicyRunner
@@ -38,8 +38,9 @@ from vlatool.models.published import WeightsOrigin
 from vlatool.plugins import did_you_mean
 from vlatool.serving import messages
 from vlatool.serving.access import SocketLog, has_key, listen
-from vlatool.serving.config import ServeConfig
+from vlatool.serving.config import ServeConfig, ServeMap
 from vlatool.serving.planner import ChunkBatcher
+from vlatool.transforms.names import FieldMap, NameMap
 
 # Upper limits of the buckets, in seconds.
 _LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -135,10 +136,8 @@ def service_of(
     key: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Service:
-    rollout, keys = RolloutConfig(), None
-    if config.map is not None:
-        rollout = load_config(RolloutConfig, presets=[config.map]).config
-        keys = KeyMap(policy, rollout) if has_mapping(rollout) else None
+    rollout = _rollout_of(config.map, policy)
+    keys = KeyMap(policy, rollout) if has_mapping(rollout) else None
     if config.execute_steps is not None:
         rollout = rollout.model_copy(update={"execute_steps": config.execute_steps})
     steps_per_chunk(rollout, policy.horizon)
@@ -171,6 +170,20 @@ def service_of(
         key,
         tls,
     )
+
+
+def _rollout_of(names: ServeMap, policy: Policy) -> RolloutConfig:
+    """Options of the preset, with the single keys; without a preset, others are unchanged."""
+    rollout = RolloutConfig()
+    if names.preset is not None:
+        rollout = load_config(RolloutConfig, presets=[names.preset]).config
+    if names.is_empty:
+        return rollout
+    update: dict[str, Any] = {"map": NameMap(cameras=names.cameras, fields=names.fields)}
+    if not has_mapping(rollout):
+        update["fields"] = {name: FieldMap(key=name) for name in policy.sees.fields}
+        update["action"] = [ActionMap(field=name) for name in policy.actions]
+    return rollout.model_copy(update=update)
 
 
 def _max_bytes(sees: ObservationSpec) -> int:

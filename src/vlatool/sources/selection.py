@@ -60,8 +60,8 @@ class SelectionConfig(ConfigModel):
     fail_on_nan: bool = option(True, "Fail episodes with NaN or infinity; otherwise keep them.")
     rename: NameMap = option(
         NameMap(),
-        "New names of cameras and fields; a slice makes a field of some dimensions, and * stands "
-        "for any text.",
+        "New names, such as cameras.wrist=wrist_left, fields.arm=state[0:7] for a part of a field, "
+        "or cameras.*=images.*.",
     )
     source: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Keys of the format.")
 

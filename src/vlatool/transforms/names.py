@@ -54,7 +54,7 @@ class FieldMap(ConfigModel):
 class NameMap(ConfigModel):
     """New names of cameras and fields; a `*` on both sides stands for the same text."""
 
-    typed_form: ClassVar[str] = "cameras.NEW=OLD|fields.NEW=OLD[0:3]"
+    typed_form: ClassVar[str] = "NEW=OLD"
 
     cameras: dict[str, str] = option({}, "New name of a camera to its name in the data.")
     fields: dict[str, FieldMap] = option({}, "New name of a field to what it consists of.")
@@ -66,7 +66,7 @@ class NameMap(ConfigModel):
             kind, dot, rest = text.partition(".")
             new, equals, old = (part.strip() for part in rest.partition("="))
             if kind not in _KINDS or not (dot and new and equals and old):
-                raise TypeMismatch(f"{' or '.join(cls.typed_form.split('|'))}, not {text!r}")
+                raise TypeMismatch(f"cameras.NEW=OLD or fields.NEW=OLD[0:3], not {text!r}")
             if keys.setdefault(kind, {}).setdefault(new, old) != old:
                 raise TypeMismatch(f"one old name for {kind}.{new}, not {text!r} too")
         return keys
@@ -120,14 +120,10 @@ class NameMap(ConfigModel):
 
     def _found(self, kind: str, known: Collection[str]) -> dict[str, tuple[str | None, str]]:
         """New name to its old name, None for a constant, and to its entry."""
-        entries = list(self._keys(kind))
-        exact = {old for _, old in entries}
         matched: dict[str, tuple[str | None, str]] = {}
         if kind == "fields":
             matched = {new: (None, new) for new, part in self.fields.items() if part.key is None}
-        for new, old in entries:
-            matches = [*_matches(new, old, [name for name in known if name not in exact])]
-            matches += [(new, old)] if old in known and "*" not in old else []
+        for new, old, matches in self._pairs(kind, known):
             if not matches:
                 raise _unknown(kind, new, old, known)
             for name, source in matches:
@@ -141,12 +137,62 @@ class NameMap(ConfigModel):
                 raise _taken(f"{kind}.{name}={source}: {problem}")
         return matched
 
-    def key_of(self, kind: str, new: str) -> str | None:
-        """Old name of a camera or field of a policy, by its entry or a glob; None: not mapped."""
-        return next((old for name, old in self._keys(kind) if name == new), None) or next(
-            (match for name, old in self._keys(kind) for match, _ in _matches(old, name, [new])),
-            None,
+    def _pairs(
+        self, kind: str, known: Collection[str]
+    ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+        """Yields each entry, and (new name, old name) of what is there."""
+        entries = list(self._keys(kind))
+        exact = {old for _, old in entries}
+        for new, old in entries:
+            matches = [*_matches(new, old, [name for name in known if name not in exact])]
+            yield new, old, matches or [(new, old)] * (old in known and "*" not in old)
+
+    def applicable(self, cameras: Collection[str], fields: Collection[str]) -> Self:
+        """Renames of whole names that are there, to names that are not."""
+        pairs = {
+            kind: {
+                name: source
+                for _, _, matches in self._pairs(kind, known)
+                for name, source in matches
+                if name not in known
+            }
+            for kind, known in (("cameras", cameras), ("fields", fields))
+        }
+        return type(self).model_validate(
+            {**pairs, "fields": {name: {"key": old} for name, old in pairs["fields"].items()}}
         )
+
+    def unmatched(self, cameras: Collection[str], fields: Collection[str]) -> list[str]:
+        """Entries whose new name is not there; `cameras` and `fields` are new names."""
+        known = {"cameras": cameras, "fields": fields}
+        return [
+            f"{kind}.{new}={old}"
+            for kind, new, old in self._entries()
+            if new not in known[kind] and not any(_matches(old, new, known[kind]))
+        ]
+
+    def source_of(self, field: str) -> str:
+        """Old name of a field that was renamed, or of a relative pose of it."""
+        base = field.removesuffix(SUFFIX) if field not in self.fields else field
+        part = self.fields.get(base)
+        return field if part is None or part.key is None else part.key + field[len(base) :]
+
+    def camera_of(self, new: str) -> str | None:
+        """Old name of a camera, by its entry or a glob; None: not mapped."""
+        exact = (old for name, old in self.cameras.items() if name == new)
+        globs = (key for name, old in self.cameras.items() for key, _ in _matches(old, name, [new]))
+        return next(iter((*exact, *globs)), None)
+
+    def field_of(self, new: str) -> FieldMap | None:
+        """Parts of a field, by its entry or a glob; None: not mapped."""
+        if new in self.fields:
+            return self.fields[new]
+        keys = (
+            part.model_copy(update={"key": key})
+            for name, part in self.fields.items()
+            for key, _ in _matches(part.key or "", name, [new])
+        )
+        return next(keys, None)
 
     def _keys(self, kind: str) -> Iterator[tuple[str, str]]:
         yield from ((new, old) for each, new, old in self._entries() if each == kind)
@@ -166,6 +212,16 @@ class NameMap(ConfigModel):
 
     def names_of(self, fields: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(new for name in fields for new in self.parts_of(name)))
+
+    def pose_groups_of(self, groups: Iterable[PoseGroup]) -> Iterator[PoseGroup]:
+        """Yields the groups, with references by name; without those that are sliced."""
+        for group in groups:
+            keys = (group.position_key, group.rotation_key, *reference_keys(group))
+            new = [self.parts_of(key)[0] for key in keys]
+            if new == [*keys]:
+                yield group
+            elif all(self.fields.get(name, FieldMap()).is_whole for name in new):
+                yield PoseGroup(group.name, *new)
 
 
 def _matches(new: str, old: str, known: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -269,19 +325,9 @@ def _shared(each: Survey | Episode, names: NameMap) -> dict[str, Any]:
     return {
         "action_fields": names.names_of(each.action_fields),
         "proprioception_fields": names.names_of(each.proprioception_fields),
-        "pose_groups": tuple(new for old in each.pose_groups for new in _pose_groups(old, names)),
+        "pose_groups": tuple(names.pose_groups_of(each.pose_groups)),
         "declared": tuple(new for old in each.declared for new in _declarations(old, names)),
     }
-
-
-def _pose_groups(group: PoseGroup, names: NameMap) -> Iterator[PoseGroup]:
-    """The group with its references by name; none if a part of it is sliced."""
-    keys = (group.position_key, group.rotation_key, *reference_keys(group))
-    new = [names.parts_of(key)[0] for key in keys]
-    if new == [*keys]:
-        yield group
-    elif all(names.fields.get(name, FieldMap()).is_whole or name in keys for name in new):
-        yield PoseGroup(group.name, *new)
 
 
 def _declarations(declaration: Declaration, names: NameMap) -> Iterator[Declaration]:

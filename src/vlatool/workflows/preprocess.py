@@ -456,7 +456,6 @@ def source_options(
 def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[str, Any]:
     """Options for the record, without sections except that of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
-    excluded |= {"rename"} if config.rename.is_empty else set()
     options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]

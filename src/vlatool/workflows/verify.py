@@ -138,9 +138,9 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
 
 def _inspect_names(config: InspectConfig) -> InspectResult:
     options = {"--html": config.html, "--propose": config.propose, "--tokenizer": config.tokenizer}
-    options["--rename"] = None if config.rename.is_empty else config.rename
+    options["--rename"] = ", ".join([*config.rename.cameras, *config.rename.fields])
     for option_name, value in options.items():
-        if value is not None:
+        if value:
             raise UsageError(
                 f"{option_name} is for one location",
                 hint=f"leave {option_name} out, or inspect each location",

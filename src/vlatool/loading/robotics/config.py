@@ -6,12 +6,13 @@ Key names are the published ones. Source: reference/training 1.7; formats/lbm 5.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlatool.config import base
 from vlatool.config.base import option
 from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig
+from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import Method, Scope
 
 _Hue = Annotated[float, Field(ge=-0.5, le=0.5)]
@@ -173,6 +174,11 @@ class RoboticsDataConfig(LoadingConfig):
     val_dataset_manifest: list[str] = option(
         [], "Folder or manifest.jsonl of each validation data set."
     )
+    rename: NameMap = option(
+        NameMap(),
+        "New names of cameras and whole fields, such as cameras.wrist=wrist_left, in data sets "
+        "that have the old name and not the new one.",
+    )
     language_instruction_types: list[LanguageKind] = option(
         ["original"], "Kinds of instructions; each sample gets a random one of these kinds."
     )
@@ -232,6 +238,16 @@ class RoboticsDataConfig(LoadingConfig):
         if self.mask_padded_images and not self.pad_missing_images:
             raise ValueError("mask_padded_images requires pad_missing_images")
         return self
+
+    @field_validator("rename")
+    @classmethod
+    def _check_whole(cls, value: NameMap) -> NameMap:
+        for name, part in value.fields.items():
+            if not part.is_whole:
+                raise ValueError(
+                    f"fields.{name} is a part of a field: cut it with `vlatool preprocess --rename`"
+                )
+        return value
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:

@@ -8,14 +8,16 @@ from typing import Any
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
 from vlatool.config.coerce import value_text
-from vlatool.episode import NO_CAMERAS, listed_cameras
+from vlatool.episode import NO_CAMERAS, PoseGroup, listed_cameras
 from vlatool.errors import DataError
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.robotics.config import RoboticsDataConfig, image_names
+from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.augmentation import central_box
+from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import field_width
 
 # Number of fields that a message lists.
@@ -40,6 +42,8 @@ class RoboticsInfo:
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     # statistics of the fields over the data; None if `statistics` has them
     data_statistics: Mapping[str, Any] | None = None
+    # names in each data set that `data.rename` changes, without globs
+    renames: tuple[NameMap, ...] = ()
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -122,6 +126,12 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         for path in files
     ]
     options = [_options(folder) for folder in folders]
+    renames = [
+        config.rename.applicable(row.get("camera_names") or (), part)
+        for row, part in zip(options, parts, strict=True)
+    ]
+    parts = [_by_field(part, names) for part, names in zip(parts, renames, strict=True)]
+    options = [_with_names(row, names) for row, names in zip(options, renames, strict=True)]
     pasts = [int(row["past_lowdim_steps"]) for row in options]
     merged = _merged(config, parts, pasts)
     return RoboticsInfo(
@@ -135,7 +145,34 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         fields=_fields(config, options[0]),
         names=tuple(config.dataset_manifest),
         left_out=merged.left_out,
+        renames=tuple(renames),
     )
+
+
+def _by_field(values: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
+    return {names.parts_of(name)[0]: value for name, value in values.items()}
+
+
+def _with_names(options: dict[str, Any], names: NameMap) -> dict[str, Any]:
+    """Preprocessing options with new names of cameras and fields."""
+    if names.is_empty:
+        return options
+    cameras: dict[str, None] = dict.fromkeys(options.get("camera_names") or ())
+    conventions = options.get("conventions") or {"groups": ()}
+    groups = [
+        {**group, "field": names.parts_of(group["field"])[0]} for group in conventions["groups"]
+    ]
+    poses = [PoseGroup(**group) for group in options.get("pose_groups") or ()]
+    changes = {
+        "camera_names": list(names.cameras_of(cameras)),
+        "camera_rotations": names.cameras_of(options.get("camera_rotations") or {}),
+        "action_fields": list(names.names_of(options.get("action_fields") or ())),
+        "proprioception_fields": list(names.names_of(options.get("proprioception_fields") or ())),
+        "dimension_names": _by_field(options.get("dimension_names") or {}, names),
+        "pose_groups": [asdict(group) for group in names.pose_groups_of(poses)],
+        "conventions": {**conventions, "groups": groups},
+    }
+    return {key: changes.get(key, value) if value else value for key, value in options.items()}
 
 
 def data_folder(text: str) -> ShardFolder:
@@ -173,6 +210,7 @@ def _fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConfig:
+    _check_renames(config, info)
     cameras = config.camera_names or _cameras(config, info)
     indices = config.image_indices or _agreed(info, "image_indices")
     actions = config.action_fields or _agreed(info, "action_fields")
@@ -199,6 +237,22 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
     )
     _check(derived, config, info)
     return derived
+
+
+def _check_renames(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
+    """Raises an error for names of `data.rename` that no data set has; validation data may."""
+    cameras = dict.fromkeys(
+        str(name) for options in info.options for name in options.get("camera_names") or ()
+    )
+    fields = [*info.statistics, *info.left_out]
+    unused = config.rename.unmatched(cameras, fields)
+    if unused and not config.cameras_are_known:
+        raise DataError(
+            f"data.rename.{unused[0]}: no data set has this name; their cameras are "
+            f"{', '.join(cameras) or 'none'}, their fields {few_text(fields, _MAX_LISTED)}",
+            hint=did_you_mean(unused[0].partition("=")[2], [*cameras, *fields]),
+            code="data.unknown_name",
+        )
 
 
 def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: RoboticsInfo) -> None:

@@ -444,7 +444,9 @@ def pairs_info(
 ) -> RoboticsInfo:
     """Loads the info of the data, with whole episodes in frame order if the data contain them."""
     folder = shards_format.ShardFolder.open(pinned(location))
-    info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
+    info = load_info(
+        RoboticsDataConfig(dataset_manifest=[str(folder.manifest)], rename=config.rename)
+    )
     if folder.episodes is not None:
         info = replace(info, shards=(tuple(folder.episodes.shards()),))
     info.widths([*config.action_fields, *config.proprioception_fields])

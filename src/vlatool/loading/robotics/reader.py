@@ -28,6 +28,7 @@ from vlatool.transforms.augmentation import (
     central_box,
     random_box,
 )
+from vlatool.transforms.names import NameMap
 
 # Drop reasons.
 NOT_FINITE = "not_finite"
@@ -60,10 +61,13 @@ class ImageDecoder:
     None: preprocessing did not resize them.
     """
 
-    def __init__(self, config: RoboticsDataConfig, size: _Size | None = None) -> None:
+    def __init__(
+        self, config: RoboticsDataConfig, size: _Size | None = None, names: NameMap | None = None
+    ) -> None:
+        stored = {} if names is None else names.cameras
         # Time outer, camera inner; suffixes of members are read in lower case.
         self._names = [
-            image_suffix(camera, index).lower()
+            image_suffix(stored.get(camera, camera), index).lower()
             for index in config.image_indices
             for camera in config.cameras
         ]
@@ -175,13 +179,19 @@ class SampleDecoder:
         # map from field name to number of dimensions; None: not checked
         widths: Mapping[str, int] | None = None,
         number: int = 0,  # index of the data set in the run, from 0
+        names: NameMap | None = None,  # names of the config to those in the data set
     ) -> None:
+        names = names or NameMap()
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        self._images = ImageDecoder(config, size)
+        self._images = ImageDecoder(config, size, names)
         self._number = number
         self._widths = widths or {}
-        self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+        # Map from field to its name in the data set.
+        self._fields = {
+            name: names.source_of(name)
+            for name in (*config.action_fields, *config.proprioception_fields)
+        }
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps
         self._future = config.lowdim_future_timesteps
@@ -198,9 +208,12 @@ class SampleDecoder:
         try:
             metadata: Any = sample.json(METADATA)
             anchor = int(metadata["anchor_relative_idx"])
-            arrays = sample.arrays([*self._fields, *MASKS])
+            arrays = sample.arrays([*self._fields.values(), *MASKS])
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
-            fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
+            fields = {
+                name: self._columns(key, name, arrays[source])[span]
+                for name, source in self._fields.items()
+            }
             for name, values in fields.items():
                 if not np.isfinite(values).all():
                     raise DataError(
@@ -291,8 +304,8 @@ class RoboticsReader(SampleReader):
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         widths = dict(zip(names, info.widths(names), strict=True))
         self._decoders = [
-            SampleDecoder(config, image_size(options), widths, number)
-            for number, options in enumerate(info.options)
+            SampleDecoder(config, image_size(options), widths, number, names)
+            for number, (options, names) in enumerate(zip(info.options, info.renames, strict=True))
         ]
         # Shape of the images of a sample.
         self._shape: tuple[int, ...] = ()
