@@ -1,6 +1,7 @@
 """Options of a policy server."""
 
 from vlatool.config.base import ConfigModel, option, required_field
+from vlatool.evaluation.config import allow_option
 from vlatool.models.trained import Weights
 
 
@@ -47,6 +48,7 @@ class ServeConfig(ConfigModel):
     )
     max_rate: float = option(100.0, "Requests per second of a client; faster ones wait.", gt=0)
     request_timeout_s: float = option(60.0, "Longest time until a request is answered.", gt=0)
+    allow: list[str] = allow_option()
     key_file: str | None = option(None, "File with the key that clients must send; null: no key.")
     certificate: str | None = option(None, "Certificate chain in PEM form, for TLS; null: no TLS.")
     private_key: str | None = option(

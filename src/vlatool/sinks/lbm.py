@@ -281,6 +281,7 @@ class _StreamEncoder:
 
 
 RANGES = "ranges"
+_SIZES = "sizes"  # of the recorded images
 
 LBM = FindingCodes(
     "lbm",
@@ -311,12 +312,14 @@ class LbmEpisodeWriter:
             ranges = self._write(tar, sampler, spec)
             tar.finish()
         arrays = to_arrays(sampler.statistics()) if self.config.compute_statistics else {}
+        sizes = {name: list(source.size) for name, source in episode.cameras.items()}
         return Receipt(
             ref.id,
             counts=counts,
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, len(sampler)),),
             findings=findings,
+            facts={_SIZES: sizes},
             arrays={RANGES: ranges, **arrays},
         )
 
@@ -566,8 +569,11 @@ class LbmSink(base.Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
+        sizes: dict[str, set[tuple[int, ...]]] = {}
         for receipt in receipts:
             index.add(receipt)
+            for name, size in receipt.facts.get(_SIZES, {}).items():
+                sizes.setdefault(name, set()).add(tuple(size))
             if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
@@ -583,6 +589,11 @@ class LbmSink(base.Sink):
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
+        recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
+        shards_format.write_preprocessing_config(
+            output / shards_format.SHARDS_NAME,
+            {**self._options(), shards_format.RECORDED_SIZES: recorded},
+        )
         statistics = total.total()
         if statistics is not None:
             self._write_stats(dict(field_entries(statistics, self._widths)))
