@@ -32,7 +32,12 @@ from vlatool.loading.robotics.config import (
 )
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
 from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
-from vlatool.loading.robotics.statistics import Normalizer, report_ranges, select_statistics
+from vlatool.loading.robotics.statistics import (
+    Normalizer,
+    report_conventions,
+    report_ranges,
+    select_statistics,
+)
 from vlatool.loading.shard_reader import ShardCache, ShardReader, check_frame, episode_named
 from vlatool.storage.uri import pinned
 from vlatool.transforms.augmentation import central_box
@@ -145,8 +150,11 @@ class RoboticsKind(base.DataKind):
     def check_samples(
         self, config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter = NULL
     ) -> None:
-        """Names dimensions with ranges that a policy cannot learn well; reads no sample."""
+        """Names dimensions with ranges that a policy cannot learn well, and conventions that
+        contradict a declaration or the statistics; reads no sample.
+        """
         report_ranges(config, info, reporter)
+        report_conventions(config, info, reporter)
 
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
         actions = [sample.fields[name] for name in config.action_fields]
