@@ -351,10 +351,12 @@ class CameraView:
         offsets: Steps of the images from the current one, ascending, at most 0: `(-1, 0)`.
         size: (height, width) of the images in pixels; a policy resizes others. None: any size, the
             same for all images of an observation.
+        recorded: Sizes of the recordings that it was trained on; empty: unknown.
     """
 
     offsets: tuple[int, ...] = (0,)
     size: tuple[int, int] | None = None
+    recorded: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

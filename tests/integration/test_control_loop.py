@@ -17,7 +17,7 @@ from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError
 from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
-from vlatool.evaluation.control import ChunkJoiner, EpisodeControl, Gripper, ResizeLog, RobotState
+from vlatool.evaluation.control import ChunkJoiner, EpisodeControl, Gripper, ImageSizes, RobotState
 from vlatool.evaluation.controllers import PolicyController, control_options
 from vlatool.evaluation.offline import replay
 from vlatool.loading.robotics.kind import RoboticsKind
@@ -71,13 +71,14 @@ def test_replayed_episode_shows_the_policy_the_tensors_of_training(
     options = options_of(seed)
     shown: list[Mapping[str, Any]] = []
     policy, trained = policy_and_samples(raw, tmp_path, options, shown)
+    sizes = ImageSizes(policy.sees, print)
     source = detect_source(raw, None)
     for ref in source.refs:
         episode = source.reader.read(ref)
         widths = {name: episode.lowdim[name].shape[1] for name in policy.sees.fields}
         assert policy.sees.fields == widths
         for frame, observation in enumerate(observations(episode, policy)):
-            again, _ = replay(episode, frame, policy).observation(observation.instruction)
+            again, _ = replay(episode, frame, policy, sizes).observation(observation.instruction)
             policy.act([observation, again], seeds=[0, 0])
             for row in range(2):
                 assert_same(shown[-1], row, trained[episode.id, frame], options)
@@ -86,7 +87,7 @@ def test_replayed_episode_shows_the_policy_the_tensors_of_training(
 
 def observations(episode: Episode, policy: RoboticsPolicy) -> Iterator[Observation]:
     """Input of the policy at each frame, if it executes the recorded actions."""
-    control = EpisodeControl(policy, 0, ResizeLog(policy.sees, lambda _: None))
+    control = EpisodeControl(policy, 0, ImageSizes(policy.sees, lambda _: None))
     images = {name: episode.cameras[name].read(range(FRAMES)) for name in policy.sees.cameras}
     for frame in range(FRAMES):
         fields = {name: episode.lowdim[name][frame] for name in policy.sees.fields}
@@ -172,7 +173,7 @@ def config_of(**keys: Any) -> RolloutConfig:
 def executed(steps: int, first: float = 0, policy: Any = None, **keys: Any) -> list[float]:
     """Commands of the first steps; the observation is the number of the step, from `first`."""
     policy = policy or CountingPolicy()
-    controller = PolicyController(policy, config_of(**keys), ResizeLog(policy.sees, print))
+    controller = PolicyController(policy, config_of(**keys), ImageSizes(policy.sees, print))
     seen = (first + np.arange(steps))[:, None]
     return [float(controller.act({0: {"t": row}}, {0: ""})[0][0]) for row in seen]
 
@@ -310,7 +311,7 @@ def test_a_loop_for_robots_commands_what_a_rollout_does(steps: int, delay: int) 
     keys = {"execute_steps": steps, "delay_steps": delay}
     with served(LookPolicy()) as url, vlatool.connect(url) as remote:
         for planner in (local(LookPolicy()), remote):
-            controller = PolicyController(policy, config, ResizeLog(policy.sees, print))
+            controller = PolicyController(policy, config, ImageSizes(policy.sees, print))
             with vlatool.ControlLoop(planner, **keys) as loop:
                 for number in range(11):
                     expected = controller.act({0: look(number)}, {0: "sing"})[0]

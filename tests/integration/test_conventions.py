@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tests.builders import hdf5
 from tests.builders.conventions import Planted, actions_of, states_of, trajectories
 from tests.builders.errors import fails
+from tests.builders.recording import Recorder
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.conventions import conventions_of
 from vlatool.artifacts.shards.format import read_preprocessing_config
@@ -218,3 +220,54 @@ def test_actions_of_gr1_are_joints_before_the_states() -> None:
     arm = next(each for each in report["conventions"]["groups"] if each["first"] == 22)
     assert (arm["kind"], arm["relation"], arm["lag"]) == ("joints", ("absolute",), (4, 5))
     assert not any(each["code"].startswith("conv") for each in report["warnings"])
+
+
+@pytest.mark.parametrize("name", ["isaaclab/dataset.hdf5", "pusht.zarr", "bridge/1.0.0"])
+def test_no_declaration_of_a_real_recording_is_refused(name: str, tmp_path: Path) -> None:
+    if not (REAL / name).exists():
+        pytest.skip(f"VLATOOL_RECORDINGS has no {name}")
+    config = detect_source(REAL / name, None)
+    rate = {"fps": 10} if "fps" in config.reader.Config.model_fields else {}
+    tree = {"format": config.format, "sources": [str(REAL / name)], "output": str(tmp_path / "out")}
+    tree |= {**rate, "sink": {"type": "lbm"}, "dry_run": True, "workers": 1}
+    assert preprocess(PreprocessConfig.specialize(tree).model_validate(tree)).is_planned
+
+
+def test_what_is_relative_already_is_named_where_it_is_made_relative_again(
+    recording: Path,
+) -> None:
+    source = detect_source(recording, None)
+    fits = fits_of(source.reader, source.refs)
+    assert fits is not None
+    finding = next(fits.relative_twice(["actions_relative"]))
+    assert finding.code == "conventions.relative_twice"
+    assert not list(fits.relative_twice(["actions"]))
+
+
+def test_trusted_declarations_and_other_statistics_are_named_by_training(
+    recording: Path, tmp_path: Path
+) -> None:
+    planted = written(recording, tmp_path / "out", trust_declared=True, sink=poses("euler_zyx"))
+    assert planted.samples
+    stored = json.loads((tmp_path / "out/conventions.json").read_text())
+    (trusted, *_) = stored["trusted"]
+    assert "pose_groups: hand says absolute" in trusted
+
+    other = tmp_path / "other"
+    (other / "shards").mkdir(parents=True)
+    shutil.copy(tmp_path / "out/shards/stats.json", other / "shards")
+    groups = [{**group, "relation": ["absolute"]} for group in stored["groups"]]
+    (other / "conventions.json").write_text(json.dumps({**stored, "groups": groups}))
+    config = RoboticsDataConfig(
+        dataset_manifest=[str(tmp_path / "out/shards")],
+        dataset_statistics=[str(other / "shards/stats.json")],
+    )
+    reporter = Recorder()
+    kind = RoboticsKind()
+    info = kind.load_info(config)
+    kind.check_samples(kind.derive(config, info)[0], info, reporter)
+    codes = [code for code, _ in reporter.warnings]
+    assert {"conventions.contradiction", "data.conventions_differ"} <= {*codes}
+    text = "\n".join(text for _, text in reporter.warnings)
+    assert trusted in text
+    assert "relation is absolute in the data of" in text

@@ -16,7 +16,7 @@ from vlatool.artifacts.stats.format import read_stats, write_stats
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.events import NullProgress
 from vlatool.models.trained import open_trained
@@ -79,7 +79,7 @@ def test_a_run_and_its_evaluation_have_the_names(data: Path, trained: Path) -> N
     assert opened.assets.names == {"action": JOINTS}
     policy = opened.policy()
     pairs = recorded_pairs(str(data), policy, opened, 0)
-    log = ResizeLog(policy.sees, print)
+    log = ImageSizes(policy.sees, print)
     report = evaluate_open_loop(policy, pairs, OpenLoopConfig(), log, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS

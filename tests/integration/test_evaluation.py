@@ -25,11 +25,16 @@ from tests.builders.training import (
     XYZ_COMMAND,
     tiny_config,
 )
-from vlatool.artifacts.shards.format import read_manifest
+from vlatool.artifacts.contract import CONTRACT
+from vlatool.artifacts.shards.format import (
+    read_manifest,
+    read_preprocessing_config,
+    write_preprocessing_config,
+)
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
-from vlatool.evaluation.control import ResizeLog, chunk_seed
+from vlatool.evaluation.control import ImageSizes, chunk_seed
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.plots import save_curves
 from vlatool.evaluation.success import wilson_interval
@@ -111,7 +116,7 @@ def test_field_that_never_changes_is_constant_and_in_no_mean(data: Path, run: Pa
     trained = open_trained(str(run))
     policy = trained.policy()
     pairs = recorded_pairs(str(data), policy, trained, 0)
-    log, config = ResizeLog(policy.sees, print), OpenLoopConfig(max_samples=2)
+    log, config = ImageSizes(policy.sees, print), OpenLoopConfig(max_samples=2)
 
     def evaluated(fields: Mapping[str, ActionField]) -> Any:
         known = FieldsOf(pairs, fields)
@@ -155,7 +160,7 @@ def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, 
     policy = trained.policy()
     pairs = recorded_pairs(str(data), policy, trained, 0)
     config = OpenLoopConfig(max_samples=len(pairs) // share)
-    log = ResizeLog(policy.sees, print)
+    log = ImageSizes(policy.sees, print)
 
     report = evaluate_open_loop(policy, pairs, config, log, NullProgress())
 
@@ -200,9 +205,8 @@ def test_data_without_a_field_of_the_policy_are_an_error(
         open_loop(OpenLoopConfig(checkpoint="nowhere", data=str(data)))
 
 
-def test_data_of_another_size_are_resized_as_the_training_data_were(
-    data: Path, run: Path, tmp_path: Path
-) -> None:
+def resized(data: Path, run: Path, tmp_path: Path, size: tuple[int, int]) -> OpenLoopConfig:
+    """Evaluation on the recordings of some data, preprocessed to a (width, height)."""
     tree = {
         "format": "spartan",
         "sources": [str(data.parent / "raw")],
@@ -211,18 +215,60 @@ def test_data_of_another_size_are_resized_as_the_training_data_were(
         "future_lowdim_steps": 6,
         "max_padding_right": 6,
         "camera_names": CAMERAS,
-        "resize_images_size": (48, 32),
+        "resize_images_size": size,
         "workers": 1,
     }
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-    reporter = Recorder()
-    config = OpenLoopConfig(
+    return OpenLoopConfig(
         checkpoint=str(run), data=str(tmp_path / "small"), output=str(tmp_path / "report")
     )
-    result = open_loop(config, reporter=reporter)
+
+
+def test_data_of_another_size_are_resized_as_the_training_data_were(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    reporter = Recorder()
+    result = open_loop(resized(data, run, tmp_path, (32, 32)), reporter=reporter)
     assert result.samples > 2
     assert [code for code, _ in reporter.warnings] == ["pictures_resized"] * 2
-    assert all("48 x 32" in text and "64 x 64" in text for _, text in reporter.warnings)
+    assert all("32 x 32" in text and "64 x 64" in text for _, text in reporter.warnings)
+
+
+def test_data_of_another_aspect_ratio_are_refused_unless_they_are_allowed(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    config = resized(data, run, tmp_path, (48, 32))
+    with pytest.raises(DataError) as caught:
+        open_loop(config)
+    key = "cameras.scene_right_0.size"
+    assert caught.value.code == "data.contract"
+    assert caught.value.details == {"key": key, "trained": "64 x 64", "given": "48 x 32"}
+    result = open_loop(config.model_copy(update={"allow": [key, "cameras.wrist_right_minus.size"]}))
+    assert result.allowed is not None
+    assert result.allowed[key] == {"trained": "64 x 64", "given": "48 x 32"}
+
+
+def test_data_of_another_rate_and_meaning_are_refused(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    options = read_preprocessing_config(other / "shards")
+    write_preprocessing_config(other / "shards", {**options, "fps": 12.5})
+    stored = json.loads((other / "conventions.json").read_text())
+    for group in stored["groups"]:
+        group |= {"relation": ["delta"], "scale": [], "residual": 0.0}
+    (other / "conventions.json").write_text(json.dumps(stored))
+    hand = f"conventions.{HAND_COMMAND}.0.relation"
+    for allow, key in ([], "fps"), (["fps"], hand):
+        config = OpenLoopConfig(checkpoint=str(run), data=str(other), allow=allow)
+        with pytest.raises(DataError) as caught:
+            open_loop(config)
+        assert caught.value.details["key"] == key
+
+
+def test_contract_of_a_run_is_what_its_other_files_say(run: Path) -> None:
+    assert CONTRACT.read(run) == open_trained(str(run)).policy().contract
 
 
 # rollouts

@@ -28,7 +28,7 @@ from vlatool.artifacts.shards.format import (
 from vlatool.episode import Observation
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.controllers import PolicyController
 from vlatool.evaluation.environments import with_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
@@ -110,7 +110,7 @@ def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
         RolloutConfig(env=ENVIRONMENT, execute_steps=execute, checkpoint=str(run), batch_size=1)
     )
     trained = open_trained(str(run)).policy()
-    controller = PolicyController(trained, config, ResizeLog(trained.sees, print))
+    controller = PolicyController(trained, config, ImageSizes(trained.sees, print))
     policy = vlatool.load_policy(run, seed=SEED)
     register_environments()
     env = gymnasium.make(ENVIRONMENT)
@@ -256,16 +256,16 @@ def test_another_size_is_logged_once_per_camera(
     for number in range(3):
         policy.act(
             {
-                **random_observation(number, (96, 80)),
+                **random_observation(number, (80, 80)),
                 CAMERAS[1]: random_observation(number)[CAMERAS[1]],
             }
         )
     policy.reset()
-    policy.act(random_observation(0, (96, 80)))
+    policy.act(random_observation(0, (80, 80)))
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert all(camera in text for camera, text in zip(CAMERAS, messages, strict=True))
-    assert all("80 x 96" in text and "64 x 64" in text for text in messages)
+    assert all("80 x 80" in text and "64 x 64" in text for text in messages)
 
 
 def changed_options(run: Path, target: Path, **options: Any) -> Path:

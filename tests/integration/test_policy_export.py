@@ -118,7 +118,7 @@ def chunk(location: Path | str, **options: Any) -> dict[str, np.ndarray]:
     policy = load_policy(location, **options)
     generator = np.random.default_rng(3)
     observation: dict[str, Any] = {
-        name: generator.integers(0, 256, (96, 128, 3), dtype=np.uint8) for name in training.CAMERAS
+        name: generator.integers(0, 256, (128, 128, 3), dtype=np.uint8) for name in training.CAMERAS
     }
     observation |= {name: np.zeros(width) for name, width in policy.fields.items()}
     for name in observation:

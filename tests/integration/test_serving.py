@@ -121,6 +121,58 @@ def test_a_plan_does_not_depend_on_who_shares_the_batch() -> None:
     assert len(policy.sizes) - 2 < 8  # two to warm up; some requests shared a batch
 
 
+def recorded_policy() -> LookPolicy:
+    """Policy that was trained on recordings of 8 x 12 pixels, resized to 4 x 6."""
+    policy = LookPolicy()
+    view = CameraView((-1, 0), (4, 6), recorded=((8, 12), (4, 6)))
+    policy.sees = replace(policy.sees, cameras={"front": view})
+    return policy
+
+
+def frame(height: int, width: int) -> dict[str, Any]:
+    return {**look(1), "front": np.zeros((height, width, 3), np.uint8)}
+
+
+def test_a_client_is_warned_once_of_images_that_are_resized(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with served(recorded_policy()) as url:
+        with raw_client(url) as client:
+            replies: list[Mapping[str, Any]] = []
+            for size in (8, 12), (4, 6), (16, 24), (16, 24):
+                client.send(pack(frame(*size)))
+                replies.append(unpack(bytes(client.recv(10))))
+        texts = [reply.get("warnings", []) for reply in replies]
+        assert [len(each) for each in texts] == [0, 0, 1, 0]
+        assert "24 x 16" in texts[2][0]
+        with vlatool.connect(url) as robot:
+            robot.act(frame(16, 24))
+    assert any("24 x 16" in record.message for record in caplog.records if "client" in record.name)
+
+
+@pytest.mark.parametrize("fit", [None, "squash", "pad", "crop"])
+def test_another_aspect_ratio_is_refused_unless_the_map_says_how(
+    fit: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_text("{}" if fit is None else f"resize: {{front: {fit}}}\n")
+    with served(recorded_policy(), map=str(file)) as url, vlatool.connect(url) as client:
+        if fit is not None:
+            assert client.act(frame(12, 12))["move"].shape == (5, 2)
+            return
+        with pytest.raises(VlatoolError) as failed:
+            client.act(frame(12, 12))
+    assert failed.value.code == "data.contract"
+    assert "12 x 12" in failed.value.message
+    assert "12 x 8 or 6 x 4" in failed.value.message
+
+
+def test_an_allowed_difference_is_taken() -> None:
+    options = {"allow": ["cameras.front.size"]}
+    with served(recorded_policy(), **options) as url, vlatool.connect(url) as client:
+        assert client.act(frame(12, 12))["move"].shape == (5, 2)
+
+
 def test_keys_of_a_client_are_mapped_as_in_rollouts(tmp_path: Path) -> None:
     file = tmp_path / "robot.yaml"
     file.write_text(

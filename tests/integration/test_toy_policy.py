@@ -31,7 +31,7 @@ from vlatool.evaluation.config import (
     OpenLoopConfig,
     RolloutConfig,
 )
-from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.controllers import PolicyController, check_environment
 from vlatool.evaluation.environments import LocalEnvironments
 from vlatool.evaluation.rollouts import (
@@ -136,7 +136,7 @@ def rollouts(policy: Any, parallel: int, broken: Sequence[int] = (), **keys: Any
     """Rollouts of seven episodes."""
     plan = RolloutPlan(range(FIRST, FIRST + 7), lambda *_: "", "success", parallel=parallel)
     settings = RolloutConfig(**{"batch_size": 4, **KEYS, **keys})
-    log = ResizeLog(policy.sees, print)
+    log = ImageSizes(policy.sees, print)
     progress = RolloutProgress(NullProgress())
 
     def make_controller(space: object) -> PolicyController:

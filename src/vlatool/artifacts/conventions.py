@@ -75,6 +75,8 @@ class Conventions:
     rows: int
     episodes: int
     episodes_of: int  # number of episodes that they were chosen from
+    # Messages on declarations that the data clearly contradict, and that --trust-declared took.
+    trusted: tuple[str, ...] = ()
 
     @property
     def sample_text(self) -> str:
@@ -90,6 +92,7 @@ CONVENTIONS = ManifestType(
     1,
     Conventions,
     "run `vlatool preprocess` again, or delete the file: it describes the data, nothing needs it",
+    optional=("trusted",),
 )
 
 

@@ -1,7 +1,7 @@
 """Options of evaluation, on recorded data or in an environment."""
 
 import re
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,13 @@ from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
 from vlatool.transforms.names import FieldMap, NameMap
 from vlatool.transforms.relative import PoseGroupConfig
+
+
+def allow_option() -> Any:
+    """Key `allow` of commands that compare what they get with what training saw."""
+    return option(
+        [], "Differences from what training saw that are taken, by the key that the error names."
+    )
 
 
 class OpenLoopConfig(ConfigModel):
@@ -31,6 +38,11 @@ class OpenLoopConfig(ConfigModel):
     future_samples: int = option(
         32, "Most samples whose images are predicted, which takes many tokens.", ge=1
     )
+    allow: list[str] = allow_option()
+
+
+# Way in which an image gets another aspect ratio.
+ImageFit = Literal["squash", "pad", "crop"]
 
 
 class ActionMap(ConfigModel):
@@ -91,6 +103,11 @@ class RolloutTask(ConfigModel):
     )
     channels_first_cameras: list[str] = option(
         [], "Cameras whose images are [3, H, W]; others are if their last axis is not 3."
+    )
+    resize: ImageFit | dict[str, ImageFit] | None = option(
+        None,
+        "Way in which images of another aspect ratio get that of the recordings: squash, pad or "
+        "crop, for all or by camera of the policy; null: they are refused.",
     )
     fields: dict[str, FieldMap] = option({}, "Observation key of each field of the policy.")
     map: NameMap = option(
@@ -187,6 +204,7 @@ class RolloutConfig(RolloutOptions):
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
     weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
+    allow: list[str] = allow_option()
 
 
 class CompareConfig(ConfigModel):

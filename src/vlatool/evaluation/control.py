@@ -5,21 +5,23 @@ action steps, C dimensions of a field.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.contract import refuse, size_text
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
-from vlatool.evaluation.config import GripperConfig
+from vlatool.evaluation.config import GripperConfig, ImageFit
 from vlatool.events import counted
 from vlatool.loading.order import keyed_generator
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
 from vlatool.plugins import did_you_mean
+from vlatool.transforms.geometry import ResizeMethod, resize
 from vlatool.transforms.relative import actual_field
 
 # Commands by field [T, C].
@@ -186,29 +188,68 @@ def chunk_seed(seed: int, number: int) -> int:
     return int(keyed_generator(seed, "chunk", number).integers(_SEEDS))
 
 
-class ResizeLog:
-    """Log of images of another size than the policy sees, once per camera and size."""
+_RESIZE: Mapping[ImageFit, ResizeMethod] = {
+    "squash": "resize_no_crop",
+    "pad": "resize_fit",
+    "crop": "center_crop",
+}
+# Part of a side, or pixels, by which images of one aspect ratio may differ.
+_RATIO, _PIXELS = 0.01, 0.5
 
-    def __init__(self, sees: ObservationSpec, log: Callable[[str], None]) -> None:
+
+class ImageSizes:
+    """Rule for images of another size than that of the recordings or the training images.
+
+    One of the same aspect ratio is resized as training did, with a line in the log for each camera
+    and size; another ratio is an error, unless it is declared, allowed, or nothing was recorded.
+    """
+
+    def __init__(
+        self, sees: ObservationSpec, log: Callable[[str], None], allow: Collection[str] = ()
+    ) -> None:
         self._sees = sees
         self._log = log
+        self._allow = allow
         self._logged: set[tuple[str, tuple[int, int]]] = set()
+        self.allowed: dict[str, dict[str, str]] = {}  # differences that `allow` took, by key
+        self.messages: list[str] = []  # of the log, until a server has sent them
 
-    def add_observation(self, observation: Observation) -> None:
-        """Logs the images of an observation whose size is new."""
+    def check_observation(self, observation: Observation) -> None:
+        """Applies the rule to the images of an observation, which stay as they are."""
         for camera, images in observation.images.items():
-            self.add(camera, images.shape[1:])
+            self.apply(camera, images[0])
 
-    def add(self, camera: str, shape: Sequence[int]) -> None:
-        """Logs an image of shape [H, W, 3] if its size is new."""
-        target, size = self._sees.cameras[camera].size, (shape[0], shape[1])
-        if target not in (None, size) and (camera, size) not in self._logged:
+    def apply(self, camera: str, image: Array, declared: ImageFit | None = None) -> Array:
+        """The image uint8 [H, W, 3], or one that `declared` has resized to that of a recording."""
+        view, size = self._sees.cameras[camera], (image.shape[0], image.shape[1])
+        if view.size is None:
+            return image
+        known = [*view.recorded, view.size]
+        if size in known:
+            return image
+        how = "as the training data were"
+        if declared is not None:
+            how, image = declared, resize(image, known[0], _RESIZE[declared], "lanczos")
+        elif view.recorded and not any(_is_alike(size, each) for each in known):
+            texts = " or ".join(map(size_text, dict.fromkeys(known)))
+            unequal = [(f"cameras.{camera}.size", texts, size_text(size))]
+            hint = "send images of that aspect ratio, or declare how they get it: `resize: "
+            hint += "squash`, `pad` or `crop` in --map or for rollouts"
+            self.allowed |= refuse(unequal, self._allow, "images of another aspect ratio", hint)
+        if (camera, size) not in self._logged:
             self._logged.add((camera, size))
-            (height, width), (target_height, target_width) = size, target or size
-            self._log(
-                f"images of {camera!r} are {width} x {height}, the policy was trained on "
-                f"{target_width} x {target_height}: resized as the training data were"
+            self.messages.append(
+                f"images of {camera!r} are {size_text(size)}, the policy was trained on "
+                f"{size_text(view.size)}: resized {how}"
             )
+            self._log(self.messages[-1])
+        return image
+
+
+def _is_alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """True if both have one aspect ratio, to half a pixel or 1 %."""
+    ratio = size[0] * other[1] / (size[1] * other[0])
+    return abs(ratio - 1) <= max(_RATIO, _PIXELS / min(*size, *other))
 
 
 @dataclass(frozen=True)
@@ -229,6 +270,8 @@ class ControlOptions:
     grippers: Sequence[Gripper] = ()
     # The policy sees its past commands as they were before `grippers`.
     remembers_planned: bool = False
+    # Ways by camera in which images of another aspect ratio get that of the recordings.
+    resize: Mapping[str, ImageFit] = field(default_factory=dict[str, ImageFit])
 
 
 class EpisodeControl:
@@ -242,7 +285,7 @@ class EpisodeControl:
         self,
         policy: Policy,  # policy that acts
         seed: int,  # seed of the random numbers of the policy in this episode
-        log: ResizeLog,  # log of resized images
+        sizes: ImageSizes,  # rule for images of other sizes
         options: ControlOptions | None = None,  # options of the execution
         lookahead: int = 0,
     ) -> None:
@@ -250,7 +293,7 @@ class EpisodeControl:
         self._sees = policy.sees
         self._actions = tuple(policy.actions)
         self._seed = seed
-        self._log = log
+        self._sizes, self._resize = sizes, options.resize
         self._lookahead = lookahead
         offsets = [0, *(step for view in self._sees.cameras.values() for step in view.offsets)]
         if (last := max(offsets)) > lookahead:
@@ -292,8 +335,10 @@ class EpisodeControl:
                 hint="resize all images to the size of the training data",
                 code="data.image_sizes_differ",
             )
-        for name, image in images.items():
-            self._log.add(name, image.shape)
+        images = {
+            name: self._sizes.apply(name, image, self._resize.get(name))
+            for name, image in images.items()
+        }
         # Copies: a camera may write every frame into the same buffer.
         copied = RobotState({name: image.copy() for name, image in images.items()}, state.fields)
         count = steps if self._states else self._length

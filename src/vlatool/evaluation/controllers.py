@@ -306,12 +306,12 @@ class PolicyController:
         self,
         policy: Policy,  # policy that plans
         config: RolloutConfig,  # mapping to the environment, and schedule of the plans
-        log: control.ResizeLog,  # log of resized images
+        sizes: control.ImageSizes,  # rule for images of other sizes
         milliseconds: list[float] | None = None,  # receives the duration of each batch of plans
     ) -> None:
         self._policy = policy
         self._milliseconds = [] if milliseconds is None else milliseconds
-        self._log = log
+        self._sizes = sizes
         self._config = config
         self._keys = KeyMap(policy, config)
         self._options = control_options(config, policy)
@@ -326,7 +326,7 @@ class PolicyController:
             is_new = seed not in self._episodes
             if is_new:
                 self._episodes[seed] = control.EpisodeControl(
-                    self._policy, seed, self._log, self._options
+                    self._policy, seed, self._sizes, self._options
                 )
             self._episodes[seed].observe(self._keys.state(observation))
             if is_new and self._config.compat and self._config.execute_steps > 1:
@@ -363,11 +363,13 @@ class PolicyController:
 
 
 def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOptions:
+    resize = config.resize or {}
     return control.ControlOptions(
         config.delay_steps,
         config.ensemble_decay,
         control.grippers_of(config.grippers, policy),
         remembers_planned=config.compat,
+        resize=dict.fromkeys(policy.sees.cameras, resize) if isinstance(resize, str) else resize,
     )
 
 
@@ -390,8 +392,8 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
 
 def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) -> None:
     """Checks that a policy can act in an environment; evaluates no network."""
-    log = control.ResizeLog(policy.sees, lambda text: None)
-    PolicyController(policy, config, log)
+    sizes = control.ImageSizes(policy.sees, lambda text: None)
+    PolicyController(policy, config, sizes)
     keys = KeyMap(policy, config)
     with LocalEnvironments() as environments:
         env = environments.info(make_env)
@@ -402,7 +404,10 @@ def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) 
             hint="look at its documentation for the options that it needs, and set env_options",
             code="usage.env_failed",
         )
-    control.EpisodeControl(policy, config.seed, log).observe(keys.state(reply.observation))
+    options = control_options(config, policy)
+    control.EpisodeControl(policy, config.seed, sizes, options).observe(
+        keys.state(reply.observation)
+    )
     check_action_shape(env, (keys.action_width,))
 
 

@@ -16,7 +16,7 @@ from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import (
     EpisodeControl,
-    ResizeLog,
+    ImageSizes,
     RobotState,
     chunk_seed,
 )
@@ -42,7 +42,11 @@ class RecordedFrame:
 
 
 def frame_of_episode(
-    episode: Episode, frame: int, policy: Policy, instruction: str | None = None
+    episode: Episode,
+    frame: int,
+    policy: Policy,
+    sizes: ImageSizes,
+    instruction: str | None = None,
 ) -> RecordedFrame:
     """Input of a policy at a frame of a raw episode; the instruction is that of the frame or
     given.
@@ -50,7 +54,7 @@ def frame_of_episode(
     check_frame(frame, range(episode.num_frames), episode.id)
     names = policy.actions
     recorded = _recorded_actions(episode, names)
-    control = replay(episode, frame, policy)
+    control = replay(episode, frame, policy, sizes)
     observation, _ = control.observation(
         episode.instruction_at(frame) if instruction is None else instruction
     )
@@ -67,7 +71,7 @@ def frame_of_episode(
     return RecordedFrame(observation, target, widths, futures=futures)
 
 
-def replay(episode: Episode, frame: int, policy: Policy) -> EpisodeControl:
+def replay(episode: Episode, frame: int, policy: Policy, sizes: ImageSizes) -> EpisodeControl:
     """Returns the control loop of a policy that has seen an episode up to a frame.
 
     Its commands are the recorded ones. Frames before the first equal it, and those after the last
@@ -75,8 +79,7 @@ def replay(episode: Episode, frame: int, policy: Policy) -> EpisodeControl:
     """
     offsets = [step for view in policy.sees.cameras.values() for step in view.offsets]
     lookahead = max(0, *offsets) if offsets else 0
-    log = ResizeLog(policy.sees, lambda _: None)
-    control = EpisodeControl(policy, 0, log, lookahead=lookahead)
+    control = EpisodeControl(policy, 0, sizes, lookahead=lookahead)
     recorded = _recorded_actions(episode, policy.actions)
     first = max(0, frame - control.history)
     steps = _clipped(episode, first, frame + lookahead + 1)
@@ -179,7 +182,7 @@ class OpenLoopReport:
 
 
 def evaluate_open_loop(
-    policy: Policy, pairs: RecordedPairs, config: OpenLoopConfig, log: ResizeLog, bar: Progress
+    policy: Policy, pairs: RecordedPairs, config: OpenLoopConfig, sizes: ImageSizes, bar: Progress
 ) -> OpenLoopReport:
     """Predicts an action chunk for each observation and compares it with the recorded one."""
     recorder = _Recorder(pairs.fields)
@@ -189,7 +192,7 @@ def evaluate_open_loop(
         indices = chosen[start : start + config.batch_size]
         rows = pairs.read(indices)
         for observation, _ in rows:
-            log.add_observation(observation)
+            sizes.check_observation(observation)
         # The seed of a sample does not depend on which other samples are evaluated.
         seeds = [chunk_seed(config.seed, index) for index in indices]
         observations = [observation for observation, _ in rows]

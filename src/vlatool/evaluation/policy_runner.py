@@ -18,7 +18,7 @@ from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import (
     ControlOptions,
     EpisodeControl,
-    ResizeLog,
+    ImageSizes,
     RobotState,
     as_array,
     begin_chunks,
@@ -52,6 +52,7 @@ class PolicyRunner:
         weights: `ema` or `raw`.
         has_instruction: True if an observation needs an `instruction`.
         names: Keys that an observation needs.
+        sizes: Rule for images of other sizes.
         episode: History of the current episode; a server computes its chunks with others.
     """
 
@@ -60,7 +61,7 @@ class PolicyRunner:
         policy: Policy,
         origin: WeightsOrigin,
         seed: int,
-        log: ResizeLog | None = None,
+        sizes: ImageSizes | None = None,
         options: ControlOptions | None = None,
     ) -> None:
         sees = policy.sees
@@ -74,7 +75,7 @@ class PolicyRunner:
         self._policy = policy
         self._seed = seed
         self._options = options
-        self._resizes = log or ResizeLog(sees, partial(_log.warning, "%s"))
+        self.sizes = sizes or ImageSizes(sees, partial(_log.warning, "%s"))
         self.has_instruction = sees.instruction
         words = [_INSTRUCTION] if sees.instruction else []
         self.names = [*self.cameras, *self.fields, *words]
@@ -94,7 +95,7 @@ class PolicyRunner:
             UsageError: The seed is not an integer of at least 0.
         """
         seed = self._seed if seed is None else _seed(seed)
-        self.episode = EpisodeControl(self._policy, seed, self._resizes, self._options)
+        self.episode = EpisodeControl(self._policy, seed, self.sizes, self._options)
 
     def act(
         self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0

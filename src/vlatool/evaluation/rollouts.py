@@ -15,7 +15,7 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation import controllers
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
-from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.environments import (
     Call,
     EnvInfo,
@@ -269,7 +269,7 @@ class RolloutSetup:
     environments: Environments
     policy: Policy
     progress: RolloutProgress  # progress over the episodes of all tasks
-    log: ResizeLog  # log of resized images
+    sizes: ImageSizes  # rule for images of other sizes
     # Duration of each batch of plans.
     milliseconds: list[float] = field(default_factory=list[float])
 
@@ -284,7 +284,7 @@ class RolloutSetup:
         )
 
         def make_controller(space: Any) -> controllers.PolicyController:
-            return controllers.PolicyController(self.policy, task, self.log, self.milliseconds)
+            return controllers.PolicyController(self.policy, task, self.sizes, self.milliseconds)
 
         return Rollouts(self.environments, env, make_controller, plan, self.progress)
 
@@ -315,6 +315,7 @@ class RolloutJob:
         self._header = header
         self._finished: dict[str, list[Rollout]] = {task: [] for task in tasks}
         self._milliseconds: list[float] = []
+        self._allowed: dict[str, Any] = {}
         self._videos: list[str] = []
         checkpoint = Path(header["checkpoint"])
         self.spec: JobSpec[Group] = JobSpec(
@@ -355,6 +356,7 @@ class RolloutJob:
         for receipt in receipts:
             self._finished[receipt.facts.get("task", "")] += _rollouts_of(receipt)
             self._milliseconds += receipt.facts.get("plan_ms", [])
+            self._allowed |= receipt.facts.get("allowed", {})
             entries += receipt.files
         self._videos = [entry.path for entry in entries]
         self._setup.progress.advance_resumed(sum(map(len, self._finished.values())))
@@ -379,6 +381,7 @@ class RolloutJob:
             "picture": str(self.spec.output / SHEET) if has_sheet else None,
             "report": str(self.spec.output / REPORT),
             **rollout_report(rollouts),
+            **({"allowed": self._allowed} if self._allowed else {}),
         }
         if "" in self._finished:
             return report
@@ -412,6 +415,7 @@ class RolloutJob:
         }
         rows = [_report_row(rollout) for rollout in rollouts]
         facts = {"rollouts": rows, "plan_ms": milliseconds[num_before:]}
+        facts |= {"allowed": self._setup.sizes.allowed}
         return Receipt(
             "",
             counts={"successes": sum(map(_succeeds, rollouts)), "rollouts": len(rollouts)},

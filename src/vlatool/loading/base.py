@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from pydantic import field_validator, model_validator
 
+from vlatool.artifacts.contract import Contract
 from vlatool.config.base import ConfigModel, derived_field, nullable_field, option
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
@@ -244,11 +245,13 @@ class RecordedPairs(Protocol):
         fields: Action fields of the targets.
         fps: Frames per second of the data.
         has_futures: True if `futures` returns the images that followed.
+        contract: What the data are like, to compare with what training saw; None: unknown.
     """
 
     fields: Mapping[str, ActionField]
     fps: float
     has_futures: ClassVar[bool] = False
+    contract: Contract | None = None
 
     def __len__(self) -> int:
         """Number of pairs, in the order of the episodes."""

@@ -14,6 +14,7 @@ from vlatool.models.published import Layout, WeightsOrigin
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vlatool.artifacts.contract import Contract
     from vlatool.config.base import ConfigModel, Violation
     from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
     from vlatool.findings import Finding
@@ -345,6 +346,7 @@ class Policy(Protocol):
         fps: Steps per second.
         horizon: Number of steps in a chunk of commands, T.
         predicts_images: True if it also predicts images, as codes of a visual tokenizer.
+        contract: What training saw; None: unknown.
     """
 
     sees: "ObservationSpec"
@@ -352,6 +354,7 @@ class Policy(Protocol):
     fps: float
     horizon: int
     predicts_images: ClassVar[bool] = False
+    contract: "Contract | None" = None
 
     def act(
         self, observations: "Sequence[Observation]", *, seeds: Sequence[int]

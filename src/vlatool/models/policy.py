@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.artifacts.contract import SeenCamera
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
@@ -164,7 +165,13 @@ class RoboticsPolicy(Policy):
         self._steps = DEFAULT_STEPS
         # Names have no suffix `_relative`.
         self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
-        view = CameraView(tuple(self._data.image_indices), self._images.size)
+        self.contract = assets.contract
+        offsets, size = tuple(data.image_indices), self._images.size
+        seen_cameras = assets.contract.cameras
+        views = {
+            name: CameraView(offsets, size, seen_cameras.get(name, SeenCamera()).recorded)
+            for name in data.cameras
+        }
         names = self._data.proprioception_fields
         seen = {name for group in self._seen_groups for name in relative_names(group)}
         fields = {name: self._width(name) for name in names if name not in seen}
@@ -172,7 +179,7 @@ class RoboticsPolicy(Policy):
             fields |= {group.position_key: 3, group.rotation_key: 6}
             fields |= zip(reference_keys(group), (3, 6), strict=True)
         fields |= {key: width for key, width in self._references() if key not in fields}
-        self.sees = ObservationSpec(dict.fromkeys(self._data.cameras, view), fields, self._past)
+        self.sees = ObservationSpec(views, fields, self._past)
 
     def action_range(self, field: str) -> tuple[Array, Array]:
         if field not in self._data.action_fields:  # relative to the measured pose

@@ -140,6 +140,8 @@ class RemotePolicy:
         self._control = {}
         message = unpack(reply)
         self.timing = message["server_timing"]
+        for text in message.get("warnings", ()):
+            _log.warning("%s: %s", self._url, text)
         return message
 
     def _connect(self) -> None:

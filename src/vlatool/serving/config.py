@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from vlatool.config.base import ConfigModel, option, required_field
+from vlatool.evaluation.config import allow_option
 from vlatool.models.trained import Weights
 from vlatool.transforms.names import NameMap
 
@@ -66,6 +67,7 @@ class ServeConfig(ConfigModel):
     )
     max_rate: float = option(100.0, "Requests per second of a client; faster ones wait.", gt=0)
     request_timeout_s: float = option(60.0, "Longest time until a request is answered.", gt=0)
+    allow: list[str] = allow_option()
     key_file: str | None = option(None, "File with the key that clients must send; null: no key.")
     certificate: str | None = option(None, "Certificate chain in PEM form, for TLS; null: no TLS.")
     private_key: str | None = option(

@@ -30,7 +30,7 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import Array, ObservationSpec
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.evaluation.config import ActionMap, RolloutConfig
-from vlatool.evaluation.control import EpisodeControl, ResizeLog, as_array
+from vlatool.evaluation.control import EpisodeControl, ImageSizes, as_array
 from vlatool.evaluation.controllers import KeyMap, control_options, has_mapping, steps_per_chunk
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.base import Policy
@@ -142,10 +142,10 @@ def service_of(
         rollout = rollout.model_copy(update={"execute_steps": config.execute_steps})
     steps_per_chunk(rollout, policy.horizon)
     options = control_options(rollout, policy)
-    log = ResizeLog(policy.sees, partial(_log.warning, "%s"))
 
     def new_runner() -> PolicyRunner:
-        return PolicyRunner(policy, origin, config.seed, log, options)
+        sizes = ImageSizes(policy.sees, partial(_log.warning, "%s"), config.allow)
+        return PolicyRunner(policy, origin, config.seed, sizes, options)
 
     max_bytes = _max_bytes(policy.sees)
     if config.max_request_mb is not None:
@@ -246,6 +246,12 @@ class Session:
     @property
     def episode(self) -> EpisodeControl:
         return self._runner.episode
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings for the client, without those that it has had."""
+        texts, self._runner.sizes.messages = self._runner.sizes.messages, []
+        return texts
 
     def observe(self, request: Mapping[str, Any]) -> str | None:
         """Adds the observation of a request, unless it is only `reset`; returns its instruction or
@@ -473,6 +479,8 @@ class PolicyServer:
             self._busy.add(connection)
             started = time.perf_counter()
             reply = await self._answer(connection, session, data)
+            if warnings := session.warnings:
+                reply["warnings"] = warnings
             reply["server_timing"] |= timing
             await connection.send(messages.pack(reply))
             self._busy.discard(connection)

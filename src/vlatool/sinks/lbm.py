@@ -298,7 +298,8 @@ class _StreamEncoder:
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
 
-RANGES, RATE_ERRORS = "ranges", "rate_errors"
+_SIZES, _RATE_ERRORS = "sizes", "rate_errors"  # facts of receipts: of the images, of another rate
+RANGES = "ranges"
 
 LBM = FindingCodes(
     "lbm",
@@ -318,7 +319,6 @@ class LbmEpisodeWriter:
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes the tar; the receipt holds the byte ranges of its samples."""
         episode, error = self.stored(episode)
-        errors = {} if error is None else {RATE_ERRORS: np.array(error)}
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
         findings = tuple(self._missing_findings(episode))
@@ -331,13 +331,15 @@ class LbmEpisodeWriter:
             ranges = self._write(tar, sampler, spec)
             tar.finish()
         arrays = to_arrays(sampler.statistics()) if self.config.compute_statistics else {}
+        sizes = {name: list(source.size) for name, source in episode.cameras.items()}
         return Receipt(
             ref.id,
             counts=counts,
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, len(sampler)),),
             findings=findings,
-            arrays={RANGES: ranges, **arrays, **errors},
+            facts={_SIZES: sizes, **({} if error is None else {_RATE_ERRORS: [*error]})},
+            arrays={RANGES: ranges, **arrays},
         )
 
     def stored(self, episode: Episode) -> tuple[Episode, RateError | None]:
@@ -615,11 +617,14 @@ class LbmSink(base.Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         output, config = self._setup.output, self._config
         index, total = SampleIndex(), StatisticsAccumulator()
-        errors = [np.zeros(3)]
+        sizes: dict[str, set[tuple[int, ...]]] = {}
+        errors = [[0.0] * 3]
         for receipt in receipts:
             index.add(receipt)
-            errors.append(receipt.arrays.get(RATE_ERRORS, np.zeros(3)))
-            if config.compute_statistics and receipt.arrays:
+            for name, size in receipt.facts.get(_SIZES, {}).items():
+                sizes.setdefault(name, set()).add(tuple(size))
+            errors.append(receipt.facts.get(_RATE_ERRORS, errors[0]))
+            if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
             main_reason = max(
@@ -634,13 +639,18 @@ class LbmSink(base.Sink):
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
+        recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
+        shards_format.write_preprocessing_config(
+            output / shards_format.SHARDS_NAME,
+            {**self._options(), shards_format.RECORDED_SIZES: recorded},
+        )
         statistics = total.total()
         if statistics is not None:
             self._write_stats(dict(field_entries(statistics, self._widths)))
         entries = write_shards(
             output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
         )
-        worst = RateError(*np.max(errors, axis=0).tolist())
+        worst = RateError(*map(max, *errors, errors[0]))
         if any(worst):
             run.reporter.note(f"{config.target.fps:g} frames per second: {worst.text}")
         shards = [shard for shard, _ in entries]

@@ -1,6 +1,6 @@
 """Conventions of the actions of raw episodes, measured on some of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -34,6 +34,10 @@ CONVENTION = FindingCodes(
     contradiction=warning(
         "A declaration of what actions are contradicts the recorded states.",
         "correct the declaration, or pass --trust-declared true",
+    ),
+    relative_twice=warning(
+        "Actions are made relative to the measured pose, and are differences already.",
+        "take the fields without the suffix _relative",
     ),
 )
 _RATE = 0.1  # share by which a scale may differ from the rate
@@ -117,6 +121,16 @@ class ConventionFits:
                 )
                 if is_declared and group.is_determined:
                     yield from self._conflicts(declaration, group, convention)
+
+    def relative_twice(self, actions: Collection[str]) -> Iterator[Finding]:
+        """Differences whose relative fields are among the actions of an output."""
+        for group in self.conventions.groups:
+            if group.relation == ("delta",) and group.field + SUFFIX in actions:
+                message = (
+                    f"{group.field}{SUFFIX} is computed from {group.name}, which the recorded "
+                    f"states say is {meaning(group)} (residual {group.residual:.3g})"
+                )
+                yield CONVENTION("relative_twice", message, field=group.field)
 
     def _conflicts(
         self, declaration: Declaration, group: Group, convention: Convention

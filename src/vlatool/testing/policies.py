@@ -11,7 +11,7 @@ import numpy as np
 
 from vlatool.episode import Observation, ObservationSpec
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.events import NullProgress
@@ -51,8 +51,8 @@ def check_recorded(policy: Policy, pairs: RecordedPairs) -> None:
     widths = {name: len(field.names) for name, field in pairs.fields.items()}
     _check_chunks(policy, observations, widths)
     config = OpenLoopConfig(max_samples=_NUM_OBSERVATIONS)
-    log = ResizeLog(policy.sees, lambda _: None)
-    evaluate_open_loop(policy, pairs, config, log, NullProgress())
+    sizes = ImageSizes(policy.sees, lambda _: None)
+    evaluate_open_loop(policy, pairs, config, sizes, NullProgress())
 
 
 def _check_attributes(policy: Policy) -> None:

@@ -219,7 +219,7 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
-    from vlatool.evaluation.control import ResizeLog
+    from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
     from vlatool.evaluation.plots import save_contact_sheet
     from vlatool.evaluation.policy_runner import open_policy
@@ -229,7 +229,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     _log_command(reporter, *words, "--seed", _FIRST_SEED)
     settings = with_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
     policy, _ = open_policy(str(paths.run), settings.weights, settings.inference_steps)
-    log = ResizeLog(policy.sees, reporter.note)
+    sizes = ImageSizes(policy.sees, reporter.note)
     seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
     true_plan = RolloutPlan(
         seeds, _true_instruction, "success", num_rendered=_NUM_RENDERED, options=_goal
@@ -261,7 +261,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
             return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
     def policy_controller(_: Any) -> "Controller":
-        return PolicyController(policy, settings, log)
+        return PolicyController(policy, settings, sizes)
 
     policy_rollouts = roll_out("policy", policy_controller, true_plan)
     wrong_rollouts = roll_out("policy, wrong instruction", policy_controller, wrong_plan)

@@ -4,16 +4,17 @@ Legend of shapes: T action steps, C dimensions of a field.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.base import recognize
+from vlatool.artifacts.contract import Contract, differences, refuse
 from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.config import OpenLoopConfig, allow_option
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
@@ -29,11 +30,15 @@ from vlatool.storage.uri import is_remote, local_path, pinned
 
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
+    from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.offline import RecordedFrame
     from vlatool.models.base import Policy
     from vlatool.models.tokenizer import OpenTokenizer
 
 __all__ = ["OpenLoopConfig", "open_loop", "predict"]
+
+# Differences from what training saw that were taken, by key.
+Allowed = dict[str, dict[str, str]]
 
 CURVES, REPORT = "curves.html", "report.json"
 _NUM_WORST = 3
@@ -62,6 +67,7 @@ class OpenLoopResult(Result):
     report: str
     invalid: int = 0
     futures: Mapping[str, Any] | None = None
+    allowed: Allowed | None = None
 
     def lines(self) -> Iterator[str]:
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
@@ -127,7 +133,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         UsageError: A required key is missing, or the output has different content.
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
-    from vlatool.evaluation.control import ResizeLog
+    from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.futures import evaluate_futures, tokenizer_for
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
@@ -142,10 +148,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     record = OutputRecord("eval open-loop", _recorded_options(config, trained, data=data))
     check_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed)
+    allowed = compared(policy, pairs.contract, config.allow, data)
     tokenizer = tokenizer_for(policy, config.tokenizer)
-    log = ResizeLog(policy.sees, partial(reporter.warn, "pictures_resized"))
+    sizes = ImageSizes(policy.sees, partial(reporter.warn, "pictures_resized"), config.allow)
     with reporter.progress("open-loop", num_chosen(pairs, config), "samples") as bar:
-        report = evaluate_open_loop(policy, pairs, config, log, bar)
+        report = evaluate_open_loop(policy, pairs, config, sizes, bar)
     futures = None
     if tokenizer is not None:
         count = min(len(pairs), config.future_samples)
@@ -165,6 +172,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         futures=futures,
         picture=str(image),
         report=str(output / REPORT),
+        allowed=allowed | sizes.allowed or None,
     )
     with single_output(output, record, (CURVES, REPORT)):
         save_curves(image, title, report.curves, report.frames / pairs.fps)
@@ -184,6 +192,14 @@ def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int)
             code="data.no_actions",
         )
     return pairs
+
+
+def compared(
+    policy: "Policy", other: Contract | None, allow: Collection[str], where: object
+) -> Allowed:
+    """Allowed differences between what training saw and other data; DataError for others."""
+    unequal = differences(policy.contract, other) if policy.contract and other else ()
+    return refuse(unequal, allow, where, "convert the data, or train on data like them")
 
 
 def _recorded_options(config: ConfigModel, trained: Trained, **inputs: Path) -> dict[str, Any]:
@@ -246,6 +262,7 @@ class PredictConfig(ConfigModel):
         "null: predict no images.",
     )
     format: str | None = option(None, "Format of raw episodes; null: detect it.")
+    allow: list[str] = allow_option()
 
 
 @dataclass(frozen=True)
@@ -280,6 +297,7 @@ class PredictResult(Result):
     futures: Mapping[str, Any] | None
     picture: str
     report: str
+    allowed: Allowed | None = None
 
     def lines(self) -> Iterator[str]:
         horizon = len(next(iter(self.fields.values())).predicted)
@@ -322,7 +340,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         DataError: Checkpoint or data are missing, broken or incompatible, or the data have no such
             episode or frame.
     """
-    from vlatool.evaluation.control import ResizeLog, check_finite, chunk_seed
+    from vlatool.evaluation.control import ImageSizes, check_finite, chunk_seed
     from vlatool.evaluation.futures import save_futures, tokenizer_for
     from vlatool.evaluation.policy_runner import open_policy
 
@@ -337,9 +355,9 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     )
     record = OutputRecord("predict", _recorded_options(config, trained, source=source))
     check_owner(output, record)
-    chosen = _recorded_frame(config, source, policy, trained)
+    sizes = ImageSizes(policy.sees, reporter.note, config.allow)
+    chosen = _recorded_frame(config, source, policy, trained, sizes)
     tokenizer = tokenizer_for(policy, config.tokenizer)
-    ResizeLog(policy.sees, reporter.note).add_observation(chosen.observation)
     seeds = [chunk_seed(config.seed, chosen.seed)]
     decision = policy.decide([chosen.observation], seeds=seeds)
     chunk, tokens = decision.actions, decision.tokens[0] if decision.tokens else None
@@ -367,6 +385,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         frame=chosen.target.frame,
         instruction=chosen.observation.instruction,
         fields={name: _field(chosen, name, values[0]) for name, values in chunk.items()},
+        allowed=sizes.allowed or None,
     )
     with single_output(output, record, (ACTIONS, REPORT, *names)):
         _save_curves(output / ACTIONS, result)
@@ -424,11 +443,11 @@ def _futures(
 
 
 def _recorded_frame(
-    config: PredictConfig, source: Path, policy: "Policy", trained: Trained
+    config: PredictConfig, source: Path, policy: "Policy", trained: Trained, sizes: "ImageSizes"
 ) -> "RecordedFrame":
     """The chosen frame of raw episodes or of preprocessed data."""
     if config.format is None and recognize(source) is not None:
-        return _preprocessed_frame(config, str(source), policy, trained)
+        return _preprocessed_frame(config, str(source), policy, trained, sizes)
     from vlatool.evaluation.offline import frame_of_episode
 
     detected = detect_source(source, config.format)
@@ -437,15 +456,17 @@ def _recorded_frame(
     name = episode_named(ids, config.episode)
     ref = next(ref for ref in detected.refs if ref.id == name)
     episode = detected.reader.read(ref)
-    return frame_of_episode(episode, config.frame, policy, config.instruction)
+    sizes.allowed |= compared(policy, Contract(fps=episode.fps or None), config.allow, source)
+    return frame_of_episode(episode, config.frame, policy, sizes, config.instruction)
 
 
 def _preprocessed_frame(
-    config: PredictConfig, location: str, policy: "Policy", trained: Trained
+    config: PredictConfig, location: str, policy: "Policy", trained: Trained, sizes: "ImageSizes"
 ) -> "RecordedFrame":
     from vlatool.evaluation.offline import RecordedFrame
 
     pairs = recorded_pairs(location, policy, trained, config.seed)
+    sizes.allowed |= compared(policy, pairs.contract, config.allow, location)
     index = pairs.find(config.episode, config.frame)
     if index is None:
         raise DataError(
@@ -454,6 +475,7 @@ def _preprocessed_frame(
             code="data.no_lookup",
         )
     observation, target = pairs.read([index])[0]
+    sizes.check_observation(observation)
     if config.instruction is not None:
         observation = replace(observation, instruction=config.instruction)
     names = {name: field.names for name, field in pairs.fields.items()}

@@ -231,6 +231,7 @@ class PreprocessJob:
         self._sink: Sink = self._make_sink(config.sink, setup)
         self._check_rate()
         self._fits: ConventionFits | None = None
+        self._trusted: list[str] = []
         self._conflicts = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
@@ -293,6 +294,8 @@ class PreprocessJob:
                     code="data.contradicted_declaration",
                     details=contradiction.finding.place,
                 )
+            if contradiction.is_clear:
+                self._trusted.append(contradiction.finding.message)
             yield contradiction.finding
 
     def _check_differences(self) -> None:
@@ -324,7 +327,10 @@ class PreprocessJob:
             fits = fits_of(self._reader, good, self._config.action_fields, self._sink.stored)
         if fits is None:
             return self._summary.files
-        CONVENTIONS.write(self.spec.output, asdict(fits.conventions))
+        for finding in fits.relative_twice(self._sink.action_fields):
+            run.reporter.warn(finding.code, finding.message)
+        conventions = replace(fits.conventions, trusted=tuple(self._trusted))
+        CONVENTIONS.write(self.spec.output, asdict(conventions))
         return [*self._summary.files, file_entry(self.spec.output, CONVENTIONS.name)]
 
     def _good(self, run: JobRun) -> list[EpisodeRef]:

@@ -77,7 +77,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         PartialFailure: An error of the environment ended an episode; `result` of the error has the
             figures of the others, None if there are none.
     """
-    from vlatool.evaluation.control import ResizeLog
+    from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.policy_runner import open_policy
     from vlatool.evaluation.rollouts import RolloutJob, RolloutProgress, RolloutSetup
 
@@ -101,7 +101,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
                 environments,
                 policy,
                 RolloutProgress(bar),
-                ResizeLog(policy.sees, reporter.note),
+                ImageSizes(policy.sees, reporter.note, config.allow),
             )
             rollouts = {name: setup.rollouts(task, infos[name]) for name, task in tasks.items()}
             job = RolloutJob(output, _record(config, tasks, trained), rollouts, setup, header)

@@ -14,6 +14,7 @@ import yaml
 
 from vlatool import __version__
 from vlatool.artifacts.base_model import TOKENIZER
+from vlatool.artifacts.contract import CONTRACT
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.shards.format import METADATA_NAME, read_preprocessing_config
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
@@ -63,7 +64,7 @@ _EXPORTED = CheckpointFiles.of(Path(_CHECKPOINTS), EXPORT_NUMBER)
 WEIGHTS, AVERAGE = str(_EXPORTED.raw), str(_EXPORTED.averaged)
 FILES = (
     *(CONFIG, MODEL, NORMALIZER, PROCESSOR, OWN),
-    *(STATS_NAME, OPTIONS_NAME, METADATA_NAME, TOKENIZER),
+    *(STATS_NAME, OPTIONS_NAME, METADATA_NAME, TOKENIZER, CONTRACT.name),
     *(WEIGHTS, AVERAGE),
 )
 

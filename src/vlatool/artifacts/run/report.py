@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.contract import CONTRACT, contract_text
 from vlatool.artifacts.run import checkpoint
 from vlatool.artifacts.run.format import EVALUATION, VALIDATION, RunDir, is_run, read_metrics
 from vlatool.events import counted
@@ -67,6 +68,7 @@ def _run(location: Path) -> Report:
     }
     weights = newest and findings.read(checkpoint.read_part_header, newest[1] / checkpoint.MODEL)
     first, last, validation, rollouts = _metrics(run)
+    contract = findings.read(CONTRACT.read, location)
     done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
     return Report(
@@ -84,6 +86,7 @@ def _run(location: Path) -> Report:
             "last_metrics": last,
             "last_validation": validation,
             "last_rollouts": rollouts,
+            **({} if contract is None else {"contract": asdict(contract)}),
         },
         summary={
             "model": model_type or "unknown",
@@ -91,6 +94,7 @@ def _run(location: Path) -> Report:
             "data": data,
             "budget": ", ".join(f"{key} {value}" for key, value in budget.items()),
             "loss": "" if last.get("loss") is None else losses,
+            "training saw": "" if contract is None else contract_text(contract),
             "best checkpoint": "" if best is None else best.text(),
         },
         tables=[

@@ -41,6 +41,8 @@ CONFIG_NAME = "preprocessing_config.yaml"
 METADATA_NAME = "processing_metadata.json"
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 _COMPACT_NAME = "stats_compact.json"
+# Key of the options: map from camera to the sizes [height, width] of its recordings.
+RECORDED_SIZES = "recorded_sizes"
 
 # Files that mark an output as complete: removed first, written last.
 CLOSING_FILES = (

@@ -5,12 +5,13 @@ Legend of shapes: K images of a camera, T action steps, C dimensions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 
+from vlatool.artifacts.contract import CONTRACT, Contract, SeenCamera, conventions_in
 from vlatool.artifacts.field_summary import Names, dimension_names, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards import format as shards_format
@@ -20,6 +21,7 @@ from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import NO_CAMERAS, Array, Observation, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs.job import digest_of
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import (
@@ -30,11 +32,17 @@ from vlatool.loading.robotics.config import (
 )
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
 from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
-from vlatool.loading.robotics.statistics import Normalizer, report_ranges, select_statistics
+from vlatool.loading.robotics.statistics import (
+    Normalizer,
+    report_conventions,
+    report_ranges,
+    select_statistics,
+)
 from vlatool.loading.shard_reader import ShardCache, ShardReader, check_frame, episode_named
 from vlatool.storage.uri import pinned
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
+from vlatool.transforms.normalize import field_width
 from vlatool.transforms.relative import SUFFIX, groups_by_name
 
 # Key of preprocessing_config.yaml of a run: (height, width) of its training images.
@@ -79,6 +87,7 @@ class RoboticsAssets:
     # transform of camera images. From `make_assets` its size may be None, because training does not
     # need it
     images: ImageTransform = ImageTransform()
+    contract: Contract = field(default_factory=Contract)  # what training saw
     # map from field name to names of its dimensions, if they are recorded
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
@@ -141,8 +150,11 @@ class RoboticsKind(base.DataKind):
     def check_samples(
         self, config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter = NULL
     ) -> None:
-        """Names dimensions with ranges that a policy cannot learn well; reads no sample."""
+        """Names dimensions with ranges that a policy cannot learn well, and conventions that
+        contradict a declaration or the statistics; reads no sample.
+        """
         report_ranges(config, info, reporter)
+        report_conventions(config, info, reporter)
 
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
         actions = [sample.fields[name] for name in config.action_fields]
@@ -169,7 +181,10 @@ class RoboticsKind(base.DataKind):
         image_size = {} if size is None else {_IMAGE_SIZE: list(size)}
         # Merged statistics have only the steps that all data sets have.
         steps = {"past_lowdim_steps": info.statistics_past, "future_lowdim_steps": info.future}
-        shards_format.write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
+        sizes = {shards_format.RECORDED_SIZES: _merged_sizes(info.options)}
+        options = {**info.options[0], **steps, **image_size, **sizes}
+        shards_format.write_preprocessing_config(folder, options)
+        CONTRACT.write(folder, asdict(contract_of(config, options, info.statistics)))
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
         run = RunDir(folder)
@@ -273,6 +288,7 @@ def assets_of(
             groups = groups_by_name([*config.action_fields, *config.proprioception_fields])
         fps = float(options.get("fps") or 10.0)
         images = replace(_image_transform(options), crop=config.augmentation.crop_shape)
+        contract = contract_of(config, options, statistics)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{shards_format.CONFIG_NAME} is broken: {error}",
@@ -281,7 +297,59 @@ def assets_of(
         ) from None
     normalizer = Normalizer(config, statistics, past)
     names = recorded_names(options)
-    return RoboticsAssets(config, normalizer, groups, fps, statistics, images, names)
+    return RoboticsAssets(config, normalizer, groups, fps, statistics, images, contract, names)
+
+
+def contract_of(
+    config: RoboticsDataConfig, options: Mapping[str, Any], statistics: Statistics
+) -> Contract:
+    """Facts on data for the inputs of a derived section; ValueError if options are invalid."""
+    images = _image_transform(options)
+    sizes = options.get(shards_format.RECORDED_SIZES) or {}
+    cameras = {
+        name: SeenCamera(
+            tuple((int(height), int(width)) for height, width in sizes.get(name) or ()),
+            images.size,
+            images.rotations.get(name, 0),
+        )
+        for name in config.cameras
+        if name in (options.get("camera_names") or config.cameras)
+    }
+    # Heights and widths of recordings, turned, and of the images that they are resized to.
+    resized = [
+        (*old[:: -1 if each.quarter_turns % 2 else 1], *each.size)
+        for each in cameras.values()
+        for old in each.recorded
+        if each.size
+    ]
+    fields, actions = (
+        {name: field_width(name, statistics[name]) for name in names if name in statistics}
+        for names in (config.proprioception_fields, config.action_fields)
+    )
+    future = config.lowdim_future_timesteps
+    return Contract(
+        cameras=cameras,
+        resize_method=images.method if any(a * w != b * h for a, b, h, w in resized) else "",
+        resize_filter=images.resample if any((a, b) != (h, w) for a, b, h, w in resized) else "",
+        crop=config.augmentation.crop_shape,
+        fields=fields,
+        actions=actions,
+        fps=options.get("fps"),
+        horizon=None if future is None else future + 1,
+        conventions=conventions_in(options.get("conventions")),
+        statistics=digest_of({name: statistics[name] for name in (*fields, *actions)}),
+    )
+
+
+def _merged_sizes(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
+    """Sizes of the recordings of all data sets; of a camera none if one did not record them."""
+    merged: dict[str, list[list[int]]] = {}
+    for name in {name for options in parts for name in options.get("camera_names") or ()}:
+        having = [row for row in parts if name in (row.get("camera_names") or ())]
+        sizes = [(row.get(shards_format.RECORDED_SIZES) or {}).get(name) or [] for row in having]
+        if all(sizes):
+            merged[name] = sorted({tuple(size): size for each in sizes for size in each}.values())
+    return merged
 
 
 def _image_transform(options: Mapping[str, Any]) -> ImageTransform:
@@ -329,6 +397,7 @@ class RoboticsPairs(base.RecordedPairs):
         options: base.PairOptions,  # form of the pairs
     ) -> None:
         self.fps = info.fps
+        self.contract = contract_of(config, info.options[0], info.statistics)
         sees = options.sees
         self._sees, self._horizon, self._anchor = sees, options.horizon, info.past
         self._offsets = sorted({step for view in sees.cameras.values() for step in view.offsets})

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from vlatool.artifacts.contract import Contract, conventions_in, differences
+from vlatool.artifacts.conventions import Convention
 from vlatool.artifacts.field_summary import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.format import read_preprocessing_config
+from vlatool.artifacts.shards.format import (
+    MANIFEST_NAME,
+    ShardFolder,
+    read_preprocessing_config,
+)
 from vlatool.artifacts.stats.format import Statistics, compact
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array
@@ -19,6 +25,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.storage.uri import location
 from vlatool.transforms.normalize import (
     FieldScale,
     constant_dimensions,
@@ -226,6 +233,9 @@ def select_statistics(
             f"data.normalization.{key} is {value_text(now)}, that of the initial weights is "
             f"{value_text(before)}",
         )
+    with suppress(DataError):  # published files need not have them
+        before = read_preprocessing_config(_run_of(folder).root).get("conventions")
+        _report_differences(conventions_in(before), info.options[0], "initial weights", reporter)
     changes = [text for name in info.fields for text in _changed_ranges(name, config, info, known)]
     if changes:
         more = f" and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
@@ -235,6 +245,28 @@ def select_statistics(
             f"weights: {', '.join(changes[:_MAX_LISTED])}{more}",
         )
     return _replaced(info, known, folder) if is_init else info
+
+
+def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+    """Warns of declarations that were trusted, and of statistics of data that differ."""
+    for name, options in zip(info.names, info.options, strict=False):
+        for message in (options.get("conventions") or {}).get("trusted", ()):
+            reporter.warn("conventions.contradiction", f"{name}: {message}")
+    for text, options in zip(config.dataset_statistics, info.options, strict=False):
+        path = location(text)
+        folder = path.parent if path.suffix == ".json" else path
+        stored = ShardFolder(folder / MANIFEST_NAME).conventions()
+        if stored is not None:
+            _report_differences(stored.groups, options, f"data of {text}", reporter)
+
+
+def _report_differences(
+    before: tuple[Convention, ...], options: Mapping[str, Any], owner: str, reporter: Reporter
+) -> None:
+    now = conventions_in(options.get("conventions"))
+    for key, value, other in differences(Contract(conventions=before), Contract(conventions=now)):
+        text = f"{key} is {value} in the {owner}, {other} in the data: statistics do not fit"
+        reporter.warn("data.conventions_differ", text)
 
 
 def _known_statistics(folder: Path, *, is_required: bool) -> Statistics:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.base_model import TOKENIZER
+from vlatool.artifacts.contract import CONTRACT
 from vlatool.artifacts.experiment.format import (
     AVERAGE,
     CONFIG,
@@ -250,7 +251,7 @@ def _write_experiment(
     model: Any = trained.config.model
     write_configs(folder, published_tree(tree, model, trained.assets), _own_keys(trained.config))
     write_metadata(folder, tree["data"]["dataset_manifest"], read_preprocessing_config(run.root))
-    for path in (run.stats, run.options, run.root / TOKENIZER):
+    for path in (run.stats, run.options, run.root / TOKENIZER, run.root / CONTRACT.name):
         if path.is_file():
             write_bytes(folder / path.name, path.read_bytes())
     step = CheckpointManifest.read(trained.origin.checkpoint).step
