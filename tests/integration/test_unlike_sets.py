@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from tests.builders.errors import fails
+from tests.builders.recording import Recorder
 from tests.builders.unlike_sets import ROBOTS, made_options, write_set
 from vlatool.artifacts.conventions import conventions_of
+from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.episode import Array
 from vlatool.loading.dataset import open_dataset
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.world.recording import expert_episode
 
@@ -26,8 +30,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def written(source: Path, output: Path, **wrong: Any) -> Path:
-    options = made_options(ROBOTS[source.name], 10, **wrong)
+def written(source: Path, output: Path, fps: float = 10, **wrong: Any) -> Path:
+    options = made_options(ROBOTS[source.name], fps, **wrong)
     tree = {"format": "hdf5", "sources": [str(source)], "output": str(output), "workers": 1}
     windows = {"type": "lbm", "past_lowdim_steps": 0, "future_lowdim_steps": 0}
     windows |= {"image_indices": [0], "max_padding_right": 0}
@@ -84,3 +88,25 @@ def test_declaration_that_the_states_contradict_is_refused(
 ) -> None:
     with fails("data.contradicted_declaration"):
         written(recordings / "a", tmp_path / "data", relation="delta")
+
+
+def test_training_names_sets_that_differ_and_records_how_each_was_made(
+    recordings: Path, tmp_path: Path
+) -> None:
+    folders = [written(recordings / name, tmp_path / name) for name in "ab"]
+    slow = written(recordings / "a", tmp_path / "slow", fps=5)
+    recorder = Recorder()
+    kind = RoboticsKind()
+    config = RoboticsDataConfig(dataset_manifest=[*map(str, [*folders, slow])])
+    info = kind.load_info(config)
+    config, _ = kind.derive(config, info)
+
+    kind.check_samples(config, info, recorder)
+    kind.save_assets(config, info, tmp_path)
+
+    differing = [text for code, text in recorder.warnings if code == "data.conventions_differ"]
+    assert len(differing) == 1
+    assert f"fps is 10 in {folders[0]}, 5 in {slow}" in differing[0]
+    rows = read_preprocessing_config(tmp_path)["data_sets"]
+    groups = [row["conversions"]["pose_groups"][1] for row in rows]
+    assert [group["relation"] for group in groups] == ["absolute", "delta", "absolute"]

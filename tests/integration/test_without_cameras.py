@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import vlatool
+from tests.builders.recording import Recorder
 from tests.builders.serving import served
 from tests.builders.training import HAND, HAND_COMMAND, ROT, TINY, XYZ, tiny_overrides, world_shards
 from vlatool.artifacts.run.format import read_metrics
@@ -18,11 +19,18 @@ from vlatool.workflows.evaluate import OpenLoopConfig, PredictConfig
 from vlatool.workflows.export import ExportConfig
 
 
-def trained(data: Path, run: Path, preset: str = "policy-state", **changes: object) -> Path:
+def trained(
+    data: Path,
+    run: Path,
+    preset: str = "policy-state",
+    recorder: Recorder | None = None,
+    **changes: object,
+) -> Path:
     of_images = [key for key in TINY if key.endswith(("channels", "num_keypoints"))]
     keys = tiny_overrides(data, run, total_train_steps=2, **changes)
     overrides = [parse_override(f"{key}={keys[key]}") for key in keys if key not in of_images]
-    vlatool.train(load_config(TrainConfig, presets=[preset], overrides=overrides).config)
+    config = load_config(TrainConfig, presets=[preset], overrides=overrides).config
+    vlatool.train(config, reporter=recorder or Recorder())
     return run
 
 
@@ -37,7 +45,9 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_images_of_the_data_change_nothing(run: Path, tmp_path: Path) -> None:
-    with_images = trained(world_shards(tmp_path), tmp_path / "run")
+    recorder = Recorder()
+    with_images = trained(world_shards(tmp_path), tmp_path / "run", recorder=recorder)
+    assert "data.constant_images" not in dict(recorder.warnings)
     ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (run, with_images))
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
 

@@ -159,7 +159,7 @@ class RoboticsKind(base.DataKind):
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
         actions = [sample.fields[name] for name in config.action_fields]
         return {
-            "images": sample.images,
+            **({"images": sample.images} if len(sample.images) else {}),
             "actions": np.concatenate(actions, axis=1) if actions else np.empty(0),
             "instruction": sample.instruction,
         }
@@ -182,7 +182,12 @@ class RoboticsKind(base.DataKind):
         # Merged statistics have only the steps that all data sets have.
         steps = {"past_lowdim_steps": info.statistics_past, "future_lowdim_steps": info.future}
         sizes = {shards_format.RECORDED_SIZES: _merged_sizes(info.options)}
-        options = {**info.options[0], **steps, **image_size, **sizes}
+        sources = [
+            {"name": name, "samples": size, "conversions": row.get("conversions")}
+            for name, size, row in zip(info.names, info.sizes, info.options, strict=True)
+        ]
+        several = {"data_sets": sources, "conversions": None} if len(sources) > 1 else {}
+        options = {**info.options[0], **steps, **image_size, **sizes, **several}
         shards_format.write_preprocessing_config(folder, options)
         CONTRACT.write(folder, asdict(contract_of(config, options, info.statistics)))
 

@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from vlatool.artifacts.contract import Contract, conventions_in, differences
-from vlatool.artifacts.conventions import Convention
 from vlatool.artifacts.field_summary import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import (
@@ -235,7 +234,8 @@ def select_statistics(
         )
     with suppress(DataError):  # published files need not have them
         before = read_preprocessing_config(_run_of(folder).root).get("conventions")
-        _report_differences(conventions_in(before), info.options[0], "initial weights", reporter)
+        owner = ("the initial weights", Contract(conventions=conventions_in(before)))
+        _report_differences(owner, "the data", info.options[0], reporter)
     changes = [text for name in info.fields for text in _changed_ranges(name, config, info, known)]
     if changes:
         more = f" and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
@@ -248,8 +248,10 @@ def select_statistics(
 
 
 def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
-    """Warns of declarations that were trusted, and of statistics of data that differ."""
+    """Warns of declarations that were trusted, and of data sets and statistics that differ."""
+    first = _meaning_of(info.options[0])
     for name, options in zip(info.names, info.options, strict=False):
+        _report_differences((info.names[0], first), name, options, reporter)
         for message in (options.get("conventions") or {}).get("trusted", ()):
             reporter.warn("conventions.contradiction", f"{name}: {message}")
     for text, options in zip(config.dataset_statistics, info.options, strict=False):
@@ -257,16 +259,23 @@ def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter:
         folder = path.parent if path.suffix == ".json" else path
         stored = ShardFolder(folder / MANIFEST_NAME).conventions()
         if stored is not None:
-            _report_differences(stored.groups, options, f"data of {text}", reporter)
+            owner = (f"the data of {text}", Contract(conventions=stored.groups))
+            _report_differences(owner, "the data", options, reporter)
+
+
+def _meaning_of(options: Mapping[str, Any]) -> Contract:
+    return Contract(fps=options.get("fps"), conventions=conventions_in(options.get("conventions")))
 
 
 def _report_differences(
-    before: tuple[Convention, ...], options: Mapping[str, Any], owner: str, reporter: Reporter
+    owner: tuple[str, Contract], name: str, options: Mapping[str, Any], reporter: Reporter
 ) -> None:
-    now = conventions_in(options.get("conventions"))
-    for key, value, other in differences(Contract(conventions=before), Contract(conventions=now)):
-        text = f"{key} is {value} in the {owner}, {other} in the data: statistics do not fit"
-        reporter.warn("data.conventions_differ", text)
+    for key, value, other in differences(owner[1], _meaning_of(options)):
+        reporter.warn(
+            "data.conventions_differ",
+            f"{key} is {value} in {owner[0]}, {other} in {name}: convert one of them with "
+            "`vlatool preprocess`",
+        )
 
 
 def _known_statistics(folder: Path, *, is_required: bool) -> Statistics:
