@@ -11,11 +11,11 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
 
 import msgpack
@@ -38,7 +38,7 @@ from tests.builders.serving import (
 )
 from tests.builders.toy_policy import PushPolicy, register_line
 from vlatool.cli.app import run
-from vlatool.episode import CameraView
+from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.errors import VlatoolError
 from vlatool.evaluation import policy_runner
 from vlatool.evaluation.config import RolloutConfig
@@ -209,6 +209,36 @@ def test_keys_of_a_client_are_mapped_one_by_one() -> None:
         sent = {name: value for name, value in sent.items() if name not in ("front", "pose")}
         actions = client.act(sent)["actions"]
     np.testing.assert_array_equal(actions, np.hstack([chunk[name] for name in chunk]))
+
+
+class RisePolicy(PushPolicy):
+    """Moves a hand up by 5 cm per step."""
+
+    sees = ObservationSpec(fields={"hand__xyz": 3}, instruction=False)
+    actions: ClassVar[Mapping[str, int]] = {"target__xyz": 3}
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
+        steps = np.outer(np.arange(1, self.horizon + 1), [0, 0, 0.05])
+        return {"target__xyz": np.stack([row.fields["hand__xyz"] + steps for row in observations])}
+
+
+def test_a_robot_is_answered_in_its_own_convention(tmp_path: Path) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_text(
+        "pose_groups:\n"
+        "- {name: hand, position_key: 'tcp[0:3]', rotation_key: 'tcp[3:7]',\n"
+        "   rotation: quaternion_wxyz, scale: 1000}\n"
+        "- {name: target, position_key: 'action[0:3]', rotation_key: 'action[3:6]',\n"
+        "   rotation: axis_angle, relation: delta, frame: tool, scale: 20, reference: hand}\n"
+        "action: [{field: target}]\n"
+    )
+    with served(RisePolicy(), map=str(file)) as url, vlatool.connect(url) as client:
+        assert client.names == ["tcp"]
+        assert client.pose_groups[1]["frame"] == "tool"
+        # Up is against the z axis of a hand that points down; each step is from the one before.
+        for height in (300.0, 400.0):
+            actions = client.act({"tcp": [100.0, 200, height, 0, 1, 0, 0]})["actions"]
+            np.testing.assert_allclose(actions, [[0, 0, -1, 0, 0, 0]] * 3, atol=1e-12)
 
 
 def test_a_key_for_a_name_that_the_policy_lacks_is_an_error() -> None:

@@ -183,6 +183,8 @@ class RemotePolicy:
         self.names: list[str] = metadata["observation"]
         self.actions: dict[str, int] = metadata["actions"]
         self.fps: float = metadata["fps"]
+        # Poses of the robot that the server converts, as `serve --map` declares them.
+        self.pose_groups: list[dict[str, Any]] = metadata.get("pose_groups", [])
         self.horizon: int = metadata["horizon"]
         self.history: int = metadata["history"]
         self.checkpoint: str = metadata["checkpoint"]
