@@ -176,3 +176,22 @@ def test_a_name_that_no_set_has_is_an_error_with_the_names(unlike: list[str]) ->
 def test_slices_are_for_preprocessing() -> None:
     with pytest.raises(ValidationError, match="vlatool preprocess --rename"):
         RoboticsDataConfig(rename=named("fields.a=state[0:3]"))
+
+
+def test_a_camera_that_a_set_lacks_is_named_with_the_rename_that_fits(
+    recording: Path, tmp_path: Path
+) -> None:
+    written(recording, tmp_path / "a", rename={"cameras": {"images.front": "front_image"}})
+    with fails("data.unknown_camera_names", 3) as caught:
+        loaded([str(tmp_path / "a")], camera_names=["front"])
+    assert "['images.front']; asked for are ['front']" in caught.value.message
+    assert "--data.rename cameras.front=images.front; " in caught.value.hint
+    assert "data.pad_missing_images" in caught.value.hint
+
+
+def test_padded_images_are_counted_by_camera(unlike: list[str]) -> None:
+    config, info = loaded(unlike, pad_missing_images=True, proprioception_fields=["obs.object"])
+    reporter = Recorder()
+    RoboticsKind().check_samples(config, info, reporter)
+    half, both = info.sizes[0], sum(info.sizes)
+    assert f"black images of front_image in {half} of {both} samples: {unlike[1]}" in reporter.notes

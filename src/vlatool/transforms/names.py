@@ -19,6 +19,7 @@ from vlatool.plugins import did_you_mean
 from vlatool.transforms.relative import SUFFIX, reference_keys
 
 _SLICED = re.compile(r"([^\[\]]+)(?:\[([0-9]{0,9}):([0-9]{0,9})\])?")
+_SEPARATORS = re.compile(r"[./]|__|::")
 _KINDS = {"cameras": "camera", "fields": "field"}
 
 
@@ -221,6 +222,11 @@ class NameMap(ConfigModel):
                 yield group
             elif all(self.fields.get(name, FieldMap()).is_whole for name in new):
                 yield PoseGroup(group.name, *new)
+
+
+def name_end(name: str) -> str:
+    """Last part of a name, by which names of different layouts are alike."""
+    return _SEPARATORS.split(name)[-1].lower()
 
 
 def _matches(new: str, old: str, known: Iterable[str]) -> Iterator[tuple[str, str]]:
