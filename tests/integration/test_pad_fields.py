@@ -24,7 +24,7 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
 from vlatool.workflows.train import train
 
 KIND = RoboticsKind()
@@ -105,3 +105,5 @@ def test_validation_and_evaluation_leave_out_what_is_padded(
     output = str(tmp_path / "evaluation")
     config = OpenLoopConfig(checkpoint=str(run), data=str(sets[1]), output=output, max_samples=2)
     assert list(open_loop(config).fields) == [f"{XYZ_COMMAND}_relative"]
+    frame = PredictConfig(checkpoint=str(run), source=str(sets[1]), output=str(tmp_path / "frame"))
+    assert not len(predict(frame).fields[HAND_COMMAND].recorded)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from vlatool.artifacts.field_summary import dimension_label
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.findings import Finding
+from vlatool.pages.text import indices_text
 from vlatool.sources.base import FormatReader
 from vlatool.sources.rules import SOURCE
 from vlatool.transforms.names import NameMap, left_out, renamed_episode, renamed_survey
@@ -48,10 +48,8 @@ def read_with_names(
         return reader, survey, names
     matched = names.expanded(survey.cameras, survey.fields)
     after = renamed_survey(survey, matched)
-    labels = {name: spec.names for name, spec in survey.fields.items()}
     findings = list(reader.source_findings)
     for name, columns in left_out(survey, matched).items():
-        width = survey.fields[name].width
-        listed = ", ".join(dimension_label(name, column, width, labels) for column in columns)
-        findings.append(SOURCE("dimensions_left_out", f"no new name has {listed}", field=name))
+        message = f"no new name has the dimensions {indices_text(columns)} of {name}"
+        findings.append(SOURCE("dimensions_left_out", message, field=name))
     return cast(FormatReader, _RenamingReader(reader, matched, findings)), after, matched
