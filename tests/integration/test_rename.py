@@ -186,8 +186,7 @@ def test_a_camera_that_a_set_lacks_is_named_with_the_rename_that_fits(
     with fails("data.unknown_camera_names", 3) as caught:
         loaded([str(tmp_path / "a")], camera_names=["front"])
     assert "['images.front']; asked for are ['front']" in caught.value.message
-    assert "--data.rename cameras.front=images.front; " in caught.value.hint
-    assert "data.pad_missing_images" in caught.value.hint
+    assert "--data.rename cameras.front=images.front" in caught.value.hint
 
 
 def test_padded_images_are_counted_by_camera(unlike: list[str]) -> None:
@@ -196,3 +195,10 @@ def test_padded_images_are_counted_by_camera(unlike: list[str]) -> None:
     RoboticsKind().check_samples(config, info, reporter)
     half, both = info.sizes[0], sum(info.sizes)
     assert f"black images of front_image in {half} of {both} samples: {unlike[1]}" in reporter.notes
+
+
+def test_a_camera_that_only_one_set_has_may_be_padded(unlike: list[str]) -> None:
+    with fails("data.unknown_camera_names", 3) as caught:
+        loaded(unlike, camera_names=["front_image"], proprioception_fields=["obs.object"])
+    assert f"is not in {unlike[1]}, which has ['top']" in caught.value.message
+    assert "data.pad_missing_images" in caught.value.hint

@@ -372,12 +372,11 @@ def _check_names(
         hint = did_you_mean(str(missing[0]), [str(value) for value in known])
         if any(missing[0] in row for row in available):
             hint = f"remove it from data.{key}"
-        if key == "camera_names":
-            spare = [name for name in known if name not in values]
-            alike = [name for name in spare if name_end(name) == name_end(missing[0])]
-            if len(alike) == 1:
-                hint = f"rename it: --data.rename cameras.{missing[0]}={alike[0]}"
-            hint += "; data.pad_missing_images uses black images"
+            hint += ", or set data.pad_missing_images" if key == "camera_names" else ""
+        spare = [name for name in known if name not in values and key == "camera_names"]
+        alike = [name for name in spare if name_end(name) == name_end(missing[0])] or spare
+        if len(alike) == 1:
+            hint = f"rename it with --data.rename cameras.{missing[0]}={alike[0]}, or {hint}"
         raise DataError(
             f"data.{key}: {missing[0]!r} is not in {dataset}, which has {known}; asked for are "
             f"{list(values)}",
@@ -431,10 +430,12 @@ def _first(info: RoboticsInfo, key: str) -> list[Any]:
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
     values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
+        kind = "images" if key == "camera_names" else "fields"
+        names = f", data.rename (see `vlatool inspect A B`) or data.pad_missing_{kind}"
         raise DataError(
             f"the data sets differ in {key}: {values[0]} and "
             f"{next(value for value in values if value != values[0])}",
-            hint=f"set data.{key}, or data.rename: `vlatool inspect A B` shows which names differ",
+            hint=f"set data.{key}{names if key != 'image_indices' else ''}",
             code="data.datasets_differ",
         )
     return values[0]
