@@ -39,7 +39,11 @@ TINY = {
 
 
 def world_shards(
-    root: Path, episodes: int = 4, frames: int = 12, cameras: Sequence[str] = CAMERAS
+    root: Path,
+    episodes: int = 4,
+    frames: int = 12,
+    cameras: Sequence[str] = CAMERAS,
+    **options: Any,
 ) -> Path:
     """Samples and preprocesses a few episodes; returns the parent folder of the shards."""
     raw = SampleConfig(
@@ -56,6 +60,7 @@ def world_shards(
         "camera_names": [*cameras],
         "samples_per_shard": 16,
         "workers": 1,
+        **options,
     }
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return root / "data"

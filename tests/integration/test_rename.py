@@ -75,9 +75,10 @@ def test_dimensions_that_no_new_name_has_are_a_warning(recording: Path, tmp_path
     reporter = Recorder()
     rename = {"fields": {"hand": "obs.robot0_eef_pos[0:2]"}}
     written(recording, tmp_path / "a", rename=rename, reporter=reporter)
-    assert ("source.dimensions_left_out", "no new name has obs.robot0_eef_pos[2]") in [
-        *reporter.warnings
-    ]
+    assert (
+        "source.dimensions_left_out",
+        "no new name has the dimensions 2 of obs.robot0_eef_pos",
+    ) in [*reporter.warnings]
 
 
 def test_an_output_with_other_names_is_another_output(recording: Path, tmp_path: Path) -> None:
@@ -176,3 +177,28 @@ def test_a_name_that_no_set_has_is_an_error_with_the_names(unlike: list[str]) ->
 def test_slices_are_for_preprocessing() -> None:
     with pytest.raises(ValidationError, match="vlatool preprocess --rename"):
         RoboticsDataConfig(rename=named("fields.a=state[0:3]"))
+
+
+def test_a_camera_that_a_set_lacks_is_named_with_the_rename_that_fits(
+    recording: Path, tmp_path: Path
+) -> None:
+    written(recording, tmp_path / "a", rename={"cameras": {"images.front": "front_image"}})
+    with fails("data.unknown_camera_names", 3) as caught:
+        loaded([str(tmp_path / "a")], camera_names=["front"])
+    assert "['images.front']; asked for are ['front']" in caught.value.message
+    assert "--data.rename cameras.front=images.front" in caught.value.hint
+
+
+def test_padded_images_are_counted_by_camera(unlike: list[str]) -> None:
+    config, info = loaded(unlike, pad_missing_images=True, proprioception_fields=["obs.object"])
+    reporter = Recorder()
+    RoboticsKind().check_samples(config, info, reporter)
+    half, both = info.sizes[0], sum(info.sizes)
+    assert f"black images of front_image in {half} of {both} samples: {unlike[1]}" in reporter.notes
+
+
+def test_a_camera_that_only_one_set_has_may_be_padded(unlike: list[str]) -> None:
+    with fails("data.unknown_camera_names", 3) as caught:
+        loaded(unlike, camera_names=["front_image"], proprioception_fields=["obs.object"])
+    assert f"is not in {unlike[1]}, which has ['top']" in caught.value.message
+    assert "data.pad_missing_images" in caught.value.hint

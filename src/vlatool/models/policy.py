@@ -114,19 +114,25 @@ class ActionUnits:
             steps = np.broadcast_to(varying, (past + 1 + future, varying.shape[-1]))
             self._scales[name] = torch.from_numpy(steps.astype(np.float64))
 
-    def errors(self, sampled: Tensor, recorded: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def errors(
+        self, sampled: Tensor, recorded: Tensor, mask: Tensor, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Absolute errors `sampled_mae/FIELD/STEP` as [sum, number]; STEP: first, middle, last.
 
         `sampled`: sampled chunks, normalized [B, past + T, C of all fields]; `mask`: bool [B, past
-        + T], true for steps from the current one on that are not padding.
+        + T], true for steps from the current one on that are not padding; `real`: bool [B, C of all
+        fields], False for padded fields.
         """
         widths = [scale.shape[-1] for scale in self._scales.values()]
         parts = (sampled.double() - recorded.double()).abs().split(widths, dim=-1)
+        real = torch.ones_like(recorded[:, 0]) if real is None else real
         sums: dict[str, Tensor] = {}
-        for (name, scale), part in zip(self._scales.items(), parts, strict=True):
+        for (name, scale), part, has in zip(
+            self._scales.items(), parts, real.split(widths, dim=-1), strict=True
+        ):
             varying = int((scale[0] > 0).sum())
             for label, step in self._steps.items() if varying else ():
-                counted = mask[:, step].double()
+                counted = mask[:, step].double() * has[:, 0].double()
                 error = (part[:, step] * scale[step].to(part.device)).sum(-1)
                 sums[f"sampled_mae/{name}/{label}"] = torch.stack(
                     [(error * counted).sum(), counted.sum() * varying]

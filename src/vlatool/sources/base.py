@@ -18,7 +18,7 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import can_list
 
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
-_POLICY = ("action_fields", "proprioception_fields", "pose_groups", "declared")
+POLICY_KEYS = ("action_fields", "proprioception_fields", "pose_groups", "declared")
 
 
 class FormatReader(Protocol):
@@ -106,7 +106,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
     frames: list[int | None] = []
-    policy = {name: dict[Any, None]() for name in _POLICY}
+    policy = {name: dict[Any, None]() for name in POLICY_KEYS}
     rates: set[float | None] = set()
     text_kinds: dict[str, None] = {}
     for survey in surveys:
@@ -168,7 +168,7 @@ def survey_episode(episode: Episode) -> Survey:
         frames=episode.num_frames,
         fps=episode.fps or None,
         text_kinds=tuple(kind for kind in episode.texts() if kind != "original"),
-        **{name: getattr(episode, name) for name in _POLICY},
+        **{name: getattr(episode, name) for name in POLICY_KEYS},
     )
 
 

@@ -1,6 +1,5 @@
 """Table of the cameras and fields of several sets, and the renames that make them equal."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,8 +8,7 @@ from vlatool.events import counted
 from vlatool.pages.report import Report
 from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.detection import DetectedSource
-
-_SEPARATORS = re.compile(r"[./]|__|::")
+from vlatool.transforms.names import name_end
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _renames(first: NamedSet, other: NamedSet) -> Iterator[tuple[str, bool]]:
         for new, olds in matches.items():
             rivals = [name for name, each in matches.items() if {*each} & {*olds}]
             is_sure = len(olds) == 1 and rivals == [new]
-            if is_sure and (kind == "fields" or _end(olds[0]) == _end(new)):
+            if is_sure and (kind == "fields" or name_end(olds[0]) == name_end(new)):
                 yield f"{kind}.{new}={olds[0]}", True
             elif olds:
                 yield f"{kind}.{new}={'|'.join(olds)}", False
@@ -120,12 +118,8 @@ def _matches(
     olds = spare
     if kind == "fields":
         olds = [old for old in spare if other.fields[old] == first.fields[new]]
-    alike = [old for old in olds if _end(old) == _end(new)]
+    alike = [old for old in olds if name_end(old) == name_end(new)]
     if kind == "fields":
         role = first.role(new)
         olds = [old for old in olds if any(role) and role == other.role(old)]
     return alike or list(olds)
-
-
-def _end(name: str) -> str:
-    return _SEPARATORS.split(name)[-1].lower()

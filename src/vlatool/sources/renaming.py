@@ -1,15 +1,15 @@
 """A reader whose cameras and fields have new names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from vlatool.artifacts.field_summary import dimension_label
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.findings import Finding
-from vlatool.sources.base import FormatReader
+from vlatool.pages.text import indices_text
+from vlatool.sources.base import POLICY_KEYS, FormatReader, field_specs
 from vlatool.sources.rules import SOURCE
-from vlatool.transforms.names import NameMap, left_out, renamed_episode, renamed_survey
+from vlatool.transforms.names import NameMap, renamed_episode
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class _RenamingReader:
         return renamed_episode(self.reader.read(ref), self.names)
 
 
-def with_names(reader: FormatReader, names: NameMap) -> FormatReader:
-    """The reader with new names, which are `expanded`."""
+def with_names(
+    reader: FormatReader, names: NameMap, findings: Sequence[Finding] = ()
+) -> FormatReader:
+    """The reader with new names, which have no globs."""
     if names.is_empty:
         return reader
-    return cast(FormatReader, _RenamingReader(reader, names, reader.source_findings))
+    return cast(FormatReader, _RenamingReader(reader, names, [*reader.source_findings, *findings]))
 
 
 def read_with_names(
@@ -48,10 +50,24 @@ def read_with_names(
         return reader, survey, names
     matched = names.expanded(survey.cameras, survey.fields)
     after = renamed_survey(survey, matched)
-    labels = {name: spec.names for name, spec in survey.fields.items()}
-    findings = list(reader.source_findings)
-    for name, columns in left_out(survey, matched).items():
-        width = survey.fields[name].width
-        listed = ", ".join(dimension_label(name, column, width, labels) for column in columns)
-        findings.append(SOURCE("dimensions_left_out", f"no new name has {listed}", field=name))
-    return cast(FormatReader, _RenamingReader(reader, matched, findings)), after, matched
+    findings: list[Finding] = []
+    for name in dict.fromkeys(part.key for part in matched.fields.values() if part.key):
+        columns = range(survey.fields[name].width)
+        parts = [part for part in matched.fields.values() if part.key == name]
+        used = {column for part in parts for column in columns[part.start : part.stop]}
+        if rest := [column for column in columns if column not in used]:
+            message = f"no new name has the dimensions {indices_text(rest)} of {name}"
+            findings.append(SOURCE("dimensions_left_out", message, field=name))
+    return with_names(reader, matched, findings), after, matched
+
+
+def renamed_survey(survey: Survey, names: NameMap) -> Survey:
+    example = replace(
+        survey.example(),
+        cameras=survey.cameras,
+        dimension_names={name: spec.names for name, spec in survey.fields.items()},
+        declared=survey.declared,
+    )
+    new = renamed_episode(example, names)
+    policy = {key: getattr(new, key) for key in POLICY_KEYS}
+    return replace(survey, cameras=new.cameras, fields=field_specs(new), **policy)

@@ -13,12 +13,13 @@ from pydantic import model_validator
 
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.coerce import TypeMismatch
-from vlatool.episode import Array, Declaration, Episode, FieldSpec, PoseGroup, Survey
+from vlatool.episode import Array, Declaration, Episode, PoseGroup
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.relative import SUFFIX, reference_keys
 
 _SLICED = re.compile(r"([^\[\]]+)(?:\[([0-9]{0,9}):([0-9]{0,9})\])?")
+_SEPARATORS = re.compile(r"[./]|__|::")
 _KINDS = {"cameras": "camera", "fields": "field"}
 
 
@@ -49,6 +50,9 @@ class FieldMap(ConfigModel):
         """The dimensions of values [..., C] that become the field."""
         part = values[..., self.start : self.stop]
         return part if (self.scale, self.offset) == (1, 0) else part * self.scale + self.offset
+
+
+WHOLE = FieldMap()
 
 
 class NameMap(ConfigModel):
@@ -93,74 +97,54 @@ class NameMap(ConfigModel):
                 raise ValueError(f"{kind}.{new}={old}: the old name is the new one")
         return self
 
-    def _entries(self) -> Iterator[tuple[str, str, str]]:
-        """Yields (`cameras` or `fields`, new name, old name)."""
-        yield from (("cameras", new, old) for new, old in self.cameras.items())
-        yield from (("fields", new, part.key) for new, part in self.fields.items() if part.key)
+    def _entries(self) -> list[tuple[str, str, str]]:
+        """(`cameras` or `fields`, new name, old name) of what has an old name."""
+        fields = [(new, part.key) for new, part in self.fields.items() if part.key is not None]
+        rows = {"cameras": self.cameras.items(), "fields": fields}
+        return [(kind, new, old) for kind, pairs in rows.items() for new, old in pairs]
 
     @property
     def is_empty(self) -> bool:
         return not (self.cameras or self.fields)
 
+    def _matched(
+        self, known: Mapping[str, Collection[str]]
+    ) -> Iterator[tuple[str, str, str, list[tuple[str, str]]]]:
+        """Yields each entry, with (new name, old name) of what is there."""
+        exact = {(kind, old) for kind, _, old in self._entries()}
+        for kind, new, old in self._entries():
+            others = [name for name in known[kind] if "*" not in old or (kind, name) not in exact]
+            yield kind, new, old, list(_matches(new, old, others))
+
     def expanded(self, cameras: Collection[str], fields: Collection[str]) -> Self:
         """The map without globs, for names that are there; DataError for a name that is not."""
-        new_cameras = self._found("cameras", cameras)
-        taken: dict[str | None, str] = {}
-        for name, (source, _) in new_cameras.items():
-            if taken.setdefault(source, name) != name:
-                raise _taken(f"cameras.{name}={source}: it is {taken[source]!r} already")
-        parts = {
-            name: self.fields[new].model_copy(update={"key": source})
-            for name, (source, new) in self._found("fields", fields).items()
-        }
-        return type(self)(
-            cameras={name: source for name, (source, _) in new_cameras.items() if source},
-            fields=parts,
-        )
-
-    def _found(self, kind: str, known: Collection[str]) -> dict[str, tuple[str | None, str]]:
-        """New name to its old name, None for a constant, and to its entry."""
-        matched: dict[str, tuple[str | None, str]] = {}
-        if kind == "fields":
-            matched = {new: (None, new) for new, part in self.fields.items() if part.key is None}
-        for new, old, matches in self._pairs(kind, known):
+        known: Mapping[str, Collection[str]] = {"cameras": cameras, "fields": fields}
+        parts = {new: part for new, part in self.fields.items() if part.key is None}
+        names: dict[str, dict[str, str]] = {"cameras": {}, "fields": dict.fromkeys(parts, "")}
+        for kind, new, old, matches in self._matched(known):
             if not matches:
-                raise _unknown(kind, new, old, known)
+                raise _unknown(kind, new, old, known[kind])
             for name, source in matches:
-                if name in matched:
-                    raise _taken(f"{kind}.{new}={old}: {matched[name][0]!r} is {name!r} already")
-                matched[name] = source, new
-        gone = {source for source, _ in matched.values()}
-        for name, (source, _) in matched.items():
-            if name in known and name not in gone:
-                problem = f"the data have a {_KINDS[kind]} {name!r} already"
-                raise _taken(f"{kind}.{name}={source}: {problem}")
-        return matched
-
-    def _pairs(
-        self, kind: str, known: Collection[str]
-    ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-        """Yields each entry, and (new name, old name) of what is there."""
-        entries = list(self._keys(kind))
-        exact = {old for _, old in entries}
-        for new, old in entries:
-            matches = [*_matches(new, old, [name for name in known if name not in exact])]
-            yield new, old, matches or [(new, old)] * (old in known and "*" not in old)
+                if name in names[kind] or (kind == "cameras" and source in names[kind].values()):
+                    raise _taken(f"{kind}.{new}={old}: {source!r} or {name!r} has an entry already")
+                names[kind][name] = source
+                if kind == "fields":
+                    parts[name] = self.fields[new].model_copy(update={"key": source})
+        for kind, sources in names.items():
+            for name in sorted({*sources} & {*known[kind]} - {*sources.values()}):
+                problem = f"the data have this {_KINDS[kind]} already"
+                raise _taken(f"{kind}.{name}={sources[name]}: {problem}")
+        return type(self)(cameras=names["cameras"], fields=parts)
 
     def applicable(self, cameras: Collection[str], fields: Collection[str]) -> Self:
         """Renames of whole names that are there, to names that are not."""
-        pairs = {
-            kind: {
-                name: source
-                for _, _, matches in self._pairs(kind, known)
-                for name, source in matches
-                if name not in known
-            }
-            for kind, known in (("cameras", cameras), ("fields", fields))
-        }
-        return type(self).model_validate(
-            {**pairs, "fields": {name: {"key": old} for name, old in pairs["fields"].items()}}
-        )
+        known: Mapping[str, Collection[str]] = {"cameras": cameras, "fields": fields}
+        pairs: dict[str, dict[str, Any]] = {"cameras": {}, "fields": {}}
+        for kind, _, _, matches in self._matched(known):
+            for name, source in matches:
+                if name not in known[kind]:
+                    pairs[kind][name] = source if kind == "cameras" else {"key": source}
+        return type(self).model_validate(pairs)
 
     def unmatched(self, cameras: Collection[str], fields: Collection[str]) -> list[str]:
         """Entries whose new name is not there; `cameras` and `fields` are new names."""
@@ -168,7 +152,7 @@ class NameMap(ConfigModel):
         return [
             f"{kind}.{new}={old}"
             for kind, new, old in self._entries()
-            if new not in known[kind] and not any(_matches(old, new, known[kind]))
+            if not any(_matches(old, new, known[kind]))
         ]
 
     def source_of(self, field: str) -> str:
@@ -179,9 +163,9 @@ class NameMap(ConfigModel):
 
     def camera_of(self, new: str) -> str | None:
         """Old name of a camera, by its entry or a glob; None: not mapped."""
-        exact = (old for name, old in self.cameras.items() if name == new)
-        globs = (key for name, old in self.cameras.items() for key, _ in _matches(old, name, [new]))
-        return next(iter((*exact, *globs)), None)
+        exact = {new: self.cameras[new]} if new in self.cameras else self.cameras
+        keys = (key for name, old in exact.items() for key, _ in _matches(old, name, [new]))
+        return next(keys, None)
 
     def field_of(self, new: str) -> FieldMap | None:
         """Parts of a field, by its entry or a glob; None: not mapped."""
@@ -193,9 +177,6 @@ class NameMap(ConfigModel):
             for key, _ in _matches(part.key or "", name, [new])
         )
         return next(keys, None)
-
-    def _keys(self, kind: str) -> Iterator[tuple[str, str]]:
-        yield from ((new, old) for each, new, old in self._entries() if each == kind)
 
     def cameras_of(self, by_camera: Mapping[str, Any]) -> dict[str, Any]:
         """Values by old name of a camera, by its new name."""
@@ -220,16 +201,21 @@ class NameMap(ConfigModel):
             new = [self.parts_of(key)[0] for key in keys]
             if new == [*keys]:
                 yield group
-            elif all(self.fields.get(name, FieldMap()).is_whole for name in new):
+            elif all(self.fields.get(name, WHOLE).is_whole for name in new):
                 yield PoseGroup(group.name, *new)
 
 
+def name_end(name: str) -> str:
+    """Last part of a name, by which names of different layouts are alike."""
+    return _SEPARATORS.split(name)[-1].lower()
+
+
 def _matches(new: str, old: str, known: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(new name, old name) of the names that a pattern `old` matches; of no pattern nothing."""
+    """(new name, old name) of the names that are `old`, or that match it with a `*`."""
     head, star, tail = old.partition("*")
-    for name in known if star else ():
-        middle = name[len(head) : len(name) - len(tail)]
-        if len(name) >= len(head + tail) and name == head + middle + tail:
+    for name in known:
+        middle = name[len(head) : len(name) - len(tail)] if star else ""
+        if name == head + middle + tail:
             yield new.replace("*", middle), name
 
 
@@ -253,61 +239,17 @@ def _taken(message: str) -> DataError:
     )
 
 
-def renamed_survey(survey: Survey, names: NameMap) -> Survey:
-    """The survey with new names; DataError if a slice does not fit its field."""
-    fields = {name: [(name, spec)] for name, spec in survey.fields.items()}
-    for new, part in names.fields.items():
-        spec = FieldSpec(len(part.constant or ()))
-        if part.key is not None:
-            spec = _part_spec(new, part, survey.fields[part.key])
-        fields.setdefault(part.key or new, []).append((new, spec))
-    gone = {part.key for part in names.fields.values()}
-    parts = [row for name, rows in fields.items() for row in rows[name in gone :]]
-    return replace(
-        survey,
-        cameras=names.cameras_of(survey.cameras),
-        fields=dict(parts),
-        **_shared(survey, names),
-    )
-
-
-def _part_spec(new: str, part: FieldMap, spec: FieldSpec) -> FieldSpec:
-    if part.is_whole:
-        return spec
-    stop = spec.width if part.stop is None else part.stop
-    if not part.start < stop <= spec.width:
-        width = f"{spec.width} wide" if spec.width else "text"
-        raise DataError(
-            f"fields.{new}={part.key}[{part.start}:{stop}]: {part.key!r} is {width}",
-            hint="give a slice within the field",
-            code="data.field_shape",
-            details={"field": part.key, "width": spec.width},
-        )
-    return FieldSpec(stop - part.start, spec.names[part.start : stop])
-
-
-def left_out(survey: Survey, names: NameMap) -> dict[str, list[int]]:
-    """Old fields to the dimensions that no slice has; `survey` has the old names."""
-    used: dict[str, set[int]] = {}
-    for part in names.fields.values():
-        if part.key is not None:
-            every = range(max(survey.fields[part.key].width, 1))
-            used.setdefault(part.key, set()).update(every[part.start : part.stop])
-    rest = {name: {*range(survey.fields[name].width)} - used[name] for name in used}
-    return {name: sorted(columns) for name, columns in rest.items() if columns}
-
-
 def renamed_episode(episode: Episode, names: NameMap) -> Episode:
-    """The episode with new names; `names` has no globs."""
+    """The episode with new names; `names` has no globs. DataError if a slice does not fit."""
     lowdim: dict[str, Array] = {}
     dimensions: dict[str, Sequence[str]] = {}
     for name, values in episode.lowdim.items():
-        labels = np.array(episode.dimension_names.get(name, ()))
+        labels = list(episode.dimension_names.get(name, ()))
         for new in names.parts_of(name):
-            part = names.fields.get(new, FieldMap())
-            lowdim[new] = values if part.is_whole or values.dtype.kind == "U" else part.of(values)
-            if len(labels):
-                dimensions[new] = labels[part.start : part.stop].tolist()
+            part = names.fields.get(new, WHOLE)
+            lowdim[new] = values if part.is_whole else _part(new, part, values)
+            if labels:
+                dimensions[new] = labels[part.start : part.stop]
     for new, part in names.fields.items():
         if part.constant is not None:
             lowdim[new] = np.tile(np.array(part.constant), (episode.num_frames, 1))
@@ -317,22 +259,29 @@ def renamed_episode(episode: Episode, names: NameMap) -> Episode:
         lowdim=lowdim,
         dimension_names=dimensions,
         **{key: names.cameras_of(getattr(episode, key)) for key in by_camera},
-        **_shared(episode, names),
+        action_fields=names.names_of(episode.action_fields),
+        proprioception_fields=names.names_of(episode.proprioception_fields),
+        pose_groups=tuple(names.pose_groups_of(episode.pose_groups)),
+        declared=tuple(new for old in episode.declared for new in _declarations(old, names)),
     )
 
 
-def _shared(each: Survey | Episode, names: NameMap) -> dict[str, Any]:
-    return {
-        "action_fields": names.names_of(each.action_fields),
-        "proprioception_fields": names.names_of(each.proprioception_fields),
-        "pose_groups": tuple(names.pose_groups_of(each.pose_groups)),
-        "declared": tuple(new for old in each.declared for new in _declarations(old, names)),
-    }
+def _part(new: str, part: FieldMap, values: Array) -> Array:
+    width = values.shape[1] if values.ndim == 2 and values.dtype.kind != "U" else 0
+    if not part.start < (part.stop or width) <= width:
+        raise DataError(
+            f"fields.{new}={part.key}[{part.start}:{part.stop or ''}]: {part.key!r} is "
+            f"{f'{width} wide' if width else 'no numbers'}",
+            hint="give a slice within the field",
+            code="data.field_shape",
+            details={"field": part.key, "width": width},
+        )
+    return part.of(values)
 
 
 def _declarations(declaration: Declaration, names: NameMap) -> Iterator[Declaration]:
     for new in names.parts_of(declaration.field):
-        part = names.fields.get(new, FieldMap())
+        part = names.fields.get(new, WHOLE)
         first, last = max(declaration.first, part.start), declaration.last
         last = last if part.stop is None else min(last, part.stop - 1)
         if first <= last:

@@ -493,7 +493,8 @@ def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPredi
     import numpy as np
 
     target = chosen.target
-    recorded = target.actions.get(name, predicted[:0])[target.mask[: len(predicted)]]
+    recorded = target.actions.get(name, predicted)[target.mask[: len(predicted)]]
+    recorded = recorded if name in target.actions else predicted[:0]
     errors: dict[str, list[float]] = {"policy": [], "last": []}
     if len(recorded):
         errors["policy"] = np.abs(predicted[: len(recorded)] - recorded).mean(axis=0).tolist()

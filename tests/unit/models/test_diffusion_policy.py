@@ -82,6 +82,24 @@ def loss_of(
     return DenoisingObjective(settings).loss("main", batch, ctx)
 
 
+def test_padded_dimensions_count_nothing_and_have_no_gradient() -> None:
+    batch = make_batch()
+    batch["action_mask"] = torch.ones(B, A, dtype=torch.bool)
+    batch["action_mask"][1, 1:] = False
+    model = policy()
+    outputs: list[Tensor] = []
+    model.register_forward_hook(lambda _m, _i, output: outputs.append(output))
+    whole = loss_of(model, {**batch, "action_mask": torch.ones(B, A, dtype=torch.bool)})
+    loss = loss_of(model, batch)
+    steps = int(batch["future_mask"][1].sum())
+    assert int(whole.count) == int(batch["future_mask"].sum()) * A
+    (gradient,) = torch.autograd.grad(loss.total, outputs[-1])
+    repeats = len(gradient) // B
+    assert int(whole.count - loss.count) == steps * (A - 1) * repeats
+    assert not gradient[repeats : 2 * repeats, :, 1:].any()
+    assert gradient[repeats : 2 * repeats, 1, :1].any()
+
+
 # network
 
 

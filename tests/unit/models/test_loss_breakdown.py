@@ -34,6 +34,17 @@ def test_fields_weighted_by_their_widths_are_the_loss_and_data_sets_have_their_o
     assert set(metrics) == {"denoising_loss/xyz", "denoising_loss/hand"}
 
 
+def test_padded_fields_have_means_over_what_is_real() -> None:
+    mask = torch.ones(2, 4, 3, dtype=torch.bool)
+    mask[1, :, 2] = False
+    error = torch.rand(2, 4, 3) * mask
+    breakdown = LossBreakdown(FIELDS, ["a", "b"])
+    sums = breakdown.sums(error, mask, torch.tensor([0, 1]), training=True)
+    metrics = breakdown.metrics(sums, float(mask.sum()), training=True)
+    assert metrics["denoising_loss/hand"] == pytest.approx(float(error[0, :, 2].mean()))
+    assert metrics["loss/b"] == pytest.approx(float(error[1, :, :2].mean()))
+
+
 def test_data_set_without_samples_is_not_reported() -> None:
     breakdown = LossBreakdown(FIELDS, ["a", "b"])
     mask = torch.ones(2, 1, 1, dtype=torch.bool)

@@ -14,8 +14,9 @@ from vlatool.config.resolve import load_config, parse_override
 from vlatool.episode import Calibration, Declaration, Episode, PoseGroup
 from vlatool.errors import DataError
 from vlatool.sources.base import survey_episode
+from vlatool.sources.renaming import renamed_survey
 from vlatool.sources.selection import SelectionConfig
-from vlatool.transforms.names import NameMap, left_out, renamed_episode, renamed_survey
+from vlatool.transforms.names import NameMap, renamed_episode
 
 CAMERAS = ("images.front", "images.wrist_left", "depth_cam")
 FIELDS = ("state", "state.extra", "action")
@@ -170,11 +171,6 @@ def test_the_survey_has_what_the_episode_has() -> None:
     maps = names("fields.arm=state[1:3]", "cameras.top=images.front")
     old = episode()
     assert renamed_survey(survey_episode(old), maps) == survey_episode(renamed_episode(old, maps))
-
-
-def test_dimensions_without_a_new_name_are_listed() -> None:
-    survey = survey_episode(episode())
-    assert left_out(survey, names("fields.arm=state[1:3]")) == {"state": [0, 3]}
 
 
 def test_a_slice_outside_its_field_is_an_error() -> None:

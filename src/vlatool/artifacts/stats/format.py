@@ -126,20 +126,25 @@ def merge_stats(parts: Sequence[Statistics]) -> Statistics:
     return merge_parts([StatsPart(part) for part in parts]).statistics
 
 
-def merge_parts(parts: Sequence[StatsPart], *, leave_out_unequal: bool = False) -> MergedStats:
-    """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor."""
+def merge_parts(
+    parts: Sequence[StatsPart], *, leave_out_unequal: bool = False, of_some: bool = False
+) -> MergedStats:
+    """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor.
+    With `of_some`, those of a field that not all have are of the data sets that have it.
+    """
     names = dict.fromkeys(name for part in parts for name in part.statistics)
     merged: Statistics = {}
     left_out: dict[str, str] = {}
     for name in names:
-        missing = sum(name not in part.statistics for part in parts)
-        widths = {_width(part.statistics[name]) for part in parts if name in part.statistics}
-        if missing:
+        owners = [part for part in parts if name in part.statistics]
+        missing = len(parts) - len(owners)
+        widths = {_width(part.statistics[name]) for part in owners}
+        if missing and not of_some:
             left_out[name] = f"not in {missing} of {len(parts)}"
         elif leave_out_unequal and len(widths) > 1:
             left_out[name] = f"of different widths: {', '.join(map(str, sorted(widths)))}"
         else:
-            merged[name] = _merge_field(name, parts)
+            merged[name] = _merge_field(name, owners, [part.past for part in parts])
     if not merged:
         raise DataError(
             "the statistics have no field in common",
@@ -157,7 +162,9 @@ def _width(entry: Mapping[str, Any]) -> int:
     return len(mean) if isinstance(mean, list) else 0
 
 
-def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
+def _merge_field(
+    name: str, parts: Sequence[StatsPart], pasts: Sequence[int | None]
+) -> dict[str, Any]:
     try:
         partial = [_partial(part.statistics[name]) for part in parts]
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -167,7 +174,7 @@ def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
             "file of digests, nor a weighted merge",
             code="data.unmergeable_statistics",
         ) from None
-    partial = _apply_weights(parts, _align(name, parts, partial))
+    partial = _apply_weights(parts, _align(name, parts, partial, pasts))
     total = partial[0]
     for part in partial[1:]:
         total = merge(total, part)
@@ -175,12 +182,14 @@ def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
 
 
 def _align(
-    name: str, parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
+    name: str,
+    parts: Sequence[StatsPart],
+    partial: Sequence[WindowStatistics],
+    pasts: Sequence[int | None],  # of all data sets
 ) -> list[WindowStatistics]:
     """Statistics of the steps around the anchor that all parts have."""
     shapes = {statistics.shape for statistics in partial}
-    pasts = {part.past for part in parts}
-    if len(shapes) == 1 and len(pasts) == 1:
+    if len(shapes) == 1 and len({*pasts}) == 1:
         return list(partial)
     known = [part.past for part in parts if part.past is not None]
     if len({width for _, width in shapes}) == 1 and len(known) < len(parts):
@@ -199,7 +208,7 @@ def _align(
             code="data.unmergeable_statistics",
             details={"field": name},
         )
-    past = min(known)
+    past = min(past for past in pasts if past is not None)
     future = min(
         statistics.shape[0] - part_past
         for statistics, part_past in zip(partial, known, strict=True)

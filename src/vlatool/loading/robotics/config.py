@@ -196,6 +196,9 @@ class RoboticsDataConfig(LoadingConfig):
         "data.camera_names at each of data.image_indices", "Names of the images.", default=[]
     )
     pad_missing_images: bool = option(False, "Use a black image for a camera that a sample lacks.")
+    pad_missing_fields: bool = option(
+        False, "Use zeros for a field that a data set lacks; losses and errors leave them out."
+    )
     mask_padded_images: bool = option(
         False, "Mask padded images, so that models do not attend to them."
     )
@@ -284,6 +287,8 @@ class ValidationDataConfig(RoboticsDataConfig):
     """Section of the validation data, derived with the training data."""
 
     cameras_are_known: ClassVar[bool] = True
+
+    training_manifest: list[str] = option([], "Data sets that have the fields to pad.")
 
 
 def image_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:

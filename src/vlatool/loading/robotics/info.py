@@ -10,14 +10,19 @@ from vlatool.artifacts.stats import format as stats_format
 from vlatool.config.coerce import value_text
 from vlatool.episode import NO_CAMERAS, PoseGroup, listed_cameras
 from vlatool.errors import DataError
+from vlatool.events import Reporter, counted
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
-from vlatool.loading.robotics.config import RoboticsDataConfig, image_names
+from vlatool.loading.robotics.config import (
+    RoboticsDataConfig,
+    ValidationDataConfig,
+    image_names,
+)
 from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.augmentation import central_box
-from vlatool.transforms.names import NameMap
+from vlatool.transforms.names import NameMap, name_end
 from vlatool.transforms.normalize import field_width
 
 # Number of fields that a message lists.
@@ -44,6 +49,8 @@ class RoboticsInfo:
     data_statistics: Mapping[str, Any] | None = None
     # names in each data set that `data.rename` changes, without globs
     renames: tuple[NameMap, ...] = ()
+    # fields of other data sets that each data set lacks, with `pad_missing_fields`
+    padded: tuple[frozenset[str], ...] = ()
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -85,8 +92,8 @@ class RoboticsInfo:
             if name in self.left_out:
                 raise DataError(
                     f"the field {name!r} cannot be used: {self.left_out[name]}",
-                    hint="remove the field or one of these data sets from the config, or "
-                    "preprocess them with the same options",
+                    hint="remove the field or one of these data sets from the config, preprocess "
+                    "them with the same options, or set data.pad_missing_fields to use zeros",
                     code="data.datasets_differ",
                     details={"field": name},
                 )
@@ -134,15 +141,21 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     options = [_with_names(row, names) for row, names in zip(options, renames, strict=True)]
     pasts = [int(row["past_lowdim_steps"]) for row in options]
     merged = _merged(config, parts, pasts)
+    known = {**_of_training(config), **merged.statistics}
+    if config.pad_missing_fields:
+        options[0] = {**options[0], **_of_all_fields(options)}
     return RoboticsInfo(
         shards=tuple(tuple(entries) for entries in shards),
         # Without digests, which only merging needs: each loader worker gets a copy.
-        statistics=stats_format.compact(merged.statistics),
+        statistics=stats_format.compact(known),
         options=tuple(options),
         past=min(pasts),
         future=min(int(row["future_lowdim_steps"]) for row in options),
         statistics_past=min(pasts),
         fields=_fields(config, options[0]),
+        padded=tuple(frozenset(known) - part.keys() for part in parts)
+        if config.pad_missing_fields
+        else (),
         names=tuple(config.dataset_manifest),
         left_out=merged.left_out,
         renames=tuple(renames),
@@ -195,7 +208,33 @@ def _merged(
     return stats_format.merge_parts(
         [stats_format.StatsPart(*row) for row in zip(parts, pasts, weights, strict=True)],
         leave_out_unequal=True,
+        of_some=config.pad_missing_fields,
     )
+
+
+def _of_training(config: RoboticsDataConfig) -> stats_format.Statistics:
+    """Statistics of fields that validation data may lack, for their widths."""
+    if not (isinstance(config, ValidationDataConfig) and config.pad_missing_fields):
+        return {}
+    training = config.model_copy(update={"dataset_manifest": config.training_manifest})
+    return load_info(RoboticsDataConfig.model_construct(**dict(training))).statistics
+
+
+def _of_all_fields(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of the fields of all data sets."""
+    rows = [row.get("pose_groups") for row in options]
+    names = [row.get("dimension_names") or {} for row in options]
+    groups = [group for row in rows for group in row or ()]
+    return {
+        "pose_groups": None
+        if None in rows
+        else [g for i, g in enumerate(groups) if g not in groups[:i]],
+        "dimension_names": {name: part[name] for part in reversed(names) for name in part},
+        **{
+            key: list(dict.fromkeys(name for row in options for name in row.get(key) or ()))
+            for key in ("action_fields", "proprioception_fields")
+        },
+    }
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -213,8 +252,9 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
     _check_renames(config, info)
     cameras = config.camera_names or _cameras(config, info)
     indices = config.image_indices or _agreed(info, "image_indices")
-    actions = config.action_fields or _agreed(info, "action_fields")
-    observed = config.proprioception_fields or _agreed(info, "proprioception_fields")
+    agreed = _first if config.pad_missing_fields else _agreed
+    actions = config.action_fields or agreed(info, "action_fields")
+    observed = config.proprioception_fields or agreed(info, "proprioception_fields")
     past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
     scaled = {
         "include_fields": [*observed, *actions],
@@ -332,13 +372,34 @@ def _check_names(
         hint = did_you_mean(str(missing[0]), [str(value) for value in known])
         if any(missing[0] in row for row in available):
             hint = f"remove it from data.{key}"
-            if key == "camera_names":
-                hint += ", or set data.pad_missing_images to use black images"
+            hint += ", or set data.pad_missing_images" if key == "camera_names" else ""
+        spare = [name for name in known if name not in values and key == "camera_names"]
+        alike = [name for name in spare if name_end(name) == name_end(missing[0])] or spare
+        if len(alike) == 1:
+            hint = f"rename it with --data.rename cameras.{missing[0]}={alike[0]}, or {hint}"
         raise DataError(
-            f"data.{key}: {missing[0]!r} is not in {dataset}, which has {known}",
+            f"data.{key}: {missing[0]!r} is not in {dataset}, which has {known}; asked for are "
+            f"{list(values)}",
             hint=hint,
             code=f"data.unknown_{key}",
         )
+
+
+def report_padding(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+    """Counts what is padded because whole data sets lack it, by their manifests."""
+    lacking: dict[str, list[int]] = {}
+    fields = {*config.action_fields, *config.proprioception_fields}
+    for number, options in enumerate(info.options):
+        known = options.get("camera_names")
+        absent = [] if known is None else [name for name in config.cameras if name not in known]
+        images = [f"black images of {name}" for name in absent]
+        padded = fields.intersection(info.padded[number]) if info.padded else ()
+        for text in (*images, *(f"zeros as {name}" for name in sorted(padded))):
+            lacking.setdefault(text, []).append(number)
+    for text, numbers in lacking.items():
+        count = sum(info.sizes[number] for number in numbers)
+        sets = few_text([info.names[number] for number in numbers])
+        reporter.note(f"{text} in {count} of {counted(info.num_samples, 'sample')}: {sets}")
 
 
 def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -362,13 +423,19 @@ def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
     return list(dict.fromkeys(str(name) for part in parts for name in part))
 
 
+def _first(info: RoboticsInfo, key: str) -> list[Any]:
+    return list(info.options[0].get(key) or [])
+
+
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
     values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
+        kind = "images" if key == "camera_names" else "fields"
+        names = f", data.rename (see `vlatool inspect A B`) or data.pad_missing_{kind}"
         raise DataError(
             f"the data sets differ in {key}: {values[0]} and "
             f"{next(value for value in values if value != values[0])}",
-            hint=f"set data.{key}",
+            hint=f"set data.{key}{names if key != 'image_indices' else ''}",
             code="data.datasets_differ",
         )
     return values[0]

@@ -30,7 +30,7 @@ from vlatool.loading.robotics.config import (
     ValidationDataConfig,
     image_names,
 )
-from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
+from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info, report_padding
 from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
 from vlatool.loading.robotics.statistics import (
     Normalizer,
@@ -94,7 +94,8 @@ class RoboticsAssets:
     def normalized(self, sample: DecodedSample) -> DecodedSample:
         """Returns the sample with normalized fields, float32 [T, C]."""
         fields = {
-            name: self.normalizer.normalize(name, values) for name, values in sample.fields.items()
+            name: self.normalizer.normalize(name, values) * (name not in sample.padded_fields)
+            for name, values in sample.fields.items()
         }
         return replace(sample, fields=fields)
 
@@ -130,6 +131,7 @@ class RoboticsKind(base.DataKind):
         changes = {
             "dataset_manifest": config.val_dataset_manifest,
             "val_dataset_manifest": [],
+            "training_manifest": config.dataset_manifest,
             "dataset_statistics": [],
             "dataset_weighting": [],
             "dataset_modality": [],
@@ -155,9 +157,11 @@ class RoboticsKind(base.DataKind):
         """
         report_ranges(config, info, reporter)
         report_conventions(config, info, reporter)
+        report_padding(config, info, reporter)
 
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
-        actions = [sample.fields[name] for name in config.action_fields]
+        real = [name for name in config.action_fields if name not in sample.padded_fields]
+        actions = [sample.fields[name] for name in real]
         return {
             **({"images": sample.images} if len(sample.images) else {}),
             "actions": np.concatenate(actions, axis=1) if actions else np.empty(0),
@@ -245,7 +249,7 @@ class RoboticsKind(base.DataKind):
         location: str,
         options: base.PairOptions,
     ) -> "RoboticsPairs":
-        info = pairs_info(location, config, options)
+        info = pairs_info(location, config, options, assets.statistics)
         return RoboticsPairs(config, assets, info, options)
 
     def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
@@ -431,7 +435,12 @@ class RoboticsPairs(base.RecordedPairs):
         self._samples = SampleDataset(whole, info, self._order, RoboticsReader(whole, info))
         self._datasets = info.datasets
         self._shards = ShardReader(info.datasets, ShardCache.of(whole, info.datasets))
-        self.fields = {name: _action_field(name, assets) for name in config.action_fields}
+        self._actions, self._normalizer = config.action_fields, assets.normalizer
+        self.fields = {
+            name: _action_field(name, assets)
+            for name in config.action_fields
+            if not (info.padded and name in info.padded[0])
+        }
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -472,11 +481,18 @@ class RoboticsPairs(base.RecordedPairs):
         first = self._anchor - self._sees.past
         past = slice(first, self._anchor)
         mask = sample.image_mask
+
+        def values(name: str, steps: slice) -> Array:
+            stored = sample.fields[name][steps]
+            if name not in sample.padded_fields:
+                return stored
+            return self._normalizer.denormalize(name, np.zeros(stored.shape))  # 0 when normalized
+
         return Observation(
             images=self._by_camera(sample.images),
-            fields={name: sample.fields[name][first : self._anchor + 1] for name in self._observed},
+            fields={name: values(name, slice(first, self._anchor + 1)) for name in self._observed},
             instruction=sample.instruction,
-            past_actions={name: sample.fields[name][past] for name in self.fields},
+            past_actions={name: values(name, past) for name in self._actions},
             past_mask=sample.past_mask[past],
             image_masks={} if mask is None else self._by_camera(mask),
             is_preprocessed=True,
@@ -514,7 +530,7 @@ def _action_field(name: str, assets: "RoboticsAssets") -> base.ActionField:
 
 
 def pairs_info(
-    location: str, config: RoboticsDataConfig, options: base.PairOptions
+    location: str, config: RoboticsDataConfig, options: base.PairOptions, statistics: Statistics
 ) -> RoboticsInfo:
     """Loads the info of the data, with whole episodes in frame order if the data contain them."""
     folder = shards_format.ShardFolder.open(pinned(location))
@@ -523,7 +539,12 @@ def pairs_info(
     )
     if folder.episodes is not None:
         info = replace(info, shards=(tuple(folder.episodes.shards()),))
-    info.widths([*config.action_fields, *config.proprioception_fields])
+    fields = [*config.action_fields, *config.proprioception_fields]
+    if config.pad_missing_fields:
+        padded = frozenset(fields) - info.statistics.keys()
+        used = {name: statistics[name] for name in padded}
+        info = replace(info, statistics={**info.statistics, **used}, padded=(padded,))
+    info.widths(fields)
     for key, needed, has in (
         ("lowdim_past_timesteps", options.sees.past, info.past),
         ("lowdim_future_timesteps", options.horizon - 1, info.future),
@@ -540,7 +561,8 @@ def pairs_info(
             raise DataError(
                 f"{location}: camera {camera!r} of the policy is not in the data, which have "
                 f"{', '.join(known)}",
-                hint="preprocess the data with the cameras that the policy was trained on",
+                hint="preprocess the data with the cameras that the policy was trained on, such as "
+                f"--rename cameras.{camera}=OLD",
                 code="data.unknown_camera_names",
             )
     return info

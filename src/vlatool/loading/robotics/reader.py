@@ -5,7 +5,7 @@ Source: formats/lbm 5.1; reference/order 11.
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,7 @@ class DecodedSample:
     metadata: Mapping[str, Any]  # metadata as stored
     image_mask: Array | None = None  # bool [N], False for padded images; None: no image is padded
     dataset: int = 0  # index of the data set in the run, from 0
+    padded_fields: frozenset[str] = frozenset()  # fields that the data set lacks: zeros
 
 
 class SampleDecoder:
@@ -180,6 +181,7 @@ class SampleDecoder:
         widths: Mapping[str, int] | None = None,
         number: int = 0,  # index of the data set in the run, from 0
         names: NameMap | None = None,  # names of the config to those in the data set
+        padded: Collection[str] = (),  # fields that the data set lacks
     ) -> None:
         names = names or NameMap()
         assert config.lowdim_past_timesteps is not None
@@ -191,7 +193,10 @@ class SampleDecoder:
         self._fields = {
             name: names.source_of(name)
             for name in (*config.action_fields, *config.proprioception_fields)
+            if name not in padded
         }
+        fields = {*config.action_fields, *config.proprioception_fields}
+        self._padded = frozenset(fields.intersection(padded))
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps
         self._future = config.lowdim_future_timesteps
@@ -222,6 +227,8 @@ class SampleDecoder:
                         code=f"data.{NOT_FINITE}",
                         details={"sample": key, "field": name},
                     )
+            steps = self._past + 1 + self._future
+            fields |= {name: np.zeros((steps, self._widths[name])) for name in self._padded}
             instruction = self._instruction(sample.language(), rng)
             images, image_mask = self._images(key, members, rng, buffer)
             return DecodedSample(
@@ -234,6 +241,7 @@ class SampleDecoder:
                 metadata=metadata,
                 image_mask=image_mask,
                 dataset=self._number,
+                padded_fields=self._padded,
             )
         except KeyError as error:
             raise _missing(key, str(error.args[0])) from None
@@ -304,8 +312,12 @@ class RoboticsReader(SampleReader):
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         widths = dict(zip(names, info.widths(names), strict=True))
         self._decoders = [
-            SampleDecoder(config, image_size(options), widths, number, names)
-            for number, (options, names) in enumerate(zip(info.options, info.renames, strict=True))
+            SampleDecoder(config, image_size(options), widths, number, names, padded)
+            for number, (options, names, padded) in enumerate(
+                zip(
+                    info.options, info.renames, info.padded or [()] * len(info.options), strict=True
+                )
+            )
         ]
         # Shape of the images of a sample.
         self._shape: tuple[int, ...] = ()

@@ -243,7 +243,8 @@ class PolicyBatcher:
         Returns images uint8 [B, N, 3, H, W], channels last in memory; text int64 [B, L], token ids
         + 1, padded with 0; actions float32 [B, T, A] and proprioception float32 [B, P, d],
         normalized; past_mask and future_mask bool [B, T]; dataset int64 [B], index of the data set;
-        keys, names of the samples; image_mask bool [B, N] if padded images are masked.
+        keys, names of the samples; image_mask bool [B, N] if padded images are masked;
+        action_mask bool [B, A], False for padded fields, if these may be padded.
         """
         past = self._data.lowdim_past_timesteps
         assert past is not None
@@ -265,6 +266,7 @@ class PolicyBatcher:
             "future_mask": torch.from_numpy(np.stack([sample.future_mask for sample in samples])),
             "dataset": torch.tensor([sample.dataset for sample in samples]),
             **self._mask(samples),
+            **self._action_mask(samples),
         }
 
     def _mask(self, samples: Sequence[DecodedSample]) -> Batch:
@@ -275,6 +277,19 @@ class PolicyBatcher:
             for sample in samples
         ]
         return {"image_mask": torch.from_numpy(np.stack(masks))}
+
+    def _action_mask(self, samples: Sequence[DecodedSample]) -> Batch:
+        if not self._data.pad_missing_fields:
+            return {}
+        rows = [
+            [
+                name not in sample.padded_fields
+                for name in self._data.action_fields
+                for _ in range(sample.fields[name].shape[1])
+            ]
+            for sample in samples
+        ]
+        return {"action_mask": torch.tensor(rows)}
 
     def _stacked(
         self, samples: Sequence[DecodedSample], fields: Sequence[str], steps: int | None
@@ -287,6 +302,9 @@ class PolicyBatcher:
             )
             for name in fields
         ]
+        for row, sample in enumerate(samples):
+            for name in sample.padded_fields.intersection(fields):
+                parts[fields.index(name)][row] = 0
         if not parts:
             return torch.zeros(len(samples), length, 0)
         return torch.from_numpy(np.concatenate(parts, axis=-1))
@@ -303,7 +321,8 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
     steps = torch.arange(past + 1 + future)
     phase = torch.arange(size)[:, None, None] + torch.arange(data.action_dim or 0)
     observed = data.proprioception_dim or 0
-    has_mask = data.mask_padded_images
+    masks = {"image_mask": num_images} if data.mask_padded_images else {}
+    masks |= {"action_mask": data.action_dim or 0} if data.pad_missing_fields else {}
     return {
         "keys": [f"example-{index}" for index in range(size)],
         "images": torch.full((size, num_images, 3, side, side), 128, dtype=torch.uint8),
@@ -313,5 +332,5 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
         "past_mask": (steps < past).expand(size, -1).clone(),
         "future_mask": (steps >= past).expand(size, -1).clone(),
         "dataset": torch.zeros(size, dtype=torch.int64),
-        **({"image_mask": torch.ones(size, num_images, dtype=torch.bool)} if has_mask else {}),
+        **{name: torch.ones(size, width, dtype=torch.bool) for name, width in masks.items()},
     }

@@ -21,6 +21,7 @@ from vlatool.models.policy import DEFAULT_STEPS, ActionUnits
 _BY_DIMENSION = "error_by_dimension"
 _BY_DATASET = "loss_by_dataset"
 _COUNTS = "count_by_dataset"
+_DIMENSION_COUNTS = "count_by_dimension"  # where fields are padded
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,21 @@ class LossBreakdown:
         """Sums for `models.base.Loss`, each of a fixed shape.
 
         `error`: squared error [B * R, T, A], zero where the mask is false; `mask`: bool [B * R, T,
-        1], true for counted steps; `dataset`: int64 [B], index of the data set of each sample; None
-        if the batch lacks it.
+        1 or A], true for what is counted; `dataset`: int64 [B], index of the data set of each
+        sample; None if the batch lacks it.
         """
         if not self.fields:
             return {}
         error = error.detach()
         sums = {_BY_DIMENSION: error.sum(dim=(0, 1))}
+        if mask.shape[-1] > 1:
+            sums[_DIMENSION_COUNTS] = mask.sum(dim=(0, 1)).to(error.dtype)
         size = len(self.training if training else self.validation)
         if size > 1 and dataset is not None:
             rows = dataset.repeat_interleave(len(error) // len(dataset))
             zeros = torch.zeros(size, dtype=error.dtype, device=error.device)
-            counts = mask.sum(dim=(1, 2)).to(error.dtype) * error.shape[-1]
+            width = error.shape[-1] // mask.shape[-1]
+            counts = mask.sum(dim=(1, 2)).to(error.dtype) * width
             sums[_BY_DATASET] = zeros.index_add(0, rows, error.sum(dim=(1, 2)))
             sums[_COUNTS] = zeros.index_add(0, rows, counts)
         return sums
@@ -63,10 +67,15 @@ class LossBreakdown:
         """
         metrics: dict[str, float] = {}
         if _BY_DIMENSION in sums:
-            steps = count / max(sum(self.fields.values()), 1)
-            parts = sums[_BY_DIMENSION].split(list(self.fields.values()))
-            for (name, width), part in zip(self.fields.items(), parts, strict=True):
-                metrics[f"denoising_loss/{name}"] = float(part.sum()) / (steps * width)
+            widths = list(self.fields.values())
+            steps = count / max(sum(widths), 1)
+            counts = [steps * width for width in widths]
+            if _DIMENSION_COUNTS in sums:
+                counts = [float(part.sum()) for part in sums[_DIMENSION_COUNTS].split(widths)]
+            parts = sums[_BY_DIMENSION].split(widths)
+            for name, part, number in zip(self.fields, parts, counts, strict=True):
+                if number:
+                    metrics[f"denoising_loss/{name}"] = float(part.sum()) / number
         if _BY_DATASET in sums:
             labels = dataset_labels(self.training if training else self.validation)
             rows = zip(labels, sums[_BY_DATASET].tolist(), sums[_COUNTS].tolist(), strict=True)
@@ -130,10 +139,13 @@ class DenoisingObjective(Objective):
         inputs = torch.where(is_known, actions, self._process.noised(actions, noise, time))
         predicted = ctx.parts["model"](observation_of(batch), inputs, time, ctx.rng)
         error = (predicted.float() - self._process.target(actions, noise)) ** 2
+        if "action_mask" in batch:
+            real: Tensor = batch["action_mask"].repeat_interleave(self._repeats, dim=0)
+            mask = mask & real[:, None]
         counted = torch.where(mask, error, torch.zeros_like(error))
         return Loss(
             total=counted.sum(),
-            count=mask.sum() * actions.shape[-1],
+            count=mask.sum() * (actions.shape[-1] // mask.shape[-1]),
             sums=self._breakdown.sums(counted, mask, batch.get("dataset"), training=ctx.training),
         )
 
@@ -145,7 +157,8 @@ class DenoisingObjective(Objective):
             return {}
         with true_float32(batch["actions"].device):
             sampled = ctx.parts["model"].sample(batch, steps=DEFAULT_STEPS, rng=ctx.rng)
-        return self._units.errors(sampled, batch["actions"], batch["future_mask"])
+        masks = batch["future_mask"], batch.get("action_mask")
+        return self._units.errors(sampled, batch["actions"], *masks)
 
 
 def observation_of(batch: Batch) -> dict[str, Tensor]:
