@@ -10,7 +10,7 @@ from vlatool.episode import Array, Episode, FrameSource
 from vlatool.errors import VlatoolError
 from vlatool.pages import layout
 from vlatool.sources.conventions import state_fields
-from vlatool.transforms.image_lag import clear_lag, grey_values, lag_correlations
+from vlatool.transforms.image_lag import brightness, clear_lag, lag_correlations
 
 _MOST_EPISODES, _FEWEST_EPISODES, _MOST_FRAMES, _AT_ONCE = 4, 3, 150, 8
 # Least correlations of an answer for one episode, and of the mean of several.
@@ -54,4 +54,4 @@ def lag_text(lag: int | None) -> str:
 def _pixels(source: FrameSource) -> Array:
     frames = range(min(len(source), _MOST_FRAMES))
     starts = range(0, len(frames), _AT_ONCE)
-    return np.vstack([grey_values(source.read(frames[at : at + _AT_ONCE])) for at in starts])
+    return np.vstack([brightness(source.read(frames[at : at + _AT_ONCE])) for at in starts])

@@ -10,7 +10,7 @@ _SIDE = 32  # pixels of a side that are compared, about
 _RATIO = 1.5  # of a clear peak to the correlation at any other lag
 
 
-def grey_values(images: Array) -> Array:
+def brightness(images: Array) -> Array:
     """Evenly spaced pixels of images uint8 [N, H, W, 3], float32 [N, h, w]."""
     step = max(1, min(images.shape[1:3]) // _SIDE)
     return images[:, ::step, ::step].astype(np.float32).mean(axis=-1)
