@@ -165,7 +165,7 @@ def test_a_served_run_acts_like_the_loaded_one_and_ends_on_ctrl_c(tmp_path: Path
 
     rng = np.random.default_rng(0)
     seen = {
-        **{name: rng.integers(0, 256, (32, 48, 3), np.uint8) for name in policy.cameras},
+        **{name: rng.integers(0, 256, (32, 32, 3), np.uint8) for name in policy.cameras},
         **{name: rng.random(width) for name, width in policy.fields.items()},
         "instruction": "sing",
     }

@@ -195,7 +195,7 @@ class Contradiction:
 def fit_conventions(episodes: Sequence[Episode], total: int) -> ConventionFits | None:
     """Conventions of episodes of `total`; None without any actions."""
     actions = _columns(episodes, [name.removesuffix(SUFFIX) for name in _actions(episodes)])
-    states = _columns(episodes, _states(episodes))
+    states = _columns(episodes, state_fields(episodes))
     whole = [episode for episode in episodes if _has(episode, [*actions, *states])]
     if not actions or not whole:
         return None
@@ -215,7 +215,7 @@ def _actions(episodes: Sequence[Episode]) -> list[str]:
     return list(dict.fromkeys(name for episode in episodes for name in episode.action_fields))
 
 
-def _states(episodes: Sequence[Episode]) -> list[str]:
+def state_fields(episodes: Sequence[Episode]) -> list[str]:
     """Fields that a policy observes; all numbers if the format names none."""
     observed = [name for episode in episodes for name in episode.proprioception_fields]
     actions = {*_actions(episodes)}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,9 @@ from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.base import FormatReader, numbered, select
 from vlatool.sources.conventions import ConventionFits, SampledEpisodes
 from vlatool.sources.detection import DetectedSource
+from vlatool.sources.image_lags import ImageLags, lag_text
 from vlatool.storage.tree import files_below_each, size_text
+from vlatool.storage.uri import is_remote
 from vlatool.transforms.geometry import make_geometry
 from vlatool.transforms.relative import actual_field
 
@@ -95,6 +98,7 @@ class SourceFacts:
     warnings: tuple[WarningSummary, ...]
     broken: tuple[Mapping[str, str], ...]
     conventions: Conventions | None
+    image_lags: Mapping[str, Mapping[str, Any]]  # of cameras behind the joints
 
     @property
     def lengths(self) -> str:
@@ -139,9 +143,10 @@ def report_source(
     layout = f" ({source.reader.layout})" if source.reader.layout else ""
     duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
     document = asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}}
-    for name in ("language_spans", "conventions"):
+    for name in ("language_spans", "conventions", "image_lags"):
         if not document[name]:
             del document[name]
+    lags = [f"{name} {lag_text(each['lag'])}" for name, each in facts.image_lags.items()]
     spans = [f"{count} {kind}" for kind, count in facts.language_spans.items()]
     return Report(
         kind="source",
@@ -154,6 +159,7 @@ def report_source(
             "actions": facts.action_fields or "none",
             "proprioception": facts.proprioception_fields or "none",
             **({"texts of frames": ", ".join(spans)} if spans else {}),
+            **({"images behind joints": ", ".join(lags)} if lags else {}),
         },
         tables=_tables(facts),
         page=partial(_page, facts, survey.fits, source, refs, reporter),
@@ -165,7 +171,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     survey, others = _Survey(), _Survey()
     for part in (survey, others):
         part.warn(source.reader.source_findings)
-    sample = SampledEpisodes(len(refs))
+    sample, lags = SampledEpisodes(len(refs)), ImageLags(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for number, ref in enumerate(refs):
             try:
@@ -175,12 +181,14 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 others.fail(ref, error)
             else:
                 sample.add(number, episode)
+                if not is_remote(ref.path):  # images of remote episodes are large
+                    lags.add(number, episode)
                 survey.add_whole(ref, episode)
                 if not (episode.cameras or survey.lengths):
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
     shown = survey if survey.lengths or not others.lengths else others
-    shown.fits = sample.fits()
+    shown.fits, shown.image_lags = sample.fits(), lags.lags()
     if shown.fits is not None:
         shown.warn(each.finding for each in shown.fits.conflicts())
     return shown
@@ -329,6 +337,7 @@ class _Survey:
     spans: Counter[str] = field(default_factory=Counter[str])
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     fits: ConventionFits | None = None
+    image_lags: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def add(self, episode: Episode) -> None:
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
@@ -421,6 +430,7 @@ class _Survey:
             ),
             broken=tuple(self.broken),
             conventions=self.fits.conventions if self.fits else None,
+            image_lags=self.image_lags,
         )
 
 

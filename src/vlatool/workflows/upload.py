@@ -16,21 +16,18 @@ from typing import Any, ClassVar, NamedTuple
 import yaml
 
 from vlatool.artifacts.base import contents_text, recognize
-from vlatool.artifacts.contract import CONTRACT, differences, refuse
 from vlatool.artifacts.lerobot.format import INFO_FILE
-from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS, RunDir
+from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.credentials import credentials_pattern, without_credentials
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
-from vlatool.evaluation.config import allow_option
 from vlatool.events import NULL, Reporter, counted
 from vlatool.inspection import inspect_location
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import contents_record, data_files, require_input
 from vlatool.jobs.record import OutputRecord, is_being_written
-from vlatool.models.trained import data_kind_of, read_config
 from vlatool.pages.report import Report
 from vlatool.pages.text import few_text
 from vlatool.results import Result, outcome
@@ -40,7 +37,6 @@ from vlatool.storage.hub import RepositoryWriter, UploadFile
 from vlatool.storage.remote import ObjectInfo
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_remote, local_path, location
-from vlatool.workflows.evaluate import Allowed
 from vlatool.workflows.verify import CodesResult, VerifyConfig, VerifyResult, verify
 
 CARD = "README.md"
@@ -308,14 +304,13 @@ class UploadConfig(ConfigModel):
     """Options of `vlatool upload`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Repository": ("license", "public", "allow", "overwrite", "dry_run")
+        "Repository": ("license", "public", "overwrite", "dry_run")
     }
 
     folder: str = required_field("", "Folder to upload: data, a run, an export, a tokenizer.")
     location: str = required_field(
         "", "Repository: hf://datasets/OWNER/NAME or hf://models/OWNER/NAME."
     )
-    allow: list[str] = allow_option()
     license: str | None = option(None, "License in the card, such as mit or cc-by-4.0; null: none.")
     public: bool = option(False, "Create a public repository; without it, it is private.")
     overwrite: bool = execution_field(
@@ -336,7 +331,6 @@ class UploadResult(Result):
     sent_bytes: int  # their size
     removed_files: int = 0  # that this call removed there, or would remove
     tag: str = ""  # of the newest commit, which LeRobot needs; empty for other data
-    allowed: Allowed | None = None  # differences from what training saw
     status: str = "written"  # or `already complete`, `planned`
 
     def lines(self) -> list[str]:
@@ -393,7 +387,6 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         )
     result = verify(VerifyConfig(location=str(folder)), reporter=reporter)
     assert not isinstance(result, CodesResult)
-    allowed = _compared(config, folder) if result.kind == "run" else None
     files = _files(config, folder, result, reporter)
     tag = _lerobot_version(folder) if "/datasets/" in config.location else ""
     if not config.dry_run:
@@ -415,7 +408,6 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         sent_bytes=sum(file.size for file in missing),
         removed_files=len(others),
         tag=tag,
-        allowed=allowed,
         status="planned" if config.dry_run else "written",
     )
     if config.dry_run:
@@ -444,17 +436,6 @@ def _folder(config: UploadConfig) -> Path:
             code="usage.output_in_use",
         )
     return folder
-
-
-def _compared(config: UploadConfig, folder: Path) -> Allowed | None:
-    """Differences between the contract of a run and its other files, which `allow` took."""
-    stored = CONTRACT.read(folder)
-    if stored is None:
-        return None
-    run = read_config(RunDir(folder))
-    assets = data_kind_of(run).load_assets(run.data, folder)
-    hint = "undo the change of its configuration"
-    return refuse(differences(stored, assets.contract), config.allow, folder, hint) or None
 
 
 def _files(
