@@ -95,6 +95,9 @@ class NameMap(ConfigModel):
                 raise ValueError(f"{kind}.{new}={old}: one * on each side, or none")
             if new == old and (kind == "cameras" or self.fields[new].is_whole):
                 raise ValueError(f"{kind}.{new}={old}: the old name is the new one")
+        for new, part in self.fields.items():
+            if part.key is None and part.constant is None:
+                raise ValueError(f"fields.{new} has neither key nor constant")
         return self
 
     def _entries(self) -> list[tuple[str, str, str]]:
@@ -163,20 +166,19 @@ class NameMap(ConfigModel):
 
     def camera_of(self, new: str) -> str | None:
         """Old name of a camera, by its entry or a glob; None: not mapped."""
-        exact = {new: self.cameras[new]} if new in self.cameras else self.cameras
-        keys = (key for name, old in exact.items() for key, _ in _matches(old, name, [new]))
-        return next(keys, None)
+        return self.cameras.get(new) or next((old for _, old in self._globs("cameras", new)), None)
 
     def field_of(self, new: str) -> FieldMap | None:
         """Parts of a field, by its entry or a glob; None: not mapped."""
-        if new in self.fields:
-            return self.fields[new]
-        keys = (
-            part.model_copy(update={"key": key})
-            for name, part in self.fields.items()
-            for key, _ in _matches(part.key or "", name, [new])
-        )
-        return next(keys, None)
+        globs = ((self.fields[name], old) for name, old in self._globs("fields", new))
+        parts = (part.model_copy(update={"key": old}) for part, old in globs)
+        return self.fields.get(new) or next(parts, None)
+
+    def _globs(self, kind: str, new: str) -> Iterator[tuple[str, str]]:
+        """Yields the entries whose new name matches, with the old name."""
+        for each, name, old in self._entries():
+            if each == kind and "*" in name:
+                yield from ((name, match) for match, _ in _matches(old, name, [new]))
 
     def cameras_of(self, by_camera: Mapping[str, Any]) -> dict[str, Any]:
         """Values by old name of a camera, by its new name."""

@@ -219,7 +219,8 @@ class RoboticsKind(base.DataKind):
         observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
         observation_is_pad: bool [P + 1], True for steps before the episode. action: float32 [T, A],
         the action fields side by side, in their order. action_is_pad: bool [T], True for steps
-        after the episode. task: The instruction. key: Name of the sample.
+        after the episode. action_dim_is_pad: bool [A], True for fields that the data set lacks;
+        with `pad_missing_fields` only. task: The instruction. key: Name of the sample.
 
         P past steps, T steps from the anchor on, N images of a camera.
         """
@@ -239,6 +240,8 @@ class RoboticsKind(base.DataKind):
             "action": np.concatenate(actions, axis=1).astype(np.float32),
             "action_is_pad": ~is_real[anchor:],
         }
+        if config.pad_missing_fields:
+            arrays["action_dim_is_pad"] = ~sample.is_real(config.action_fields)
         tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
         return {**tensors, "task": sample.instruction, "key": sample.key}
 

@@ -168,6 +168,11 @@ class DecodedSample:
     dataset: int = 0  # index of the data set in the run, from 0
     padded_fields: frozenset[str] = frozenset()  # fields that the data set lacks: zeros
 
+    def is_real(self, fields: Sequence[str]) -> Array:
+        """Mask bool [sum of widths], False for the dimensions of padded fields."""
+        parts = [np.full(self.fields[n].shape[1], n not in self.padded_fields) for n in fields]
+        return np.concatenate(parts or [np.ones(0, bool)])
+
 
 class SampleDecoder:
     """Decodes the members of samples that a section `data` configures."""

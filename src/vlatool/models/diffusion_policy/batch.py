@@ -281,15 +281,8 @@ class PolicyBatcher:
     def _action_mask(self, samples: Sequence[DecodedSample]) -> Batch:
         if not self._data.pad_missing_fields:
             return {}
-        rows = [
-            [
-                name not in sample.padded_fields
-                for name in self._data.action_fields
-                for _ in range(sample.fields[name].shape[1])
-            ]
-            for sample in samples
-        ]
-        return {"action_mask": torch.tensor(rows)}
+        rows = [sample.is_real(self._data.action_fields) for sample in samples]
+        return {"action_mask": torch.from_numpy(np.stack(rows))}
 
     def _stacked(
         self, samples: Sequence[DecodedSample], fields: Sequence[str], steps: int | None
