@@ -116,7 +116,9 @@ def test_shards_are_compared_with_recordings(recording: Path, tmp_path: Path) ->
     rename = {"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos"}}
     written(recording, tmp_path / "a", rename=rename)
     config = InspectConfig(location=str(recording), others=[str(tmp_path / "a")])
-    document = inspect(config).document()
+    result = inspect(config)
+    document = result.document()
+    assert "2 cameras and 2 fields differ" in result.text()
     assert document["renames"] == {str(tmp_path / "a"): ["fields.obs.robot0_eef_pos=hand"]}
     assert document["questions"] == [f"{tmp_path / 'a'}: cameras.front_image=top"]
     assert document["sets"][1]["cameras"] == {"top": (8, 6)}

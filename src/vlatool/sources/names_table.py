@@ -81,12 +81,13 @@ def names_report(sets: Sequence[NamedSet]) -> Report:
 
 
 def _difference_text(sets: Sequence[NamedSet]) -> str:
-    names = [({*each.cameras}, {*each.fields}) for each in sets]
-    parts = [
-        f"{len(set.union(*columns)) - len(set.intersection(*columns))} {kind}"
-        for kind, columns in zip(("cameras", "fields"), zip(*names, strict=True), strict=True)
+    """Number of cameras that not all sets have, and of fields that are not the same in all."""
+    tables = [dict.fromkeys(each.cameras, 1) for each in sets], [each.fields for each in sets]
+    counts = [
+        sum(len({each.get(name) for each in columns}) > 1 for name in set().union(*columns))
+        for columns in tables
     ]
-    return f"{' and '.join(parts)} not in all of them"
+    return f"{counted(counts[0], 'camera')} and {counted(counts[1], 'field')} differ"
 
 
 def _rows(columns: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
