@@ -352,11 +352,13 @@ class CameraView:
         size: (height, width) of the images in pixels; a policy resizes others. None: any size, the
             same for all images of an observation.
         recorded: Sizes of the recordings that it was trained on; empty: unknown.
+        quarter_turns: By which a policy turns images of a robot, which have the size before it.
     """
 
     offsets: tuple[int, ...] = (0,)
     size: tuple[int, int] | None = None
     recorded: tuple[tuple[int, int], ...] = ()
+    quarter_turns: int = 0
 
 
 @dataclass(frozen=True)

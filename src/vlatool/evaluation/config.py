@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, execution_field, option, required_field
+from vlatool.config.base import ConfigModel, execution_field, option, required_field, unique_items
 from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
 from vlatool.transforms.names import FieldMap, NameMap
@@ -120,6 +120,12 @@ class RolloutTask(ConfigModel):
         "Poses of the robot in its convention: measured ones, by observation keys, and those that "
         "`action` names, which are commanded.",
     )
+
+    @field_validator("pose_groups")
+    @classmethod
+    def _each_once(cls, value: list[PoseGroupConfig]) -> list[PoseGroupConfig]:
+        unique_items([group.name for group in value])
+        return value
 
     @field_validator("camera_rotations")
     @classmethod

@@ -217,14 +217,24 @@ class ImageSizes:
     def check_observation(self, observation: Observation) -> None:
         """Applies the rule to the images of an observation, which stay as they are."""
         for camera, images in observation.images.items():
-            self.apply(camera, images[0])
+            self.apply(camera, images[0], is_turned=observation.is_preprocessed)
 
-    def apply(self, camera: str, image: Array, declared: ImageFit | None = None) -> Array:
+    def apply(
+        self,
+        camera: str,
+        image: Array,
+        declared: ImageFit | None = None,
+        *,
+        is_turned: bool = False,
+    ) -> Array:
         """The image uint8 [H, W, 3], or one that `declared` has resized to that of a recording."""
         view, size = self._sees.cameras[camera], (image.shape[0], image.shape[1])
         if view.size is None:
             return image
-        known = [*view.recorded, view.size]
+        height, width = view.size
+        is_same = is_turned or view.quarter_turns % 2 == 0
+        trained = (height, width) if is_same else (width, height)
+        known = [*view.recorded, trained]
         if size in known:
             return image
         how = "as the training data were"
@@ -240,7 +250,7 @@ class ImageSizes:
             self._logged.add((camera, size))
             self.messages.append(
                 f"images of {camera!r} are {size_text(size)}, the policy was trained on "
-                f"{size_text(view.size)}: resized {how}"
+                f"{size_text(trained)}: resized {how}"
             )
             self._log(self.messages[-1])
         return image

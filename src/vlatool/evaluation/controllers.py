@@ -55,7 +55,7 @@ class KeyMap:
         self._references = {
             name: groups[group.reference].stored_keys
             for name, group in self._commanded.items()
-            if group.reference in groups
+            if group.reference in groups and group.reference not in moved
         }
         widths = {name: 3 + ROTATION_WIDTH[g.rotation] for name, g in self._commanded.items()}
         widths |= policy.actions
@@ -177,6 +177,12 @@ def _keys_of(
             hint=did_you_mean(unused[0].partition(".")[2].partition("=")[0], names),
             code="data.unknown_name",
         )
+    if twice := [name for name in sees.fields if name in posed and typed.field_of(name)]:
+        raise DataError(
+            f"map.fields.{twice[0]}: a pose group gives it already",
+            hint="leave it out, or change the keys of the group in pose_groups",
+            code="data.name_taken",
+        )
     others = NameMap.model_construct(cameras=config.cameras, fields=config.fields)
     cameras = {
         name: typed.camera_of(name) or others.camera_of(name) or name for name in sees.cameras
@@ -210,7 +216,17 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
     for part in config.action:
         fields = [part.field]
         if part.field in groups:
-            _check_reference(groups[part.field], groups, available)
+            if (part.scale, part.offset) != (1.0, 0.0):
+                raise DataError(
+                    f"action: {part.field!r} is a pose group, which has no scale or offset here",
+                    hint="set scale and rotation_scale of the group in pose_groups",
+                    code="data.unmapped_action",
+                    details={"pose_group": part.field},
+                )
+            measured = [
+                name for name in groups if all(name != each.field for each in config.action)
+            ]
+            _check_reference(groups[part.field], measured, available)
             fields = [part.field + suffix for suffix in (POSITION, ROTATION)]
         if not {*fields} & {*available}:
             raise DataError(
@@ -221,15 +237,17 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
 
 
 def _check_reference(
-    group: PoseGroupConfig, groups: Mapping[str, PoseGroupConfig], available: Sequence[str]
+    group: PoseGroupConfig, measured: Sequence[str], available: Sequence[str]
 ) -> None:
     """Raises DataError if a commanded pose needs a measured one that is not mapped."""
     is_whole = {group.name + POSITION, group.name + ROTATION} <= {*available}
-    if group.reference not in groups and not (is_whole and group.relation == "absolute"):
+    needs = not is_whole or group.relation == "delta" or group.reference is not None
+    if group.reference not in measured and needs:
         raise DataError(
-            f"pose group {group.name!r}: the policy commands no whole absolute pose, so the "
-            "measured one is needed",
-            hint="add a pose group with the measured pose, and name it as `reference`",
+            f"pose group {group.name!r}: its reference {group.reference!r} is no measured pose, "
+            "and the measured one is needed",
+            hint="add a pose group with the measured pose, which `action` does not name, and name "
+            "it as `reference`",
             code="data.unmapped_field",
             details={"pose_group": group.name},
         )

@@ -175,8 +175,9 @@ class RoboticsPolicy(Policy):
         offsets, size = tuple(data.image_indices), self._images.size
         seen_cameras = assets.contract.cameras
         views = {
-            name: CameraView(offsets, size, seen_cameras.get(name, SeenCamera()).recorded)
+            name: CameraView(offsets, size, seen.recorded, seen.quarter_turns)
             for name in data.cameras
+            for seen in (seen_cameras.get(name, SeenCamera()),)
         }
         names = self._data.proprioception_fields
         seen = {name for group in self._seen_groups for name in relative_names(group)}

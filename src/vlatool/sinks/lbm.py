@@ -40,6 +40,7 @@ from vlatool.transforms.geometry import ImageGeometry, ResizeFilter, quarter_tur
 from vlatool.transforms.rates import RateError, at_rate
 from vlatool.transforms.relative import (
     PoseGroupConfig,
+    reference_keys,
     stored_from,
     with_pose_groups,
 )
@@ -592,6 +593,9 @@ class LbmSink(base.Sink):
         for group in self._example.pose_groups:
             pose = {group.position_key, group.rotation_key}
             commands |= pose if pose & commands else set()
+        for group in self._example.pose_groups:  # a measured pose belongs to its frame
+            commands -= {*reference_keys(group)}
+        commands -= {*(config.target.proprioception_fields or self._example.proprioception_fields)}
         self._writer = LbmEpisodeWriter(setup.output, config, tuple(sorted(commands)))
         self.work: base.Work = self._writer
         chosen = config.target.proprioception_fields

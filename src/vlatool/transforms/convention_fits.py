@@ -118,10 +118,11 @@ class Tracks:
 
 
 def _matrices(values: Array, form: RotationForm) -> Array:
-    """Rotations [N, 3, 3] of values [N, C]; any for quaternions of zeros, as of a lost tracker."""
-    if form.startswith("quaternion"):
+    """Rotations [N, 3, 3] of values [N, C]; any for zeros, as of a lost tracker."""
+    if ROTATION_WIDTH[form] > 3:
         is_zero = np.abs(values).max(axis=-1, keepdims=True) < SMALLEST
-        values = np.where(is_zero, 1.0, values)
+        usual = form_from_matrix(np.eye(3)[None], form)
+        values = np.where(is_zero, usual, values)
     return matrix_from(values, form)
 
 

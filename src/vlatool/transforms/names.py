@@ -41,6 +41,12 @@ class FieldMap(ConfigModel):
         key, start, stop = match.groups()
         return {"key": key, "start": int(start or 0), "stop": int(stop) if stop else None}
 
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.constant is not None and (self.key is not None or not self.constant):
+            raise ValueError("a field has a key, or the values of a constant")
+        return self
+
     @property
     def is_whole(self) -> bool:
         """True if the field is renamed and nothing else."""

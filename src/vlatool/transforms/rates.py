@@ -17,6 +17,7 @@ from vlatool.episode import (
     LanguageSpan,
     PoseGroup,
 )
+from vlatool.errors import DataError
 from vlatool.transforms.relative import reference_keys
 from vlatool.transforms.rotations import angle_between, matrix_from_rot6d, rot6d_from_matrix
 
@@ -134,8 +135,15 @@ def _turned(rot6d: Array, times: Array) -> Array:
         return rot6d[np.zeros(len(times), int)]
     from scipy.spatial.transform import Rotation, Slerp
 
-    matrices = matrix_from_rot6d(rot6d)
-    turns = Slerp(np.arange(len(rot6d)), Rotation.from_matrix(matrices))
+    try:
+        matrices = Rotation.from_matrix(matrix_from_rot6d(rot6d))
+    except ValueError as error:  # zeros, or numbers that are not finite
+        raise DataError(
+            f"a rotation cannot be interpolated: {error}",
+            hint="leave the episode out, or repair the recording",
+            code="data.bad_pose",
+        ) from None
+    turns = Slerp(np.arange(len(rot6d)), matrices)
     return rot6d_from_matrix(turns(times).as_matrix()).astype(rot6d.dtype)
 
 

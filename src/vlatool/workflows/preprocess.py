@@ -40,7 +40,7 @@ from vlatool.sources.selection import (
     select_episodes,
 )
 from vlatool.storage.uri import location, pinned
-from vlatool.transforms.relative import declarations, stored_from
+from vlatool.transforms.relative import SUFFIX, declarations, stored_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,15 +300,16 @@ class PreprocessJob:
 
     def _check_differences(self) -> None:
         """Raises DataError if actions that are stored at another rate depend on the rate."""
-        fits = fits_of(self._reader, self.items, self._config.action_fields)
+        actions = self._sink.action_fields
+        fits = fits_of(self._reader, self.items, actions)
         for group in fits.conventions.groups if fits else ():
-            is_stored = group.field in self._sink.fields and not self._config.trust_declared
-            if is_stored and group.relation == ("delta",):
+            is_action = group.field in {name.removesuffix(SUFFIX) for name in actions}
+            if is_action and group.relation == ("delta",) and not self._config.trust_declared:
                 raise DataError(
                     f"{group.name}: actions that are differences between frames "
                     f"({meaning(group)}) mean something else at another rate",
-                    hint="declare their pose in pose_groups, which makes it absolute, or leave "
-                    "target.fps out; --trust-declared true writes them as they are",
+                    hint="declare their pose in pose_groups, which makes it absolute, or choose "
+                    "other --action-fields; --trust-declared true writes them as they are",
                     code="data.rate_of_differences",
                     details={"field": group.field},
                 )
