@@ -105,7 +105,8 @@ class ArchiveReader:
         """Yields what the next bytes hold."""
         while data:
             if self._is_ended:
-                self._check_zeros(data)
+                if bytes(data).strip(b"\0"):
+                    self._break("has content after its end marker")
                 count = len(data)
             elif self.member is not None:
                 count = min(len(data), self.member.stop - self.position)
@@ -229,10 +230,6 @@ class ArchiveReader:
             self._refuse(info, "is below a file")
         self.folders |= above
         (self.folders if info.isdir() else self.files).add(name)
-
-    def _check_zeros(self, data: memoryview) -> None:
-        if bytes(data).strip(b"\0"):
-            self._break("has content after its end marker")
 
     def _shown(self, info: tarfile.TarInfo) -> str:
         name = ascii(info.name)

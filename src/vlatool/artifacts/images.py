@@ -204,14 +204,10 @@ def png_info(data: bytes) -> PngInfo:
     width, height, bits, colors, *methods = _HEADER.unpack(header)
     positions = [index for index, kind in enumerate(kinds) if kind == b"IDAT"]
     is_one_run = positions[-1] - positions[0] + 1 == len(positions)
-    is_known = not any(_is_critical(kind) and kind not in _CRITICAL for kind in kinds)
+    # Chunks that are needed to decode the image begin with a capital.
+    is_known = all(kind[0] & 0x20 or kind in _CRITICAL for kind in kinds)
     is_plain = is_one_run and is_known and _NOT_PLAIN.isdisjoint(kinds) and not any(methods)
     return PngInfo((height, width), is_plain and (bits, colors) == (_BITS, _RGB))
-
-
-def _is_critical(kind: bytes) -> bool:
-    """True for chunks that are needed to decode the image: their first letter is a capital."""
-    return not kind[0] & 0x20
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -198,7 +198,10 @@ def _is_work(path: Path) -> bool:
 def _read(path: Path) -> Receipt | None:
     """Receipt in a file; None if there is none."""
     try:
-        return _unpack(read_file(path))
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as archive:
+            row = json.loads(archive[_INFO].tobytes())
+            arrays = {name: archive[name] for name in archive.files if name != _INFO}
+        return Receipt.of(row, arrays)
     except StorageError:
         raise
     except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything
@@ -213,10 +216,3 @@ def _pack(receipt: Receipt) -> bytes:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _unpack(data: bytes) -> Receipt:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        row = json.loads(archive[_INFO].tobytes())
-        arrays = {name: archive[name] for name in archive.files if name != _INFO}
-    return Receipt.of(row, arrays)

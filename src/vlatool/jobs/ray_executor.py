@@ -355,7 +355,11 @@ class RayExecutor:
                 if not in_order:
                     return
                 if in_order[0][1] in running:
-                    running = _still_running(ray, running)
+                    # At most 5 s, until a task has ended; its result is not fetched.
+                    _, left = ray.wait(
+                        list(running), num_returns=1, timeout=_POLL_S, fetch_local=False
+                    )
+                    running = set(left)
                 else:
                     yield _outcome(ray, submit, *in_order.popleft())
         finally:
@@ -380,12 +384,6 @@ class _Window:
         if self._workers is not None and self._workers < self._cpus:
             unfinished = self._workers
         return max(0, min(unfinished - running, self._cpus * _HELD_PER_CPU - held))
-
-
-def _still_running(ray: Any, running: set[Any]) -> set[Any]:
-    """Waits until a task has ended, at most 5 s; returns the others. Fetches no results."""
-    _, left = ray.wait(list(running), num_returns=1, timeout=_POLL_S, fetch_local=False)
-    return set(left)
 
 
 def _cancel(ray: Any, running: set[Any]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
@@ -184,9 +184,9 @@ class _Loop:
             volatile=tuple(spec.volatile),
             parent=parent_of(spec.output),
         )
-        self._run = JobRun(
-            "written", record, executor, reporter, parent_folders=_parent_folders(spec.locations)
-        )
+        parents = {f"{path.parent}/" for path in spec.locations} - {"./", "//"}
+        longest_first = sorted(parents, key=len, reverse=True)
+        self._run = JobRun("written", record, executor, reporter, parent_folders=longest_first)
         self._todo = Items(job, self._journal, executor)
         self._input_states: list[tuple[str, str, int]] = []
 
@@ -290,7 +290,10 @@ class _Loop:
         # Closed even if `finish` fails, so that the log is closed.
         with closing(self._locked_receipts(lock)) as receipts:
             entries = job.finish(receipts, run)
-        inputs = self._inputs_of(self._ordered_states())
+        # In the order of the items; an executor may yield another one.
+        states = {state[0]: state for state in self._input_states}
+        names = map(job.name, job.items)
+        inputs = self._inputs_of([states[name] for name in names if name in states])
         if inputs and not (run.is_fresh or spec.grows):  # the input may have lost items since
             files.remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
         lock.check()
@@ -304,12 +307,6 @@ class _Loop:
         run.record.save(spec.output)
         if run.record.complete:
             self._clean_up()
-
-    def _ordered_states(self) -> list[tuple[str, str, int]]:
-        """States of the finished items in their order; an executor may yield another one."""
-        states = {state[0]: state for state in self._input_states}
-        names = map(self._job.name, self._job.items)
-        return [states[name] for name in names if name in states]
 
     @property
     def _files_removed_first(self) -> Sequence[str]:
@@ -457,9 +454,3 @@ def _completed_result(job: Job[Any], run: JobRun) -> Result:
     }
     names = {field.name for field in fields(result)}
     return replace(result, **{name: value for name, value in values.items() if name in names})
-
-
-def _parent_folders(locations: Sequence[Path]) -> list[str]:
-    """Parent folders of locations, longest first."""
-    parents = {f"{path.parent}/" for path in locations} - {"./", "//"}
-    return sorted(parents, key=len, reverse=True)

@@ -209,7 +209,13 @@ class Repository:
                 details={"path": location},
             )
         if refusal:
-            return self._access_error(location)
+            return EnvironmentProblem(
+                f"{location}: there is no such repository, or it is private or gated",
+                hint="check the name; request access on its page, "
+                "then `hf auth login` or set HF_TOKEN",
+                code="environment.no_credentials",
+                details={"path": location},
+            )
         if type(error).__name__ == "HFValidationError":
             return DataError(
                 f"{self._root}: invalid name of a repository",
@@ -234,14 +240,6 @@ class Repository:
             repo_type=self.kind,
             revision=self.commit,
             endpoint=self.endpoint,
-        )
-
-    def _access_error(self, location: str) -> EnvironmentProblem:
-        return EnvironmentProblem(
-            f"{location}: there is no such repository, or it is private or gated",
-            hint="check the name; request access on its page, then `hf auth login` or set HF_TOKEN",
-            code="environment.no_credentials",
-            details={"path": location},
         )
 
 

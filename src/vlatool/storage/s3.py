@@ -227,7 +227,12 @@ class Bucket:
                 remote.RangeNotSatisfiable()
             )  # some servers send an empty body with 200 instead of 416
         if response.status == 200:
-            return _ignores_ranges(f"s3://{self.name}/{key}")
+            return StorageError.at(
+                f"s3://{self.name}/{key}",
+                "the server ignores byte ranges, which are required",
+                hint="copy the data to a local folder and give its path",
+                code="storage.unsupported",
+            )
         code = re.search(rb"<Code>([A-Za-z0-9.]+)</Code>", content)
         metadata = {
             "HTTPStatusCode": response.status,
@@ -289,15 +294,6 @@ def _text(value: str | bytes) -> str:
 
 def _info(response: Mapping[str, Any], size: int) -> remote.ObjectInfo:
     return remote.ObjectInfo(size, response["LastModified"].timestamp(), str(response["ETag"]))
-
-
-def _ignores_ranges(location: str) -> StorageError:
-    return StorageError.at(
-        location,
-        "the server ignores byte ranges, which are required",
-        hint="copy the data to a local folder and give its path",
-        code="storage.unsupported",
-    )
 
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}

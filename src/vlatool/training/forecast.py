@@ -152,7 +152,12 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     count, size = _disk(config, plan, estimator)
     free = _free(setup.run.root)
     if free is not None and size > free:
-        _warn_of_disk(setup.run.root, counted(count, "checkpoint"), (size, free), reporter)
+        reporter.warn(
+            "storage.no_space",
+            f"{setup.run.root}: {counted(count, 'checkpoint')} would take {size_text(size)}, "
+            f"{size_text(free)} are free; set max_checkpoint_limit "
+            "or a larger save_every_n_steps, or choose another --output",
+        )
     return Forecast(
         devices=settings.devices,
         device="cuda" if for_gpu else device.type,
@@ -176,17 +181,6 @@ def _settings(config: TrainConfig, plan: TrainPlan) -> StepSettings:
         grad_checkpointing=config.hparams.grad_checkpointing,
         fsdp=config.distributed.fsdp,
         reshard=config.distributed.fsdp_reshard_after_forward,
-    )
-
-
-def _warn_of_disk(
-    folder: Path, checkpoints: str, sizes: tuple[int, int], reporter: Reporter
-) -> None:
-    needed, free = map(size_text, sizes)
-    reporter.warn(
-        "storage.no_space",
-        f"{folder}: {checkpoints} would take {needed}, {free} are free; set max_checkpoint_limit "
-        "or a larger save_every_n_steps, or choose another --output",
     )
 
 

@@ -65,7 +65,9 @@ class PlacedParts:
             if not (part.trained and self._sharded):
                 _to_device(part.module, placement)
         trained = [part.module for part in parts.values() if part.trained]
-        blocks = _trained_blocks(blocks_of(parts), trained)
+        # A block that is a whole part is left out.
+        inside = {id(module) for part in trained for module in part.modules() if module is not part}
+        blocks = [block for block in blocks_of(parts) if id(block) in inside]
         units = blocks or trained
         for block in units if placement.compile_blocks else ():
             block.forward = torch.compile(block.forward)
@@ -212,12 +214,6 @@ def _check_shardable(parts: Mapping[str, Part]) -> None:
                     code="usage.scalar_parameter",
                     details={"parameter": f"{name}.{key}"},
                 )
-
-
-def _trained_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
-    """Blocks inside trained parts; a block that is a whole part is left out."""
-    inside = {id(module) for part in trained for module in part.modules() if module is not part}
-    return [block for block in blocks if id(block) in inside]
 
 
 # Dense TFLOP/s of matrix products in bfloat16, by words of the name that torch reports; the first

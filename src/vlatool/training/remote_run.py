@@ -101,7 +101,9 @@ def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> 
     name = config.name or new_name
     _check_apart(config, prefix / name, name)
     if config.fresh:
-        return RemoteRun(name, _free_folder(prefix, name), replaces=replaces)
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        folder = next(prefix / free for free in names if not (prefix / free).exists())
+        return RemoteRun(name, folder, replaces=replaces)
     remote_runs = _trained_runs(prefix, config)
     same = [folder for folder, record in remote_runs if own and record.run_id == own]
     searched = config.model_copy(update={"overwrite": False})
@@ -154,15 +156,11 @@ def _own_run(config: TrainConfig, local: RunDir | None, start_in: StartIn) -> tu
     return record.run_id, False
 
 
-def _free_folder(prefix: Path, name: str) -> Path:
-    """Folder of a new run: with the name, or the name and the first number that is free."""
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(prefix / free for free in names if not (prefix / free).exists())
-
-
 def _trained_runs(prefix: Path, config: TrainConfig) -> list[tuple[Path, OutputRecord]]:
     """Runs below a prefix that may be the same as this one: that of its name, then the newest."""
-    folders = _folders_in(prefix)
+    folders: list[Path] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        folders = [path for path in prefix.iterdir() if path.is_dir()]
     records = zip(folders, in_parallel(_dated_record, folders, _READ_AT_ONCE), strict=True)
     runs = [
         (folder, record, changed)
@@ -171,12 +169,6 @@ def _trained_runs(prefix: Path, config: TrainConfig) -> list[tuple[Path, OutputR
     ]
     runs.sort(key=lambda run: (run[0].name == config.name, run[2], run[0].name), reverse=True)
     return [(folder, record) for folder, record, _ in runs]
-
-
-def _folders_in(prefix: Path) -> list[Path]:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return [path for path in prefix.iterdir() if path.is_dir()]
-    return []
 
 
 def _dated_record(folder: Path) -> tuple[OutputRecord | None, float]:

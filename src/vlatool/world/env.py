@@ -77,7 +77,10 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         """Random start; `options` may set `target` (a color) and `instruction` (any text)."""
         super().reset(seed=seed)
         fixed = options or {}
-        scene = self._start_scene()
+        if self._scenes is None:
+            scene = random_scene(self.np_random)
+        else:
+            scene = shared_scene(self.np_random, int(self.np_random.integers(self._scenes)))
         random_target = int(self.np_random.integers(len(COLORS)))
         target = _block_index(fixed["target"]) if "target" in fixed else random_target
         self._start(scene, target, fixed.get("instruction"))
@@ -96,11 +99,6 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
     def render(self) -> Any:
         """Image of the whole table, uint8 [H, W, 3]."""
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
-
-    def _start_scene(self) -> Scene:
-        if self._scenes is None:
-            return random_scene(self.np_random)
-        return shared_scene(self.np_random, int(self.np_random.integers(self._scenes)))
 
     def _start(self, scene: Scene, target: int, instruction: str | None) -> None:
         self._scene = scene

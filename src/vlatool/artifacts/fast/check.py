@@ -51,7 +51,12 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         yield FAST(code, error.message, path=error.details["path"])
         return
     yield from _check_tokenizer(location, tokenizer)
-    yield from _check_profile(location)
+    path = location / PROFILE_NAME
+    try:
+        if path.is_file():
+            read_profile(str(path))
+    except DataError as error:
+        yield FAST("broken_profile", error.message, path=str(path))
 
 
 def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Finding]:
@@ -66,12 +71,3 @@ def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Fin
         return
     if report.get("digest", tokenizer.digest) != tokenizer.digest:
         yield FAST.at("broken_report", path, "belongs to another tokenizer")
-
-
-def _check_profile(location: Path) -> Iterator[Finding]:
-    path = location / PROFILE_NAME
-    try:
-        if path.is_file():
-            read_profile(str(path))
-    except DataError as error:
-        yield FAST("broken_profile", error.message, path=str(path))

@@ -58,7 +58,9 @@ def read_fast(folder: Path) -> ActionTokenizer:
     config = _read(folder / PROCESSOR_NAME)
     scale, min_token = _check_config(folder / PROCESSOR_NAME, config)
     document = _check_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
-    _check_class(folder / TOKENIZER_CONFIG_NAME)
+    options = folder / TOKENIZER_CONFIG_NAME  # an optional file
+    if options.is_file():
+        _check_code(options, _read(options), _CLASS)
     tokenizer = ActionTokenizer(document, scale, min_token)
     try:
         tokenizer.load()
@@ -206,12 +208,6 @@ def _check_code(path: Path, config: Mapping[str, Any], known_class: str) -> None
             )
 
 
-def _check_class(path: Path) -> None:
-    """Raises DataError for a tokenizer of another class; the file is optional."""
-    if path.is_file():
-        _check_code(path, _read(path), _CLASS)
-
-
 def _check_tokenizer(path: Path, size: int) -> str:
     """Text of a tokenizer.json; raises DataError unless it works like the published one."""
     text = _text(path)
@@ -345,7 +341,8 @@ class ChunkFile:
             for key in tar.keys:
                 with tar.reading(key) as sample:
                     arrays = sample.arrays(list(self.fields))
-                    chunk = _concatenate([arrays[name] for name in self.fields])[self.first :]
+                    columns = [arrays[name].reshape(len(arrays[name]), -1) for name in self.fields]
+                    chunk = np.concatenate(columns, axis=1).astype(np.float32)[self.first :]
                 yield chunk
             if tar.damage:
                 raise _chunks_error(self.path, tar.damage)
@@ -427,11 +424,6 @@ def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
     )
     absolute = {name.removesuffix(SUFFIX) for name in stored}
     return published if not stored or absolute == {*published} else stored
-
-
-def _concatenate(arrays: Sequence[Array]) -> Array:
-    columns = [array.reshape(len(array), -1) for array in arrays]
-    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 _chunks_error = partial(
