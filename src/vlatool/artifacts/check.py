@@ -78,8 +78,6 @@ class CheckCounts:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Options of one verification."""
-
     samples: int | None = 200  # number of samples that are read; None for all
     is_full: bool = False  # recompute statistics and decode every image
     is_quick: bool = False  # compare no digests

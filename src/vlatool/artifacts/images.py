@@ -186,7 +186,6 @@ class PngInfo:
 
 
 def is_png(data: bytes) -> bool:
-    """True if the data starts with the PNG signature."""
     return data.startswith(_PNG_START)
 
 
@@ -232,8 +231,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Format and size of an encoded image."""
-
     format: str  # `png`, `jpeg`, or another name in lower case
     height: int  # in pixels
     width: int  # in pixels
@@ -318,16 +315,12 @@ def visible_image(data: bytes) -> Image.Image:
     """Decodes a JPEG or PNG as RGB; depth and labels of 16 bits as gray values."""
     with open_image(data) as image:
         if image.mode.startswith("I"):
-            return _values_as_gray(image)
+            # Depth or labels of 16 bits, scaled to visible gray values; 0 stays black.
+            values = np.asarray(image, np.float64)
+            positive = values[values > 0]
+            if not positive.size:
+                return Image.new("RGB", image.size)
+            low, high = positive.min(), positive.max()
+            gray = 60 + 195 * (values - low) / max(high - low, 1)
+            return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")
     return Image.fromarray(decode_rgb(data))
-
-
-def _values_as_gray(image: Image.Image) -> Image.Image:
-    """Depth or labels of 16 bits, scaled to visible gray values; 0 stays black."""
-    values = np.asarray(image, np.float64)
-    positive = values[values > 0]
-    if not positive.size:
-        return Image.new("RGB", image.size)
-    low, high = positive.min(), positive.max()
-    gray = 60 + 195 * (values - low) / max(high - low, 1)
-    return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")

@@ -54,7 +54,6 @@ class Receipt:
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
         return sum(file.bytes for file in self.files)
 
     def without_arrays(self) -> "Receipt":
@@ -126,7 +125,6 @@ class Journal:
         return read_log(self.log(rank))
 
     def all_rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the logs of all ranks."""
         folder = journal_folder(self.output)
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):

@@ -286,7 +286,6 @@ def ray_failed(reason: str) -> EnvironmentProblem:
 
 
 def first_line(text: str) -> str:
-    """First line of a message."""
     return text.strip().partition("\n")[0]
 
 

@@ -31,7 +31,6 @@ _NAMED = 5
 
 
 def failure_row(item: Any, error: VlatoolError, item_name: str, name: str) -> dict[str, Any]:
-    """JSON object of a failed item."""
     path = getattr(item, "path", None)
     location = {} if path is None else {"path": str(path)}
     body = {"code": error.code, "message": error.message, "hint": error.hint}
@@ -206,7 +205,11 @@ class _Loop:
                     stack.push(self._run.executor)  # workers end before the lock is released
                     self._execute(before, lock)
             except (DataError, BugError):
-                self._release_if_empty()
+                # Removes an output without any finished item, so that other options can be used.
+                if self._run.is_fresh and not self._journal.holds_work():
+                    files.remove_owned(self._spec.output, self._files_removed_first)
+                    remove_journal(self._spec.output)
+                    remove_empty(self._spec.output)
                 raise
         return self._run
 
@@ -325,13 +328,6 @@ class _Loop:
             remove_empty(self._spec.output / folder)
         if not self._spec.grows:
             remove_journal(self._spec.output)
-
-    def _release_if_empty(self) -> None:
-        """Removes an output without any finished item, so that other options can be used."""
-        if self._run.is_fresh and not self._journal.holds_work():
-            files.remove_owned(self._spec.output, self._files_removed_first)
-            remove_journal(self._spec.output)
-            remove_empty(self._spec.output)
 
     def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
         """Receipts of all items in order; checks before each that the lock is still held."""

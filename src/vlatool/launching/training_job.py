@@ -125,8 +125,6 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A training run of a job."""
-
     # Its configuration. The run has a name, so that a job that is started again resumes.
     config: TrainConfig
     start: RunStart  # what it would do in its folder now

@@ -36,8 +36,6 @@ _STEP_ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Ticks:
-    """Ticks of an axis."""
-
     values: tuple[float, ...]  # ascending multiples of 1, 2 or 5 times a power of ten
     texts: tuple[str, ...]  # label of each tick
     base: str = ""  # number to add to the labels, as text; empty for 0
@@ -164,8 +162,6 @@ class Axis:
 
 @dataclass(frozen=True)
 class FieldValues:
-    """Values of a field to draw."""
-
     name: str
     values: Array  # numbers [S, C]; a line has gaps where they are not finite
     names: Sequence[str]  # C names of its dimensions

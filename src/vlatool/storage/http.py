@@ -50,7 +50,6 @@ class WebServer:
         self._whole: tuple[str, remote.ObjectInfo, bytes] | None = None
 
     def url(self, key: str) -> str:
-        """URL of a file."""
         return f"{self._root}/{quote(key, safe=_AS_TYPED)}"
 
     def headers(self) -> Mapping[str, str]:

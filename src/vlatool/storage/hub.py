@@ -80,7 +80,6 @@ class Repository:
 
     @property
     def endpoint(self) -> str:
-        """URL of the hub."""
         return os.environ.get("HF_ENDPOINT") or str(self.hub.constants.ENDPOINT)
 
     @property
@@ -104,7 +103,6 @@ class Repository:
 
     @cached_property
     def commit(self) -> str:
-        """Commit of the revision."""
         revision = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
         info, _ = self._document(f"{self._api}{revision}")
         commit = cast("dict[str, Any]", info).get("sha") if isinstance(info, dict) else None

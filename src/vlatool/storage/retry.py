@@ -41,13 +41,9 @@ class RetryAdvice:
 class Clock(Protocol):
     """Clock that retries use."""
 
-    def now(self) -> float:
-        """Seconds since a fixed point in time."""
-        ...
+    def now(self) -> float: ...
 
-    def sleep(self, seconds: float) -> None:
-        """Waits."""
-        ...
+    def sleep(self, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,9 @@ class ProcessClock:
     speed: float = field(default_factory=lambda: _number(SPEED_VARIABLE, 1.0) or 1.0)
 
     def now(self) -> float:
-        """Seconds since a fixed point in time."""
         return time.monotonic() * self.speed
 
     def sleep(self, seconds: float) -> None:
-        """Waits."""
         time.sleep(seconds / self.speed)
 
     def wait(self, event: threading.Event, seconds: float) -> bool:

@@ -62,13 +62,11 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """Client of boto3."""
         reach(self.endpoint)
         return self._client
 
     @property
     def endpoint(self) -> str:
-        """URL of the server."""
         return str(self._client.meta.endpoint_url)
 
     @cached_property
@@ -132,7 +130,6 @@ class Bucket:
 
     @_reading()
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
-        """ListObjectsV2."""
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
         if token:
             request["ContinuationToken"] = token
@@ -155,11 +152,17 @@ class Bucket:
         response = web_requests.fetch(self._pool, "GET", self._signed(key), headers)
         if response.status != 206:
             raise self._error(key, response)
-        return _with_digest(ranged_body(response), response.headers)
+        # Body with its MD5: the ETag of an object that was uploaded in one part without own keys.
+        body = ranged_body(response)
+        md5 = _MD5.fullmatch(body.info.etag)
+        encryption = response.headers.get("x-amz-server-side-encryption", "AES256")
+        is_own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
+        if md5 is None or encryption != "AES256" or is_own_key:
+            return body
+        return replace(body, info=replace(body.info, digest=f"md5:{md5[1]}"))
 
     @_reading()
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
-        """PutObject."""
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         put = partial(self.client.put_object, **self._object(key), Body=data, **condition)
         response = _in_time(put, len(data))
@@ -167,13 +170,11 @@ class Bucket:
 
     @_reading()
     def multipart(self, key: str) -> remote.Upload:
-        """CreateMultipartUpload."""
         response = self.client.create_multipart_upload(**self._object(key))
         return _Multipart(self.client, {**self._object(key), "UploadId": str(response["UploadId"])})
 
     @_reading()
     def unfinished(self, below: str) -> Sequence[tuple[str, remote.Upload]]:
-        """ListMultipartUploads."""
         uploads: list[tuple[str, remote.Upload]] = []
         request: dict[str, Any] = {"Bucket": self.name, "Prefix": below}
         while True:
@@ -191,7 +192,6 @@ class Bucket:
 
     @_reading()
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
-        """DeleteObjects."""
         if len(keys) == 1:
             self.client.delete_object(**self._object(keys[0]))
             return ()
@@ -207,7 +207,6 @@ class Bucket:
         return web_requests.Connections()
 
     def _signed(self, key: str) -> str:
-        """Signed URL of an object."""
         url, until = self._signed_urls.get(key, ("", 0.0))
         if time.monotonic() > until:
             url = self.client.generate_presigned_url(
@@ -258,7 +257,6 @@ class _Multipart:
 
     @_reading()
     def send(self, number: int, data: bytes) -> str:
-        """UploadPart."""
         upload = partial(self._client.upload_part, **self._request, PartNumber=number, Body=data)
         response = _in_time(upload, len(data))
         return str(response["ETag"])
@@ -271,16 +269,6 @@ class _Multipart:
 
     def abort(self) -> None:
         self._client.abort_multipart_upload(**self._request)
-
-
-def _with_digest(body: remote.Body, headers: Mapping[str, str]) -> remote.Body:
-    """Body with its MD5: the ETag of an object that was uploaded in one part without own keys."""
-    md5 = _MD5.fullmatch(body.info.etag)
-    encryption = headers.get("x-amz-server-side-encryption", "AES256")
-    is_own_key = "x-amz-server-side-encryption-customer-algorithm" in headers
-    if md5 is None or encryption != "AES256" or is_own_key:
-        return body
-    return replace(body, info=replace(body.info, digest=f"md5:{md5[1]}"))
 
 
 def _in_time(request: Callable[[], Any], size: int) -> Any:

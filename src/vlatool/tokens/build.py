@@ -152,12 +152,8 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
                 hint=f"select one with --tokens {opened[0].path}",
                 code="usage.two_codes",
             )
-    _check_current(opened[0])
-    return opened[0]
-
-
-def _check_current(codes: CodesFolder) -> None:
-    """Raises DataError if the images were written again after the codes."""
+    # Raises DataError if the images were written again after the codes.
+    codes = opened[0]
     record, above = read_record(codes.path), read_record(codes.path.parent)
     if record and above and record.parent and record.parent != above.fingerprint:
         raise DataError.at(
@@ -166,6 +162,7 @@ def _check_current(codes: CodesFolder) -> None:
             hint="encode the images again with --overwrite",
             code="data.stale_codes",
         )
+    return opened[0]
 
 
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
@@ -303,7 +300,6 @@ class EpisodeBuilder:
 
     @property
     def sizes(self) -> SampleSizes:
-        """Sizes of the numbers in the samples."""
         codes = self.codes.manifest
         return SampleSizes(codes.codes_per_picture, codes.codebook_size, self.action_ids)
 
@@ -472,11 +468,9 @@ class DatasetTotals:
 
     @property
     def samples(self) -> int:
-        """Number of samples in all files."""
         return self.kinds.total()
 
     def add(self, receipt: Receipt) -> None:
-        """Adds an episode."""
         if not receipt.files:
             return
         shape = WindowShape(*receipt.facts["shape"])
@@ -508,7 +502,6 @@ class DatasetTotals:
         return {"min": lengths[0], "mean": round(total / windows, 3), "max": lengths[1]}
 
     def document(self) -> dict[str, Any]:
-        """Entries of the manifest."""
         assert self.shape is not None
         return {
             "episodes": self.episodes,

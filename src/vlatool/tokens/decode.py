@@ -92,7 +92,6 @@ class EpisodeDecoder:
         return Receipt(episode, counts={"pictures": len(of_episode.stems)}, files=(entry,))
 
     def state(self, episode: str) -> InputState:
-        """Current state of the codes of an episode."""
         return self.codes.folder.state(episode)
 
 

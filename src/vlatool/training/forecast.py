@@ -75,8 +75,6 @@ class PlannedSteps:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a run."""
-
     devices: int  # number of devices
     device: str  # type of the devices: `cpu` or `cuda`
     memory: Mapping[str, int | None]  # bytes on each device at the peak, by kind; None: unknown
@@ -92,7 +90,6 @@ class Forecast:
     is_measured: bool = False  # the rate was measured in a few steps, without reading data
 
     def lines(self) -> list[str]:
-        """The forecast as text."""
         total = size_text(sum(size or 0 for size in self.memory.values()))
         each = f"each of {counted(self.devices, 'device')}" if self.devices > 1 else "the device"
         if self.unknown:

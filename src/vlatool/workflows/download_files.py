@@ -50,8 +50,6 @@ _COMPANIONS = {STATS_NAME: True, CONFIG_NAME: True, METADATA_NAME: False, DIGEST
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """File of a remote location."""
-
     name: str  # Path in the output
     address: Address
     info: ObjectInfo  # its size and version

@@ -217,7 +217,6 @@ class Extraction:
         self._is_same = True
 
     def add_archive(self, entry: FileEntry) -> None:
-        """Records the archive as a file of the output."""
         with self._logging():
             self._append({"archive": row_of(entry)})
 
@@ -591,7 +590,6 @@ class RawJob:
         extraction.add_archive(entry)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Entries of the extracted files."""
         entries: list[FileEntry] = []
         for receipt in receipts:
             entries += receipt.files

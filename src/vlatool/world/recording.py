@@ -211,9 +211,7 @@ class LayoutWriter(Protocol):
     closing: ClassVar[Sequence[str]]  # files for the whole data set, written last
 
     @property
-    def setup(self) -> RecordingSetup:
-        """Location and content."""
-        ...
+    def setup(self) -> RecordingSetup: ...
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes the files of one episode; `first_row` is the number of frames before it."""
@@ -225,8 +223,6 @@ class LayoutWriter(Protocol):
 
 
 class Recorder(Protocol):
-    """Recorder of the episodes of a data set."""
-
     owned: Sequence[str]  # patterns of all files it writes
     temporary: Sequence[str]  # those of them that are removed once the data set is complete
     # Writes an episode, given the number of frames before it; picklable. `recorded_of` gives the

@@ -414,7 +414,6 @@ def recognize(location: Path) -> str | None:
 
 
 def is_codes(location: Path) -> bool:
-    """True if a location is a folder of codes."""
     try:
         return CodesFolder.find(location) is not None
     except DataError:

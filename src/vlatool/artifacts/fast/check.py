@@ -37,7 +37,6 @@ FINDINGS = (FAST,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of the folder of an action tokenizer, ours or a published one."""
     has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return

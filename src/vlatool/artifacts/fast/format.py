@@ -376,27 +376,6 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_chunks",
         )
-    return _of_shards(shards, fields)
-
-
-def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
-    manifest, record = windows_format.read_manifest(folder), read_valid_record(folder)
-    if manifest is None and record is not None and not record.is_download:
-        raise record.no_manifest_error(folder)
-    recorded = () if manifest is None else manifest.action_fields
-    if fields and tuple(fields) != recorded:
-        raise UsageError(
-            f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
-            hint="leave --action-fields out, or choose them with `vlatool preprocess`",
-            code="usage.action_fields",
-        )
-    names = () if manifest is None else manifest.action_names
-    is_relative = manifest is not None and bool(manifest.relative_dimensions)
-    files = tuple(ChunkFile(path) for path in lines)
-    return ChunkSource(files, names=names, is_relative=is_relative)
-
-
-def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     options = shards.options()
     chosen = tuple(fields) or _recorded_fields(options)
     if not chosen:
@@ -414,6 +393,23 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     names = [f"{field}.{name}" for field in chosen for name in recorded.get(field, ())]
     is_whole = all(field in recorded for field in chosen) and len(set(names)) == len(names)
     return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
+
+
+def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
+    manifest, record = windows_format.read_manifest(folder), read_valid_record(folder)
+    if manifest is None and record is not None and not record.is_download:
+        raise record.no_manifest_error(folder)
+    recorded = () if manifest is None else manifest.action_fields
+    if fields and tuple(fields) != recorded:
+        raise UsageError(
+            f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
+            hint="leave --action-fields out, or choose them with `vlatool preprocess`",
+            code="usage.action_fields",
+        )
+    names = () if manifest is None else manifest.action_names
+    is_relative = manifest is not None and bool(manifest.relative_dimensions)
+    files = tuple(ChunkFile(path) for path in lines)
+    return ChunkSource(files, names=names, is_relative=is_relative)
 
 
 def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:

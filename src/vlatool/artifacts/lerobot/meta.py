@@ -121,7 +121,6 @@ class Info:
 
 
 def read_info(root: Path) -> Info:
-    """Content of `meta/info.json`."""
     path = root / INFO_FILE
     if not path.exists():
         layout_of(root)  # v1 has no such file
@@ -254,7 +253,6 @@ def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The mapping in a JSON file."""
     return _parse_object(path, _read_text(path))
 
 

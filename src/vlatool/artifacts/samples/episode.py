@@ -64,11 +64,9 @@ class Conversation:
     codes: Array  # uint16 [Q, K], codes of the future images, frame by frame, cameras in order
 
     def question(self) -> str:
-        """Text of the user."""
         return question(self.kind, self.task, self.images, numbers_text(self.action_ids))
 
     def answer(self) -> str:
-        """Text of the assistant."""
         segments = "".join(map(segment, self.codes.tolist()))
         return answer(self.kind, numbers_text(self.action_ids), segments)
 

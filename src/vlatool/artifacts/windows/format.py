@@ -238,8 +238,6 @@ def episode_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class WindowManifest:
-    """Manifest of a folder of windows."""
-
     names: tuple[str, ...]  # prefixes of the image names
     cameras: tuple[str, ...]  # in the order of the images of one frame
     fps: float | None  # frames per second; None if episodes differ or do not record it

@@ -63,8 +63,6 @@ class QwenLayout(Layout):
 
 
 class FutureVlaType(ModelType):
-    """The model type `future_vla`."""
-
     name: ClassVar[str] = "future_vla"
     Config: ClassVar[type[ConfigModel]] = FutureVlaConfig
     kinds: ClassVar[tuple[str, ...]] = ("vla",)
