@@ -302,7 +302,6 @@ def _pillow_image_info(data: bytes) -> ImageInfo:
 
 
 def file_view(path: Path) -> FrameView:
-    """Image of a file."""
     try:
         return FrameView(visible_image(read_file(path)))
     except FileNotFoundError:

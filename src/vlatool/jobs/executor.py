@@ -68,7 +68,6 @@ class SerialExecutor:
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item."""
         for item in items:
             yield attempt(function, item)
 
@@ -102,7 +101,6 @@ class ProcessExecutor:
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item, in order."""
         remaining = iter(items)
         in_flight: deque[tuple[Item, Future[_Result[Value]]]] = deque()
         task = partial(_attempt_result, function)

@@ -63,7 +63,6 @@ class OutputRecord:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes the record atomically."""
         document = {
             "format": self.format,
             "command": self.command,

@@ -111,7 +111,6 @@ class WebServer:
         return http_retry_advice(error) or network_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        """Converts an error of the server or of urllib3 to an error of vlatool."""
         if isinstance(error, HttpStatusError):
             return _status_error(error.status, location)
         if isinstance(error, UnreachableHost):

@@ -197,7 +197,6 @@ class Repository:
         return self._files.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        """Converts an error of the library or the server to an error of vlatool."""
         refusal = error.refusal if isinstance(error, _HubStatusError) else ""
         if refusal == "RevisionNotFound":
             return DataError(

@@ -243,7 +243,6 @@ def _locked_error(path: Path, owner: str) -> UsageError:
 
 class Lock(Protocol):
     def check(self) -> None:
-        """Raises if the lock was lost."""
         ...
 
 

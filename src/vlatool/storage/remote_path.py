@@ -95,7 +95,6 @@ class RemotePath(_Path):
         return self._new(self._root, self._key / name)
 
     def joinpath(self, *names: "str | os.PathLike[str]") -> "RemotePath":
-        """Path below this one."""
         return self._new(self._root, self._key.joinpath(*names))
 
     def pinned(self) -> "RemotePath":
@@ -198,7 +197,6 @@ class RemotePath(_Path):
         return True
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Size, time of modification and type."""
         info = self._find()
         if info is None:
             raise FileNotFoundError(2, os.strerror(2), str(self))

@@ -113,7 +113,6 @@ class Bucket:
         return s3_retry_advice(error) or http_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        """Converts an error of the client library to an error of vlatool."""
         if isinstance(error, UnreachableHost):
             return error.at(location)
         if isinstance(error, web_requests.UnusableAnswer):

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vlatool.artifacts import profile as profiles
 from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.codes.format import (
     IMAGES_NAME,
@@ -25,14 +26,6 @@ from vlatool.artifacts.codes.format import (
 )
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines, write_lines
-from vlatool.artifacts.profile import (
-    PUBLISHED,
-    Gripper,
-    NormalizationProfile,
-    check_same_profile,
-    has_profile,
-    read_profile,
-)
 from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.check import BUILD
 from vlatool.artifacts.samples.episode import (
@@ -67,8 +60,6 @@ _MAX_ACTION_IDS = 2**16  # packed samples have 16 bits per id
 
 
 class WindowFile(NamedTuple):
-    """File with the windows of one episode."""
-
     episode: str  # name of the episode: name of the file without suffix
     path: Path
 
@@ -179,16 +170,18 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     return tokenizer
 
 
-def select_profile(name: str | None, fast: Path, gripper: Gripper | None) -> NormalizationProfile:
+def select_profile(
+    name: str | None, fast: Path, gripper: profiles.Gripper | None
+) -> profiles.NormalizationProfile:
     """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
-    if not has_profile(fast):
-        return read_profile(name or PUBLISHED, gripper)
-    profile = read_profile(name or str(fast), gripper)
-    check_same_profile(profile, read_profile(str(fast)))
+    if not profiles.has_profile(fast):
+        return profiles.read_profile(name or profiles.PUBLISHED, gripper)
+    profile = profiles.read_profile(name or str(fast), gripper)
+    profiles.check_same_profile(profile, profiles.read_profile(str(fast)))
     return profile
 
 
-def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
+def check_factor(profile: profiles.NormalizationProfile, factor: float | None) -> None:
     """Checks the factor by which a profile scales rotations, if one is given."""
     by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
     if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
@@ -267,7 +260,7 @@ class EpisodeBuilder:
     fast_digest: str  # expected digest of the action tokenizer
     fast_steps: int | None  # steps of the chunks that it was fitted on; None if unknown
     action_ids: int  # number of its ids
-    profile: NormalizationProfile  # normalization of the actions
+    profile: profiles.NormalizationProfile  # normalization of the actions
     kinds: tuple[windows_format.Kind, ...]  # kinds of windows that are used
     layout: SamplesLayout
     prefix: str  # prefix of the path of each image in a line

@@ -24,8 +24,6 @@ from vlatool.storage.atomic import bulk_folder
 
 @dataclass(frozen=True)
 class SelectedCodes:
-    """Codes to decode."""
-
     folder: CodesFolder
     episodes: Sequence[str]  # episodes to decode
     stems: tuple[str, ...] | None = None  # stems of the images to decode; None for all

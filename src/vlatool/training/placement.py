@@ -38,8 +38,6 @@ _NO_BUFFER_SYNC: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_
 
 @dataclass(frozen=True)
 class Placement:
-    """Settings of the placement of parts."""
-
     device: torch.device  # device of this rank
     world_size: int = 1  # number of ranks
     # mesh that parameters are sharded over; None: no sharding. Parameters are gathered in float32,
@@ -52,8 +50,6 @@ class Placement:
 
 
 class PlacedParts:
-    """The placed parts of a run."""
-
     def __init__(
         self, parts: Mapping[str, Part], placement: Placement, model_type: ModelType
     ) -> None:

@@ -28,8 +28,6 @@ from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Configuration, data, plan and folder of a run."""
-
     config: TrainConfig
     info: DatasetInfo
     plan: TrainPlan

@@ -266,8 +266,6 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
 
 @dataclass(frozen=True)
 class _CodesExport:
-    """Export of codes, episode by episode."""
-
     source: codes_format.CodesFolder
     output: Path
     layout: codes_format.CodesLayout
@@ -317,8 +315,6 @@ class _CodesExport:
 
 @dataclass(frozen=True)
 class _SamplesExport:
-    """Export of packed samples, file by file."""
-
     source: samples_format.SamplesFolder
     output: Path
     prefix: str

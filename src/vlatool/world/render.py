@@ -244,8 +244,6 @@ _FAR = 20.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """Depth and label maps of an image."""
-
     depth: NDArray[np.uint16]  # distance along the optical axis in millimeters, uint16 [H, W]
     labels: NDArray[np.int16]  # 0 table and floor, 1 to 3 blocks, 4 bin, 5 hand; int16 [H, W]
 

@@ -95,7 +95,6 @@ def reserved_word(task: str) -> str:
 
 
 def _question(kind: Kind, task: str, images: int) -> str:
-    """Text of the user."""
     return f"{IMAGE * images}{_TASK}{task}{_QUESTIONS[kind]}"
 
 
