@@ -113,7 +113,13 @@ class Journal:
 
     def store(self, receipt: Receipt) -> None:
         """Writes a receipt to its own file."""
-        write_bytes(self._file(receipt.item), _pack(receipt), synced=False)
+        info = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
+            for name, array in {_INFO: info, **receipt.arrays}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+        write_bytes(self._file(receipt.item), buffer.getvalue(), synced=False)
 
     def find(self, item: str, key: str) -> Receipt | None:
         """Stored receipt of an item with the same key (plan and input); None without one."""
@@ -204,13 +210,3 @@ def _read(path: Path) -> Receipt | None:
         raise
     except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything
         return None
-
-
-def _pack(receipt: Receipt) -> bytes:
-    info = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
-        for name, array in {_INFO: info, **receipt.arrays}.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-    return buffer.getvalue()

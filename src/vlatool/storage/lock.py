@@ -242,8 +242,7 @@ def _locked_error(path: Path, owner: str) -> UsageError:
 
 
 class Lock(Protocol):
-    def check(self) -> None:
-        ...
+    def check(self) -> None: ...
 
 
 class _FileLock:
