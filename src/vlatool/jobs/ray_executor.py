@@ -362,7 +362,9 @@ class RayExecutor:
                 else:
                     yield _outcome(ray, submit, *in_order.popleft())
         finally:
-            _cancel(ray, running)
+            if ray.is_initialized():  # `ray.cancel` would start a cluster otherwise
+                for task in running:
+                    ray.cancel(task)
 
 
 class _Window:
@@ -383,12 +385,6 @@ class _Window:
         if self._workers is not None and self._workers < self._cpus:
             unfinished = self._workers
         return max(0, min(unfinished - running, self._cpus * _HELD_PER_CPU - held))
-
-
-def _cancel(ray: Any, running: set[Any]) -> None:
-    if ray.is_initialized():  # `ray.cancel` would start a cluster otherwise
-        for task in running:
-            ray.cancel(task)
 
 
 def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item], Any]:

@@ -123,7 +123,14 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     last = plan.total_steps - 1
     step = FakeStep(config, setup.info, device, plan.micro_batch, last, batch, for_gpu)
     estimator = MemoryEstimator(config, step)
-    settings = _settings(config, plan)
+    settings = StepSettings(
+        devices=plan.global_batch // (plan.micro_batch * plan.accumulation),
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        grad_checkpointing=config.hparams.grad_checkpointing,
+        fsdp=config.distributed.fsdp,
+        reshard=config.distributed.fsdp_reshard_after_forward,
+    )
     memory, own = estimator.estimate(settings), _device_memory(device)
     # Processes on a CPU share its memory.
     is_shared = device.type == "cpu" and config.device_memory is None
@@ -167,17 +174,6 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
         samples_per_s=rate,
         hours=None if rate is None else plan.total_steps * plan.global_batch / rate / 3600,
         is_measured=config.measure,
-    )
-
-
-def _settings(config: TrainConfig, plan: TrainPlan) -> StepSettings:
-    return StepSettings(
-        devices=plan.global_batch // (plan.micro_batch * plan.accumulation),
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        grad_checkpointing=config.hparams.grad_checkpointing,
-        fsdp=config.distributed.fsdp,
-        reshard=config.distributed.fsdp_reshard_after_forward,
     )
 
 

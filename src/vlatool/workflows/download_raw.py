@@ -552,7 +552,19 @@ class RawJob:
             try:
                 with self.pool.file(file.name):
                     self._extract_version(extraction, info)
-                return _receipt(extraction)
+                entries = extraction.entries()
+                digests = extraction.chunk_digests
+                archive = extraction.archive_entry
+                facts = {
+                    "files": len(entries),
+                    "folders": extraction.folders,
+                    "chunk_bytes": extraction.chunk_bytes,
+                    "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+                    "archive_sha256": archive.sha256 if archive else None,
+                }
+                counts = {"bytes": sum(entry.bytes for entry in entries)}
+                files = (*entries, *([archive] if archive else []))
+                return Receipt("", counts=counts, files=files, facts=facts)
             except StorageError as error:
                 if error.code != "storage.changed" or attempt == _RESTARTS:
                     raise
@@ -603,22 +615,6 @@ class RawJob:
             extracted_bytes=run.sums.get("bytes", 0),
             **self._facts,
         )
-
-
-def _receipt(extraction: Extraction) -> Receipt:
-    entries = extraction.entries()
-    digests = extraction.chunk_digests
-    archive = extraction.archive_entry
-    facts = {
-        "files": len(entries),
-        "folders": extraction.folders,
-        "chunk_bytes": extraction.chunk_bytes,
-        "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-        "archive_sha256": archive.sha256 if archive else None,
-    }
-    counts = {"bytes": sum(entry.bytes for entry in entries)}
-    files = (*entries, *([archive] if archive else []))
-    return Receipt("", counts=counts, files=files, facts=facts)
 
 
 def _read_local(path: Path, chunk_bytes: int, numbers: Sequence[int], consume: Consumer) -> None:

@@ -163,7 +163,11 @@ def example_outputs(trained: Trained) -> dict[str, Array]:
     tokenizer = trained.model_type.tokenizer(trained.config.model, trained.parts, trained.assets)
     generator = np.random.default_rng(_SEED)
     if tokenizer is None:
-        return _chunks(trained, generator)
+        from vlatool.models.policy import example_observation
+
+        policy = trained.policy().with_steps(1)
+        observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
+        return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
     shape = (_NUM_EXAMPLES, tokenizer.image_size, tokenizer.image_size, 3)
     images = torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8))
     outputs: dict[str, Array] = {}
@@ -172,14 +176,6 @@ def example_outputs(trained: Trained) -> dict[str, Array]:
     if tokenizer.has_decoder:
         outputs["pixels"] = tokenizer.reconstructor()(images).pixels.numpy()
     return outputs
-
-
-def _chunks(trained: Trained, generator: np.random.Generator) -> dict[str, Array]:
-    from vlatool.models.policy import example_observation
-
-    policy = trained.policy().with_steps(1)
-    observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
-    return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
 
 
 def _tree(trained: Trained) -> Mapping[str, Any]:

@@ -90,7 +90,13 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
             )
         )
     metadata = _bookkeeping(rows, report)
-    language = _language(files, rows, config, metadata, report)
+    texts = report.attempt(partial(_instructions, files, rows, config, report)) or ()
+    times = np.array(metadata.get("timestamp", ()), np.float64)
+    if not len(times) or not np.isfinite(times).all():
+        times = np.arange(len(rows)) / files.dataset.info.fps
+    whole, spans = language_of({"original": texts})
+    more, others = annotated(rows, times, report)
+    language = {**whole, **more}, [*spans, *others]
     _check_bookkeeping(files, rows, metadata, report)
     cameras = _cameras(files, rows, missing, report)
     fields: dict[str, Array] = {}
@@ -293,22 +299,6 @@ def _video_problems(
 
 
 # Instruction
-
-
-def _language(
-    files: EpisodeFiles,
-    rows: Rows,
-    config: LeRobotConfig,
-    metadata: Mapping[str, Sequence[Any]],
-    report: Collector,
-) -> Language:
-    texts = report.attempt(partial(_instructions, files, rows, config, report)) or ()
-    times = np.array(metadata.get("timestamp", ()), np.float64)
-    if not len(times) or not np.isfinite(times).all():
-        times = np.arange(len(rows)) / files.dataset.info.fps
-    whole, spans = language_of({"original": texts})
-    more, others = annotated(rows, times, report)
-    return {**whole, **more}, [*spans, *others]
 
 
 def _instructions(
