@@ -8,16 +8,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlatool.artifacts.codes import format as codes_format
-from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
-from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import named_best, require_weights
 from vlatool.artifacts.samples import format as samples_format
-from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
-from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.config.resolve import load_config
@@ -268,11 +264,11 @@ class _CodesExport:
     items: Sequence[str]
     exported: ClassVar[str] = "codes"
     counted: ClassVar[str] = "pictures"
-    manifest: ClassVar[str] = CODES_MANIFEST_NAME
+    manifest: ClassVar[str] = codes_format.MANIFEST_NAME
 
     @property
     def owned(self) -> Sequence[str]:
-        return CODES_OWNED_FILES[self.layout]
+        return codes_format.OWNED_FILES[self.layout]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -301,7 +297,7 @@ class _CodesExport:
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError.at(
                 self.source.path,
-                f"the codes do not match the digest in {CODES_MANIFEST_NAME}",
+                f"the codes do not match the digest in {codes_format.MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
                 code=codes_format.CODES_CHANGED,
             )
@@ -317,8 +313,8 @@ class _SamplesExport:
     layout: str = "jsonl"
     exported: ClassVar[str] = samples_format.EXPORTED
     counted: ClassVar[str] = "samples"
-    manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
-    owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
+    manifest: ClassVar[str] = samples_format.MANIFEST_NAME
+    owned: ClassVar[Sequence[str]] = samples_format.OWNED_FILES
     source_digest: ClassVar[str] = ""
 
     @property

@@ -128,7 +128,6 @@ def fast_digest(folder: Path) -> str:
 
 
 def recognize(location: Path) -> str | None:
-    """`fast` at a location of an action tokenizer, else None."""
     return "fast" if is_fast(location) else None
 
 

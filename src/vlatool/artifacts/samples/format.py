@@ -273,7 +273,6 @@ def _line_ranges(path: Path) -> list[tuple[int, int]]:
 
 
 def recognize(location: Path) -> str | None:
-    """`samples` at a location of samples, else None."""
     return "samples" if is_samples(location) else None
 
 
