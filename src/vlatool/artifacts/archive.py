@@ -105,7 +105,8 @@ class ArchiveReader:
         """Yields what the next bytes hold."""
         while data:
             if self._is_ended:
-                self._check_zeros(data)
+                if bytes(data).strip(b"\0"):
+                    self._break("has content after its end marker")
                 count = len(data)
             elif self.member is not None:
                 count = min(len(data), self.member.stop - self.position)
@@ -189,7 +190,15 @@ class ArchiveReader:
         if not below:
             return None if info.isdir() else self._refuse(info, "is a file instead of a folder")
         name = "/".join(below)
-        self._add_name(info, name)
+        # Remembers a name and the folders that it needs.
+        names = name.split("/")
+        above = {"/".join(names[:count]) for count in range(1, len(names))}
+        if name in self.files or (name in self.folders and not info.isdir()):
+            self._refuse(info, "occurs twice")
+        if above & self.files:
+            self._refuse(info, "is below a file")
+        self.folders |= above
+        (self.folders if info.isdir() else self.files).add(name)
         if info.size < 0 or self.position + info.size > self._size:
             self._break(
                 f"ends early, or claims a wrong size: {self._shown(info)} has {info.size:,} bytes"
@@ -218,21 +227,6 @@ class ArchiveReader:
         if not is_text or len(info.name.encode(errors="replace")) > _LONGEST_NAME:
             self._refuse(info, "has a name that cannot be a file name here")
         return parts
-
-    def _add_name(self, info: tarfile.TarInfo, name: str) -> None:
-        """Remembers a name and the folders that it needs."""
-        names = name.split("/")
-        above = {"/".join(names[:count]) for count in range(1, len(names))}
-        if name in self.files or (name in self.folders and not info.isdir()):
-            self._refuse(info, "occurs twice")
-        if above & self.files:
-            self._refuse(info, "is below a file")
-        self.folders |= above
-        (self.folders if info.isdir() else self.files).add(name)
-
-    def _check_zeros(self, data: memoryview) -> None:
-        if bytes(data).strip(b"\0"):
-            self._break("has content after its end marker")
 
     def _shown(self, info: tarfile.TarInfo) -> str:
         name = ascii(info.name)

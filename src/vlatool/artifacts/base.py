@@ -36,7 +36,6 @@ class Artifact:
     location: Path
 
     def check(self, options: CheckOptions) -> Iterator[Finding]:
-        """Yields the findings of the artifact."""
         return import_module(f"{self.folder}.check").check(self.location, options)
 
     def inspect(self) -> Report:

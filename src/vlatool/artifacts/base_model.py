@@ -136,8 +136,6 @@ INCEPTION = PublishedFile("pt_inception-2015-12-05-6726825d.pth", sha256="672682
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """Local file of weights."""
-
     path: Path
     sha256: str  # SHA-256 of its bytes
 

@@ -12,16 +12,7 @@ from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
-from vlatool.jobs.files import (
-    NAME,
-    FileEntry,
-    belongs_in_list,
-    digests_below,
-    folder_entry,
-    is_intact,
-    output_files,
-    read_file_list,
-)
+from vlatool.jobs import files as job_files
 from vlatool.jobs.ownership import completion_hint
 from vlatool.jobs.record import OutputRecord, read_record, read_valid_record
 from vlatool.storage.tree import sha256_of, walk
@@ -78,8 +69,6 @@ class CheckCounts:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Options of one verification."""
-
     samples: int | None = 200  # number of samples that are read; None for all
     is_full: bool = False  # recompute statistics and decode every image
     is_quick: bool = False  # compare no digests
@@ -97,7 +86,7 @@ class CheckOptions:
 
 
 def check_file(
-    codes: FindingCodes, path: Path, entry: FileEntry, check: CheckOptions
+    codes: FindingCodes, path: Path, entry: job_files.FileEntry, check: CheckOptions
 ) -> Iterator[Finding]:
     """Compares a file with its entry in a list; the finding codes are in all families of lists."""
     try:
@@ -170,12 +159,12 @@ def check_files(
     `nested_outputs` and `volatile` are those of `check_record_and_files`.
     """
     try:
-        entries = read_file_list(location)
+        entries = job_files.read_file_list(location)
     except DataError as error:
-        yield OUTPUT("broken_file_list", error.message, path=str(location / NAME))
+        yield OUTPUT("broken_file_list", error.message, path=str(location / job_files.NAME))
         return
     if entries is None:
-        yield OUTPUT.at("no_file_list", location / NAME, "is missing")
+        yield OUTPUT.at("no_file_list", location / job_files.NAME, "is missing")
         return
     with check.reporter.progress("files", len(entries), "files") as bar:
         for entry in entries:
@@ -191,24 +180,27 @@ def check_files(
     recorded = {entry.path for entry in entries}
     record = read_record(location)
     volatile_patterns = (record.volatile if record else ()) or volatile
-    for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
+    for name in sorted(PurePosixPath(file.name) for file in job_files.output_files(location)):
         entry_names = {str(name), *(f"{parent}/" for parent in name.parents)}
         may_be_absent = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in nested_outputs
-        is_expected = belongs_in_list(str(name), volatile_patterns) and not may_be_absent
+        is_expected = job_files.belongs_in_list(str(name), volatile_patterns) and not may_be_absent
         if is_expected and recorded.isdisjoint(entry_names):
             path = location / name
-            yield OUTPUT.at("unlisted_file", path, f"is not in {NAME}")
+            yield OUTPUT.at("unlisted_file", path, f"is not in {job_files.NAME}")
 
 
 def _check_listed_folder(
-    location: Path, entry: FileEntry, check: CheckOptions
+    location: Path, entry: job_files.FileEntry, check: CheckOptions
 ) -> Iterator[Finding]:
     """Compares a folder with its single entry in the file list."""
     path = location / entry.path
-    if not is_intact(location, entry):
+    if not job_files.is_intact(location, entry):
         problem = (
             f"does not contain {counted(entry.count or 0, 'file')} of {entry.bytes} bytes in total"
         )
         yield OUTPUT.at("size_mismatch", path, problem)
-    elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
+    elif (
+        not check.is_quick
+        and job_files.folder_entry(entry.path, job_files.digests_below(path)) != entry
+    ):
         yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")

@@ -100,12 +100,10 @@ class FieldSummary:
     names: tuple[str, ...] = ()  # names of the dimensions; empty if unknown
 
     def document(self) -> dict[str, Any]:
-        """Summary as JSON values."""
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
 
     @property
     def constant_text(self) -> str:
-        """Number and names of the constant dimensions as text."""
         if not self.constant:
             return "-"
         if len(self.constant) >= self.width:
@@ -172,7 +170,6 @@ class FieldRange:
         return self._add_numbers(values.astype(np.float64))
 
     def info(self) -> FieldSummary:
-        """Summary of all values so far."""
         if self.is_text:
             example = next(iter(self._texts), "")
             return FieldSummary(self.name, "text", 0, episodes=self.episodes, example=example)

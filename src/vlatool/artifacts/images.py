@@ -186,7 +186,6 @@ class PngInfo:
 
 
 def is_png(data: bytes) -> bool:
-    """True if the data starts with the PNG signature."""
     return data.startswith(_PNG_START)
 
 
@@ -204,14 +203,10 @@ def png_info(data: bytes) -> PngInfo:
     width, height, bits, colors, *methods = _HEADER.unpack(header)
     positions = [index for index, kind in enumerate(kinds) if kind == b"IDAT"]
     is_one_run = positions[-1] - positions[0] + 1 == len(positions)
-    is_known = not any(_is_critical(kind) and kind not in _CRITICAL for kind in kinds)
+    # Chunks that are needed to decode the image begin with a capital.
+    is_known = all(kind[0] & 0x20 or kind in _CRITICAL for kind in kinds)
     is_plain = is_one_run and is_known and _NOT_PLAIN.isdisjoint(kinds) and not any(methods)
     return PngInfo((height, width), is_plain and (bits, colors) == (_BITS, _RGB))
-
-
-def _is_critical(kind: bytes) -> bool:
-    """True for chunks that are needed to decode the image: their first letter is a capital."""
-    return not kind[0] & 0x20
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -236,8 +231,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Format and size of an encoded image."""
-
     format: str  # `png`, `jpeg`, or another name in lower case
     height: int  # in pixels
     width: int  # in pixels
@@ -309,7 +302,6 @@ def _pillow_image_info(data: bytes) -> ImageInfo:
 
 
 def file_view(path: Path) -> FrameView:
-    """Image of a file."""
     try:
         return FrameView(visible_image(read_file(path)))
     except FileNotFoundError:
@@ -322,16 +314,12 @@ def visible_image(data: bytes) -> Image.Image:
     """Decodes a JPEG or PNG as RGB; depth and labels of 16 bits as gray values."""
     with open_image(data) as image:
         if image.mode.startswith("I"):
-            return _values_as_gray(image)
+            # Depth or labels of 16 bits, scaled to visible gray values; 0 stays black.
+            values = np.asarray(image, np.float64)
+            positive = values[values > 0]
+            if not positive.size:
+                return Image.new("RGB", image.size)
+            low, high = positive.min(), positive.max()
+            gray = 60 + 195 * (values - low) / max(high - low, 1)
+            return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")
     return Image.fromarray(decode_rgb(data))
-
-
-def _values_as_gray(image: Image.Image) -> Image.Image:
-    """Depth or labels of 16 bits, scaled to visible gray values; 0 stays black."""
-    values = np.asarray(image, np.float64)
-    positive = values[values > 0]
-    if not positive.size:
-        return Image.new("RGB", image.size)
-    low, high = positive.min(), positive.max()
-    gray = 60 + 195 * (values - low) / max(high - low, 1)
-    return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")

@@ -23,8 +23,6 @@ LARGEST_LINE = 2**20
 
 
 class LinesWriter:
-    """Writer that appends lines to an open file."""
-
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._digest = hashlib.sha256()
@@ -42,7 +40,6 @@ class LinesWriter:
         return ShardIndex(np.cumsum(lengths) - lengths, lengths, int(lengths.sum()))
 
     def entry(self, name: str) -> FileEntry:
-        """Entry of the file in the file list of its output."""
         return FileEntry(name, sum(self._lengths), self._digest.hexdigest(), len(self._lengths))
 
 

@@ -61,8 +61,6 @@ def parse_values(content: type[T], values: object) -> T:
 
 @dataclass(frozen=True)
 class ManifestType(Generic[T]):
-    """Type of the manifest of a folder."""
-
     name: str  # name of the file
     format: str  # value of its key `format`
     version: int  # value of its key `version`; others are not read

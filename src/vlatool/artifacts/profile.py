@@ -128,7 +128,6 @@ class NormalizationProfile:
 
 
 def profile_names() -> list[str]:
-    """Names of the built-in profiles."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
@@ -167,7 +166,18 @@ def write_profile(path: Path, profile: NormalizationProfile) -> None:
 def parse_profile(document: object, where: str) -> NormalizationProfile:
     """Profile in a manifest or file."""
     try:
-        return _from_document(document)
+        content: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
+        _require(bool(content), "expected a mapping")
+        for key in content:
+            _require(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
+        return NormalizationProfile(
+            str(content.get("name", "")),
+            _numbers(content, "mean"),
+            _numbers(content, "std"),
+            _numbers(content, "factors") if content.get("factors") else (),
+            _names(content, "raw"),
+            _names(content, "dimensions"),
+        )
     except ValueError as error:
         raise DataError(
             f"{where}: {error}",
@@ -258,21 +268,6 @@ def _read(path: Path) -> NormalizationProfile:
             code="data.broken_profile",
             details={"where": str(path)},
         ) from None
-
-
-def _from_document(document: object) -> NormalizationProfile:
-    content: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
-    _require(bool(content), "expected a mapping")
-    for key in content:
-        _require(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
-    return NormalizationProfile(
-        str(content.get("name", "")),
-        _numbers(content, "mean"),
-        _numbers(content, "std"),
-        _numbers(content, "factors") if content.get("factors") else (),
-        _names(content, "raw"),
-        _names(content, "dimensions"),
-    )
 
 
 def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:

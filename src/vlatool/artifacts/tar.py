@@ -235,7 +235,6 @@ class _Headers(io.BufferedIOBase):
             raise ValueError(f"a member ends at byte {position}") from None
 
     def tell(self) -> int:
-        """Current position."""
         return self._file.tell()
 
 
@@ -259,16 +258,12 @@ def _scan(file: IO[bytes]) -> TarScan:
     return scan
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Key and suffix, separated by the first dot of the file name, as in webdataset."""
-    folder, slash, file = name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    return f"{folder}{slash}{key}", suffix
-
-
 def _add_member(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
     """Adds a member to the current sample, or to a new one."""
-    key, suffix = _split_name(member.name)
+    # Key and suffix, separated by the first dot of the file name, as in webdataset.
+    folder, slash, file = member.name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    key = f"{folder}{slash}{stem}"
     problem = _member_problem(member, member.name.rpartition("/")[2], suffix)
     if problem is not None:
         scan.problems.append(TarProblem(*problem, sample=key))

@@ -24,8 +24,6 @@ Part = Literal["shards", "raw"]
 
 @dataclass(frozen=True)
 class Task:
-    """Task of a table."""
-
     has: tuple[Part, ...]  # parts that exist: `shards` (also as episodes), `raw`
     station: str = ""  # name of the robot station; empty if unknown
     raw_gb: float | None = None  # size of the raw archive in GiB; None if unknown

@@ -164,7 +164,6 @@ def example(features: Mapping[str, Value]) -> bytes:
 
 
 def record(data: bytes) -> bytes:
-    """A record of a TFRecord file."""
     length = struct.pack("<Q", len(data))
     sums = (struct.pack("<I", masked_crc(part)) for part in (length, data))
     return length + next(sums) + data + next(sums)

@@ -68,7 +68,6 @@ class SerialExecutor:
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item."""
         for item in items:
             yield attempt(function, item)
 
@@ -102,14 +101,14 @@ class ProcessExecutor:
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item, in order."""
         remaining = iter(items)
         in_flight: deque[tuple[Item, Future[_Result[Value]]]] = deque()
         task = partial(_attempt_result, function)
         is_entered = self._pool is not None
         try:
             while True:
-                for item in islice(remaining, self._free_slots(len(in_flight))):
+                free = self.workers * _IN_FLIGHT_PER_WORKER - len(in_flight)
+                for item in islice(remaining, max(free, 0)):
                     in_flight.append((item, self._submit(task, item)))
                 if not in_flight:
                     return
@@ -117,7 +116,9 @@ class ProcessExecutor:
                 try:
                     yield Outcome(item, *future.result())
                 except BrokenProcessPool:
-                    self._replace_pool()
+                    assert self._pool is not None
+                    self._pool.shutdown(wait=False, cancel_futures=True)
+                    self._pool = self._new_pool()
                     yield self._run_separately(task, item)
                     in_flight = deque(
                         (item, future if _is_done(future) else self._submit(task, item))
@@ -128,9 +129,6 @@ class ProcessExecutor:
             # of the pool would print a traceback when a worker ends before it has noticed.
             if not is_entered:
                 self.__exit__()
-
-    def _free_slots(self, in_flight: int) -> int:
-        return max(self.workers * _IN_FLIGHT_PER_WORKER - in_flight, 0)
 
     def _submit(
         self, task: Callable[[Item], "_Result[Value]"], item: Item
@@ -154,11 +152,6 @@ class ProcessExecutor:
                 return Outcome(item, *_submit(pool, task, item).result())
             except BrokenProcessPool:
                 return Outcome(item, error=worker_died(item))
-
-    def _replace_pool(self) -> None:
-        assert self._pool is not None
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._new_pool()
 
     def _new_pool(self, workers: int | None = None) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")

@@ -247,7 +247,6 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def row_of(entry: FileEntry) -> dict[str, Any]:
-    """JSON object of an entry."""
     row: dict[str, Any] = {"path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256}
     extra = {
         "samples": entry.samples,
@@ -258,7 +257,6 @@ def row_of(entry: FileEntry) -> dict[str, Any]:
 
 
 def entry_of(row: Mapping[str, Any]) -> FileEntry:
-    """Entry of a JSON object."""
     try:
         name = str(row["path"])
         parts = PurePosixPath(name).parts

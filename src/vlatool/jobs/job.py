@@ -222,8 +222,6 @@ class JobRun:
 
 @dataclass(frozen=True)
 class JobSpec(Generic[Item]):
-    """Specification of a job."""
-
     output: Path  # the output folder
     record: OutputRecord  # the command and the options that affect the output
     title: str  # the command in messages, such as `preprocess lerobot`

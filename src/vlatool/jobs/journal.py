@@ -54,7 +54,6 @@ class Receipt:
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
         return sum(file.bytes for file in self.files)
 
     def without_arrays(self) -> "Receipt":
@@ -114,7 +113,13 @@ class Journal:
 
     def store(self, receipt: Receipt) -> None:
         """Writes a receipt to its own file."""
-        write_bytes(self._file(receipt.item), _pack(receipt), synced=False)
+        info = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
+            for name, array in {_INFO: info, **receipt.arrays}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+        write_bytes(self._file(receipt.item), buffer.getvalue(), synced=False)
 
     def find(self, item: str, key: str) -> Receipt | None:
         """Stored receipt of an item with the same key (plan and input); None without one."""
@@ -126,7 +131,6 @@ class Journal:
         return read_log(self.log(rank))
 
     def all_rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the logs of all ranks."""
         folder = journal_folder(self.output)
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
@@ -198,25 +202,11 @@ def _is_work(path: Path) -> bool:
 def _read(path: Path) -> Receipt | None:
     """Receipt in a file; None if there is none."""
     try:
-        return _unpack(read_file(path))
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as archive:
+            row = json.loads(archive[_INFO].tobytes())
+            arrays = {name: archive[name] for name in archive.files if name != _INFO}
+        return Receipt.of(row, arrays)
     except StorageError:
         raise
     except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything
         return None
-
-
-def _pack(receipt: Receipt) -> bytes:
-    info = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
-        for name, array in {_INFO: info, **receipt.arrays}.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _unpack(data: bytes) -> Receipt:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        row = json.loads(archive[_INFO].tobytes())
-        arrays = {name: archive[name] for name in archive.files if name != _INFO}
-    return Receipt.of(row, arrays)

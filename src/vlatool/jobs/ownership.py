@@ -18,19 +18,7 @@ from typing import Any
 from vlatool import __version__
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, StorageError, UsageError
-from vlatool.jobs.files import (
-    FOLDER,
-    NAME,
-    contains_only,
-    file_entry,
-    is_occupied,
-    nested_outputs,
-    output_files,
-    read_file_list,
-    remove_owned,
-    remove_partial_files,
-    write_file_list,
-)
+from vlatool.jobs import files as job_files
 from vlatool.jobs.record import (
     FORMAT,
     OutputRecord,
@@ -61,10 +49,14 @@ def owner_of(
     With `overwrite` an own folder without a record, or with one of another format, is free too.
     """
     before = read_record(folder) if overwrite else read_valid_record(folder)
-    records = (record_file(parent.parent) for parent in folder.parents if parent.name == FOLDER)
+    records = (
+        record_file(parent.parent) for parent in folder.parents if parent.name == job_files.FOLDER
+    )
     is_lost = before is None and is_own()
     is_foreign = not is_lost and (before is None or before.command != command)
-    if any(record.is_file() for record in records) or (is_foreign and is_occupied(folder)):
+    if any(record.is_file() for record in records) or (
+        is_foreign and job_files.is_occupied(folder)
+    ):
         raise _foreign_output_error(folder, command, before)
     if is_lost and not overwrite:
         raise UsageError.at(
@@ -77,7 +69,7 @@ def owner_of(
         return None
     if before.format == FORMAT:
         return before
-    if overwrite or not is_occupied(folder):
+    if overwrite or not job_files.is_occupied(folder):
         return None
     version = f"vlatool {before.version}" if before.version else "an unknown version of vlatool"
     raise UsageError(
@@ -108,7 +100,10 @@ def plan_output(
         folder,
         record.command,
         overwrite=overwrite,
-        is_own=lambda: overwrite and ((folder / NAME).is_file() or contains_only(folder, owned)),
+        is_own=lambda: (
+            overwrite
+            and ((folder / job_files.NAME).is_file() or job_files.contains_only(folder, owned))
+        ),
         hint=hint,
     )
     if before is None:
@@ -119,7 +114,7 @@ def plan_output(
     if before.parent and record.parent and before.parent != record.parent:
         differences.append("the output that contains it was written again since")
     # The journal alone may hold finished work. An emptied folder is free for any other run.
-    if (before.complete or differences) and not is_occupied(folder):
+    if (before.complete or differences) and not job_files.is_occupied(folder):
         return None
     changed = changed_versions(before.options, record.options)
     if overwrite and (before.complete or differences or changed):
@@ -145,13 +140,13 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
     # removed, the record lists the patterns of both runs.
     remove_tree(journal_folder(folder))
     replace(record, owned=(*record.owned, *stale)).save(folder)
-    remove_owned(folder, [*owned, *stale])
+    job_files.remove_owned(folder, [*owned, *stale])
     record.save(folder)
 
 
 def resume_output(folder: Path, record: OutputRecord) -> None:
     """Writes the record of a resumed run; completes a `claim_output` that was killed."""
-    remove_owned(folder, _stale_patterns(folder, record))
+    job_files.remove_owned(folder, _stale_patterns(folder, record))
     record.save(folder)
 
 
@@ -161,7 +156,7 @@ def _stale_patterns(folder: Path, record: OutputRecord) -> list[str]:
     patterns: Sequence[str] = () if before is None else before.owned
     if before is not None and not patterns:
         with suppress(DataError):
-            patterns = [entry.path for entry in read_file_list(folder) or ()]
+            patterns = [entry.path for entry in job_files.read_file_list(folder) or ()]
     owned = record.owned
     return [
         pattern for pattern in patterns if not any(fnmatch(pattern, current) for current in owned)
@@ -169,7 +164,7 @@ def _stale_patterns(folder: Path, record: OutputRecord) -> list[str]:
 
 
 def _foreign_output_error(folder: Path, command: str, before: OutputRecord | None) -> UsageError:
-    is_lost = before is None and (folder / NAME).is_file()
+    is_lost = before is None and (folder / job_files.NAME).is_file()
     hint = "its record .vlatool/run.json is missing: use --overwrite to replace it"
     owner = "" if before is None else f", but by vlatool {before.command}"
     return UsageError(
@@ -188,10 +183,12 @@ def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> G
     with output_lock(folder, f"vlatool {record.command}"):
         record = replace(record, owned=tuple(files))
         resume_output(folder, record)
-        remove_partial_files(folder)
-        remove_file(folder / NAME)  # the block may open what it writes over
+        job_files.remove_partial_files(folder)
+        remove_file(folder / job_files.NAME)  # the block may open what it writes over
         yield
-        write_file_list(folder, [file_entry(folder, n) for n in files if (folder / n).is_file()])
+        job_files.write_file_list(
+            folder, [job_files.file_entry(folder, n) for n in files if (folder / n).is_file()]
+        )
         replace(record, result={}, complete=True).save(folder)
 
 
@@ -428,8 +425,8 @@ def data_files(folder: Path) -> list[FileInfo]:
     """
     if not is_remote(folder) and folder.is_file():
         return files_below(folder)
-    files = output_files(folder)
-    for name in nested_outputs(folder):
+    files = job_files.output_files(folder)
+    for name in job_files.nested_outputs(folder):
         record = read_record(folder / name)
         if record is not None and record.is_download:
             below = data_files(folder / name)

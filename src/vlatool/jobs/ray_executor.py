@@ -286,7 +286,6 @@ def ray_failed(reason: str) -> EnvironmentProblem:
 
 
 def first_line(text: str) -> str:
-    """First line of a message."""
     return text.strip().partition("\n")[0]
 
 
@@ -355,11 +354,17 @@ class RayExecutor:
                 if not in_order:
                     return
                 if in_order[0][1] in running:
-                    running = _still_running(ray, running)
+                    # At most 5 s, until a task has ended; its result is not fetched.
+                    _, left = ray.wait(
+                        list(running), num_returns=1, timeout=_POLL_S, fetch_local=False
+                    )
+                    running = set(left)
                 else:
                     yield _outcome(ray, submit, *in_order.popleft())
         finally:
-            _cancel(ray, running)
+            if ray.is_initialized():  # `ray.cancel` would start a cluster otherwise
+                for task in running:
+                    ray.cancel(task)
 
 
 class _Window:
@@ -380,18 +385,6 @@ class _Window:
         if self._workers is not None and self._workers < self._cpus:
             unfinished = self._workers
         return max(0, min(unfinished - running, self._cpus * _HELD_PER_CPU - held))
-
-
-def _still_running(ray: Any, running: set[Any]) -> set[Any]:
-    """Waits until a task has ended, at most 5 s; returns the others. Fetches no results."""
-    _, left = ray.wait(list(running), num_returns=1, timeout=_POLL_S, fetch_local=False)
-    return set(left)
-
-
-def _cancel(ray: Any, running: set[Any]) -> None:
-    if ray.is_initialized():  # `ray.cancel` would start a cluster otherwise
-        for task in running:
-            ray.cancel(task)
 
 
 def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item], Any]:

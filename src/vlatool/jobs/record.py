@@ -63,7 +63,6 @@ class OutputRecord:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes the record atomically."""
         document = {
             "format": self.format,
             "command": self.command,
@@ -130,7 +129,21 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
     """Record of an output; None if there is none."""
     path = record_file(folder)
     try:
-        return _record_of(read_checksummed(path))
+        document = read_checksummed(path)
+        return OutputRecord(
+            document["command"],
+            dict(document["options"]),
+            dict(document.get("inputs", {})),
+            document["result"],
+            bool(document["complete"]),
+            str(document.get("version", "")),
+            tuple(map(str, document.get("owned", ()))),
+            tuple(map(str, document.get("unlisted", ()))),
+            str(document.get("parent", "")),
+            str(document.get("made", "")),
+            int(document.get("format", 0)),
+            tuple(dict(request) for request in document.get("requests", ())),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -148,23 +161,6 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
             hint="copy the output again, or write it again with --overwrite or to another folder",
             code="data.broken_record",
         ) from None
-
-
-def _record_of(document: Mapping[str, Any]) -> OutputRecord:
-    return OutputRecord(
-        document["command"],
-        dict(document["options"]),
-        dict(document.get("inputs", {})),
-        document["result"],
-        bool(document["complete"]),
-        str(document.get("version", "")),
-        tuple(map(str, document.get("owned", ()))),
-        tuple(map(str, document.get("unlisted", ()))),
-        str(document.get("parent", "")),
-        str(document.get("made", "")),
-        int(document.get("format", 0)),
-        tuple(dict(request) for request in document.get("requests", ())),
-    )
 
 
 def parent_of(folder: Path) -> str:
@@ -193,7 +189,6 @@ def _lock_file(folder: Path) -> Path:
 
 
 def journal_folder(folder: Path) -> Path:
-    """Folder of the journal of an incomplete output."""
     return folder / FOLDER / "journal"
 
 
@@ -226,5 +221,4 @@ def _file_digest(path: str | None) -> str:
 
 
 def record_file(folder: Path) -> Path:
-    """Path of the record of an output."""
     return folder / FOLDER / "run.json"

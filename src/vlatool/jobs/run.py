@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
@@ -31,7 +31,6 @@ _NAMED = 5
 
 
 def failure_row(item: Any, error: VlatoolError, item_name: str, name: str) -> dict[str, Any]:
-    """JSON object of a failed item."""
     path = getattr(item, "path", None)
     location = {} if path is None else {"path": str(path)}
     body = {"code": error.code, "message": error.message, "hint": error.hint}
@@ -184,9 +183,9 @@ class _Loop:
             volatile=tuple(spec.volatile),
             parent=parent_of(spec.output),
         )
-        self._run = JobRun(
-            "written", record, executor, reporter, parent_folders=_parent_folders(spec.locations)
-        )
+        parents = {f"{path.parent}/" for path in spec.locations} - {"./", "//"}
+        longest_first = sorted(parents, key=len, reverse=True)
+        self._run = JobRun("written", record, executor, reporter, parent_folders=longest_first)
         self._todo = Items(job, self._journal, executor)
         self._input_states: list[tuple[str, str, int]] = []
 
@@ -206,7 +205,11 @@ class _Loop:
                     stack.push(self._run.executor)  # workers end before the lock is released
                     self._execute(before, lock)
             except (DataError, BugError):
-                self._release_if_empty()
+                # Removes an output without any finished item, so that other options can be used.
+                if self._run.is_fresh and not self._journal.holds_work():
+                    files.remove_owned(self._spec.output, self._files_removed_first)
+                    remove_journal(self._spec.output)
+                    remove_empty(self._spec.output)
                 raise
         return self._run
 
@@ -290,7 +293,10 @@ class _Loop:
         # Closed even if `finish` fails, so that the log is closed.
         with closing(self._locked_receipts(lock)) as receipts:
             entries = job.finish(receipts, run)
-        inputs = self._inputs_of(self._ordered_states())
+        # In the order of the items; an executor may yield another one.
+        states = {state[0]: state for state in self._input_states}
+        names = map(job.name, job.items)
+        inputs = self._inputs_of([states[name] for name in names if name in states])
         if inputs and not (run.is_fresh or spec.grows):  # the input may have lost items since
             files.remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
         lock.check()
@@ -304,12 +310,6 @@ class _Loop:
         run.record.save(spec.output)
         if run.record.complete:
             self._clean_up()
-
-    def _ordered_states(self) -> list[tuple[str, str, int]]:
-        """States of the finished items in their order; an executor may yield another one."""
-        states = {state[0]: state for state in self._input_states}
-        names = map(self._job.name, self._job.items)
-        return [states[name] for name in names if name in states]
 
     @property
     def _files_removed_first(self) -> Sequence[str]:
@@ -328,13 +328,6 @@ class _Loop:
             remove_empty(self._spec.output / folder)
         if not self._spec.grows:
             remove_journal(self._spec.output)
-
-    def _release_if_empty(self) -> None:
-        """Removes an output without any finished item, so that other options can be used."""
-        if self._run.is_fresh and not self._journal.holds_work():
-            files.remove_owned(self._spec.output, self._files_removed_first)
-            remove_journal(self._spec.output)
-            remove_empty(self._spec.output)
 
     def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
         """Receipts of all items in order; checks before each that the lock is still held."""
@@ -457,9 +450,3 @@ def _completed_result(job: Job[Any], run: JobRun) -> Result:
     }
     names = {field.name for field in fields(result)}
     return replace(result, **{name: value for name, value in values.items() if name in names})
-
-
-def _parent_folders(locations: Sequence[Path]) -> list[str]:
-    """Parent folders of locations, longest first."""
-    parents = {f"{path.parent}/" for path in locations} - {"./", "//"}
-    return sorted(parents, key=len, reverse=True)

@@ -176,7 +176,10 @@ _STDERR = 2
 def ensure_image(account: Account, reporter: Reporter) -> str:
     """Address of the image of this version of vlatool; builds and pushes it if it is not there."""
     files = dict(_files())
-    tag = _digest(files)
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    tag = digest.hexdigest()[:16]
     number = account.call("sts", "get_caller_identity")["Account"]
     registry = _registry(number, account.region)
     image = f"{registry}/{REPOSITORY}:{tag}"
@@ -243,13 +246,6 @@ def _requirements() -> list[str]:
         if extra is None or extra[1] in _EXTRAS:
             chosen.append(requirement.strip())
     return sorted(set(chosen))
-
-
-def _digest(files: dict[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:16]
 
 
 def _written(files: dict[str, bytes], tag: str) -> Path:

@@ -125,8 +125,6 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A training run of a job."""
-
     # Its configuration. The run has a name, so that a job that is started again resumes.
     config: TrainConfig
     start: RunStart  # what it would do in its folder now
@@ -156,16 +154,7 @@ def checked_run(
     values["name"] = config.name or new_name(config)
     values |= {key: TrainConfig.model_fields[key].default for key in _HERE}
     config = TrainConfig.specialize(values).model_validate(values)
-    _check_name(config)
-    local = with_local_folder(config)
-    run = RunDir(local_path(local.save_path) / values["name"])
-    from vlatool.training.resume import start_in
-
-    return CheckedRun(config, start_in(local, run, world_size=world_size))
-
-
-def _check_name(config: TrainConfig) -> None:
-    """Raises UsageError for a name that cannot be that of a job and of its files."""
+    # Raises UsageError for a name that cannot be that of a job and of its files.
     if config.name is None or not _NAME.fullmatch(config.name):
         raise UsageError(
             f"{config.name!r} cannot be the name of a job",
@@ -173,3 +162,8 @@ def _check_name(config: TrainConfig) -> None:
             code="usage.job_name",
             details={"name": config.name},
         )
+    local = with_local_folder(config)
+    run = RunDir(local_path(local.save_path) / values["name"])
+    from vlatool.training.resume import start_in
+
+    return CheckedRun(config, start_in(local, run, world_size=world_size))

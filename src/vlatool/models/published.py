@@ -207,7 +207,6 @@ class Trained:
 
     @property
     def model_type(self) -> Any:
-        """The `ModelType` of the section `model`."""
         return registered_type(getattr(self.config.model, "type", ""))
 
     def policy(self) -> Any:

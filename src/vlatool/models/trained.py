@@ -32,7 +32,6 @@ from vlatool.loading.base import DataKind, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
 from vlatool.models.published import (
     PublishedFiles,
-    PublishedModel,
     Trained,
     WeightsOrigin,
     published_at,
@@ -105,24 +104,18 @@ def open_trained(
     origin = _published_origin(location, files, weights)
     origin = replace(origin, opened=files.checked(origin.file, origin.path))
     files = replace(files, weights=origin.file, before=before)
-    config, model = _open_published(model_type, files, origin, changes or {})
+    with as_config_error(origin):
+        model = model_type.layout.open(files, origin.path)
+        sections = {"model": _changed(model.config, changes or {})}
+        if model.data is not None:
+            sections["data"] = model.data
+        config = TrainedConfig(**sections)
     if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
         reporter.note(f"{location}: has no averaged weights; the raw ones are used")
     for note in model.notes:
         reporter.note(note)
     parts = {name: module.to(device).eval() for name, module in model.parts.items()}
     return Trained(config, parts, model.assets, origin, model.folder)
-
-
-def _open_published(
-    model_type: ModelType, files: PublishedFiles, origin: WeightsOrigin, changes: Mapping[str, Any]
-) -> tuple[TrainedConfig, PublishedModel]:
-    with as_config_error(origin):
-        model = model_type.layout.open(files, origin.path)
-        sections = {"model": _changed(model.config, changes)}
-        if model.data is not None:
-            sections["data"] = model.data
-        return TrainedConfig(**sections), model
 
 
 def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:

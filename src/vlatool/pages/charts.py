@@ -36,8 +36,6 @@ _STEP_ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Ticks:
-    """Ticks of an axis."""
-
     values: tuple[float, ...]  # ascending multiples of 1, 2 or 5 times a power of ten
     texts: tuple[str, ...]  # label of each tick
     base: str = ""  # number to add to the labels, as text; empty for 0
@@ -164,8 +162,6 @@ class Axis:
 
 @dataclass(frozen=True)
 class FieldValues:
-    """Values of a field to draw."""
-
     name: str
     values: Array  # numbers [S, C]; a line has gaps where they are not finite
     names: Sequence[str]  # C names of its dimensions
@@ -392,7 +388,9 @@ def line(xs: Array, ys: Array, order: int, *, dots: bool = False) -> str:
     xs, ys = xs[indices], ys[indices]
     finite = np.isfinite(ys)
     points = [f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True)]
-    runs = _runs(finite)
+    padded = np.concatenate([[False], finite, [False]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(padded))
+    runs = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
     if not runs:
         return ""
     drawn = "".join(f"M{'L'.join(points[start:stop])}" for start, stop in runs if stop - start > 1)
@@ -425,9 +423,3 @@ def _downsampled(values: Array) -> Array:
                 int(indices_of_part[numbers.argmax()]),
             }
     return np.array(sorted(indices))
-
-
-def _runs(flags: Array) -> list[tuple[int, int]]:
-    padded = np.concatenate([[False], flags, [False]]).astype(np.int8)
-    edges = np.flatnonzero(np.diff(padded))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -25,8 +25,6 @@ GENERATOR = "vlatool inspect"
 
 @dataclass(frozen=True)
 class Section:
-    """Section of a page."""
-
     title: str  # text of its heading and of its link in the table of contents
     body: str  # HTML
     is_under: bool = False  # True if it belongs to the last section before it without this flag

@@ -22,8 +22,6 @@ _STATUS_TEXTS = {"whole": "complete"}
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Options of an HTML page."""
-
     episodes: int = 0  # number of raw episodes to show
     samples: int = 0  # number of training samples to show
     # (folder, its entry `codes`) -> Decoder of its codes; None: show no reconstructions. Raises

@@ -63,7 +63,10 @@ class AppendLog:
             with crash_point("sync", self.path):
                 os.fsync(self._file.fileno())
         if self._pending:
-            self._write_batch(b"".join(self._pending))
+            if self._batches is None:
+                self._batches = sum(1 for _ in _batches(self.path))
+            write_bytes(self.path / f"{self._batches:08d}.jsonl", b"".join(self._pending))
+            self._batches += 1
             self._pending = []
 
     def _write(self, file: IO[bytes], line: bytes) -> None:
@@ -74,12 +77,6 @@ class AppendLog:
         with crash_point("write", self.path, partly):
             file.write(line)
             file.flush()
-
-    def _write_batch(self, data: bytes) -> None:
-        if self._batches is None:
-            self._batches = sum(1 for _ in _batches(self.path))
-        write_bytes(self.path / f"{self._batches:08d}.jsonl", data)
-        self._batches += 1
 
     def _open(self) -> IO[bytes]:
         """The file, opened once; the next row starts on a new line."""

@@ -178,7 +178,14 @@ def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
 def remove_partials(folder: Path, *, below: bool = True) -> None:
     """Removes temporary files and unfinished S3 uploads that killed runs left."""
     if isinstance(folder, RemotePath):
-        _remove_unfinished(folder)
+        try:
+            abort_uploads(folder.address)
+        except StorageError as error:
+            # Listing uploads needs a separate permission, and some servers do not support it. Parts
+            # that remain are invisible and only take space.
+            if error.code not in ("storage.forbidden", "storage.unsupported"):
+                raise
+            _LOGGER.warning("%s; unfinished uploads are not removed", error.message)
         return
     for unfinished in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
         if _PARTIAL.fullmatch(unfinished.name):
@@ -295,17 +302,6 @@ def _staging(path: RemotePath) -> Generator[Path]:
             upload_folder(folder, path.address)
 
 
-def _remove_unfinished(folder: RemotePath) -> None:
-    try:
-        abort_uploads(folder.address)
-    except StorageError as error:
-        # Listing uploads needs a separate permission, and some servers do not support it. Parts
-        # that remain are invisible and only take space.
-        if error.code not in ("storage.forbidden", "storage.unsupported"):
-            raise
-        _LOGGER.warning("%s; unfinished uploads are not removed", error.message)
-
-
 def _sync_all(folder: Path) -> None:
     """Syncs the content of a folder; its files get the read and write permissions of the folder."""
     mode = folder.stat().st_mode & 0o666
@@ -354,13 +350,9 @@ _MAX_CONCURRENT = 8  # requests
 
 
 class FolderWriter(Protocol):
-    """Writer of the files of a folder."""
-
     files: dict[str, tuple[int, str]]  # map from name to (size, SHA-256) of each written file
 
-    def write(self, name: str, data: bytes) -> None:
-        """Writes a file."""
-        ...
+    def write(self, name: str, data: bytes) -> None: ...
 
 
 @contextmanager

@@ -73,8 +73,6 @@ class FileVersion:
 
 @dataclass(frozen=True)
 class FileCache:
-    """Cache in a local folder."""
-
     folder: Path  # local folder; created on the first write
     limit: int | None = None  # maximum number of bytes of copied files; None for no limit
 

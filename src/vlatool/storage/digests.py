@@ -33,8 +33,6 @@ def _block(address: Address, info: ObjectInfo, number: int) -> bytes:
 
 
 class _BlockFile(RemoteReader):
-    """File that reads blocks."""
-
     def __init__(self, address: Address, info: ObjectInfo) -> None:
         super().__init__(address, info, info.size)
         self._last = -2

@@ -50,7 +50,6 @@ class WebServer:
         self._whole: tuple[str, remote.ObjectInfo, bytes] | None = None
 
     def url(self, key: str) -> str:
-        """URL of a file."""
         return f"{self._root}/{quote(key, safe=_AS_TYPED)}"
 
     def headers(self) -> Mapping[str, str]:
@@ -112,7 +111,6 @@ class WebServer:
         return http_retry_advice(error) or network_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        """Converts an error of the server or of urllib3 to an error of vlatool."""
         if isinstance(error, HttpStatusError):
             return _status_error(error.status, location)
         if isinstance(error, UnreachableHost):

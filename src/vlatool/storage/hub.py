@@ -80,7 +80,6 @@ class Repository:
 
     @property
     def endpoint(self) -> str:
-        """URL of the hub."""
         return os.environ.get("HF_ENDPOINT") or str(self.hub.constants.ENDPOINT)
 
     @property
@@ -104,7 +103,6 @@ class Repository:
 
     @cached_property
     def commit(self) -> str:
-        """Commit of the revision."""
         revision = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
         info, _ = self._document(f"{self._api}{revision}")
         commit = cast("dict[str, Any]", info).get("sha") if isinstance(info, dict) else None
@@ -199,7 +197,6 @@ class Repository:
         return self._files.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        """Converts an error of the library or the server to an error of vlatool."""
         refusal = error.refusal if isinstance(error, _HubStatusError) else ""
         if refusal == "RevisionNotFound":
             return DataError(
@@ -209,7 +206,13 @@ class Repository:
                 details={"path": location},
             )
         if refusal:
-            return self._access_error(location)
+            return EnvironmentProblem(
+                f"{location}: there is no such repository, or it is private or gated",
+                hint="check the name; request access on its page, "
+                "then `hf auth login` or set HF_TOKEN",
+                code="environment.no_credentials",
+                details={"path": location},
+            )
         if type(error).__name__ == "HFValidationError":
             return DataError(
                 f"{self._root}: invalid name of a repository",
@@ -234,14 +237,6 @@ class Repository:
             repo_type=self.kind,
             revision=self.commit,
             endpoint=self.endpoint,
-        )
-
-    def _access_error(self, location: str) -> EnvironmentProblem:
-        return EnvironmentProblem(
-            f"{location}: there is no such repository, or it is private or gated",
-            hint="check the name; request access on its page, then `hf auth login` or set HF_TOKEN",
-            code="environment.no_credentials",
-            details={"path": location},
         )
 
 

@@ -194,14 +194,10 @@ class RemoteLock:
             if error.code not in ("storage.unsupported", "storage.request"):
                 raise
             # The server or an old client library has no conditional writes.
-            return self._put_unconditionally(etag)
-        return True
-
-    def _put_unconditionally(self, etag: str) -> bool:
-        holder = self._read()
-        if holder is not None and holder.etag != etag:
-            return False
-        self._etag = put(self._address, self._content)
+            holder = self._read()
+            if holder is not None and holder.etag != etag:
+                return False
+            self._etag = put(self._address, self._content)
         return True
 
     def _read(self, retry_timeout_s: float | None = None) -> _LockState | None:
@@ -246,11 +242,7 @@ def _locked_error(path: Path, owner: str) -> UsageError:
 
 
 class Lock(Protocol):
-    """Held lock."""
-
-    def check(self) -> None:
-        """Raises if the lock was lost."""
-        ...
+    def check(self) -> None: ...
 
 
 class _FileLock:

@@ -235,8 +235,6 @@ class RemoteReader(io.RawIOBase):
 
 
 class _RangedFile(RemoteReader):
-    """File that requests ranges."""
-
     def __init__(
         self, address: Address, info: ObjectInfo, first: _Range, stop: int | None = None
     ) -> None:

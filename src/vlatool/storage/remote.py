@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
-    """Address of an object."""
-
     root: str  # scheme and root, such as `s3://bucket`
     key: str  # name below the root; empty for the root itself
 

@@ -95,7 +95,6 @@ class RemotePath(_Path):
         return self._new(self._root, self._key / name)
 
     def joinpath(self, *names: "str | os.PathLike[str]") -> "RemotePath":
-        """Path below this one."""
         return self._new(self._root, self._key.joinpath(*names))
 
     def pinned(self) -> "RemotePath":
@@ -128,22 +127,18 @@ class RemotePath(_Path):
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Last segment."""
         return self._key.name or self._root.rpartition("/")[2].partition("@")[0]
 
     @property
     def stem(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Name without its suffix."""
         return self._key.stem or self.name
 
     @property
     def suffix(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """End of the key, from its last dot on."""
         return self._key.suffix
 
     @property
     def suffixes(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All suffixes of the key."""
         return self._key.suffixes
 
     @property
@@ -157,19 +152,15 @@ class RemotePath(_Path):
         return [self._new(self._root, above) for above in self._key.parents]
 
     def with_name(self, name: str) -> "RemotePath":
-        """Path in the same folder with another name."""
         return self._new(self._root, self._key.with_name(name))
 
     def with_stem(self, stem: str) -> "RemotePath":
-        """Path with another name and the same suffix."""
         return self._new(self._root, self._key.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> "RemotePath":
-        """Path with another suffix."""
         return self._new(self._root, self._key.with_suffix(suffix))
 
     def as_posix(self) -> str:
-        """Text of the location."""
         return str(self)
 
     def relative_to(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -181,7 +172,6 @@ class RemotePath(_Path):
         return Path(self._key.relative_to(base._key))
 
     def is_relative_to(self, other: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """True if this is `other` or below it."""
         try:
             self.relative_to(other)
         except ValueError:
@@ -189,7 +179,6 @@ class RemotePath(_Path):
         return True
 
     def match(self, path_pattern: str, **options: Any) -> bool:
-        """True if the end of the path matches."""
         return self._key.match(path_pattern, **options)
 
     def resolve(self, strict: bool = False) -> "RemotePath":  # noqa: FBT001, FBT002 - pathlib's
@@ -199,18 +188,15 @@ class RemotePath(_Path):
         return self if ".." not in self._key.parts else RemotePath(str(self.address))
 
     def absolute(self) -> "RemotePath":
-        """Returns the path itself."""
         return self
 
     def expanduser(self) -> "RemotePath":
-        """Returns the path itself."""
         return self
 
     def is_absolute(self) -> bool:
         return True
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Size, time of modification and type."""
         info = self._find()
         if info is None:
             raise FileNotFoundError(2, os.strerror(2), str(self))
@@ -223,11 +209,9 @@ class RemotePath(_Path):
         return self.stat()
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """True if the path is an object or a prefix."""
         return self._find() is not None
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """True if the path is an object."""
         info = self._find()
         return info is not None and not info.is_dir
 
@@ -237,11 +221,9 @@ class RemotePath(_Path):
         return info is not None and info.is_dir
 
     def is_symlink(self) -> bool:
-        """False."""
         return False
 
     def iterdir(self) -> Generator["RemotePath"]:
-        """Yields the direct children."""
         entries = listing.level(self.address)
         if not entries:
             raise FileNotFoundError(2, os.strerror(2), str(self))
@@ -302,7 +284,6 @@ class RemotePath(_Path):
         return io.TextIOWrapper(binary, encoding or "utf-8", errors, newline).read()
 
     def write_bytes(self, data: Any) -> int:
-        """Writes the object; returns its size."""
         content = bytes(data)
         put(self.address, content)
         self._info = None
@@ -319,7 +300,6 @@ class RemotePath(_Path):
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - pathlib's
-        """Removes the object."""
         self._info = None
         if not missing_ok and not self.is_file():
             raise FileNotFoundError(2, os.strerror(2), str(self))

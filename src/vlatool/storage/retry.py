@@ -41,13 +41,9 @@ class RetryAdvice:
 class Clock(Protocol):
     """Clock that retries use."""
 
-    def now(self) -> float:
-        """Seconds since a fixed point in time."""
-        ...
+    def now(self) -> float: ...
 
-    def sleep(self, seconds: float) -> None:
-        """Waits."""
-        ...
+    def sleep(self, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,9 @@ class ProcessClock:
     speed: float = field(default_factory=lambda: _number(SPEED_VARIABLE, 1.0) or 1.0)
 
     def now(self) -> float:
-        """Seconds since a fixed point in time."""
         return time.monotonic() * self.speed
 
     def sleep(self, seconds: float) -> None:
-        """Waits."""
         time.sleep(seconds / self.speed)
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
@@ -206,16 +200,11 @@ def retrying(
             deadline = now + total if deadline is None else deadline
             if now >= deadline:
                 raise _timeout_error(location, advice.reason, total, attempts) from error
-            wait = _wait(attempts, advice, policy)
+            ceiling = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(attempts - 1, 16))
+            wait = max(policy.uniform(0.0, ceiling), min(advice.wait_s, _LONGEST_REQUESTED_WAIT_S))
             reason = advice.reason
         policy.warnings.add(Retry(location, reason, attempts, deadline - now), now)
         policy.clock.sleep(min(wait, deadline - now))
-
-
-def _wait(attempts: int, advice: RetryAdvice, policy: RetryPolicy) -> float:
-    """Seconds until the next attempt."""
-    ceiling = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(attempts - 1, 16))
-    return max(policy.uniform(0.0, ceiling), min(advice.wait_s, _LONGEST_REQUESTED_WAIT_S))
 
 
 def _timeout_error(location: str, reason: str, total: float, attempts: int) -> StorageError:

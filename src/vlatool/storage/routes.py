@@ -32,8 +32,6 @@ _VARIABLES = (*_CERTIFICATES, *_PROXIES, *map(str.upper, _PROXIES))
 
 @dataclass(frozen=True)
 class Proxy:
-    """Proxy server."""
-
     url: str  # URL without credentials
     login: str = field(default="", repr=False)  # `user:password`; empty without credentials
 
@@ -47,8 +45,6 @@ class Proxy:
 
 
 class Route(NamedTuple):
-    """Way to a server."""
-
     proxy: Proxy | None  # proxy on the way; None: no proxy
     # TLS context that accepts the certificates of the system and of all bundles that are named;
     # None without TLS

@@ -62,13 +62,11 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """Client of boto3."""
         reach(self.endpoint)
         return self._client
 
     @property
     def endpoint(self) -> str:
-        """URL of the server."""
         return str(self._client.meta.endpoint_url)
 
     @cached_property
@@ -115,7 +113,6 @@ class Bucket:
         return s3_retry_advice(error) or http_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        """Converts an error of the client library to an error of vlatool."""
         if isinstance(error, UnreachableHost):
             return error.at(location)
         if isinstance(error, web_requests.UnusableAnswer):
@@ -132,7 +129,6 @@ class Bucket:
 
     @_reading()
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
-        """ListObjectsV2."""
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
         if token:
             request["ContinuationToken"] = token
@@ -155,11 +151,17 @@ class Bucket:
         response = web_requests.fetch(self._pool, "GET", self._signed(key), headers)
         if response.status != 206:
             raise self._error(key, response)
-        return _with_digest(ranged_body(response), response.headers)
+        # Body with its MD5: the ETag of an object that was uploaded in one part without own keys.
+        body = ranged_body(response)
+        md5 = _MD5.fullmatch(body.info.etag)
+        encryption = response.headers.get("x-amz-server-side-encryption", "AES256")
+        is_own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
+        if md5 is None or encryption != "AES256" or is_own_key:
+            return body
+        return replace(body, info=replace(body.info, digest=f"md5:{md5[1]}"))
 
     @_reading()
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
-        """PutObject."""
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         put = partial(self.client.put_object, **self._object(key), Body=data, **condition)
         response = _in_time(put, len(data))
@@ -167,13 +169,11 @@ class Bucket:
 
     @_reading()
     def multipart(self, key: str) -> remote.Upload:
-        """CreateMultipartUpload."""
         response = self.client.create_multipart_upload(**self._object(key))
         return _Multipart(self.client, {**self._object(key), "UploadId": str(response["UploadId"])})
 
     @_reading()
     def unfinished(self, below: str) -> Sequence[tuple[str, remote.Upload]]:
-        """ListMultipartUploads."""
         uploads: list[tuple[str, remote.Upload]] = []
         request: dict[str, Any] = {"Bucket": self.name, "Prefix": below}
         while True:
@@ -191,7 +191,6 @@ class Bucket:
 
     @_reading()
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
-        """DeleteObjects."""
         if len(keys) == 1:
             self.client.delete_object(**self._object(keys[0]))
             return ()
@@ -207,7 +206,6 @@ class Bucket:
         return web_requests.Connections()
 
     def _signed(self, key: str) -> str:
-        """Signed URL of an object."""
         url, until = self._signed_urls.get(key, ("", 0.0))
         if time.monotonic() > until:
             url = self.client.generate_presigned_url(
@@ -227,7 +225,12 @@ class Bucket:
                 remote.RangeNotSatisfiable()
             )  # some servers send an empty body with 200 instead of 416
         if response.status == 200:
-            return _ignores_ranges(f"s3://{self.name}/{key}")
+            return StorageError.at(
+                f"s3://{self.name}/{key}",
+                "the server ignores byte ranges, which are required",
+                hint="copy the data to a local folder and give its path",
+                code="storage.unsupported",
+            )
         code = re.search(rb"<Code>([A-Za-z0-9.]+)</Code>", content)
         metadata = {
             "HTTPStatusCode": response.status,
@@ -253,7 +256,6 @@ class _Multipart:
 
     @_reading()
     def send(self, number: int, data: bytes) -> str:
-        """UploadPart."""
         upload = partial(self._client.upload_part, **self._request, PartNumber=number, Body=data)
         response = _in_time(upload, len(data))
         return str(response["ETag"])
@@ -268,16 +270,6 @@ class _Multipart:
         self._client.abort_multipart_upload(**self._request)
 
 
-def _with_digest(body: remote.Body, headers: Mapping[str, str]) -> remote.Body:
-    """Body with its MD5: the ETag of an object that was uploaded in one part without own keys."""
-    md5 = _MD5.fullmatch(body.info.etag)
-    encryption = headers.get("x-amz-server-side-encryption", "AES256")
-    is_own_key = "x-amz-server-side-encryption-customer-algorithm" in headers
-    if md5 is None or encryption != "AES256" or is_own_key:
-        return body
-    return replace(body, info=replace(body.info, digest=f"md5:{md5[1]}"))
-
-
 def _in_time(request: Callable[[], Any], size: int) -> Any:
     """Result of a request with a body of `size` bytes."""
     return in_background(request).result(web_requests.READ_TIMEOUT_S + size / web_requests.SLOWEST)
@@ -289,15 +281,6 @@ def _text(value: str | bytes) -> str:
 
 def _info(response: Mapping[str, Any], size: int) -> remote.ObjectInfo:
     return remote.ObjectInfo(size, response["LastModified"].timestamp(), str(response["ETag"]))
-
-
-def _ignores_ranges(location: str) -> StorageError:
-    return StorageError.at(
-        location,
-        "the server ignores byte ranges, which are required",
-        hint="copy the data to a local folder and give its path",
-        code="storage.unsupported",
-    )
 
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}

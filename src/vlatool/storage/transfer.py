@@ -127,7 +127,6 @@ class PartialFile:
         return ChunkWriter(self, number)
 
     def write_at(self, position: int, block: bytes) -> None:
-        """Writes bytes of a chunk."""
         view = memoryview(block)
         with self._lock, as_storage_error(self._path):
             self._check_open()
@@ -224,7 +223,6 @@ class ChunkWriter:
         self._crc = 0
 
     def write(self, block: bytes) -> None:
-        """Writes the next bytes."""
         self._file.write_at(self._position, block)
         self._crc = zlib.crc32(block, self._crc)
         self._position += len(block)
@@ -360,8 +358,6 @@ def not_requested_error(name: str) -> StorageError:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """File that was downloaded."""
-
     size: int  # size in bytes
     sha256: str  # hexadecimal digest of the content
     is_synced: bool  # True if the content was synced to the disk
@@ -465,7 +461,6 @@ class _LargeDownload:
             return RangeDownload(self._address, 0, 0, self._info, is_range=False)
 
     def _fetch(self, file: PartialFile, number: int) -> RangeDownload:
-        """Downloads a chunk and writes it."""
         chunk = file.chunk(number)
         write = self._pool.counted(chunk.write)
         start = file.start_of(number)

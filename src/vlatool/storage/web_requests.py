@@ -78,7 +78,6 @@ class BodyStream:
             yield block
 
     def close(self) -> None:
-        """Closes the response."""
         self._response.close()
 
 
@@ -176,7 +175,14 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any
             redirect=False,
         )
     except exceptions.HTTPError as error:
-        _check_proxy(url, _TUNNEL.search(str(getattr(error, "original_error", ""))), error)
+        # Raises for a proxy that does not connect to the host of a URL, unless a retry may help.
+        tunnel = _TUNNEL.search(str(getattr(error, "original_error", "")))
+        status = int(tunnel[1]) if tunnel else 0
+        if 400 <= status < 500 and status not in _BUSY:
+            raise _proxy_refusal(url, status) from error
+        if status and not has_answered(url):
+            reason = f"the proxy {_proxy_host(url)} answers {status}"
+            raise UnreachableHost(urlsplit(url).hostname or "", reason) from error
         _check_certificate(error)
         raise
     except (ValueError, OverflowError, http.client.InvalidURL) as error:
@@ -186,16 +192,6 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any
         raise _proxy_refusal(url, _LOGIN)
     note_answer(url)
     return response
-
-
-def _check_proxy(url: str, tunnel: re.Match[str] | None, error: Exception) -> None:
-    """Raises for a proxy that does not connect to the host of a URL, unless a retry may help."""
-    status = int(tunnel[1]) if tunnel else 0
-    if 400 <= status < 500 and status not in _BUSY:
-        raise _proxy_refusal(url, status) from error
-    if status and not has_answered(url):
-        reason = f"the proxy {_proxy_host(url)} answers {status}"
-        raise UnreachableHost(urlsplit(url).hostname or "", reason) from error
 
 
 def _proxy_refusal(url: str, status: int) -> UnusableAnswer:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vlatool.artifacts import profile as profiles
 from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.codes.format import (
     IMAGES_NAME,
@@ -25,14 +26,6 @@ from vlatool.artifacts.codes.format import (
 )
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines, write_lines
-from vlatool.artifacts.profile import (
-    PUBLISHED,
-    Gripper,
-    NormalizationProfile,
-    check_same_profile,
-    has_profile,
-    read_profile,
-)
 from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.check import BUILD
 from vlatool.artifacts.samples.episode import (
@@ -67,8 +60,6 @@ _MAX_ACTION_IDS = 2**16  # packed samples have 16 bits per id
 
 
 class WindowFile(NamedTuple):
-    """File with the windows of one episode."""
-
     episode: str  # name of the episode: name of the file without suffix
     path: Path
 
@@ -152,12 +143,8 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
                 hint=f"select one with --tokens {opened[0].path}",
                 code="usage.two_codes",
             )
-    _check_current(opened[0])
-    return opened[0]
-
-
-def _check_current(codes: CodesFolder) -> None:
-    """Raises DataError if the images were written again after the codes."""
+    # Raises DataError if the images were written again after the codes.
+    codes = opened[0]
     record, above = read_record(codes.path), read_record(codes.path.parent)
     if record and above and record.parent and record.parent != above.fingerprint:
         raise DataError.at(
@@ -166,6 +153,7 @@ def _check_current(codes: CodesFolder) -> None:
             hint="encode the images again with --overwrite",
             code="data.stale_codes",
         )
+    return opened[0]
 
 
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
@@ -182,16 +170,18 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     return tokenizer
 
 
-def select_profile(name: str | None, fast: Path, gripper: Gripper | None) -> NormalizationProfile:
+def select_profile(
+    name: str | None, fast: Path, gripper: profiles.Gripper | None
+) -> profiles.NormalizationProfile:
     """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
-    if not has_profile(fast):
-        return read_profile(name or PUBLISHED, gripper)
-    profile = read_profile(name or str(fast), gripper)
-    check_same_profile(profile, read_profile(str(fast)))
+    if not profiles.has_profile(fast):
+        return profiles.read_profile(name or profiles.PUBLISHED, gripper)
+    profile = profiles.read_profile(name or str(fast), gripper)
+    profiles.check_same_profile(profile, profiles.read_profile(str(fast)))
     return profile
 
 
-def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
+def check_factor(profile: profiles.NormalizationProfile, factor: float | None) -> None:
     """Checks the factor by which a profile scales rotations, if one is given."""
     by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
     if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
@@ -270,7 +260,7 @@ class EpisodeBuilder:
     fast_digest: str  # expected digest of the action tokenizer
     fast_steps: int | None  # steps of the chunks that it was fitted on; None if unknown
     action_ids: int  # number of its ids
-    profile: NormalizationProfile  # normalization of the actions
+    profile: profiles.NormalizationProfile  # normalization of the actions
     kinds: tuple[windows_format.Kind, ...]  # kinds of windows that are used
     layout: SamplesLayout
     prefix: str  # prefix of the path of each image in a line
@@ -303,7 +293,6 @@ class EpisodeBuilder:
 
     @property
     def sizes(self) -> SampleSizes:
-        """Sizes of the numbers in the samples."""
         codes = self.codes.manifest
         return SampleSizes(codes.codes_per_picture, codes.codebook_size, self.action_ids)
 
@@ -472,11 +461,9 @@ class DatasetTotals:
 
     @property
     def samples(self) -> int:
-        """Number of samples in all files."""
         return self.kinds.total()
 
     def add(self, receipt: Receipt) -> None:
-        """Adds an episode."""
         if not receipt.files:
             return
         shape = WindowShape(*receipt.facts["shape"])
@@ -508,7 +495,6 @@ class DatasetTotals:
         return {"min": lengths[0], "mean": round(total / windows, 3), "max": lengths[1]}
 
     def document(self) -> dict[str, Any]:
-        """Entries of the manifest."""
         assert self.shape is not None
         return {
             "episodes": self.episodes,

@@ -24,8 +24,6 @@ from vlatool.storage.atomic import bulk_folder
 
 @dataclass(frozen=True)
 class SelectedCodes:
-    """Codes to decode."""
-
     folder: CodesFolder
     episodes: Sequence[str]  # episodes to decode
     stems: tuple[str, ...] | None = None  # stems of the images to decode; None for all
@@ -92,7 +90,6 @@ class EpisodeDecoder:
         return Receipt(episode, counts={"pictures": len(of_episode.stems)}, files=(entry,))
 
     def state(self, episode: str) -> InputState:
-        """Current state of the codes of an episode."""
         return self.codes.folder.state(episode)
 
 

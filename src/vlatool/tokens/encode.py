@@ -74,8 +74,6 @@ class _Task(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """Result of a task."""
-
     number: int  # number of the episode in the run
     indices: tuple[int, ...]  # indices of the images in the episode
     stems: tuple[str, ...]  # names of the images
@@ -113,8 +111,6 @@ class _ReadDataset(Dataset[_Read]):
 
 @dataclass
 class _Episode:
-    """Episode that is being encoded."""
-
     item: Any  # item of the job
     batches: int = 0  # number of batches that are not encoded yet
     stems: list[str] = field(default_factory=list[str])  # names of the encoded images
@@ -150,7 +146,6 @@ class EncodePipeline:
         return max(self.seconds, key=self.seconds.__getitem__) if self.images else ""
 
     def encode(self, item: EpisodeRef) -> Receipt:
-        """Encodes a single episode."""
         outcome = next(iter(self.map(self.encode, [item])))
         if outcome.error is not None:
             raise outcome.error
@@ -321,7 +316,6 @@ class _Device:
         return len(self._running) >= (_ON_DEVICE if self._copies else 1)
 
     def start(self, read: _Read) -> None:
-        """Starts to copy a batch."""
         copied: Any = None
         images = read.images
         if self._copies is not None:

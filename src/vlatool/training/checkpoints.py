@@ -268,14 +268,11 @@ def _gathered(tensors: Mapping[str, Tensor], *, keep_result: bool) -> dict[str, 
     """Full tensors on the CPU; empty without `keep_result`. Collective if tensors are sharded."""
     gathered: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        full = _full(value.detach())
+        value = value.detach()
+        full = value.full_tensor() if isinstance(value, DTensor) else value
         if keep_result:
             gathered[name] = full.cpu().contiguous()
     return gathered
-
-
-def _full(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:

@@ -438,7 +438,6 @@ class TrainConfig(base.ConfigModel):
 
     @property
     def validates(self) -> bool:
-        """True if the run validates."""
         return self.total_val_samples is not None or self.val_every_n_steps is not None
 
     def check_model(self) -> None:

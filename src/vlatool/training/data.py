@@ -36,8 +36,6 @@ _CONSTANT = {
 
 @dataclass(frozen=True)
 class ValidationData:
-    """Validation data of a run."""
-
     section: base.LoadingConfig  # the data section, derived
     info: base.DatasetInfo
     order: SampleOrder

@@ -75,8 +75,6 @@ class PlannedSteps:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a run."""
-
     devices: int  # number of devices
     device: str  # type of the devices: `cpu` or `cuda`
     memory: Mapping[str, int | None]  # bytes on each device at the peak, by kind; None: unknown
@@ -92,7 +90,6 @@ class Forecast:
     is_measured: bool = False  # the rate was measured in a few steps, without reading data
 
     def lines(self) -> list[str]:
-        """The forecast as text."""
         total = size_text(sum(size or 0 for size in self.memory.values()))
         each = f"each of {counted(self.devices, 'device')}" if self.devices > 1 else "the device"
         if self.unknown:
@@ -126,7 +123,14 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     last = plan.total_steps - 1
     step = FakeStep(config, setup.info, device, plan.micro_batch, last, batch, for_gpu)
     estimator = MemoryEstimator(config, step)
-    settings = _settings(config, plan)
+    settings = StepSettings(
+        devices=plan.global_batch // (plan.micro_batch * plan.accumulation),
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        grad_checkpointing=config.hparams.grad_checkpointing,
+        fsdp=config.distributed.fsdp,
+        reshard=config.distributed.fsdp_reshard_after_forward,
+    )
     memory, own = estimator.estimate(settings), _device_memory(device)
     # Processes on a CPU share its memory.
     is_shared = device.type == "cpu" and config.device_memory is None
@@ -152,7 +156,12 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     count, size = _disk(config, plan, estimator)
     free = _free(setup.run.root)
     if free is not None and size > free:
-        _warn_of_disk(setup.run.root, counted(count, "checkpoint"), (size, free), reporter)
+        reporter.warn(
+            "storage.no_space",
+            f"{setup.run.root}: {counted(count, 'checkpoint')} would take {size_text(size)}, "
+            f"{size_text(free)} are free; set max_checkpoint_limit "
+            "or a larger save_every_n_steps, or choose another --output",
+        )
     return Forecast(
         devices=settings.devices,
         device="cuda" if for_gpu else device.type,
@@ -165,28 +174,6 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
         samples_per_s=rate,
         hours=None if rate is None else plan.total_steps * plan.global_batch / rate / 3600,
         is_measured=config.measure,
-    )
-
-
-def _settings(config: TrainConfig, plan: TrainPlan) -> StepSettings:
-    return StepSettings(
-        devices=plan.global_batch // (plan.micro_batch * plan.accumulation),
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        grad_checkpointing=config.hparams.grad_checkpointing,
-        fsdp=config.distributed.fsdp,
-        reshard=config.distributed.fsdp_reshard_after_forward,
-    )
-
-
-def _warn_of_disk(
-    folder: Path, checkpoints: str, sizes: tuple[int, int], reporter: Reporter
-) -> None:
-    needed, free = map(size_text, sizes)
-    reporter.warn(
-        "storage.no_space",
-        f"{folder}: {checkpoints} would take {needed}, {free} are free; set max_checkpoint_limit "
-        "or a larger save_every_n_steps, or choose another --output",
     )
 
 

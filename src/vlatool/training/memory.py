@@ -40,7 +40,6 @@ class AllocationMeter(TorchDispatchMode):
         return False  # nothing is compiled here, and the check takes a tenth of the time
 
     def __init__(self, device: torch.device, *, for_gpu: bool = False) -> None:
-        """Creates the meter."""
         super().__init__()
         self.device = device
         self.live = self.peak = self.retained = 0  # bytes that are allocated now

@@ -38,8 +38,6 @@ _NO_BUFFER_SYNC: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_
 
 @dataclass(frozen=True)
 class Placement:
-    """Settings of the placement of parts."""
-
     device: torch.device  # device of this rank
     world_size: int = 1  # number of ranks
     # mesh that parameters are sharded over; None: no sharding. Parameters are gathered in float32,
@@ -52,8 +50,6 @@ class Placement:
 
 
 class PlacedParts:
-    """The placed parts of a run."""
-
     def __init__(
         self, parts: Mapping[str, Part], placement: Placement, model_type: ModelType
     ) -> None:
@@ -65,7 +61,9 @@ class PlacedParts:
             if not (part.trained and self._sharded):
                 _to_device(part.module, placement)
         trained = [part.module for part in parts.values() if part.trained]
-        blocks = _trained_blocks(blocks_of(parts), trained)
+        # A block that is a whole part is left out.
+        inside = {id(module) for part in trained for module in part.modules() if module is not part}
+        blocks = [block for block in blocks_of(parts) if id(block) in inside]
         units = blocks or trained
         for block in units if placement.compile_blocks else ():
             block.forward = torch.compile(block.forward)
@@ -212,12 +210,6 @@ def _check_shardable(parts: Mapping[str, Part]) -> None:
                     code="usage.scalar_parameter",
                     details={"parameter": f"{name}.{key}"},
                 )
-
-
-def _trained_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
-    """Blocks inside trained parts; a block that is a whole part is left out."""
-    inside = {id(module) for part in trained for module in part.modules() if module is not part}
-    return [block for block in blocks if id(block) in inside]
 
 
 # Dense TFLOP/s of matrix products in bfloat16, by words of the name that torch reports; the first

@@ -67,8 +67,6 @@ def _cosine(h: HParams, step: int, length: int) -> float:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """The plan of a run."""
-
     total_steps: int  # number of optimizer steps
     global_batch: int  # samples per step over all ranks
     micro_batch: int  # samples per rank and micro-batch
@@ -87,7 +85,6 @@ class TrainPlan:
 
 
 def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int) -> TrainPlan:
-    """The plan of a run on some data sets."""
     h = config.hparams
     samples_at_once = micro_batch(h, world_size)
     samples = budget_samples(config, sum(dataset.size for dataset in datasets))

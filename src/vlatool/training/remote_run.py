@@ -16,15 +16,9 @@ from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import CHECKPOINTS, LATEST, RunDir
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import Reporter
+from vlatool.jobs import record as job_record
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.job import digest_of
-from vlatool.jobs.record import (
-    OutputRecord,
-    output_lock,
-    partial_folder,
-    read_record,
-    record_file,
-)
 from vlatool.storage.atomic import atomic_folder, open_atomic, remove_tree
 from vlatool.storage.background import in_parallel
 from vlatool.storage.lock import Lock
@@ -69,8 +63,8 @@ def held_remote_run(
     """Holds the remote folder of a run until the block ends; copies what the local one lacks."""
     for _ in range(_ATTEMPTS):
         choice = choose_remote_run(config, new_name, start_in)
-        with output_lock(choice.root, f"vlatool {_COMMAND}") as lock:
-            record = read_record(choice.root)
+        with job_record.output_lock(choice.root, f"vlatool {_COMMAND}") as lock:
+            record = job_record.read_record(choice.root)
             if choice.run_id == ("" if record is None else record.run_id):
                 local = RunDir(_local_folder(config, choice.name))
                 remote, replaces = RunDir(choice.root), choice.replaces
@@ -101,7 +95,9 @@ def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> 
     name = config.name or new_name
     _check_apart(config, prefix / name, name)
     if config.fresh:
-        return RemoteRun(name, _free_folder(prefix, name), replaces=replaces)
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        folder = next(prefix / free for free in names if not (prefix / free).exists())
+        return RemoteRun(name, folder, replaces=replaces)
     remote_runs = _trained_runs(prefix, config)
     same = [folder for folder, record in remote_runs if own and record.run_id == own]
     searched = config.model_copy(update={"overwrite": False})
@@ -116,7 +112,7 @@ def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> 
         record = dict(remote_runs)[root]
         return RemoteRun(local.root.name, root, record.run_id, replaces, step)
     _check_no_other_run(prefix / name, searched, start_in)
-    record = read_record(prefix / name)
+    record = job_record.read_record(prefix / name)
     return RemoteRun(name, prefix / name, "" if record is None else record.run_id, replaces)
 
 
@@ -148,21 +144,17 @@ def _own_run(config: TrainConfig, local: RunDir | None, start_in: StartIn) -> tu
             "run with --overwrite",
             code="usage.output_exists",
         )
-    record = read_record(local.root)
+    record = job_record.read_record(local.root)
     if start == "replace" or record is None or not has_trained(local):
         return "", start == "replace"
     return record.run_id, False
 
 
-def _free_folder(prefix: Path, name: str) -> Path:
-    """Folder of a new run: with the name, or the name and the first number that is free."""
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(prefix / free for free in names if not (prefix / free).exists())
-
-
-def _trained_runs(prefix: Path, config: TrainConfig) -> list[tuple[Path, OutputRecord]]:
+def _trained_runs(prefix: Path, config: TrainConfig) -> list[tuple[Path, job_record.OutputRecord]]:
     """Runs below a prefix that may be the same as this one: that of its name, then the newest."""
-    folders = _folders_in(prefix)
+    folders: list[Path] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        folders = [path for path in prefix.iterdir() if path.is_dir()]
     records = zip(folders, in_parallel(_dated_record, folders, _READ_AT_ONCE), strict=True)
     runs = [
         (folder, record, changed)
@@ -173,17 +165,11 @@ def _trained_runs(prefix: Path, config: TrainConfig) -> list[tuple[Path, OutputR
     return [(folder, record) for folder, record, _ in runs]
 
 
-def _folders_in(prefix: Path) -> list[Path]:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return [path for path in prefix.iterdir() if path.is_dir()]
-    return []
-
-
-def _dated_record(folder: Path) -> tuple[OutputRecord | None, float]:
+def _dated_record(folder: Path) -> tuple[job_record.OutputRecord | None, float]:
     """Record of a run, and the time of its last checkpoint."""
-    record = read_record(folder)
+    record = job_record.read_record(folder)
     if record is not None:
-        for path in (folder / LATEST, record_file(folder)):
+        for path in (folder / LATEST, job_record.record_file(folder)):
             with suppress(FileNotFoundError):
                 return record, path.stat().st_mtime
     return record, 0.0
@@ -205,7 +191,7 @@ def _is_similar(options: Mapping[str, Any], config: TrainConfig) -> bool:
 
 
 def _with_equal_options(
-    runs: list[tuple[Path, OutputRecord]], config: TrainConfig, start_in: StartIn
+    runs: list[tuple[Path, job_record.OutputRecord]], config: TrainConfig, start_in: StartIn
 ) -> Iterator[Path]:
     """Folders of the runs that this one continues; of a smaller budget only that of its name."""
     for folder, _ in runs:
@@ -261,7 +247,7 @@ def _copy_to_local(
         for number in copied
         for name in CheckpointManifest.read(remote.checkpoint(number)).beside
     }
-    record = str(record_file(remote.root).relative_to(remote.root))
+    record = str(job_record.record_file(remote.root).relative_to(remote.root))
     files = [file for file in files_below(remote.root) if _is_copied(file.name, {record, *beside})]
     inner = {
         number: [
@@ -271,11 +257,11 @@ def _copy_to_local(
     }
     total = sum(file.bytes for group in (files, *inner.values()) for file in group)
     with (
-        output_lock(local.root, f"vlatool {_COMMAND}"),
+        job_record.output_lock(local.root, f"vlatool {_COMMAND}"),
         reporter.progress("download", total, "bytes") as bar,
     ):
         if replaces:
-            reset_run(local, OutputRecord(_COMMAND, {}))
+            reset_run(local, job_record.OutputRecord(_COMMAND, {}))
         copier = _Copier(TransferPool(_STREAMS, on_note=reporter.note, bar=bar), local.root)
         copier.copy(remote.root, [file for file in files if file.name == record], local.root)
         copier.copy(remote.root, [file for file in files if file.name != record], local.root)
@@ -317,7 +303,7 @@ class _Copier:
     """Copies of files to the local disk, several at a time."""
 
     def __init__(self, pool: TransferPool, root: Path) -> None:
-        self.partials = partial_folder(root)
+        self.partials = job_record.partial_folder(root)
         remove_tree(self.partials)
         self._pool = pool
 

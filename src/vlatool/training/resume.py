@@ -103,7 +103,16 @@ def with_local_folder(config: Run) -> Run:
     for key in ("remote_sync", "remote_sync_fixed_path"):
         text = getattr(config, key)
         if text is not None:
-            _check_writable(location(text))
+            # Raises UsageError if a location has a scheme that is only read.
+            path = location(text)
+            scheme = str(path).partition("://")[0]
+            if is_remote(path) and not is_writable(scheme):
+                raise UsageError.at(
+                    path,
+                    f"{scheme}:// can only be read, a run cannot be copied there",
+                    hint="choose a bucket, such as s3://bucket/runs, or a folder",
+                    code="usage.unsupported_scheme",
+                )
     return config
 
 
@@ -119,18 +128,6 @@ def fixed_name(run_id: str) -> str:
     Source: reference/training 1.7.
     """
     return str(UUID(bytes=hashlib.sha256(run_id.encode()).digest()[:16], version=4))
-
-
-def _check_writable(path: Path) -> None:
-    """Raises UsageError if a location has a scheme that is only read."""
-    scheme = str(path).partition("://")[0]
-    if is_remote(path) and not is_writable(scheme):
-        raise UsageError.at(
-            path,
-            f"{scheme}:// can only be read, a run cannot be copied there",
-            hint="choose a bucket, such as s3://bucket/runs, or a folder",
-            code="usage.unsupported_scheme",
-        )
 
 
 _COMMAND = "train"
@@ -241,7 +238,17 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     """
     config, _ = config.derive_static()
     if config.overwrite and run is not None:
-        _check_weights_outside(run, config)
+        # Raises UsageError if initial weights are in the run folder that is replaced.
+        root = run.root.resolve()
+        model = config.model.model_dump(mode="json")
+        for text in _strings({"init_from": config.init_from, "model": model}):
+            if os.path.exists(text) and Path(text).resolve().is_relative_to(root):
+                raise UsageError.at(
+                    text,
+                    f"is in {run.root}, which --overwrite replaces",
+                    hint="choose another --output",
+                    code="usage.overwrites_origin",
+                )
     record = _earlier_record(config, run)
     if record is None or started_run(config, run) is None:
         config.check_init()
@@ -269,20 +276,6 @@ def _earlier_record(config: TrainConfig, run: RunDir | None) -> OutputRecord | N
         return None
     record = read_record(run.root)
     return record if record is not None and record.command == _COMMAND else None
-
-
-def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
-    """Raises UsageError if initial weights are in the run folder that is replaced."""
-    root = run.root.resolve()
-    model = config.model.model_dump(mode="json")
-    for text in _strings({"init_from": config.init_from, "model": model}):
-        if os.path.exists(text) and Path(text).resolve().is_relative_to(root):
-            raise UsageError.at(
-                text,
-                f"is in {run.root}, which --overwrite replaces",
-                hint="choose another --output",
-                code="usage.overwrites_origin",
-            )
 
 
 def _strings(tree: object) -> Iterator[str]:
@@ -398,7 +391,6 @@ def _config_matches(run: RunDir, config: TrainConfig) -> bool:
 
 
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
-    """Marks the record of a run as complete."""
     if not record.complete:
         replace(record, complete=True, result=result).save(run.root)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.config.rules import check_rules
-from vlatool.events import Progress, Reporter
+from vlatool.events import Reporter
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Policy
 from vlatool.training import validation
@@ -28,8 +28,6 @@ from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Configuration, data, plan and folder of a run."""
-
     config: TrainConfig
     info: DatasetInfo
     plan: TrainPlan
@@ -119,7 +117,20 @@ def _fit(
     with StopRequest() as stop, reporter.progress("training", plan.total_steps, "steps") as bar:
         bar.advance(state.step)
         checkpoints = _Checkpoints(setup)
-        reports = _reports(setup, reporter, bar, checkpoints)
+        config, runtime = setup.config, setup.runtime
+        reports = MetricsLogger(
+            metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
+            reporter=reporter,
+            bar=bar,
+            runtime=runtime,
+            log_every=config.log_every_n_steps,
+            total_steps=setup.plan.total_steps,
+            drop_reasons=config.data_kind.drop_reasons,
+            max_dropped_share=config.data.max_dropped_share,
+            drops=DropsFile(setup.run.drops if runtime.is_main else None),
+            ideal_rate=_ideal_rate(setup, reporter),
+            newest_checkpoint=checkpoints.newest,
+        )
         trainer = _trainer(setup, train_setup, reports, checkpoints, stop)
         if not is_rolled_out:
             trainer.measure_success(state)
@@ -229,25 +240,6 @@ class _Checkpoints:
     def newest(self) -> Path | None:
         checkpoints = self.setup.run.checkpoints()
         return checkpoints[-1][1] if checkpoints else None
-
-
-def _reports(
-    setup: RunSetup, reporter: Reporter, bar: Progress, checkpoints: _Checkpoints
-) -> MetricsLogger:
-    config, runtime = setup.config, setup.runtime
-    return MetricsLogger(
-        metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
-        reporter=reporter,
-        bar=bar,
-        runtime=runtime,
-        log_every=config.log_every_n_steps,
-        total_steps=setup.plan.total_steps,
-        drop_reasons=config.data_kind.drop_reasons,
-        max_dropped_share=config.data.max_dropped_share,
-        drops=DropsFile(setup.run.drops if runtime.is_main else None),
-        ideal_rate=_ideal_rate(setup, reporter),
-        newest_checkpoint=checkpoints.newest,
-    )
 
 
 def _ideal_rate(setup: RunSetup, reporter: Reporter) -> float | None:

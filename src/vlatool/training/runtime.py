@@ -148,7 +148,6 @@ class Runtime:
 
     @property
     def world_size(self) -> int:
-        """Number of ranks."""
         return self._accelerator.num_processes
 
     @property
@@ -159,7 +158,6 @@ class Runtime:
 
     @property
     def rank(self) -> int:
-        """Index of this rank."""
         return self._accelerator.process_index
 
     @property
@@ -179,7 +177,6 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """Device of this rank."""
         return self._accelerator.device
 
     def limit_threads(self, processors: int, loaders: int) -> None:

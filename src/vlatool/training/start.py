@@ -168,7 +168,6 @@ def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
 
 
 def gpus_here() -> int:
-    """Number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -191,8 +191,6 @@ def _copy(value: Tensor) -> Tensor:
 
 @dataclass
 class TrainState:
-    """Weights, optimizers and counters of a run."""
-
     parts: Mapping[str, Part]  # the placed parts, without wrappers
     # optimizers by the name that the objective gives them
     optimizers: dict[str, Optimizer] = field(default_factory=dict[str, Optimizer])

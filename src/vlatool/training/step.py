@@ -172,7 +172,6 @@ class ReducedLoss:
 
     @property
     def count(self) -> Tensor:
-        """Number of counted elements."""
         return self.packed[1]
 
     @property
@@ -343,7 +342,18 @@ class TrainStep:
         set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         with self._placed.only_trains(spec.parts):
-            local = self._backward(name, state.step, objective, micro_batches)
+            optimizers = objective.optimizers()
+            parts, rng_key = optimizers[name].parts, list(optimizers).index(name)
+            local = LossSums(self._runtime.device)
+            for index, micro_batch in enumerate(micro_batches):
+                ctx = self.contexts.of(state.step, micro_batch, rng_key)
+                is_last, is_dummy = index == len(micro_batches) - 1, micro_batch.is_dummy
+                with self._placed.gradient_sync(parts, last=is_last):
+                    cast = self._runtime.autocast()
+                    loss = backward(
+                        objective, name, micro_batch.batch, ctx, cast, is_dummy=is_dummy
+                    )
+                local.add(loss, is_dummy=is_dummy)
         sums = local.reduced(self._runtime, extra)
         is_empty = sums.count <= 0
         # DDP and FSDP average gradients over ranks; the mean loss is over all counted elements.
@@ -357,21 +367,6 @@ class TrainStep:
             torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed])
         )
         return OptimizerStep(name, rate, sums, norm, ok, local.totals, host_copy)
-
-    def _backward(
-        self, name: str, step: int, objective: base.Objective, micro_batches: Sequence[MicroBatch]
-    ) -> LossSums:
-        optimizers = objective.optimizers()
-        parts, rng_key = optimizers[name].parts, list(optimizers).index(name)
-        local = LossSums(self._runtime.device)
-        for index, micro_batch in enumerate(micro_batches):
-            ctx = self.contexts.of(step, micro_batch, rng_key)
-            is_last, is_dummy = index == len(micro_batches) - 1, micro_batch.is_dummy
-            with self._placed.gradient_sync(parts, last=is_last):
-                cast = self._runtime.autocast()
-                loss = backward(objective, name, micro_batch.batch, ctx, cast, is_dummy=is_dummy)
-            local.add(loss, is_dummy=is_dummy)
-        return local
 
 
 def backward(

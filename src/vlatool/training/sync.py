@@ -89,7 +89,13 @@ class RunMirror:
         newest = self._run.latest()
         if newest is not None and newest[0] in self._complete():
             self._write_latest(newest[0])
-        self._write_best()
+        # Names the best checkpoint there, and removes the one that was the best before.
+        best = self._run.read_best()
+        if best not in (None, self._named_best) and best.step in self._complete():
+            self._check()
+            self._there.write_best(best)
+            self._named_best = best
+            self._prune()
 
     def confirm(self) -> None:
         """Sends the newest checkpoint again if a file of it is not there."""
@@ -175,15 +181,6 @@ class RunMirror:
             self._check()
             self._there.write_latest(step)
             self._named = step
-
-    def _write_best(self) -> None:
-        """Names the best checkpoint there, and removes the one that was the best before."""
-        best = self._run.read_best()
-        if best not in (None, self._named_best) and best.step in self._complete():
-            self._check()
-            self._there.write_best(best)
-            self._named_best = best
-            self._prune()
 
     def _prune(self) -> None:
         """Removes surplus checkpoints there, and frozen weights that no other one names."""

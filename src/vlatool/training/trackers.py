@@ -90,7 +90,6 @@ class TrackedReporter:
         self._each(rows_of)
 
     def close(self, exit_code: int) -> None:
-        """Closes the trackers."""
         self._each(lambda tracker: tracker.close(exit_code))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
@@ -182,7 +181,6 @@ class TensorBoardTracker:
         self._writer.flush()
 
     def close(self, exit_code: int) -> None:
-        """Closes the file."""
         self._writer.close()
 
 
@@ -203,7 +201,6 @@ class WandbTracker:
         run.define_metric("*", step_metric="step")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs a row."""
         self._run.log({**values, "step": step})
 
     def images(self, step: int, images: Mapping[str, UInt8Array]) -> None:

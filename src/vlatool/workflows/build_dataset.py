@@ -226,7 +226,12 @@ class BuildDatasetJob:
             self._totals.add(receipt)
         files = self._totals.files
         if not self._totals.samples:
-            raise _no_samples_error(self._config)
+            raise DataError(
+                f"{self._config.data}: no window has the kind {' or '.join(self._config.kinds)}",
+                hint="leave out --kinds, or write the windows again with a --qa-mode that "
+                "includes it",
+                code="data.no_samples",
+            )
         packed_files: list[FileEntry] = []
         if limit:
             packed_files = files if run.failures else []
@@ -319,11 +324,3 @@ class BuildDatasetJob:
         reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
         for name in ignored_code(fast):
             reporter.note(f"{fast / name}: is never executed")
-
-
-def _no_samples_error(config: BuildDatasetConfig) -> DataError:
-    return DataError(
-        f"{config.data}: no window has the kind {' or '.join(config.kinds)}",
-        hint="leave out --kinds, or write the windows again with a --qa-mode that includes it",
-        code="data.no_samples",
-    )

@@ -143,8 +143,6 @@ def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult
 
 
 class _Paths:
-    """Paths of the outputs."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.raw, self.data, self.run = root / "raw", root / "data", root / "run"

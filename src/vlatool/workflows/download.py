@@ -30,15 +30,7 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import is_outage, not_requested_error
 from vlatool.storage.tree import sha256_of, size_text
 from vlatool.storage.uri import local_path, location, pinned
-from vlatool.workflows.download_files import (
-    DownloadResult,
-    RemoteObject,
-    TransferOptions,
-    download_files,
-    remote_files,
-    task_files,
-    tasks_command,
-)
+from vlatool.workflows import download_files as downloads
 from vlatool.workflows.download_raw import RawResult, RawTask, download_raw
 
 _MAX_BYTES = 64 * 2**20
@@ -199,7 +191,7 @@ class TasksResult(Result):
     """Results of several tasks."""
 
     output: str  # location as it was given
-    tasks: Mapping[str, DownloadResult | RawResult]
+    tasks: Mapping[str, downloads.DownloadResult | RawResult]
     bytes: int
     failures: Sequence[Mapping[str, Any]]  # tasks that failed, with code, message and hint
     # Language annotations of raw tasks; empty without them.
@@ -218,7 +210,7 @@ class TasksResult(Result):
 
 def download(
     config: DownloadConfig, *, reporter: Reporter = NULL
-) -> DownloadResult | TasksResult | TaskList | AnnotationsResult:
+) -> downloads.DownloadResult | TasksResult | TaskList | AnnotationsResult:
     """Downloads the files at a location, or public tasks, to a folder.
 
     The same call resumes an interrupted run, inside large files too, and downloads files that
@@ -247,9 +239,9 @@ def download(
             hint="give a location such as hf://datasets/OWNER/NAME or s3://BUCKET/FOLDER",
             code="usage.local_source",
         )
-    files = _selected(config, source, remote_files(source))
+    files = _selected(config, source, downloads.remote_files(source))
     options = _options(config, {"source": str(source)})
-    return download_files(source, files, config.output, options, reporter)
+    return downloads.download_files(source, files, config.output, options, reporter)
 
 
 def _check_keys(config: DownloadConfig) -> None:
@@ -294,12 +286,12 @@ def _download_annotations(config: DownloadConfig) -> AnnotationsResult:
         ) from None
 
 
-def _options(config: DownloadConfig, request: Mapping[str, Any]) -> TransferOptions:
+def _options(config: DownloadConfig, request: Mapping[str, Any]) -> downloads.TransferOptions:
     """Limits, and the request with the patterns of the command."""
     patterns = {"include": config.include, "leave_out": config.leave_out}
     request = {**request, **{key: value for key, value in patterns.items() if value}}
     rate = _bytes_per_s(config.limit_rate)
-    return TransferOptions(config.workers, rate, config.dry_run, request)
+    return downloads.TransferOptions(config.workers, rate, config.dry_run, request)
 
 
 def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
@@ -313,7 +305,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
                 hint="`vlatool download --list` shows what there is of each task",
                 code="usage.no_such_view",
             )
-    results: dict[str, DownloadResult | RawResult] = {}
+    results: dict[str, downloads.DownloadResult | RawResult] = {}
     errors: dict[str, VlatoolError] = {}
     annotations = _annotations_beside(config, table, errors, reporter) if config.raw else ""
     is_dead = False
@@ -362,7 +354,7 @@ def _annotations_beside(
 
 def _tasks_result(
     output: str,
-    tasks: Mapping[str, DownloadResult | RawResult],
+    tasks: Mapping[str, downloads.DownloadResult | RawResult],
     errors: Mapping[str, VlatoolError],
     annotations: str,
 ) -> TasksResult:
@@ -377,7 +369,7 @@ def _tasks_result(
         sum(result.bytes for result in tasks.values()),
         failures,
         annotations,
-        tasks_command(commands, output) if commands else "",
+        downloads.tasks_command(commands, output) if commands else "",
     )
     if not errors:
         return result
@@ -394,10 +386,10 @@ def _tasks_result(
 
 def _download_task(
     config: DownloadConfig, table: TaskTable, name: str, reporter: Reporter
-) -> DownloadResult:
+) -> downloads.DownloadResult:
     base = _registry(config) or table.preprocessed
     source = _remote(f"{base.rstrip('/')}/{config.version or table.version}/{name}")
-    files, borrowed = task_files(source, config.view)
+    files, borrowed = downloads.task_files(source, config.view)
     if borrowed:
         reporter.note(
             f"{name}: not in {config.view}/ there, from the other view: {', '.join(borrowed)}"
@@ -405,7 +397,7 @@ def _download_task(
     files = _selected(config, source, files)
     output = str(local_path(config.output) / name)
     options = _options(config, _task_request(config, name))
-    return download_files(source, files, output, options, reporter)
+    return downloads.download_files(source, files, output, options, reporter)
 
 
 def _download_raw(
@@ -454,8 +446,8 @@ def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
 
 
 def _selected(
-    config: DownloadConfig, source: RemotePath, files: Sequence[RemoteObject]
-) -> list[RemoteObject]:
+    config: DownloadConfig, source: RemotePath, files: Sequence[downloads.RemoteObject]
+) -> list[downloads.RemoteObject]:
     """Files that the patterns select, without the records of outputs of vlatool."""
     files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:

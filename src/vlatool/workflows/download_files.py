@@ -50,8 +50,6 @@ _COMPANIONS = {STATS_NAME: True, CONFIG_NAME: True, METADATA_NAME: False, DIGEST
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """File of a remote location."""
-
     name: str  # Path in the output
     address: Address
     info: ObjectInfo  # its size and version
@@ -229,23 +227,19 @@ def tasks_command(commands: Mapping[str, str], output: str) -> str:
 def _next_command(folder: Path) -> str:
     artifact = recognize(folder)
     if artifact is None:
-        return _preprocess(folder)
+        # Command that reads raw episodes; raises VlatoolError if there are none.
+        for name, rest in _FORMATS.items():
+            with suppress(VlatoolError):
+                findings = detect_source(folder, name).reader.source_findings
+                is_lost = any(finding.code == "lerobot.no_videos" for finding in findings)
+                chosen = " --camera-names '[]'" if is_lost else ""
+                return f"vlatool preprocess {name} {{output}} {rest}{chosen}"
+        return "vlatool verify {output}"
     if artifact.kind != "output":
         return "vlatool inspect {output}"
     options = ShardFolder.open(folder).options()
     fields = "" if options.get("action_fields") else f" {_PUBLISHED_FIELDS}"
     return f"vlatool train --preset diffusion-policy-tiny{fields} --data {{output}} --num-epochs 20"
-
-
-def _preprocess(folder: Path) -> str:
-    """Command that reads raw episodes; raises VlatoolError if there are none."""
-    for name, rest in _FORMATS.items():
-        with suppress(VlatoolError):
-            findings = detect_source(folder, name).reader.source_findings
-            is_lost = any(finding.code == "lerobot.no_videos" for finding in findings)
-            chosen = " --camera-names '[]'" if is_lost else ""
-            return f"vlatool preprocess {name} {{output}} {rest}{chosen}"
-    return "vlatool verify {output}"
 
 
 # Part of the journal: raise it when the same object would give another file, not with a release.
@@ -292,7 +286,13 @@ def download_files(
     """Downloads files to an output; what an earlier call finished stays."""
     names: set[str] = set()
     for file in files:
-        _check_name(file)
+        if FOLDER in file.name.split("/") or not is_inside(file.name):
+            raise DataError.at(
+                file.path,
+                f"{file.name!r} cannot be the name of a file in the output",
+                hint="leave it out with --leave-out, or rename it there",
+                code="data.bad_name",
+            )
         if file.name in names:
             raise doubled_error(file.path)
         names.add(file.name)
@@ -430,13 +430,3 @@ def object_state(file: RemoteObject) -> InputState:
     info = file.info
     sizes = digest_of([info.etag or info.digest, info.size])
     return InputState(digest_of([file.path, sizes]), sizes, int(info.modified * 1e9))
-
-
-def _check_name(file: RemoteObject) -> None:
-    if FOLDER in file.name.split("/") or not is_inside(file.name):
-        raise DataError.at(
-            file.path,
-            f"{file.name!r} cannot be the name of a file in the output",
-            hint="leave it out with --leave-out, or rename it there",
-            code="data.bad_name",
-        )

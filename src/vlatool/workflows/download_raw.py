@@ -38,14 +38,7 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import ChunkStream, Consumer, TransferPool, partial_bytes
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
-from vlatool.workflows.download_files import (
-    RemoteObject,
-    TransferOptions,
-    check_space,
-    object_state,
-    raw_task_command,
-    recorded_source,
-)
+from vlatool.workflows import download_files as downloads
 
 _SYNC_S = 2.0
 
@@ -217,7 +210,6 @@ class Extraction:
         self._is_same = True
 
     def add_archive(self, entry: FileEntry) -> None:
-        """Records the archive as a file of the output."""
         with self._logging():
             self._append({"archive": row_of(entry)})
 
@@ -467,7 +459,9 @@ class RawResult(OutputResult):
         return f"{counted(self.files, 'file')} of {name}, {size_text(self.extracted_bytes)}"
 
 
-def download_raw(task: RawTask, options: TransferOptions, reporter: Reporter) -> RawResult:
+def download_raw(
+    task: RawTask, options: downloads.TransferOptions, reporter: Reporter
+) -> RawResult:
     """Extracts the archive of a task while it is downloaded; resumes inside members."""
     with ExitStack() as stack:
         job = RawJob(task, options, (reporter, stack))
@@ -476,14 +470,14 @@ def download_raw(task: RawTask, options: TransferOptions, reporter: Reporter) ->
         result = run_command(job, RawResult, job_options, executor, reporter=reporter)
     if result.status == "planned":
         return result
-    return replace(result, next=raw_task_command(task.output, task.annotations))
+    return replace(result, next=downloads.raw_task_command(task.output, task.annotations))
 
 
 class RawJob:
     """Job whose only item is an archive; see `jobs.job.Job`."""
 
     def __init__(
-        self, task: RawTask, options: TransferOptions, display: tuple[Reporter, ExitStack]
+        self, task: RawTask, options: downloads.TransferOptions, display: tuple[Reporter, ExitStack]
     ) -> None:
         self._task = task
         self._output = output = local_path(task.output)
@@ -491,13 +485,15 @@ class RawJob:
         self._reporter, self._stack = display
         self._extraction: Extraction | None = None
         self._facts: Mapping[str, Any] = {}
-        self._file = RemoteObject(task.source.name, task.source.address, task.info)
+        self._file = downloads.RemoteObject(task.source.name, task.source.address, task.info)
         self.items = [self._file]
         self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
-                "download", recorded_source(task.source), pending_downloads=(options.request,)
+                "download",
+                downloads.recorded_source(task.source),
+                pending_downloads=(options.request,),
             ),
             title=f"download {task.source}",
             item_name="archive",
@@ -513,12 +509,12 @@ class RawJob:
             shown={"output": task.output},
         )
 
-    def name(self, item: RemoteObject) -> str:
+    def name(self, item: downloads.RemoteObject) -> str:
         return item.name
 
-    def _state(self, item: RemoteObject) -> InputState:
+    def _state(self, item: downloads.RemoteObject) -> InputState:
         """State of the archive; another one if it becomes a file of the output."""
-        state = object_state(item)
+        state = downloads.object_state(item)
         if not (self._task.keep_archive or (self._output / item.name).is_file()):
             return state
         return replace(state, digest=f"{state.digest} archive", sizes=f"{state.sizes} archive")
@@ -529,10 +525,10 @@ class RawJob:
         missing = extraction.missing_bytes
         if self._needs_archive(extraction):
             archive = max(0, self._task.info.size - partial_bytes(self._partials / _ARCHIVE))
-            check_space(self._output, missing + archive)
+            downloads.check_space(self._output, missing + archive)
             total = archive
         else:
-            check_space(self._output, missing)
+            downloads.check_space(self._output, missing)
             total = missing
         bar = self._reporter.progress("download", total, "bytes")
         self.pool.bar = self._stack.enter_context(bar)
@@ -547,7 +543,7 @@ class RawJob:
     def _needs_archive(self, extraction: Extraction) -> bool:
         return self._task.keep_archive and extraction.archive_entry is None
 
-    def _extract(self, file: RemoteObject) -> Receipt:
+    def _extract(self, file: downloads.RemoteObject) -> Receipt:
         """Extracts the archive, from the start again if it changes meanwhile."""
         info = file.info
         for attempt in range(_RESTARTS + 1):
@@ -556,7 +552,19 @@ class RawJob:
             try:
                 with self.pool.file(file.name):
                     self._extract_version(extraction, info)
-                return _receipt(extraction)
+                entries = extraction.entries()
+                digests = extraction.chunk_digests
+                archive = extraction.archive_entry
+                facts = {
+                    "files": len(entries),
+                    "folders": extraction.folders,
+                    "chunk_bytes": extraction.chunk_bytes,
+                    "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+                    "archive_sha256": archive.sha256 if archive else None,
+                }
+                counts = {"bytes": sum(entry.bytes for entry in entries)}
+                files = (*entries, *([archive] if archive else []))
+                return Receipt("", counts=counts, files=files, facts=facts)
             except StorageError as error:
                 if error.code != "storage.changed" or attempt == _RESTARTS:
                     raise
@@ -591,7 +599,6 @@ class RawJob:
         extraction.add_archive(entry)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Entries of the extracted files."""
         entries: list[FileEntry] = []
         for receipt in receipts:
             entries += receipt.files
@@ -608,22 +615,6 @@ class RawJob:
             extracted_bytes=run.sums.get("bytes", 0),
             **self._facts,
         )
-
-
-def _receipt(extraction: Extraction) -> Receipt:
-    entries = extraction.entries()
-    digests = extraction.chunk_digests
-    archive = extraction.archive_entry
-    facts = {
-        "files": len(entries),
-        "folders": extraction.folders,
-        "chunk_bytes": extraction.chunk_bytes,
-        "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-        "archive_sha256": archive.sha256 if archive else None,
-    }
-    counts = {"bytes": sum(entry.bytes for entry in entries)}
-    files = (*entries, *([archive] if archive else []))
-    return Receipt("", counts=counts, files=files, facts=facts)
 
 
 def _read_local(path: Path, chunk_bytes: int, numbers: Sequence[int], consume: Consumer) -> None:

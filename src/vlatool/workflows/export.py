@@ -8,16 +8,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlatool.artifacts.codes import format as codes_format
-from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
-from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import named_best, require_weights
 from vlatool.artifacts.samples import format as samples_format
-from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
-from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.config.resolve import load_config
@@ -163,7 +159,11 @@ def example_outputs(trained: Trained) -> dict[str, Array]:
     tokenizer = trained.model_type.tokenizer(trained.config.model, trained.parts, trained.assets)
     generator = np.random.default_rng(_SEED)
     if tokenizer is None:
-        return _chunks(trained, generator)
+        from vlatool.models.policy import example_observation
+
+        policy = trained.policy().with_steps(1)
+        observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
+        return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
     shape = (_NUM_EXAMPLES, tokenizer.image_size, tokenizer.image_size, 3)
     images = torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8))
     outputs: dict[str, Array] = {}
@@ -172,14 +172,6 @@ def example_outputs(trained: Trained) -> dict[str, Array]:
     if tokenizer.has_decoder:
         outputs["pixels"] = tokenizer.reconstructor()(images).pixels.numpy()
     return outputs
-
-
-def _chunks(trained: Trained, generator: np.random.Generator) -> dict[str, Array]:
-    from vlatool.models.policy import example_observation
-
-    policy = trained.policy().with_steps(1)
-    observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
-    return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
 
 
 def _tree(trained: Trained) -> Mapping[str, Any]:
@@ -266,19 +258,17 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
 
 @dataclass(frozen=True)
 class _CodesExport:
-    """Export of codes, episode by episode."""
-
     source: codes_format.CodesFolder
     output: Path
     layout: codes_format.CodesLayout
     items: Sequence[str]
     exported: ClassVar[str] = "codes"
     counted: ClassVar[str] = "pictures"
-    manifest: ClassVar[str] = CODES_MANIFEST_NAME
+    manifest: ClassVar[str] = codes_format.MANIFEST_NAME
 
     @property
     def owned(self) -> Sequence[str]:
-        return CODES_OWNED_FILES[self.layout]
+        return codes_format.OWNED_FILES[self.layout]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -307,7 +297,7 @@ class _CodesExport:
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError.at(
                 self.source.path,
-                f"the codes do not match the digest in {CODES_MANIFEST_NAME}",
+                f"the codes do not match the digest in {codes_format.MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
                 code=codes_format.CODES_CHANGED,
             )
@@ -317,16 +307,14 @@ class _CodesExport:
 
 @dataclass(frozen=True)
 class _SamplesExport:
-    """Export of packed samples, file by file."""
-
     source: samples_format.SamplesFolder
     output: Path
     prefix: str
     layout: str = "jsonl"
     exported: ClassVar[str] = samples_format.EXPORTED
     counted: ClassVar[str] = "samples"
-    manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
-    owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
+    manifest: ClassVar[str] = samples_format.MANIFEST_NAME
+    owned: ClassVar[Sequence[str]] = samples_format.OWNED_FILES
     source_digest: ClassVar[str] = ""
 
     @property

@@ -12,15 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlatool.artifacts import profile
+from vlatool.artifacts import profile as profiles
 from vlatool.artifacts.fast import format as fast_format
-from vlatool.artifacts.profile import (
-    GRIPPER,
-    Gripper,
-    NormalizationProfile,
-    compute_profile,
-    no_gripper_error,
-    read_profile,
-)
 from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
@@ -64,7 +57,7 @@ class FitFastConfig(ConfigModel):
     profile: str = option(
         COMPUTE, "Normalization profile of actions: a name, a file, or `compute`."
     )
-    gripper: Gripper = option(
+    gripper: profiles.Gripper = option(
         "raw", "raw: leave the dimension named gripper unchanged, unless a profile normalizes it."
     )
     raw: list[str] = option(
@@ -195,7 +188,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
 
 
 def _quality(
-    tokenizer: ActionTokenizer, values: Array, profile: NormalizationProfile
+    tokenizer: ActionTokenizer, values: Array, profile: profiles.NormalizationProfile
 ) -> dict[str, Any]:
     """Quality of the ids on the chunks; errors in the unit of each dimension."""
     measured = action_quality(tokenizer, values)
@@ -266,7 +259,7 @@ def _all_chunks(
 
 def _profile(
     config: FitFastConfig, chunks: Array, sources: Sequence[fast_format.ChunkSource]
-) -> NormalizationProfile:
+) -> profiles.NormalizationProfile:
     width = chunks.shape[2]
     if config.profile != COMPUTE:
         if config.raw:
@@ -277,7 +270,7 @@ def _profile(
             )
         # `raw` leaves the gripper as the profile has it.
         gripper = None if config.gripper == "raw" else config.gripper
-        loaded = read_profile(config.profile, gripper)
+        loaded = profiles.read_profile(config.profile, gripper)
         if loaded.width != width:
             raise DataError(
                 f"profile {loaded.name} has {counted(loaded.width, 'dimension')}, the actions "
@@ -289,16 +282,16 @@ def _profile(
     recorded_names = sources[0].names
     names = recorded_names if len(recorded_names) == width else tuple(map(str, range(width)))
     raw = [_dimension(dimension, names) for dimension in config.raw]
-    has_gripper = GRIPPER in names
+    has_gripper = profiles.GRIPPER in names
     if config.gripper == "normalised" and not has_gripper:
-        raise no_gripper_error(COMPUTE, names)
+        raise profiles.no_gripper_error(COMPUTE, names)
     if config.gripper == "raw" and has_gripper:
-        raw.append(GRIPPER)
+        raw.append(profiles.GRIPPER)
     # The first action of each chunk is that of the anchor: each row counts once. Relative poses
     # grow along a chunk, so that all of its rows count.
     is_relative = any(source.is_relative for source in sources)
     rows = chunks.reshape(-1, width) if is_relative else chunks[:, 0]
-    return compute_profile("computed", rows, names, sorted(set(raw)))
+    return profiles.compute_profile("computed", rows, names, sorted(set(raw)))
 
 
 def _dimension(word: str, names: Sequence[str]) -> str:
@@ -320,7 +313,10 @@ def _select_chunks(config: FitFastConfig, count: int) -> Array:
 
 
 def _plan(
-    config: FitFastConfig, normalized: Array, fitted_on: int, normalization: NormalizationProfile
+    config: FitFastConfig,
+    normalized: Array,
+    fitted_on: int,
+    normalization: profiles.NormalizationProfile,
 ) -> FitFastResult:
     lowest, highest = coefficient_range(config.scale, normalized)
     return FitFastResult(
@@ -341,7 +337,7 @@ def _plan(
 def _record(
     config: FitFastConfig,
     sources: Sequence[Path],
-    normalization: NormalizationProfile,
+    normalization: profiles.NormalizationProfile,
     chunks: Array,
 ) -> OutputRecord:
     excluded = {"output", "sources", "profile", *config.no_effect_on_output}
@@ -363,7 +359,7 @@ def _record(
 def _write(
     target: Path,
     tokenizer: ActionTokenizer,
-    normalization: NormalizationProfile,
+    normalization: profiles.NormalizationProfile,
     result: FitFastResult,
 ) -> None:
     report = {

@@ -44,8 +44,6 @@ class RunsConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between two runs."""
-
     runs: Sequence[str]  # their names
     summaries: tuple[RunSummary, RunSummary] = field(metadata=UNLISTED)
     # `key` of the configuration, and the `values` in each run.

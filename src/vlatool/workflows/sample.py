@@ -207,7 +207,23 @@ class SampleJob:
             yield receipt
 
     def result(self, run: JobRun) -> SampleResult:
-        summary = _summary(self._config, self._recorded)
+        names = [camera.name for camera in cameras_for(self._config.cameras)]
+        if self._config.world == "metaworld":
+            names = [*VIEWS]
+        if self._config.layout == "lerobot":
+            names = [f"observation.images.{name}" for name in names]
+        if self._config.layout == "libero":
+            names = ["image", "wrist_image"]
+        if self._config.layout == "hdf5":
+            names = [f"{name}_image" for name in names]
+        summary = SampleResult(
+            layout=self._config.layout,
+            frames=sum(episode.frames for episode in self._recorded),
+            successes=sum(episode.success for episode in self._recorded),
+            instructions=dict(Counter(episode.instruction for episode in self._recorded)),
+            cameras=tuple(names),
+            world=self._config.world,
+        )
         if run.status != "planned":
             return summary
         if self._config.world != "builtin":
@@ -281,26 +297,6 @@ def _writer(layout: Layout, setup: recording.RecordingSetup) -> recording.Layout
     from vlatool.world.record_files import WRITERS
 
     return WRITERS[layout](setup)
-
-
-def _summary(config: SampleConfig, recorded: list[recording.RecordedEpisode]) -> SampleResult:
-    names = [camera.name for camera in cameras_for(config.cameras)]
-    if config.world == "metaworld":
-        names = [*VIEWS]
-    if config.layout == "lerobot":
-        names = [f"observation.images.{name}" for name in names]
-    if config.layout == "libero":
-        names = ["image", "wrist_image"]
-    if config.layout == "hdf5":
-        names = [f"{name}_image" for name in names]
-    return SampleResult(
-        layout=config.layout,
-        frames=sum(episode.frames for episode in recorded),
-        successes=sum(episode.success for episode in recorded),
-        instructions=dict(Counter(episode.instruction for episode in recorded)),
-        cameras=tuple(names),
-        world=config.world,
-    )
 
 
 def _check_world(config: SampleConfig) -> None:

@@ -272,7 +272,9 @@ class _ShardStatistics:
         """Yields the fields [T, C] of each sample and a mask, bool [T], of its unpadded steps."""
         for key in keys:
             with tar.reading(key) as sample:
-                arrays = sample.arrays([*self.schema.widths, *self._masks(sample.array_headers())])
+                present = sample.array_headers()
+                masks = [name for name in MASKS if name in present]
+                arrays = sample.arrays([*self.schema.widths, *masks])
             steps, widths = self.schema.steps, self.schema.widths
             for name, array in arrays.items():
                 shape = (steps,) if name in MASKS else (steps, widths[name])
@@ -288,10 +290,6 @@ class _ShardStatistics:
                     )
             masks = [arrays[name].astype(bool) for name in MASKS if name in arrays]
             yield arrays, np.logical_or.reduce(masks) if masks else np.ones(steps, bool)
-
-    @staticmethod
-    def _masks(present: Mapping[str, object]) -> list[str]:
-        return [name for name in MASKS if name in present]
 
 
 class StatsMergeConfig(ConfigModel):

@@ -9,23 +9,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from vlatool.errors import UsageError
+from vlatool.world import scene as world_scene
 from vlatool.world.render import CameraCount, SizeName, View, cameras_for
-from vlatool.world.scene import (
-    ACTION_WIDTH,
-    COLORS,
-    FPS,
-    IMAGE_COLUMNS,
-    MAX_STEPS,
-    OPEN,
-    STATE_WIDTH,
-    Scene,
-    instruction_for,
-    libero_states,
-    random_scene,
-    shared_scene,
-    step,
-    world_target,
-)
 
 Observation = dict[str, Any]
 
@@ -46,7 +31,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
     """
 
     # Gymnasium reads both keys from the class.
-    metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"], "render_fps": world_scene.FPS}  # noqa: RUF012
 
     def __init__(
         self,
@@ -69,7 +54,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
             {**images, "proprio": _pose_space(), "instruction": text}
         )
         self.action_space = _pose_space()
-        self._start(random_scene(np.random.default_rng(0)), 0, None)
+        self._start(world_scene.random_scene(np.random.default_rng(0)), 0, None)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -77,8 +62,13 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         """Random start; `options` may set `target` (a color) and `instruction` (any text)."""
         super().reset(seed=seed)
         fixed = options or {}
-        scene = self._start_scene()
-        random_target = int(self.np_random.integers(len(COLORS)))
+        if self._scenes is None:
+            scene = world_scene.random_scene(self.np_random)
+        else:
+            scene = world_scene.shared_scene(
+                self.np_random, int(self.np_random.integers(self._scenes))
+            )
+        random_target = int(self.np_random.integers(len(world_scene.COLORS)))
         target = _block_index(fixed["target"]) if "target" in fixed else random_target
         self._start(scene, target, fixed.get("instruction"))
         return self._observe(), self._info()
@@ -87,25 +77,20 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         self, action: NDArray[np.float64]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Moves the hand towards the target pose for a tenth of a second."""
-        self._scene = step(self._scene, np.asarray(action, np.float64))
+        self._scene = world_scene.step(self._scene, np.asarray(action, np.float64))
         self._steps += 1
         success = self._scene.is_in_bin(self._target)
-        truncated = self._steps >= MAX_STEPS and not success
+        truncated = self._steps >= world_scene.MAX_STEPS and not success
         return self._observe(), float(success), success, truncated, self._info()
 
     def render(self) -> Any:
         """Image of the whole table, uint8 [H, W, 3]."""
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
 
-    def _start_scene(self) -> Scene:
-        if self._scenes is None:
-            return random_scene(self.np_random)
-        return shared_scene(self.np_random, int(self.np_random.integers(self._scenes)))
-
-    def _start(self, scene: Scene, target: int, instruction: str | None) -> None:
+    def _start(self, scene: world_scene.Scene, target: int, instruction: str | None) -> None:
         self._scene = scene
         self._target = target
-        self._instruction = instruction or instruction_for(COLORS[target])
+        self._instruction = instruction or world_scene.instruction_for(world_scene.COLORS[target])
         self._steps = 0
 
     def _observe(self) -> Observation:
@@ -117,8 +102,8 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         placed = self._scene.placed(self._target)
         return {
             "instruction": self._instruction,
-            "target": COLORS[self._target],
-            "placed": None if placed is None else COLORS[placed],
+            "target": world_scene.COLORS[self._target],
+            "placed": None if placed is None else world_scene.COLORS[placed],
             "success": self._scene.is_in_bin(self._target),
         }
 
@@ -143,40 +128,42 @@ class LiberoPickPlaceEnv(PickPlaceEnv):
         images = [poses[view.camera.name] for view in self._views]
         self.observation_space = spaces.Dict(
             {
-                **dict(zip(IMAGE_COLUMNS, images, strict=True)),
-                "state": spaces.Box(-np.pi, np.pi, (STATE_WIDTH,), np.float32),
+                **dict(zip(world_scene.IMAGE_COLUMNS, images, strict=True)),
+                "state": spaces.Box(-np.pi, np.pi, (world_scene.STATE_WIDTH,), np.float32),
                 "instruction": poses["instruction"],
             }
         )
-        box = spaces.Box(-1.0, 1.0, (ACTION_WIDTH,), np.float64)
+        box = spaces.Box(-1.0, 1.0, (world_scene.ACTION_WIDTH,), np.float64)
         self.action_space = cast(spaces.Space[NDArray[np.float64]], box)
 
     def step(
         self, action: NDArray[np.float64]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Moves the hand by an action of LIBERO for a tenth of a second."""
-        return super().step(world_target(np.asarray(action, np.float64), self._scene.gripper))
+        return super().step(
+            world_scene.world_target(np.asarray(action, np.float64), self._scene.gripper)
+        )
 
     def _observe(self) -> Observation:
         seen = super()._observe()
         images = [seen[view.camera.name] for view in self._views]
         return {
-            **dict(zip(IMAGE_COLUMNS, images, strict=True)),
-            "state": libero_states(seen["proprio"][None])[0],
+            **dict(zip(world_scene.IMAGE_COLUMNS, images, strict=True)),
+            "state": world_scene.libero_states(seen["proprio"][None])[0],
             "instruction": seen["instruction"],
         }
 
 
 def _pose_space() -> spaces.Space[NDArray[np.float64]]:
-    box = spaces.Box(np.zeros(4), np.array([1.0, 1.0, 1.0, OPEN]), dtype=np.float64)
+    box = spaces.Box(np.zeros(4), np.array([1.0, 1.0, 1.0, world_scene.OPEN]), dtype=np.float64)
     return cast(spaces.Space[NDArray[np.float64]], box)
 
 
 def _block_index(color: str) -> int:
-    if color not in COLORS:
+    if color not in world_scene.COLORS:
         raise UsageError(
             f"unknown target {color!r}",
-            hint=f"known: {', '.join(COLORS)}",
+            hint=f"known: {', '.join(world_scene.COLORS)}",
             code="usage.unknown_target",
         )
-    return COLORS.index(color)
+    return world_scene.COLORS.index(color)

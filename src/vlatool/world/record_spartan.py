@@ -47,8 +47,6 @@ Member = tuple[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class SpartanWriter:
-    """Recorder of raw Spartan episodes."""
-
     owned: ClassVar[Sequence[str]] = (f"tasks/{TASK}/**/*",)
     closing: ClassVar[Sequence[str]] = ()
     setup: RecordingSetup
@@ -130,7 +128,20 @@ def _write_camera_files(folder: Path, episode: WorldEpisode, view: View) -> None
         "image_width": width,
     }
     _write_yaml(folder / "camera_info.yaml", info)
-    w, x, y, z = _quaternion(view.camera.rotation())
+    # The unit quaternion w, x, y, z of a rotation [3, 3]; w is not negative.
+    rotation = view.camera.rotation()
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    outer = np.array(
+        [
+            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, xx - yy - zz, yx + xy, zx + xz],
+            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
+            [yx - xy, zx + xz, zy + yz, zz - xx - yy],
+        ]
+    )
+    # 4 q q^T - 1, so q is the eigenvector of the largest eigenvalue; never divides by a small w.
+    vector = np.linalg.eigh(outer)[1][:, -1]
+    w, x, y, z = (vector if vector[0] >= 0 else -vector).tolist()
     poses = {
         number: {
             "camera_to_world": {
@@ -143,22 +154,6 @@ def _write_camera_files(folder: Path, episode: WorldEpisode, view: View) -> None
         for number, scene in enumerate(episode.scenes)
     }
     _write_yaml(folder / "pose_data.yaml", poses)
-
-
-def _quaternion(rotation: NDArray[np.float64]) -> list[float]:
-    """The unit quaternion w, x, y, z of a rotation [3, 3]; w is not negative."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    outer = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, yx + xy, zx + xz],
-            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
-            [yx - xy, zx + xz, zy + yz, zz - xx - yy],
-        ]
-    )
-    # 4 q q^T - 1, so q is the eigenvector of the largest eigenvalue; never divides by a small w.
-    vector = np.linalg.eigh(outer)[1][:, -1]
-    return (vector if vector[0] >= 0 else -vector).tolist()
 
 
 def _write_documents(folder: Path, episode: WorldEpisode, views: tuple[View, ...]) -> None:

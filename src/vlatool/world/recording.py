@@ -12,21 +12,8 @@ from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entr
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import remove_file
+from vlatool.world import scene as world_scene
 from vlatool.world.render import Measurement, View
-from vlatool.world.scene import (
-    BLOCK_HALF,
-    CLOSED,
-    COLORS,
-    MAX_STEPS,
-    OPEN,
-    FloatArray,
-    Scene,
-    instruction_for,
-    next_pose,
-    random_scene,
-    shared_scene,
-    step,
-)
 
 _HOVER = 0.16
 _GRASP = 0.03
@@ -47,18 +34,20 @@ class WorldEpisode:
 
     index: int  # number of the episode, which determines the target
     target: int  # index of the block that the instruction names
-    scenes: tuple[Scene, ...]  # scene at each frame
+    scenes: tuple[world_scene.Scene, ...]  # scene at each frame
     # Target x, y, z, opening at each frame, limited to one step, float64 [L, 4].
-    actions: FloatArray
-    desired: FloatArray  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
+    actions: world_scene.FloatArray
+    desired: (
+        world_scene.FloatArray
+    )  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
     success: bool  # True if the named block is in the bin at the last frame
 
     @property
     def instruction(self) -> str:
-        return instruction_for(COLORS[self.target])
+        return world_scene.instruction_for(world_scene.COLORS[self.target])
 
     @property
-    def states(self) -> FloatArray:
+    def states(self) -> world_scene.FloatArray:
         """x, y, z, opening of the hand at each frame, float64 [L, 4]."""
         return np.array([scene.gripper for scene in self.scenes])
 
@@ -84,16 +73,16 @@ def expert_episode(
     take turns after each round of targets. None: a random one.
     """
     rng = np.random.default_rng([seed, index])
-    target = index % len(COLORS)
+    target = index % len(world_scene.COLORS)
     if shared_scenes:
-        start = shared_scene(rng, index // len(COLORS) % shared_scenes)
+        start = world_scene.shared_scene(rng, index // len(world_scene.COLORS) % shared_scenes)
     else:
-        start = random_scene(rng)
+        start = world_scene.random_scene(rng)
     disturbance = Disturbance(rng)
     scenes, actions = [start], [expert_action(start, target)]
-    limit = MAX_STEPS if frames is None else min(frames - 1, MAX_STEPS)
+    limit = world_scene.MAX_STEPS if frames is None else min(frames - 1, world_scene.MAX_STEPS)
     while len(scenes) <= limit and not scenes[-1].is_in_bin(target):
-        scenes.append(step(scenes[-1], actions[-1], disturbance.sample()))
+        scenes.append(world_scene.step(scenes[-1], actions[-1], disturbance.sample()))
         actions.append(expert_action(scenes[-1], target))
     if frames is not None:
         missing = frames - len(scenes)
@@ -104,41 +93,49 @@ def expert_episode(
     return WorldEpisode(index, target, tuple(scenes), np.array(actions), desired, success)
 
 
-def expert_action(scene: Scene, target: int) -> FloatArray:
+def expert_action(scene: world_scene.Scene, target: int) -> world_scene.FloatArray:
     """Next action of the expert [4], limited to one step; depends on the scene only."""
-    return next_pose(scene.gripper, _waypoint(scene, target))
+    return world_scene.next_pose(scene.gripper, _waypoint(scene, target))
 
 
-def _waypoint(scene: Scene, target: int) -> FloatArray:
+def _waypoint(scene: world_scene.Scene, target: int) -> world_scene.FloatArray:
     """Next target: rise, move above the block, descend, close, lift, carry, lower, open."""
     if scene.held == target:
         return _carry(scene)
     hand = scene.gripper[:3]
     if scene.held is not None or scene.is_in_bin(target):
-        return np.array([*hand[:2], _HOVER, OPEN])
+        return np.array([*hand[:2], _HOVER, world_scene.OPEN])
     return _fetch(scene, scene.blocks[target])
 
 
-def _fetch(scene: Scene, block: FloatArray) -> FloatArray:
+def _fetch(scene: world_scene.Scene, block: world_scene.FloatArray) -> world_scene.FloatArray:
     hand = scene.gripper[:3]
     distance = float(np.linalg.norm(block[:2] - hand[:2]))
-    if distance > _CLEAR and hand[2] < 2 * BLOCK_HALF:
-        return np.array([*hand[:2], _HOVER, OPEN])
+    if distance > _CLEAR and hand[2] < 2 * world_scene.BLOCK_HALF:
+        return np.array([*hand[:2], _HOVER, world_scene.OPEN])
     if distance > _AIMED:
-        return np.array([*block[:2], max(_HOVER if distance > _CLEAR else hand[2], _GRASP), OPEN])
+        return np.array(
+            [*block[:2], max(_HOVER if distance > _CLEAR else hand[2], _GRASP), world_scene.OPEN]
+        )
     is_low = hand[2] < _GRASP + 0.01
-    can_close = is_low and scene.gripper[3] > OPEN / 2
-    return np.array([*block[:2], _GRASP, CLOSED if can_close else OPEN])
+    can_close = is_low and scene.gripper[3] > world_scene.OPEN / 2
+    return np.array([*block[:2], _GRASP, world_scene.CLOSED if can_close else world_scene.OPEN])
 
 
-def _carry(scene: Scene) -> FloatArray:
+def _carry(scene: world_scene.Scene) -> world_scene.FloatArray:
     hand = scene.gripper[:3]
     distance = float(np.linalg.norm(scene.bin - hand[:2]))
-    if distance > _CLEAR and hand[2] < 2 * BLOCK_HALF:
-        return np.array([*hand[:2], _HOVER, CLOSED])
+    if distance > _CLEAR and hand[2] < 2 * world_scene.BLOCK_HALF:
+        return np.array([*hand[:2], _HOVER, world_scene.CLOSED])
     if distance > _AIMED:
-        return np.array([*scene.bin, _HOVER, CLOSED])
-    return np.array([*scene.bin, _RELEASE - 0.02, OPEN if hand[2] < _RELEASE else CLOSED])
+        return np.array([*scene.bin, _HOVER, world_scene.CLOSED])
+    return np.array(
+        [
+            *scene.bin,
+            _RELEASE - 0.02,
+            world_scene.OPEN if hand[2] < _RELEASE else world_scene.CLOSED,
+        ]
+    )
 
 
 class Disturbance:
@@ -150,7 +147,7 @@ class Disturbance:
         self._kick = np.zeros(3)
         self._kick_steps = 0
 
-    def sample(self) -> FloatArray:
+    def sample(self) -> world_scene.FloatArray:
         """Displacement of the hand in the next step [3]."""
         self._drift = _NOISE_MEMORY * self._drift + self._rng.normal(0.0, _NOISE_SCALE, 3)
         if self._kick_steps == 0 and self._rng.random() < _KICK_CHANCE:
@@ -164,8 +161,6 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class RecordingSetup:
-    """Location and content of recordings."""
-
     output: Path  # folder of the recordings
     views: tuple[View, ...]  # cameras with their image sizes, in order
     depth: bool = False  # True to record depth and label maps
@@ -211,9 +206,7 @@ class LayoutWriter(Protocol):
     closing: ClassVar[Sequence[str]]  # files for the whole data set, written last
 
     @property
-    def setup(self) -> RecordingSetup:
-        """Location and content."""
-        ...
+    def setup(self) -> RecordingSetup: ...
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes the files of one episode; `first_row` is the number of frames before it."""
@@ -225,8 +218,6 @@ class LayoutWriter(Protocol):
 
 
 class Recorder(Protocol):
-    """Recorder of the episodes of a data set."""
-
     owned: Sequence[str]  # patterns of all files it writes
     temporary: Sequence[str]  # those of them that are removed once the data set is complete
     # Writes an episode, given the number of frames before it; picklable. `recorded_of` gives the

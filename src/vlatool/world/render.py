@@ -244,8 +244,6 @@ _FAR = 20.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """Depth and label maps of an image."""
-
     depth: NDArray[np.uint16]  # distance along the optical axis in millimeters, uint16 [H, W]
     labels: NDArray[np.int16]  # 0 table and floor, 1 to 3 blocks, 4 bin, 5 hand; int16 [H, W]
 
@@ -397,14 +395,7 @@ def _plane_depth(face: Face, center: FloatArray, rays: FloatArray) -> FloatArray
 @lru_cache(maxsize=16)
 def _texture(shrink: int) -> UInt8Array:
     """Table and floor from above, uint8 [S, S, 3], averaged over `shrink` x `shrink` texels."""
-    full = _full_texture()
-    side = full.shape[0] // shrink
-    cut = full[: side * shrink, : side * shrink].astype(np.float32)
-    return cut.reshape(side, shrink, side, shrink, 3).mean(axis=(1, 3)).round().astype(np.uint8)
-
-
-def _full_texture() -> UInt8Array:
-    """Planks with a soft grain on a tiled floor [S, S, 3]; row and column grow with y and x."""
+    # Planks with a soft grain on a tiled floor [S, S, 3]; row and column grow with y and x.
     span = np.arange(-_TEXTURE_MARGIN, 1 + _TEXTURE_MARGIN, 1 / _TEXELS_PER_METRE)
     y, x = span[:, None], span[None, :]
     plank = np.floor(y * 8)
@@ -416,7 +407,10 @@ def _full_texture() -> UInt8Array:
     fade = np.clip((to_edge + _TEXTURE_MARGIN) / _TEXTURE_MARGIN, 0, 1)
     checks = 1 + 0.05 * fade * np.sign(np.sin(16 * x) * np.sin(16 * y))
     colors = on_table * _WOOD * tone[..., None] + (1 - on_table) * _FLOOR * checks[..., None]
-    return np.clip(colors, 0, 255).astype(np.uint8)
+    full = np.clip(colors, 0, 255).astype(np.uint8)
+    side = full.shape[0] // shrink
+    cut = full[: side * shrink, : side * shrink].astype(np.float32)
+    return cut.reshape(side, shrink, side, shrink, 3).mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def _seam(planks: FloatArray) -> FloatArray:

@@ -109,19 +109,15 @@ def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None
     if wants_open:
         held = None
     elif scene.held is None and was_open:
-        held = _graspable_block(hand, scene.blocks)
+        distances = np.linalg.norm(scene.blocks[:, :2] - hand[:2], axis=1)
+        nearest = int(distances.argmin())
+        reached = hand[2] < _GRASP_HEIGHT and distances[nearest] < _GRASP_RADIUS
+        held = nearest if reached else None
     else:
         held = scene.held
     opening = _move_fingers(float(scene.gripper[3]), wants_open=wants_open, holds=held is not None)
     after = replace(scene, gripper=np.array([*hand, opening]), held=held)
     return replace(after, blocks=_move_blocks(after, dropped=scene.held if wants_open else None))
-
-
-def _graspable_block(hand: FloatArray, blocks: FloatArray) -> int | None:
-    distances = np.linalg.norm(blocks[:, :2] - hand[:2], axis=1)
-    nearest = int(distances.argmin())
-    reached = hand[2] < _GRASP_HEIGHT and distances[nearest] < _GRASP_RADIUS
-    return nearest if reached else None
 
 
 def _move_fingers(opening: float, *, wants_open: bool, holds: bool) -> float:

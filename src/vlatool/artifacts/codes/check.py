@@ -41,7 +41,6 @@ FINDINGS = (CODES,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of a folder of codes."""
     has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
@@ -59,15 +58,12 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 
 class _FolderCheck:
-    """Checks of one folder, episode by episode."""
-
     def __init__(self, folder: codes_format.CodesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._digests: dict[str, str] = {}
         self._images = 0
 
     def findings(self) -> Iterator[Finding]:
-        """Yields the findings of every episode, then those of the totals."""
         episodes = self._folder.episodes()
         has_no_error = True
         with self._check.reporter.progress("episodes", len(episodes), "episodes") as bar:

@@ -204,13 +204,6 @@ def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_S
     return np.array(flat, np.uint16)
 
 
-def read_codes_manifest(folder: Path) -> CodesManifest | None:
-    """Manifest of a folder of codes; None if there is none."""
-    if folder.name not in (JSON_NAME, PACKED_NAME) and not MANIFEST.is_in(folder):
-        return None
-    return MANIFEST.read(folder)
-
-
 @dataclass(frozen=True)
 class CodesFolder:
     """Folder of codes, read lazily."""
@@ -223,7 +216,8 @@ class CodesFolder:
     @classmethod
     def find(cls, path: Path) -> "CodesFolder | None":
         """The codes in a folder; None if there are none."""
-        manifest = read_codes_manifest(path)
+        has_manifest = path.name in (JSON_NAME, PACKED_NAME) or MANIFEST.is_in(path)
+        manifest = MANIFEST.read(path) if has_manifest else None
         if manifest is not None:
             return cls(path, manifest.layout, manifest, has_manifest=True)
         layout = _layout_of(path)
@@ -285,7 +279,11 @@ class CodesFolder:
             codes = self._read_files(episode, names)
         if self.manifest.episode_digests:
             self._check_digest(codes)
-        return codes if names is None else self._select(codes, names)
+        if names is None:
+            return codes
+        self._check_all_present(episode, [stem for stem in names if stem not in codes.row_of])
+        rows = codes.codes[[codes.row_of[stem] for stem in names]]
+        return EpisodeCodes(episode, tuple(names), rows)
 
     def _read_files(self, episode: str, stems: Sequence[str] | None) -> EpisodeCodes:
         """Codes of these images or, to compare them with the manifest, of all images."""
@@ -298,13 +296,6 @@ class CodesFolder:
         is_far = is_remote(self.path)
         rows = in_parallel(read, names, _READ_AT_ONCE) if is_far else map(read, names)
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
-
-    def _select(self, episode_codes: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
-        self._check_all_present(
-            episode_codes.episode, [stem for stem in stems if stem not in episode_codes.row_of]
-        )
-        rows = episode_codes.codes[[episode_codes.row_of[stem] for stem in stems]]
-        return EpisodeCodes(episode_codes.episode, tuple(stems), rows)
 
     def read_image(self, episode: str, stem: str) -> Array:
         """Codes of an image in the layout `json`, uint16 [K]; not compared with the manifest."""
@@ -423,7 +414,6 @@ def recognize(location: Path) -> str | None:
 
 
 def is_codes(location: Path) -> bool:
-    """True if a location is a folder of codes."""
     try:
         return CodesFolder.find(location) is not None
     except DataError:

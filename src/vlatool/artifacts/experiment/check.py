@@ -55,7 +55,6 @@ _MODULES = ("torch", "collections")
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of an experiment or an export, or of one of its files of weights."""
     if location.is_file():
         options.counts.add(files=1)
         yield from _check_weights(location, options)
@@ -156,7 +155,6 @@ def _code_names(pickle: bytes) -> Iterator[str]:
 
 
 def _read_error(code: str, read: Callable[[], object], path: Path) -> Iterator[Finding]:
-    """Yields the error that `read` raises as a finding."""
     try:
         read()
     except DataError as error:

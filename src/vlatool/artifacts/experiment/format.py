@@ -149,7 +149,6 @@ def recognize(location: Path) -> str | None:
 
 
 def write_configs(folder: Path, tree: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Writes the configuration files."""
     data = tree["data"]
     files = {
         CONFIG: tree,

@@ -12,6 +12,5 @@ _COMMANDS = ("tokenizer export", "export", COMPOSE)
 
 
 def recognize(location: Path) -> str | None:
-    """`export` at the location of one, else None."""
     record = read_record(location)
     return "export" if record is not None and record.command in _COMMANDS else None

@@ -37,7 +37,6 @@ FINDINGS = (FAST,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of the folder of an action tokenizer, ours or a published one."""
     has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
@@ -51,7 +50,12 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         yield FAST(code, error.message, path=error.details["path"])
         return
     yield from _check_tokenizer(location, tokenizer)
-    yield from _check_profile(location)
+    path = location / PROFILE_NAME
+    try:
+        if path.is_file():
+            read_profile(str(path))
+    except DataError as error:
+        yield FAST("broken_profile", error.message, path=str(path))
 
 
 def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Finding]:
@@ -66,12 +70,3 @@ def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Fin
         return
     if report.get("digest", tokenizer.digest) != tokenizer.digest:
         yield FAST.at("broken_report", path, "belongs to another tokenizer")
-
-
-def _check_profile(location: Path) -> Iterator[Finding]:
-    path = location / PROFILE_NAME
-    try:
-        if path.is_file():
-            read_profile(str(path))
-    except DataError as error:
-        yield FAST("broken_profile", error.message, path=str(path))

@@ -58,7 +58,9 @@ def read_fast(folder: Path) -> ActionTokenizer:
     config = _read(folder / PROCESSOR_NAME)
     scale, min_token = _check_config(folder / PROCESSOR_NAME, config)
     document = _check_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
-    _check_class(folder / TOKENIZER_CONFIG_NAME)
+    options = folder / TOKENIZER_CONFIG_NAME  # an optional file
+    if options.is_file():
+        _check_code(options, _read(options), _CLASS)
     tokenizer = ActionTokenizer(document, scale, min_token)
     try:
         tokenizer.load()
@@ -126,7 +128,6 @@ def fast_digest(folder: Path) -> str:
 
 
 def recognize(location: Path) -> str | None:
-    """`fast` at a location of an action tokenizer, else None."""
     return "fast" if is_fast(location) else None
 
 
@@ -204,12 +205,6 @@ def _check_code(path: Path, config: Mapping[str, Any], known_class: str) -> None
                 code="data.remote_code",
                 details={"path": str(path), "class": str(name)},
             )
-
-
-def _check_class(path: Path) -> None:
-    """Raises DataError for a tokenizer of another class; the file is optional."""
-    if path.is_file():
-        _check_code(path, _read(path), _CLASS)
 
 
 def _check_tokenizer(path: Path, size: int) -> str:
@@ -345,7 +340,8 @@ class ChunkFile:
             for key in tar.keys:
                 with tar.reading(key) as sample:
                     arrays = sample.arrays(list(self.fields))
-                    chunk = _concatenate([arrays[name] for name in self.fields])[self.first :]
+                    columns = [arrays[name].reshape(len(arrays[name]), -1) for name in self.fields]
+                    chunk = np.concatenate(columns, axis=1).astype(np.float32)[self.first :]
                 yield chunk
             if tar.damage:
                 raise _chunks_error(self.path, tar.damage)
@@ -379,27 +375,6 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_chunks",
         )
-    return _of_shards(shards, fields)
-
-
-def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
-    manifest, record = windows_format.read_manifest(folder), read_valid_record(folder)
-    if manifest is None and record is not None and not record.is_download:
-        raise record.no_manifest_error(folder)
-    recorded = () if manifest is None else manifest.action_fields
-    if fields and tuple(fields) != recorded:
-        raise UsageError(
-            f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
-            hint="leave --action-fields out, or choose them with `vlatool preprocess`",
-            code="usage.action_fields",
-        )
-    names = () if manifest is None else manifest.action_names
-    is_relative = manifest is not None and bool(manifest.relative_dimensions)
-    files = tuple(ChunkFile(path) for path in lines)
-    return ChunkSource(files, names=names, is_relative=is_relative)
-
-
-def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     options = shards.options()
     chosen = tuple(fields) or _recorded_fields(options)
     if not chosen:
@@ -419,6 +394,23 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
 
 
+def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
+    manifest, record = windows_format.read_manifest(folder), read_valid_record(folder)
+    if manifest is None and record is not None and not record.is_download:
+        raise record.no_manifest_error(folder)
+    recorded = () if manifest is None else manifest.action_fields
+    if fields and tuple(fields) != recorded:
+        raise UsageError(
+            f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
+            hint="leave --action-fields out, or choose them with `vlatool preprocess`",
+            code="usage.action_fields",
+        )
+    names = () if manifest is None else manifest.action_names
+    is_relative = manifest is not None and bool(manifest.relative_dimensions)
+    files = tuple(ChunkFile(path) for path in lines)
+    return ChunkSource(files, names=names, is_relative=is_relative)
+
+
 def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Action fields that shards were made with, poses absolute where the format names them."""
     stored, published = (
@@ -427,11 +419,6 @@ def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
     )
     absolute = {name.removesuffix(SUFFIX) for name in stored}
     return published if not stored or absolute == {*published} else stored
-
-
-def _concatenate(arrays: Sequence[Array]) -> Array:
-    columns = [array.reshape(len(array), -1) for array in arrays]
-    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 _chunks_error = partial(

@@ -73,7 +73,6 @@ FINDINGS = (IMAGE_SHARDS,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of a folder of image shards, or of one shard."""
     if location.is_file():
         single = ImageManifest((ImageShard(location.name, 0, 0),), {})
         yield from _FolderCheck(location.parent, single, options).shard(single.shards[0], None)
@@ -97,8 +96,6 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 
 class _SampleLocation(NamedTuple):
-    """Shard and key of a sample."""
-
     shard: str
     sample: str
 
@@ -108,8 +105,6 @@ class _SampleLocation(NamedTuple):
 
 
 class _FolderCheck:
-    """Checks of one folder, shard by shard."""
-
     def __init__(self, folder: Path, manifest: ImageManifest, check: CheckOptions) -> None:
         self._folder = folder
         self._manifest = manifest

@@ -101,14 +101,11 @@ class ImageShard:
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """Manifest of a folder of image shards."""
-
     shards: tuple[ImageShard, ...]  # tars in the order of the episodes
     options: Mapping[str, Any]  # options of the run that wrote the images, by key; empty if unknown
 
     @property
     def images(self) -> int:
-        """Number of images in all shards."""
         return sum(shard.pictures for shard in self.shards)
 
 

@@ -35,8 +35,6 @@ _ROW = 8
 
 @dataclass(frozen=True)
 class ImageShardsFacts:
-    """Contents of a folder of image shards, or of one shard."""
-
     folder: str  # Path of the folder, or of the one tar
     shards: int  # number of tars
     pictures: int | None  # number of images in all of them; None without a manifest

@@ -322,7 +322,6 @@ class Dataset:
 
     @property
     def camera_names(self) -> frozenset[str]:
-        """Names of the used cameras."""
         return frozenset(camera.name for camera in self.cameras)
 
     @property

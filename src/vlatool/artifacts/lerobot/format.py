@@ -217,12 +217,10 @@ def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) 
 
 
 def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines."""
     write_bytes(path, b"".join(map(json_line, documents)))
 
 
 def json_line(document: Mapping[str, Any]) -> bytes:
-    """A line of a file of JSON lines."""
     return json.dumps(document).encode() + b"\n"
 
 

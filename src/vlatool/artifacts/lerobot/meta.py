@@ -121,7 +121,6 @@ class Info:
 
 
 def read_info(root: Path) -> Info:
-    """Content of `meta/info.json`."""
     path = root / INFO_FILE
     if not path.exists():
         layout_of(root)  # v1 has no such file
@@ -254,7 +253,6 @@ def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The mapping in a JSON file."""
     return _parse_object(path, _read_text(path))
 
 
@@ -349,8 +347,10 @@ _NUMBERED = re.compile(r"^(.*?)\d+$")
 def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
     """The info, with the names of groups for features whose own names are only numbered."""
     groups: dict[str, dict[int, str]] = {}
-    for column, index, name in _group_names(root, findings):
-        groups.setdefault(column, {})[index] = name
+    for _, column, name, start, end, _ in _groups(root, findings):
+        for index in range(start, end):
+            label = name if end - start == 1 else f"{name}.{index - start}"
+            groups.setdefault(column, {})[index] = label
     named_features = {
         column: _with_names(info.features[column], names)
         for column, names in groups.items()
@@ -417,13 +417,6 @@ def declarations(root: Path) -> tuple[Declaration, ...]:
         for section, column, name, start, end, group in _groups(root, [])
         if section == "action" and ("absolute" in group or "rotation_type" in group)
     )
-
-
-def _group_names(root: Path, findings: list[Finding]) -> Iterator[tuple[str, int, str]]:
-    """(column, index of the dimension, name) of all groups in modality.json."""
-    for _, column, name, start, end, _ in _groups(root, findings):
-        for index in range(start, end):
-            yield column, index, name if end - start == 1 else f"{name}.{index - start}"
 
 
 def _groups(

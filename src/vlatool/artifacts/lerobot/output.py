@@ -229,11 +229,6 @@ def video_path(version: Version, camera: str, values: Mapping[str, int]) -> str:
     return template.format(video_key=camera, **values)
 
 
-def is_scalar(declared: Mapping[str, Any]) -> bool:
-    """True for a feature with one plain value per row."""
-    return declared.get("shape") in ([1], [], (1,), ())
-
-
 def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
     """Type of the column of a feature; None if its declaration does not say it."""
     dtype, shape = str(declared.get("dtype")), declared.get("shape")
@@ -245,7 +240,7 @@ def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
         value = pa.bool_() if dtype == "bool" else pa.from_numpy_dtype(np.dtype(dtype))
     except (TypeError, pa.ArrowNotImplementedError):
         return None
-    if is_scalar(declared):
+    if declared.get("shape") in ([1], [], (1,), ()):  # one plain value per row
         return value
     if not isinstance(shape, list) or len(shape) != 1:
         return None

@@ -78,7 +78,6 @@ def _footer(file: _File) -> _Footer:
 
 
 def table_columns(path: Path) -> tuple[str, ...]:
-    """Names of the columns of a file."""
     return tuple(_footer(_file(path)).metadata.schema.to_arrow_schema().names)
 
 

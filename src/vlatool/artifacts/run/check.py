@@ -82,12 +82,10 @@ FINDINGS = (RUN,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of a run folder, or of one checkpoint."""
     yield from (_check_run if is_run(location) else _check_checkpoint)(location, options)
 
 
 def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of a run folder and its checkpoints."""
     run = RunDir(location)
     broken = list(_check_readable(run))
     yield from broken
@@ -133,7 +131,6 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
 def _check_checkpoint(
     location: Path, check: CheckOptions, checked: set[Path] | None = None
 ) -> Iterator[Finding]:
-    """Yields the findings of one checkpoint folder."""
     try:
         manifest = checkpoint.CheckpointManifest.read(location)
     except DataError as error:
@@ -196,7 +193,6 @@ def _check_statistics(run: RunDir) -> None:
 
 
 def _read_error(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
-    """Yields the error that `read` raises as a finding."""
     try:
         read(path)
     except DataError as error:

@@ -91,7 +91,6 @@ class CheckpointManifest:
         return cls(step, samples, files, stopped, beside or {})
 
     def write(self, folder: Path) -> None:
-        """Writes manifest.json."""
         files, beside = (
             {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in group.items()}
             for group in (self.files, self.beside)
@@ -218,7 +217,6 @@ class WeightsInfo:
     dtypes: tuple[str, ...]
 
     def __add__(self, other: "WeightsInfo") -> "WeightsInfo":
-        """Counts of two files together."""
         dtypes = tuple(sorted({*self.dtypes, *other.dtypes}))
         return WeightsInfo(self.parameters + other.parameters, self.tensors + other.tensors, dtypes)
 

@@ -124,7 +124,6 @@ class RunDir:
         self.checkpoints_folder = root / CHECKPOINTS
 
     def checkpoint(self, step: int) -> Path:
-        """Folder of the checkpoint of a step."""
         return self.checkpoints_folder / checkpoint_name(step)
 
     def image(self, step: int, name: str) -> Path:
@@ -252,7 +251,6 @@ class RunDir:
         return True
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
-        """Writes config.yaml."""
         atomic.write_text(
             self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
         )

@@ -71,7 +71,19 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[layou
 def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
     """Sections of the page of a run: curves, images, checkpoints, data, configuration."""
     findings = Problems(run.findings)
-    checkpoints = _checkpoints(run, findings)
+    rows: list[tuple[object, ...]] = []
+    for folder in run.run.checkpoint_folders():
+        try:
+            manifest = CheckpointManifest.read(folder)
+        except DataError as error:
+            findings.append({"code": error.code, "message": error.message})
+            continue
+        size = sum(entry.bytes for entry in (*manifest.files.values(), *manifest.beside.values()))
+        step = checkpoint_step(folder.name)
+        is_best = run.best is not None and step == run.best.step
+        note = "best" if is_best else "of a stop" if manifest.stopped else ""
+        rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
+    checkpoints = layout.table(("step", "size", "files", ""), rows, (0, 1))
     validation = run.last(*VALIDATION_LOSSES)
     facts = {
         "state": run.state,
@@ -162,22 +174,6 @@ def _sheet(step: int, path: Path, name: str) -> str:
     except (OSError, ValueError) as error:
         drawn = image_placeholder(f"{path.name}: {error}")
     return figure(drawn, f"step {step}")
-
-
-def _checkpoints(run: RunSummary, findings: Problems) -> str:
-    rows: list[tuple[object, ...]] = []
-    for folder in run.run.checkpoint_folders():
-        try:
-            manifest = CheckpointManifest.read(folder)
-        except DataError as error:
-            findings.append({"code": error.code, "message": error.message})
-            continue
-        size = sum(entry.bytes for entry in (*manifest.files.values(), *manifest.beside.values()))
-        step = checkpoint_step(folder.name)
-        is_best = run.best is not None and step == run.best.step
-        note = "best" if is_best else "of a stop" if manifest.stopped else ""
-        rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
-    return layout.table(("step", "size", "files", ""), rows, (0, 1))
 
 
 def _data(run: RunSummary) -> str:

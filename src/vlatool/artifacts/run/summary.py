@@ -85,7 +85,6 @@ class RunSummary:
         return None if steps is None or not math.isfinite(steps) else int(steps)
 
     def document(self) -> dict[str, Any]:
-        """The summary as JSON values."""
         return {
             "name": self.name,
             "location": str(self.run.root),

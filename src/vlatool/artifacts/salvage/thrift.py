@@ -64,7 +64,6 @@ class StructReader:
 
 
 def encoded(fields: Struct) -> bytes:
-    """Bytes of a struct."""
     parts: list[bytes] = []
     for number, (kind, value) in sorted(fields.items()):
         content = b"" if kind in _FLAGS else _encoded(kind, value)

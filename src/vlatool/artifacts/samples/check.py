@@ -86,7 +86,6 @@ FINDINGS = (SAMPLES, BUILD)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of a folder of samples."""
     has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
@@ -104,8 +103,6 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 
 class _FolderCheck:
-    """Checks of one folder, file by file."""
-
     def __init__(self, folder: samples_format.SamplesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._kinds: Counter[str] = Counter()
@@ -120,7 +117,6 @@ class _FolderCheck:
         self._inputs = _InputsCheck(folder)
 
     def findings(self) -> Iterator[Finding]:
-        """Yields the findings of every file, then those of the totals."""
         files = self._folder.files
         check_images = can_list(self._root) and self._root.is_dir()
         if not check_images and can_list(self._root):

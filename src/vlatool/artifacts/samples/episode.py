@@ -64,11 +64,9 @@ class Conversation:
     codes: Array  # uint16 [Q, K], codes of the future images, frame by frame, cameras in order
 
     def question(self) -> str:
-        """Text of the user."""
         return question(self.kind, self.task, self.images, numbers_text(self.action_ids))
 
     def answer(self) -> str:
-        """Text of the assistant."""
         segments = "".join(map(segment, self.codes.tolist()))
         return answer(self.kind, numbers_text(self.action_ids), segments)
 
@@ -104,19 +102,12 @@ def numbers_text(numbers: Sequence[int]) -> str:
     return " ".join(map(str, numbers))
 
 
-def render_line(question_text: str, answer_text: str, images: Sequence[str]) -> bytes:
-    """Line of a sample, UTF-8, with its newline."""
-    messages = [
-        {"role": role, "content": text}
-        for role, text in zip(_ROLES, (question_text, answer_text), strict=True)
-    ]
-    row = {"messages": messages, "images": list(images)}
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-
 def render_sample(sample: TokenSample) -> bytes:
     """Line, UTF-8, with its newline; raises ValueError if the instruction contains a tag."""
-    return render_line(sample.conversation.question(), sample.conversation.answer(), sample.images)
+    texts = (sample.conversation.question(), sample.conversation.answer())
+    messages = [{"role": role, "content": text} for role, text in zip(_ROLES, texts, strict=True)]
+    row = {"messages": messages, "images": list(sample.images)}
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def parse_sample(line: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> TokenSample:

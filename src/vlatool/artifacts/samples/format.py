@@ -187,13 +187,9 @@ class SamplesFolder:
     @cached_property
     def images_root(self) -> Path:
         """Folder that image paths are relative to, resolved from the current location."""
-        if self._is_prefix_absolute:
+        if "://" in self.prefix or self.prefix.startswith("/"):
             return location(self.prefix)
         return self.path.absolute().joinpath(*self.prefix.split("/")).resolve()
-
-    @property
-    def _is_prefix_absolute(self) -> bool:
-        return "://" in self.prefix or self.prefix.startswith("/")
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -277,7 +273,6 @@ def _line_ranges(path: Path) -> list[tuple[int, int]]:
 
 
 def recognize(location: Path) -> str | None:
-    """`samples` at a location of samples, else None."""
     return "samples" if is_samples(location) else None
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlatool.artifacts import profile as profiles
 from vlatool.artifacts.codes.format import (
     IMAGES_NAME,
     JSON_NAME,
@@ -19,13 +20,6 @@ from vlatool.artifacts.codes.format import (
 )
 from vlatool.artifacts.fast.format import is_fast, read_fast
 from vlatool.artifacts.manifest import parse_values
-from vlatool.artifacts.profile import (
-    NormalizationProfile,
-    check_same_profile,
-    has_profile,
-    parse_profile,
-    read_profile,
-)
 from vlatool.artifacts.samples.episode import Conversation, distinct_windows
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder
 from vlatool.artifacts.windows.format import Kind, Window, read_windows
@@ -41,7 +35,7 @@ def stripped(window: Window) -> Window:
 
 
 def encode_actions(
-    tokenizer: ActionTokenizer, profile: NormalizationProfile, windows: Sequence[Window]
+    tokenizer: ActionTokenizer, profile: profiles.NormalizationProfile, windows: Sequence[Window]
 ) -> EncodedActions:
     """Action ids of each window."""
     with np.errstate(over="ignore"):  # the tokenizer raises on infinity
@@ -62,14 +56,16 @@ def codes_by_path(codes: CodesFolder, windows: Sequence[Window]) -> Mapping[str,
     return by_path
 
 
-def read_tokenizer(folder: SamplesFolder) -> tuple[ActionTokenizer, NormalizationProfile] | None:
+def read_tokenizer(
+    folder: SamplesFolder,
+) -> tuple[ActionTokenizer, profiles.NormalizationProfile] | None:
     """Action tokenizer beside the samples and profile of the manifest; None if there is none."""
     path, document = folder.path / FAST_NAME, folder.document
     recorded, fast = dict(document.get("profile") or {}), document.get("fast") or {}
     if not recorded or not is_fast(path):
         return None
     digest = recorded.pop("digest", "")
-    profile = parse_profile(recorded, f"{folder.path}: profile of the manifest")
+    profile = profiles.parse_profile(recorded, f"{folder.path}: profile of the manifest")
     tokenizer = read_fast(path)
     if (fast.get("digest"), digest) != (tokenizer.digest, profile.digest):
         named = "profile" if digest != profile.digest else "action tokenizer"
@@ -79,8 +75,8 @@ def read_tokenizer(folder: SamplesFolder) -> tuple[ActionTokenizer, Normalizatio
             hint="copy the samples again, or build them again",
             code="data.fast_changed",
         )
-    if has_profile(path):
-        check_same_profile(profile, read_profile(str(path)))
+    if profiles.has_profile(path):
+        profiles.check_same_profile(profile, profiles.read_profile(str(path)))
     return tokenizer, profile
 
 
@@ -121,7 +117,7 @@ class EpisodeInputs:
     def read(
         cls,
         path: Path,
-        fast: tuple[ActionTokenizer, NormalizationProfile] | None,
+        fast: tuple[ActionTokenizer, profiles.NormalizationProfile] | None,
         codes: CodesFolder | None,
     ) -> "EpisodeInputs":
         """Reads a file of windows and encodes them."""

@@ -54,8 +54,6 @@ _KINDS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class SamplesFacts:
-    """Contents of a folder of samples, from its manifest."""
-
     layout: str  # `jsonl` or `packed`
     samples: int
     episodes: int

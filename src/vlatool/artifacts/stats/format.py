@@ -102,8 +102,6 @@ def number_array(value: object) -> Array | None:
 
 @dataclass(frozen=True)
 class StatsPart:
-    """Statistics of one data set."""
-
     statistics: Statistics  # its stats.json
     past: int | None = None  # steps of its windows before the anchor; None if unknown
     weight: float | None = None  # share of the mixture; None weights all rows equally
@@ -111,8 +109,6 @@ class StatsPart:
 
 @dataclass(frozen=True)
 class MergedStats:
-    """Merged statistics of all parts."""
-
     statistics: Statistics  # map from field to entry, for the fields that all parts have
     # map from omitted field to the reason
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -75,7 +75,6 @@ FINDINGS = (WINDOWS,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of a folder of windows or a copy of one."""
     nested = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
     nested += [name for name in (SAMPLES_NAME,) if (location / name / MANIFEST_NAME).is_file()]
     has_ended = yield from check_record_and_files(
@@ -163,8 +162,6 @@ class _Rules:
 
 @dataclass
 class _EpisodeCheck:
-    """Checks of the lines and images of one episode."""
-
     location: Path
     path: Path
     rules: _Rules

@@ -95,7 +95,6 @@ def reserved_word(task: str) -> str:
 
 
 def _question(kind: Kind, task: str, images: int) -> str:
-    """Text of the user."""
     return f"{IMAGE * images}{_TASK}{task}{_QUESTIONS[kind]}"
 
 
@@ -238,8 +237,6 @@ def episode_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class WindowManifest:
-    """Manifest of a folder of windows."""
-
     names: tuple[str, ...]  # prefixes of the image names
     cameras: tuple[str, ...]  # in the order of the images of one frame
     fps: float | None  # frames per second; None if episodes differ or do not record it

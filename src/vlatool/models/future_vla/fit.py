@@ -177,7 +177,9 @@ def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
         ids = (0,) * info.max_action_ids
         try:
             asked = encoder.prompt(task, kind, ids if kind == "wm" else ())
-            length = len(asked.ids) + _answer_length(encoder, info, kind)
+            texts = sum(map(len, encoder.answer_texts(kind)))
+            images, codes = info.first.shape.future_images, info.first.sizes.codes_per_image
+            length = len(asked.ids) + (texts + info.max_action_ids + 2 + images * (codes + 2))
             if length > limit:
                 raise ValueError(f"has up to {length} tokens, the limit is {limit}")
         except ValueError as error:
@@ -189,12 +191,6 @@ def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
                 code="data.unusable_instruction",
                 details={"task": task, "sample": key},
             ) from None
-
-
-def _answer_length(encoder: "SequenceEncoder", info: VlaInfo, kind: Kind) -> int:
-    texts = sum(map(len, encoder.answer_texts(kind)))
-    images, codes = info.first.shape.future_images, info.first.sizes.codes_per_image
-    return texts + info.max_action_ids + 2 + images * (codes + 2)
 
 
 def _with_task(info: VlaInfo, task: str, kind: Kind) -> Iterator[str]:

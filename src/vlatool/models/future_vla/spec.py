@@ -39,7 +39,6 @@ class QwenLayout(Layout):
         return published.find_published(location)
 
     def section(self, files: PublishedFiles) -> FutureVlaConfig:
-        """Section `model` of a folder."""
         return published.read_section(files.weights.parent)
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
@@ -63,8 +62,6 @@ class QwenLayout(Layout):
 
 
 class FutureVlaType(ModelType):
-    """The model type `future_vla`."""
-
     name: ClassVar[str] = "future_vla"
     Config: ClassVar[type[ConfigModel]] = FutureVlaConfig
     kinds: ClassVar[tuple[str, ...]] = ("vla",)
@@ -155,7 +152,6 @@ class FutureVlaType(ModelType):
         return sample_flops(self, config, data, losses)
 
     def build(self, config: FutureVlaConfig) -> Mapping[str, Part]:
-        """The network, as the part `model`."""
         from vlatool.models.future_vla.model import build_network
 
         network = build_network(config)

@@ -329,11 +329,16 @@ class TitokTokenizer(CodebookTokenizer):
 
     def __init__(self, config: TitokConfig, network: Titok) -> None:
         assert config.image_size is not None
+        # Options that determine the codes, as JSON.
+        keys = {"patch_size", "num_latent_tokens", "encoder", "latent_layout", "image_size"}
+        options: dict[str, Any] = config.model_dump(mode="json", include=keys)
+        if isinstance(config.quantizer, VqConfig):
+            options["use_l2_norm"] = config.quantizer.use_l2_norm
         super().__init__(
             network,
             image_size=config.image_size,
             codes_per_image=config.num_latent_tokens,
-            code_options=_code_options(config),
+            code_options=json.dumps(options, sort_keys=True),
             code_weights=_CODE_WEIGHTS,
         )
         self.has_decoder = config.predicts_pixels
@@ -352,15 +357,6 @@ class TitokTokenizer(CodebookTokenizer):
             return super()._reconstructed(pixels)
         output = self.network(pixels)
         return self._teacher.decode_codes(output.logits.argmax(1)), output.codes
-
-
-def _code_options(config: TitokConfig) -> str:
-    """Options that determine the codes, as JSON."""
-    keys = {"patch_size", "num_latent_tokens", "encoder", "latent_layout", "image_size"}
-    options: dict[str, Any] = config.model_dump(mode="json", include=keys)
-    if isinstance(config.quantizer, VqConfig):
-        options["use_l2_norm"] = config.quantizer.use_l2_norm
-    return json.dumps(options, sort_keys=True)
 
 
 def _open_teacher(config: TitokConfig) -> Vqgan:

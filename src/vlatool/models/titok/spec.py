@@ -51,8 +51,6 @@ class TitokLayout(Layout):
 
 
 class TitokType(ModelType):
-    """The model type `titok`."""
-
     name: ClassVar[str] = "titok"
     Config: ClassVar[type[ConfigModel]] = TitokConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)

@@ -15,6 +15,7 @@ from vlatool.events import Reporter
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.kind import ImagesAssets
 from vlatool.models import published
+from vlatool.models import weights as model_weights
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import (
@@ -27,13 +28,6 @@ from vlatool.models.titok.published import (
 )
 from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.model import pixel_weights
-from vlatool.models.weights import (
-    check_shapes,
-    init_state_dict,
-    matching_state_dict,
-    read_external_weights,
-    write_pickled_weights,
-)
 from vlatool.storage.tree import sha256_of
 
 _PIXELS = "pixel_"
@@ -52,14 +46,14 @@ def load_titok(
         weights = {**weights, **pixel_weights(config.teacher)}
     if not excluded:
         check_sizes(module, weights, source.file)
-    module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
+    module.load_state_dict(model_weights.init_state_dict(module, weights, source.file, excluded))
 
 
 def open_published(files: published.PublishedFiles, path: Path) -> published.PublishedModel:
     """Opens a published tokenizer on the CPU; see `Layout.open`. The config of a single file is
     inferred from the shapes of its tensors.
     """
-    weights = read_external_weights(path)
+    weights = model_weights.read_external_weights(path)
     tree: dict[str, Any] = {}
     if files.config is None:
         config = inferred_config(weights, files.weights)
@@ -72,9 +66,9 @@ def open_published(files: published.PublishedFiles, path: Path) -> published.Pub
     with torch.device("meta"):
         network = Titok(config)
     check_sizes(network, weights, files.weights)
-    check_shapes(network, weights, files.weights)
+    model_weights.check_shapes(network, weights, files.weights)
     module = Titok(config)
-    module.load_state_dict(matching_state_dict(module, weights, files.weights))
+    module.load_state_dict(model_weights.matching_state_dict(module, weights, files.weights))
     # Preprocessing of a published configuration; by default without a resize
     dataset = tree.get("dataset")
     stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
@@ -130,7 +124,7 @@ def save_published(
     tree["dataset"]["preprocessing"] |= preprocessing or {}
     write_published_config(folder, tree)
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
-    write_pickled_weights(folder / WEIGHTS, tensors)
+    model_weights.write_pickled_weights(folder / WEIGHTS, tensors)
 
 
 def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -74,8 +74,6 @@ class VqganLevel(nn.Module):
 
 
 class VqganEncoder(nn.Module):
-    """Encoder of images to features."""
-
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
         widths = [config.hidden_channels * factor for factor in config.channel_mult]
@@ -105,8 +103,6 @@ class VqganEncoder(nn.Module):
 
 
 class VqganDecoder(nn.Module):
-    """Decoder of features to images."""
-
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
         widths = [config.hidden_channels * factor for factor in config.channel_mult]

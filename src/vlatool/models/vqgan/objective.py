@@ -343,7 +343,13 @@ class PixelObjective(Objective):
         if weight:
             fake = ctx.parts["discriminator"](output.pixels)
             total = total - weight * fake.mean()
-            sums |= _logit_sums(batch["pixels"], fake.detach(), ctx)
+            # For the LeCam regularization: its gradient needs the mean logits over the whole step
+            # before the first micro-batch of the discriminator.
+            with torch.no_grad():
+                real = ctx.parts["discriminator"](batch["pixels"])
+            count = fake.new_tensor(float(len(real)))
+            sums |= {_REAL: real.mean() * count, _FAKE: fake.detach().mean() * count}
+            sums["pictures"] = count
         return _per_image(batch["pixels"], total, sums)
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
@@ -502,16 +508,6 @@ class CodebookMonitor:
 # Sums of the mean logits of the discriminator before its own step.
 _REAL, _FAKE = "real_before", "fake_before"
 _NOT_REPORTED = ("pictures", "codes_differing", "codes_compared", _REAL, _FAKE)
-
-
-def _logit_sums(pixels: Tensor, fake: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-    """Sums of the mean logits of real and reconstructed images, for the LeCam regularization. Its
-    gradient needs the means over the whole step before the first micro-batch of the discriminator.
-    """
-    with torch.no_grad():
-        real = ctx.parts["discriminator"](pixels)
-    count = fake.new_tensor(float(len(pixels)))
-    return {_REAL: real.mean() * count, _FAKE: fake.mean() * count, "pictures": count}
 
 
 def code_sums(codes: Tensor, size: int) -> dict[str, Tensor]:

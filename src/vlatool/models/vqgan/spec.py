@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 
 class VqganType(ModelType):
-    """The model type `vqgan`."""
-
     name: ClassVar[str] = "vqgan"
     Config: ClassVar[type[ConfigModel]] = VqganConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)

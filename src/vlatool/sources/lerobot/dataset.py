@@ -116,7 +116,11 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     """Episodes of a data set, ascending by number, those that the list lacks included."""
     info = meta.with_group_names(root, meta.read_info(root), findings)
     info = meta.with_known_names(info, config.known_names)
-    findings += _version_findings(root, info)
+    if f"v{info.version.removeprefix('v')}" != info.layout:
+        path = root / INFO_FILE
+        message = f"{path} says {info.version or 'no version'} but the files are {info.layout}"
+        message = f"{message}; reading as {info.layout}"
+        findings.append(LEROBOT("version_mismatch", message, path=str(path)))
     finder = FileFinder(root, info, findings)
     listed = _episode_lines(root, info, finder, findings)
     files = {} if info.is_shared else finder.numbered_data_files()
@@ -265,13 +269,6 @@ def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Find
         return None
     count = counted(len(paths), "video is", "videos are")
     return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
-
-
-def _version_findings(root: Path, info: meta.Info) -> Iterator[Finding]:
-    if f"v{info.version.removeprefix('v')}" != info.layout:
-        path = root / INFO_FILE
-        message = f"{path} says {info.version or 'no version'} but the files are {info.layout}"
-        yield LEROBOT("version_mismatch", f"{message}; reading as {info.layout}", path=str(path))
 
 
 def _frame_total_findings(

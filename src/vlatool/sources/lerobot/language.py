@@ -28,7 +28,12 @@ def annotated(rows: Rows, times: Array, report: Collector) -> Language:
     spans: list[LanguageSpan] = []
     left_out: Counter[str] = Counter()
     styles: dict[str, list[tuple[float, str | None]]] = {}
-    for entry in _sentences(_persistent(rows, report), left_out):
+    # Entries of the first row, which all rows repeat.
+    column = _column(rows, PERSISTENT, report)
+    if not column.slice(1).equals(column.slice(0, max(len(column) - 1, 0))):
+        problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
+        report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
+    for entry in _sentences(next(iter(column.slice(0, 1).to_pylist()), None) or (), left_out):
         style, text, time = entry["style"], entry["content"], entry.get("timestamp")
         if style == _REPHRASED:
             whole.append(text)
@@ -72,15 +77,6 @@ def _until_next(
         following = next((later for later in starts if later > start), len(times))
         if text is not None:
             yield LanguageSpan(style, text, start, max(start, min(following, len(times)) - 1))
-
-
-def _persistent(rows: Rows, report: Collector) -> Sequence[Mapping[str, Any]]:
-    """Entries of the first row, which all rows repeat."""
-    column = _column(rows, PERSISTENT, report)
-    if not column.slice(1).equals(column.slice(0, max(len(column) - 1, 0))):
-        problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
-        report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
-    return next(iter(column.slice(0, 1).to_pylist()), None) or ()
 
 
 def _column(rows: Rows, name: str, report: Collector) -> pa.ChunkedArray:

@@ -90,7 +90,13 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
             )
         )
     metadata = _bookkeeping(rows, report)
-    language = _language(files, rows, config, metadata, report)
+    texts = report.attempt(partial(_instructions, files, rows, config, report)) or ()
+    times = np.array(metadata.get("timestamp", ()), np.float64)
+    if not len(times) or not np.isfinite(times).all():
+        times = np.arange(len(rows)) / files.dataset.info.fps
+    whole, spans = language_of({"original": texts})
+    more, others = annotated(rows, times, report)
+    language = {**whole, **more}, [*spans, *others]
     _check_bookkeeping(files, rows, metadata, report)
     cameras = _cameras(files, rows, missing, report)
     fields: dict[str, Array] = {}
@@ -295,22 +301,6 @@ def _video_problems(
 # Instruction
 
 
-def _language(
-    files: EpisodeFiles,
-    rows: Rows,
-    config: LeRobotConfig,
-    metadata: Mapping[str, Sequence[Any]],
-    report: Collector,
-) -> Language:
-    texts = report.attempt(partial(_instructions, files, rows, config, report)) or ()
-    times = np.array(metadata.get("timestamp", ()), np.float64)
-    if not len(times) or not np.isfinite(times).all():
-        times = np.arange(len(rows)) / files.dataset.info.fps
-    whole, spans = language_of({"original": texts})
-    more, others = annotated(rows, times, report)
-    return {**whole, **more}, [*spans, *others]
-
-
 def _instructions(
     files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector
 ) -> Sequence[str]:
@@ -320,7 +310,11 @@ def _instructions(
     column = None if is_listed else _task_column(rows, config)
     values = rows.labels(column) if column else []
     if column and (table or isinstance(values[0], str)):
-        texts = _instructions_of_rows(rows, column, values, table, report)
+        known = {value: _sentence(rows, column, value, table) for value in dict.fromkeys(values)}
+        if (count := len({*known.values()})) > 1:
+            message = f"{rows.episode}: its rows have {counted(count, 'task')}"
+            report.note("several_tasks", message, path=str(rows.path), field=column)
+        texts = [known[value] for value in values]
     else:
         texts = [_instruction_of_list(rows, files.line.tasks, table, config.task_join)]
     if any(text.strip() for text in texts):
@@ -365,17 +359,6 @@ def _task_column(rows: Rows, config: LeRobotConfig) -> str | None:
         return config.task_column
     described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
     return "task_index" if "task_index" in rows.columns else next(iter(described), None)
-
-
-def _instructions_of_rows(
-    rows: Rows, column: str, values: Sequence[Any], table: Mapping[int, str], report: Collector
-) -> list[str]:
-    """Sentences whose indices the rows have, or which they contain."""
-    known = {value: _sentence(rows, column, value, table) for value in dict.fromkeys(values)}
-    if (count := len({*known.values()})) > 1:
-        message = f"{rows.episode}: its rows have {counted(count, 'task')}"
-        report.note("several_tasks", message, path=str(rows.path), field=column)
-    return [known[value] for value in values]
 
 
 def _instruction_of_list(
@@ -423,7 +406,10 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     if rows is None:
         return
     _check_counting(rows, contents, report)
-    _check_undeclared(files, rows, report)
+    for name in rows.columns:
+        if name not in files.dataset.info.features:
+            message = f"{rows.path}: the column {name!r} is not a feature in meta/info.json"
+            report.note("undeclared_column", message, path=str(rows.path), field=name)
     for name, values in contents.fields.items():
         names = files.dataset.info.features[name].dimension_names
         report.attempt(partial(check_finite, rows, name, values, names))
@@ -451,13 +437,6 @@ def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) ->
     if frame is not None:
         message = f"index is {values[frame]} at row {frame}, expected {frame + start}"
         report.note("index_gap", f"{rows.path}: {message}", **location, field="index", frame=frame)
-
-
-def _check_undeclared(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
-    for name in rows.columns:
-        if name not in files.dataset.info.features:
-            message = f"{rows.path}: the column {name!r} is not a feature in meta/info.json"
-            report.note("undeclared_column", message, path=str(rows.path), field=name)
 
 
 def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:

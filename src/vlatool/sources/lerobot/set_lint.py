@@ -227,8 +227,11 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
             yield from _check_next(episode, summary)
         except DataError:
             summary.is_whole = False
-    if summary.columns:
-        yield from _missing_columns(dataset, summary.columns)
+    info_path = str(root / INFO_FILE)
+    for name, feature in dataset.info.features.items() if summary.columns else ():
+        if feature.dtype != "video" and name not in summary.columns:
+            problem = f"no file has the feature {name!r}"
+            yield LEROBOT.at("feature_without_column", info_path, problem, field=name)
     merged = dict(summary.moments())
     path = str(root / STATS_FILE)
     for name, problem in statistics_mismatches(published, merged) if summary.is_whole else ():
@@ -253,14 +256,6 @@ def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
     if same >= 0:
         problem = f"{name} has the same observations and actions as episode {same}"
         yield LEROBOT.at("duplicate_episode", rows.path, problem)
-
-
-def _missing_columns(dataset: Dataset, columns: set[str]) -> Iterator[Finding]:
-    path = str(dataset.root / INFO_FILE)
-    for name, feature in dataset.info.features.items():
-        if feature.dtype != "video" and name not in columns:
-            problem = f"no file has the feature {name!r}"
-            yield LEROBOT.at("feature_without_column", path, problem, field=name)
 
 
 def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Iterator[Finding]:

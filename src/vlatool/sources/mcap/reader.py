@@ -116,7 +116,11 @@ class McapReader(base.FormatReader):
             texts["marker"] = Track(path, *topics.find(marker), "text")
         times = fill(texts, topics.bag, TimeSpan(), [])
         marks, text = texts.get("marker"), texts.get("instruction")
-        spans = _divided(times, gap or 0.0)
+        # Spans between gaps of all messages.
+        gap_s = gap or 0.0
+        ordered = np.sort(np.asarray(times, np.int64))
+        groups = np.split(ordered, np.flatnonzero(np.diff(ordered) > gap_s * 1e9) + 1)
+        spans = [TimeSpan(int(group[0]), int(group[-1]) + 1) for group in groups if len(group)]
         if marks is not None:
             marks.sort()
             spans, unused = _marked([*zip(marks.times.tolist(), marks.texts, strict=True)])
@@ -293,10 +297,3 @@ def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:
         if is_start:
             spans.append(TimeSpan(time, following + 1))
     return spans, unused
-
-
-def _divided(times: Sequence[int], gap_s: float) -> list[TimeSpan]:
-    """Spans between gaps of all messages."""
-    ordered = np.sort(np.asarray(times, np.int64))
-    groups = np.split(ordered, np.flatnonzero(np.diff(ordered) > gap_s * 1e9) + 1)
-    return [TimeSpan(int(group[0]), int(group[-1]) + 1) for group in groups if len(group)]

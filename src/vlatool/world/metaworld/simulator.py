@@ -131,8 +131,6 @@ _MIDDLE, _DISTANCE = (0.0, 0.7, 0.12), 1.0
 
 @dataclass(frozen=True)
 class SimulatorStep:
-    """State after a step."""
-
     proprio: FloatArray  # x, y, z of the hand in meters, and opening of the gripper from 0 to 1 [4]
     reward: float  # reward of Meta-World
     success: bool  # True if Meta-World counts this state as success
