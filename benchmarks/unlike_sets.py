@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def written(path: Path, content: Any) -> str:
     return str(path)
 
 
-def data_sets(root: Path, episodes: int) -> dict[str, list[str]]:
+def data_sets(root: Path, episodes: int, arms: Collection[str]) -> dict[str, list[str]]:
     """Data sets of each arm."""
     names = list(ROBOTS)
     thirds = {name: range(number, episodes, len(names)) for number, name in enumerate(names)}
@@ -79,7 +80,8 @@ def data_sets(root: Path, episodes: int) -> dict[str, list[str]]:
     sets = [("one", "a", range(episodes), {})]
     sets += [("mixed", name, numbers, {}) for name, numbers in thirds.items()]
     sets += [("wrong", "a", thirds["a"], {"relation": "delta"})]
-    for arm, name, numbers, wrong in sets:
+    needed = {*arms, "mixed"} if "wrong" in arms else {*arms}
+    for arm, name, numbers, wrong in (each for each in sets if each[0] in needed):
         raw, data = root / "raw" / f"{name}-{len(numbers)}", root / "data" / f"{arm}-{name}"
         if len(list(raw.glob("*.hdf5"))) < len(numbers):
             write_set(raw, ROBOTS[name], numbers)
@@ -108,10 +110,11 @@ def main() -> None:
     arguments = parser.parse_args()
     print(describe(), flush=True)
     root: Path = arguments.output
-    sets = data_sets(root, arguments.episodes)
+    arms = arguments.arms.split(",")
+    sets = data_sets(root, arguments.episodes, arms)
     maps = {name: written(root / f"{name}.yaml", keys) for name, keys in MAPS.items()}
     for seed in range(arguments.seeds):
-        for arm in arguments.arms.split(","):
+        for arm in arms:
             trained = str(root / f"run-{arm}-{seed}")
             words = [word for data in sets[arm] for word in ("--data", data)]
             words += ["--data.camera_names", "scene,wrist", "--hparams.seed", str(seed)]

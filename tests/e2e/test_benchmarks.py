@@ -50,6 +50,7 @@ SMALLEST = {
     "startup": "1",
     "titok": "--batch 1 --repeats 1",
     "training": "DATA --workers 1 --steps 1",
+    "unlike_sets": "--seeds 1 --starts 1 --episodes 1 --steps 1 --arms one",
     "windows": "--episodes 1 --frames 4 --workers 1 --repeat 1",
 }
 

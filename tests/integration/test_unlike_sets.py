@@ -1,5 +1,6 @@
 """Recordings of unlike robots that become one training set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def written(source: Path, output: Path, fps: float = 10, **wrong: Any) -> Path:
+def written(
+    source: Path, output: Path, fps: float = 10, actions: Sequence[str] = (), **wrong: Any
+) -> Path:
     options = made_options(ROBOTS[source.name], fps, **wrong)
+    options["action_fields"] = [*actions] or options["action_fields"]
     tree = {"format": "hdf5", "sources": [str(source)], "output": str(output), "workers": 1}
     windows = {"type": "lbm", "past_lowdim_steps": 0, "future_lowdim_steps": 0}
     windows |= {"image_indices": [0], "max_padding_right": 0}
@@ -81,6 +85,14 @@ def test_recordings_of_unlike_robots_have_the_same_fields_afterwards(
         np.testing.assert_allclose(grip[:, 0], 10 * commands[:, 3], atol=1e-6)
     down = np.broadcast_to([1, 0, 0, 0, -1, 0], stored["command__rot_6d"].shape)
     np.testing.assert_allclose(stored["command__rot_6d"], down, atol=1e-6)
+
+
+def test_a_measured_pose_that_is_an_action_too_stays_at_its_frame(
+    recordings: Path, tmp_path: Path
+) -> None:
+    folder = written(recordings / "b", tmp_path / "data", actions=["hand__xyz_relative", "gripper"])
+    states = np.concatenate([expert_episode(0, number).states for number in NUMBERS])
+    np.testing.assert_allclose(fields(folder)["hand__xyz"], states[:, :3], atol=1e-6)
 
 
 def test_declaration_that_the_states_contradict_is_refused(

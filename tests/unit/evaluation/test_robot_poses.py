@@ -10,6 +10,7 @@ from vlatool.episode import ObservationSpec
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, RolloutConfig
 from vlatool.evaluation.controllers import KeyMap
+from vlatool.transforms.names import FieldMap, NameMap
 from vlatool.transforms.relative import PoseGroupConfig
 
 DOWN = [1.0, 0, 0, 0, -1, 0]  # 6D rotation of a hand that points down
@@ -88,6 +89,27 @@ def test_rotation_that_no_policy_commands_stays_as_measured() -> None:
     numbers = keys.action(step, keys.poses(OBSERVATION))
 
     np.testing.assert_allclose(numbers, [0, 0, -1, 0, 0, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"action": [ActionMap(field="target", scale=2.0)]}, "no scale"),
+        ({"map": NameMap(fields={"hand__xyz": FieldMap(key="tcp")})}, "pose group gives it"),
+    ],
+)
+def test_keys_beside_a_pose_group_that_would_change_nothing_are_errors(
+    changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(DataError, match=text):
+        KeyMap(PosePolicy(), robot(**changes))
+
+
+def test_a_commanded_pose_is_no_reference() -> None:
+    config = robot()
+    group = config.pose_groups[1].model_copy(update={"relation": "absolute", "reference": "target"})
+    with pytest.raises(DataError, match=r"'target' is no measured pose"):
+        KeyMap(PosePolicy(), robot(pose_groups=[config.pose_groups[0], group]))
 
 
 def test_command_without_the_measured_pose_that_it_needs_is_an_error() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from tests.builders.errors import fails
 from vlatool.episode import Array, Episode, FrameSource, LanguageSpan, PoseGroup
 from vlatool.transforms.rates import at_rate
 from vlatool.transforms.rotations import rot6d_from_matrix
@@ -74,6 +75,14 @@ def test_images_integers_and_spans_are_those_of_the_nearest_frame() -> None:
     assert episode.language_spans == (LanguageSpan("subtask", "go", 0, 9),)
     assert error is not None
     assert error.image_s == pytest.approx(0.5 / 30)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_rotation_that_is_none_is_an_error_of_its_episode(value: float) -> None:
+    episode = recording()
+    episode.lowdim["rot"][3] = value
+    with fails("data.bad_pose"):
+        at_rate(episode, 20.0)
 
 
 def test_episode_that_has_the_rate_stays_as_it_is() -> None:
