@@ -50,7 +50,7 @@ def test_run_is_resumed_evaluated_and_finetuned_without_its_base_model(
 
     assert trained(data, run, base, total_train_steps=3).steps == 3
     policy = load_policy(run, inference_steps=2)
-    image = np.zeros((48, 64, 3), np.uint8)
+    image = np.zeros((48, 48, 3), np.uint8)
     state = {name: np.zeros(width) for name, width in policy.fields.items()}
     actions = policy.act({**dict.fromkeys(CAMERAS, image), **state, "instruction": "put"})
     assert all(np.isfinite(value).all() for value in actions.values())

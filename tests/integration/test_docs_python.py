@@ -25,7 +25,7 @@ class Robot:
         self.observation, _ = self.env.reset(seed=0)
         self.steps = 0
     def is_done(self): return self.steps >= 8
-    def image(self, camera): return np.repeat(self.observation[camera], 2, axis=0)
+    def image(self, camera): return np.repeat(np.repeat(self.observation[camera], 2, 0), 2, 1)
     def position(self): return self.observation["proprio"][:3]
     def opening(self): return self.observation["proprio"][3:]
     def rotation(self): return [1, 0, 0, 0, -1, 0]
