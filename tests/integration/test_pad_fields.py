@@ -59,6 +59,16 @@ def test_statistics_are_those_of_the_sets_that_have_the_field(sets: tuple[Path, 
     np.testing.assert_allclose(info.statistics[HAND_COMMAND]["mean"], own["mean"], rtol=1e-6)
 
 
+def test_statistics_have_the_steps_that_all_sets_have(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rename = {"fields": {"other_command": HAND_COMMAND, "other": HAND}}
+    short = world_shards(tmp_path, episodes=1, rename=rename, future_lowdim_steps=3)
+    _, info = loaded(sets[0], short, pad_missing_fields=True)
+    counts = {name: len(info.statistics[name]["count"]) for name in (XYZ_COMMAND, HAND_COMMAND)}
+    assert counts[HAND_COMMAND] == counts[XYZ_COMMAND] == info.statistics_past + 1 + 3
+
+
 def test_padded_values_are_zero_when_normalized_and_known_as_padded(
     sets: tuple[Path, Path],
 ) -> None:

@@ -47,7 +47,13 @@ class KeyMap:
         groups = {group.name: group for group in config.pose_groups}
         moved = [part.field for part in config.action]
         self._commanded = {name: group for name, group in groups.items() if name in moved}
-        self._measured = [group for name, group in groups.items() if name not in moved]
+        references = {group.reference for group in self._commanded.values()}
+        self._measured = [
+            group
+            for name, group in groups.items()
+            if name not in moved
+            and (name in references or {*group.stored_keys} & {*policy.sees.fields})
+        ]
         self._posed = {key for group in self._measured for key in group.stored_keys}
         self._cameras, self._fields = _keys_of(policy, config, self._posed)
         _check(policy, config)
@@ -381,13 +387,21 @@ class PolicyController:
 
 
 def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOptions:
-    resize = config.resize or {}
+    resize, cameras = config.resize or {}, policy.sees.cameras
+    for name in () if isinstance(resize, str) else resize:
+        if name not in cameras:
+            raise DataError(
+                f"resize: the policy sees no camera {name!r}",
+                hint=did_you_mean(name, [*cameras]),
+                code="data.unknown_camera",
+                details={"camera": name, "known": [*cameras]},
+            )
     return control.ControlOptions(
         config.delay_steps,
         config.ensemble_decay,
         control.grippers_of(config.grippers, policy),
         remembers_planned=config.compat,
-        resize=dict.fromkeys(policy.sees.cameras, resize) if isinstance(resize, str) else resize,
+        resize=dict.fromkeys(cameras, resize) if isinstance(resize, str) else resize,
     )
 
 

@@ -139,7 +139,7 @@ def _turned(rot6d: Array, times: Array) -> Array:
         matrices = Rotation.from_matrix(matrix_from_rot6d(rot6d))
     except ValueError as error:  # zeros, or numbers that are not finite
         raise DataError(
-            f"a rotation cannot be interpolated: {error}",
+            f"a rotation cannot be interpolated: {str(error).partition(chr(10))[0]}",
             hint="leave the episode out, or repair the recording",
             code="data.bad_pose",
         ) from None

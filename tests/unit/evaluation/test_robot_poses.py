@@ -9,7 +9,7 @@ from tests.builders.toy_policy import PushPolicy
 from vlatool.episode import ObservationSpec
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, RolloutConfig
-from vlatool.evaluation.controllers import KeyMap
+from vlatool.evaluation.controllers import KeyMap, control_options
 from vlatool.transforms.names import FieldMap, NameMap
 from vlatool.transforms.relative import PoseGroupConfig
 
@@ -95,14 +95,23 @@ def test_rotation_that_no_policy_commands_stays_as_measured() -> None:
     ("changes", "text"),
     [
         ({"action": [ActionMap(field="target", scale=2.0)]}, "no scale"),
+        ({"resize": {"fronnt": "crop"}}, "no camera 'fronnt'"),
         ({"map": NameMap(fields={"hand__xyz": FieldMap(key="tcp")})}, "pose group gives it"),
     ],
 )
 def test_keys_beside_a_pose_group_that_would_change_nothing_are_errors(
     changes: dict[str, Any], text: str
 ) -> None:
+    config = robot(**changes)
     with pytest.raises(DataError, match=text):
-        KeyMap(PosePolicy(), robot(**changes))
+        _ = control_options(config, PosePolicy()), KeyMap(PosePolicy(), config)
+
+
+def test_a_pose_that_nothing_needs_is_not_asked_for() -> None:
+    config = robot()
+    other = config.pose_groups[0].model_copy(update={"name": "left", "position_key": "left[0:3]"})
+    keys = KeyMap(PosePolicy(), robot(pose_groups=[*config.pose_groups, other]))
+    assert keys.names == ["state.tcp", "instruction"]
 
 
 def test_a_commanded_pose_is_no_reference() -> None:

@@ -126,8 +126,10 @@ def merge_parts(
     parts: Sequence[StatsPart], *, leave_out_unequal: bool = False, of_some: bool = False
 ) -> MergedStats:
     """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor.
-    With `of_some`, those of a field that not all have are of the data sets that have it.
+    With `of_some`, those of a field that not all have are of the data sets that have it, for the
+    steps that all have.
     """
+    window = _common_window(parts) if of_some else None
     names = dict.fromkeys(name for part in parts for name in part.statistics)
     merged: Statistics = {}
     left_out: dict[str, str] = {}
@@ -140,7 +142,7 @@ def merge_parts(
         elif leave_out_unequal and len(widths) > 1:
             left_out[name] = f"of different widths: {', '.join(map(str, sorted(widths)))}"
         else:
-            merged[name] = _merge_field(name, owners, [part.past for part in parts])
+            merged[name] = _merge_field(name, owners, window)
     if not merged:
         raise DataError(
             "the statistics have no field in common",
@@ -158,8 +160,19 @@ def _width(entry: Mapping[str, Any]) -> int:
     return len(mean) if isinstance(mean, list) else 0
 
 
+def _common_window(parts: Sequence[StatsPart]) -> tuple[int, int] | None:
+    """Steps before the anchor, and from it on, that all parts have; None if one is unknown."""
+    known = [(part, part.past) for part in parts if part.past is not None]
+    if len(known) < len(parts):
+        return None
+    steps = [min(len(e.get("count", ())) for e in part.statistics.values()) for part, _ in known]
+    return min(past for _, past in known), min(
+        count - past for count, (_, past) in zip(steps, known, strict=True)
+    )
+
+
 def _merge_field(
-    name: str, parts: Sequence[StatsPart], pasts: Sequence[int | None]
+    name: str, parts: Sequence[StatsPart], window: tuple[int, int] | None
 ) -> dict[str, Any]:
     try:
         partial = [_partial(part.statistics[name]) for part in parts]
@@ -170,7 +183,7 @@ def _merge_field(
             "file of digests, nor a weighted merge",
             code="data.unmergeable_statistics",
         ) from None
-    partial = _apply_weights(parts, _align(name, parts, partial, pasts))
+    partial = _apply_weights(parts, _align(name, parts, partial, window))
     total = partial[0]
     for part in partial[1:]:
         total = merge(total, part)
@@ -181,11 +194,11 @@ def _align(
     name: str,
     parts: Sequence[StatsPart],
     partial: Sequence[WindowStatistics],
-    pasts: Sequence[int | None],  # of all data sets
+    window: tuple[int, int] | None,  # steps that other data sets have, too
 ) -> list[WindowStatistics]:
     """Statistics of the steps around the anchor that all parts have."""
     shapes = {statistics.shape for statistics in partial}
-    if len(shapes) == 1 and len({*pasts}) == 1:
+    if window is None and len(shapes) == 1 and len({part.past for part in parts}) == 1:
         return list(partial)
     known = [part.past for part in parts if part.past is not None]
     if len({width for _, width in shapes}) == 1 and len(known) < len(parts):
@@ -204,10 +217,9 @@ def _align(
             code="data.unmergeable_statistics",
             details={"field": name},
         )
-    past = min(past for past in pasts if past is not None)
-    future = min(
-        statistics.shape[0] - part_past
-        for statistics, part_past in zip(partial, known, strict=True)
+    past, future = window or (
+        min(known),
+        min(each.shape[0] - part_past for each, part_past in zip(partial, known, strict=True)),
     )
     if future < 1:
         raise DataError(
