@@ -194,13 +194,6 @@ def test_published_lines_open_without_a_manifest(built: Path, tmp_path: Path) ->
     assert findings == {"samples.no_manifest", "output.no_file_list"}
 
 
-def test_bytes_do_not_depend_on_workers_and_the_layout_of_codes(
-    inputs: Path, built: Path, tmp_path: Path
-) -> None:
-    build(inputs, tmp_path / "json", workers=2, tokens=str(inputs / "A/TiToken"))
-    assert contents(tmp_path / "json") == contents(built)
-
-
 @pytest.mark.parametrize("form", [{}, {"packed": True}, {"lines_per_file": 7}], ids=str)
 def test_a_sample_is_found_by_its_number(
     inputs: Path, built: Path, tmp_path: Path, form: dict[str, Any]

@@ -14,8 +14,6 @@ from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config
 from vlatool.artifacts.run.format import RunDir
 from vlatool.models.base import decays_by_name
-from vlatool.storage.atomic import write_bytes
-from vlatool.storage.uri import location
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import finetune, train
 
@@ -65,21 +63,6 @@ def test_continued_run_is_resumed_without_the_other_run(
     weights = load_file(RunDir(tmp_path / "run").checkpoint(6) / FILES[0])
     assert RunDir(tmp_path / "run").config_tree()["init_from"] == str(copy)
     assert len(weights) == len(load_file(whole.checkpoint(6) / FILES[0]))
-
-
-def test_run_continues_a_remote_checkpoint(
-    data: Path, whole: RunDir, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for path in sorted(path for path in whole.root.rglob("*") if path.is_file()):
-        name = path.relative_to(whole.root).as_posix()
-        write_bytes(location(f"{memory}/{name}"), path.read_bytes())
-    checkpoint = whole.checkpoint(3).relative_to(whole.root)
-
-    train(config(data, tmp_path / "run", f"{memory}/{checkpoint}"))
-
-    expected = (whole.checkpoint(6) / FILES[0]).read_bytes()
-    assert (RunDir(tmp_path / "run").checkpoint(6) / FILES[0]).read_bytes() == expected
 
 
 @pytest.fixture

@@ -423,14 +423,3 @@ def test_job_that_is_killed_in_s3_resumes(s3_bucket: str, undisturbed: dict[str,
     run = run_toy(ToyJob(output, WORDS))
 
     assert (run.resumed, contents(output)) == (3, undisturbed)
-
-
-def test_nested_output_in_s3_is_kept(s3_bucket: str, undisturbed: dict[str, bytes]) -> None:
-    output = RemotePath(f"s3://{s3_bucket}/out")
-    run_toy(ToyJob(output, "ant"))
-    run_toy(ToyJob(output / INNER, "fox gnu"))
-    before = contents(output / INNER)
-
-    run_toy(ToyJob(output, WORDS), overwrite=True)
-
-    assert (contents(output), contents(output / INNER)) == (undisturbed, before)

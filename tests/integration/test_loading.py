@@ -34,8 +34,6 @@ from tests.builders.loading import (
     write_shards,
 )
 from tests.builders.shards import (
-    FUTURE,
-    PAST,
     SIZE,
     Members,
     arrays,
@@ -107,31 +105,6 @@ def error_of(data: Any, *, workers: int = 0) -> DataError:
 
 
 # order
-
-
-@pytest.mark.parametrize("shards", [1, 3, 6])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_every_epoch_has_each_sample_once(
-    folders: dict[int, Path], shards: int, shuffle: bool
-) -> None:
-    micro_batches = batches(opened(folders[shards], shuffle=shuffle), LoaderPlan(4), 9)
-
-    stored = stored_keys(folders[shards])
-    epochs = [names(micro_batches[start : start + 3]) for start in range(0, 9, 3)]
-    assert [sorted(epoch) for epoch in epochs] == [sorted(stored)] * 3
-    assert (epochs == [stored] * 3) == (not shuffle)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_ranks_together_read_the_same_global_batches(world: int) -> None:
-    whole = refs_of(LoaderPlan(24, first=50_000), 4)
-
-    ranks = [
-        refs_of(LoaderPlan(24 // world, rank, world, first=50_000), 4) for rank in range(world)
-    ]
-
-    for step, parts in zip(whole, zip(*ranks, strict=True), strict=True):
-        assert sorted(name for part in parts for name in part) == sorted(step)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -515,22 +488,6 @@ def test_fingerprint_depends_on_data_and_fields(folders: dict[int, Path]) -> Non
         for path in (folders[6], folders[6] / "stats.json")
     )
     assert first == second
-
-
-def test_saved_assets_are_those_of_the_run(folders: dict[int, Path], tmp_path: Path) -> None:
-    kind = RoboticsKind()
-    config, info = opened(folders[3])
-
-    kind.save_assets(config, info, tmp_path)
-    assets = kind.load_assets(config, tmp_path)
-
-    used = {*config.action_fields, *config.proprioception_fields}
-    assert assets.statistics == {name: info.statistics[name] for name in used}
-    assert set(assets.statistics) == used
-    assert assets.fps == info.fps
-    field = config.action_fields[0]
-    values = np.ones((PAST + 1 + FUTURE, 3))
-    assert assets.normalizer.normalize(field, values).shape == values.shape
 
 
 def test_validation_is_the_same_section_in_stored_order(folders: dict[int, Path]) -> None:

@@ -1,7 +1,5 @@
 """Training data in S3: the same micro-batches, few requests. Source: reference/order 11."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,35 +55,6 @@ def requests_of(proxy: Proxy, name: str) -> list[str]:
     """Methods and ranges of the requests for files with a name."""
     rows = [row for row in proxy.faults.requests if row.path.endswith(name)]
     return [f"{row.method} {row.range}".strip() for row in rows]
-
-
-@pytest.mark.parametrize("index", [True, False])
-@pytest.mark.parametrize("cache", [True, False])
-def test_remote_shards_give_the_same_micro_batches(
-    local: Path, remote: RemotePath, keys: dict[str, Any], index: bool, cache: bool
-) -> None:
-    if index:
-        write_indexes(local)
-        upload(local, remote)
-    keys["dataset_cache"]["enabled"] = cache
-
-    assert read(remote, keys) == read(local, FIELDS)
-
-
-def test_loader_workers_read_remote_shards(
-    local: Path, remote: RemotePath, keys: dict[str, Any]
-) -> None:
-    # In a new process: the forkserver of this one may have the environment of an earlier test.
-    code = (
-        "from vlatool.loading.loader import LoaderPlan\n"
-        "from vlatool.storage.remote_path import RemotePath\n"
-        "from tests.builders.loading import batches, names, opened\n"
-        f"data = opened(RemotePath({str(remote)!r}), **{keys!r})\n"
-        "print(*names(batches(data, LoaderPlan(6, num_workers=1), 6)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stdout.split() == names(read(local, FIELDS))
 
 
 def test_sample_is_one_request(

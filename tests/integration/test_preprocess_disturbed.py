@@ -221,24 +221,6 @@ def like_other_users() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
-@pytest.mark.parametrize("folder", ["episodes", ".vlatool/journal/items"])
-def test_lost_write_permission_ends_with_exit_code_5_and_the_run_resumes(
-    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, folder: str
-) -> None:
-    killed_run(source, tmp_path / "out")
-    locked = tmp_path / "out" / folder
-    locked.mkdir(exist_ok=True)
-    locked.chmod(0o500)
-
-    code, error = exit_code_and_error(command_line(source, tmp_path / "out"), like_other_users)
-    locked.chmod(0o700)
-    run(source, tmp_path / "out")
-
-    assert (code, has_message_and_hint(error)) == (5, True)
-    assert contents(tmp_path / "out") == undisturbed
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
 @pytest.mark.parametrize("location", ["processed", "processed/observations.npz"])
 def test_source_without_read_permission_is_reported(
     source: Path, tmp_path: Path, location: str

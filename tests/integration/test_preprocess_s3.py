@@ -79,20 +79,6 @@ def sent(requests: list[Request]) -> int:
 
 
 class TestCombinations:
-    def test_both_with_two_workers_and_again(
-        self, source: RemotePath, bucket: RemotePath, expected: dict[str, str]
-    ) -> None:
-        output = bucket / "a b/out"
-        first = finished(command(source, output))
-        assert first.returncode == 0, first.stderr
-        assert digests(output) == expected
-        assert not (output / ".vlatool/journal").exists()
-        assert not (output / ".vlatool/lock").exists()
-        before = (output / "shards/manifest.jsonl").stat().st_mtime
-
-        assert preprocess(source, output) == 0
-        assert (output / "shards/manifest.jsonl").stat().st_mtime == before
-
     def test_every_setting_in_s3(self, raw: Path, bucket: RemotePath, tmp_path: Path) -> None:
         for name, text in SETTINGS.items():
             (tmp_path / name).write_text(text)

@@ -249,16 +249,6 @@ def test_lost_metrics_of_the_remote_run_are_named(
     assert named in "".join(lost)
 
 
-def test_larger_budget_continues_the_remote_run_of_the_same_name(
-    root: Path, prefix: RemotePath, tmp_path: Path
-) -> None:
-    upload(root / "half", prefix / "run")
-    reporter = Recorder()
-    result = _train(root, prefix, tmp_path / "run", reporter, total_train_steps=STEPS + 2)
-    assert (result.steps, result.remote) == (STEPS + 2, f"{prefix}/run")
-    assert any(f"after step {HALF}" in note for note in reporter.notes)
-
-
 def test_remote_run_with_the_empty_lock_file_of_a_local_run_can_be_written(
     prefix: RemotePath,
 ) -> None:

@@ -199,17 +199,6 @@ def test_libero_row_has_images_state_and_actions(tmp_path: Path) -> None:
     assert max(map(abs, row["actions"][:6])) <= 1.0
 
 
-def test_complete_output_is_unchanged(tmp_path: Path) -> None:
-    first = run(tmp_path, frames=3)
-    marker = next(tmp_path.rglob("metadata.yaml"))
-    before = marker.stat().st_mtime_ns
-    again = run(tmp_path, frames=3)
-    assert again.status == "already complete"
-    assert marker.stat().st_mtime_ns == before
-    changed = {"already_complete": True, "status": "already complete"}
-    assert again.document() == first.document() | changed
-
-
 @pytest.mark.parametrize(
     ("options", "code"),
     [

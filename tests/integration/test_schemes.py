@@ -25,14 +25,6 @@ from vlatool.workflows.train import train
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 SCHEMES_READ = ["s3", "http", "hf", "memory"]
-SPARTAN = {
-    "format": "spartan",
-    "past_lowdim_steps": 1,
-    "future_lowdim_steps": 6,
-    "max_padding_right": 6,
-    "camera_names": ["scene_right_0", "wrist_right_minus"],
-    "samples_per_shard": 16,
-}
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +87,6 @@ def verified(root: str) -> VerifyResult:
 
 def options(output: Path) -> dict[str, Any]:
     return yaml.safe_load((output / "shards/preprocessing_config.yaml").read_text())
-
-
-def test_minimal_scheme_is_source_and_output_of_preprocess(
-    memory: str, world: Path, tmp_path: Path
-) -> None:
-    raw = uploaded(world / "raw", f"{memory}/raw")
-
-    preprocessed(raw, f"{memory}/out", **SPARTAN)
-
-    outputs = {key: data for key, (data, _) in MemoryRemote.stores[memory].items()}
-    for name, data in contents(world / "data").items():
-        assert outputs[f"out/{name}"] == data, name
-    assert verified(f"{memory}/out").counts["error"] == 0
 
 
 def test_a_large_remote_video_is_read_in_ranges(

@@ -224,18 +224,6 @@ def test_two_workers_write_the_same_bytes(raw: Path, output_folder: Path, tmp_pa
     assert contents(tmp_path / "A") == contents(output_folder)
 
 
-def test_complete_folder_is_not_changed_and_foreign_files_are_kept(
-    raw: Path, tmp_path: Path
-) -> None:
-    convert(raw, tmp_path / "A", episodes="1")
-    assert convert(raw, tmp_path / "A", episodes="1").status == "already complete"
-    (tmp_path / "A/TiToken").mkdir()
-    (tmp_path / "A/TiToken/mine.json").touch()
-    convert(raw, tmp_path / "A", episodes="0", overwrite=True)
-    assert (tmp_path / "A/TiToken/mine.json").is_file()
-    assert not (tmp_path / "A/images/episode_000001").exists()
-
-
 def test_bucket_gets_the_same_bytes(raw: Path, output_folder: Path, s3_bucket: str) -> None:
     output = RemotePath(f"s3://{s3_bucket}/A")
     convert(raw, output, name="LIBERO")
