@@ -1,5 +1,7 @@
 """New names of cameras and fields, from recordings to training."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,25 @@ def test_shards_are_compared_with_recordings(recording: Path, tmp_path: Path) ->
     assert document["renames"] == {str(tmp_path / "a"): ["fields.obs.robot0_eef_pos=hand"]}
     assert document["questions"] == [f"{tmp_path / 'a'}: cameras.front_image=top"]
     assert document["sets"][1]["cameras"] == {"top": (8, 6)}
+
+
+@pytest.mark.parametrize(("stored", "asked"), [(np.flipud, 1), (np.rot90, 0), (np.copy, 0)])
+def test_a_camera_that_is_upside_down_in_one_set_is_a_question(
+    tmp_path: Path, stored: Callable[[Any], Any], asked: int
+) -> None:
+    image = np.broadcast_to(np.linspace(0, 255, 24)[:, None, None], (24, 24, 3)).astype(np.uint8)
+
+    def replaced(pixels: Any, file: Any) -> None:
+        del file["data/demo_0/obs/front_image"]
+        file["data/demo_0/obs/front_image"] = np.stack([pixels] * 5)
+
+    paths = [
+        hdf5.robomimic(tmp_path / f"{name}.hdf5", {"demo_0": 5}, partial(replaced, pixels))
+        for name, pixels in (("a", image), ("b", stored(image)))
+    ]
+    config = InspectConfig(location=str(paths[0]), others=[str(paths[1])])
+    questions = inspect(config).document()["questions"]
+    assert [text.startswith("cameras.front_image: upside down") for text in questions] == [True] * asked
 
 
 RENAME = {"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos"}}

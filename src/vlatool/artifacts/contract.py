@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vlatool.artifacts.conventions import Convention, Conventions
 from vlatool.artifacts.manifest import ManifestType, parse_values
 from vlatool.errors import DataError
 from vlatool.pages.text import number_text
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 
 _RATE, _SCALE = 0.01, 0.05  # shares by which rates and scales may differ
 Size = tuple[int, int]
@@ -28,8 +30,8 @@ class Contract:
     """Facts on training data; None and empty values are unknown."""
 
     cameras: Mapping[str, SeenCamera] = field(default_factory=dict[str, SeenCamera])
-    resize_method: str = ""  # empty too where the aspect ratio stays
-    resize_filter: str = ""
+    resize_method: ResizeMethod | Literal[""] = ""  # empty too where the aspect ratio stays
+    resize_filter: ResizeFilter | Literal[""] = ""
     crop: tuple[float, float] | None = None  # (height, width) in pixels, or shares up to 1
     fields: Mapping[str, int] = field(default_factory=dict[str, int])  # observed, with widths
     actions: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -37,6 +39,8 @@ class Contract:
     horizon: int | None = None  # steps of an action chunk
     conventions: tuple[Convention, ...] = ()
     statistics: str = ""  # digest
+    # digests of the tokenizers by what they encode: `codes` of images, `actions`
+    tokenizers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 CONTRACT = ManifestType(
@@ -45,6 +49,7 @@ CONTRACT = ManifestType(
     1,
     Contract,
     "copy the run again, or run its train command again",
+    optional=("tokenizers",),
 )
 
 
@@ -71,6 +76,7 @@ def _values(contract: Contract) -> dict[str, str]:
         "fps": number_text(contract.fps) if contract.fps else "",
         **{f"fields.{name}": str(width) for name, width in contract.fields.items()},
         **{f"actions.{name}": str(width) for name, width in contract.actions.items()},
+        **{f"tokenizers.{name}": digest for name, digest in contract.tokenizers.items()},
     }
     return {key: value for key, value in values.items() if value}
 

@@ -39,6 +39,8 @@ from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 
 Work = Callable[[episode.EpisodeRef, episode.Episode], Receipt]
 
+SIZES = "sizes"  # fact of receipts: (height, width) of the recorded images by camera
+
 
 class SinkConfig(ConfigModel):
     """Section of a sink; `type` is its name, which `--sink NAME` sets."""

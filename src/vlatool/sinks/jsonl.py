@@ -6,7 +6,7 @@ Images are files. Source: reference/future-vla 1.
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -143,6 +143,7 @@ class JsonlEpisodeWriter:
                 "untouched": untouched,
             },
             files=(folder_entry(names.folder, folder.files), entry, index),
+            facts={base.SIZES: {name: episode.cameras[name].size for name in self.cameras}},
         )
 
     def _names(self, ref: EpisodeRef) -> "EpisodeNames":
@@ -304,7 +305,10 @@ class JsonlSink(base.Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         files: list[FileEntry] = []
         episodes = 0
+        sizes: dict[str, set[tuple[int, int]]] = {}
         for receipt in receipts:
+            for name, size in receipt.facts.get(base.SIZES, {}).items():
+                sizes.setdefault(name, set()).add((size[0], size[1]))
             files += receipt.files
             episodes += bool(receipt.files)
         if not episodes:
@@ -315,6 +319,9 @@ class JsonlSink(base.Sink):
                 details={"dropped": dict(run.dropped)},
             )
         manifest = self._manifest(episodes, run)
+        manifest = replace(
+            manifest, recorded_sizes={name: sorted(each) for name, each in sizes.items()}
+        )
         windows_format.write_manifest(self._setup.output, manifest)
         size = sum(file.bytes for file in files)
         files.append(file_entry(self._setup.output, windows_format.MANIFEST_NAME))
@@ -335,8 +342,9 @@ class JsonlSink(base.Sink):
         relative = [
             name not in survey.fields for name, width in self.fields.items() for _ in range(width)
         ]
-        counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
+        counts: dict[str, Any] = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
         size = config.resize_images_size
+        is_resized = isinstance(size, tuple)
         return windows_format.WindowManifest(
             names=tuple(sorted(set(self._work.prefixes.values()))),
             cameras=self._work.cameras,
@@ -349,6 +357,8 @@ class JsonlSink(base.Sink):
             qa_mode=config.qa_mode,
             image_size=size if isinstance(size, tuple) else None,
             relative_dimensions=tuple(np.flatnonzero(relative).tolist()),
+            resize_method=config.image_resizing_method if is_resized else "",
+            resize_filter=config.image_resizing_filter if is_resized else "",
             episodes=episodes,
             **counts,
         )

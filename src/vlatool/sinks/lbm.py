@@ -299,7 +299,7 @@ class _StreamEncoder:
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
 
-_SIZES, _RATE_ERRORS = "sizes", "rate_errors"  # facts of receipts: of the images, of another rate
+_RATE_ERRORS = "rate_errors"  # fact of receipts: of another rate
 RANGES = "ranges"
 
 LBM = FindingCodes(
@@ -339,7 +339,7 @@ class LbmEpisodeWriter:
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, len(sampler)),),
             findings=findings,
-            facts={_SIZES: sizes, **({} if error is None else {_RATE_ERRORS: [*error]})},
+            facts={base.SIZES: sizes, **({} if error is None else {_RATE_ERRORS: [*error]})},
             arrays={RANGES: ranges, **arrays},
         )
 
@@ -575,6 +575,13 @@ class LbmSink(base.Sink):
                 hint="write images only with --sink image-shards",
                 code="data.no_fields",
             )
+        for name in sorted({*setup.survey.fields} & {"past_mask", "future_mask"}):
+            raise DataError(
+                f"the episodes have a field {name!r}, which in shards is the mask of the steps",
+                hint=f"give it another name: --rename fields.NEW={name}",
+                code="data.name_taken",
+                details={"field": name},
+            )
         self.changes_rate = config.target.fps not in (None, setup.survey.fps)
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
@@ -625,7 +632,7 @@ class LbmSink(base.Sink):
         errors = [[0.0] * 3]
         for receipt in receipts:
             index.add(receipt)
-            for name, size in receipt.facts.get(_SIZES, {}).items():
+            for name, size in receipt.facts.get(base.SIZES, {}).items():
                 sizes.setdefault(name, set()).add(tuple(size))
             errors.append(receipt.facts.get(_RATE_ERRORS, errors[0]))
             if len(receipt.arrays) > 1:

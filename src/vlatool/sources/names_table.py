@@ -1,14 +1,26 @@
 """Table of the cameras and fields of several sets, and the renames that make them equal."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from vlatool.episode import Array, Episode
+from vlatool.errors import VlatoolError
 from vlatool.events import counted
+from vlatool.pages.layout import evenly_spaced
 from vlatool.pages.report import Report
 from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.detection import DetectedSource
+from vlatool.storage.uri import is_remote
+from vlatool.transforms.geometry import resize
 from vlatool.transforms.names import name_end
+
+_EPISODES, _IMAGES, _LOOK = 4, 4, (32, 32)
+# Least correlation of images that look upside down, and by how much it is higher than as stored.
+_ALIKE, _CLEAR = 0.7, 0.4
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class NamedSet:
     fps: float | None
     action_fields: Sequence[str]
     proprioception_fields: Sequence[str]
+    looks: Mapping[str, Array] = field(default_factory=dict[str, Array])  # of some cameras
 
     def role(self, field: str) -> tuple[bool, bool]:
         return field in self.action_fields, field in self.proprioception_fields
@@ -37,7 +50,25 @@ def set_of_source(location: str, source: DetectedSource, refs: Sequence[Any]) ->
         survey.fps,
         survey.action_fields,
         survey.proprioception_fields,
+        _looks(
+            source.reader.read(refs[at])
+            for at in evenly_spaced(len(refs), _EPISODES)
+            if not is_remote(refs[at].path)  # images of remote episodes are large
+        ),
     )
+
+
+def _looks(episodes: Iterable[Episode]) -> dict[str, Array]:
+    """Mean brightness [32, 32] of a few images by camera; broken ones are reported elsewhere."""
+    looks: dict[str, list[Array]] = {}
+    for episode in episodes:
+        for camera, source in episode.cameras.items():
+            with suppress(VlatoolError, ValueError, OSError):
+                images = source.read(evenly_spaced(len(source), _IMAGES))
+                looks.setdefault(camera, []).extend(
+                    resize(image, _LOOK, "resize_no_crop", "box").mean(axis=-1) for image in images
+                )
+    return {camera: np.mean(images, axis=0) for camera, images in looks.items()}
 
 
 def set_of_shards(location: str, facts: Mapping[str, Any]) -> NamedSet:
@@ -54,6 +85,9 @@ def names_report(sets: Sequence[NamedSet]) -> Report:
     questions = [
         f"{name}: {text}" for name, rows in renames.items() for text, is_sure in rows if not is_sure
     ]
+    questions += [
+        text for number, each in enumerate(sets[1:], 2) for text in _turned(sets[0], each, number)
+    ]
     by_location = {each.location: each for each in sets}
     lines = [
         (name, " ".join(f"{by_location[name].option} {text}" for text in texts))
@@ -66,7 +100,11 @@ def names_report(sets: Sequence[NamedSet]) -> Report:
     return Report(
         kind="names",
         headline=f"{counted(len(sets), 'set')}, {_difference_text(sets)}",
-        facts={"sets": [asdict(each) for each in sets], "renames": options, "questions": questions},
+        facts={
+            "sets": [asdict(replace(each, looks={})) for each in sets],
+            "renames": options,
+            "questions": questions,
+        },
         summary={
             f"[{number}]": f"{each.location}, {number_text(each.fps)} frames per second"
             for number, each in enumerate(sets, 1)
@@ -78,6 +116,26 @@ def names_report(sets: Sequence[NamedSet]) -> Report:
             text_table("Questions", ("what is the same?",), [(text,) for text in questions]),
         ],
     )
+
+
+def _turned(first: NamedSet, other: NamedSet, number: int) -> Iterator[str]:
+    """Yields a question for each camera whose images look upside down."""
+    for camera in [name for name in first.looks if name in other.looks]:
+        look = other.looks[camera]
+        ways = {"as stored": look, "turned by 180 degrees": look[::-1, ::-1], "flipped": look[::-1]}
+        alike = {way: _correlation(first.looks[camera], each) for way, each in ways.items()}
+        best = max(alike, key=lambda way: alike[way])
+        if alike[best] > _ALIKE and alike[best] - alike["as stored"] > _CLEAR:
+            yield (
+                f"cameras.{camera}: upside down in [1] or [{number}]? the mean images correlate by "
+                f"{alike[best]:.2f} with one {best}, by {alike['as stored']:.2f} as stored"
+            )
+
+
+def _correlation(first: Array, second: Array) -> float:
+    deviations = first.std() * second.std()
+    product = ((first - first.mean()) * (second - second.mean())).mean()
+    return float(product / deviations) if deviations else 0.0
 
 
 def _difference_text(sets: Sequence[NamedSet]) -> str:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.record import read_valid_record
 from vlatool.storage.documents import parse_json
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 
 Kind = Literal["vla", "wm"]
 
@@ -256,6 +257,12 @@ class WindowManifest:
     # indices of the values of an action that are poses relative to the measured pose at the anchor;
     # padding repeats the last action of such windows
     relative_dimensions: tuple[Count, ...] = ()
+    # (height, width) of the recorded images by camera, and how they got `image_size`
+    recorded_sizes: Mapping[str, Sequence[tuple[int, int]]] = field(
+        default_factory=dict[str, Sequence[tuple[int, int]]]
+    )
+    resize_method: ResizeMethod | Literal[""] = ""
+    resize_filter: ResizeFilter | Literal[""] = ""
 
 
 MANIFEST = ManifestType(
@@ -264,7 +271,7 @@ MANIFEST = ManifestType(
     1,
     WindowManifest,
     hint="run the command that wrote the folder again, or copy the folder again",
-    optional=("relative_dimensions",),
+    optional=("relative_dimensions", "recorded_sizes", "resize_method", "resize_filter"),
 )
 # Values of the published converter. Source: reference/future-vla 1.3
 PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16

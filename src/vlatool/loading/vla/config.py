@@ -4,11 +4,12 @@ Legend of shapes: P past images, H height, W width, T actions, A values of an ac
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import model_validator
 
+from vlatool.artifacts.contract import Contract
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import Conversation, SampleSizes
 from vlatool.config.base import derived_field, option, required_field
@@ -61,6 +62,7 @@ class VlaAssets:
     fast: ActionTokenizer | None  # action tokenizer; None if the data have none
     profile: NormalizationProfile  # normalization of the actions
     codes_digest: str = ""  # digest of the visual tokenizer of the codes; empty if unknown
+    contract: Contract = field(default_factory=Contract)  # what training saw
 
 
 class VlaDataConfig(LoadingConfig):

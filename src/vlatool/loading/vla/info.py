@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from vlatool.artifacts.codes.format import IMAGES_NAME
+from vlatool.artifacts.contract import Contract, SeenCamera
+from vlatool.artifacts.conventions import Convention, conventions_of
 from vlatool.artifacts.fast.format import is_fast, read_fast
 from vlatool.artifacts.image_shards.format import validation_positions
 from vlatool.artifacts.images import decoded_size
@@ -69,6 +71,8 @@ class VlaFolder:
     profile: NormalizationProfile  # normalization of the actions
     codes_digest: str  # digest of the visual tokenizer; empty if unknown
     fast_digest: str  # digest of the action tokenizer; empty if unknown
+    windows: WindowManifest | None  # windows of the samples; None: unknown
+    conventions: tuple[Convention, ...]  # of their actions; empty: unknown
 
     @property
     def num_samples(self) -> int:
@@ -85,6 +89,27 @@ class VlaFolder:
             "actions": self.fast_digest,
             "profile": self.profile.digest,
         }
+
+    @property
+    def contract(self) -> Contract:
+        """Facts on the samples."""
+        shape, windows = self.shape, self.windows
+        sizes = windows.recorded_sizes if windows else {}
+        digests = {"codes": self.codes_digest, "actions": self.fast_digest}
+        return Contract(
+            cameras={
+                name: SeenCamera(tuple(sizes.get(name, ())), shape.image_size)
+                for name in shape.cameras
+            },
+            resize_method=windows.resize_method if windows else "",
+            resize_filter=windows.resize_filter if windows else "",
+            actions={shape.action_field: shape.action_width},
+            fps=self.fps,
+            horizon=shape.action_steps,
+            conventions=self.conventions,
+            statistics=self.profile.digest,
+            tokenizers={name: digest for name, digest in digests.items() if digest},
+        )
 
     def image_path(self, text: str) -> Path:
         """Location of an image of a line."""
@@ -177,7 +202,9 @@ def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
         )
     images_root = location(config.images_root) if config.images_root else None
     first = samples.sample(0)
-    windows = MANIFEST.read(images_root or samples.images_root) if samples.has_manifest else None
+    root = images_root or samples.images_root
+    windows = MANIFEST.read(root) if samples.has_manifest else None
+    conventions = conventions_of(root) if windows else None
     profile = _profile(samples, config)
     size = _first_size(samples, images_root, first)
     shape = _shape(samples, first, size, windows, profile)
@@ -202,6 +229,8 @@ def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
         profile=profile,
         codes_digest=str((document.get("codes") or {}).get("tokenizer_digest") or ""),
         fast_digest=fast_digest,
+        windows=windows,
+        conventions=conventions.groups if conventions else (),
     )
 
 

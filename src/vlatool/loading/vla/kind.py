@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlatool.artifacts.contract import CONTRACT, Contract
 from vlatool.artifacts.fast.format import is_fast, read_fast, write_fast
 from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
@@ -248,6 +249,7 @@ class VlaPairs(base.RecordedPairs):
         self._per_frame = 2 if len(counts) > 1 and len({*counts}) == 1 else 1
         self._reader = VlaReader(self._info)
         self.fps = self._folder.fps
+        self.contract = self._folder.contract
         profile = assets.profile
         std = np.asarray(profile.std, np.float64)
         self.fields = {
@@ -448,7 +450,8 @@ class VlaKind(base.DataKind):
     def make_assets(self, config: VlaDataConfig, info: VlaInfo) -> VlaAssets:
         first = info.first
         return VlaAssets(
-            first.sizes, first.shape, first.fps, first.fast, first.profile, first.codes_digest
+            *(first.sizes, first.shape, first.fps, first.fast, first.profile),
+            *(first.codes_digest, first.contract),
         )
 
     def save_assets(self, config: VlaDataConfig, info: VlaInfo, folder: Path) -> None:
@@ -456,6 +459,7 @@ class VlaKind(base.DataKind):
         write_profile(folder / FAST_NAME / PROFILE_NAME, info.first.profile)
         if info.first.fast is not None:
             write_fast(folder / FAST_NAME, info.first.fast)
+        CONTRACT.write(folder, asdict(info.first.contract))
 
     def load_assets(self, config: VlaDataConfig, folder: Path) -> VlaAssets:
         fast = folder / FAST_NAME
@@ -469,7 +473,9 @@ class VlaKind(base.DataKind):
             raise _unusable(fast, "is not the action tokenizer of the run")
         fps = config.fps
         assert fps is not None
-        return VlaAssets(config.sizes, config.shape, fps, tokenizer, profile, config.codes_digest)
+        contract = CONTRACT.read(folder) or Contract()
+        digest = config.codes_digest
+        return VlaAssets(config.sizes, config.shape, fps, tokenizer, profile, digest, contract)
 
     def pairs(
         self, config: VlaDataConfig, assets: VlaAssets, location: str, options: base.PairOptions

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
+from vlatool.artifacts.contract import SeenCamera
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.kind import ImageTransform
@@ -360,13 +361,21 @@ class FutureVlaPolicy(Policy):
         self.fps = assets.fps or _DEFAULT_FPS
         self.horizon = shape.action_steps
         self.actions = {shape.action_field: shape.action_width}
-        view = CameraView(tuple(range(1 - shape.past_steps, 1)), shape.image_size)
-        self.sees = ObservationSpec(dict.fromkeys(shape.cameras, view))
+        self.contract = assets.contract
+        offsets = tuple(range(1 - shape.past_steps, 1))
+        seen = {name: assets.contract.cameras.get(name, SeenCamera()) for name in shape.cameras}
+        self.sees = ObservationSpec(
+            {name: CameraView(offsets, shape.image_size, seen[name].recorded) for name in seen}
+        )
         self._fast, self._profile = assets.fast, assets.profile
         self._shape = shape
         self._encoder = encoder
         self._codes_digest = assets.codes_digest
-        self._images = ImageTransform(shape.image_size)
+        self._images = ImageTransform(
+            shape.image_size,
+            assets.contract.resize_method or ImageTransform.method,
+            assets.contract.resize_filter or ImageTransform.resample,
+        )
         self._device = network.head_weight.device
         values = shape.action_steps * shape.action_width
         grammar = ActionGrammar(assets.fast, values, encoder.tokens.num_actions)

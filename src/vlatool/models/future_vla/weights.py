@@ -7,7 +7,7 @@ formats/future-vla.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vlatool.artifacts.base_model import CONFIG, weight_files
+from vlatool.artifacts.contract import CONTRACT
 from vlatool.artifacts.fast.format import NAMES as FAST_NAMES
 from vlatool.artifacts.fast.format import write_fast
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
@@ -198,11 +199,11 @@ class _Export:
         return [name for name in published.ASSETS if name in present]
 
     @property
-    def fast_files(self) -> list[str]:
+    def asset_files(self) -> list[str]:
         if self.assets is None:
             return []
         names = [PROFILE_NAME, *(FAST_NAMES if self.assets.fast is not None else ())]
-        return [f"{FAST_NAME}/{name}" for name in names]
+        return [CONTRACT.name, *(f"{FAST_NAME}/{name}" for name in names)]
 
     def write(self, folder: Path) -> Mapping[str, Any]:
         """Writes the folder; the manifest last."""
@@ -213,6 +214,7 @@ class _Export:
             write_profile(folder / FAST_NAME / PROFILE_NAME, self.assets.profile)
             if self.assets.fast is not None:
                 write_fast(folder / FAST_NAME, self.assets.fast)
+            CONTRACT.write(folder, asdict(self.assets.contract))
         write_text(folder / CONFIG, json.dumps(published.config_json(self.config), indent=2))
         write_tensors(folder, self.shapes, self.tensors.__getitem__, DTYPE)
         written = StoredTensors(folder)
@@ -240,7 +242,7 @@ def prepare_export(trained: Trained) -> Exported:
     weights = file_names(export.shapes, DTYPE)
     has_policy = trained.assets is not None and trained.assets.fast is not None
     return Exported(
-        files=(*weights, *export.stock_files, *export.fast_files, CONFIG, published.MANIFEST_NAME),
+        files=(*weights, *export.stock_files, *export.asset_files, CONFIG, published.MANIFEST_NAME),
         weights=tuple(name for name in weights if name != published.INDEX),
         compared=(published.INDEX,) if has_policy else (),
         parameters=sum(value.numel() for value in export.tensors.values()),
