@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -204,3 +204,13 @@ def _check_listed_folder(
         and job_files.folder_entry(entry.path, job_files.digests_below(path)) != entry
     ):
         yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")
+
+
+def read_error(
+    codes: FindingCodes, code: str, read: Callable[[], object], path: Path
+) -> Iterator[Finding]:
+    """Yields a finding if `read` raises a DataError; `path` where the error names none."""
+    try:
+        read()
+    except DataError as error:
+        yield codes(code, error.message, path=str(error.details.get("path", path)))

@@ -254,7 +254,16 @@ def _scan(file: IO[bytes]) -> TarScan:
         _check_end(scan, _Headers(file), end)
     except _BROKEN_TAR as error:
         scan.problems.append(TarProblem("broken_tar", f"is truncated or damaged: {error}"))
-    _check_keys(scan)
+    first: dict[str, TarSample] = {}
+    for sample in scan.samples:
+        other = first.setdefault(sample.key, sample)
+        if other is sample:
+            continue
+        code, message = "duplicate_sample", f"sample {sample.key} occurs twice"
+        if not set(other.members) & set(sample.members):
+            code = "scattered_sample"
+            message = f"the members of sample {sample.key} are not contiguous"
+        scan.problems.append(TarProblem(code, message, sample.key))
     return scan
 
 
@@ -296,20 +305,6 @@ def _member_problem(member: tarfile.TarInfo, base: str, suffix: str) -> tuple[st
     if suffix != suffix.lower():
         return "upper_case_member", f"{name!r} has capital letters; loaders read it in lower case"
     return None
-
-
-def _check_keys(scan: TarScan) -> None:
-    """Adds a problem for each key that occurs again: duplicate or scattered samples."""
-    first: dict[str, TarSample] = {}
-    for sample in scan.samples:
-        other = first.setdefault(sample.key, sample)
-        if other is sample:
-            continue
-        code, message = "duplicate_sample", f"sample {sample.key} occurs twice"
-        if not set(other.members) & set(sample.members):
-            code = "scattered_sample"
-            message = f"the members of sample {sample.key} are not contiguous"
-        scan.problems.append(TarProblem(code, message, sample.key))
 
 
 def _check_end(scan: TarScan, file: "_Headers", end: int) -> None:

@@ -47,17 +47,14 @@ class TaskTable:
 
     def find(self, name: str) -> Task:
         if name not in self.tasks:
+            similar = did_you_mean(name, list(self.tasks))
+            listed = "`vlatool download --list` lists all tasks"
             raise UsageError(
                 f"{name}: unknown task",
-                hint=self._hint(name),
+                hint=listed if similar.startswith("known:") else f"{similar} {listed}",
                 code="usage.unknown_task",
             )
         return self.tasks[name]
-
-    def _hint(self, name: str) -> str:
-        similar = did_you_mean(name, list(self.tasks))
-        listed = "`vlatool download --list` lists all tasks"
-        return listed if similar.startswith("known:") else f"{similar} {listed}"
 
 
 def task_names() -> list[str]:

@@ -156,7 +156,7 @@ def example(features: Mapping[str, Value]) -> bytes:
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
             part = _field(2, _field(1, value.astype("<f4").tobytes()))
         elif isinstance(value, np.ndarray):
-            part = _field(3, _field(1, b"".join(map(_encoded, value.reshape(-1).tolist()))))
+            part = _field(3, _field(1, b"".join(map(varint, value.reshape(-1).tolist()))))
         else:
             part = _field(1, b"".join(_field(1, row) for row in value))
         entries += _field(1, _field(1, name.encode()) + _field(2, part))
@@ -170,10 +170,11 @@ def record(data: bytes) -> bytes:
 
 
 def _field(number: int, data: bytes | memoryview) -> bytes:
-    return _encoded(number << 3 | 2) + _encoded(len(data)) + data
+    return varint(number << 3 | 2) + varint(len(data)) + data
 
 
-def _encoded(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number of up to 64 bits as a varint; a negative one as its two's complement."""
     value = int(value) & (2**64 - 1)
     parts = bytearray()
     while value > 127:

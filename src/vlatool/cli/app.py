@@ -52,7 +52,10 @@ class TableGroup(typer.core.TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Moves keys that are typed before the name of a command, `--a.b c`, behind it."""
-        return super().parse_args(ctx, _with_keys_last(args))
+        count = 0
+        while count < len(args) and args[count].startswith("--") and "." in args[count]:
+            count += 1 if "=" in args[count] else 2
+        return super().parse_args(ctx, [*args[count:], *args[:count]])
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Options; none during completion, because reading them makes Typer import pydantic."""
@@ -95,14 +98,6 @@ class TableGroup(typer.core.TyperGroup):
         names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
         matches = [Completion(name) for name in names if name.startswith(incomplete)]
         return [*(Completion(name, text) for name, text in rows), *matches]
-
-
-def _with_keys_last(args: list[str]) -> list[str]:
-    """Arguments with the keys of sections at their start, and their values, at the end."""
-    count = 0
-    while count < len(args) and args[count].startswith("--") and "." in args[count]:
-        count += 1 if "=" in args[count] else 2
-    return [*args[count:], *args[:count]]
 
 
 def _group(name: str) -> Any:
@@ -173,51 +168,34 @@ def main() -> None:
     from vlatool.cli.output import Stderr, flush_stdout, open_streams
 
     open_streams()
-    _ignore_warning_errors()
+    # `PYTHONWARNINGS=error` would end a command at a warning of another package.
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")
+        sys.warnoptions.clear()  # worker processes inherit it
+        os.environ.pop("PYTHONWARNINGS", None)
     atexit.register(_ignore_ctrl_c)
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # a second one, before the first one is reported
         code = InterruptedByUserError.exit_code
-    _exit_on_ctrl_c(code)
+    # The interpreter may wait for threads and child processes before it ends: Ctrl-C then ends it,
+    # with the exit code of the finished command.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
     flush_stdout()
     Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        _exit_now(code)
+        # Ends without the cleanup of torch; everything is written and synced by now. Torch 2.13 may
+        # abort while it destroys a gloo process group (measured: 14 of 30 runs, none without it).
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
-
-
-def _exit_on_ctrl_c(code: int) -> None:
-    """Lets Ctrl-C end the process with the exit code of the finished command.
-
-    The interpreter may wait for threads and child processes before it ends.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
 
 
 def _ignore_ctrl_c() -> None:
     """Keeps the exit code when the interpreter has removed its handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _ignore_warning_errors() -> None:
-    """Resets `PYTHONWARNINGS=error`, which would end a command at a warning of another package."""
-    if any(option.startswith("error") for option in sys.warnoptions):
-        warnings.simplefilter("default")
-        sys.warnoptions.clear()  # worker processes inherit it
-        os.environ.pop("PYTHONWARNINGS", None)
-
-
-def _exit_now(code: int) -> None:
-    """Ends a process of a distributed run without the cleanup of torch.
-
-    Everything is written and synced by now. Torch 2.13 may abort while it destroys a gloo process
-    group (measured: 14 of 30 runs without this function, none of 30 with it).
-    """
-    with suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -234,7 +212,13 @@ def run(argv: Sequence[str]) -> int:
             raise
         return _report_error(error, options)
     except BrokenPipeError as error:
-        return _closed_pipe(error, options)
+        # Ends silently if the reader of stdout has closed it; any other broken pipe is an error.
+        from vlatool.cli.output import is_stdout_closed, silence
+
+        if not is_stdout_closed():
+            return _report_error(error, options)
+        silence(sys.stdout)
+        return 0
     except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - sets the exit code
         return 1 if _COMPLETE in os.environ else _report_error(error, options)
     return 0
@@ -301,13 +285,3 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
         return shown.exit_code
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
-    """Ends silently if the reader of stdout has closed it; any other broken pipe is an error."""
-    from vlatool.cli.output import is_stdout_closed, silence
-
-    if not is_stdout_closed():
-        return _report_error(error, options)
-    silence(sys.stdout)
-    return 0

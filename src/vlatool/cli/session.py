@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
@@ -100,7 +100,15 @@ class Invocation:
 @contextmanager
 def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
     """Sets up logging and the reporter for one command."""
-    _check_folder()
+    # Without a current folder some libraries would abort the process.
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the current folder has been removed",
+            hint="change to an existing folder, then run the same command again",
+            code="usage.no_folder",
+        ) from error
     options = ctx.ensure_object(OutputOptions)
     options.jsonl = jsonl
     if jsonl and options.json:
@@ -118,18 +126,6 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
         run = Invocation(ctx, options, reporter)
         with run.keys_in_hints():
             yield run
-
-
-def _check_folder() -> None:
-    """Raises an error if the current folder is removed: some libraries would abort the process."""
-    try:
-        os.getcwd()
-    except FileNotFoundError as error:
-        raise UsageError(
-            "the current folder has been removed",
-            hint="change to an existing folder, then run the same command again",
-            code="usage.no_folder",
-        ) from error
 
 
 def _reporter(options: OutputOptions) -> Reporter:
@@ -260,16 +256,12 @@ def _without_secrets(word: str) -> str:
     return _QUERY.sub(r"\1...", _USER.sub("...@", word))
 
 
-def _hide_arguments(words: Sequence[str]) -> None:
-    """Hides the values of options for variables, such as --sagemaker.environment.HF_TOKEN."""
-    for word, after in pairwise([*words, ""]):
+def _command_record() -> logging.LogRecord:
+    # Hide the values of options for variables, such as --sagemaker.environment.HF_TOKEN.
+    for word, after in pairwise([*sys.argv[1:], ""]):
         name, equals, value = word.rpartition(".")[2].partition("=")
         value = value if equals else after
         if word.startswith("--") and "." in word and is_credential(name, value):
             hide(value)
-
-
-def _command_record() -> logging.LogRecord:
-    _hide_arguments(sys.argv[1:])
     line = shlex.join(["vlatool", *map(_without_secrets, sys.argv[1:])])
     return logging.LogRecord("vlatool", logging.INFO, __file__, 0, line, None, None)

@@ -221,15 +221,10 @@ def execution_field(default: Any, description: str, **constraints: Any) -> Any:
     )
 
 
-def derivation_rule(field: FieldInfo) -> str:
-    """Rule of a derived field; empty for other fields."""
-    return mark(field, "derived") or ""
-
-
 def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = "") -> dict[str, str]:
     """Map from dotted key to rule, for the named derived fields."""
     fields = type(config).model_fields
-    return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
+    return {f"{prefix}{name}": (mark(fields[name], "derived") or "") for name in names}
 
 
 def with_value(config: Any, key: str, value: Any) -> Any:

@@ -223,7 +223,11 @@ def write_scalar(value: Any) -> str:
         return _write_float(value)
     if isinstance(value, int):
         return str(value)
-    return _write_text(str(value))
+    text = str(value)
+    if _SAFE_TEXT.fullmatch(text) and text.lower() not in _YAML_1_1_WORDS:
+        return text
+    quoted = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
+    return quoted.strip()
 
 
 def value_text(value: Any) -> str:
@@ -251,13 +255,6 @@ def _write_float(value: float) -> str:
     if exponent_mark and "." not in mantissa:
         mantissa += ".0"  # YAML 1.1 needs the decimal point: 1e-08 would be text
     return mantissa + exponent_mark + exponent
-
-
-def _write_text(text: str) -> str:
-    if _SAFE_TEXT.fullmatch(text) and text.lower() not in _YAML_1_1_WORDS:
-        return text
-    quoted = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
-    return quoted.strip()
 
 
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}

@@ -66,7 +66,14 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
     """
     stem = name.replace("_", "-")
     if name.endswith(".yaml") or "/" in name:
-        return _by_path(name, roots)
+        candidates = [location(name)]
+        if not is_remote(candidates[0]):
+            for root in _preset_roots(roots):
+                candidates += [root / name, root / f"{name}.yaml"]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        raise _unknown(name, preset_names(roots))
     for root in _preset_roots(roots):
         for path in sorted(root.rglob("*.yaml")):
             if path.stem.replace("_", "-") == stem:
@@ -125,17 +132,6 @@ def _preset_roots(roots: Sequence[Path] | None) -> Iterator[Path]:
         return
     yield builtin_root()
     yield from plugin_roots()
-
-
-def _by_path(name: str, roots: Sequence[Path] | None) -> Path:
-    candidates = [location(name)]
-    if not is_remote(candidates[0]):
-        for root in _preset_roots(roots):
-            candidates += [root / name, root / f"{name}.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise _unknown(name, preset_names(roots))
 
 
 def _unknown(name: str, known: list[str]) -> UsageError:

@@ -138,7 +138,9 @@ def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     scored: dict[str, float] = {}
     for pattern in known:
         name = _concrete(pattern, key)
-        score = _similarity(key, name)
+        # From 0 to 1; the last part of a key counts most, as sections are often omitted.
+        leaf, other_leaf = key.rpartition(".")[2], name.rpartition(".")[2]
+        score = 0.75 * _ratio(leaf, other_leaf) + 0.25 * _ratio(key, name)
         if ANY_NAME not in name.split(".") and name != key and score >= _NEAR_KEY:
             scored[name] = score
     ranked = sorted(scored, key=lambda name: -scored[name])[:3]
@@ -148,12 +150,6 @@ def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
 def _without_section(key: str, sections: Sequence[str]) -> str:
     section, _, rest = key.partition(".")
     return rest if rest and rest != "type" and section in sections else key
-
-
-def _similarity(key: str, other: str) -> float:
-    """Similarity from 0 to 1; the last part of a key counts most, as sections are often omitted."""
-    leaf, other_leaf = key.rpartition(".")[2], other.rpartition(".")[2]
-    return 0.75 * _ratio(leaf, other_leaf) + 0.25 * _ratio(key, other)
 
 
 def _ratio(left: str, right: str) -> float:
@@ -174,11 +170,22 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
     parts = _key_parts(detail["loc"], tree, kind)
     if kind.startswith("union_tag") and not rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
+    # Dotted key as it was written: without its section if that was omitted.
+    node = coerce.find(tree, parts[:2])
+    is_flat = node is not None and node.is_flat
     context = _KeyContext(
-        _key_as_written(parts, tree), coerce.nearest_origin(tree, parts), _pattern(parts, schema)
+        ".".join(str(part) for part in (parts[1:] if is_flat else parts)),
+        coerce.nearest_origin(tree, parts),
+        _pattern(parts, schema),
     )
     if kind == "extra_forbidden":
-        return _unknown_key(context, schema)
+        message = f'unknown key "{context.key}"'
+        owners = [f"type {name}" for name in types_with(schema, context.pattern)]
+        owners = owners or owners_of_key(context.key, schema)
+        if owners:
+            message += f": it belongs to {' and '.join(owners)}"
+        near = () if owners else nearest_keys(context.key, schema)
+        return Problem(context.key, context.origin, message, near, _UNKNOWN_KEY)
     if kind in _ABSENT and not rejected:
         valid = choices(schema, context.pattern)
         message = f'"{context.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
@@ -193,23 +200,6 @@ class _KeyContext:
     key: str  # dotted key as the user writes it
     origin: str
     pattern: str  # declared key, with `*` for free names
-
-
-def _key_as_written(parts: Sequence[str | int], tree: coerce.Node) -> str:
-    """Dotted key as it was written: without its section if that was omitted."""
-    node = coerce.find(tree, parts[:2])
-    is_flat = node is not None and node.is_flat
-    return ".".join(str(part) for part in (parts[1:] if is_flat else parts))
-
-
-def _unknown_key(context: _KeyContext, schema: type[BaseModel]) -> Problem:
-    message = f'unknown key "{context.key}"'
-    owners = [f"type {name}" for name in types_with(schema, context.pattern)]
-    owners = owners or owners_of_key(context.key, schema)
-    if owners:
-        message += f": it belongs to {' and '.join(owners)}"
-    near = () if owners else nearest_keys(context.key, schema)
-    return Problem(context.key, context.origin, message, near, _UNKNOWN_KEY)
 
 
 def _invalid(

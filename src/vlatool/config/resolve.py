@@ -171,15 +171,12 @@ class LayerReader:
             converted = self._convert_file(tree, earlier)
             earlier = coerce.merge(earlier, tree)
             trees.append(coerce.lenient(converted.tree) if converted.is_record else converted.tree)
-            if not (converted.is_record or self._is_complete_record(tree)):
+            if not (converted.is_record or (bool(self.keys) and self.keys <= tree.value.keys())):
                 typed_files.append(self._display(location(file)))
         typed = self._convert(overrides_tree(overrides, self.budget), earlier)
         if typed.preset and not trees:
             trees.append(self._preset(typed.preset))
         return Layers([*trees, typed.tree], frozenset(typed_files))
-
-    def _is_complete_record(self, tree: coerce.Node) -> bool:
-        return bool(self.keys) and self.keys <= tree.value.keys()
 
     def _preset(self, name: str) -> coerce.Node:
         path = preset_path(name, self.preset_roots, self.options.preset_kinds)

@@ -116,7 +116,11 @@ class ControlLoop:
         elif is_due and self._thread is not None:
             self._plan(observation, self._thread)
         elif self._policy.history:
-            self._observe(observation)
+            if self._pending is None:
+                self._policy.observe(observation, executed=self._unreported)
+                self._unreported = 0
+            else:
+                self._unseen.append(_copied(observation))
         commands = {name: values[self._row].copy() for name, values in self._chunk.items()}
         self._row += 1
         self._unreported += 1
@@ -147,13 +151,6 @@ class ControlLoop:
 
     def _begin(self, chunk: Mapping[str, Array], row: int) -> None:
         self._chunk, self._row = chunk, row
-
-    def _observe(self, observation: Mapping[str, Any]) -> None:
-        if self._pending is None:
-            self._policy.observe(observation, executed=self._unreported)
-            self._unreported = 0
-        else:
-            self._unseen.append(_copied(observation))
 
 
 def _copied(observation: Mapping[str, Any]) -> dict[str, Any]:

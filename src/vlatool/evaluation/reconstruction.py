@@ -249,7 +249,22 @@ def evaluate_reconstruction(
             if not batch.is_dummy:
                 images = batch.batch["images"].to(options.device)
                 sums.add(batch.samples, images, run(images.permute(0, 2, 3, 1)))
-    return _over_ranks(sums, drops, options.reduce, config)
+    dropped = Counter(drop.reason for drop in drops)
+    counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
+    device = sums.scores.device
+    own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
+    images, *all_counts = map(int, options.reduce(own).tolist())
+    metrics = sums.metrics(options.reduce)
+    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, all_counts, strict=True) if n}
+    if not images:
+        why = ", ".join(f"{count} {reason}" for reason, count in total.items()) or "there are none"
+        raise DataError(
+            f"{', '.join(config.shards)}: no image could be used: {why}",
+            hint="check the shards with `vlatool verify`",
+            code="data.no_samples",
+            details={"dropped": total},
+        )
+    return EvalResult(metrics, images, total, sums.scores.rows, drops)
 
 
 def reconstruct(
@@ -274,30 +289,6 @@ def reconstruct(
             if len(images) == len(keys):
                 break
     return images
-
-
-def _over_ranks(
-    sums: ReconstructionSums,
-    drops: Sequence[DroppedSample],
-    reduce: Reduce,
-    config: ImageDataConfig,
-) -> EvalResult:
-    dropped = Counter(drop.reason for drop in drops)
-    counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
-    device = sums.scores.device
-    own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
-    images, *all_counts = map(int, reduce(own).tolist())
-    metrics = sums.metrics(reduce)
-    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, all_counts, strict=True) if n}
-    if not images:
-        why = ", ".join(f"{count} {reason}" for reason, count in total.items()) or "there are none"
-        raise DataError(
-            f"{', '.join(config.shards)}: no image could be used: {why}",
-            hint="check the shards with `vlatool verify`",
-            code="data.no_samples",
-            details={"dropped": total},
-        )
-    return EvalResult(metrics, images, total, sums.scores.rows, drops)
 
 
 def _batches(

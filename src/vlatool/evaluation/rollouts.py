@@ -211,7 +211,7 @@ class _Lockstep:
             return False
         rollout.steps += 1
         rollout.info = {
-            key: _stored(value)
+            key: (None if isinstance(value, float) and not np.isfinite(value) else value)
             for key, value in reply.info.items()
             if (value is None or isinstance(value, str | bool | int | float))
         }
@@ -222,10 +222,6 @@ class _Lockstep:
             rollout.success = False
             return True
         rollout.success = rollout.success or bool(np.any(success))
-        return self._is_last(rollout, reply)
-
-    def _is_last(self, rollout: Rollout, reply: Reply) -> bool:
-        """True if a step was the last one of its episode."""
         limit = self._plan.max_steps
         is_cut = limit is not None and rollout.steps >= limit
         is_over = reply.terminated or reply.truncated or rollout.success or is_cut
@@ -239,11 +235,6 @@ class _Lockstep:
     def _is_rendered(self, seed: int) -> bool:
         number = self._plan.seeds.index(seed)
         return number < max(self._plan.num_rendered, self._plan.num_videos)
-
-
-def _stored(value: Any) -> Any:
-    """Value for JSON: None instead of a number that is not finite."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"

@@ -80,7 +80,15 @@ def current_states(
 
 def plan_digest(*parts: Any) -> str:
     """Digest of the values and the software versions that determine the bytes of an item."""
-    return digest_of([*parts, _BYTES_VERSION, zlib.ZLIB_RUNTIME_VERSION, _versions()])
+    from importlib.metadata import PackageNotFoundError, version  # workers do not need it
+
+    versions: dict[str, str] = {}
+    for name in _SHAPING_PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return digest_of([*parts, _BYTES_VERSION, zlib.ZLIB_RUNTIME_VERSION, versions])
 
 
 def digest_of(value: Any) -> str:
@@ -100,18 +108,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version  # workers do not need it
-
-    versions: dict[str, str] = {}
-    for name in _SHAPING_PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 @dataclass(frozen=True)

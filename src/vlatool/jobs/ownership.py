@@ -122,7 +122,14 @@ def plan_output(
     check_versions(before.options, record.options, hint)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        changed_inputs = input_differences(before.inputs, inputs())
+        old, new = _as_json(before.inputs), _as_json(inputs())
+        keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        counts = [
+            f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
+            for key in keys
+            if key not in _INPUT_WORDS
+        ]
+        changed_inputs = counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
         check_no_differences(folder, "from other input", changed_inputs, hint)
     return before
 
@@ -279,18 +286,6 @@ def _compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any],
         old.pop(key, None)
         new.pop(key, None)
     return old, new
-
-
-def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences of the inputs of two records, in words."""
-    old, new = _as_json(before), _as_json(now)
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    counts = [
-        f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
-        for key in keys
-        if key not in _INPUT_WORDS
-    ]
-    return counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
 
 
 def _time(recorded: object) -> str:

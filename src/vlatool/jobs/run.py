@@ -30,28 +30,6 @@ from vlatool.storage.transfer import NOT_REQUESTED
 _NAMED = 5
 
 
-def failure_row(item: Any, error: VlatoolError, item_name: str, name: str) -> dict[str, Any]:
-    path = getattr(item, "path", None)
-    location = {} if path is None else {"path": str(path)}
-    body = {"code": error.code, "message": error.message, "hint": error.hint}
-    # The error of a plugin may hold anything.
-    details = json.loads(json.dumps(error.details, default=str))
-    return {item_name: name, **location, **body, "details": details}
-
-
-def too_many_error(
-    failures: Sequence[Mapping[str, Any]], item_name: str, last: VlatoolError
-) -> VlatoolError:
-    """Error for more failures than `--max-failures` allows."""
-    is_bug = _has_bug(failures)
-    return (BugError if is_bug else DataError)(
-        f"{len(failures)} {item_name}s failed, more than --max-failures allows",
-        hint=last.message,
-        code=BugError.unexpected if is_bug else "data.too_many_failures",
-        details={"failures": failures},
-    )
-
-
 def _has_bug(failures: Sequence[Mapping[str, Any]]) -> bool:
     return any(failure["code"] == BugError.unexpected for failure in failures)
 
@@ -402,18 +380,15 @@ class _Loop:
                 if outcome.error is not None:
                     self._fail(outcome.item, outcome.error, log)
                 elif outcome.value is not None:
-                    self._add_receipt(outcome.value, log)
+                    self._run.add_receipt(outcome.value)
+                    if self._ranks.size > 1 or not (self._spec.has_arrays or outcome.value.resumed):
+                        log.append(outcome.value.row())
                     yield outcome.value
                 advance(1)
             log.sync()
             self._ranks.barrier()
             if self._ranks.size > 1:
                 advance(0, is_end=True)
-
-    def _add_receipt(self, receipt: Receipt, log: AppendLog) -> None:
-        self._run.add_receipt(receipt)
-        if self._ranks.size > 1 or not (self._spec.has_arrays or receipt.resumed):
-            log.append(receipt.row())
 
     def _fail(self, item: Any, error: VlatoolError, log: AppendLog | None = None) -> None:
         skipped = DataError | BugError
@@ -422,14 +397,25 @@ class _Loop:
         if self._options.on_error == "stop" or not isinstance(error, skipped):
             raise error
         failures, item_name, name = self._run.failures, self._spec.item_name, self._job.name(item)
-        self._run.fail(failure_row(item, error, item_name, name))
+        path = getattr(item, "path", None)
+        location = {} if path is None else {"path": str(path)}
+        body = {"code": error.code, "message": error.message, "hint": error.hint}
+        # The error of a plugin may hold anything.
+        details = json.loads(json.dumps(error.details, default=str))
+        self._run.fail({item_name: name, **location, **body, "details": details})
         if log is not None and self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         if error.code != NOT_REQUESTED:  # one note tells about all of these
             self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
-            raise too_many_error(failures, item_name, error)
+            is_bug = _has_bug(failures)
+            raise (BugError if is_bug else DataError)(
+                f"{len(failures)} {item_name}s failed, more than --max-failures allows",
+                hint=error.message,
+                code=BugError.unexpected if is_bug else "data.too_many_failures",
+                details={"failures": failures},
+            )
 
 
 def _num_done(job: Job[Any], run: JobRun) -> int:

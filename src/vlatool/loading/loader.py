@@ -291,17 +291,13 @@ class BatchStream(IterableDataset[_Item]):
         prefetched: deque[tuple[list[int], list[base.SampleRef]]] = deque()
         try:
             while end is None or number < end:
-                while len(prefetched) <= self._prefetched_batches:
+                while len(prefetched) <= (-(-_PREFETCHED_SAMPLES // self._plan.batch_size)):
                     prefetched.append(self._prefetch(number + len(prefetched) * workers))
                 micro_batch = self._read(*prefetched.popleft(), allocate)
                 yield micro_batch if pool is None else pool.pack(micro_batch)
                 number += workers
         except VlatoolError as error:
             yield error
-
-    @property
-    def _prefetched_batches(self) -> int:
-        return -(-_PREFETCHED_SAMPLES // self._plan.batch_size)
 
     def _prefetch(self, number: int) -> tuple[list[int], list[base.SampleRef]]:
         """Returns positions and references of a micro-batch; the reader may start its download."""

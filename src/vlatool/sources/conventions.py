@@ -308,15 +308,11 @@ def _convention(
     lags, lag = tracks.lags, best.hypothesis.lag
     if best.residual > _EXACT and lag in (lags[0], lags[-1]):
         answer = replace(answer, lag_limit="or more" if lag == lags[-1] else "or less")
-    answer = replace(answer, clipped=_clipped(values))
+    # Largest share of the rows [N, C] in which a dimension is at its least or greatest value.
+    is_end = (values == values.min(axis=0)) | (values == values.max(axis=0))
+    answer = replace(answer, clipped=_rounded(float(is_end.mean(axis=0).max())))
     other = next((fit for fit in group.fits if fit not in group.tied), None)
     return answer if other is None else replace(answer, **_second(answer, other))
-
-
-def _clipped(values: Array) -> float:
-    """Largest share of the rows [N, C] in which a dimension is at its least or greatest value."""
-    is_end = (values == values.min(axis=0)) | (values == values.max(axis=0))
-    return _rounded(float(is_end.mean(axis=0).max()))
 
 
 def _rounded(value: float) -> float:

@@ -202,19 +202,6 @@ def _tables(facts: SourceFacts) -> list[str]:
     ]
     warnings = [(warning.count, warning.code, warning.example) for warning in facts.warnings]
     broken = [(episode["episode"], episode["message"]) for episode in facts.broken]
-    return [
-        text_table("Tasks", ("episodes", "task"), tasks),
-        text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
-        _field_table(facts.fields),
-        field_summary.dimensions_table(facts.fields),
-        conventions_table(facts.conventions) if facts.conventions else "",
-        text_table("Language", ("kind", "sentences", "example"), language),
-        text_table("Warnings", ("count", "code", "example"), warnings),
-        text_table("Broken episodes", ("episode", "reason"), broken),
-    ]
-
-
-def _field_table(fields: Sequence[field_summary.FieldSummary]) -> str:
     header = ("name", "width", "dtype", "range", "constant dimensions")
     rows = (
         (
@@ -224,9 +211,18 @@ def _field_table(fields: Sequence[field_summary.FieldSummary]) -> str:
             f'"{field.example}"' if field.dtype == "text" else field.range_text,
             field.constant_text,
         )
-        for field in fields
+        for field in facts.fields
     )
-    return text_table("Fields", header, rows)
+    return [
+        text_table("Tasks", ("episodes", "task"), tasks),
+        text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
+        text_table("Fields", header, rows),
+        field_summary.dimensions_table(facts.fields),
+        conventions_table(facts.conventions) if facts.conventions else "",
+        text_table("Language", ("kind", "sentences", "example"), language),
+        text_table("Warnings", ("count", "code", "example"), warnings),
+        text_table("Broken episodes", ("episode", "reason"), broken),
+    ]
 
 
 def _page(

@@ -52,7 +52,13 @@ class AppendLog:
         if is_remote(self.path):
             self._pending.append(line)
         else:
-            self._write(self._open(), line)
+            if self._file is None:
+                with crash_point("create", self.path):
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = self.path.open("ab")
+                if self._file.tell() and not _ends_with_newline(self.path):
+                    self._file.write(b"\n")  # the next row starts on a new line
+            self._write(self._file, line)
         if time.monotonic() - self._synced >= self._sync_s:
             self.sync()
 
@@ -77,16 +83,6 @@ class AppendLog:
         with crash_point("write", self.path, partly):
             file.write(line)
             file.flush()
-
-    def _open(self) -> IO[bytes]:
-        """The file, opened once; the next row starts on a new line."""
-        if self._file is None:
-            with crash_point("create", self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab")
-            if self._file.tell() and not _ends_with_newline(self.path):
-                self._file.write(b"\n")
-        return self._file
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -190,7 +190,10 @@ def remove_partials(folder: Path, *, below: bool = True) -> None:
     for unfinished in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
         if _PARTIAL.fullmatch(unfinished.name):
             with crash_point("remove", unfinished):
-                _remove(unfinished)
+                if unfinished.is_dir():
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                else:
+                    unfinished.unlink(missing_ok=True)
 
 
 def remove_partials_of(path: Path) -> None:
@@ -330,13 +333,6 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _remove_some_files(folder: Path) -> None:

@@ -130,7 +130,15 @@ class Repository:
             visited.add(url)
             page, headers = self._document(url)
             files.update(_files(page))
-            url = _next_page(url, headers)
+            link = _NEXT.search(headers.get("Link", ""))
+            try:
+                target = urljoin(url, link[1]) if link else ""
+                is_same_host = urlsplit(target).netloc == urlsplit(url).netloc
+            except ValueError as error:
+                raise UnusableAnswer("the hub's next page is at an invalid location") from error
+            if target and not is_same_host:  # it would get the token
+                raise UnusableAnswer("the hub's next page is on another host")
+            url = target
             if url in visited or len(visited) > _MAX_PAGES:
                 raise UnusableAnswer("the hub's list of files has no end")
         return dict(sorted(files.items()))
@@ -294,19 +302,6 @@ def _files(page: object) -> Iterator[tuple[str, remote.ObjectInfo]]:
         if size < 0 or _OUTSIDE.search(name):
             raise problem
         yield name, remote.ObjectInfo(size, etag=etag, digest=digest)
-
-
-def _next_page(url: str, headers: Mapping[str, str]) -> str:
-    """URL of the next page; empty if there is none."""
-    link = _NEXT.search(headers.get("Link", ""))
-    try:
-        target = urljoin(url, link[1]) if link else ""
-        is_same_host = urlsplit(target).netloc == urlsplit(url).netloc
-    except ValueError as error:
-        raise UnusableAnswer("the hub's next page is at an invalid location") from error
-    if target and not is_same_host:  # it would get the token
-        raise UnusableAnswer("the hub's next page is on another host")
-    return target
 
 
 # Limits of one commit, and of what is sent before the progress is reported.

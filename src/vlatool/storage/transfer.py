@@ -465,7 +465,10 @@ class _LargeDownload:
         write = self._pool.counted(chunk.write)
         start = file.start_of(number)
         stop = start + file.size_of(number)
-        part = RangeDownload(self._address, start, stop, self._listed, sink=write)
+        # Version to read; None if the listing does not name one, as the first chunk checks it.
+        part = RangeDownload(
+            self._address, start, stop, self._info if self._info.etag else None, sink=write
+        )
         with self._pool.stream():
             part.fill()
         if part.is_range and part.info and part.info.size != self._info.size:
@@ -473,11 +476,6 @@ class _LargeDownload:
         if part.is_range:
             chunk.finish()
         return part
-
-    @property
-    def _listed(self) -> ObjectInfo | None:
-        """Version to read; None if the listing does not name one, as the first chunk checks it."""
-        return self._info if self._info.etag else None
 
     def _stream(self, file: PartialFile, info: ObjectInfo | None) -> None:
         self._pool.on_note(

@@ -322,7 +322,8 @@ class _Deadlines:
                 for key, (deadline, sock) in list(self._sockets.items()):
                     if deadline <= now:
                         del self._sockets[key]
-                        _shut_down(sock)
+                        with suppress(OSError):
+                            socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 deadlines = [deadline for deadline, _ in self._sockets.values()]
                 self._wakes_at = min(deadlines, default=math.inf)
                 self._changed.wait(self._wakes_at - now if deadlines else None)
@@ -332,8 +333,3 @@ class _Deadlines:
 def _deadlines(_pid: int) -> _Deadlines:
     """Deadlines of this process; a forked child does not have the thread of its parent."""
     return _Deadlines()
-
-
-def _shut_down(sock: Any) -> None:
-    with suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)

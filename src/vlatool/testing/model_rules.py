@@ -102,22 +102,18 @@ def _data_section(model_type: ModelType, data: Data, folder: Path) -> LoadingCon
         assert first.name == _WORLD_KIND, (
             f"pass data=FOLDER, a small data set of kind {first.name!r}"
         )
-        data = world_data(folder)
+        # Robotics data: three short, preprocessed episodes of the built-in world.
+        raw = str(folder / "raw")
+        sample(SampleConfig(layout="spartan", output=raw, episodes=3, frames=6, workers=1))
+        tree = {"format": "spartan", "sources": [raw], "output": str(folder / "data"), "workers": 1}
+        tree |= {"past_lowdim_steps": 1, "future_lowdim_steps": 3, "max_padding_right": 3}
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+        data = folder / "data"
     keys: dict[str, Any] = {first.folders_keys[0]: [str(data)]}
     if isinstance(data, Mapping):
         keys = dict(data)
     kind = data_kind(keys.get("type"), model_type.kinds)
     return kind.Config.model_validate({"num_workers": 0, **keys})
-
-
-def world_data(folder: Path) -> Path:
-    """Robotics data: three short, preprocessed episodes of the built-in world."""
-    raw = str(folder / "raw")
-    sample(SampleConfig(layout="spartan", output=raw, episodes=3, frames=6, workers=1))
-    tree = {"format": "spartan", "sources": [raw], "output": str(folder / "data"), "workers": 1}
-    tree |= {"past_lowdim_steps": 1, "future_lowdim_steps": 3, "max_padding_right": 3}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-    return folder / "data"
 
 
 def check_build(model_type: ModelType, config: Any) -> None:

@@ -308,7 +308,9 @@ class EpisodeBuilder:
             return write_lines(
                 self.output, windows_format.lines_name(item.episode), samples.lines(self.prefix)
             )
-        return (write_packed(self.output, item.episode, samples),)
+        content, name = samples.content(), samples_format.packed_name(item.episode)
+        write_bytes(self.output / name, content)
+        return (FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples)),)
 
     def _check_steps(self, item: WindowFile, steps: int) -> None:
         """Raises DataError if the action tokenizer was fitted on chunks of another length."""
@@ -359,12 +361,6 @@ class EpisodeBuilder:
         message = f"{item.path}: clamped actions in {clamped} of {counted(len(windows), 'window')}"
         finding = BUILD("clamped_actions", message, episode=item.episode)
         return encoded.ids, (finding,) if clamped else ()
-
-
-def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:
-    content, name = samples.content(), samples_format.packed_name(episode)
-    write_bytes(output / name, content)
-    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples))
 
 
 @lru_cache(maxsize=1)

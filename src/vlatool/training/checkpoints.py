@@ -74,7 +74,17 @@ def save_checkpoint(
     """Writes the state as the checkpoint of its step. Collective."""
     saved = [name for name, part in state.parts.items() if part.saved]
     parts = [_part_weights(name, state, keep_result=runtime.is_main) for name in saved]
-    trainer = _trainer_state(state)
+    modules = nn.ModuleDict(dict(state.modules))
+    trainer = {
+        "step": state.step,
+        "samples": state.samples,
+        "dropped": dict(state.dropped),
+        "optimizers": {
+            name: _optimizer_state(modules, item) for name, item in state.optimizers.items()
+        },
+        "averages": {name: item.updates for name, item in state.averages.items()},
+        "unsaved": dict(state.unsaved),
+    }
     if runtime.is_main:
         _write(run, state, parts, trainer, stopped=not is_planned)
         run.update_best()
@@ -279,20 +289,6 @@ def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
     """Copies a weights file into tensors named as in the module; rank 0 reads it. Collective."""
     weights = matching_state_dict(module, read_weights(path), path) if is_source() else {}
     scatter(weights, into)
-
-
-def _trainer_state(state: TrainState) -> dict[str, Any]:
-    modules = nn.ModuleDict(dict(state.modules))
-    return {
-        "step": state.step,
-        "samples": state.samples,
-        "dropped": dict(state.dropped),
-        "optimizers": {
-            name: _optimizer_state(modules, item) for name, item in state.optimizers.items()
-        },
-        "averages": {name: item.updates for name, item in state.averages.items()},
-        "unsaved": dict(state.unsaved),
-    }
 
 
 def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

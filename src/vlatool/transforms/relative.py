@@ -111,7 +111,12 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
     resolved = add_poses(lowdim, groups, episode.id)
     for group in groups:
         if group.reference is not None:
-            resolved[group.name] = _with_reference(resolved, group, episode.id)
+            reference = _pose_group(resolved, group, episode.id)
+            resolved[group.name] = replace(
+                resolved[group.name],
+                reference_position=reference.position_key,
+                reference_rotation=reference.rotation_key,
+            )
     for group in resolved.values():
         for key in reference_keys(group):
             _field(lowdim, key, episode.id, group.name)
@@ -176,17 +181,6 @@ def _resolve_fields(
         ) from None
     lowdim |= zip(group.stored_keys, pose, strict=True)
     return PoseGroup(group.name, *group.stored_keys)
-
-
-def _with_reference(
-    resolved: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str
-) -> PoseGroup:
-    reference = _pose_group(resolved, group, episode)
-    return replace(
-        resolved[group.name],
-        reference_position=reference.position_key,
-        reference_rotation=reference.rotation_key,
-    )
 
 
 def _pose_group(

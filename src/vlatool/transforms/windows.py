@@ -125,14 +125,10 @@ def _padded_rows(frames: Array, num_frames: int, padding: Padding) -> Array:
         return clipped
     first = clipped.min(axis=1, keepdims=True)
     span = clipped.max(axis=1, keepdims=True) - first
-    return first + _mirror(frames - first, span)
-
-
-def _mirror(position: Array, span: Array) -> Array:
-    """Positions folded into 0..span by mirroring at both ends without repeating the edge."""
+    # Positions folded into 0..span by mirroring at both ends without repeating the edge.
     period = np.maximum(2 * span, 1)
-    folded = np.mod(position, period)
-    return np.where(span == 0, 0, np.minimum(folded, period - folded))
+    folded = np.mod(frames - first, period)
+    return first + np.where(span == 0, 0, np.minimum(folded, period - folded))
 
 
 @dataclass(frozen=True)

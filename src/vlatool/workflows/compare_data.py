@@ -118,24 +118,20 @@ def compare_data(config: CompareDataConfig, *, reporter: Reporter = NULL) -> Com
     )
     if result.equal:
         return result
-    problem = PartialFailure(
-        f"{config.a} and {config.b} differ: {counted(len(differences), 'difference')}",
-        hint=_hint(result.counts),
-        code="partial.data_differ",
-        details={"counts": dict(result.counts)},
-    )
-    problem.result = result
-    raise problem
-
-
-def _hint(counts: Mapping[str, int]) -> str:
     hints = {
         "fields": "--shared true leaves out what only one has",
         "cameras": "--shared true leaves out what only one has",
         "images": "--tolerance is for images that were encoded again",
     }
-    shown = dict.fromkeys(hints[kind] for kind in counts if kind in hints)
-    return "; ".join(shown) or "--json lists every difference with its episode"
+    shown = dict.fromkeys(hints[kind] for kind in result.counts if kind in hints)
+    problem = PartialFailure(
+        f"{config.a} and {config.b} differ: {counted(len(differences), 'difference')}",
+        hint="; ".join(shown) or "--json lists every difference with its episode",
+        code="partial.data_differ",
+        details={"counts": dict(result.counts)},
+    )
+    problem.result = result
+    raise problem
 
 
 def _compared(

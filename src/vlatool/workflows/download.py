@@ -229,7 +229,17 @@ def download(
     _check_keys(config)
     check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
     if config.annotations:
-        return _download_annotations(config)
+        table, registry = task_table(config.task_table), _registry(config)
+        target = local_path(config.output)
+        try:
+            return download_annotations(table, registry, target, dry_run=config.dry_run)
+        except FileNotFoundError:
+            raise DataError.at(
+                table.annotations_location(registry),
+                "does not exist",
+                hint="check --registry",
+                code="data.no_source",
+            ) from None
     if config.task or config.all:
         return _download_tasks(config, reporter)
     source = pinned(config.source)
@@ -272,20 +282,6 @@ def _conflict(message: str, hint: str = "give one of them") -> UsageError:
     return UsageError(message, hint=hint, code="usage.conflicting_options")
 
 
-def _download_annotations(config: DownloadConfig) -> AnnotationsResult:
-    table, registry = task_table(config.task_table), _registry(config)
-    target = local_path(config.output)
-    try:
-        return download_annotations(table, registry, target, dry_run=config.dry_run)
-    except FileNotFoundError:
-        raise DataError.at(
-            table.annotations_location(registry),
-            "does not exist",
-            hint="check --registry",
-            code="data.no_source",
-        ) from None
-
-
 def _options(config: DownloadConfig, request: Mapping[str, Any]) -> downloads.TransferOptions:
     """Limits, and the request with the patterns of the command."""
     patterns = {"include": config.include, "leave_out": config.leave_out}
@@ -324,7 +320,30 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
             reporter.warn("task_failed", f"{name}: {error.message}")
             errors[name] = error
             is_dead = is_outage(error)
-    return _tasks_result(config.output, results, errors, annotations)
+    failures = [
+        {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
+        for name, error in errors.items()
+    ]
+    commands = {} if errors else {result.output: result.next for result in results.values()}
+    result = TasksResult(
+        config.output,
+        results,
+        sum(result.bytes for result in results.values()),
+        failures,
+        annotations,
+        downloads.tasks_command(commands, config.output) if commands else "",
+    )
+    if not errors:
+        return result
+    is_storage = all(isinstance(error, StorageError) for error in errors.values())
+    problem = (StorageError if is_storage else PartialFailure)(
+        f"{len(errors)} of {len(errors) + len(results)} tasks failed: {', '.join(errors)}",
+        hint="run the same command again for the rest",
+        code=f"{'storage' if is_storage else 'partial'}.tasks_failed",
+        details={"failures": failures},
+    )
+    problem.result = result
+    raise problem
 
 
 def _registry(config: DownloadConfig) -> str | None:
@@ -350,38 +369,6 @@ def _annotations_beside(
     except UsageError as error:  # of an earlier version, or edited: they are used as they are
         reporter.warn("other_annotations", f"{error.message}; it stays")
     return str(target)
-
-
-def _tasks_result(
-    output: str,
-    tasks: Mapping[str, downloads.DownloadResult | RawResult],
-    errors: Mapping[str, VlatoolError],
-    annotations: str,
-) -> TasksResult:
-    failures = [
-        {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
-        for name, error in errors.items()
-    ]
-    commands = {} if errors else {result.output: result.next for result in tasks.values()}
-    result = TasksResult(
-        output,
-        tasks,
-        sum(result.bytes for result in tasks.values()),
-        failures,
-        annotations,
-        downloads.tasks_command(commands, output) if commands else "",
-    )
-    if not errors:
-        return result
-    is_storage = all(isinstance(error, StorageError) for error in errors.values())
-    problem = (StorageError if is_storage else PartialFailure)(
-        f"{len(errors)} of {len(errors) + len(tasks)} tasks failed: {', '.join(errors)}",
-        hint="run the same command again for the rest",
-        code=f"{'storage' if is_storage else 'partial'}.tasks_failed",
-        details={"failures": failures},
-    )
-    problem.result = result
-    raise problem
 
 
 def _download_task(

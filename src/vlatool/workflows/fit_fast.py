@@ -147,7 +147,20 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         return FitFastResult(**{**report, **current})
     normalized = normalization.normalize(chunks)
     indices = _select_chunks(config, len(chunks))
-    plan = _plan(config, normalized, len(indices), normalization)
+    lowest, highest = coefficient_range(config.scale, normalized)
+    plan = FitFastResult(
+        output=config.output,
+        chunks=len(normalized),
+        fitted_on=len(indices),
+        steps=normalized.shape[1],
+        width=normalized.shape[2],
+        lowest=lowest,
+        highest=highest,
+        profile=normalization.name,
+        profile_digest=normalization.digest,
+        quality={},
+        status="planned",
+    )
     span = plan.highest - plan.lowest + 1
     published = config.alphabet == "published"
     count = span if published else len(byte_characters())
@@ -310,28 +323,6 @@ def _select_chunks(config: FitFastConfig, count: int) -> Array:
     if config.limit is None or config.limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(config.seed).choice(count, config.limit, replace=False))
-
-
-def _plan(
-    config: FitFastConfig,
-    normalized: Array,
-    fitted_on: int,
-    normalization: profiles.NormalizationProfile,
-) -> FitFastResult:
-    lowest, highest = coefficient_range(config.scale, normalized)
-    return FitFastResult(
-        output=config.output,
-        chunks=len(normalized),
-        fitted_on=fitted_on,
-        steps=normalized.shape[1],
-        width=normalized.shape[2],
-        lowest=lowest,
-        highest=highest,
-        profile=normalization.name,
-        profile_digest=normalization.digest,
-        quality={},
-        status="planned",
-    )
 
 
 def _record(

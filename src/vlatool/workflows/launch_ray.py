@@ -70,7 +70,18 @@ def launch_ray_preprocess(
     if config.ray_address is not None:
         return preprocess(config, reporter=reporter)
     check_required(config, _USAGE)
-    _check_locations(config)
+    # Nodes of a new cluster cannot see local locations.
+    problems = [
+        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="launch.local_path")
+        for key, text in _locations(config)
+        if not is_remote(location(text))
+    ]
+    if problems:
+        raise config_error(
+            problems,
+            hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR; on a running "
+            "cluster with a shared disk, give --ray-address",
+        )
     cluster = local_path(config.ray.cluster)
     before = _text(cluster) if cluster.is_file() else None
     text = ray_file.filled(ray_file.template() if before is None else before, config.ray)
@@ -103,21 +114,6 @@ def _text(cluster: Path) -> str:
             code="usage.cluster_file",
             details={"path": str(cluster)},
         ) from error
-
-
-def _check_locations(config: RayPreprocessConfig) -> None:
-    """Raises ConfigError for local locations, which nodes of a new cluster cannot see."""
-    problems = [
-        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="launch.local_path")
-        for key, text in _locations(config)
-        if not is_remote(location(text))
-    ]
-    if problems:
-        raise config_error(
-            problems,
-            hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR; on a running "
-            "cluster with a shared disk, give --ray-address",
-        )
 
 
 def _locations(config: RayPreprocessConfig) -> Iterator[tuple[str, str]]:

@@ -95,7 +95,9 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     shards = [shard for shard in folder.shards() if shard.num_sequences]
     if not is_remote(folder.manifest):
         check_shards(folder.manifest, shards)
-    inputs = _inputs(shards)
+    # Digest of names, sizes and sample counts of shards; the same for a copy of them.
+    listed = [(shard.path.name, shard.num_sequences) for shard in shards]
+    inputs = digest_of([listed, input_state([shard.path for shard in shards]).sizes])
     is_complete = not config.overwrite and _is_complete(target, inputs, shards, config)
     schema = _first_fields(folder, shards)
     beside = f" --data.dataset_statistics {config.output}" if config.output else ""
@@ -115,12 +117,6 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         entries = dict(field_entries(total, schema.widths))
         stats_format.write_recorded(target, entries, inputs, _contents(shards))
     return result
-
-
-def _inputs(shards: Sequence[Shard]) -> str:
-    """Digest of names, sizes and sample counts of shards; the same for a copy of them."""
-    listed = [(shard.path.name, shard.num_sequences) for shard in shards]
-    return digest_of([listed, input_state([shard.path for shard in shards]).sizes])
 
 
 def _contents(shards: Sequence[Shard]) -> str:

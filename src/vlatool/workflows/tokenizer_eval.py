@@ -20,14 +20,12 @@ from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
 
 if TYPE_CHECKING:
-    from vlatool.evaluation.image_metrics import ImageScore
     from vlatool.evaluation.reconstruction import (
         EvalResult,
         ImagePair,
         MetricNetworks,
     )
     from vlatool.models.tokenizer import OpenTokenizer
-    from vlatool.training.runtime import Runtime
 
 REPORT, PAGE = "report.json", "report.html"
 _SHOWN = 8
@@ -165,7 +163,10 @@ def tokenizer_eval(
     problem = CodesUsage(evaluation.num_images, equal_images=share).problem
     if problem and share > _COLLAPSED_ABOVE:
         reporter.warn(COLLAPSED, f"{tokenizer.path}: {problem}")
-    rows = _all_rows(evaluation, runtime)
+    from vlatool.evaluation.image_metrics import ImageScore
+
+    local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
+    rows = [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
     texts = runtime.gather([json.dumps(asdict(drop)) for drop in evaluation.drops])
     drops = [json.loads(text) for text in texts]
     result = _result(config, tokenizer, evaluation, networks, output)
@@ -181,13 +182,6 @@ def tokenizer_eval(
         _write_page(result, images_shown)
         write_json(output / REPORT, result.document())
     return result
-
-
-def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
-    from vlatool.evaluation.image_metrics import ImageScore
-
-    local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
-    return [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
 
 
 def _result(

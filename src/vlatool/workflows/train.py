@@ -150,7 +150,11 @@ def train(
             if setup.runtime.is_main:
                 setup, record = _claim(setup, remote, stack, reporter)
             setup.runtime.barrier()
-            result = _fit(setup, NULL if record is None else reporter)
+            from vlatool.training.run import train_run
+
+            started = time.monotonic()
+            state, status = train_run(setup, (NULL if record is None else reporter))
+            result = _result(setup, state, status, started)
             if record is not None:
                 _finish(setup, record, result)
             return result
@@ -281,14 +285,6 @@ def _claim(
     sync = stack.enter_context(RunSync(run, locations, retention_of(config), reporter))
     run.prune(Retention(), sync.needed())
     return replace(setup, sync=sync), record
-
-
-def _fit(setup: "RunSetup", reporter: Reporter) -> TrainResult:
-    from vlatool.training.run import train_run
-
-    started = time.monotonic()
-    state, status = train_run(setup, reporter)
-    return _result(setup, state, status, started)
 
 
 def _finish(setup: "RunSetup", record: OutputRecord, result: TrainResult) -> None:

@@ -89,7 +89,10 @@ def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[Upl
         is_foreign = info.name in unlisted and info.name not in (CARD, *_LICENSES)
         if is_log or is_foreign:
             continue
-        _check_name(info.name)
+        try:
+            info.name.encode()
+        except UnicodeEncodeError as error:
+            raise name_error(error) from None
         path = folder / info.name
         if any(fnmatch(info.name, pattern) for pattern in _WITH_LOCATIONS.get(kind, ())):
             content = _without_locations(path)
@@ -97,13 +100,6 @@ def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[Upl
         else:
             files.append(UploadFile(info.name, path, info.bytes))
     return sorted(files, key=lambda file: file.name)
-
-
-def _check_name(name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise name_error(error) from None
 
 
 def check_texts(files: Sequence[UploadFile], folder: Path) -> None:

@@ -272,7 +272,10 @@ class View:
             face, window = patch.face, patch.window
             if face.opacity == 1.0:
                 covered = patch.coverage() > 0.5
-                depth[window][covered] = _plane_depth(face, center, rays[window][covered])
+                # Depth [N] at which rays [N, 3] from `center` meet the plane of a face.
+                first, second, third = face.corners[:3] - center
+                normal = np.cross(second - first, third - first)
+                depth[window][covered] = (normal @ first) / (rays[window][covered] @ normal)
                 labels[window][covered] = face.label
         return Measurement(np.minimum(depth * 1000, 65535).astype(np.uint16), labels)
 
@@ -383,13 +386,6 @@ def _patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) 
         for low, high in zip(lows.tolist(), highs.tolist(), strict=True)
     ]
     return [_Patch(*parts) for parts in zip(faces, windows, edges, strict=True)]
-
-
-def _plane_depth(face: Face, center: FloatArray, rays: FloatArray) -> FloatArray:
-    """Depth [N] at which rays [N, 3] from `center` meet the plane of a face."""
-    first, second, third = face.corners[:3] - center
-    normal = np.cross(second - first, third - first)
-    return (normal @ first) / (rays @ normal)
 
 
 @lru_cache(maxsize=16)

@@ -2,15 +2,15 @@
 
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.check import CheckOptions, check_record_and_files
-from vlatool.artifacts.experiment.format import FILES, CheckpointFiles, Experiment, differing_files
+from vlatool.artifacts.check import CheckOptions, check_record_and_files, read_error
+from vlatool.artifacts.experiment.format import FILES, Experiment, differing_files
 from vlatool.artifacts.stats.format import number_array
 from vlatool.config.resolve import ReadOptions, load_config
 from vlatool.errors import DataError, VlatoolError
@@ -68,10 +68,9 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     config: list[Any] = []
     yield from _check_config(experiment, config)
     if config:
-        yield from _read_error(
-            "broken_statistics", partial(_check_statistics, experiment, config[0].data), location
-        )
-    yield from _read_error("broken_options", experiment.options, location)
+        read = partial(_check_statistics, experiment, config[0].data)
+        yield from read_error(EXPERIMENT, "broken_statistics", read, location)
+    yield from read_error(EXPERIMENT, "broken_options", experiment.options, location)
     if not can_list(location):
         yield EXPERIMENT.at("not_listed", location, "cannot be listed; no checkpoint is checked")
         return
@@ -118,13 +117,9 @@ def _check_checkpoints(
         problem = "is missing, although ema.enabled is true"
         yield EXPERIMENT.at("no_average", newest.averaged, problem)
     for checkpoint in checkpoints:
-        for path in _existing(checkpoint):
+        paths = (checkpoint.raw, checkpoint.averaged, checkpoint.optimizer)
+        for path in [path for path in paths if path.is_file()]:
             yield from _check_weights(path, options)
-
-
-def _existing(checkpoint: CheckpointFiles) -> list[Path]:
-    paths = (checkpoint.raw, checkpoint.averaged, checkpoint.optimizer)
-    return [path for path in paths if path.is_file()]
 
 
 def _check_weights(path: Path, options: CheckOptions) -> Iterator[Finding]:
@@ -152,11 +147,3 @@ def _code_names(pickle: bytes) -> Iterator[str]:
             yield name
         elif operation.name == "STACK_GLOBAL":  # torch writes none
             yield "a name that is computed"
-
-
-def _read_error(code: str, read: Callable[[], object], path: Path) -> Iterator[Finding]:
-    try:
-        read()
-    except DataError as error:
-        details: Mapping[str, Any] = error.details
-        yield EXPERIMENT(code, error.message, path=str(details.get("path", path)))

@@ -50,7 +50,19 @@ class ImageShardsFacts:
 def inspect(location: Path) -> report.Report:
     """Reads the manifest and the lists, and opens the first shard."""
     if location.is_file():
-        return _inspect_tar(location)
+        with open_shard(location) as tar:
+            first, metadata = _first(tar)
+            facts = ImageShardsFacts(
+                folder=str(location),
+                shards=1,
+                pictures=len(tar.keys),
+                bytes=location.stat().st_size,
+                first=first,
+                metadata=metadata,
+                options={},
+            )
+            damage = {"code": "data.broken_shard", "message": f"{location}: {tar.damage}"}
+            return _report(facts, [damage] if tar.damage else [], [location])
     record = read_record(location)
     if record is not None and record.result is None:
         raise record.no_manifest_error(location)
@@ -80,22 +92,6 @@ def inspect(location: Path) -> report.Report:
     missing = (tar for tar in tars if tar not in present)
     findings += [{"code": "data.missing_shard", "message": f"{tar}: is missing"} for tar in missing]
     return _report(facts, findings, tars)
-
-
-def _inspect_tar(path: Path) -> report.Report:
-    with open_shard(path) as tar:
-        first, metadata = _first(tar)
-        facts = ImageShardsFacts(
-            folder=str(path),
-            shards=1,
-            pictures=len(tar.keys),
-            bytes=path.stat().st_size,
-            first=first,
-            metadata=metadata,
-            options={},
-        )
-        damage = {"code": "data.broken_shard", "message": f"{path}: {tar.damage}"}
-        return _report(facts, [damage] if tar.damage else [], [path])
 
 
 def _report(

@@ -1,13 +1,13 @@
 """Checks of a training run and of a checkpoint: all files that evaluation and resume read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.check import CheckOptions, check_file
+from vlatool.artifacts.check import CheckOptions, check_file, read_error
 from vlatool.artifacts.run import checkpoint
 from vlatool.artifacts.run.format import RunDir, has_step, is_run, scan_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
@@ -96,7 +96,7 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
         if finding.place["path"] not in paths
     )
     yield from _check_metrics(run)
-    yield from _read_error("broken_record", read_valid_record, run.root)
+    yield from read_error(RUN, "broken_record", partial(read_valid_record, run.root), run.root)
     yield from _check_latest(run)
     yield from _check_best(run)
     if not can_list(location):
@@ -146,7 +146,9 @@ def _check_checkpoint(
         if _ABSENT.isdisjoint(finding.code for finding in findings):
             check.counts.add(files=1, bytes=entries[path.name].bytes)
             if path.name.endswith(checkpoint.WEIGHTS_SUFFIX):
-                yield from _read_error("broken_weights", checkpoint.read_weights_header, path)
+                yield from read_error(
+                    RUN, "broken_weights", partial(checkpoint.read_weights_header, path), path
+                )
         checked.add(path)
     for path in sorted(location.iterdir()) if can_list(location) else ():
         if path.name != checkpoint.MANIFEST and path.name not in entries:
@@ -160,13 +162,12 @@ def _check_checkpoint(
 def _check_assets(run: RunDir, config: Any) -> Iterator[Finding]:
     """Reads the assets of the data kind, which inference needs besides the weights."""
     if config.data_kind.name != _KIND_OF_SHARDS:
-        yield from _read_error(
-            "broken_kept", partial(config.data_kind.load_assets, config.data), run.root
-        )
+        load = partial(config.data_kind.load_assets, config.data, run.root)
+        yield from read_error(RUN, "broken_kept", load, run.root)
         return
-    yield from _read_error("broken_statistics", lambda _: _check_statistics(run), run.stats)
-    yield from _read_error(
-        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
+    yield from read_error(RUN, "broken_statistics", partial(_check_statistics, run), run.stats)
+    yield from read_error(
+        RUN, "broken_options", partial(read_preprocessing_config, run.options.parent), run.options
     )
 
 
@@ -190,13 +191,6 @@ def _check_statistics(run: RunDir) -> None:
             values = number_array(entry.get(key))
             if values is None or not np.isfinite(values).all():
                 raise DataError(f"{run.stats}: {key!r} of {name!r} is not finite")
-
-
-def _read_error(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
-    try:
-        read(path)
-    except DataError as error:
-        yield RUN(code, error.message, path=str(error.details.get("path", path)))
 
 
 def _check_metrics(run: RunDir) -> Iterator[Finding]:

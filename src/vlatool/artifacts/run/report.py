@@ -1,7 +1,7 @@
 """Reports of a training run and of a checkpoint."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,15 @@ def _run(location: Path) -> Report:
     contract = findings.read(CONTRACT.read, location)
     done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
+    rows = [
+        (
+            files.name,
+            "-" if files.step is None else files.step,
+            size_text(files.bytes),
+            ", ".join(files.files),
+        )
+        for files in checkpoints
+    ]
     return Report(
         kind="run",
         headline=f"run of {model_type or 'an unknown model type'}, {done}",
@@ -98,7 +107,7 @@ def _run(location: Path) -> Report:
             "best checkpoint": "" if best is None else best.text(),
         },
         tables=[
-            _checkpoint_table(checkpoints),
+            text_table("Checkpoints", ("name", "step", "size", "files"), rows),
             _metric_table("Last metrics", last),
             _metric_table("Last validation", validation),
             _metric_table("Last rollouts", rollouts),
@@ -131,19 +140,6 @@ def _parameters(weights: checkpoint.WeightsInfo | None) -> str:
         return ""
     dtypes = ", ".join(weights.dtypes)
     return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
-
-
-def _checkpoint_table(checkpoints: Sequence[CheckpointListing]) -> str:
-    rows = [
-        (
-            files.name,
-            "-" if files.step is None else files.step,
-            size_text(files.bytes),
-            ", ".join(files.files),
-        )
-        for files in checkpoints
-    ]
-    return text_table("Checkpoints", ("name", "step", "size", "files"), rows)
 
 
 def _metric_table(title: str, metrics: Mapping[str, Any]) -> str:

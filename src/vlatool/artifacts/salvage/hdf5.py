@@ -199,18 +199,13 @@ class _Copy:
             if _is_group(item):
                 self._copy_members(item, target.create_group(name), path, cut)
             elif item is not None:
-                self._copy_dataset(item, target, path, cut)
-
-    def _copy_dataset(
-        self, dataset: Any, target: Any, path: str, cut: tuple[int, int] | None
-    ) -> None:
-        length = len(dataset) if dataset.shape else 1
-        whole = _whole_rows(dataset, self._size)
-        rows = cut[1] if cut is not None and dataset.shape and length == cut[0] else length
-        if whole < rows:
-            self.lost.append(f"{path}: rows {whole} to {length}")
-        else:
-            _copy_rows(dataset, target, path.rpartition("/")[2], rows)
+                length = len(item) if item.shape else 1
+                whole = _whole_rows(item, self._size)
+                rows = cut[1] if cut is not None and item.shape and length == cut[0] else length
+                if whole < rows:
+                    self.lost.append(f"{path}: rows {whole} to {length}")
+                else:
+                    _copy_rows(item, target, path.rpartition("/")[2], rows)
 
     def _datasets(self, group: Any, place: str) -> Iterator[tuple[str, Any]]:
         for name in self._names(group, place):

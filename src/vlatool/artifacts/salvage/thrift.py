@@ -5,6 +5,8 @@ Source: thrift-compact-protocol, section Struct.
 
 from typing import Any
 
+from vlatool.artifacts.tfrecord import varint
+
 I64, STRUCT = 6, 12
 _FLAGS, _INTEGERS, _DOUBLE, _BINARY, _LIST = (1, 2), (4, 5, I64), 7, 8, 9
 _MAX_DEPTH, _LONGEST = 16, 2**24
@@ -73,19 +75,11 @@ def encoded(fields: Struct) -> bytes:
 
 def _encoded(kind: int, value: Any) -> bytes:
     if kind in _INTEGERS:
-        return _varint(value << 1 ^ value >> 63)
+        return varint(value << 1 ^ value >> 63)
     if kind == STRUCT:
         return encoded(value)
     if kind == _LIST:
         item, values = value
-        head = bytes([0xF0 | item]) + _varint(len(values))
+        head = bytes([0xF0 | item]) + varint(len(values))
         return head + b"".join(_encoded(item, part) for part in values)
-    return _varint(len(value)) + value if kind == _BINARY else value
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
+    return varint(len(value)) + value if kind == _BINARY else value

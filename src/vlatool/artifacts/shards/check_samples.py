@@ -5,7 +5,6 @@ Legend of shapes: T steps, C channels. Source: formats/lbm 2.1, 2.2, 2.3, 2.5.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -330,9 +329,17 @@ class StatsCheck:
         except DataError as error:
             yield self._finding("broken", error.message)
             return
-        if not _is_strict(self.path):
+        constants: list[str] = []
+        parse_json(read_file(self.path), constants=constants.append)
+        if constants:
             yield self._finding("not_strict", "has NaN or Infinity")
-        yield from self._check_copies()
+        for copy in self._folder.statistics_copies():
+            try:
+                is_equal = compact(read_stats(copy)) == compact(self._entries)
+            except DataError:
+                is_equal = False
+            if not is_equal:
+                yield STATS.at("copies_differ", copy, f"differs from {self.path}")
         self._bounds = {
             name: bounds for name, entry in self._entries.items() if (bounds := _bounds(entry))
         }
@@ -451,16 +458,6 @@ class StatsCheck:
                 message = f"{label} is {value:.12g}, samples give "
                 yield self._finding("wrong_value", f"{message}{computed[index]:.12g}", name)
 
-    def _check_copies(self) -> Iterator[Finding]:
-        """Compares the file with its compact copy and with the copies of the other folder."""
-        for copy in self._folder.statistics_copies():
-            try:
-                is_equal = compact(read_stats(copy)) == compact(self._entries)
-            except DataError:
-                is_equal = False
-            if not is_equal:
-                yield STATS.at("copies_differ", copy, f"differs from {self.path}")
-
     def _finding(
         self, code: str, message: str, field: str | None = None, **location: Any
     ) -> Finding:
@@ -519,9 +516,3 @@ def _bounds(entry: Mapping[str, Any]) -> tuple[Array, Array] | None:
 def _as_float(values: Array) -> Array:
     """The values as float64 [T, C]; a field [T] has one dimension."""
     return values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float64)
-
-
-def _is_strict(path: Path) -> bool:
-    constants: list[str] = []
-    parse_json(read_file(path), constants=constants.append)
-    return not constants

@@ -128,11 +128,23 @@ def inspect(location: Path) -> report.Report:
     fields = {info.name: info.document() for info in facts.fields}
     conventions = folder.conventions()
     measured = {} if conventions is None else {"conventions": asdict(conventions)}
+    window, share = "unknown", facts.padding_share
+    if facts.window is not None:
+        window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
     return report.Report(
         kind="shards",
         headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
         facts=asdict(facts) | {"status": status, "fields": fields} | measured,
-        summary=_summary(facts, status),
+        summary={
+            "status": report.status_text(status),
+            "on disk": size_text(facts.bytes),
+            "window": window,
+            "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
+            "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
+            "padding": "unknown" if share is None else f"{share:.1%} of the rows",
+            "actions": facts.action_fields or "not recorded",
+            "proprioception": facts.proprioception_fields or "not recorded",
+        },
         tables=[
             text_table("Cameras", ("name", "width x height"), facts.views),
             field_table(facts.fields),
@@ -177,22 +189,6 @@ def _facts(
         language={kind: texts[0] for kind, texts in first.language.items()} if first else {},
         origin=origin,
     )
-
-
-def _summary(facts: ShardsFacts, status: str) -> dict[str, object]:
-    window, share = "unknown", facts.padding_share
-    if facts.window is not None:
-        window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
-    return {
-        "status": report.status_text(status),
-        "on disk": size_text(facts.bytes),
-        "window": window,
-        "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
-        "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
-        "padding": "unknown" if share is None else f"{share:.1%} of the rows",
-        "actions": facts.action_fields or "not recorded",
-        "proprioception": facts.proprioception_fields or "not recorded",
-    }
 
 
 def _open(location: Path) -> ShardFolder:

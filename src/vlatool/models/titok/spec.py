@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
-from vlatool.models.base import ModelType, Objective, Part
+from vlatool.models.base import Objective, Part
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.trained import existing_weights
@@ -17,6 +17,7 @@ from vlatool.models.vqgan.config import (
     derive_image_size,
     with_perceptual,
 )
+from vlatool.models.vqgan.spec import ImageTokenizerType
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,10 +51,9 @@ class TitokLayout(Layout):
         return open_published(files, path)
 
 
-class TitokType(ModelType):
+class TitokType(ImageTokenizerType):
     name: ClassVar[str] = "titok"
     Config: ClassVar[type[ConfigModel]] = TitokConfig
-    kinds: ClassVar[tuple[str, ...]] = ("images",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("assignment_sums",)}
     layout: ClassVar[Layout] = TitokLayout()
 
@@ -137,18 +137,6 @@ class TitokType(ModelType):
 
         assert config.image_size is not None
         return ImageBatcher(config.image_size, has_digests=config.cache_teacher_ids)
-
-    def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
-        from vlatool.models.images import example_images
-
-        assert config.image_size is not None
-        return example_images(config.image_size, size)
-
-    def flops(self, config: TitokConfig, data: Any) -> float | None:
-        from vlatool.models.flops import objective_losses, sample_flops
-
-        losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
-        return sample_flops(self, config, data, losses)
 
     def build_for_inference(self, config: TitokConfig) -> Mapping[str, Part]:
         """The tokenizer without the networks of its losses."""

@@ -24,10 +24,27 @@ if TYPE_CHECKING:
     from vlatool.models.vqgan.objective import PixelObjective
 
 
-class VqganType(ModelType):
+class ImageTokenizerType(ModelType):
+    """A model type that is trained on images of one size, `image_size` of its section."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("images",)
+
+    def example(self, config: Any, data: Any, size: int) -> dict[str, Any]:
+        from vlatool.models.images import example_images
+
+        assert config.image_size is not None
+        return example_images(config.image_size, size)
+
+    def flops(self, config: Any, data: Any) -> float | None:
+        from vlatool.models.flops import objective_losses, sample_flops
+
+        losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
+        return sample_flops(self, config, data, losses)
+
+
+class VqganType(ImageTokenizerType):
     name: ClassVar[str] = "vqgan"
     Config: ClassVar[type[ConfigModel]] = VqganConfig
-    kinds: ClassVar[tuple[str, ...]] = ("images",)
 
     def derive(
         self, config: VqganConfig, data: "ImageDataConfig", info: Any
@@ -83,18 +100,6 @@ class VqganType(ModelType):
 
         assert config.image_size is not None
         return ImageBatcher(config.image_size)
-
-    def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
-        from vlatool.models.images import example_images
-
-        assert config.image_size is not None
-        return example_images(config.image_size, size)
-
-    def flops(self, config: VqganConfig, data: Any) -> float | None:
-        from vlatool.models.flops import objective_losses, sample_flops
-
-        losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
-        return sample_flops(self, config, data, losses)
 
     def build_for_inference(self, config: VqganConfig) -> Mapping[str, Part]:
         """The autoencoder without the networks of its losses."""

@@ -172,13 +172,7 @@ def set_layout(
     rate = Fraction(setup.survey.fps).limit_denominator(_LARGEST_DENOMINATOR)
     if sets:
         return _copied_layout(config, setup, sets, rate)
-    return _made_layout(config, setup, actions, rate)
-
-
-def _made_layout(
-    config: LeRobotSinkConfig, setup: base.SinkSetup, actions: Sequence[str], rate: Fraction
-) -> SetLayout:
-    """Observed fields are joined to `observation.state`, predicted ones to `action`."""
+    # Observed fields are joined to `observation.state`, predicted ones to `action`.
     survey = setup.survey
     joined = {_STATE: survey.proprioception_fields, _ACTION: actions}
     sources = {column: tuple(fields) for column, fields in joined.items() if fields}
@@ -407,27 +401,23 @@ class LerobotEpisodeWriter:
             "samples": episode.num_frames,
             "copied_clips": sum(facts.get("copied", False) for facts in parts.cameras.values()),
         }
+        columns = [
+            _numbers(table.column(name), width) for name, width in self.layout.widths.items()
+        ]
+        arrays = {TASK_INDEX: table.column(TASK_INDEX).to_numpy()}
         return Receipt(
             ref.id,
             counts=counts,
             files=tuple(parts.files),
             findings=tuple(_left_out(episode, self._text_kinds(recording))),
             facts=facts,
-            arrays=self._arrays(table),
+            arrays=arrays | (to_arrays(rows_statistics(columns)) if columns else {}),
         )
 
     def _text_kinds(self, recording: EpisodeFiles | None) -> Collection[str] | None:
         """Kinds of texts of frames that are stored; None: all, as a recording is copied."""
         styles = PERSISTENT_STYLES if PERSISTENT in self.layout.features else ()
         return None if recording is not None else (_ORIGINAL, *styles)
-
-    def _arrays(self, table: pa.Table) -> dict[str, Array]:
-        """Statistics of the numeric columns, and the task of each row."""
-        columns = [
-            _numbers(table.column(name), width) for name, width in self.layout.widths.items()
-        ]
-        arrays = {TASK_INDEX: table.column(TASK_INDEX).to_numpy()}
-        return arrays | (to_arrays(rows_statistics(columns)) if columns else {})
 
     def _copied(self, clip: Clip | None, count: int) -> EncodedClip | None:
         if clip is None:
