@@ -142,7 +142,9 @@ def test_a_camera_that_is_upside_down_in_one_set_is_a_question(
     ]
     config = InspectConfig(location=str(paths[0]), others=[str(paths[1])])
     questions = inspect(config).document()["questions"]
-    assert [text.startswith("cameras.front_image: upside down") for text in questions] == [True] * asked
+    assert [text.startswith("cameras.front_image: upside down") for text in questions] == [
+        True
+    ] * asked
 
 
 RENAME = {"cameras": {"top": "front_image"}, "fields": {"hand": "obs.robot0_eef_pos"}}

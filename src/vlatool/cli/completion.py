@@ -64,7 +64,9 @@ def unfinished_line(words: Sequence[str], text: str) -> Line:
     """
     joined: list[str] = []
     is_value = False
-    for word in [*words, "="] if not text and _ends_with_equals() else words:
+    # Bash completes the word after `=`, for which Click passes on an empty text.
+    ends = os.environ.get("COMP_WORDS", "").rstrip().endswith("=")
+    for word in [*words, "="] if ends and not text else words:
         if word == "=" and joined:
             joined[-1] += "="
         elif is_value:
@@ -78,11 +80,6 @@ def unfinished_line(words: Sequence[str], text: str) -> Line:
     whole = last if last.startswith("--") and "=" in last else text
     name, equals, value = whole.partition("=")
     return Line(joined, value, name) if equals else Line(joined, text)
-
-
-def _ends_with_equals() -> bool:
-    """True if bash completes the word after `=`, for which Click passes on an empty text."""
-    return os.environ.get("COMP_WORDS", "").rstrip().endswith("=")
 
 
 def completions(words: CompletionWords, line: Line) -> list[Completion]:

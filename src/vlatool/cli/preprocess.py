@@ -23,7 +23,7 @@ def preprocess_form(row: Command) -> Form:
         note=_note,
         values={"format": _formats, "sink": _sinks},
         presets=row.presets,
-        schema_words=_format_and_sink,
+        schema_words=lambda args: (_format_in(args), _value_of(args, "--sink", "--sink.type")),
     )
     return Form(spec, _preprocess)
 
@@ -73,11 +73,6 @@ def _value_of(args: Sequence[str], *options: str) -> str:
         if name in options:
             return value if equals else following
     return ""
-
-
-def _format_and_sink(args: Sequence[str]) -> Sequence[str]:
-    """Names of the format and the sink; empty if not given."""
-    return (_format_in(args), _value_of(args, "--sink", "--sink.type"))
 
 
 def _formats() -> Sequence[str]:

@@ -135,7 +135,8 @@ def _reporter(options: OutputOptions) -> Reporter:
     if not output.is_main_process():
         mode = "none"
     elif mode == "auto":
-        mode = "rich" if _is_terminal() else "plain"
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        mode = "rich" if is_terminal and os.environ.get("TERM") != "dumb" else "plain"
     if options.quiet and mode != "json":
         mode = "none"
     if mode == "rich":
@@ -144,10 +145,6 @@ def _reporter(options: OutputOptions) -> Reporter:
         return RichReporter()
     classes = {"plain": reporters.LineReporter, "json": reporters.JsonReporter}
     return classes.get(mode, reporters.SilentReporter)()
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

@@ -385,7 +385,11 @@ def _merge_layers(
     merged = coerce.Node({}, "default")
     for layer in layers:
         for group in exclusive:
-            chosen = [key for key in group if _is_set(layer, key)]
+            chosen = [
+                key
+                for key in group
+                if key in layer.value and coerce.plain(layer.value[key]) is not None
+            ]
             if len(chosen) > 1:
                 names = " and ".join(f'"{key}"' for key in chosen)
                 message = f"{names} exclude each other; set one of them"
@@ -395,10 +399,6 @@ def _merge_layers(
                 merged = replace(merged, value=rest)
         merged = coerce.merge(merged, layer)
     return merged
-
-
-def _is_set(layer: coerce.Node, key: str) -> bool:
-    return key in layer.value and coerce.plain(layer.value[key]) is not None
 
 
 def _conflict(node: coerce.Node, message: str, key: str) -> Problem:

@@ -14,7 +14,7 @@ import numpy as np
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.config import ImageFit, RolloutConfig
+from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import (
     ControlOptions,
     EpisodeControl,
@@ -246,7 +246,6 @@ def load_policy(
     seed: int = 0,
     ensemble_decay: float | None = None,
     grippers: Sequence[Mapping[str, Any]] = (),
-    resize: ImageFit | Mapping[str, ImageFit] | None = None,
 ) -> PolicyRunner:
     """Loads a trained policy for a control loop.
 
@@ -263,13 +262,11 @@ def load_policy(
         seed: Seed of the sampled noise.
         ensemble_decay: As for `vlatool eval rollout`.
         grippers: As for `vlatool eval rollout`, mappings.
-        resize: `squash`, `pad` or `crop` images of another aspect ratio than those of training, of
-            all cameras or by camera; None: they are an error.
 
     Raises:
         UsageError: An argument is invalid, or the checkpoint has no averaged weights but `ema` was
             requested.
-        ConfigError: A gripper, the decay or `resize` is invalid.
+        ConfigError: A gripper or the decay is invalid.
         DataError: There is no checkpoint, it is broken, or its policy takes future images.
     """
     is_count = _is_int(inference_steps) and inference_steps >= 1
@@ -286,11 +283,7 @@ def load_policy(
             code="usage.bad_value",
         )
     seed = _seed(seed)
-    control = {
-        "ensemble_decay": ensemble_decay,
-        "grippers": [dict(row) for row in grippers],
-        "resize": resize if resize is None or isinstance(resize, str) else dict(resize),
-    }
+    control = {"ensemble_decay": ensemble_decay, "grippers": [dict(row) for row in grippers]}
     options = [Override(key, value, "load_policy") for key, value in control.items()]
     config = load_config(RolloutConfig, overrides=options).config
     policy, trained = open_policy(str(checkpoint), weights, inference_steps)

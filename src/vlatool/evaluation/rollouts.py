@@ -409,7 +409,7 @@ class RolloutJob:
         facts |= {"allowed": self._setup.sizes.allowed}
         return Receipt(
             "",
-            counts={"successes": sum(map(_succeeds, rollouts)), "rollouts": len(rollouts)},
+            counts={"successes": sum(each.success for each in rollouts), "rollouts": len(rollouts)},
             files=tuple(self._save_video(task, rollout) for rollout in rollouts if rollout.video),
             facts=facts | ({"task": task} if task else {}),
             arrays=frames,
@@ -481,7 +481,3 @@ def _outcome(rollout: Rollout) -> str:
     if rollout.error is not None:
         return "error"
     return "success" if rollout.success else "failure"
-
-
-def _succeeds(rollout: Rollout) -> bool:
-    return rollout.success

@@ -286,7 +286,7 @@ class BatchStream(IterableDataset[_Item]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         pool = None if info is None else SharedPool(self._plan.prefetch_factor)
-        allocate = _allocate_private if pool is None else pool.allocate
+        allocate = partial(np.empty, dtype=np.uint8) if pool is None else pool.allocate
         number, end = self._plan.first + worker, self._plan.batches
         prefetched: deque[tuple[list[int], list[base.SampleRef]]] = deque()
         try:
@@ -431,10 +431,6 @@ def build_loader(
         worker_init_fn=worker_start() if workers else None,
     )
     return BatchLoader(loader)
-
-
-def _allocate_private(size: int) -> UInt8Array:
-    return np.empty(size, np.uint8)
 
 
 def start_forkserver() -> None:

@@ -187,7 +187,12 @@ def matching_state_dict(
     tensor of one element matches any shape with one element, because scalars cannot be sharded.
     """
     weights = matching_shapes(module, weights, path)
-    bad = sorted(name for name, value in weights.items() if not _is_finite(value))
+    # `isfinite` does not support the float types of one byte.
+    bad = sorted(
+        name
+        for name, value in weights.items()
+        if not (value.itemsize == 1 or value.isfinite().all())
+    )
     if bad:
         raise DataError.at(
             path,
@@ -263,11 +268,6 @@ def init_state_dict(
                 "--init-except action_encode,output_layer"
             )
         raise
-
-
-def _is_finite(value: Tensor) -> bool:
-    # `isfinite` does not support the float types of one byte.
-    return value.itemsize == 1 or bool(value.isfinite().all())
 
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:

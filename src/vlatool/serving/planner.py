@@ -71,7 +71,12 @@ class ChunkBatcher:
                 if request.is_open():
                     requests.append(request)
                 elif not request.done.done():
-                    request.done.set_exception(_client_left())
+                    request.done.set_exception(
+                        EnvironmentProblem(
+                            "the client has left before its request was computed",
+                            code="environment.client_left",
+                        )
+                    )
             if not requests:
                 continue
             outcomes = await loop.run_in_executor(self._thread, self._compute, requests)
@@ -118,12 +123,6 @@ def warm_up(policy: Policy, batch_size: int) -> None:
     for number in range(2):
         observation = example_observation(policy.sees, np.random.default_rng(number))
         in_batches(policy.act, [observation], [number], batch_size)
-
-
-def _client_left() -> VlatoolError:
-    return EnvironmentProblem(
-        "the client has left before its request was computed", code="environment.client_left"
-    )
 
 
 def _model_error(error: Exception) -> VlatoolError:

@@ -220,11 +220,12 @@ def state_fields(episodes: Sequence[Episode]) -> list[str]:
     observed = [name for episode in episodes for name in episode.proprioception_fields]
     actions = {*_actions(episodes)}
     every = [name for episode in episodes for name in episode.lowdim if name not in actions]
-    return list(dict.fromkeys(observed or [name for name in every if _may_be_state(name)]))
-
-
-def _may_be_state(name: str) -> bool:
-    return not any(word in name.lower() for word in _NO_STATES)
+    return list(
+        dict.fromkeys(
+            observed
+            or [name for name in every if not any(word in name.lower() for word in _NO_STATES)]
+        )
+    )
 
 
 def _columns(episodes: Sequence[Episode], fields: Sequence[str]) -> list[Column]:

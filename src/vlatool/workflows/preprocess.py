@@ -27,7 +27,6 @@ from vlatool.plugins import FORMATS, SINKS
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm import LbmConfig
-from vlatool.sources.base import FormatReader
 from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.renaming import with_names
@@ -267,7 +266,11 @@ class PreprocessJob:
     def _check_rate(self) -> None:
         """Raises UsageError if the rate is needed, and neither stored nor given."""
         needs_rate = self._sink.needs_rate or self._reader.needs_rate
-        if needs_rate and self._setup.survey.fps is None and _has_rate(self._reader):
+        if (
+            needs_rate
+            and self._setup.survey.fps is None
+            and "fps" in self._reader.Config.model_fields
+        ):
             user = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
             raise UsageError(
                 f"the data do not store their frames per second, which the {user} needs",
@@ -467,8 +470,3 @@ def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[
     options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     return options | {"source": recorded_options(section, section), **side_files(section)}
-
-
-def _has_rate(reader: FormatReader) -> bool:
-    """True for formats that do not store the rate, which is then a key of theirs."""
-    return "fps" in reader.Config.model_fields

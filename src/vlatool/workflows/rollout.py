@@ -131,13 +131,14 @@ def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
         )
     rows = -(-config.contact_sheet_episodes // len(suite.tasks))
     return {
-        name: config.model_copy(update={"contact_sheet_episodes": rows, **_given(task)})
+        name: config.model_copy(
+            update={
+                "contact_sheet_episodes": rows,
+                **{key: getattr(task, key) for key in task.model_fields_set},
+            }
+        )
         for name, task in suite.tasks.items()
     }
-
-
-def _given(task: RolloutTask) -> dict[str, Any]:
-    return {name: getattr(task, name) for name in task.model_fields_set}
 
 
 def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> Environments:

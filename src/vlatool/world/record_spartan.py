@@ -71,7 +71,10 @@ class SpartanWriter:
         cameras = [(view.camera.id, view) for view in self.setup.views]
         intrinsics = ((name, view.intrinsics.astype(np.float32)) for name, view in cameras)
         write_npz(folder / "intrinsics.npz", intrinsics)
-        extrinsics = ((name, _extrinsics(episode, view)) for name, view in cameras)
+        extrinsics = (
+            (name, np.stack([view.camera.extrinsics(scene) for scene in episode.scenes]))
+            for name, view in cameras
+        )
         write_npz(folder / "extrinsics.npz", extrinsics)
         in_bin = [[scene.is_in_bin(episode.target)] for scene in episode.scenes]
         write_npz(folder / "summary.npz", [("episode_success", np.array([[episode.success]]))])
@@ -109,11 +112,6 @@ def write_npz(path: Path, members: Iterable[Member]) -> None:
 def _actions(episode: WorldEpisode) -> list[Member]:
     skill_types = np.array([_SKILL_TYPE] * len(episode), dtype=object)
     return [("actions", action_vectors(episode.actions)), ("skill_type", skill_types)]
-
-
-def _extrinsics(episode: WorldEpisode, view: View) -> NDArray[np.float64]:
-    """base_T_camera per frame [L, 4, 4]."""
-    return np.stack([view.camera.extrinsics(scene) for scene in episode.scenes])
 
 
 def _write_camera_files(folder: Path, episode: WorldEpisode, view: View) -> None:

@@ -210,7 +210,10 @@ def _feature(path: Path, name: str, value: object) -> Feature:
     if not isinstance(tree.get("dtype"), str):
         raise metadata_error(path, f"the feature {name!r}", "has no dtype")
     shape: Any = tree.get("shape")
-    if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
+    if not isinstance(shape, list) or not all(
+        isinstance(size, int) and 1 <= _number(size) <= LARGEST_COUNT
+        for size in cast(list[Any], shape)
+    ):
         shape = None
     # Writers put the flag in three places. Source: formats/lerobot 4.1
     sections = [tree, tree.get("info"), tree.get("video_info")]
@@ -308,10 +311,6 @@ def _number(value: object) -> int | float:
 def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 1 <= _number(value) <= LARGEST_COUNT
 
 
 def optional_int(value: object) -> int | None:

@@ -181,7 +181,9 @@ def _data(run: RunSummary) -> str:
     named = {
         key: value
         for key, value in data.items()
-        if isinstance(value, str | list) and value and _is_location(key)
+        if isinstance(value, str | list)
+        and value
+        and key.endswith(("manifest", "shards", "folders", "samples", "statistics", "weighting"))
     }
     options = {} if run.record is None else run.record.options
     digests = {
@@ -194,10 +196,6 @@ def _data(run: RunSummary) -> str:
         for key, value in {**named, **digests}.items()
     ]
     return layout.table((), rows)
-
-
-def _is_location(key: str) -> bool:
-    return key.endswith(("manifest", "shards", "folders", "samples", "statistics", "weighting"))
 
 
 def _configuration(run: RunSummary) -> str:

@@ -260,7 +260,9 @@ class EpisodeSamples:
             (self.task_of, len(self.tasks)),
         )
         for indices, limit in limits:
-            if indices.dtype.kind not in "iu" or (indices.size and not _is_within(indices, limit)):
+            if indices.dtype.kind not in "iu" or (
+                indices.size and not (indices.min() >= 0 and indices.max() < limit)
+            ):
                 raise ValueError("arrays have values that are out of range")
 
     def sample(self, number: int, prefix: str = "") -> TokenSample:
@@ -321,10 +323,6 @@ class EpisodeSamples:
 
 def _path_text(prefix: str, name: str) -> str:
     return json.dumps(prefix + name, ensure_ascii=False)
-
-
-def _is_within(indices: Array, limit: int) -> bool:
-    return bool(indices.min() >= 0 and indices.max() < limit)
 
 
 def distinct_windows(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:

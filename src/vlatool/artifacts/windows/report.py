@@ -78,7 +78,7 @@ def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
     if record is not None and not record.complete:
         status = "incomplete" if record.result is None else "partial"
     chosen = files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]
-    tasks = [findings.read(_first_task, path) for path in chosen]
+    tasks = [findings.read(lambda path: _window_at(path, 0).task, path) for path in chosen]
     past, future = windows_format.PUBLISHED_STEPS, windows_format.PUBLISHED_STEPS
     if manifest is not None:
         past, future = manifest.past_steps, manifest.future_steps
@@ -202,10 +202,6 @@ def _num_recorded(window: windows_format.Window, cameras: int) -> int:
     if future[0] == window.images[-cameras]:
         return 1
     return min(len(window.actions), len(dict.fromkeys(future)) + 1)
-
-
-def _first_task(path: Path) -> str:
-    return _window_at(path, 0).task
 
 
 def _window_at(path: Path, number: int) -> windows_format.Window:

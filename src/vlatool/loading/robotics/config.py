@@ -245,7 +245,10 @@ class RoboticsDataConfig(LoadingConfig):
     @field_validator("rename")
     @classmethod
     def _check_whole(cls, value: NameMap) -> NameMap:
+        keys = [part.key for part in value.fields.values()]
         for name, part in value.fields.items():
+            if keys.count(part.key) > 1:
+                raise ValueError(f"fields.{name}={part.key}: {part.key} has another new name too")
             if not part.is_whole:
                 raise ValueError(
                     f"fields.{name} is a part of a field: cut it with `vlatool preprocess --rename`"

@@ -109,25 +109,13 @@ def _precision(name: Any) -> Mapping[str, Any]:
     return {"hparams.precision": _PRECISIONS[str(name)], **note}
 
 
-def _train_type(name: Any) -> Mapping[str, Any]:
-    return _LORA if name == "lora" else {"model.lora.rank": 0}
-
-
-def _all_trained(pattern: Any) -> Mapping[str, Any]:
-    return dict.fromkeys(_FREEZE.values(), False)
-
-
-def _resume(location: Any) -> Mapping[str, Any]:
-    return {"init_from": location, "init_weights_only": False}
-
-
 _RULES: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
     "output_dir": _folder,
     "per_device_train_batch_size": _batch_sizes,
-    "resume_from_checkpoint": _resume,
+    "resume_from_checkpoint": lambda location: {"init_from": location, "init_weights_only": False},
     "torch_dtype": _precision,
-    "train_type": _train_type,
-    "trainable_parameters_regex": _all_trained,
+    "train_type": lambda name: _LORA if name == "lora" else {"model.lora.rank": 0},
+    "trainable_parameters_regex": lambda _: dict.fromkeys(_FREEZE.values(), False),
 }
 # Options with few possible values: these, and the reason for the error with others.
 _POSSIBLE: Mapping[str, tuple[tuple[str, ...], str]] = {

@@ -495,7 +495,10 @@ def copied_rows(
     arrays = {name: _cast(table, name, declared, path) for name, declared in taken.items()}
     known = task_sentences(recording)
     used: set[int] = set()
-    for name in (TASK_INDEX, *filter(_is_annotation, table.column_names)):
+    for name in (
+        TASK_INDEX,
+        *(name for name in table.column_names if name.startswith(_ANNOTATION)),
+    ):
         if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
             used |= {value for value in table.column(name).to_pylist() if value is not None}
     tasks = {index: known[index] for index in sorted(used) if index in known}
@@ -508,10 +511,6 @@ def copied_rows(
         indices = pa.array(np.full(len(table), first, np.int64))
     arrays[TASK_INDEX] = pa.array(indices.to_numpy(), pa.int64())
     return pa.table(arrays), tasks, recording.tasks
-
-
-def _is_annotation(name: str) -> bool:
-    return name.startswith(_ANNOTATION)
 
 
 def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -> pa.ChunkedArray:

@@ -29,7 +29,6 @@ from vlatool.artifacts.lerobot.format import (
 )
 from vlatool.artifacts.lerobot.tables import Rows, actual_segment, episode_spans, read_rows
 from vlatool.config.coerce import value_text
-from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
@@ -81,7 +80,12 @@ def _totals(
     info: meta.Info, tasks: int, episodes: Sequence[EpisodeFiles]
 ) -> Iterator[tuple[str, str, str]]:
     """(code, key, problem) of totals that differ from the files."""
-    clips = [clip for episode in episodes for clip in _used_clips(episode)]
+    clips = [
+        clip
+        for episode in episodes
+        for name, clip in episode.clips.items()
+        if name in episode.dataset.camera_names
+    ]
     actual = {"total_episodes": len(episodes), "total_tasks": tasks or None}
     if not info.is_shared:
         chunks = max(episode.number for episode in episodes) // info.chunks_size + 1
@@ -93,10 +97,6 @@ def _totals(
         if value is not None and stated is not None and stated != value:
             code = "chunks" if key == "total_chunks" else "totals_mismatch"
             yield code, key, f"is {value_text(stated)}, there are {value}"
-
-
-def _used_clips(episode: EpisodeFiles) -> Iterator[Clip]:
-    return (clip for name, clip in episode.clips.items() if name in episode.dataset.camera_names)
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
