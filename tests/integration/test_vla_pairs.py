@@ -1,6 +1,7 @@
 """Samples of FUTURE-VLA as recorded pairs: observations, actions, images that followed; scores."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.builders.codes import CAMERAS, plain_fast, published_windows, write_tree_codes
+from vlatool.artifacts.contract import differences
 from vlatool.artifacts.images import encode_png
 from vlatool.episode import Observation
 from vlatool.errors import DataError
@@ -72,6 +74,19 @@ def test_a_window_is_one_pair_with_the_actions_of_its_ids(made: Path, form: str)
     np.testing.assert_array_equal(target.last["actions"], before.actions["actions"][0])
     assert rows[0][1].last == {}
     assert pairs.fields["actions"].names == ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def test_the_contract_has_what_the_samples_were_made_of(made: Path, tmp_path: Path) -> None:
+    info = KIND.load_info(VlaDataConfig(samples=[str(made / "lines")]))
+    config, _ = KIND.derive(VlaDataConfig(samples=[str(made / "lines")]), info)
+    KIND.save_assets(config, info, tmp_path)
+    contract = KIND.load_assets(config, tmp_path).contract
+    assert contract == KIND.make_assets(config, info).contract == pairs_of(made / "lines").contract
+    assert (*contract.tokenizers,) == ("codes", "actions")
+    assert contract.horizon == STEPS
+    other = replace(contract, tokenizers={**contract.tokenizers, "codes": "0"})
+    (difference,) = differences(contract, other)
+    assert difference == ("tokenizers.codes", contract.tokenizers["codes"], "0")
 
 
 @pytest.mark.parametrize("form", ["lines", "shared"])

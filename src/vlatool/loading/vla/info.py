@@ -76,7 +76,6 @@ class VlaFolder:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples in use."""
         return sum(span.size for span in self.spans)
 
     @property
@@ -92,7 +91,6 @@ class VlaFolder:
 
     @property
     def contract(self) -> Contract:
-        """Facts on the samples."""
         shape, windows = self.shape, self.windows
         sizes = windows.recorded_sizes if windows else {}
         digests = {"codes": self.codes_digest, "actions": self.fast_digest}
@@ -112,7 +110,6 @@ class VlaFolder:
         )
 
     def image_path(self, text: str) -> Path:
-        """Location of an image of a line."""
         return _image_path(self.samples, self.images_root, text)
 
 
@@ -151,7 +148,6 @@ class VlaInfo:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples in all data sets."""
         return sum(folder.num_samples for folder in self.folders)
 
     @property
