@@ -65,8 +65,8 @@ def unfinished_line(words: Sequence[str], text: str) -> Line:
     joined: list[str] = []
     is_value = False
     # Bash completes the word after `=`, for which Click passes on an empty text.
-    ends = os.environ.get("COMP_WORDS", "").rstrip().endswith("=")
-    for word in [*words, "="] if ends and not text else words:
+    after_equals = os.environ.get("COMP_WORDS", "").rstrip().endswith("=")
+    for word in [*words, "="] if after_equals and not text else words:
         if word == "=" and joined:
             joined[-1] += "="
         elif is_value:
