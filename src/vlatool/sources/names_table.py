@@ -1,13 +1,13 @@
 """Table of the cameras and fields of several sets, and the renames that make them equal."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from vlatool.episode import Array, Episode
+from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
 from vlatool.events import counted
 from vlatool.pages.layout import evenly_spaced
@@ -50,21 +50,17 @@ def set_of_source(location: str, source: DetectedSource, refs: Sequence[Any]) ->
         survey.fps,
         survey.action_fields,
         survey.proprioception_fields,
-        _looks(
-            source.reader.read(refs[at])
-            for at in evenly_spaced(len(refs), _EPISODES)
-            if not is_remote(refs[at].path)  # images of remote episodes are large
-        ),
+        _looks(source, [refs[at] for at in evenly_spaced(len(refs), _EPISODES)]),
     )
 
 
-def _looks(episodes: Iterable[Episode]) -> dict[str, Array]:
+def _looks(source: DetectedSource, refs: Sequence[EpisodeRef]) -> dict[str, Array]:
     """Mean brightness [32, 32] of a few images by camera; broken ones are reported elsewhere."""
     looks: dict[str, list[Array]] = {}
-    for episode in episodes:
-        for camera, source in episode.cameras.items():
-            with suppress(VlatoolError, ValueError, OSError):
-                images = source.read(evenly_spaced(len(source), _IMAGES))
+    for ref in [ref for ref in refs if not is_remote(ref.path)]:  # those would be large
+        with suppress(VlatoolError, ValueError, OSError):
+            for camera, frames in source.reader.read(ref).cameras.items():
+                images = frames.read(evenly_spaced(len(frames), _IMAGES))
                 looks.setdefault(camera, []).extend(
                     resize(image, _LOOK, "resize_no_crop", "box").mean(axis=-1) for image in images
                 )
