@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.builders.forks import Forks
 
 SMALL = ["--episodes", "2", "--steps", "4", "--rollouts", "1"]
 COMMAND = "vlatool demo --seed 0 --episodes 2 --steps 4 --rollouts 1"
 
 
+@pytest.mark.slow
 def test_demo_runs_all_stages_and_a_second_one_only_the_evaluation(
     warm: Forks, tmp_path: Path
 ) -> None:

@@ -75,10 +75,11 @@ def problems(
 @pytest.mark.parametrize(
     ("name", "build"),
     [
-        pytest.param("spartan", spartan_task, marks=pytest.mark.slow),
+        ("spartan", spartan_task),
         ("lerobot", lerobot_dataset),
     ],
 )
+@pytest.mark.slow
 def test_damaged_source_is_reported(
     name: str, build: Callable[[Path], Path], warm: Forks, tmp_path: Path
 ) -> None:

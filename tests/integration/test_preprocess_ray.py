@@ -57,7 +57,9 @@ def test_two_nodes_write_the_same_bytes_as_one_process_and_a_broken_episode_fail
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 
-@pytest.mark.parametrize("layout", ["hdf5", "zarr", "rlds", "mcap"])
+@pytest.mark.parametrize(
+    "layout", ["hdf5", *(pytest.param(x, marks=pytest.mark.slow) for x in ("zarr", "rlds", "mcap"))]
+)
 def test_recordings_give_the_same_bytes_with_any_number_of_workers_and_on_two_nodes(
     address: str, layout: Any, tmp_path: Path
 ) -> None:

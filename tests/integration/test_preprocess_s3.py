@@ -232,7 +232,8 @@ def test_temporary_failures_change_nothing(
     assert digests(bucket / "out") == expected
 
 
-@pytest.mark.parametrize("answered", [35, pytest.param(75, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("answered", [35, 75])
 def test_outage_longer_than_the_timeout_ends_the_run_and_the_next_resumes(
     source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str], answered: int
 ) -> None:

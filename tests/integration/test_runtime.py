@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 # One process forks after the imports, so that all ranks join the group at the same time.
 SCRIPT = """
 import os, signal, time
@@ -40,6 +42,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -271,6 +271,7 @@ class TestListing:
                 folders.remove("d")
         assert visited == ["data:a.tar", "b:c.tar", "meta:info.json"]
 
+    @pytest.mark.slow
     def test_listing_of_several_pages_is_complete_or_an_error(
         self, root: RemotePath, s3: S3Server, s3_proxy: Proxy, short_timeout: None
     ) -> None:

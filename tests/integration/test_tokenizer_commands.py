@@ -132,6 +132,7 @@ def test_continuous_tokens_have_no_metrics_of_codes(tmp_path: Path, shards: str)
     assert not any(name.startswith("code") for name in result.figures)
 
 
+@pytest.mark.slow
 def test_metrics_depend_neither_on_batches_nor_on_processes(
     second: str, of_second: TokenizerEvalResult, shards: str, tmp_path: Path
 ) -> None:

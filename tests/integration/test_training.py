@@ -556,6 +556,7 @@ def started_training(warm: Forks, words: Sequence[str | Path], run: Path) -> Sta
     return started
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes_without_it(
     data: Path, warm: Forks, tmp_path: Path
 ) -> None:

@@ -214,6 +214,7 @@ def test_reader_fulfills_the_contract_of_a_format(raw: Path) -> None:
     check_reader(LiberoReader, raw)
 
 
+@pytest.mark.slow
 def test_sink_fulfills_the_contract_of_a_sink() -> None:
     config = {"past_steps": 2, "future_steps": 2, "resize_images_size": None}
     check_sink(JsonlSink, config, make_executor=SerialExecutor)

@@ -88,15 +88,15 @@ def _names(name: str) -> list[tuple[str, int, bool]]:
 def _find_names(name: str) -> Iterator[tuple[str, int, bool]]:
     """Each name that a file defines, its line, and True for attributes: these can be keys."""
     yield Path(name).stem.removeprefix("test_"), 0, False
-    tree = _tree(name)
+    nodes = list(ast.walk(_tree(name)))
     fields = {
         (statement.target.id, statement.lineno)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ClassDef)
         for statement in node.body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno, False
         elif isinstance(node, ast.arg):

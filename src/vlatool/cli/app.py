@@ -63,7 +63,7 @@ class TableGroup(typer.core.TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         words = " ".join(args[:2])
-        if args[0] in COMMANDS and words in COMMANDS:
+        if args[0] in COMMANDS and words in COMMANDS and not self.prefix:  # `presets show`
             from vlatool.cli.forms import typer_command
 
             return words, typer_command(words, COMMANDS[words]), args[2:]

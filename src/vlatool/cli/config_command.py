@@ -4,7 +4,9 @@ Typer bundles its own Click, whose classes (contexts, formatters, parameters) ar
 type here is `Any`.
 """
 
+import difflib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -147,11 +149,19 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [*ArgvSpec(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
-        """Suggestion with the options nearest to a name; empty if none is near."""
-        from vlatool.plugins import did_you_mean
+        """Suggestion for an unknown option: by meaning, else by spelling; empty if none is near."""
+        from vlatool.config.synonyms import meant_keys, note_on
 
-        hint = did_you_mean("--" + name.replace("_", "-"), self.spellings(ctx))
-        return "" if hint.startswith("known:") else hint
+        spellings = {option[2:].replace("-", "_"): option for option in self.spellings(ctx)}
+        near = [spellings[key] for key in meant_keys(name, spellings)]
+        if not near and (note := note_on(name)):
+            return note
+        near = near or self.related(ctx, name) or _near_spellings(name, spellings)
+        return near if isinstance(near, str) else f"did you mean {', '.join(near)}?" * bool(near)
+
+    def related(self, ctx: Any, name: str) -> list[str] | str:
+        """Options of sections with this name, or a sentence on who has it."""
+        return []
 
     def get_help(self, ctx: Any) -> str:
         return help_text(super().get_help(ctx), ctx)
@@ -283,26 +293,21 @@ class ConfigCommand(VlatoolCommand):
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
-            infos = dotted_keys(self.spec.schema(args))
+            infos = dotted_keys(self.chosen_schema(args, ctx))
             keys = [info.key for info in infos if "." in info.key]
             options += [f"--{key}" for key in keys if self.spec.is_used(key)]
         return [*options, *OUTPUT_OPTIONS]
 
-    def nearest(self, ctx: Any, name: str) -> str:
-        if not self.spec.is_flat:
-            from vlatool.config.schema import dotted_keys
-
-            keys = [info.key for info in dotted_keys(self.spec.schema(()))]
-            if same := [f"--{key}" for key in keys if key.endswith(f".{name}")]:
-                return f"did you mean {', '.join(same[:3])}?"
-        elif owners := self._others_with(ctx, name):
-            return f"only {' and '.join(owners)} has it"
-        return super().nearest(ctx, name)
-
-    def _others_with(self, ctx: Any, name: str) -> list[str]:
+    def related(self, ctx: Any, name: str) -> list[str] | str:
         from vlatool.config.problems import owners_of_key
+        from vlatool.config.schema import dotted_keys
 
-        return owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
+        schema = self.chosen_schema(ctx.meta.get(_ARGS, []), ctx)
+        if not self.spec.is_flat:
+            keys = [info.key for info in dotted_keys(schema)]
+            return [f"--{key}" for key in keys if key.endswith(f".{name}")][:3]
+        owners = owners_of_key(name, schema)
+        return f"only {' and '.join(owners)} has it" if owners else []
 
     def invoke(self, ctx: Any) -> Any:
         from vlatool.config.resolve import ReadOptions
@@ -413,6 +418,14 @@ def config_command(
     members = {"spec": spec, "arguments": arguments}
     members |= {"examples": tuple(examples), "listed": tuple(listed)}
     return type("Configured", (ConfigCommand,), members)
+
+
+def _near_spellings(name: str, spellings: Mapping[str, str]) -> list[str]:
+    """Options that a typing error separates from a name, or that have all its words."""
+    words = set(name.split("_"))
+    longer = [other for other in spellings if words <= set(re.split(r"[_.]", other))]
+    near = difflib.get_close_matches(name, spellings, n=3, cutoff=0.75)
+    return [spellings[other] for other in dict.fromkeys([*near, *longer])][:3]
 
 
 def _published_names(schema: "type[ConfigModel]") -> dict[str, bool]:

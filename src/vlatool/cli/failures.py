@@ -137,12 +137,17 @@ def _usage_error(error: Any) -> UsageError:
     option = getattr(error, "option_name", "")
     path = ctx.command_path if ctx is not None else "vlatool"
     message = error.format_message().rstrip(".")
-    shown = "lists the commands" if message == "Missing command" else "shows the usage"
-    hint = f"`{path} --help` {shown}"
+    hint = f"`{path} --help` shows the usage"
+    group: Any = getattr(ctx, "command", None)
+    if names := group.list_commands(ctx) if hasattr(group, "list_commands") else []:
+        # A group: `vlatool eval {open-loop|rollout|compare} --env`
+        hint = f"`{path} --help` lists the commands"
+        if path != "vlatool":
+            hint = f"{path} {{{'|'.join(names)}}} {option}".rstrip() + f"; {hint}"
     if option and "No such option" in message:
         return UsageError(
             f"unknown option {option}",
-            hint=_nearest_option(option, ctx) or hint,
+            hint=hint if names else _nearest_option(option, ctx) or hint,
             code="usage.unknown_option",
             details={"option": option},
         )

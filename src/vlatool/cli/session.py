@@ -17,7 +17,7 @@ from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
 from vlatool.errors import ConfigError, UsageError, VlatoolError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, counted
 
 if TYPE_CHECKING:
     from vlatool.cli.keys import TypedConfig
@@ -59,12 +59,15 @@ class Invocation:
                 read_options=typed.read_options,
             )
         except ConfigError as error:
-            keys_command = f"{self._ctx.command_path} --keys"
-            error.hint = error.hint.replace("vlatool resolve-config --keys", keys_command)
+            command_path, form = self._ctx.command_path, getattr(self._ctx.command, "arguments", "")
+            keys = f"{command_path} --keys"
+            error.hint = error.hint.replace("vlatool resolve-config --keys", keys)
+            if form and error.code == "config.missing_key":
+                error.hint = f"{command_path} {form}; {error.hint}"
             raise
         self._config, self._arguments = resolved.config, frozenset(positionals)
         if resolved.unknown_keys:
-            message = f"{len(resolved.unknown_keys)} unknown keys are ignored: "
+            message = f"{counted(len(resolved.unknown_keys), 'unknown key')} ignored: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
         for key, reason in resolved.ignored.items():
             self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from vlatool.config import coerce
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
+from vlatool.config.synonyms import meant_keys, note_on
 from vlatool.errors import ConfigError
 from vlatool.events import counted
 from vlatool.plugins import Registry
@@ -129,6 +130,20 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
     return [f"{table.label} {owner}" for table in tables for owner in table.names_with_key(name)]
 
 
+def _meant(
+    key: str, value: coerce.Node | None, schema: type[BaseModel]
+) -> tuple[tuple[str, ...], str]:
+    """Keys that those of another tool stand for, and the note on one that stands for none."""
+    flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
+    known = {*(info.key for info in dotted_keys(schema)), *section_names(schema)}
+    known |= {_without_section(name, flat) for name in known}
+    below = [] if value is None else [name for name, _ in coerce.leaf_origins(value)]
+    words = [f"{key}.{name}".rstrip(".") for name in below] or [key]
+    near = [meant for word in words for meant in meant_keys(word, known)]
+    notes = [f": {note}" for word in words if (note := note_on(word))]
+    return tuple(near[:3]), notes[0] if notes and not near else ""
+
+
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     """Valid keys of any section that are similar to `key`, the most similar first."""
     known = [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
@@ -184,8 +199,9 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
         owners = owners or owners_of_key(context.key, schema)
         if owners:
             message += f": it belongs to {' and '.join(owners)}"
-        near = () if owners else nearest_keys(context.key, schema)
-        return Problem(context.key, context.origin, message, near, _UNKNOWN_KEY)
+        near, note = ((), "") if owners else _meant(context.key, coerce.find(tree, parts), schema)
+        near = near if near or owners or note else nearest_keys(context.key, schema)
+        return Problem(context.key, context.origin, message + note, near, _UNKNOWN_KEY)
     if kind in _ABSENT and not rejected:
         valid = choices(schema, context.pattern)
         message = f'"{context.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
@@ -223,8 +239,10 @@ def _invalid(
     is_rule = detail["type"] == "value_error" and isinstance(detail["input"], Mapping)
     subject = f'"{context.key}"' if is_rule else f'"{context.key}" is {shown}'
     message = f"{subject}: {reason}" if context.key else reason
-    near = difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE)
-    return Problem(context.key, context.origin, message, tuple(near))
+    near = tuple(difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
+    if value is not None and isinstance(value.value, dict):
+        near = near or _meant(context.key, value, schema)[0]
+    return Problem(context.key, context.origin, message, near)
 
 
 def _key_parts(loc: Sequence[str | int], tree: coerce.Node, kind: str) -> list[str | int]:

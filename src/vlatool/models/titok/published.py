@@ -299,7 +299,9 @@ def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
             node = coerce.find(published, key.split("."))
             assert node is not None
             left = _put(left, key, node)
-    unused = coerce.lenient(left)
+    # A typed key is of a published file only where there is one.
+    is_of_file = tree.origin != coerce.TYPED_ORIGIN or bool(_published_sections(below).value)
+    unused = coerce.lenient(left) if is_of_file else left
     return ConvertedConfig(coerce.merge(coerce.merge(unused, converted), rest))
 
 
