@@ -379,10 +379,11 @@ def test_annotations_are_compared_with_their_digest_and_not_needed(
 ) -> None:
     name = "lbm_language_annotations.yaml"
     (server.folder / name).write_bytes(b"other")
-    with pytest.raises(PartialFailure) as caught:
+    with pytest.raises(DataError) as caught:
         get(out)
-    (failure,) = caught.value.details["failures"]
-    assert (failure["task"], failure["code"]) == (name, "data.wrong_digest")
+    assert caught.value.code == "data.wrong_digest"
+    assert isinstance(caught.value.result, TasksResult)
+    assert caught.value.result.next.startswith("vlatool preprocess spartan")
     assert content(out) == FILES
     assert not (out.parents[1] / name).exists()
     (server.folder / name).unlink()

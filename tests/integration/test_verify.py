@@ -233,7 +233,7 @@ BREAKS: dict[str, tuple[Break, set[str]]] = {
     ),
     "no manifest": (
         lambda out: (out / "shards/manifest.jsonl").unlink(),
-        {"output.missing_file", "shards.no_manifest"},
+        {"shards.no_manifest"},
     ),
     "no configuration": (
         lambda out: (out / "shards/preprocessing_config.yaml").unlink(),
@@ -257,7 +257,7 @@ BREAKS: dict[str, tuple[Break, set[str]]] = {
     ),
     "no statistics": (
         lambda out: (out / "shards/stats.json").unlink(),
-        {"output.missing_file", "stats.missing"},
+        {"stats.missing"},
     ),
     "statistics with NaN": (
         lambda out: edit(out / "shards/stats.json", lambda t: t.replace("null", "NaN")),

@@ -32,9 +32,11 @@ _STORAGE_HINTS = {
 
 
 # Commands without an output that they could resume.
-_NOTHING_KEPT = frozenset(
-    {"serve", "predict", "inspect", "verify", "runs", "doctor", "resolve-config", "presets"}
-)
+_NOTHING_KEPT = frozenset({
+    "serve", "predict", "inspect", "verify", "runs", "doctor", "resolve-config", "presets",
+    "plugins", "version", "compare", "split", "compose", "stats merge", "eval open-loop",
+    "eval compare", "tokenizer eval", "tokenizer export", "tokenizer fit-fast",
+})  # fmt: skip
 
 
 class Terminated(BaseException):
@@ -121,7 +123,7 @@ def _package(error: ModuleNotFoundError) -> str:
 def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
     """Error of a command that was stopped, with what is left of its work."""
     line = shlex.join(["vlatool", *sys.argv[1:]])
-    if _NOTHING_KEPT.intersection(sys.argv[1:2]):
+    if _NOTHING_KEPT.intersection({*sys.argv[1:2], " ".join(sys.argv[1:3])}):
         return kind(
             f"{word}; this command keeps nothing of an unfinished run",
             hint=f"to start again, run the same command: {line}",

@@ -27,6 +27,8 @@ from vlatool.cli.session import Invocation, command
 from vlatool.errors import VlatoolError
 from vlatool.results import Result
 
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
 
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     """Runs this command line on ranks, one per GPU in a job; False: this process does the work."""
@@ -48,12 +50,21 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
 
 @contextmanager
 def rank_errors(run: Invocation) -> Iterator[None]:
-    """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""
+    """In a rank, writes errors for the starting process, which prints one of them: that of
+    `--nproc`, or the agent of torchrun and of `accelerate launch`, as the last lines.
+    """
     from vlatool.training.ranks import Launch
 
     launch = Launch.of_this_process()
     if launch is None:
-        yield
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, typer.Exit) and (file := os.environ.get(_ERROR_FILE)):
+                shown = as_vlatool_error(error)
+                text = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
+                Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
+            raise
         return
     try:
         launch.join()
@@ -64,7 +75,7 @@ def rank_errors(run: Invocation) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
-        write_error_file(shown, Path(os.environ["TORCHELASTIC_ERROR_FILE"]))
+        write_error_file(shown, Path(os.environ[_ERROR_FILE]))
         logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
         if run.options.debug:
             write_stderr("".join(traceback.format_exception(error)).rstrip())

@@ -38,6 +38,11 @@ class RateMeter:
             self._recent.popleft()
 
     @property
+    def has_interval(self) -> bool:
+        """True if the rate is not that of the first units, which wait for the start of workers."""
+        return len(self._recent) > 1 and self._recent[-1][0] > self._recent[0][0]
+
+    @property
     def rate(self) -> float | None:
         """Units per second; None if they took no time that can be measured.
 
@@ -100,7 +105,7 @@ class ProgressCounter:
     @property
     def remaining_s(self) -> float | None:
         """Remaining seconds at the current rate; None if unknown."""
-        rate = self.rate
+        rate = self.rate if self._meter.has_interval else None
         return max(self.total - self.done, 0) / rate if self.total is not None and rate else None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from vlatool import __version__
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.events import Reporter
 from vlatool.jobs import files as job_files
 from vlatool.jobs.record import (
     FORMAT,
@@ -132,6 +133,17 @@ def plan_output(
         changed_inputs = counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
         check_no_differences(folder, "from other input", changed_inputs, hint)
     return before
+
+
+def is_whole(folder: Path, before: OutputRecord | None, reporter: Reporter) -> bool:
+    """True if a complete output has its files as they were; warns if it is to be written again."""
+    if before is None or not before.complete:
+        return False
+    damaged = job_files.changed_files(folder)
+    if damaged:
+        message = f"{folder}: {damaged[0]} is missing or was changed; it is written again"
+        reporter.warn("output_damaged", message)
+    return not damaged
 
 
 def check_owner(folder: Path, record: OutputRecord) -> None:

@@ -19,7 +19,7 @@ from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.job import Items, Job, JobRun, JobSpec, Ranks, current_states, inputs_of
 from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
-from vlatool.jobs.ownership import claim_output, plan_output, resume_output
+from vlatool.jobs.ownership import claim_output, is_whole, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock, parent_of, read_record, record_file
 from vlatool.results import Result
 from vlatool.storage.append_log import AppendLog
@@ -243,15 +243,15 @@ class _Loop:
 
     def _execute(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
-        if before is not None and before.complete and self._has_all_items(before):
-            damaged = files.changed_files(spec.output)
-            if not damaged:
-                self._clean_up()
-                self._report_complete(before)
-                self._ranks.barrier()
-                return
-            message = f"{spec.output}: {damaged[0]} is missing or was changed; it is written again"
-            run.reporter.warn("output_damaged", message)
+        if (
+            before is not None
+            and (not before.complete or self._has_all_items(before))
+            and is_whole(spec.output, before, run.reporter)
+        ):
+            self._clean_up()
+            self._report_complete(before)
+            self._ranks.barrier()
+            return
         run.is_fresh = before is None
         run.record = run.record.after(before)
         if before is None:

@@ -105,7 +105,7 @@ def hub_hint(text: str | Path) -> str:
     """Rest of a hint on a missing path that looks like a repository of the hub; else empty."""
     if not _REPOSITORY.fullmatch(str(text)) or Path(text).parent.exists():
         return ""
-    return f"; on the Hugging Face hub it is hf://{text}, a data set hf://datasets/{text}"
+    return f"; if it is on the Hugging Face hub: hf://{text}, or a data set hf://datasets/{text}"
 
 
 def is_missing(path: Path) -> bool:

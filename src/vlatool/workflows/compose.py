@@ -13,7 +13,7 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.job import current_states, input_state, inputs_of
-from vlatool.jobs.ownership import plan_output, single_output, versions_of
+from vlatool.jobs.ownership import is_whole, plan_output, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid
 from vlatool.models.pretrained import base_model
@@ -96,7 +96,7 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
         composition = compose_tiny(keys, config.seed)
     else:
         composition = compose_models(sources["qwen"], sources["dino"], keys, config.seed)
-    is_complete = earlier is not None and earlier.complete
+    is_complete = is_whole(target, earlier, reporter)
     status = "already complete" if is_complete else "planned" if config.dry_run else "written"
     if status == "written":
         with (

@@ -178,12 +178,16 @@ class TaskList(Result):
     tasks: Sequence[Mapping[str, Any]]
 
     def lines(self) -> list[str]:
-        return [
-            columns(
-                (row["task"], row["station"], "+".join(row["has"]), row["raw_gb"] or "")
-                for row in self.tasks
+        rows = (
+            (
+                row["task"],
+                row["station"],
+                "+".join(row["has"]),
+                f"{row['raw_gb']} GiB" if row["raw_gb"] else "",
             )
-        ]
+            for row in self.tasks
+        )
+        return [columns((("task", "station", "published", "raw size"), *rows))]
 
 
 @dataclass(frozen=True)
@@ -303,7 +307,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
             )
     results: dict[str, downloads.DownloadResult | RawResult] = {}
     errors: dict[str, VlatoolError] = {}
-    annotations = _annotations_beside(config, table, errors, reporter) if config.raw else ""
+    annotations, not_annotated = _annotations_beside(config, table, reporter)
     is_dead = False
     for name in dict.fromkeys(names):
         if is_dead:
@@ -334,7 +338,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
         downloads.tasks_command(commands, config.output) if commands else "",
     )
     if not errors:
-        return result
+        return _unless(not_annotated, result)
     is_storage = all(isinstance(error, StorageError) for error in errors.values())
     problem = (StorageError if is_storage else PartialFailure)(
         f"{len(errors)} of {len(errors) + len(results)} tasks failed: {', '.join(errors)}",
@@ -346,29 +350,40 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
     raise problem
 
 
+def _unless(error: VlatoolError | None, result: TasksResult) -> TasksResult:
+    """The result; raises the error of the annotations with it, which `next` does not need."""
+    if error is None:
+        return result
+    error.result = result
+    raise error
+
+
 def _registry(config: DownloadConfig) -> str | None:
     """Location that replaces the public ones; None without one."""
     return config.registry or os.environ.get(REGISTRY_VARIABLE) or None
 
 
 def _annotations_beside(
-    config: DownloadConfig, table: TaskTable, errors: dict[str, VlatoolError], reporter: Reporter
-) -> str:
-    """Downloads the annotations next to raw tasks; returns their path, empty without them."""
+    config: DownloadConfig, table: TaskTable, reporter: Reporter
+) -> tuple[str, VlatoolError | None]:
+    """Downloads the annotations next to raw tasks; returns their path, empty without them, and the
+    error that the command ends with after the tasks.
+    """
+    if not config.raw:
+        return "", None
     name = table.annotations.rpartition("/")[2]
     target = local_path(config.output) / name
     try:
         download_annotations(table, _registry(config), target, dry_run=config.dry_run)
     except FileNotFoundError as error:
         reporter.warn("no_annotations", f"{error}: there are no language annotations")
-        return ""
+        return "", None
     except (DataError, StorageError) as error:
         reporter.warn("no_annotations", error.message)
-        errors[name] = error
-        return ""
+        return "", error
     except UsageError as error:  # of an earlier version, or edited: they are used as they are
         reporter.warn("other_annotations", f"{error.message}; it stays")
-    return str(target)
+    return str(target), None
 
 
 def _download_task(

@@ -12,7 +12,12 @@ from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
-from vlatool.artifacts.run.locations import named_best, require_weights
+from vlatool.artifacts.run.locations import (
+    find_checkpoint,
+    is_started,
+    named_best,
+    require_weights,
+)
 from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
@@ -385,6 +390,8 @@ def _make_export(config: ExportConfig) -> _Export:
         return _SamplesExport(
             samples, output, samples_format.images_prefix(tree, output, is_absolute=config.absolute)
         )
+    if is_started(source):
+        find_checkpoint(source)
     raise DataError.at(
         source,
         "contains neither codes nor samples",

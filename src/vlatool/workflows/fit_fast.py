@@ -20,7 +20,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.ownership import plan_output, require_input, single_output
+from vlatool.jobs.ownership import is_whole, plan_output, require_input, single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_json
@@ -137,7 +137,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     earlier = plan_output(
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
-    if earlier is not None and earlier.complete:
+    if is_whole(target, earlier, reporter):
         report = fast_format.read_report(target)
         current = {
             "output": config.output,

@@ -1,5 +1,6 @@
 """Training of any registered model type on any data kind that it accepts, and finetuning."""
 
+import logging
 import shlex
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -320,8 +321,11 @@ def save_model_assets(config: TrainConfig, folder: Path) -> None:
 def _log_config(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for message in derivations(config, rules):
-        reporter.note(message)
+    derived = list(derivations(config, rules))
+    for message in derived:
+        logging.getLogger(__name__).info(message)
+    if derived:
+        reporter.note(f"{counted(len(derived), 'key')} derived from the data; -v lists them")
     validation_set = config.data_kind.validation(config.data)
     if validation_set is not None and not config.validates:
         reporter.note("validation data are not used: set total_val_samples to measure them")

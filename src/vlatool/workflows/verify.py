@@ -1,7 +1,7 @@
 """Inspection and verification of a location: an artifact of any kind, or raw episodes."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -292,7 +292,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     )
     counts, severities = Counter[str](), Counter[str]()
     shown: list[Finding] = []
-    for finding in verification.findings:
+    for finding in _each_once(verification.findings):
         counts[finding.code] += 1
         severities[finding.severity] += 1
         if counts[finding.code] <= _MAX_PER_CODE:
@@ -317,6 +317,26 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     )
     problem.result = result
     raise problem
+
+
+def _each_once(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The findings without repetitions. A file that the list of an output names and the check of
+    its layout misses too is said by the latter, which knows what the file was.
+    """
+    missing: dict[str, Finding] = {}
+    seen: set[int] = set()
+    for finding in findings:
+        if (digest := hash((finding.code, finding.message))) in seen:
+            continue
+        seen.add(digest)
+        path = str(finding.place.get("path", ""))
+        if finding.code == "output.missing_file":
+            missing[path] = finding
+            continue
+        if finding.severity == "error":
+            missing.pop(path, None)
+        yield finding
+    yield from missing.values()
 
 
 def _relative(finding: Finding, root: Path) -> Finding:

@@ -18,6 +18,7 @@ from vlatool.artifacts.run.format import (
 from vlatool.artifacts.stats.format import STATS_NAME
 from vlatool.errors import DataError
 from vlatool.jobs.ownership import check_downloaded, require_input
+from vlatool.jobs.record import read_record
 from vlatool.storage.cache import FileCache
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list, is_remote, pinned
@@ -89,16 +90,25 @@ def with_run_above(path: Path) -> Path:
     return path if has_run or not is_checkpoint(path) else Path(os.path.abspath(path))
 
 
+def is_started(location: Path) -> bool:
+    """True for the folder of a training run, even if it has no checkpoint."""
+    record = read_record(location)
+    return record is not None and record.command == "train"
+
+
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
     """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder."""
     if is_checkpoint(location) or (location / MANIFEST).is_file():
         return RunDir(location.parent.parent), location
     latest = RunDir(location).latest()
     if latest is None:
+        started = is_started(location)
         raise DataError.at(
             location,
-            "no complete checkpoint here",
-            hint="give a run folder of `vlatool train`, or one of its checkpoints/step_*",
+            "the run has no checkpoint yet" if started else "no complete checkpoint here",
+            hint="run its command of `vlatool train` again: it writes one"
+            if started
+            else "give a run folder of `vlatool train`, or one of its checkpoints/step_*",
             code="data.no_checkpoint",
         )
     return RunDir(location), latest[1]

@@ -13,6 +13,7 @@ import numpy as np
 
 from vlatool.artifacts.run import format as run_format
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
+from vlatool.artifacts.run.locations import is_started
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
 from vlatool.pages.plots import Curve
@@ -106,7 +107,7 @@ class RunSummary:
 def find_runs(folder: Path, levels: int = _LEVELS) -> list[Path]:
     """Runs in a folder, up to two levels below it, by name; the folder itself if it is a run."""
     record = read_record(folder)
-    if run_format.is_run(folder) or (record is not None and record.command == "train"):
+    if run_format.is_run(folder) or is_started(folder):
         return [folder]
     if record is not None or not levels or not folder.is_dir():
         return []
