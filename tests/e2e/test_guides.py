@@ -101,3 +101,38 @@ def test_pipeline_runs_as_one_script(
     for line in filter(None, [before, *pipeline(page, start)]):
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
     assert [path for path in LEFT[name] if not (tmp_path / path).is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "commands"),
+    [
+        ("vlatool sample spartan raw", ["sample", "preprocess", "train", "eval"]),
+        (
+            "vlatool sample libero libero",
+            [
+                *("sample", "preprocess", "preprocess", "tokenizer train", "tokenizer train"),
+                *("tokenizer train", "tokenizer eval", "encode", "tokenizer fit-fast"),
+                *("build-dataset", "compose", "train", "eval"),
+            ],
+        ),
+    ],
+)
+def test_each_next_line_can_be_typed_to_the_end_of_the_road(
+    first: str,
+    commands: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed: list[str] = []
+    lines = [first]
+    while lines:
+        line = lines.pop(0)
+        assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
+        words = line.split()[1:3]
+        typed.append(" ".join(words[: 2 if words[0] == "tokenizer" else 1]))
+        shown = re.findall(r"^next: (.*)$", capsys.readouterr().out, re.M)
+        lines = lines or [part for text in shown for part in text.split(" && ")]
+    assert typed == commands

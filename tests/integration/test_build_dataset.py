@@ -236,6 +236,14 @@ def test_invalid_exports_are_rejected(
         export(ExportConfig.model_validate(tree))
 
 
+def test_export_of_a_run_that_ended_before_its_first_checkpoint_says_so(tmp_path: Path) -> None:
+    OutputRecord("train", {}).save(tmp_path / "run")
+    tree = {"source": str(tmp_path / "run"), "output": str(tmp_path / "x")}
+    with fails("data.no_checkpoint") as caught:
+        export(ExportConfig.model_validate(tree))
+    assert "again" in caught.value.hint
+
+
 def test_a_removed_file_fails_its_episode_until_it_is_repaired(workspace: Path) -> None:
     data = code_file(workspace).read_bytes()
     code_file(workspace).unlink()

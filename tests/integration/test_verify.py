@@ -27,6 +27,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
 Break = Callable[[Path], Any]
@@ -566,3 +567,13 @@ def test_what_verify_finds_is_left_out_and_reported_and_nothing_else(
     assert codes in expected
     with suppress(DataError):  # or it is rejected
         inspect(InspectConfig(location=str(tmp_path / "set"), format=name)).text()
+
+
+def test_a_missing_video_is_one_finding(tmp_path: Path) -> None:
+    source = tmp_path / "raw"
+    sample(SampleConfig(layout="lerobot", output=str(source), episodes=2, layout_version="v2.1"))
+    min(source.rglob("*.mp4")).unlink()
+    with pytest.raises(DataError) as caught:
+        verify(VerifyConfig(location=str(source)))
+    assert isinstance(caught.value.result, VerifyResult)
+    assert severe(caught.value.result) == {"lerobot.missing_video", "lerobot.totals_mismatch"}

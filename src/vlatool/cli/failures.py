@@ -70,6 +70,8 @@ def raise_on_signals() -> None:
 
 def as_vlatool_error(error: BaseException) -> VlatoolError:
     if isinstance(error, VlatoolError):
+        if error.code == "usage.warmup_too_long":
+            error.hint = f"this line works: {_line_with_warmup(sys.argv[1:])}"
         return error
     code = error.code if isinstance(error, SystemExit) else None
     if isinstance(error, KeyboardInterrupt) or code == 130:
@@ -81,6 +83,20 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
         hint="run again with --debug and report the traceback",
         details={"exception": type(error).__name__},
     )
+
+
+def _line_with_warmup(argv: Sequence[str]) -> str:
+    """The command line with a warm-up that fits every run, in place of the typed one if any."""
+    from vlatool.training.plan import WARMUP
+
+    words, texts = [], iter(argv)
+    for word in texts:
+        name, equals, _ = word.partition("=")
+        if name.lstrip("-").replace("-", "_") not in ("warmup_steps", "hparams.warmup"):
+            words.append(word)
+        elif not equals:
+            next(texts, None)
+    return shlex.join(["vlatool", *words, "--hparams.warmup", str(WARMUP)])
 
 
 def _known_error(error: BaseException) -> VlatoolError | None:

@@ -44,7 +44,7 @@ _KEYS = {
     "n_jobs parallel": "data.num_workers workers num_workers",
     "dataset.repo_id dataset.root dataset.path dataset_path data_path data_dir train_data "
     "repo_id": "data source",
-    "split_dataset_ratio val_dataset val_data eval_dataset": "data.val_dataset_manifest",
+    "split_dataset_ratio val_dataset val_data eval_dataset": "data.val_dataset_manifest data",
     "save_freq save_interval save_every checkpoint_every": "save_every_n_steps",
     "log_freq log_interval log_every logging_steps": "log_every_n_steps",
     "eval_freq eval_interval eval_steps val_freq val_check_interval": (

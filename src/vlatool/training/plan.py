@@ -47,15 +47,17 @@ def to_steps(value: float, total_steps: int) -> int:
     return int(value * total_steps) if value < 1 else int(value)
 
 
+WARMUP = 0.05  # share of a run of any length
+
+
 def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
     """Violation for a warm-up as long as the run, with which the peak rate is never reached."""
     warmup = to_steps(h.warmup, total_steps)
     if warmup >= total_steps > 1:
         yield Violation(
             ("hparams.warmup",),
-            f"hparams.warmup is {counted(warmup, 'step')}, but the run has {total_steps}: the "
-            "peak rate is "
-            "never reached; a fraction below 1, such as 0.05, works for every run",
+            f"hparams.warmup is {counted(warmup, 'step')}, but the run has {total_steps}: the peak "
+            f"rate is never reached; a fraction below 1, such as {WARMUP}, works for every run",
             code="usage.warmup_too_long",
         )
 

@@ -23,10 +23,12 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.results import UNLISTED
 from vlatool.sources.base import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens import build
+from vlatool.workflows.road import after_samples
 
 # A record has the names and digests of inputs instead of these keys, and no key that repeats
 # another.
@@ -124,6 +126,7 @@ class BuildDatasetResult(JobResult):
     colliding_instructions: int = 0
     empty_episodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    codes_per_image: int = field(default=0, metadata=UNLISTED)
 
     def summary(self) -> str:
         if self.is_planned:
@@ -141,7 +144,7 @@ class BuildDatasetResult(JobResult):
 
     @property
     def next_command(self) -> str:
-        return f"vlatool verify {self.output}"
+        return after_samples(self.output, self.codes_per_image)
 
 
 def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> BuildDatasetResult:
@@ -261,6 +264,7 @@ class BuildDatasetJob:
             bytes=run.bytes_on_disk,
             profile=self._profile.name,
             codes=self._work.codes.path.name,
+            codes_per_image=self._work.codes.manifest.codes_per_picture,
             action_ids=self._totals.action_ids(),
             colliding_instructions=self._num_colliding,
             empty_episodes=tuple(run.empty),

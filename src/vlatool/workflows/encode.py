@@ -30,6 +30,7 @@ from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.tokens.images import EpisodeOpener
+from vlatool.workflows.road import after_codes
 
 if TYPE_CHECKING:
     from vlatool.tokens.encode import EncodeRule
@@ -86,7 +87,7 @@ class EncodeResult(JobResult):
 
     @property
     def next_command(self) -> str:
-        return f"vlatool verify {self.output}"
+        return after_codes(self.output)
 
 
 def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:

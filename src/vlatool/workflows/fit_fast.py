@@ -37,6 +37,7 @@ Alphabet = Literal["bytes", "published"]
 
 COMPUTE = "compute"
 _FILES = (*fast_format.NAMES, profile.NAME, fast_format.REPORT_NAME)
+_TINY_VOCABULARY = 256  # of the guide
 _FEW_IDS = 100  # with fewer ids for runs of coefficients, chunks stay long
 
 
@@ -367,4 +368,5 @@ def _write(
 def _next(config: FitFastConfig, chunk_sources: Sequence[fast_format.ChunkSource]) -> str:
     if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
-    return f"vlatool build-dataset {config.sources[0]} --fast {config.output}"
+    preset = " --preset future-vla-tiny-build" if config.vocab_size == _TINY_VOCABULARY else ""
+    return f"vlatool build-dataset {config.sources[0]}{preset} --fast {config.output}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +15,10 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.results import Result
+from vlatool.results import OPTIONAL, Result
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
+from vlatool.workflows.road import after_tokenizer_eval
 
 if TYPE_CHECKING:
     from vlatool.evaluation.reconstruction import (
@@ -93,6 +94,7 @@ class TokenizerEvalResult(Result):
     extremes: Mapping[str, Mapping[str, float]]  # best, median and worst images: name to PSNR
     page: str  # HTML page with these images
     report: str  # JSON file with this result
+    next: str = field(default="", metadata=OPTIONAL)
 
     def table(self) -> list[tuple[str, str]]:
         """Label and value of each metric, as text."""
@@ -206,6 +208,7 @@ def _result(
         extremes={},
         page=str(output / PAGE),
         report=str(output / REPORT),
+        next=after_tokenizer_eval(config.checkpoint, config.data),
     )
 
 

@@ -1,7 +1,6 @@
 """Training of any registered model type on any data kind that it accepts, and finetuning."""
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,6 +31,7 @@ from vlatool.training import resume
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
+from vlatool.workflows.road import after_training
 
 if TYPE_CHECKING:
     from vlatool.training.forecast import Forecast
@@ -425,13 +425,9 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
 
 
 def _next_command(config: TrainConfig, output: str) -> str:
-    """Command that measures a policy or a visual tokenizer; empty for other models."""
-    if _has_policy(config):
-        return f"vlatool eval open-loop {output} DATA"
-    if type(config.model_type).tokenizer is ModelType.tokenizer:
-        return ""
-    shards = getattr(config.data, config.data_kind.folders_keys[0])[0]
-    return f"vlatool tokenizer eval {shlex.quote(output)} {shlex.quote(shards)}"
+    """Command that measures a model or trains its next stage; empty for other models."""
+    is_tokenizer = type(config.model_type).tokenizer is not ModelType.tokenizer
+    return after_training(config, output) if _has_policy(config) or is_tokenizer else ""
 
 
 def _has_policy(config: TrainConfig) -> bool:

@@ -156,3 +156,18 @@ def test_long_curve_is_bounded_and_keeps_its_start_and_end() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert reporters.format_duration(seconds) == text
+
+
+def test_time_left_is_not_computed_from_the_first_unit_which_waits_for_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("vlatool.cli.reporters.time.monotonic", lambda: now[0])
+    with reporters.LineReporter().progress("training", 10, "steps") as bar:
+        assert isinstance(bar, reporters.ProgressCounter)
+        now[0] = 60.0
+        bar.advance()
+        assert bar.remaining_s is None
+        now[0] = 62.0
+        bar.advance()
+        assert bar.remaining_s == pytest.approx(8 * 2.0)
