@@ -72,9 +72,8 @@ def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> R
     }
     overrides = [Override(key, value, "test") for key, value in keys.items()]
     result = train(load_config(TrainConfig, overrides=overrides).config)
-    start = f"vlatool tokenizer train --preset titok-tiny-stage2 --data {data['shards'][0]} "
-    assert result.next.startswith(start)
-    assert f"--init-from {root / name} " in result.next
+    assert str(data["shards"][0]) in result.next.split()
+    assert str(root / name) in result.next.split()
     return RunDir(root / name)
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.codes.format import CodesFolder
+from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.artifacts.windows.format import is_windows
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_record
@@ -54,7 +55,7 @@ def after_images(shards: str, size: object) -> str:
 def after_training(config: "TrainConfig", run: str) -> str:
     """The next stage of a visual tokenizer, or what measures the model."""
     first = getattr(config.data, config.data_kind.folders_keys[0])[0]
-    data = str(first).removesuffix("/shards/manifest.jsonl")
+    data = str(first).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
     model: Any = config.model
     beside = os.path.dirname(run) or "."
     line = ["vlatool", "tokenizer", "train", "--preset"]
