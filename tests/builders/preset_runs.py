@@ -175,7 +175,7 @@ class Split:
         return root / f"{preset}-{self.ranks}-{self.size}.safetensors"
 
 
-SPLITS = (Split(1, 8), Split(1, 4), Split(2, 4), Split(2, 2))
+SPLITS = (Split(1, 8), Split(2, 2))
 
 
 def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:

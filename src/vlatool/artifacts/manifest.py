@@ -36,7 +36,7 @@ def _plain(name: str) -> str:
     return name
 
 
-# Types of values: no other type is converted to them.
+# Types of values; of other types, only int becomes float.
 Count = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, Field(strict=True)]
 FileName = Annotated[str, AfterValidator(_plain)]

@@ -32,7 +32,7 @@ _META_NAME = re.compile(r"^__.*__$")
 # Errors of tarfile for files that are no tar or have wrong sizes.
 _BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 _END_BYTES = 2 * tarfile.BLOCKSIZE
-# Limit of members that `OpenShard` reads, far above any image or window.
+# Most bytes of a member that `OpenShard` reads, far above any image.
 _MAX_MEMBER_BYTES = 2**26
 # Limit of long names and other extended headers.
 _MAX_HEADER_BYTES = 2**20
@@ -215,7 +215,7 @@ _shard_error = partial(DataError.at, hint="copy or write the shard again", code=
 
 
 class _Headers(io.BufferedIOBase):
-    """Open tar whose headers are read: neither long names nor positions of any size."""
+    """Open tar; header sizes and positions out of bounds raise ValueError."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -246,7 +246,7 @@ def _scan(file: IO[bytes]) -> TarScan:
             fileobj=_Headers(file), mode="r:", tarinfo=tar_sample.LimitedHeader
         ) as tar:
             for member in tar:
-                if member.size < 0:  # its end is before it, and tarfile reads it again
+                if member.size < 0:  # ends before it starts: tarfile would loop
                     raise ValueError(f"a member of {member.size} bytes")
                 size = member.size if member.isfile() else 0
                 end = member.offset_data + size + -size % tarfile.BLOCKSIZE

@@ -87,7 +87,7 @@ def _range_text(first: int, count: int) -> str:
     return str(first) if count == 1 else f"{first} to {first + count - 1}"
 
 
-# From this ratio of the largest to the smallest value on, the axis is logarithmic.
+# Largest over smallest value from which the axis is logarithmic.
 _WIDE_RATIO = 30.0
 _MOST_DECADES = 5
 

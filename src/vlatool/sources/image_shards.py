@@ -24,7 +24,7 @@ from vlatool.storage.uri import is_file_name
 
 CAMERA = "image"
 _SEARCHED = "a folder of image shards (train-episode_000000.tar), a list of them (.txt), or one"
-# Images have no time; this is the frame rate of episodes without one.
+# Images have no time; every episode gets this frame rate.
 _FPS = 1.0
 # `train-episode_000001` is episode_000001.
 _SPLIT = re.compile(r"^[a-z]+-(?=episode_)")

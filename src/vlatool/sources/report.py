@@ -364,7 +364,7 @@ class _Survey:
         self.warn(finding for finding in episode.findings if finding.severity != "info")
 
     def add_whole(self, ref: EpisodeRef, episode: Episode) -> None:
-        """Adds an episode, as one that cannot be read if a camera of its data set is missing."""
+        """Adds an episode; it counts as broken if a declared camera is missing."""
         try:
             for error in episode.missing_cameras.values():
                 raise error

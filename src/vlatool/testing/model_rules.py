@@ -226,9 +226,13 @@ def _column(value: Any) -> str:
 
 def check_equal_batches(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """Checks that loaded assets give the same batch as new assets."""
-    for name, value in first.items():
-        other = second[name]
-        is_equal = torch.equal(value, other) if isinstance(value, Tensor) else value == other
+    for name in sorted({*first, *second}):
+        value, other = first.get(name), second.get(name)
+        is_equal = (
+            torch.equal(value, other)
+            if isinstance(value, Tensor) and isinstance(other, Tensor)
+            else value is other or value == other
+        )
         assert is_equal, (
             f"`load_assets` gives a different batch than `make_assets`: {name!r} differs"
         )

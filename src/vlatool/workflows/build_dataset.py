@@ -30,8 +30,6 @@ from vlatool.storage.uri import location, pinned
 from vlatool.tokens import build
 from vlatool.workflows.road import after_samples
 
-# A record has the names and digests of inputs instead of these keys, and no key that repeats
-# another.
 # Names of options for messages; their values are digests.
 _OPTION_WORDS = {
     "fast digest": "action tokenizer",
@@ -39,6 +37,7 @@ _OPTION_WORDS = {
     "profile digest": "profile",
     "tokenizer_digest": "tokenizer",
 }
+# Not in a record: inputs, of which it has names and digests, and keys that repeat another.
 _INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult", "exclude")
 
 
@@ -239,7 +238,7 @@ class BuildDatasetJob:
         if limit:
             packed_files = files if run.failures else []
             files = list(build.write_shards(self._work, files, limit))
-        # Number of samples with an instruction that may be mistaken for codes.
+        # Number of samples whose instruction may be read as codes.
         tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
         colliding = build.instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
         count = sum(self._totals.tasks[task] for task in colliding)

@@ -1,4 +1,4 @@
-"""DataComparison of two data sets in any two layouts, by content."""
+"""Comparison of two data sets in any two layouts, by content."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
@@ -20,9 +20,6 @@ from vlatool.models.pretrained import base_model
 from vlatool.results import Result, outcome
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location
-
-if TYPE_CHECKING:
-    pass
 
 _USAGE = "vlatool compose --qwen DIR --dino DIR --output DIR"
 _TINY, _LIBERO = "future-vla-tiny", "future-vla-libero"

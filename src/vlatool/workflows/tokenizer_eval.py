@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 REPORT, PAGE = "report.json", "report.html"
 _SHOWN = 8
-_COLLAPSED_ABOVE = 0.99  # share of codes that are the most frequent of their position
+_COLLAPSED_ABOVE = 0.99  # share of codes equal to the commonest at their position
 # Label, unit and decimals of each metric, in the order of the table.
 _METRICS: Mapping[str, tuple[str, str, int]] = {
     "psnr": ("PSNR, mean over images", "dB", 2),

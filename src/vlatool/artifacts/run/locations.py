@@ -30,7 +30,7 @@ def named_best(path: Path) -> Path:
         return path
     run = RunDir(path.parent)
     best = run.read_best()
-    if best is None and can_list(run.root):  # a run of before best.json
+    if best is None and can_list(run.root):  # a run older than best.json
         best = run.find_best()
     if best is None:
         raise _no_best(run)

@@ -26,7 +26,7 @@ KINDS: tuple[Kind, ...] = ("vla", "wm")
 
 
 class SampleSizes(NamedTuple):
-    """Sizes of the numbers in samples, which the manifests of their inputs have."""
+    """Bounds of the numbers in samples; the manifests of the inputs have them."""
 
     codes_per_image: int  # K
     codebook_size: int  # codes are below it
@@ -111,7 +111,7 @@ def render_sample(sample: TokenSample) -> bytes:
 
 
 def parse_sample(line: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> TokenSample:
-    """Sample in a line, whose numbers have these sizes."""
+    """Sample in a line; `sizes` bound its numbers."""
     row = parse_json(line)
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
@@ -225,7 +225,7 @@ class EpisodeSamples:
 
     @classmethod
     def parse(cls, content: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> "EpisodeSamples":
-        """Samples in the bytes of a file, whose numbers have these sizes."""
+        """Samples in the bytes of a file; `sizes` bound the numbers."""
         try:
             arrays = read_arrays(content, [*_TYPES])
         except KeyError as error:
