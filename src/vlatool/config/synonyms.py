@@ -34,6 +34,8 @@ _KEYS = {
         "hparams.grad_checkpointing"
     ),
     "seed": "hparams.seed",
+    "lora_rank lora_r use_lora lora": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha",
     "ema use_ema": "ema.enabled weights",
     "ema_decay ema_rate": "ema.alpha",
     "gpus num_gpus n_gpus ngpus devices num_processes multi_gpu nproc_per_node world_size procs "
@@ -122,8 +124,8 @@ _NOTES = {
     "policy.type model_type arch": "`vlatool presets` lists the presets: --preset NAME",
     "push_to_hub hub_model_id": "`vlatool upload` puts a run on a hub",
     "dataset.episodes": "`vlatool preprocess --episodes` chooses the episodes of the training data",
-    "lora_rank lora_alpha lora use_lora target_modules": (
-        "all weights are trained, but for those of model.freeze: there is no LoRA"
+    "lora_rank lora_alpha lora use_lora lora_r target_modules": (
+        "adapters are for future_vla models: --model.lora.rank, --model.lora.alpha"
     ),
     "attn_impl attn_implementation flash_attn": "PyTorch chooses the implementation of attention",
     "token hf_token use_auth_token": "set HF_TOKEN, or log in with `hf auth login`",

@@ -76,7 +76,8 @@ train | --adam_beta1 | did you mean --hparams.beta1
 train | --max_grad_norm | did you mean --hparams.grad_clip_norm
 train | --report_to | did you mean --tracker
 train | --run_name | did you mean --name
-train | --lora_rank | all weights are trained
+train | --lora_rank | adapters are for future_vla models
+train -p future-vla-libero | --lora_rank | did you mean --model.lora.rank
 train | --attn_impl | PyTorch chooses the implementation
 train | --gradient_accumulation_steps | did you mean --hparams.per_gpu_batch_size
 train | --bf16 | did you mean --hparams.precision
