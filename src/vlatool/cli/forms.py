@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -63,7 +63,8 @@ def rank_errors(run: Invocation) -> Iterator[None]:
             if not isinstance(error, typer.Exit) and (file := os.environ.get(_ERROR_FILE)):
                 shown = as_vlatool_error(error)
                 text = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
-                Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
+                with suppress(OSError):
+                    Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
             raise
         return
     try:
