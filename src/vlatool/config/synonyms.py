@@ -38,8 +38,9 @@ _KEYS = {
     "lora_alpha": "model.lora.alpha",
     "ema use_ema": "ema.enabled weights",
     "ema_decay ema_rate": "ema.alpha",
-    "gpus num_gpus n_gpus ngpus devices num_processes multi_gpu nproc_per_node world_size procs "
-    "nproc_per_node_count": "nproc slurm.gpus_per_node",
+    "gpus num_gpus n_gpus ngpus devices num_processes multi_gpu nproc_per_node world_size procs": (
+        "nproc slurm.gpus_per_node"
+    ),
     "deepspeed use_deepspeed zero_stage fsdp use_fsdp fsdp_sharding_strategy": "distributed.fsdp",
     "fsdp_offload_params cpu_offload": "distributed.fsdp_cpu_offload",
     "workers num_workers dataloader_workers jobs num_proc dataset_num_proc threads max_workers "

@@ -11,7 +11,7 @@ from vlatool.cli.app import run
 # those of its own documentation or `--help`, collected before the table of synonyms was written.
 WRONG = """
 # torchrun --help
-train | --nproc-per-node-count | did you mean --nproc
+train | --nproc-per-node | did you mean --nproc
 train | --nnodes | torchrun
 train | --node-rank | torchrun
 train | --rdzv-endpoint | torchrun
