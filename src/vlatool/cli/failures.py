@@ -165,7 +165,7 @@ def _usage_error(error: Any) -> UsageError:
     if option and "No such option" in message:
         return UsageError(
             f"unknown option {option}",
-            hint=hint if names else _nearest_option(option, ctx) or hint,
+            hint=hint if names and path != "vlatool" else _nearest_option(option, ctx) or hint,
             code="usage.unknown_option",
             details={"option": option},
         )
