@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.artifacts.windows.format import is_windows
-from vlatool.errors import DataError
+from vlatool.errors import VlatoolError
 from vlatool.jobs.record import read_record
 from vlatool.storage.uri import location
 
@@ -52,7 +52,7 @@ def after_images(shards: str, size: object) -> str:
     return f"vlatool tokenizer train {form}"
 
 
-def after_training(config: "TrainConfig", run: str) -> str:
+def after_training(config: "TrainConfig", run: str, *, is_tokenizer: bool) -> str:
     """The next stage of a visual tokenizer, or what measures the model."""
     first = getattr(config.data, config.data_kind.folders_keys[0])[0]
     data = str(first).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
@@ -67,29 +67,31 @@ def after_training(config: "TrainConfig", run: str) -> str:
         line.append(f"{_TITOK.get(sizes, 'titok-tiny')}-stage2")
         line += ["--data", data, "--model.teacher", model.teacher, "--init-from", run]
         return shlex.join([*line, "--output", f"{beside}/stage2"])
-    kind = ("tokenizer", "eval") if model.type == "titok" else ("eval", "open-loop")
+    kind = ("tokenizer", "eval") if is_tokenizer else ("eval", "open-loop")
     return shlex.join(["vlatool", *kind, run, data])
 
 
 def after_tokenizer_eval(checkpoint: str, shards: str) -> str:
     """Encodes the windows whose images the tokenizer was trained on, if these are known."""
-    with suppress(DataError):
+    with suppress(VlatoolError):  # the result stands without it
         record = read_record(location(shards))
         sources = [] if record is None else record.options.get("sources") or []
         if len(sources) == 1 and is_windows(location(sources[0])):
-            return f"vlatool encode {sources[0]} --tokenizer {shlex.quote(checkpoint)}"
+            return f"vlatool encode {shlex.quote(sources[0])} --tokenizer {shlex.quote(checkpoint)}"
     return ""
 
 
 def after_codes(codes: str) -> str:
     """Fits FAST on the windows beside codes; checks codes elsewhere."""
     folder = location(codes)
-    if not is_windows(folder.parent):
-        return f"vlatool verify {shlex.quote(codes)}"
-    form = "--profile libero --vocab-size 2048"
-    if CodesFolder.open(folder).manifest.codes_per_picture != _PUBLISHED_CODES:
-        form = "--vocab-size 256 --scale 5"
-    return f"vlatool tokenizer fit-fast {shlex.quote(str(folder.parent))} --output fast {form}"
+    with suppress(VlatoolError):
+        if is_windows(folder.parent):
+            form = "--profile libero --vocab-size 2048"
+            if CodesFolder.open(folder).manifest.codes_per_picture != _PUBLISHED_CODES:
+                form = "--vocab-size 256 --scale 5"
+            windows = shlex.quote(str(folder.parent))
+            return f"vlatool tokenizer fit-fast {windows} --output fast {form}"
+    return f"vlatool verify {shlex.quote(codes)}"
 
 
 def after_samples(samples: str, codes_per_image: int) -> str:

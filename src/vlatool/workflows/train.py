@@ -427,7 +427,9 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
 def _next_command(config: TrainConfig, output: str) -> str:
     """Command that measures a model or trains its next stage; empty for other models."""
     is_tokenizer = type(config.model_type).tokenizer is not ModelType.tokenizer
-    return after_training(config, output) if _has_policy(config) or is_tokenizer else ""
+    if not is_tokenizer and not _has_policy(config):
+        return ""
+    return after_training(config, output, is_tokenizer=is_tokenizer)
 
 
 def _has_policy(config: TrainConfig) -> bool:
