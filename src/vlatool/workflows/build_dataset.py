@@ -23,7 +23,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.results import UNLISTED
 from vlatool.sources.base import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
@@ -125,7 +124,6 @@ class BuildDatasetResult(JobResult):
     colliding_instructions: int = 0
     empty_episodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    codes_per_image: int = field(default=0, metadata=UNLISTED)
 
     def summary(self) -> str:
         if self.is_planned:
@@ -143,7 +141,7 @@ class BuildDatasetResult(JobResult):
 
     @property
     def next_command(self) -> str:
-        return after_samples(self.output, self.codes_per_image)
+        return after_samples(self.output)
 
 
 def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> BuildDatasetResult:
@@ -263,7 +261,6 @@ class BuildDatasetJob:
             bytes=run.bytes_on_disk,
             profile=self._profile.name,
             codes=self._work.codes.path.name,
-            codes_per_image=self._work.codes.manifest.codes_per_picture,
             action_ids=self._totals.action_ids(),
             colliding_instructions=self._num_colliding,
             empty_episodes=tuple(run.empty),

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.codes.format import CodesFolder
+from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.artifacts.windows.format import is_windows
 from vlatool.errors import VlatoolError
@@ -31,7 +32,9 @@ _TEACHER = "maskgit-vqgan-imagenet-f16-256.bin"  # published weights, which the 
 _BASE_MODELS = "--qwen Qwen/Qwen3-VL-4B-Instruct --dino facebook/dinov3-vitb16-pretrain-lvd1689m"
 
 
-def after_recordings(libero: str, *, is_published: bool) -> str:
+def after_recordings(libero: str) -> str:
+    record = read_record(location(libero))
+    is_published = record is not None and record.options.get("size") == "published"
     preset = "future-vla" if is_published else "future-vla-tiny-data"
     return f"vlatool preprocess libero {libero} --preset {preset} --output {libero}-windows"
 
@@ -94,11 +97,12 @@ def after_codes(codes: str) -> str:
     return f"vlatool verify {shlex.quote(codes)}"
 
 
-def after_samples(samples: str, codes_per_image: int) -> str:
+def after_samples(samples: str) -> str:
     """Makes weights to start from, and trains."""
     base, preset = _BASE_MODELS, "future-vla-libero"
-    if codes_per_image != _PUBLISHED_CODES:
-        base, preset = "--tiny", "future-vla-tiny"
+    with suppress(VlatoolError):
+        if SamplesFolder.open(location(samples)).sizes.codes_per_image != _PUBLISHED_CODES:
+            base, preset = "--tiny", "future-vla-tiny"
     return (
         f"vlatool compose {base} --output composed && vlatool train --preset {preset} "
         f"--init-from composed --data {shlex.quote(samples)} --output runs/vla"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,6 @@ from vlatool.jobs.job import InputState, JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.results import UNLISTED
 from vlatool.storage.uri import local_path
 from vlatool.workflows.road import after_recordings
 from vlatool.world import recording
@@ -83,7 +82,6 @@ class SampleResult(JobResult):
     instructions: dict[str, int]  # map from instruction to number of episodes
     cameras: tuple[str, ...]  # names in the layout
     world: World = "builtin"
-    size: SizeName = field(default="small", metadata=UNLISTED)
 
     def document(self) -> dict[str, Any]:
         is_complete = self.status == "already complete"
@@ -104,7 +102,7 @@ class SampleResult(JobResult):
     def next_command(self) -> str:
         command = f"vlatool preprocess {self.layout} {self.output}"
         if self.layout == "libero":
-            return after_recordings(self.output, is_published=self.size == "published")
+            return after_recordings(self.output)
         if self.world == "metaworld":
             return f"{command} --preset metaworld-windows --output {self.output}-shards"
         return f"{command} --output {self.output}-shards"
@@ -226,7 +224,6 @@ class SampleJob:
             instructions=dict(Counter(episode.instruction for episode in self._recorded)),
             cameras=tuple(names),
             world=self._config.world,
-            size=self._config.size,
         )
         if run.status != "planned":
             return summary
