@@ -32,7 +32,7 @@ LEFT = {
     "lbm": ["runs/small/latest.json", "runs/smaller/latest.json"],
     "lerobot": ["runs/mine/latest.json"],
     "future-vla": [
-        *("look/actions.html", "look/future-image.png", "look/futures.mp4"),
+        *("look/report.html", "look/future-image.png", "look/futures.mp4"),
         "exported/future_vla.json",
     ],
     "metaworld": ["runs/button/latest.json"],

@@ -36,7 +36,7 @@ from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.control import ImageSizes, chunk_seed
 from vlatool.evaluation.offline import evaluate_open_loop
-from vlatool.evaluation.plots import save_curves
+from vlatool.evaluation.pages import action_charts
 from vlatool.evaluation.success import wilson_interval
 from vlatool.events import NullProgress, Progress
 from vlatool.loading.base import ActionField, RecordedPairs, Target
@@ -138,10 +138,19 @@ def test_field_that_never_changes_is_constant_and_in_no_mean(data: Path, run: Pa
     assert "0.0000" not in shown(report)
 
 
-def test_curves_are_saved_as_a_page_with_a_chart_per_dimension(report: dict[str, Any]) -> None:
-    page = Path(report["picture"]).read_text()
-    assert page.count("<figure") == 4
-    assert {"recorded", "predicted"} <= set(re.findall(r"</i>(\w+)<", page))
+def test_page_has_the_worst_and_the_best_episodes_with_images_and_every_dimension(
+    report: dict[str, Any],
+) -> None:
+    page = Path(report["page"]).read_text()
+    names = [episode["episode"] for episode in report["episodes"]]
+    errors = [episode["error"] for episode in report["episodes"]]
+    assert errors == sorted(errors, reverse=True)
+    assert all(f"{name} (" in page for name in (*names[:2], *names[-2:]))
+    dimensions = sum(len(field["names"]) for field in report["fields"].values())
+    shown = min(len(names), 4)
+    assert len(re.findall(r"</i>predicted<", page)) == shown * dimensions
+    assert page.count('alt="') >= shown
+    assert f"vlatool eval open-loop {Path(report['checkpoint']).parent.parent}" in page
 
 
 def test_number_of_samples_is_limited_and_progress_ends_there(
@@ -164,17 +173,18 @@ def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, 
 
     report = evaluate_open_loop(policy, pairs, config, log, NullProgress())
 
-    assert report.frames.tolist() == list(range(0, 12, share))
-    assert all(
-        len(curve) == len(report.frames) for pair in report.curves.values() for curve in pair
-    )
+    errors = next(each for each in report.episodes if each.points[0].index == 0)
+    assert [point.frame for point in errors.points] == list(range(0, 12, share))
+    curves = errors.curves(pairs.fields).values()
+    assert all(len(curve) == len(errors.points) for pair in curves for curve in pair)
 
 
-def test_curves_are_drawn_at_the_times_of_their_points(tmp_path: Path) -> None:
+def test_curves_are_drawn_at_the_times_of_their_points() -> None:
     curve = {"wave": (np.zeros(4), np.ones(4))}
-    for name, seconds in (("thin", [0.0, 1.0, 2.0, 3.0]), ("whole", [0.0, 1.0, 2.0, 30.0])):
-        save_curves(tmp_path / f"{name}.html", "title", curve, np.array(seconds))
-    assert (tmp_path / "thin.html").read_bytes() != (tmp_path / "whole.html").read_bytes()
+    thin, whole = (
+        action_charts(curve, np.array(seconds)) for seconds in ([0.0, 1, 2, 3], [0.0, 1, 2, 30])
+    )
+    assert thin != whole
 
 
 def test_raw_and_averaged_weights_differ_and_are_named(
@@ -532,4 +542,4 @@ def test_errors_are_those_computed_by_hand(report: dict[str, Any], data: Path, r
 def shown(report: Any) -> str:
     """Text of a report of errors."""
     values = {name: getattr(report, name) for name in SHOWN}
-    return OpenLoopResult("run", "ema", "data", picture="", report="", **values).text()
+    return OpenLoopResult("run", "ema", "data", page="", report="", **values).text()

@@ -116,7 +116,7 @@ def test_recorded_steps_end_with_the_episode_and_errors_are_over_them(
     assert len(field.copy_last_per_dimension) == 1
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["frame"] == FRAMES - 3
-    assert (tmp_path / "actions.html").stat().st_size > 1000
+    assert (tmp_path / "report.html").stat().st_size > 1000
     assert "step 1" in result.text()
 
 

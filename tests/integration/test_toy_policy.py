@@ -389,6 +389,29 @@ def test_compare_pairs_the_starts_of_two_outputs(policies: Path) -> None:
     assert "0 %  100 %   +100" in result.text()
 
 
+def test_page_of_a_comparison_lists_the_starts_with_different_outcomes(
+    policies: Path, tmp_path: Path
+) -> None:
+    paths = {"a": str(policies / "a"), "b": str(policies / "b")}
+    compare(CompareConfig(**paths, html=str(tmp_path / "page.html")))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<span>failure</span></td><td") == 4
+    assert f"vlatool eval compare {paths['a']} {paths['b']} --html" in page
+    compare(CompareConfig(**paths, html=str(tmp_path / "page.html")))
+    (tmp_path / "notes.html").write_text("mine")
+    with pytest.raises(UsageError) as caught:
+        compare(CompareConfig(**paths, html=str(tmp_path / "notes.html")))
+    assert caught.value.code == "usage.bad_target"
+
+
+def test_page_of_rollouts_has_every_start_and_the_command(policies: Path) -> None:
+    page = (policies / "b" / "report.html").read_text()
+    rows = json.loads((policies / "b" / "report.json").read_text())["rollouts"]
+    assert page.count("the motor is hot") >= sum(row["error"] is not None for row in rows)
+    assert f"{len(rows)} starts" in page
+    assert "vlatool eval rollout" in page
+
+
 @pytest.mark.parametrize(
     ("other", "code"),
     [

@@ -1,5 +1,7 @@
 """Base class of configurations: frozen values with typed, bounded, documented keys."""
 
+import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -232,6 +234,19 @@ def with_value(config: Any, key: str, value: Any) -> Any:
     name, _, rest = key.partition(".")
     below = with_value(getattr(config, name), rest, value) if rest else value
     return config.model_copy(update={name: below})
+
+
+def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()) -> str:
+    """Command line that gives a config: its arguments, then what differs from the defaults."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    typed = ["vlatool", *words.split(), *(str(values.pop(key)) for key in arguments)]
+    for key, value in values.items():
+        option = f"--{key.replace('_', '-')}"
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            typed += [option, str(value)]
+        else:
+            typed += [option] if value is True else ["--set", f"{key}={json.dumps(value)}"]
+    return shlex.join(typed)
 
 
 def check_required(config: ConfigModel, usage: str) -> None:

@@ -218,3 +218,4 @@ class CompareConfig(ConfigModel):
 
     a: str = required_field("", "Output of `vlatool eval rollout`, or its report.json.")
     b: str = required_field("", "The output to compare with it.")
+    html: str | None = option(None, "HTML page of the comparison to write.")

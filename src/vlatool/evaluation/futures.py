@@ -16,7 +16,7 @@ from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import chunk_seed
-from vlatool.evaluation.plots import SheetRow, save_contact_sheet
+from vlatool.evaluation.pages import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.loading.base import RecordedFutures, RecordedPairs
 from vlatool.loading.robotics.kind import ImageTransform

@@ -4,7 +4,7 @@ Legend of shapes: B samples, T action steps from the current one on, D dimension
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from vlatool.loading.shard_reader import check_frame
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
 from vlatool.plugins import did_you_mean
+from vlatool.results import UNLISTED
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,39 @@ def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataErro
     )
 
 
-_CURVES = 6
+@dataclass(frozen=True)
+class Point:
+    """Action at the step of one observation, recorded and predicted, each by field [D]."""
+
+    index: int  # of the pair in the data
+    frame: int
+    recorded: Mapping[str, Array]
+    predicted: Mapping[str, Array]
+    # Mean error of the chunk over its steps and all dimensions that are not constant, in standard
+    # deviations; NaN if it has none.
+    error: float
+
+
+@dataclass(frozen=True)
+class EpisodeErrors:
+    """Errors of the chunks of one episode."""
+
+    episode: str
+    samples: int
+    error: float | None  # mean of the chunks; None if no chunk has an error
+    points: Sequence[Point] = field(metadata=UNLISTED)  # ascending by frame
+
+    def curves(self, fields: Mapping[str, ActionField]) -> dict[str, tuple[Array, Array]]:
+        """Map from each dimension to (recorded [F], predicted [F])."""
+        curves: dict[str, tuple[Array, Array]] = {}
+        for name, action in fields.items():
+            recorded = np.stack([point.recorded[name] for point in self.points])
+            predicted = np.stack([point.predicted[name] for point in self.points])
+            width = recorded.shape[1]
+            for dimension in range(width):
+                label = dimension_label(name, dimension, width, {name: action.names})
+                curves[label] = (recorded[:, dimension], predicted[:, dimension])
+        return curves
 
 
 @dataclass(frozen=True)
@@ -175,10 +208,7 @@ class OpenLoopReport:
     overall_by_step: Mapping[str, Sequence[float | None]]
     samples: int  # number of chunks compared
     invalid: int  # number of these with values that are not finite, for which no command exists
-    # Map from dimension to (recorded [F], predicted [F]) of the first episode.
-    curves: Mapping[str, tuple[Array, Array]]
-    frames: Array  # frame of each point of a curve, ascending, int [F]
-    episode: str  # id of the first episode
+    episodes: Sequence[EpisodeErrors]  # from the worst to the best
 
 
 def evaluate_open_loop(
@@ -197,7 +227,7 @@ def evaluate_open_loop(
         seeds = [chunk_seed(config.seed, index) for index in indices]
         observations = [observation for observation, _ in rows]
         predicted = in_batches(policy.act, observations, seeds, config.batch_size)
-        recorder.add([target for _, target in rows], predicted)
+        recorder.add(indices, [target for _, target in rows], predicted)
         bar.advance(len(rows))
     return recorder.report()
 
@@ -207,18 +237,19 @@ def num_chosen(pairs: RecordedPairs, config: OpenLoopConfig) -> int:
 
 
 class _Recorder:
-    """Accumulator of errors and of the curves of the first episode."""
+    """Accumulator of errors, overall and by episode."""
 
     def __init__(self, fields: Mapping[str, ActionField]) -> None:
         self._fields = fields
         self._errors: dict[str, dict[str, AbsoluteErrors]] = {}
         self._samples = 0
         self._invalid = 0
-        self._episode = ""
-        self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
+        self._points: dict[str, list[Point]] = {}
 
-    def add(self, targets: Sequence[Target], predicted: Mapping[str, Array]) -> None:
-        """Adds a batch with its predicted chunks [B, T, D] by field."""
+    def add(
+        self, indices: Sequence[int], targets: Sequence[Target], predicted: Mapping[str, Array]
+    ) -> None:
+        """Adds the pairs at `indices` with their predicted chunks [B, T, D] by field."""
         for name in self._fields:
             if name not in predicted:
                 raise DataError(
@@ -232,11 +263,11 @@ class _Recorder:
         is_valid = np.all(finite, axis=0)
         self._invalid += int((~is_valid).sum())
         mask = np.stack([target.mask for target in targets]) & is_valid[:, None]
-        for name, field in self._fields.items():
+        for name, action in self._fields.items():
             recorded = np.stack([target.actions[name] for target in targets])
             predictions = {
                 "policy": (predicted[name], mask),
-                "mean_action": (np.broadcast_to(field.mean, recorded.shape), mask),
+                "mean_action": (np.broadcast_to(action.mean, recorded.shape), mask),
             }
             knows_last = np.array([name in target.last for target in targets])
             if knows_last.any():
@@ -248,7 +279,7 @@ class _Recorder:
                 errors = self._errors.setdefault(name, {})
                 empty = AbsoluteErrors.of_chunks(*recorded.shape[1:])
                 errors.setdefault(predictor, empty).add(values, recorded, counted_steps)
-        self._add_curve_points(targets, predicted)
+        self._add_points(indices, targets, predicted)
 
     def report(self) -> OpenLoopReport:
         fields = {
@@ -267,35 +298,41 @@ class _Recorder:
             },
             samples=self._samples,
             invalid=self._invalid,
-            curves=self._curves(),
-            frames=np.array(sorted(row[0] for row in self._curve)),
-            episode=self._episode,
+            episodes=sorted(map(_episode_errors, self._points.items()), key=_worst_first),
         )
 
-    def _add_curve_points(self, targets: Sequence[Target], predicted: Mapping[str, Array]) -> None:
-        """Stores the action at the step of each observation of the first episode."""
-        for index, target in enumerate(targets):
-            self._episode = self._episode or target.episode
-            if target.episode == self._episode:
-                recorded = {name: target.actions[name][0] for name in self._fields}
-                point = {name: predicted[name][index, 0] for name in self._fields}
-                self._curve.append((target.frame, recorded, point))
+    def _add_points(
+        self, indices: Sequence[int], targets: Sequence[Target], predicted: Mapping[str, Array]
+    ) -> None:
+        for row, (index, target) in enumerate(zip(indices, targets, strict=True)):
+            steps = target.mask
+            errors = [
+                (np.abs(predicted[name][row] - target.actions[name]) / action.std)[steps]
+                for name, action in self._fields.items()
+            ]
+            varying = [~action.is_constant for action in self._fields.values()]
+            numbers = np.concatenate(
+                [e[:, v] for e, v in zip(errors, varying, strict=True)], axis=1
+            )
+            point = Point(
+                index,
+                target.frame,
+                recorded={name: target.actions[name][0] for name in self._fields},
+                predicted={name: predicted[name][row, 0] for name in self._fields},
+                error=float(numbers.mean()) if numbers.size else np.nan,
+            )
+            self._points.setdefault(target.episode, []).append(point)
 
-    def _curves(self) -> dict[str, tuple[Array, Array]]:
-        """Curves of the dimensions that vary most in the first episode."""
-        rows = sorted(self._curve, key=lambda row: row[0])
-        curves: dict[str, tuple[Array, Array]] = {}
-        variation: dict[str, float] = {}
-        for name, field in self._fields.items():
-            recorded = np.stack([row[1][name] for row in rows])
-            predicted = np.stack([row[2][name] for row in rows])
-            width = recorded.shape[1]
-            for dimension in range(width):
-                label = dimension_label(name, dimension, width, {name: field.names})
-                variation[label] = recorded[:, dimension].std() / field.std[dimension]
-                curves[label] = (recorded[:, dimension], predicted[:, dimension])
-        chosen = sorted(curves, key=lambda label: -variation[label])[:_CURVES]
-        return {label: curves[label] for label in sorted(chosen, key=list(curves).index)}
+
+def _episode_errors(item: tuple[str, Sequence[Point]]) -> EpisodeErrors:
+    episode, points = item
+    errors = [point.error for point in points if np.isfinite(point.error)]
+    mean = float(np.mean(errors)) if errors else None
+    return EpisodeErrors(episode, len(points), mean, sorted(points, key=lambda each: each.frame))
+
+
+def _worst_first(errors: EpisodeErrors) -> float:
+    return -np.inf if errors.error is None else -errors.error
 
 
 def _mean_over(

@@ -19,6 +19,7 @@ from torch import Tensor
 from vlatool.artifacts.base_model import INCEPTION, find_network
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.evaluation import pages
 from vlatool.evaluation.image_metrics import (
     CodebookUsage,
     FeatureMoments,
@@ -334,6 +335,7 @@ class ReconstructionReport:
     """Contents of the page above the images."""
 
     title: str  # title of the page
+    command: str  # that gives the same results
     num_images: int  # number of evaluated images
     metrics: Sequence[tuple[str, str]]  # names and values, in order
     notes: Sequence[str] = ()  # notes below the metrics
@@ -356,6 +358,7 @@ def write_tokenizer_page(
         ),
         Section("Images", caption, is_card=False),
         *rows,
+        pages.command_section(report.command),
     ]
     subtitle = f"{counted(report.num_images, 'image')} and their reconstructions"
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))

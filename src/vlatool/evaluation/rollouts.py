@@ -24,7 +24,14 @@ from vlatool.evaluation.environments import (
     Reply,
     Start,
 )
-from vlatool.evaluation.plots import SheetRow, save_contact_sheet
+from vlatool.evaluation.pages import (
+    REPORT_PAGE,
+    SheetRow,
+    command_section,
+    rollout_sections,
+    save_contact_sheet,
+    videos,
+)
 from vlatool.evaluation.success import success_report
 from vlatool.events import Progress, counted
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
@@ -32,8 +39,9 @@ from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.base import Policy
+from vlatool.pages.layout import page
 from vlatool.results import MERGED, Result
-from vlatool.storage.atomic import write_bytes, write_json
+from vlatool.storage.atomic import write_bytes, write_json, write_text
 
 _VIDEO_CRF, _VIDEO_KEYFRAME_INTERVAL = 23, 20
 _DEFAULT_FPS = 10.0
@@ -261,6 +269,7 @@ class RolloutSetup:
     policy: Policy
     progress: RolloutProgress  # progress over the episodes of all tasks
     sizes: ImageSizes  # rule for images of other sizes
+    command: str = ""  # that gives the same results
     # Duration of each batch of plans.
     milliseconds: list[float] = field(default_factory=list[float])
 
@@ -318,7 +327,7 @@ class RolloutJob:
             work=self._work,
             # Other weights give other rollouts, even with the same options.
             state=lambda group: input_state((checkpoint,), [group[1].start, group[1].stop]),
-            owned=(REPORT, SHEET, TIMING, f"{_VIDEOS}/*.mp4"),
+            owned=(REPORT_PAGE, REPORT, SHEET, TIMING, f"{_VIDEOS}/*.mp4"),
             volatile=(TIMING,),
             locations=(output, checkpoint.parent.parent),
             progress_count="successes",
@@ -354,11 +363,22 @@ class RolloutJob:
         rows = [row for rollouts in self._finished.values() for row in sheet_rows(rollouts)]
         save_contact_sheet(output / SHEET, rows)
         write_json(output / REPORT, self.report())
+        self._write_page(rows)
         write_json(output / TIMING, {"plan_ms": self.plan_ms()})
-        names = [REPORT, SHEET] if rows else [REPORT]
+        names = [REPORT_PAGE, REPORT, *([SHEET] if rows else [])]
         entries += [file_entry(output, name) for name in names]
         remove_stale_files(output, self.spec.owned, self.spec.volatile, entries)
         return entries
+
+    def _write_page(self, rows: Sequence[SheetRow]) -> None:
+        report, output = self.report(), self.spec.output
+        clips = videos(output, {name: f"seed {Path(name).stem}" for name in self._videos})
+        sections = [*rollout_sections(report, rows, clips), command_section(self._setup.command)]
+        title = f"Rollouts in {report['env']}"
+        weights = f"{report['weights']} weights" if report["weights"] else "published weights"
+        subtitle = f"{Path(report['checkpoint']).name}, {weights}"
+        html = page(title, subtitle, sections, generator="vlatool eval rollout")
+        write_text(output / REPORT_PAGE, html)
 
     def result(self, run: JobRun) -> RolloutRecord:
         return RolloutRecord(report=self.report())
@@ -370,6 +390,7 @@ class RolloutJob:
         report = {
             **self._header,
             "picture": str(self.spec.output / SHEET) if has_sheet else None,
+            "page": str(self.spec.output / REPORT_PAGE),
             "report": str(self.spec.output / REPORT),
             **rollout_report(rollouts),
             **({"allowed": self._allowed} if self._allowed else {}),
@@ -472,7 +493,8 @@ def sheet_rows(
             default = (_outcome(rollout), rollout.success)
             text, is_good = verdict(rollout) if verdict else default
             frames = [rollout.frames[i] for i in chosen]
-            label = f"{rollout.instruction}  ({counted(rollout.steps, 'step')})"
+            steps = counted(rollout.steps, "step")
+            label = f"seed {rollout.seed}: {rollout.instruction}  ({steps})"
             rows.append(SheetRow(label, text, is_good, frames))
     return rows
 

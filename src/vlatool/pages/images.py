@@ -209,6 +209,14 @@ def thumbnail(
     )
 
 
+def video(source: str | bytes, caption: str) -> str:
+    """Figure of an mp4: the file itself, embedded, or its path relative to the page."""
+    if isinstance(source, bytes):
+        source = f"data:video/mp4;base64,{base64.b64encode(source).decode()}"
+    shown = f'<video controls muted loop playsinline preload="metadata" src="{escape(source)}">'
+    return figure(f"{shown}</video>", caption)
+
+
 def image_placeholder(reason: str) -> str:
     return f'<span class="image missing">{escape(reason)}</span>'
 

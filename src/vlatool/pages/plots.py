@@ -4,7 +4,7 @@ Legend of shapes: S steps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from vlatool.events import counted
 from vlatool.pages.charts import (
     HEIGHT,
     MAX_LINES,
+    PER_SCREEN,
     WIDTH,
     Axis,
     Ticks,
@@ -23,7 +24,7 @@ from vlatool.pages.charts import (
     line,
     ticks_beside,
 )
-from vlatool.pages.layout import escape
+from vlatool.pages.layout import details, escape
 from vlatool.pages.text import MAX_DRAWN
 
 _SPARK = (130, 24)
@@ -134,6 +135,15 @@ def chart_grid(charts: str) -> str:
     return f'<div class="charts">{charts}</div>' if charts else ""
 
 
+def chart_screens(charts: Iterable[str]) -> str:
+    """Charts side by side; those after the first ten are collapsed."""
+    drawn = [chart for chart in charts if chart]
+    rest = drawn[PER_SCREEN:]
+    return chart_grid("".join(drawn[:PER_SCREEN])) + details(
+        f"{len(rest)} more", chart_grid("".join(rest))
+    )
+
+
 def _chart(label: str, axis: Axis, curves: Sequence[Curve], *, wide: bool, dots: bool) -> str:
     values = np.concatenate([curve.values[_is_drawable(curve.values)] for curve in curves])
     low, high = float(values.min()), float(values.max())
@@ -151,6 +161,7 @@ def _chart(label: str, axis: Axis, curves: Sequence[Curve], *, wide: bool, dots:
         legend += key * bool(curve.name)
     left = left_labels(ticks)
     base = f' <span class="quiet">+ {escape(ticks.base)}</span>' if ticks.base else ""
+    base += ' <span class="quiet">logarithmic</span>' * is_wide
     rules = background(axis, [share * HEIGHT for share, _ in left])
     return chart(f"{escape(label)}{base}", axis, rules + drawn, left, legend)
 

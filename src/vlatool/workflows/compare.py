@@ -5,22 +5,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlatool.config.base import check_required
+from vlatool.config.base import check_required, typed_command
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.evaluation.config import CompareConfig
 from vlatool.evaluation.success import PairCounts
 from vlatool.events import NULL, Reporter, counted
+from vlatool.inspection import check_target
 from vlatool.jobs.ownership import differing_keys
 from vlatool.jobs.record import read_record
+from vlatool.pages.layout import Section, page, table
 from vlatool.pages.text import text_table
-from vlatool.results import MERGED, UNLISTED, Result
+from vlatool.results import MERGED, OPTIONAL, UNLISTED, Result
+from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.uri import pinned
+from vlatool.storage.uri import local_path, pinned
 
 __all__ = ["CompareConfig", "compare"]
 
 _REPORT = "report.json"
+_GENERATOR = "vlatool eval compare"
+_HEADER = ("task", "starts", "A", "B", "B - A", "95 % interval", "p-value")
 # Options that may differ between two policies or do not change what they do.
 _UNCOMPARED = frozenset({"checkpoint", "versions", "videos", "contact_sheet_episodes"})
 _ENV_KEYS = frozenset({"env", "env_options"})
@@ -56,14 +61,14 @@ class CompareResult(Result):
     unpaired: int  # starts that only one of them has
     # Outcomes by task of a suite, or by instruction; empty for a single one.
     per_task: Mapping[str, Mapping[str, Any]]
+    html: str | None = field(default=None, metadata=OPTIONAL)  # page that was written
 
     def lines(self) -> Iterator[str]:
         rows = [(name, *_cells(counts)) for name, counts in self.per_task.items()]
         title = f"{self.env}: success of A and B over the same starts"
-        header = ("task", "starts", "A", "B", "B - A", "95 % interval", "p-value")
         yield f"A: {self.a.location} ({self.a.checkpoint})"
         yield f"B: {self.b.location} ({self.b.checkpoint})"
-        yield text_table(title, header, [("all", *_cells(self.overall)), *rows])
+        yield text_table(title, _HEADER, [("all", *_cells(self.overall)), *rows])
         for row in self.differences:
             a, b = value_text(row["a"]), value_text(row["b"])
             yield f"differs: {row['key']} {a} in A, {b} in B"
@@ -72,6 +77,8 @@ class CompareResult(Result):
             yield f"left out: {starts} that an error of the environment ended in A or B"
         if self.unpaired:
             yield f"left out: {counted(self.unpaired, 'start')} that only A or only B has"
+        if self.html is not None:
+            yield f"page: {self.html}"
 
 
 def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResult:
@@ -83,6 +90,9 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
             both.
     """
     check_required(config, "vlatool eval compare A B")
+    target = None if config.html is None else local_path(config.html)
+    if target is not None:
+        check_target(target, _GENERATOR)
     a, b = read_rollouts(config.a), read_rollouts(config.b)
     differences = _differences(a, b)
     starts = [start for start in a.rows if start in b.rows]
@@ -94,7 +104,7 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
         )
     valid = [start for start in starts if _is_valid(a.rows[start]) and _is_valid(b.rows[start])]
     pairs = {start: (a.rows[start]["success"], b.rows[start]["success"]) for start in valid}
-    return CompareResult(
+    result = CompareResult(
         env=a.env,
         a=a,
         b=b,
@@ -103,7 +113,46 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
         errors=len(starts) - len(valid),
         unpaired=len(a.rows) + len(b.rows) - 2 * len(starts),
         per_task=_per_task(a, pairs),
+        html=config.html,
     )
+    if target is not None:
+        command = typed_command("eval compare", config, ("a", "b"))
+        write_text(target, _page(result, pairs, command))
+    return result
+
+
+def _page(result: CompareResult, pairs: Mapping[Start, tuple[bool, bool]], command: str) -> str:
+    from vlatool.evaluation.pages import command_section, rate_table
+
+    names = {"A": result.a, "B": result.b}
+    counts = result.overall
+    rows = [
+        (
+            f"{name}: {each.location}",
+            counts[f"successes_{name.lower()}"] / max(counts["starts"], 1),
+            f"{counts[f'successes_{name.lower()}']} of {counts['starts']}, {each.checkpoint}",
+        )
+        for name, each in names.items()
+    ]
+    tasks = [(name, *_cells(each)) for name, each in result.per_task.items()]
+    different = [
+        (*start, *("success" if success else "failure" for success in pair))
+        for start, pair in pairs.items()
+        if pair[0] != pair[1]
+    ]
+    settings = [
+        (row["key"], value_text(row["a"]), value_text(row["b"])) for row in result.differences
+    ]
+    outcomes = table(_HEADER, [("all", *_cells(counts)), *tasks], [*range(1, len(_HEADER))])
+    sections = [
+        Section("Success over the same starts", rate_table(rows) + outcomes),
+        Section("Options that differ", table(("option", "A", "B"), settings)),
+        Section("Starts with different outcomes", table(("task", "seed", "A", "B"), different)),
+        command_section(command),
+    ]
+    left_out = f"{result.errors} with errors and {result.unpaired} of only one are left out"
+    subtitle = f"{counted(counts['starts'], 'start')} of both; {left_out}"
+    return page(f"A and B in {result.env}", subtitle, sections, generator=_GENERATOR)
 
 
 def read_rollouts(location: str) -> RolloutOutput:

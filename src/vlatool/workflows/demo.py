@@ -1,8 +1,5 @@
 """Complete pipeline on built-in data: sample, preprocess, train, evaluate, report."""
 
-import base64
-import io
-import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,20 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+import numpy as np
 
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
-from vlatool.episode import Episode
+from vlatool.episode import Episode, UInt8Array
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
-from vlatool.pages.layout import Html, Section, escape, page, table
+from vlatool.pages.layout import Section, escape, page
+from vlatool.pages.plots import Curve, chart_grid, curve_charts
 from vlatool.results import Result
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
@@ -219,7 +217,7 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
     from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
-    from vlatool.evaluation.plots import save_contact_sheet
+    from vlatool.evaluation.pages import save_contact_sheet
     from vlatool.evaluation.policy_runner import open_policy
     from vlatool.evaluation.rollouts import RolloutPlan, sheet_rows
 
@@ -345,12 +343,6 @@ def _percent(rate: float) -> str:
 
 
 _STRIP_FRAMES = 8
-_STRIP_PX = 112
-_CHART = (640, 200)
-_BAR = (
-    '<div style="background:var(--line);width:14rem;height:.7rem;border-radius:.35rem">'
-    '<div style="background:var(--c2);height:100%;border-radius:.35rem;width:{:.0f}%"></div></div>'
-)
 
 
 def write_demo_report(
@@ -366,25 +358,25 @@ def write_demo_report(
         ("Random actions", result["baselines"]["random"], "same initial states"),
         ("No motion", result["baselines"]["do_nothing"], "same initial states"),
     ]
-    note = f"Seed {result['seed']}; results of other seeds differ: "
-    command = f"<code>{escape(result['command'])}</code>"
+    from vlatool.evaluation.pages import command_section, image_strips, rate_table, saved_image
+
+    remark = f"<p class='quiet'>Seed {result['seed']}; results of other seeds differ.</p>"
     reader = SpartanReader(SpartanConfig())
     episode = reader.read(next(iter(reader.discover([raw]))))
     sentence = escape(episode.language["original"][0])
-    strips = "".join(
-        f"<p class='quiet'>{escape(name)}</p>{_strip(episode, name)}" for name in episode.cameras
-    )
+    strips = image_strips({name: _frames_of(episode, name) for name in episode.cameras})
     text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
     sections = [
-        Section("Success rate", _rate_table(rows) + f"<p class='quiet'>{note}{command}</p>"),
-        Section("Rollouts", _image_file(sheets["policy"], "rollouts of the trained policy")),
+        Section("Success rate", rate_table(rows) + remark),
+        Section("Rollouts", saved_image(sheets["policy"], "rollouts of the trained policy")),
         Section(
             "Wrong instruction",
             _wrong_section(result)
-            + _image_file(sheets["wrong"], "rollouts with a wrong instruction"),
+            + saved_image(sheets["wrong"], "rollouts with a wrong instruction"),
         ),
         Section("Training data", f"<p>First episode: {text}.</p>{strips}"),
         Section("Training", _loss_chart(read_metrics(RunDir(run).metrics)) + _run_facts(result)),
+        command_section(result["command"]),
     ]
     write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
 
@@ -399,6 +391,8 @@ def _headline(result: Mapping[str, Any]) -> str:
 
 
 def _wrong_section(result: Mapping[str, Any]) -> str:
+    from vlatool.evaluation.pages import rate_table
+
     text = (
         "<p>The initial states are the same, but the instruction names another block than the "
         "goal of the environment. A policy that follows its instruction puts the block of the "
@@ -408,48 +402,20 @@ def _wrong_section(result: Mapping[str, Any]) -> str:
         ("Block of the instruction", result["obeyed_wrong_instruction_rate"], "ends the episode"),
         ("Block of the goal", result["wrong_instruction_success_rate"], "at any time"),
     ]
-    return text + _rate_table(rows)
+    return text + rate_table(rows)
 
 
-def _rate_table(rows: Sequence[tuple[str, float, str]]) -> str:
-    cells = [
-        (label, f"{100 * rate:.0f} %", Html(_BAR.format(100 * rate)), note)
-        for label, rate, note in rows
-    ]
-    return table((), cells, numbers=(1,))
-
-
-def _strip(episode: Episode, camera: str) -> str:
+def _frames_of(episode: Episode, camera: str) -> list[tuple[str, UInt8Array]]:
     last = episode.num_frames - 1
     frames = [round(i * last / (_STRIP_FRAMES - 1)) for i in range(_STRIP_FRAMES)]
-    strip = Image.new("RGB", (_STRIP_FRAMES * (_STRIP_PX + 4) - 4, _STRIP_PX), "white")
-    for position, image in enumerate(episode.cameras[camera].read(frames)):
-        tile = Image.fromarray(image).resize((_STRIP_PX, _STRIP_PX), Image.Resampling.BICUBIC)
-        strip.paste(tile, (position * (_STRIP_PX + 4), 0))
-    buffer = io.BytesIO()
-    strip.save(buffer, "PNG", optimize=True)
-    return _image(buffer.getvalue(), f"images of {camera}")
+    images = episode.cameras[camera].read(frames)
+    return [(f"frame {frame}", image) for frame, image in zip(frames, images, strict=True)]
 
 
 def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    points = [(float(row["step"]), math.log10(max(float(row["loss"]), 1e-9))) for row in rows]
-    if len(points) < 2:
-        return ""
-    width, height = _CHART
-    top = max(y for _, y in points)
-    bottom = min(y for _, y in points)
-    span = max(top - bottom, 1e-6)
-    last = points[-1][0]
-    path = " ".join(
-        f"{50 + (width - 70) * x / last:.1f},{15 + (height - 50) * (top - y) / span:.1f}"
-        for x, y in points
-    )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="loss">'
-        f'<polyline fill="none" stroke="#1565c0" stroke-width="1.5" points="{path}"/>'
-        f'<g font-size="12" fill="#666"><text x="8" y="20">{10**top:.2g}</text>'
-        f'<text x="8" y="{height - 32}">{10**bottom:.2g}</text>'
-        f'<text x="50" y="{height - 10}">loss over {last:.0f} steps (logarithmic)</text></g></svg>'
+    steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss"))
+    return chart_grid(
+        curve_charts("loss", [Curve("", np.array(steps), np.array(losses))]) if rows else ""
     )
 
 
@@ -460,13 +426,3 @@ def _run_facts(result: Mapping[str, Any]) -> str:
         f"{result['samples']} samples. Time: {escape(stages)}.</p>"
         "<p class='quiet'>Each stage is a command; <code>vlatool demo</code> prints them.</p>"
     )
-
-
-def _image_file(path: Path, description: str) -> str:
-    return _image(path.read_bytes(), description)
-
-
-def _image(data: bytes, description: str) -> str:
-    encoded = base64.b64encode(data).decode()
-    source = f"data:image/png;base64,{encoded}"
-    return f'<img style="max-width:100%" alt="{escape(description)}" src="{source}">'

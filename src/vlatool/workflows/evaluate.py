@@ -10,9 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlatool.artifacts.base import recognize
 from vlatool.artifacts.contract import Contract, differences, refuse
-from vlatool.config.base import ConfigModel, check_required, option, required_field
+from vlatool.config.base import (
+    ConfigModel,
+    check_required,
+    option,
+    required_field,
+    typed_command,
+)
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, allow_option
 from vlatool.events import NULL, Reporter, counted
@@ -22,16 +30,18 @@ from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs
 from vlatool.loading.shard_reader import episode_named
 from vlatool.models.published import Trained
 from vlatool.models.trained import Weights, data_kind_of
+from vlatool.pages.layout import escape
+from vlatool.pages.text import number_text
 from vlatool.results import Result
 from vlatool.sources.base import id_part, numbered
 from vlatool.sources.detection import detect_source
-from vlatool.storage.atomic import write_json
+from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import is_remote, local_path, pinned
 
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
     from vlatool.evaluation.control import ImageSizes
-    from vlatool.evaluation.offline import RecordedFrame
+    from vlatool.evaluation.offline import EpisodeErrors, RecordedFrame
     from vlatool.models.base import Policy
     from vlatool.models.tokenizer import OpenTokenizer
 
@@ -40,8 +50,10 @@ __all__ = ["OpenLoopConfig", "open_loop", "predict"]
 # Differences from what training saw that were taken, by key.
 Allowed = dict[str, dict[str, str]]
 
-CURVES, REPORT = "curves.html", "report.json"
+REPORT = "report.json"
 _NUM_WORST = 3
+# Episodes with curves on a page from each end, and images of each.
+_NUM_SHOWN, _NUM_IMAGES = 2, 6
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
     "code_accuracy": ("accuracy of codes", 4),
@@ -63,7 +75,8 @@ class OpenLoopResult(Result):
     overall: Mapping[str, float | None]
     overall_by_step: Mapping[str, Sequence[float | None]]
     fields: Mapping[str, Any]
-    picture: str
+    episodes: "Sequence[EpisodeErrors]"  # from the worst to the best
+    page: str  # HTML page
     report: str
     invalid: int = 0
     futures: Mapping[str, Any] | None = None
@@ -82,7 +95,7 @@ class OpenLoopResult(Result):
             errors = "".join(_figure(self.overall_by_step[name][step]) for name in names)
             yield f"{f'   step {step + 1} of {steps}':<52}{errors}"
         chunks = counted(self.samples, "chunk")
-        yield f"{chunks}, {weights_text(self.weights)}; curves: {self.picture}"
+        yield f"{chunks}, {weights_text(self.weights)}; page: {self.page}"
         if self.invalid:
             yield f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite"
         if self.futures is not None:
@@ -136,7 +149,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.futures import evaluate_futures, tokenizer_for
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
-    from vlatool.evaluation.plots import save_curves
+    from vlatool.evaluation.pages import REPORT_PAGE
     from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool eval open-loop CHECKPOINT DATA")
@@ -158,8 +171,6 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         count = min(len(pairs), config.future_samples)
         with reporter.progress("images", count, "samples") as bar:
             futures = evaluate_futures(policy, pairs, tokenizer, config, bar)
-    image = output / CURVES
-    title = f"{report.episode}: next action, recorded and predicted"
     result = OpenLoopResult(
         checkpoint=str(checkpoint_of(trained)),
         weights=trained.origin.weights,
@@ -170,14 +181,81 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         fields=report.fields,
         invalid=report.invalid,
         futures=futures,
-        picture=str(image),
+        episodes=report.episodes,
+        page=str(output / REPORT_PAGE),
         report=str(output / REPORT),
         allowed=allowed | sizes.allowed or None,
     )
-    with single_output(output, record, (CURVES, REPORT)):
-        save_curves(image, title, report.curves, report.frames / pairs.fps)
+    with single_output(output, record, (REPORT_PAGE, REPORT)):
+        command = typed_command("eval open-loop", config, ("checkpoint", "data"))
+        _write_open_loop_page(result, pairs, command)
         write_json(output / REPORT, result.document())
     return result
+
+
+def _write_open_loop_page(result: OpenLoopResult, pairs: RecordedPairs, command: str) -> None:
+    from vlatool.evaluation import pages
+    from vlatool.pages.layout import Section, details, page, table
+
+    episodes = [each for each in result.episodes if each.error is not None]
+    best = episodes[max(_NUM_SHOWN, len(episodes) - _NUM_SHOWN) :]
+    shown = [
+        *((f"worst {rank + 1}", each) for rank, each in enumerate(episodes[:_NUM_SHOWN])),
+        *((f"best {len(best) - rank}", each) for rank, each in enumerate(best)),
+    ]
+    cards: list[Section] = []
+    for rank, each in shown:
+        seconds = np.array([point.frame for point in each.points]) / pairs.fps
+        charts = pages.action_charts(each.curves(pairs.fields), seconds)
+        text = f"{number_text(each.error)} standard deviations over {each.samples} chunks"
+        title = f"{each.episode or 'all episodes'} ({rank} of {len(episodes)})"
+        body = f"<p>{text}; recorded and predicted action at each frame</p>"
+        strips = pages.image_strips(_images_of(each, pairs))
+        cards.append(Section(title, body + strips + charts, is_under=True))
+    rows = [(each.episode, each.samples, number_text(each.error)) for each in result.episodes]
+    every = table(("episode", "chunks", "error"), rows, (1, 2))
+    sections = [
+        *pages.error_sections(
+            result.overall, result.overall_by_step, result.fields, result.samples
+        ),
+        Section("Predicted images", _futures_table(result.futures)),
+        Section("Worst and best episodes", details(counted(len(rows), "episode"), every)),
+        *cards,
+        pages.command_section(command),
+    ]
+    title = f"Open-loop errors on {Path(result.data.rstrip('/')).name}"
+    subtitle = f"{counted(result.samples, 'chunk')} of {Path(result.checkpoint).name}, "
+    subtitle += weights_text(result.weights)
+    generator = "vlatool eval open-loop"
+    write_text(local_path(result.page), page(title, subtitle, sections, generator=generator))
+
+
+def _images_of(
+    episode: "EpisodeErrors", pairs: RecordedPairs
+) -> "dict[str, list[tuple[str, UInt8Array]]]":
+    """Newest image of each camera at evenly spaced points, with captions."""
+    last = len(episode.points) - 1
+    chosen = sorted({round(i * last / (_NUM_IMAGES - 1)) for i in range(_NUM_IMAGES)})
+    points = [episode.points[index] for index in chosen]
+    strips: dict[str, list[tuple[str, UInt8Array]]] = {}
+    for point, (observation, _) in zip(
+        points, pairs.read([point.index for point in points]), strict=True
+    ):
+        for camera, images in observation.images.items():
+            strips.setdefault(camera, []).append((f"frame {point.frame}", images[-1]))
+    return strips
+
+
+def _futures_table(futures: Mapping[str, Any] | None) -> str:
+    from vlatool.pages.layout import table
+
+    steps: Mapping[str, Mapping[str, float]] = (futures or {}).get("steps", {})
+    rows = [
+        (label, *(f"{values[name]:.{digits}f}" for values in steps.values()))
+        for name, (label, digits) in _FUTURE_METRICS.items()
+    ]
+    header = ("", *(f"step +{step}" for step in steps))
+    return table(header, rows, [*range(1, len(header))]) if steps else ""
 
 
 def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int) -> RecordedPairs:
@@ -238,8 +316,7 @@ def weights_text(weights: str) -> str:
     return f"{weights} weights" if weights else "published weights"
 
 
-ACTIONS, VIDEO = "actions.html", "futures.mp4"
-_MAX_CURVES = 24
+VIDEO = "futures.mp4"
 
 
 class PredictConfig(ConfigModel):
@@ -295,40 +372,43 @@ class PredictResult(Result):
     tokens_per_decision: int | None  # that were decoded; None if the policy decodes none
     # Errors of predicted images by step, and `files` with drawings; None without them.
     futures: Mapping[str, Any] | None
-    picture: str
+    page: str  # HTML page
     report: str
     allowed: Allowed | None = None
 
     def lines(self) -> Iterator[str]:
+        width = max(len(label) for field in self.fields.values() for label in field.names)
         horizon = len(next(iter(self.fields.values())).predicted)
         steps = sorted({0, horizon // 2, horizon - 1})
         columns = "".join(f"{f'step {step + 1} (recorded)':>22}" for step in steps)
         yield f"{self.episode}, frame {self.frame}: {self.instruction or '(no instruction)'}"
-        yield f"{'':<20}{columns}{'error':>10}{'copy last':>11}"
+        yield f"{'':<{width + 3}}{columns}{'error':>10}{'copy last':>11}"
         for name, field in self.fields.items():
-            yield from _field_lines(name, field, steps)
+            yield from _field_lines(name, field, steps, width)
         count = self.tokens_per_decision
         tokens = "" if count is None else f" and {counted(count, 'token')}"
         yield (
             f"{counted(horizon, 'step')} at {self.fps:g} per second, "
             f"{self.ms_per_decision:.1f} ms{tokens} per decision, "
-            f"{weights_text(self.weights)}; curves: {self.picture}"
+            f"{weights_text(self.weights)}; page: {self.page}"
         )
         if self.futures is not None:
             yield from futures_text(self.futures)
             yield f"images: {', '.join(self.futures['files'])}"
 
 
-def _field_lines(name: str, field: FieldPrediction, steps: Sequence[int]) -> Iterator[str]:
+def _field_lines(
+    name: str, field: FieldPrediction, steps: Sequence[int], width: int
+) -> Iterator[str]:
     yield name
     for index, label in enumerate(field.names):
-        text = f"   {label[:17]:<17}"
+        text = f"   {label:<{width}}"
         for step in steps:
             is_known = step < len(field.recorded)
             recorded = f"{field.recorded[step][index]:.4f}" if is_known else "-"
             text += f"{field.predicted[step][index]:>11.4f}{f'({recorded})':>11}"
-        for errors, width in ((field.mae_per_dimension, 10), (field.copy_last_per_dimension, 11)):
-            text += f"{errors[index]:>{width}.4f}" if errors else f"{'-':>{width}}"
+        for errors, cell in ((field.mae_per_dimension, 10), (field.copy_last_per_dimension, 11)):
+            text += f"{errors[index]:>{cell}.4f}" if errors else f"{'-':>{cell}}"
         yield text
 
 
@@ -342,6 +422,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     """
     from vlatool.evaluation.control import ImageSizes, check_finite, chunk_seed
     from vlatool.evaluation.futures import save_futures, tokenizer_for
+    from vlatool.evaluation.pages import REPORT_PAGE
     from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
@@ -379,7 +460,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         ms_per_decision=milliseconds,
         tokens_per_decision=tokens,
         futures=futures and {**futures.scores, "files": [str(output / name) for name in names]},
-        picture=str(output / ACTIONS),
+        page=str(output / REPORT_PAGE),
         report=str(output / REPORT),
         episode=chosen.target.episode,
         frame=chosen.target.frame,
@@ -387,10 +468,13 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         fields={name: _field(chosen, name, values[0]) for name, values in chunk.items()},
         allowed=sizes.allowed or None,
     )
-    with single_output(output, record, (ACTIONS, REPORT, *names)):
-        _save_curves(output / ACTIONS, result)
+    with single_output(output, record, (REPORT_PAGE, REPORT, *names)):
         if futures is not None:
             save_futures(output, futures.lines, future_name, VIDEO)
+        seen = {name: images[-1] for name, images in chosen.observation.images.items()}
+        _write_predict_page(
+            result, seen, typed_command("predict", config, ("checkpoint", "source"))
+        )
         document = result.document()
         del document["ms_per_decision"]  # the same command writes the same bytes
         write_json(output / REPORT, document)
@@ -490,8 +574,6 @@ def _pair_futures(pairs: RecordedPairs, index: int, steps: int) -> RecordedFutur
 
 def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPrediction:
     """Prediction [T, C] beside what was recorded."""
-    import numpy as np
-
     target = chosen.target
     recorded = target.actions.get(name, predicted)[target.mask[: len(predicted)]]
     recorded = recorded if name in target.actions else predicted[:0]
@@ -509,14 +591,16 @@ def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPredi
     )
 
 
-def _save_curves(path: Path, result: PredictResult) -> None:
-    """Saves the chunk and the recorded actions, a panel per dimension."""
-    import numpy as np
-
-    from vlatool.artifacts.field_summary import dimension_label
-    from vlatool.evaluation.plots import save_curves
+def _write_predict_page(
+    result: PredictResult, seen: "Mapping[str, UInt8Array]", command: str
+) -> None:
+    """Writes the page: figures, what the policy saw, each dimension, predicted images."""
+    from vlatool.artifacts.field_summary import dimension_label, unit
+    from vlatool.evaluation import pages
+    from vlatool.pages.layout import Section, label_with_unit, page, table, tiles
 
     curves: dict[str, tuple[Array, Array]] = {}
+    rows: list[tuple[object, ...]] = []
     for name, field in result.fields.items():
         predicted = np.asarray(field.predicted, np.float64)
         recorded = np.full_like(predicted, np.nan)
@@ -524,7 +608,35 @@ def _save_curves(path: Path, result: PredictResult) -> None:
         for index in range(len(field.names)):
             label = dimension_label(name, index, len(field.names), {name: field.names})
             curves[label] = (recorded[:, index], predicted[:, index])
-    shown = dict(list(curves.items())[:_MAX_CURVES])
+            both = (field.mae_per_dimension, field.copy_last_per_dimension)
+            errors = [number_text(each[index] if each else None) for each in both]
+            rows.append((label_with_unit(label, unit(name)), *errors))
     steps = np.arange(len(next(iter(result.fields.values())).predicted))
-    seconds = (result.frame + steps) / result.fps
-    save_curves(path, f"{result.episode}, frame {result.frame}: actions", shown, seconds)
+    means = {
+        name: number_text(float(np.mean(errors)))
+        for name, of in (("error", "mae_per_dimension"), ("copy last", "copy_last_per_dimension"))
+        if (errors := [e for field in result.fields.values() for e in getattr(field, of)])
+    }
+    facts = {**means, "steps": len(steps), "frames per second": f"{result.fps:g}"}
+    folder = local_path(result.page).parent
+    files = [] if result.futures is None else [Path(name).name for name in result.futures["files"]]
+    sheets = [name for name in files if name != VIDEO]
+    images = "".join(pages.saved_image(folder / name, name) for name in sheets)
+    clip = pages.videos(folder, {VIDEO: "recorded, as codes, predicted"}) if files else ""
+    at = f"frame {result.frame}"
+    strips = pages.image_strips({name: [(at, image)] for name, image in seen.items()})
+    sentence = (
+        f"<blockquote>{escape(result.instruction)}</blockquote>" if result.instruction else ""
+    )
+    header = ("dimension", "mean absolute error", "of copy last")
+    sections = [
+        Section("Prediction", tiles(facts) + sentence),
+        Section("Observation", strips),
+        Section("Actions", pages.action_charts(curves, (result.frame + steps) / result.fps)),
+        Section("Errors", table(header, rows, (1, 2))),
+        Section("Predicted images", images + clip + _futures_table(result.futures)),
+        pages.command_section(command),
+    ]
+    subtitle = f"{Path(result.checkpoint).name}, {weights_text(result.weights)}"
+    html = page(f"{result.episode}, {at}", subtitle, sections, generator="vlatool predict")
+    write_text(local_path(result.page), html)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from vlatool.config.base import typed_command
 from vlatool.config.resolve import load_config
 from vlatool.errors import PartialFailure, UsageError
 from vlatool.evaluation.config import RolloutConfig, RolloutOptions, RolloutTask, SuiteConfig
@@ -40,6 +41,7 @@ class RolloutResult(Result):
     weights: str
     env: str
     picture: str | None
+    page: str  # HTML page
     report: str
     figures: Mapping[str, Any] = field(metadata=MERGED)
 
@@ -58,10 +60,7 @@ class RolloutResult(Result):
         if (times := figures["plan_ms"])["batches"]:
             points = ", ".join(f"{times[f'p{share}']:.1f} ms (p{share})" for share in (50, 90, 99))
             yield f"planning takes {points} per batch"
-        if self.picture:
-            yield f"episodes: {self.picture}"
-        if figures["videos"]:
-            yield f"videos: {Path(figures['videos'][0]).parent}"
+        yield f"page: {self.page}"
 
 
 def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
@@ -102,6 +101,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
                 policy,
                 RolloutProgress(bar),
                 ImageSizes(policy.sees, reporter.note, config.allow),
+                typed_command("eval rollout", config, ("checkpoint",)),
             )
             rollouts = {name: setup.rollouts(task, infos[name]) for name, task in tasks.items()}
             job = RolloutJob(output, _record(config, tasks, trained), rollouts, setup, header)
@@ -109,7 +109,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     report = job.report()
     if not report["episodes"]:
         raise _episodes_failed(report)
-    names = [*header, "picture", "report"]
+    names = [*header, "picture", "page", "report"]
     metrics = {name: value for name, value in report.items() if name not in names}
     metrics |= {"plan_ms": job.plan_ms(), "videos": job.videos()}
     result = RolloutResult(**{name: report[name] for name in names}, figures=metrics)

@@ -10,7 +10,13 @@ from vlatool.artifacts.codes.format import COLLAPSED, CodesUsage
 from vlatool.artifacts.image_shards.format import find_shards
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import find_checkpoint, require_weights
-from vlatool.config.base import ConfigModel, check_required, option, required_field
+from vlatool.config.base import (
+    ConfigModel,
+    check_required,
+    option,
+    required_field,
+    typed_command,
+)
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
@@ -181,7 +187,8 @@ def tokenizer_eval(
     result = replace(result, extremes=shown)
     with single_output(output, record, (REPORT, PAGE)):
         images_shown = reconstruction.reconstruct(run, images, options, ranked.keys)
-        _write_page(result, images_shown)
+        command = typed_command("tokenizer eval", config, ("checkpoint", "data"))
+        _write_page(result, images_shown, command)
         write_json(output / REPORT, result.document())
     return result
 
@@ -212,11 +219,14 @@ def _result(
     )
 
 
-def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ImagePair]") -> None:
+def _write_page(
+    result: TokenizerEvalResult, images: "Mapping[str, ImagePair]", command: str
+) -> None:
     from vlatool.evaluation.reconstruction import ReconstructionReport, write_tokenizer_page
 
     report = ReconstructionReport(
         title=result.data,
+        command=command,
         num_images=result.pictures,
         metrics=result.table(),
         notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]

@@ -13,16 +13,22 @@ from vlatool.config.coerce import value_text
 from vlatool.config.resolve import origin_of
 from vlatool.errors import DataError
 from vlatool.pages import layout
-from vlatool.pages.charts import MAX_LINES, PER_SCREEN
+from vlatool.pages.charts import MAX_LINES
 from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
 from vlatool.pages.layout import code
-from vlatool.pages.plots import Curve, chart_grid, curve_charts
+from vlatool.pages.plots import Curve, chart_screens, curve_charts
 from vlatool.pages.report import Problems, branch, finding_notes
 from vlatool.pages.text import number_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
 
 _AVERAGED = f"{VALIDATION}ema/"
+# Color and word of the series with each prefix of metrics.
+_SERIES: Mapping[str, tuple[int, str]] = {
+    "": (0, "training"),
+    VALIDATION: (1, "validation"),
+    _AVERAGED: (2, "averaged"),
+}
 # Metrics that count progress; a curve of them says nothing.
 _COUNTERS = ("samples",)
 _PLOTTED_FIRST = ("loss", *VALIDATION_LOSSES, SUCCESS, "lr", "grad_norm")
@@ -64,7 +70,7 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[layou
     ]
     return [
         layout.Section("Runs", layout.table(header, rows, (2, 3, 4)) + notes),
-        layout.Section("Curves", _screens(charts)),
+        layout.Section("Curves", chart_screens(charts)),
     ]
 
 
@@ -98,7 +104,7 @@ def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
         layout.Section(
             "Overview", layout.tiles(facts) + layout.tags(labels) + finding_notes(findings) + back
         ),
-        layout.Section("Curves", _screens(_charts_of(run))),
+        layout.Section("Curves", chart_screens(_charts_of(run))),
         layout.Section("Images", _images(run)),
         layout.Section("Checkpoints", checkpoints),
         layout.Section("Data", _data(run)),
@@ -125,22 +131,13 @@ def _ordered(names: set[str]) -> list[str]:
     return [*first, *sorted(shown - {*first})]
 
 
-def _screens(charts: Sequence[str]) -> str:
-    """Charts side by side; those after the first are collapsed."""
-    drawn = [chart for chart in charts if chart]
-    rest = drawn[PER_SCREEN:]
-    return chart_grid("".join(drawn[:PER_SCREEN])) + layout.details(
-        f"{len(rest)} more", chart_grid("".join(rest))
-    )
-
-
 def _charts_of(run: RunSummary) -> list[str]:
     """Chart of each metric, with those of the validation in the chart of the training."""
     groups: dict[str, list[Curve]] = {}
     for name in _ordered({*run.curves}):
         prefix = next((start for start in (_AVERAGED, VALIDATION) if name.startswith(start)), "")
-        word = {_AVERAGED: "averaged", VALIDATION: "validation"}.get(prefix, "training")
-        curve = replace(run.curves[name], name=word)
+        color, word = _SERIES[prefix]
+        curve = replace(run.curves[name], name=word, color=color)
         groups.setdefault(name.removeprefix(prefix), []).append(curve)
     return [
         curve_charts(name, curves if len(curves) > 1 else [replace(curves[0], name="")])
