@@ -209,7 +209,7 @@ def test_processes_give_equal_files_and_an_ended_one_ends_one_episode(
         assert ERRORS[BROKEN_STEP] in result.text()
     whole = outputs(tmp_path / "1 processes")
     assert outputs(tmp_path / "2 processes") == whole
-    assert {*whole} == {"report.json", "episodes.png", "videos/100-success.mp4"}
+    assert {*whole} == {"report.html", "report.json", "episodes.png", "videos/100-success.mp4"}
     document = json.loads(whole["report.json"])
     assert (document["episodes"], document["errors"], document["success_rate"]) == (3, 2, 1.0)
     assert {row["seed"]: row["error"] for row in document["rollouts"] if row["error"]} == ERRORS

@@ -237,8 +237,12 @@ def with_value(config: Any, key: str, value: Any) -> Any:
 
 
 def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()) -> str:
-    """Command line that gives a config: its arguments, then what differs from the defaults."""
-    values = config.model_dump(mode="json", exclude_defaults=True)
+    """Command line that gives the same results: arguments, then what differs from the defaults.
+
+    The output, and keys that do not change what is in it, are left out.
+    """
+    unused = {"output", *config.no_effect_on_output}
+    values = config.model_dump(mode="json", exclude_defaults=True, exclude=unused)
     typed = ["vlatool", *words.split(), *(str(values.pop(key)) for key in arguments)]
     for key, value in values.items():
         option = f"--{key.replace('_', '-')}"
