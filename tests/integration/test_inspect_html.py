@@ -26,7 +26,7 @@ from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
 HOSTILE = "<script>alert('x')</script> & \"friends\""
 # Elements without an end tag.
-VOID = {"meta", "img", "br", "wbr"}
+VOID = {"meta", "img", "br", "wbr", "input"}
 
 
 class ParsedPage(HTMLParser):
@@ -220,6 +220,13 @@ def test_each_episode_is_reached_from_its_image(tmp_path: Path) -> None:
     assert sum(link == "#problems" for link in page.links) == 2
     assert "1 frame\n" in page.text
     assert "data_episode_000003" in page.text
+
+
+def test_many_episodes_have_a_filter_and_their_numbers(tmp_path: Path) -> None:
+    few = page_of(lerobot_dataset(tmp_path / "few", (2, 2)), tmp_path)
+    many = page_of(lerobot_dataset(tmp_path / "many", (2,) * 11), tmp_path)
+    assert (few.count["input"], many.count["input"]) == (0, 1)
+    assert {str(number) for number in range(11)} <= {*many.text.split()}
 
 
 def test_what_a_crop_leaves_out_is_darkened(tmp_path: Path) -> None:

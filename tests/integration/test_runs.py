@@ -97,7 +97,8 @@ def test_wrong_names_are_errors(
 
 def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> None:
     run = RunDir(folder / "first")
-    run.write_origins({"hparams.lr": "presets/hparams/fast.yaml:3"})
+    origins = {"hparams.lr": "presets/hparams/fast.yaml:3", "model.type": "command line"}
+    run.write_origins(origins)
     save_image_grid(run, 10, {"made": np.zeros((2, 8, 8, 3), np.uint8)})
     target = tmp_path / "pages/all.html"
     listed(folder, compare=["first", "tuned/second"], html=str(target))
@@ -107,7 +108,8 @@ def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> N
         assert links
         assert all((page.parent / link).is_file() for link in links)
     text = (files / "first.html").read_text()
-    assert "presets/hparams/fast.yaml:3" in text
+    typed, others = text.index(">command line<"), text.index("presets/hparams/fast.yaml:3")
+    assert typed < text.index("<details>", typed) < others
     assert text.count("<img ") == 1
     listed(folder, html=str(target))  # pages of its own are replaced, those of others are not
     (files / "first.html").write_text("mine")

@@ -238,17 +238,19 @@ def frame_figure(
     return figure(thumbnail(view.image, description, drawing, largest), caption)
 
 
-def tile(view: FrameView, name: str, lines: Iterable[str], anchor: str) -> str:
-    """Link to a part of the page: an image over its name and lines of text."""
+def tile(view: FrameView, number: int, name: str, lines: Sequence[str], anchor: str) -> str:
+    """Link to a part of the page: an image over the number, the name and lines of text."""
     image = image_placeholder(view.problem)
     if view.image is not None:
         image = thumbnail(view.image, name, largest=_SMALL_SIZE)
-    below = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
-    return f'<a href="#{anchor}">{image}<b>{escape(name)}</b>{below}</a>'
+    below = "".join(f"<span>{escape(line)}</span>" for line in (name, *lines) if line)
+    return f'<a href="#{anchor}">{image}<b>{number}</b>{below}</a>'
 
 
-def gallery(tiles: Iterable[str]) -> str:
-    return f'<div class="gallery">{"".join(tiles)}</div>'
+def gallery(tiles: Sequence[str]) -> str:
+    """Tiles side by side; many have a box that shows those with a text."""
+    box = '<input class="filter" type="search" placeholder="filter: name, instruction, length">'
+    return box * (len(tiles) > _FEW) + f'<div class="gallery">{"".join(tiles)}</div>'
 
 
 def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]) -> str:
@@ -333,12 +335,12 @@ def shown_positions(count: int, *, is_brief: bool = False) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, most).tolist()})
 
 
-def episode_tile(view: EpisodeView, anchor: str) -> str:
-    """Link to a card of an episode: an image of its first camera, name, length, instruction."""
+def episode_tile(view: EpisodeView, number: int, anchor: str) -> str:
+    """Link to a card of an episode: an image of its first camera, number, name, length, text."""
     views = next(iter(view.cameras.values()), ())
     text = next((text for texts in view.language.values() for text in texts), "")
     image = views[len(views) // 2] if views else FrameView(None, problem="no camera")
-    return tile(image, view.name, [counted(len(view.frames), "frame"), text], anchor)
+    return tile(image, number, view.name, [counted(len(view.frames), "frame"), text], anchor)
 
 
 def brief_card(view: EpisodeView, anchor: str, hint: str) -> str:

@@ -463,16 +463,19 @@ class EpisodeCards:
             for ref in refs:
                 if ref.id not in shown:
                     continue
-                anchor = f"e{self._numbers[ref.id]}"
+                number = self._numbers[ref.id]
+                anchor = f"e{number}"
                 view = self._view(ref, is_brief=ref.id not in in_full)
                 if isinstance(view, str):
-                    tiles.append(tile(FrameView(None, problem="broken"), ref.id, [view], PROBLEMS))
+                    listed = ["see the problems"] if ref.id in self._broken else [view]
+                    image = FrameView(None, problem="broken")
+                    tiles.append(tile(image, number, ref.id, listed, PROBLEMS))
                 elif ref.id in in_full:
-                    tiles.append(episode_tile(view, anchor))
+                    tiles.append(episode_tile(view, number, anchor))
                     cards.append(episode_section(view, anchor=anchor))
                 else:
-                    tiles.append(episode_tile(view, anchor))
-                    hint = f"--episodes {self._numbers[ref.id]} shows this episode in full"
+                    tiles.append(episode_tile(view, number, anchor))
+                    hint = f"--episodes {number} shows this episode in full"
                     briefs.append(brief_card(view, anchor, hint))
                 bar.advance()
         return [

@@ -9,9 +9,10 @@ from vlatool.artifacts.images import open_image
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, checkpoint_step
 from vlatool.artifacts.run.format import IMAGES, SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.artifacts.run.summary import RunSummary
-from vlatool.config.coerce import value_text
+from vlatool.config.coerce import DEFAULT_ORIGIN, value_text
 from vlatool.config.resolve import origin_of
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.pages import layout
 from vlatool.pages.charts import MAX_LINES
 from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
@@ -29,6 +30,8 @@ _SERIES: Mapping[str, tuple[int, str]] = {
     VALIDATION: (1, "validation"),
     _AVERAGED: (2, "averaged"),
 }
+# Origins of keys that nobody typed.
+_NOT_TYPED = ("presets/", "derived", DEFAULT_ORIGIN)
 # Metrics that count progress; a curve of them says nothing.
 _COUNTERS = ("samples",)
 _PLOTTED_FIRST = ("loss", *VALIDATION_LOSSES, SUCCESS, "lr", "grad_norm")
@@ -77,6 +80,7 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[layou
 def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
     """Sections of the page of a run: curves, images, checkpoints, data, configuration."""
     findings = Problems(run.findings)
+    typed, others = _configuration(run)
     rows: list[tuple[object, ...]] = []
     for folder in run.run.checkpoint_folders():
         try:
@@ -104,11 +108,12 @@ def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
         layout.Section(
             "Overview", layout.tiles(facts) + layout.tags(labels) + finding_notes(findings) + back
         ),
+        layout.Section("Differs from the presets", typed),
         layout.Section("Curves", chart_screens(_charts_of(run))),
         layout.Section("Images", _images(run)),
         layout.Section("Checkpoints", checkpoints),
         layout.Section("Data", _data(run)),
-        layout.Section("Configuration", _configuration(run)),
+        layout.Section("Configuration", others),
     ]
 
 
@@ -195,14 +200,18 @@ def _data(run: RunSummary) -> str:
     return layout.table((), rows)
 
 
-def _configuration(run: RunSummary) -> str:
-    """Table of all keys with value and origin."""
+def _configuration(run: RunSummary) -> tuple[str, str]:
+    """Table of the keys that differ from the presets, and a collapsed one of all others."""
     origins = run.run.read_origins()
-    rows = [
-        (code(key), code(value_text(value)), origin_of(key, origins) if origins else "")
-        for key, value in _leaves(run.config)
-    ]
-    return layout.table(("key", "value", "origin"), rows)
+    typed: list[tuple[str, ...]] = []
+    others: list[tuple[str, ...]] = []
+    for key, value in _leaves(run.config):
+        origin = origin_of(key, origins) if origins else ""
+        is_typed = origin and not origin.startswith(_NOT_TYPED)
+        (typed if is_typed else others).append((code(key), code(value_text(value)), origin))
+    header = ("key", "value", "origin")
+    rest = f"{counted(len(others), 'key')} of presets, derived or with the default"
+    return layout.table(header, typed), layout.details(rest, layout.table(header, others))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
