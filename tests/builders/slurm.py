@@ -8,11 +8,14 @@ from pathlib import Path
 _SRUN = """
 import os, signal, subprocess, sys
 words = sys.argv[1 + next(i for i, word in enumerate(sys.argv[1:]) if word[:2] != "--"):]
-count = int(os.environ["SLURM_NTASKS"])
+count, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+each = count // nodes
 tasks = []
 for task in range(count):
     step = {"SLURM_STEP_NUM_TASKS": str(count), "SLURM_PROCID": str(task), "SLURM_STEP_ID": "0",
-            "SLURM_LOCALID": str(task), "SLURM_STEP_NODELIST": "localhost"}
+            "SLURM_LOCALID": str(task % each), "SLURM_NODEID": str(task // each),
+            "SLURM_STEP_TASKS_PER_NODE": f"{each}(x{nodes})" if nodes > 1 else str(each),
+            "SLURM_STEP_NODELIST": "localhost"}
     tasks.append(subprocess.Popen(words, env={**os.environ, **step}))
 signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 sys.exit(max(task.wait() % 256 for task in tasks))

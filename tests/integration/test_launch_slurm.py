@@ -42,6 +42,7 @@ def test_script_and_configuration_are_written(
     monkeypatch.setenv("VLATOOL_BINARY", "/lab/bin/vlatool")
     code, result = launch("--dry-run", "--submit")
     assert (code, result["status"]) == (0, "planned")
+    assert (result["start"], "cpus-per-task" in result["script_text"]) == (None, False)
     assert "--ntasks-per-node=2" in result["script_text"]
     assert f"{sys.executable} /lab/bin/vlatool train --config" in result["script_text"]
     assert not (tmp_path / "runs").exists()
@@ -61,6 +62,19 @@ def test_script_and_configuration_are_written(
     _, result = launch(name="null", save_path=str(tmp_path / "runs"))
     assert load_config(TrainConfig, files=[result["config"]]).config.name == result["name"]
     assert "model_diffusion_policy" in result["name"]
+
+
+@pytest.mark.parametrize(("workers", "cpus"), [("3", 4), ("null", 8)])
+def test_dry_run_needs_no_data_and_gives_the_loader_workers_processors(
+    workers: str, cpus: int, launch: Callable[..., Any]
+) -> None:
+    bucket = "s3://no-such-bucket-here/data"
+    gpus = ("--slurm.gpus-per-node", "2", "--data.num-workers", workers)
+    code, result = launch("--dry-run", *gpus, data__dataset_manifest=bucket)
+    assert (code, result["status"]) == (0, "planned")
+    assert f"#SBATCH --cpus-per-task={cpus}\n" in result["script_text"]
+    code, result = launch("--dry-run", "--slurm.nodes", "3", data__dataset_manifest=bucket)
+    assert (code, result["error"]["code"]) == (2, "usage.batch_size")
 
 
 def test_submitted_job_does_not_get_variables_that_hold_credentials(
@@ -124,13 +138,15 @@ def test_bad_input_is_an_error_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_script_trains_here_with_two_tasks_and_goes_on_after_its_time_limit(
+def test_script_trains_on_two_nodes_and_goes_on_after_its_time_limit(
     launch: Callable[..., Any], tmp_path: Path
 ) -> None:
-    _, result = launch(total_train_steps=100)
+    nodes = ("--slurm.nodes", "2", "--slurm.tasks-per-node", "1")
+    _, result = launch(*nodes, total_train_steps=100)
     run = RunDir(tmp_path / "runs" / "pick")
     environment = slurm_programs(tmp_path / "bin")
     environment |= {"SLURM_JOB_ID": "40012", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}
+    environment["SLURM_JOB_NUM_NODES"] = "2"
     command = ["bash", result["script"]]
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         while not run.metrics.is_file() or not run.metrics.stat().st_size:

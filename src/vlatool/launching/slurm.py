@@ -34,7 +34,10 @@ class SlurmConfig(ConfigModel):
         None, "Processes of each node; null: one for each GPU, or one without GPUs.", ge=1
     )
     cpus_per_task: int | None = option(
-        None, "Processors of each process; null: as the cluster decides.", ge=1
+        None,
+        "Processors of each process; null: with GPUs, one more than data.num_workers, or 8 if that "
+        "is null; without, as the cluster decides.",
+        ge=1,
     )
     partition: Word | None = option(None, "Partition; null: that of the cluster.")
     account: Word | None = option(None, "Account that pays; null: yours by default.")
@@ -70,6 +73,17 @@ class SlurmConfig(ConfigModel):
     @property
     def world_size(self) -> int:
         return self.nodes * self.tasks
+
+
+_CPUS = 8
+
+
+def with_processors(slurm: SlurmConfig, num_workers: int | None) -> SlurmConfig:
+    """The resources with processors for the loader workers of each GPU."""
+    if slurm.cpus_per_task is not None or not slurm.gpus_per_node:
+        return slurm
+    cpus = _CPUS if num_workers is None else num_workers + 1
+    return slurm.model_copy(update={"cpus_per_task": cpus})
 
 
 @dataclass(frozen=True)

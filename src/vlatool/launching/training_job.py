@@ -127,7 +127,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 class CheckedRun:
     # Its configuration. The run has a name, so that a job that is started again resumes.
     config: TrainConfig
-    start: RunStart  # what it would do in its folder now
+    start: RunStart | None  # what it would do in its folder now; None for a dry run
 
     @property
     def name(self) -> str:
@@ -139,8 +139,9 @@ def checked_run(
     config: TrainConfig, typed: Collection[str], world_size: int, reporter: Reporter
 ) -> CheckedRun:
     """Checks a configuration as `train` does, but no memory or disk of this machine; writes
-    nothing.
+    nothing. A dry run opens nothing either: neither the data nor the folder of the run.
     """
+    is_dry = config.dry_run
     config.check_given()
     check_trackers(config.trackers)
     check_rules(violations(config), typed, reporter)
@@ -162,6 +163,9 @@ def checked_run(
             code="usage.job_name",
             details={"name": config.name},
         )
+    if is_dry:
+        micro_batch(config.hparams, world_size)
+        return CheckedRun(config, None)
     local = with_local_folder(config)
     run = RunDir(local_path(local.save_path) / values["name"])
     from vlatool.training.resume import start_in

@@ -26,7 +26,14 @@ from vlatool.launching.sagemaker import (
     training_job_request,
 )
 from vlatool.launching.sagemaker_config import SageMakerConfig
-from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script, check_sbatch, submit
+from vlatool.launching.slurm import (
+    SlurmConfig,
+    SlurmJob,
+    batch_script,
+    check_sbatch,
+    submit,
+    with_processors,
+)
 from vlatool.results import Result, outcome
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import is_remote, local_path, location
@@ -199,7 +206,9 @@ class SlurmResult(Result):
 
     status: str  # `planned`, `written` or `submitted`
     name: str
-    start: str  # what the job would do in the run folder: `new`, `resume`, `extend` or `replace`
+    # What the job would do in the run folder: `new`, `resume`, `extend` or `replace`; None for a
+    # dry run, which opens nothing.
+    start: str | None
     script: str  # the batch script
     script_text: str
     config: str  # the configuration of the run, which the job reads
@@ -233,7 +242,7 @@ def launch_slurm_train(
     typed = explicit_keys(config) if typed is None else typed
     run = training_job.checked_run(config, typed, config.slurm.world_size, reporter)
     job = SlurmJob(run.name, _folder(config), Path.cwd(), _program(config.slurm))
-    text = batch_script(config.slurm, job)
+    text = batch_script(with_processors(config.slurm, config.data.num_workers), job)
     result = SlurmResult(
         "planned" if config.dry_run else "written",
         name=run.name,
