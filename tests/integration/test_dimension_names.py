@@ -81,7 +81,8 @@ def test_a_run_and_its_evaluation_have_the_names(data: Path, trained: Path) -> N
     pairs = recorded_pairs(str(data), policy, opened, 0)
     log = ImageSizes(policy.sees, print)
     report = evaluate_open_loop(policy, pairs, OpenLoopConfig(), log, NullProgress())
-    assert list(report.curves) == ["action: shoulder", "action: elbow"]
+    curves = report.episodes[0].curves(pairs.fields)
+    assert list(curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS
 
 

@@ -72,7 +72,7 @@ def decoded(data: Path, run: Path) -> list[DecodedSample]:
     return [decode(sample.pop("__key__"), sample, np.random.default_rng(0)) for sample in stored]
 
 
-SHOWN = ("samples", "overall", "overall_by_step", "fields")
+SHOWN = ("samples", "overall", "overall_by_step", "fields", "episodes")
 
 
 def as_constant(field: ActionField, dimensions: Sequence[int]) -> ActionField:
