@@ -305,15 +305,14 @@ class _Recorder:
         self, indices: Sequence[int], targets: Sequence[Target], predicted: Mapping[str, Array]
     ) -> None:
         for row, (index, target) in enumerate(zip(indices, targets, strict=True)):
-            steps = target.mask
             errors = [
-                (np.abs(predicted[name][row] - target.actions[name]) / action.std)[steps]
+                np.abs(predicted[name][row] - target.actions[name])[target.mask][
+                    :, ~action.is_constant
+                ]
+                / action.std[~action.is_constant]
                 for name, action in self._fields.items()
             ]
-            varying = [~action.is_constant for action in self._fields.values()]
-            numbers = np.concatenate(
-                [e[:, v] for e, v in zip(errors, varying, strict=True)], axis=1
-            )
+            numbers = np.concatenate(errors, axis=1)
             point = Point(
                 index,
                 target.frame,
