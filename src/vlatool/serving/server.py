@@ -322,7 +322,8 @@ def _bad_control(reason: str, hint: str = "") -> DataError:
 
 
 # A client that holds a connection without a request, or does not answer pings, is disconnected.
-_OPEN_S, _PING_S, _CLOSE_S = 10, 20, 2
+# An opening lasts as long as clients wait by default, so that a stalled machine drops none of them.
+_OPEN_S, _PING_S, _CLOSE_S = 60, 20, 2
 # Wait between reads of the rest of a message that is too large, which is thrown away.
 _DISCARD_S = 0.1
 # For some seconds after an invalid request, connections are opened one by one, each after a pause:
