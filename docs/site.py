@@ -1,20 +1,19 @@
 """The documentation site: `python -m docs.site` builds it into site/ with zensical.
 
-README.md and its neighbours become pages, every command has a page with its help, the notebook of
-the demo one with its cells (demo_notebook.py; no outputs: they are those of the machine that runs
-it). Links between files of the repository become links between pages. Links that lead nowhere, and
-files from other servers, end the build: the pages show the same without a network.
+README.md and its neighbours become pages, every command has a page with a table of its options, the
+notebook of the demo one with its cells (demo_notebook.py; no outputs: they are those of the machine
+that runs it). Links between files of the repository become links between pages. Links that lead
+nowhere, and files from other servers, end the build: the pages show the same without a network.
 """
 
 import io
 import json
-import os
 import posixpath
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,8 +23,9 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from vlatool.cli import app
+from vlatool.cli import app, config_command
 from vlatool.cli.commands import COMMANDS, Command
+from vlatool.cli.help import HelpRow
 
 ROOT = Path(__file__).parents[1]
 DOCS = "docs/"
@@ -42,7 +42,7 @@ _BUILD = ROOT / "build/site"
 _LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 _IMAGE = re.compile(r"(!\[[^\]\n]*\]\()([^)\s]+)\)")
 _CELL = re.compile(r"^# %%( \[markdown\])?\n", re.MULTILINE)
-_COLUMNS = "100"
+_DEFAULT = re.compile(r"(.*) \[(.*)\]$")  # at the end of a description
 _INDEX = "index.html"
 # Tags whose targets are loaded with the page, and the names of these targets.
 _LOADED = {("link", "href"), ("script", "src"), ("img", "src"), ("iframe", "src")}
@@ -83,7 +83,7 @@ def _generated() -> Iterator[tuple[str, str]]:
         yield page, _with_page_links((ROOT / source).read_text(), source, page)
     yield "commands/index.md", "\n".join(_overview_lines())
     for name, command in COMMANDS.items():
-        yield _command_file(name), "\n".join(_command_lines(name, command))
+        yield _command_file(name), "\n".join(command_lines(name, command))
     texts = [
         (kind, text if kind == "markdown" else f"```python\n{text}\n```") for kind, text in cells()
     ]
@@ -134,20 +134,64 @@ def _overview_lines() -> Iterator[str]:
         yield f"| [{name}]({file}) | {command.summary} |"
 
 
-def _help(name: str) -> str:
+class OptionGroup(NamedTuple):
+    """Group of a command's options, as its help lists them."""
+
+    title: str
+    rows: Sequence[HelpRow]
+
+
+def option_groups(name: str) -> tuple[str, list[OptionGroup]]:
+    """Usage line and groups of options of a command."""
     text = io.StringIO()
-    with patch.dict(os.environ, COLUMNS=_COLUMNS, NO_COLOR="1"), redirect_stdout(text):
+    groups: list[OptionGroup] = []
+
+    def collect(_: Any, title: str, rows: Sequence[HelpRow]) -> None:
+        groups.extend([OptionGroup(title, rows)] if rows else [])
+
+    with patch.object(config_command, "write_rows", collect), redirect_stdout(text):
         app.run([*name.split(), "--help-all"])
-    return text.getvalue().rstrip()
+    return text.getvalue().partition("\n")[0].removeprefix("Usage: "), groups
 
 
-def _command_lines(name: str, command: Command) -> Iterator[str]:
-    yield from (f"# vlatool {name}", "", command.summary, "")
+def command_lines(name: str, command: Command) -> Iterator[str]:
+    usage, groups = option_groups(name)
+    yield from (f"# vlatool {name}", "", command.summary, "", "```text", usage, "```", "")
     if command.details:
         yield from (command.details, "")
     if command.examples:
         yield from ("```", *command.examples, "```", "")
-    yield from ("## All options", "", "```text", _help(name), "```", "")
+    for group in groups:
+        yield from (f"## {group.title}", "", "| Name | Meaning | Default |", "|---|---|---|")
+        yield from (_option_line(*row) for row in group.rows)
+        yield ""
+
+
+def _option_line(option: str, description: str) -> str:
+    """Row of the table of options; its anchor is the long name of the option."""
+    long = next((word for word in option.split() if word.startswith("--")), option.split()[0])
+    anchor = long.replace("[no-]", "").strip(".,")
+    match = _DEFAULT.match(description)
+    meaning, default = match.groups() if match else (description, "")
+    link = f'<a id="{anchor}" href="#{anchor}">{_code(option)}</a>'
+    return f"| {link} | {_prose(meaning)} | {_code(default)} |"
+
+
+def _code(text: str) -> str:
+    return f"<code>{_escaped(text)}</code>" if text else ""
+
+
+def _prose(text: str) -> str:
+    """Text of a cell, with code in back quotes and everything else as it is typed."""
+    parts = text.split("`")
+    return "".join(_code(part) if index % 2 else _escaped(part) for index, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown and HTML show as it is typed."""
+    return re.sub(r"[^\w\s.,;:/()-]", lambda match: f"&#{ord(match[0])};", text).replace(
+        "_", "&#95;"
+    )
 
 
 def cells() -> list[tuple[str, str]]:

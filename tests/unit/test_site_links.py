@@ -1,11 +1,12 @@
-"""The check of the links of the documentation site, and the diagrams of its pages."""
+"""The documentation site: the check of its links, the tables of options, the diagrams."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from docs.site import site_problems
+from docs.site import command_lines, site_problems
+from vlatool.cli.commands import COMMANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -33,6 +34,21 @@ def test_each_kind_of_broken_link_is_named(tmp_path: Path, tag: str, problem: st
     (tmp_path / "index.html").write_text(f'<h1 id="top">{tag}')
     expected = [f"index.html: {problem}"] if problem else []
     assert site_problems(tmp_path) == expected
+
+
+def test_options_of_each_command_are_tables_with_one_anchor_for_each() -> None:
+    for name, command in COMMANDS.items():
+        text = "\n".join(command_lines(name, command))
+        anchors = re.findall(r'\| <a id="([^"]+)" href="#\1">', text)
+        assert len(anchors) == len(set(anchors)) == text.count("<a id="), name
+        assert "--json" in anchors, name
+        assert all(line.count(" | ") == 2 for line in text.splitlines() if "<a id=" in line), name
+
+
+def test_an_option_has_its_default_in_a_column_of_its_own() -> None:
+    text = "\n".join(command_lines("train", COMMANDS["train"]))
+    assert '<a id="--data.lanes" href="#--data.lanes"><code>--data.lanes N</code></a>' in text
+    assert "a power of two. | <code>64</code> |" in text
 
 
 def test_diagrams_are_files_that_github_and_the_site_show() -> None:
