@@ -174,6 +174,8 @@ def yaml_error(error: yaml.YAMLError, text: str) -> DocumentError:
         return DocumentError(f"not valid YAML: {error}".partition("\n")[0])
     mark: Any = error.problem_mark or error.context_mark
     line = min(_line(mark), max(1, len(text.splitlines()))) if mark else 0
+    if "nesting depth" in str(error.problem):  # libyaml reads ahead, with a limit of its own
+        return _too_deep(line)
     return DocumentError(f"not valid YAML: {error.problem or error.context}", line)
 
 
