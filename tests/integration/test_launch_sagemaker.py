@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
@@ -14,7 +16,9 @@ from tests.builders.s3_server import S3Server, without_credentials
 from tests.builders.training import tiny_arguments
 from tests.surface.invoke import run_vlatool
 from vlatool.config.resolve import load_config
-from vlatool.launching.sagemaker import instance_type, job_error, load_secrets, num_gpus
+from vlatool.errors import EnvironmentProblem, UsageError
+from vlatool.launching.sagemaker import Account, job_error, load_secrets
+from vlatool.launching.sagemaker_job import SageMakerConfig, check_volume, instance_type, num_gpus
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
 
@@ -32,6 +36,7 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in without_credentials({}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GIT_DIR", "/no-checkout")
 
 
 def launched(*words: str) -> tuple[int, dict[str, Any]]:
@@ -85,9 +90,12 @@ def test_dry_run_without_credentials_prints_the_whole_request(
         "RetryStrategy": {"MaximumRetryAttempts": 3},
         "Environment": {
             "FI_EFA_FORK_SAFE": "1",
+            "HF_HOME": "/tmp/vlatool/huggingface",
             "NCCL_DEBUG": "WARN",
             "PYTHONUNBUFFERED": "1",
+            "SM_USE_RESERVED_CAPACITY": "1",
             "VLATOOL_HOSTS": "/opt/ml/input/config/resourceconfig.json",
+            "XDG_CACHE_HOME": "/tmp/vlatool/cache",
         },
         "Tags": [
             {"Key": "owner", "Value": "ada.lovelace"},
@@ -99,7 +107,7 @@ def test_dry_run_without_credentials_prints_the_whole_request(
     run = yaml.safe_load(document["config"])
     assert run["hparams"]["lr"] == 3e-4
     assert run["data"]["dataset_manifest"] == ["s3://lab/data"]
-    assert (run["name"], run["save_path"]) == (name, "/opt/ml/runs")
+    assert (run["name"], run["save_path"]) == (name, "/tmp/vlatool/runs")
     assert not {"sagemaker", "dry_run"} & run.keys()
 
 
@@ -108,14 +116,23 @@ def test_options_of_the_job_are_in_its_request(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WANDB_ENTITY", "lab")
     monkeypatch.setenv("WANDB_API_KEY", "sesame")
     words = ("--tracker", "wandb", "--sagemaker.environment.WANDB_ENTITY", "team")
-    words += ("--sagemaker.arn", "arn:aws:iam::1:role/r", "--sagemaker.image", "lab/vlatool:1")
+    words += (
+        "--sagemaker.secrets.WANDB_API_KEY",
+        "lab/wandb",
+        "--sagemaker.image",
+        "lab/vlatool:1",
+    )
+    words += ("--sagemaker.arn", "arn:aws:iam::123456789012:role/r")
     words += ("--sagemaker.spot", "true", "--sagemaker.max_run", "2")
     document = planned(*words, "--sagemaker.name_prefix", "x" * 80)
     request = document["request"]
 
     chosen = {name: text for name, text in request["Environment"].items() if "WANDB" in name}
     assert chosen == {"WANDB_PROJECT": "pick", "WANDB_ENTITY": "team"}
-    assert document["notes"] == []
+    assert request["Environment"]["VLATOOL_SECRETS"] == '{"WANDB_API_KEY": "lab/wandb"}'
+    assert document["notes"] == [
+        "TrainingImage was not looked up: there are no AWS credentials here"
+    ]
     assert request["EnableManagedSpotTraining"]
     assert request["StoppingCondition"] == {
         "MaxRuntimeInSeconds": 172_800,
@@ -124,6 +141,84 @@ def test_options_of_the_job_are_in_its_request(monkeypatch: pytest.MonkeyPatch) 
     # A long prefix leaves time and digest whole.
     assert len(document["job"]) == 63
     assert re.fullmatch(r"x+-\d{4}(-\d\d){5}-[0-9a-f]{8}", document["job"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "resources"),
+    [
+        ("c5.xlarge", {"VolumeKmsKeyId": "key-1"}),
+        ("p5", {}),  # its own disks have keys of their own
+    ],
+)
+def test_network_key_and_warm_pool_are_in_the_request(kind: str, resources: dict[str, str]) -> None:
+    words = ("--sagemaker.subnets", "subnet-1,subnet-2", "--sagemaker.security_group_ids", "sg-1")
+    words += ("--sagemaker.kms_key", "key-1", "--sagemaker.keep_alive_period", "300")
+    request = planned("--sagemaker.instance_type", kind, *words)["request"]
+    assert request["VpcConfig"] == {
+        "Subnets": ["subnet-1", "subnet-2"],
+        "SecurityGroupIds": ["sg-1"],
+    }
+    assert request["OutputDataConfig"]["KmsKeyId"] == "key-1"
+    assert request["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 300
+    names = {"VolumeKmsKeyId"} & request["ResourceConfig"].keys()
+    assert {name: request["ResourceConfig"][name] for name in names} == resources
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            [
+                word
+                for number in range(30)
+                for word in (f"--sagemaker.secrets.KEY_{number}", "lab/a-name")
+            ],
+            "Environment.VLATOOL_SECRETS: 710 characters, allowed: at most 512",
+        ),
+        (["--sagemaker.tags.team", "a&b"], "Tags.Value: 'a&b' does not match"),
+        (["--sagemaker.user", "x" * 257], "Tags.Value: 257 characters, allowed: at most 256"),
+        (
+            ["--sagemaker.max_run", "1e-9"],
+            "StoppingCondition.MaxRuntimeInSeconds: 0, allowed: at least 1",
+        ),
+        (["--sagemaker.arn", "train"], "RoleArn: 5 characters, allowed: at least 20"),
+        (["--sagemaker.environment.1A", "1"], "'1A' does not match"),
+    ],
+    ids=["secrets", "tag", "owner", "time", "role", "variable"],
+)
+def test_dry_run_rejects_what_the_service_would(words: list[str], problem: str) -> None:
+    code, document = launched("train", *RUN, *JOB, "--dry-run", *words)
+    assert (code, document["error"]["code"]) == (2, "usage.rejected_request")
+    assert problem in document["error"]["message"]
+
+
+def test_commit_and_difference_of_the_checkout_go_with_the_job(
+    run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-c", "user.name=ada", "-c", "user.email=ada@lab", "-C", str(tmp_path / "code")]
+    monkeypatch.delenv("GIT_DIR")
+    subprocess.run(["git", "init", "-q", "-b", "pick", tmp_path / "code"], check=True)
+    (tmp_path / "code" / "plan.txt").write_text("first\n")
+    subprocess.run([*git, "add", "plan.txt"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "plan"], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    token = "hf_" + "a1" * 20
+    (tmp_path / "code" / "plan.txt").write_text(f"second {token}\n")
+    monkeypatch.chdir(tmp_path / "code")
+
+    code, document = launched("train", *run, "--sagemaker.image", "lab/vlatool:1")
+
+    assert (code, document["status"]) == (0, "InProgress")
+    environment = document["request"]["Environment"]
+    assert {name: text for name, text in environment.items() if "VLA_GIT" in name} == {
+        "VLA_GIT_COMMIT_HASH": commit,
+        "VLA_GIT_BRANCH": "pick",
+        "VLA_GIT_HAS_LOCAL_CHANGES": "true",
+        "VLA_GIT_DIFF_FILE": f"{document['job']}.diff",
+    }
+    folder = document["config_location"].rpartition("/")[0]
+    difference = RemotePath(f"{folder}/{document['job']}.diff").read_text()
+    assert "-first\n+second ...\n" in difference
 
 
 @pytest.mark.parametrize(
@@ -140,6 +235,8 @@ def test_options_of_the_job_are_in_its_request(monkeypatch: pytest.MonkeyPatch) 
         (("--sagemaker.local", "true"), 2, "config.refused"),
         (("--sagemaker.usr", "ada"), 2, "config.unknown_key"),
         (("--hparams.lr", "fast"), 2, "config.invalid_value"),
+        (("--sagemaker.subnets", "subnet-1"), 2, "config.contradiction"),
+        (("--tracker", "wandb"), 2, "usage.missing_key"),
         (("--sagemaker.profile", "no-such-profile"), 6, "environment.aws_profile"),
         ((), 2, "usage.missing_key"),  # `finetune` without a checkpoint
     ],
@@ -204,24 +301,102 @@ def client(service: str) -> Any:
     return boto3.client(service)
 
 
-def test_job_gets_exactly_the_printed_request_and_reads_the_same_run(run: tuple[str, ...]) -> None:
-    image = ("--sagemaker.image", "lab/vlatool:1")
+def test_job_has_what_was_asked_for_and_reads_the_same_run(
+    run: tuple[str, ...], s3_bucket: str
+) -> None:
+    image = ("--sagemaker.image", "lab/vlatool:1", "--sagemaker.keep_alive_period", "60")
     code, document = launched("train", *run, *image, "--wait")
     assert (code, document["status"]) == (0, "Completed")
-    request = document["request"]
-    job = client("sagemaker").describe_training_job(TrainingJobName=document["job"])
+    name = document["job"]
+    job = client("sagemaker").describe_training_job(TrainingJobName=name)
+    there = job["AlgorithmSpecification"]
+    assert (there["TrainingImage"], there["ContainerEntrypoint"]) == (
+        "lab/vlatool:1",
+        ["vlatool", "train"],
+    )
+    assert there["ContainerArguments"] == ["--config", f"/opt/ml/input/data/config/{name}.yaml"]
+    (channel,) = job["InputDataConfig"]
+    assert channel["ChannelName"] == "config"
+    location = f"s3://{s3_bucket}/runs/launch/{name}.yaml"
+    assert channel["DataSource"]["S3DataSource"]["S3Uri"] == location
+    assert job["RoleArn"] == "arn:aws:iam::123456789012:role/train"
+    assert job["ResourceConfig"] == {
+        "InstanceType": "ml.c5.xlarge",
+        "InstanceCount": 1,
+        "VolumeSizeInGB": 30,
+        "KeepAlivePeriodInSeconds": 60,
+    }
+    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 864_000}
     tags = client("sagemaker").list_tags(ResourceArn=job["TrainingJobArn"])["Tags"]
-    job["AlgorithmSpecification"].pop("MetricDefinitions")  # invented by the stand-in
-    # The stand-in does not return these two.
-    unknown = {key: request[key] for key in ("Environment", "RetryStrategy")}
-    known = {key: job[key] for key in request.keys() & job.keys()}
-    assert request == {**known, **unknown, "Tags": tags}
-    assert request["RoleArn"] == "arn:aws:iam::123456789012:role/train"
+    assert {tag["Key"]: tag["Value"] for tag in tags} == {"owner": "ada", "project": "vlatool"}
 
-    there = load_config(TrainConfig, files=[document["config_location"]])
-    assert (there.config.name, there.config.save_path) == ("first", "/opt/ml/runs")
-    assert there.typed == frozenset()
-    assert there.config.total_train_steps == 2
+    config = load_config(TrainConfig, files=[location])
+    assert (config.config.name, config.config.save_path) == ("first", "/tmp/vlatool/runs")
+    assert config.typed == frozenset()
+    assert config.config.total_train_steps == 2
+
+    code, document = launched("train", *run, *image)
+    assert (code, document["error"]["code"]) == (2, "usage.job_completed")
+    assert document["error"]["details"]["job"] == name
+    code, document = launched("train", *run, *image, "--again")
+    assert (code, document["status"]) == (0, "InProgress")
+
+
+def test_image_that_is_not_in_the_registry_is_an_error_of_a_dry_run(run: tuple[str, ...]) -> None:
+    image = "123456789012.dkr.ecr.us-east-1.amazonaws.com/lab/policy:1"
+    words = ("train", *run, "--sagemaker.image", image, "--dry-run")
+    code, document = launched(*words)
+    assert (code, document["error"]["code"]) == (2, "usage.no_image")
+    client("ecr").create_repository(repositoryName="lab/policy")
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+    client("ecr").put_image(
+        repositoryName="lab/policy", imageTag="1", imageManifest=json.dumps(manifest)
+    )
+    code, document = launched(*words)
+    assert (code, document["notes"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "reason"),
+    [
+        ("denied", "environment.forbidden", "iam:ListRoles"),
+        ("unknown", "environment.credentials", "security token"),
+    ],
+)
+def test_credentials_that_are_denied_or_rejected_are_an_error(
+    key: str, code: str, reason: str, run: tuple[str, ...], s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    iam = client("iam")
+    iam.create_user(UserName=key)
+    pair = iam.create_access_key(UserName=key)["AccessKey"]
+    allowed = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    iam.put_user_policy(
+        UserName=key,
+        PolicyName="storage",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allowed]}),
+    )
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", pair["AccessKeyId"] if key == "denied" else "AKIAX")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", pair["SecretAccessKey"])
+    url, header = f"{s3.endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    # From now on, the server checks signatures and policies.
+    urlopen(Request(url, b"0", header)).close()
+    try:
+        with pytest.raises(EnvironmentProblem, match=reason) as caught:
+            # The server answers services with requests in JSON in XML, too, unlike AWS.
+            Account().call("iam", "list_roles")
+    finally:
+        urlopen(Request(url, b"inf", header)).close()
+    assert caught.value.code == code
+
+
+def test_volume_is_large_enough_for_the_checkpoints() -> None:
+    config = SageMakerConfig(instance_type="c5.xlarge", volume_size=30)
+    check_volume(config, 30 * 10**9)
+    with pytest.raises(UsageError, match=r"30\.0 GB") as caught:
+        check_volume(config, 82 * 10**9)
+    assert "--sagemaker.volume_size 92" in caught.value.hint
+    check_volume(config.model_copy(update={"instance_type": "p5"}), 82 * 10**9)
 
 
 def docker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -82,11 +82,16 @@ def check_run(
 
 def check_run_with_data(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
-) -> None:
-    """Checks a run with its data and initial weights, as `train` does before its first step."""
+) -> int:
+    """Checks a run with its data and initial weights, as `train` does before its first step;
+    returns the bytes of the checkpoints that are on disk at once.
+    """
+    from vlatool.training.forecast import checkpoint_bytes
+
     config, info, _ = resolved(config, None, reporter)
     plan = make_plan(config, info.datasets, processes or 1)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
+    return checkpoint_bytes(config, info, plan)
 
 
 def _texts(config: ConfigModel) -> Iterator[tuple[str, str]]:

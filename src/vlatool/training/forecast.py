@@ -16,7 +16,7 @@ import torch
 from vlatool.config.coerce import value_text
 from vlatool.errors import UsageError
 from vlatool.events import Reporter, counted
-from vlatool.loading.base import Batch, MicroBatch
+from vlatool.loading.base import Batch, DatasetInfo, MicroBatch
 from vlatool.storage.tree import parse_size, size_text
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import sample_batch, to_device
@@ -257,6 +257,14 @@ def _device_memory(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # of a container or a job; "max" is no number
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(sizes)
+
+
+def checkpoint_bytes(config: TrainConfig, info: DatasetInfo, plan: TrainPlan) -> int:
+    """Bytes of the checkpoints that are on disk at once."""
+    batch = partial(sample_batch, config, info, None)
+    device, last = torch.device("cpu"), plan.total_steps - 1
+    step = FakeStep(config, info, device, plan.micro_batch, last, batch, for_gpu=True)
+    return _disk(config, plan, MemoryEstimator(config, step))[1]
 
 
 def _disk(config: TrainConfig, plan: TrainPlan, estimator: MemoryEstimator) -> tuple[int, int]:

@@ -11,21 +11,27 @@ from typing import Any
 
 from vlatool.config.base import execution_field, option
 from vlatool.config.rules import explicit_keys
-from vlatool.errors import SINGLE_FILE, UsageError
+from vlatool.errors import SINGLE_FILE, EnvironmentProblem, StorageError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.launching import training_job
 from vlatool.launching.sagemaker import (
-    SAVE_PATH,
     Account,
-    check_job,
-    config_location,
+    check_image,
     ensure_image,
     follow_job,
+)
+from vlatool.launching.sagemaker_job import (
+    SAVE_PATH,
+    SageMakerConfig,
+    check_job,
+    check_request,
+    check_volume,
+    checkout,
+    config_location,
     job_name,
     num_processes,
     training_job_request,
 )
-from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.slurm import (
     SlurmConfig,
     SlurmJob,
@@ -53,6 +59,9 @@ class LaunchSageMakerConfig(TrainConfig):
     )
     wait: bool = execution_field(
         default=False, description="Show the log of the job until it ends."
+    )
+    again: bool = execution_field(
+        default=False, description="Start another job if the same one has completed."
     )
 
 
@@ -96,12 +105,13 @@ def launch_sagemaker_train(
     config, job = with_local_folder(config), config.sagemaker
     training_job.check_locations(config)
     check_job(job)
+    _check_tracker_secrets(config, job)
     processes = num_processes(job)
     training_job.check_run(config, typed, processes, reporter)
     account = Account(job.profile, job.region)
     plan = _plan(config, job, account.region)
     if config.dry_run or job.check_config:
-        return plan
+        return _with_image_note(plan, account)
     if job.build_only:
         return _with_image(plan, ensure_image(account, reporter), "built")
     if plan.request["RoleArn"] is None:
@@ -112,8 +122,8 @@ def launch_sagemaker_train(
             code="usage.no_role",
             details={"key": "sagemaker.arn"},
         )
-    training_job.check_run_with_data(config, typed, processes, reporter)
-    result = _started(plan, job, account, reporter)
+    check_volume(job, training_job.check_run_with_data(config, typed, processes, reporter))
+    result = _started(plan, config, account, reporter)
     if config.wait:
         result = replace(result, status=follow_job(account, result.job, reporter))
     return result
@@ -141,6 +151,10 @@ def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> S
     content = training_job.job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
     name = job_name(job, content, datetime.now(UTC))
     request = training_job_request(job, name, str(config.remote_sync).rstrip("/"))
+    variables, difference = checkout()
+    variables |= {"VLA_GIT_DIFF_FILE": f"{name}.diff"} if difference else {}
+    request["Environment"] = variables | request["Environment"]
+    check_request(request)
     run = training_job.job_yaml(config, SAVE_PATH, name)
     return SageMakerResult(
         name, "planned", request, config_location(request), run, tuple(_notes(job))
@@ -163,34 +177,89 @@ def _notes(job: SageMakerConfig) -> Iterator[str]:
         )
 
 
+def _with_image_note(plan: SageMakerResult, account: Account) -> SageMakerResult:
+    """The plan, with the reason if it is not known whether its image is there."""
+    image = plan.request["AlgorithmSpecification"]["TrainingImage"]
+    reason = "there are no AWS credentials here"
+    if image is None:
+        return plan
+    if account.has_credentials:
+        try:
+            check_image(account, image)
+            return plan
+        except (EnvironmentProblem, StorageError) as error:
+            reason = error.message
+    return replace(plan, notes=(*plan.notes, f"TrainingImage was not looked up: {reason}"))
+
+
 def _with_image(plan: SageMakerResult, image: str, status: str) -> SageMakerResult:
     algorithm = {**plan.request["AlgorithmSpecification"], "TrainingImage": image}
     request = {**plan.request, "AlgorithmSpecification": algorithm}
     return replace(plan, request=request, status=status, notes=())
 
 
+def _check_tracker_secrets(config: LaunchSageMakerConfig, job: SageMakerConfig) -> None:
+    is_offline = job.environment.get("WANDB_MODE") in ("offline", "disabled")
+    if "wandb" in config.trackers and "WANDB_API_KEY" not in job.secrets and not is_offline:
+        raise UsageError(
+            "the tracker wandb is on, and the job has no WANDB_API_KEY",
+            hint="store it with `aws secretsmanager create-secret --name NAME --secret-string "
+            "file://FILE`, and give --sagemaker.secrets.WANDB_API_KEY NAME; without a network: "
+            "--sagemaker.environment.WANDB_MODE offline",
+            code="usage.missing_key",
+            details={"key": "sagemaker.secrets.WANDB_API_KEY"},
+        )
+
+
 def _started(
-    plan: SageMakerResult, job: SageMakerConfig, account: Account, reporter: Reporter
+    plan: SageMakerResult, config: LaunchSageMakerConfig, account: Account, reporter: Reporter
 ) -> SageMakerResult:
-    """The running job: the same one if it runs already, else a new one."""
-    digest = plan.job.rpartition("-")[2]
-    same = {"NameContains": digest, "StatusEquals": "InProgress", "MaxResults": 1}
-    running = account.call("sagemaker", "list_training_jobs", **same)["TrainingJobSummaries"]
-    if running:
-        name = str(running[0]["TrainingJobName"])
+    """The running job: the same one if it runs already, else a new one.
+
+    Raises:
+        UsageError: The same job has completed, or is about to stop.
+    """
+    last = _last_job(plan, account)
+    name, status = last.get("TrainingJobName", ""), last.get("TrainingJobStatus", "")
+    if status == "InProgress":
         reporter.note(f"the same job runs already: {name}")
         location = plan.config_location.replace(plan.job, name)
-        config = plan.config.replace(plan.job, name)
+        text = plan.config.replace(plan.job, name)
         request = json.loads(json.dumps(plan.request).replace(plan.job, name))
         return replace(
-            plan, job=name, status="InProgress", request=request, config=config,
+            plan, job=name, status="InProgress", request=request, config=text,
             config_location=location,
         )  # fmt: skip
-    image = job.image or ensure_image(account, reporter)
+    if status == "Stopping" or (status == "Completed" and not config.again):
+        is_complete = status == "Completed"
+        raise UsageError(
+            f"the same job {'has completed' if is_complete else 'is about to stop'}: {name}",
+            hint="--again starts another one, which continues its run"
+            if is_complete
+            else "run the same command again when it has stopped",
+            code="usage.job_completed" if is_complete else "usage.job_stopping",
+            details={"job": name},
+        )
+    image = config.sagemaker.image
+    if image is None:
+        image = ensure_image(account, reporter)
+    else:
+        check_image(account, image)
     started = _with_image(plan, image, "InProgress")
     write_text(location_of(started.config_location), started.config)
+    difference = checkout()[1]
+    if difference:
+        write_text(location_of(started.config_location.removesuffix(".yaml") + ".diff"), difference)
     account.call("sagemaker", "create_training_job", **started.request)
     return started
+
+
+def _last_job(plan: SageMakerResult, account: Account) -> Mapping[str, Any]:
+    """The newest job that computes the same; empty if there is none."""
+    digest = plan.job.rpartition("-")[2]
+    request = {"NameContains": digest, "SortBy": "CreationTime", "SortOrder": "Descending"}
+    jobs = account.call("sagemaker", "list_training_jobs", **request, MaxResults=1)
+    return next(iter(jobs["TrainingJobSummaries"]), {})
 
 
 class SlurmTrainConfig(TrainConfig):
