@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from vlatool.workflows.export import tokenizer_export as tokenizer_export
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.launch_ray import launch_ray_preprocess as launch_ray_preprocess
+    from vlatool.workflows.launch_training import launch_logs as launch_logs
     from vlatool.workflows.launch_training import (
         launch_sagemaker_finetune as launch_sagemaker_finetune,
     )
     from vlatool.workflows.launch_training import launch_sagemaker_train as launch_sagemaker_train
     from vlatool.workflows.launch_training import launch_slurm_train as launch_slurm_train
+    from vlatool.workflows.launch_training import launch_status as launch_status
+    from vlatool.workflows.launch_training import launch_stop as launch_stop
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.repair import repair as repair
     from vlatool.workflows.resolve_config import presets_show as presets_show
@@ -76,9 +79,12 @@ _PUBLIC = {
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.verify:inspect",
     "launch_ray_preprocess": f"{_WORKFLOWS}.launch_ray:launch_ray_preprocess",
+    "launch_logs": f"{_WORKFLOWS}.launch_training:launch_logs",
     "launch_sagemaker_finetune": f"{_WORKFLOWS}.launch_training:launch_sagemaker_finetune",
     "launch_sagemaker_train": f"{_WORKFLOWS}.launch_training:launch_sagemaker_train",
     "launch_slurm_train": f"{_WORKFLOWS}.launch_training:launch_slurm_train",
+    "launch_status": f"{_WORKFLOWS}.launch_training:launch_status",
+    "launch_stop": f"{_WORKFLOWS}.launch_training:launch_stop",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",
     "load_policy": "vlatool.evaluation.policy_runner:load_policy",

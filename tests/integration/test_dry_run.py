@@ -31,6 +31,7 @@ WITH_DRY_RUN = {
     "launch sagemaker train",
     "launch sagemaker finetune",
     "launch slurm train",
+    "launch stop",
     "launch ray preprocess",
     "tokenizer train",
     "upload",

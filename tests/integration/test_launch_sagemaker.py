@@ -4,6 +4,8 @@ import json
 import os
 import re
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -340,6 +342,36 @@ def test_job_has_what_was_asked_for_and_reads_the_same_run(
     assert document["error"]["details"]["job"] == name
     code, document = launched("train", *run, *image, "--again")
     assert (code, document["status"]) == (0, "InProgress")
+
+
+def test_state_log_and_end_of_a_job_by_its_name(run: tuple[str, ...]) -> None:
+    name = launched("train", *run, "--sagemaker.image", "lab/vlatool:1")[1]["job"]
+    logs = client("logs")
+    with suppress(logs.exceptions.ResourceAlreadyExistsException):
+        logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
+    where = {
+        "logGroupName": "/aws/sagemaker/TrainingJobs",
+        "logStreamName": f"{name}/algo-1-1700000000",
+    }
+    logs.create_log_stream(**where)
+    moment = int(time.time() * 1000)
+    events = [{"timestamp": moment + n, "message": f"step {n}"} for n in range(3)]
+    logs.put_log_events(**where, logEvents=events)
+
+    def job(*words: str) -> dict[str, Any]:
+        code, text = run_vlatool("launch", *words, "--json")
+        assert code == 0, text
+        return json.loads(text)
+
+    assert job("logs", name)["log"] == [f"algo-1-1700000000: step {n}" for n in range(3)]
+    assert job("stop", name, "--dry-run")["status"] != "Stopped"
+    state = job("status", name)
+    assert (state["instances"], state["config_location"][-5:]) == ("1 x ml.c5.xlarge", ".yaml")
+    job("stop", name)
+    assert job("status", name)["status"] in ("Completed", "Stopped")
+
+    code, text = run_vlatool("launch", "status", "no-such-job", "--json")
+    assert (code, json.loads(text)["error"]["code"]) == (2, "usage.no_job")
 
 
 def test_image_that_is_not_in_the_registry_is_an_error_of_a_dry_run(run: tuple[str, ...]) -> None:

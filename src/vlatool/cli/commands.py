@@ -57,6 +57,8 @@ _SAGEMAKER_EXAMPLE = (
     "--sagemaker.user ada.l --sagemaker.instance_type p5"
 )
 
+_JOB = "ada-l-vlatool-2026-11-24-09-30-00-1f2e3d4c"
+
 _LAUNCH: dict[str, Command] = {
     "launch sagemaker train": Command(
         "Train a model in a SageMaker job.",
@@ -78,6 +80,24 @@ _LAUNCH: dict[str, Command] = {
         options=("from", *(name for name in _SAGEMAKER_OPTIONS if name != "sagemaker.spot")),
         form="vlatool.cli.training_options:launch_finetune_form",
         presets=TRAINING_PRESETS,
+    ),
+    "launch status": Command(
+        "Show the state of a SageMaker job.",
+        "vlatool.workflows.launch_training:launch_status(LaunchStatusConfig)",
+        {"job": "JOB"},
+        (_JOB, f"{_JOB} --json | jq -r .status"),
+    ),
+    "launch logs": Command(
+        "Show the log of a SageMaker job.",
+        "vlatool.workflows.launch_training:launch_logs(LaunchLogsConfig)",
+        {"job": "JOB"},
+        (f"{_JOB} | grep loss", f"{_JOB} --follow"),
+    ),
+    "launch stop": Command(
+        "Stop a SageMaker job; the same launch command continues its run.",
+        "vlatool.workflows.launch_training:launch_stop(LaunchStopConfig)",
+        {"job": "JOB"},
+        (_JOB, f"{_JOB} --dry-run"),
     ),
     "launch slurm train": Command(
         "Write the script of a training run for Slurm; with --submit, submit it.",

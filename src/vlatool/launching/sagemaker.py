@@ -322,7 +322,7 @@ def _run(command: Sequence[str], content: bytes = b"") -> None:
 
 _LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _POLL_S = 10.0
-_ENDS = {"Completed", "Failed", "Stopped"}
+JOB_ENDS = {"Completed", "Failed", "Stopped"}
 _EXIT_CODE = re.compile(r"exit code:? (\d+)", re.IGNORECASE)
 _ERRORS: Mapping[int, type[VlatoolError]] = {
     error.exit_code: error
@@ -341,24 +341,30 @@ class FollowingInterrupted(VlatoolError):
 
 def follow_job(account: Account, name: str, reporter: Reporter) -> str:
     """Passes the log of a job to a reporter until the job ends; returns its last status."""
-    log, clock, before = _Log(account, name, reporter), ProcessClock(), ""
+    log, clock, before = _Log(account, name), ProcessClock(), ""
+    is_readable = True
     try:
         while True:
-            job = account.call("sagemaker", "describe_training_job", TrainingJobName=name)
-            log.show_new()
+            job = described_job(account, name)
+            try:
+                for line in log.new_lines() if is_readable else ():
+                    reporter.note(line)
+            except EnvironmentProblem as error:
+                is_readable = False
+                reporter.warn("job_log", f"the log is not shown: {error.message}")
             status = str(job["TrainingJobStatus"])
             now = str(job.get("SecondaryStatus", status))
             if now != before:
                 reporter.note(f"{name}: {now}")
                 before = now
-            if status in _ENDS:
+            if status in JOB_ENDS:
                 break
             clock.sleep(_POLL_S)
     except KeyboardInterrupt:
         raise FollowingInterrupted(
             f"interrupted; the job {name} continues",
-            hint="the same command shows its log again; to stop it: aws sagemaker "
-            f"stop-training-job --region {account.region} --training-job-name {name}",
+            hint=f"`vlatool launch logs {name} --follow --region {account.region}` shows its log "
+            f"again; `vlatool launch stop {name} --region {account.region}` stops it",
             details={"job": name},
         ) from None
     if status != "Completed":
@@ -383,24 +389,19 @@ def job_error(name: str, job: Mapping[str, Any]) -> VlatoolError:
 class _Log:
     """Log of a job; each machine of the job has its stream."""
 
-    def __init__(self, account: Account, name: str, reporter: Reporter) -> None:
-        self._account, self._name, self._reporter = account, name, reporter
+    def __init__(self, account: Account, name: str) -> None:
+        self._account, self._name = account, name
         self._tokens: dict[str, str] = {}
-        self._is_readable = True
 
-    def show_new(self) -> None:
-        """Reports the lines that are new since the last call; warns once if it may not read."""
-        if not self._is_readable:
-            return
+    def new_lines(self) -> Iterator[str]:
+        """Lines that are new since the last call, each with the name of its machine."""
         try:
             for stream in self._streams():
-                self._show(stream)
+                for message in self._messages(stream):
+                    yield f"{stream.rpartition('/')[2]}: {message.rstrip()}"
         except UsageError as error:
             if error.details.get("reason") != "ResourceNotFoundException":  # nothing logged yet
                 raise
-        except EnvironmentProblem as error:
-            self._is_readable = False
-            self._reporter.warn("job_log", f"the log is not shown: {error.message}")
 
     def _streams(self) -> list[str]:
         request = {"logGroupName": _LOG_GROUP, "logStreamNamePrefix": f"{self._name}/"}
@@ -412,14 +413,33 @@ class _Log:
                 return sorted(names)
             request["nextToken"] = page["nextToken"]
 
-    def _show(self, stream: str) -> None:
+    def _messages(self, stream: str) -> Iterator[str]:
         request = {"logGroupName": _LOG_GROUP, "logStreamName": stream, "startFromHead": True}
         while True:
             token = self._tokens.get(stream)
             more = {} if token is None else {"nextToken": token}
             page = self._account.call("logs", "get_log_events", **request, **more)
             for event in page["events"]:
-                self._reporter.note(f"{stream.rpartition('/')[2]}: {event['message'].rstrip()}")
+                yield str(event["message"])
             self._tokens[stream] = page["nextForwardToken"]
-            if not page["events"]:
+            if page["nextForwardToken"] == token:  # a page before the last one may be empty
                 return
+
+
+def job_log(account: Account, name: str) -> list[str]:
+    return list(_Log(account, name).new_lines())
+
+
+def described_job(account: Account, name: str) -> Mapping[str, Any]:
+    try:
+        return account.call("sagemaker", "describe_training_job", TrainingJobName=name)
+    except UsageError as error:
+        if error.details.get("reason") not in ("ValidationException", "ResourceNotFound"):
+            raise
+        raise UsageError(
+            f"{account.region} has no training job {name}",
+            hint="`vlatool launch sagemaker` prints the name of its job; --region and --profile "
+            "choose another region and account",
+            code="usage.no_job",
+            details={"job": name},
+        ) from None

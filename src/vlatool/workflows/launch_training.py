@@ -9,16 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlatool.config.base import execution_field, option
+from vlatool.config.base import ConfigModel, execution_field, option, required_field
 from vlatool.config.rules import explicit_keys
 from vlatool.errors import SINGLE_FILE, EnvironmentProblem, StorageError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.launching import training_job
 from vlatool.launching.sagemaker import (
+    JOB_ENDS,
     Account,
     check_image,
+    described_job,
     ensure_image,
     follow_job,
+    job_log,
 )
 from vlatool.launching.sagemaker_job import (
     SAVE_PATH,
@@ -260,6 +263,114 @@ def _last_job(plan: SageMakerResult, account: Account) -> Mapping[str, Any]:
     request = {"NameContains": digest, "SortBy": "CreationTime", "SortOrder": "Descending"}
     jobs = account.call("sagemaker", "list_training_jobs", **request, MaxResults=1)
     return next(iter(jobs["TrainingJobSummaries"]), {})
+
+
+class LaunchStatusConfig(ConfigModel):
+    job: str = required_field("", "Name of a SageMaker job.")
+    region: str | None = option(None, "AWS region; null: that of the AWS settings, else us-west-2.")
+    profile: str | None = option(None, "Profile of the AWS settings; null: that of AWS_PROFILE.")
+
+
+class LaunchLogsConfig(LaunchStatusConfig):
+    follow: bool = option(
+        False, "Show new lines until the job ends, with the exit code of its command."
+    )
+
+
+class LaunchStopConfig(LaunchStatusConfig):
+    dry_run: bool = option(False, "Stop nothing.")
+
+
+@dataclass(frozen=True)
+class LaunchedJobResult(Result):
+    """State of a SageMaker job."""
+
+    job: str
+    status: str  # `InProgress`, `Completed`, `Failed`, `Stopping` or `Stopped`
+    phase: str  # such as `Downloading` or `Training`
+    reason: str  # of a failure; empty otherwise
+    created: str  # ISO 8601
+    ended: str | None
+    billable_s: int | None
+    instances: str  # such as `2 x ml.p5.48xlarge`
+    config_location: str  # of the configuration of the run
+
+    def lines(self) -> list[str]:
+        times = f"created {self.created}" + (f", ended {self.ended}" if self.ended else "")
+        cost = "" if self.billable_s is None else f", {self.billable_s:,} s are billed"
+        return [
+            f"{self.job}: {self.status} ({self.phase})",
+            f"{self.instances}, {times}{cost}",
+            f"configuration: {self.config_location}",
+            *([self.reason] if self.reason else []),
+        ]
+
+
+@dataclass(frozen=True)
+class LaunchLogsResult(Result):
+    """Log of a SageMaker job."""
+
+    job: str
+    status: str
+    log: tuple[str, ...]  # each line begins with the name of its machine
+
+    def lines(self) -> list[str]:
+        return [*self.log]
+
+
+def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> LaunchedJobResult:
+    """State of a job.
+
+    Raises:
+        UsageError: There is no such job.
+        EnvironmentProblem: Credentials or a permission are missing.
+    """
+    job = described_job(Account(config.profile, config.region), config.job)
+    resources = job["ResourceConfig"]
+    ended = job.get("TrainingEndTime")
+    return LaunchedJobResult(
+        job=config.job,
+        status=job["TrainingJobStatus"],
+        phase=job.get("SecondaryStatus", ""),
+        reason=job.get("FailureReason", ""),
+        created=job["CreationTime"].isoformat(timespec="seconds"),
+        ended=ended and ended.isoformat(timespec="seconds"),
+        billable_s=job.get("BillableTimeInSeconds"),
+        instances=f"{resources['InstanceCount']} x {resources['InstanceType']}",
+        config_location=config_location(job) if job.get("InputDataConfig") else "",
+    )
+
+
+def launch_logs(config: LaunchLogsConfig, *, reporter: Reporter = NULL) -> LaunchLogsResult:
+    """Log of a job up to now; with `follow`, reported until the job ends.
+
+    Raises:
+        UsageError: There is no such job.
+        EnvironmentProblem: Credentials or a permission are missing.
+        VlatoolError: With `follow`, the job failed.
+    """
+    account = Account(config.profile, config.region)
+    if config.follow:
+        return LaunchLogsResult(config.job, follow_job(account, config.job, reporter), ())
+    status = described_job(account, config.job)["TrainingJobStatus"]
+    return LaunchLogsResult(config.job, status, tuple(job_log(account, config.job)))
+
+
+def launch_stop(config: LaunchStopConfig, *, reporter: Reporter = NULL) -> LaunchedJobResult:
+    """Stops a job, which has 120 s to write a checkpoint; one that has ended stays as it is.
+
+    Raises:
+        UsageError: There is no such job.
+        EnvironmentProblem: Credentials or a permission are missing.
+    """
+    before = launch_status(config)
+    if config.dry_run or before.status in JOB_ENDS:
+        would = " and would be stopped" if before.status not in JOB_ENDS else ""
+        reporter.note(f"{config.job}: is {before.status}{would}; nothing was done")
+        return before
+    account = Account(config.profile, config.region)
+    account.call("sagemaker", "stop_training_job", TrainingJobName=config.job)
+    return launch_status(config)
 
 
 class SlurmTrainConfig(TrainConfig):

@@ -34,9 +34,10 @@ class Scripted:
             number = 2 if "nextToken" in request else 1
             more = {"nextToken": "x"} if number == 1 else {}
             return {"logStreams": [{"logStreamName": f"pick/algo-{number}"}], **more}
+        # The page between the two is empty, and the last one returns the token of the request.
         page = int(request.get("nextToken", 0))
-        events = [{"message": f"step {page}\n"}] if page < 2 else []
-        return {"events": events, "nextForwardToken": str(page + 1)}
+        events = [{"message": f"step {page}\n"}] if page in (0, 2) else []
+        return {"events": events, "nextForwardToken": str(min(page + 1, 3))}
 
 
 def followed(account: Scripted) -> tuple[str, Recorder]:
@@ -48,7 +49,7 @@ def followed(account: Scripted) -> tuple[str, Recorder]:
 def test_log_of_each_machine_is_shown_to_its_last_page() -> None:
     status, recorder = followed(Scripted("Completed"))
     assert status == "Completed"
-    lines = [f"algo-{machine}: step {page}" for machine in (1, 2) for page in (0, 1)]
+    lines = [f"algo-{machine}: step {page}" for machine in (1, 2) for page in (0, 2)]
     assert recorder.notes == [*lines, "pick: Training"]
 
 
@@ -63,4 +64,4 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it() -> None:
     with pytest.raises(VlatoolError) as caught:
         followed(Scripted("InProgress", KeyboardInterrupt()))
     assert (caught.value.exit_code, caught.value.kind) == (130, "interrupted")
-    assert "stop-training-job --region us-west-2" in caught.value.hint
+    assert "launch stop pick --region us-west-2" in caught.value.hint
