@@ -238,6 +238,9 @@ def test_commit_and_difference_of_the_checkout_go_with_the_job(
         (("--sagemaker.usr", "ada"), 2, "config.unknown_key"),
         (("--hparams.lr", "fast"), 2, "config.invalid_value"),
         (("--sagemaker.subnets", "subnet-1"), 2, "config.contradiction"),
+        (("--sagemaker.pip=--extra-index-url=x",), 2, "usage.invalid_package"),
+        (("--sagemaker.package", "tests"), 2, "usage.invalid_package"),
+        (("--sagemaker.pip", "einops", "--sagemaker.image", "a:1"), 2, "config.contradiction"),
         (("--tracker", "wandb"), 2, "usage.missing_key"),
         (("--sagemaker.profile", "no-such-profile"), 6, "environment.aws_profile"),
         ((), 2, "usage.missing_key"),  # `finetune` without a checkpoint
@@ -445,7 +448,12 @@ def test_image_is_built_and_pushed_with_docker(
     run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = docker(tmp_path / "bin", monkeypatch)
-    code, document = launched("train", *run, "--sagemaker.build_only", "true")
+    plugin = tmp_path / "lab-format"
+    (plugin / ".git").mkdir(parents=True)
+    (plugin / ".git" / "config").write_text("")
+    (plugin / "pyproject.toml").write_text("[project]\nname = 'lab-format'\n")
+    words = ("--sagemaker.package", str(plugin), "--sagemaker.pip", "einops==0.8.1")
+    code, document = launched("train", *run, "--sagemaker.build_only", "true", *words)
     assert (code, document["status"]) == (0, "built")
     image = document["request"]["AlgorithmSpecification"]["TrainingImage"]
     lines = (folder / "log").read_text().splitlines()
@@ -455,9 +463,12 @@ def test_image_is_built_and_pushed_with_docker(
     assert password
     assert password not in (folder / "log").read_text()
     context = Path(lines[2].split()[-1])
-    assert {"Dockerfile", "requirements.txt", "vlatool"} == {
+    assert {"Dockerfile", "requirements.txt", "vlatool", "packages"} == {
         path.name for path in context.iterdir()
     }
+    assert "einops==0.8.1" in (context / "requirements.txt").read_text().splitlines()
+    assert (context / "packages/requirements.txt").read_text() == "./lab-format\n"
+    assert [path.name for path in (context / "packages/lab-format").iterdir()] == ["pyproject.toml"]
     assert (context / "vlatool/presets/runs").is_dir()
 
 

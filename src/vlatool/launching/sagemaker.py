@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -26,6 +26,7 @@ from vlatool.errors import (
     VlatoolError,
 )
 from vlatool.events import Reporter
+from vlatool.launching.sagemaker_job import SageMakerConfig
 from vlatool.storage.atomic import atomic_folder
 from vlatool.storage.cache import default_cache_folder
 from vlatool.storage.retry import ProcessClock
@@ -174,9 +175,11 @@ _MISSING = {"ImageNotFoundException", "RepositoryNotFoundException"}
 _STDERR = 2
 
 
-def ensure_image(account: Account, reporter: Reporter) -> str:
-    """Address of the image of this version of vlatool; builds and pushes it if it is not there."""
-    files = dict(_files())
+def ensure_image(account: Account, job: SageMakerConfig, reporter: Reporter) -> str:
+    """Address of the image of this version of vlatool with the packages of a job; builds and pushes
+    it if it is not there.
+    """
+    files = dict(image_files(job))
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -217,8 +220,8 @@ def _registry(number: str, region: str) -> str:
     return f"{number}.dkr.ecr.{region}.amazonaws.com{suffix}"
 
 
-def _files() -> Iterator[tuple[str, bytes]]:
-    """Files of the build: name and content, in the order of the names."""
+def image_files(job: SageMakerConfig) -> Iterator[tuple[str, bytes]]:
+    """Files of the build: name and content, in a fixed order."""
     package = Path(__file__).resolve().parent.parent
     presets = builtin_root()
     sources = {path: f"vlatool/{path.relative_to(package)}" for path in package.rglob("*")}
@@ -227,7 +230,27 @@ def _files() -> Iterator[tuple[str, bytes]]:
         if path.is_file() and "__pycache__" not in path.parts:
             yield name, path.read_bytes()
     yield _DOCKERFILE, Path(__file__).with_name(_DOCKERFILE).read_bytes()
-    yield "requirements.txt", "".join(f"{line}\n" for line in _requirements()).encode()
+    yield "requirements.txt", _text([*_requirements(), *job.pip])
+    packages = [Path(path).resolve() for path in job.package]
+    for package in packages:
+        for file in _package_files(package):
+            yield f"packages/{file.relative_to(package.parent)}", file.read_bytes()
+    yield "packages/requirements.txt", _text(f"./{package.name}" for package in packages)
+
+
+def _package_files(package: Path) -> Iterator[Path]:
+    """The file of a wheel, or the files of a folder without hidden ones, caches and links."""
+    if package.is_file():
+        yield package
+    for folder, folders, files in os.walk(package):
+        hidden = [name for name in folders if name.startswith(".") or name == "__pycache__"]
+        folders[:] = sorted(set(folders) - {*hidden})
+        paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if not path.is_symlink())
+
+
+def _text(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _requirements() -> list[str]:

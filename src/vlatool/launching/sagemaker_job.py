@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import StringConstraints
@@ -63,6 +64,10 @@ class SageMakerConfig(ConfigModel):
         "Container image: its address in a registry; null: the one of this version of "
         "vlatool, which is built with Docker and pushed if it is not there.",
         min_length=1,
+    )
+    pip: list[Name] = option([], "Further packages of the built image, as pip takes them.")
+    package: list[Name] = option(
+        [], "Folders or wheels of your packages, such as plugins, in the built image."
     )
     spot: bool = option(
         False, "Use spot instances; an interrupted job restarts and continues its run."
@@ -259,6 +264,7 @@ def check_job(config: SageMakerConfig) -> None:
             code="config.contradiction",
             details={"key": "sagemaker.subnets"},
         )
+    _check_packages(config)
     if config.keep_alive_period and config.spot:
         raise UsageError(
             "sagemaker.keep_alive_period is for instances that stay; spot instances do not",
@@ -275,6 +281,34 @@ def check_job(config: SageMakerConfig) -> None:
                 f"file://FILE`, and give --sagemaker.secrets.{name} NAME",
                 code="usage.secret",
                 details={"key": f"sagemaker.environment.{name}"},
+            )
+
+
+def _check_packages(config: SageMakerConfig) -> None:
+    if config.image is not None and (config.pip or config.package):
+        raise UsageError(
+            "sagemaker.pip and sagemaker.package are for the image that is built, and "
+            "sagemaker.image is set",
+            hint="leave out --sagemaker.image",
+            code="config.contradiction",
+            details={"key": "sagemaker.image"},
+        )
+    for line in config.pip:
+        if line.startswith("-") or "\n" in line or is_credential("", line):
+            raise UsageError(
+                "sagemaker.pip: options, lines and credentials are no packages",
+                hint="give names, versions and addresses, such as lerobot==0.4.0; for a private "
+                "package give its folder or wheel with --sagemaker.package",
+                code="usage.invalid_package",
+                details={"key": "sagemaker.pip"},
+            )
+    for path in config.package:
+        if not (path.endswith(".whl") or Path(path, "pyproject.toml").is_file()):
+            raise UsageError(
+                f"--sagemaker.package {path}: is no wheel and no folder with a pyproject.toml",
+                hint="give the folder of a package, or build a wheel with `pip wheel --no-deps`",
+                code="usage.invalid_package",
+                details={"key": "sagemaker.package", "path": path},
             )
 
 

@@ -23,8 +23,9 @@ from vlatool.training.trackers import check_trackers
 # Folder beside the runs, below remote_sync, with the configurations of launched jobs.
 LAUNCH_FOLDER = "launch"
 _LOCAL_PATH = re.compile(r"(/|\.{1,2}/|~|file://)")
-# Paths of the machine that trains: the run and the cache.
+# Paths of the machine that trains, the run and the cache, and what goes into its image.
 _PATHS_THERE = {"name", "save_path", "resolve_configs_path", "data.dataset_cache.cache_dir"}
+_PATHS_THERE |= {"sagemaker.package"}
 
 
 def check_locations(config: TrainConfig) -> None:

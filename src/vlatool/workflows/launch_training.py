@@ -116,7 +116,7 @@ def launch_sagemaker_train(
     if config.dry_run or job.check_config:
         return _with_image_note(plan, account)
     if job.build_only:
-        return _with_image(plan, ensure_image(account, reporter), "built")
+        return _with_image(plan, ensure_image(account, config.sagemaker, reporter), "built")
     if plan.request["RoleArn"] is None:
         raise UsageError(
             "there is no execution role for the job: sagemaker.arn and SAGEMAKER_ARN are not set",
@@ -245,7 +245,7 @@ def _started(
         )
     image = config.sagemaker.image
     if image is None:
-        image = ensure_image(account, reporter)
+        image = ensure_image(account, config.sagemaker, reporter)
     else:
         check_image(account, image)
     started = _with_image(plan, image, "InProgress")
