@@ -4,7 +4,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.builders.training import tiny_arguments
 from tests.surface.invoke import run_vlatool
 from vlatool.config.resolve import load_config
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.launching.sagemaker import Account, job_error, load_secrets
+from vlatool.launching.sagemaker import Account, image_files, job_error, load_secrets
 from vlatool.launching.sagemaker_job import SageMakerConfig, check_volume, instance_type, num_gpus
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
@@ -432,6 +434,69 @@ def test_volume_is_large_enough_for_the_checkpoints() -> None:
         check_volume(config, 82 * 10**9)
     assert "--sagemaker.volume_size 92" in caught.value.hint
     check_volume(config.model_copy(update={"instance_type": "p5"}), 82 * 10**9)
+
+
+def container(
+    root: Path, host: str, image: Path, document: dict[str, Any], env: Mapping[str, str]
+) -> subprocess.Popen[str]:
+    """The entry of a job in one of two containers, as SageMaker starts it; `root` is its `/`."""
+    request, name = document["request"], document["job"]
+    config, channel = root / "opt/ml/input/config", root / "opt/ml/input/data/config"
+    config.mkdir(parents=True)
+    channel.mkdir(parents=True)
+    hosts = {"current_host": host, "hosts": ["127.0.0.1", "127.0.0.2"]}
+    (config / "resourceconfig.json").write_text(json.dumps(hosts))
+
+    def there(text: str) -> str:
+        return text.replace("/opt/ml", f"{root}/opt/ml").replace("/tmp/vlatool", f"{root}/tmp")
+
+    (channel / f"{name}.yaml").write_text(there(document["config"]))
+    entry = request["AlgorithmSpecification"]
+    program, *words = entry["ContainerEntrypoint"] + entry["ContainerArguments"]
+    assert program == "vlatool"
+    variables = {key: there(text) for key, text in request["Environment"].items()}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vlatool", *map(there, words)],
+        env={**env, **variables, "PYTHONPATH": str(image), "OMP_NUM_THREADS": "1"},
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_entry_of_the_image_trains_on_two_machines_to_a_checkpoint_in_the_bucket(
+    run: tuple[str, ...], s3: S3Server, s3_bucket: str, tmp_path: Path
+) -> None:
+    client("secretsmanager").create_secret(Name="lab/entry", SecretString="sesame")
+    secret = ("--sagemaker.secrets.LAB_KEY", "lab/entry")
+    code, document = launched(
+        *("train", *run, "--sagemaker.instance_count", "2", "--sagemaker.image", "a:1"),
+        *("--dry-run", "--hparams.global_batch_size", "8", *secret),
+    )
+    assert code == 0, document
+    image = tmp_path / "image"
+    for name, content in image_files(SageMakerConfig()):
+        (image / name).parent.mkdir(parents=True, exist_ok=True)
+        (image / name).write_bytes(content)
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **s3.env}
+    machines = [
+        container(tmp_path / host, host, image, document, env)
+        for host in ("127.0.0.1", "127.0.0.2")
+    ]
+    logs = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], logs
+    copy = RemotePath(f"s3://{s3_bucket}/runs/first")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    assert config["distributed"]["world_size"] == 2
+    assert (copy / "checkpoints/step_00000002/manifest.json").is_file()
+    # Run and caches of the first machine are on the volume.
+    assert {path.name for path in (tmp_path / "127.0.0.1/tmp").iterdir()} == {"runs", "cache"}
+    where = [sys.executable, "-c", "import vlatool; print(vlatool.__file__)"]
+    module = subprocess.check_output(where, env={**env, "PYTHONPATH": str(image)}, text=True)
+    assert module.strip() == f"{image}/vlatool/__init__.py"
+    assert "sesame" not in "".join(logs)
 
 
 def docker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
