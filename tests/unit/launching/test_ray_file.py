@@ -46,6 +46,8 @@ def test_size_and_machines_are_those_of_the_published_template() -> None:
     setup = "\n".join(cluster["setup_commands"])
     assert "pip install 'vlatool[ray]'" in setup
     assert "nofile 65536" in setup
+    assert setup.index("cloud-init status --wait") < setup.index("apt-get")
+    assert setup.count("apt-get") == setup.count("DPkg::Lock::Timeout")
     for role in ("head", "worker"):
         assert "ulimit -n 65536" in cluster[f"{role}_start_ray_commands"][-1]
     autoscaler = pytest.importorskip("ray.autoscaler._private.util")
