@@ -1,6 +1,7 @@
 """`vlatool launch ray preprocess`: file of a new cluster, driver on a running one, bad input."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Launch:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # for pip, this means none
 
     def start(*words: str) -> tuple[int, dict[str, Any]]:
         code = vlatool(["launch", "ray", "preprocess", *words, "--json"])
@@ -44,6 +46,12 @@ def test_new_cluster_gets_its_file_and_the_command_of_its_head(
     assert [command.split()[1] for command in result["commands"]] == [
         *("up", "rsync-up", "exec", "down"),
     ]
+    # Every node installs the program that is here.
+    cluster = yaml.safe_load((tmp_path / "ray-cluster.yaml").read_text())
+    ((there, wheel),) = cluster["file_mounts"].items()
+    assert there == f"~/{Path(wheel).name}"
+    assert "vlatool/launching/ray_cluster.yaml" in zipfile.ZipFile(wheel).namelist()
+    assert f'pip install "$HOME/{Path(wheel).name}[ray]"' in "\n".join(cluster["setup_commands"])
     on_head = load_config(PreprocessConfig, files=[result["config"]]).config
     assert (on_head.format, on_head.sources, on_head.output) == (
         *("spartan", ["s3://lab/raw"], "s3://lab/data"),

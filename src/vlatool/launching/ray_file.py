@@ -1,14 +1,21 @@
 """File of Ray's cluster launcher, from the template of this package."""
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
+from importlib.metadata import distribution
 from importlib.resources import files
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import StringConstraints
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.errors import UsageError
+from vlatool.credentials import without_credentials
+from vlatool.errors import EnvironmentProblem, UsageError
 
 _PLACEHOLDER = re.compile(r"[\w-]*PLACEHOLDER[\w-]*")
 # A value of AWS in the file, without characters that YAML or a shell would interpret.
@@ -51,6 +58,66 @@ class RayClusterConfig(ConfigModel):
 def template() -> str:
     """The template; every identity in it is a placeholder."""
     return files("vlatool.launching").joinpath("ray_cluster.yaml").read_text(encoding="utf-8")
+
+
+def with_program(text: str, folder: Path) -> str:
+    """The template with the program that is installed here: a version of the index, a commit of
+    Git, or a wheel, which every node gets; one of a local folder is to be built in `folder`.
+
+    Source: PEP 610.
+    """
+    package = distribution("vlatool")
+    origin = _origin()
+    url, source = str(origin.get("url", "")), _local_source(origin)
+    if source is not None:
+        is_wheel = source.suffix == ".whl"
+        wheel = source if is_wheel else folder / f"vlatool-{package.version}-py3-none-any.whl"
+        path = f"$HOME/{wheel.name}"
+        again = f'  - ~/vlatool-env/bin/pip install --force-reinstall --no-deps "{path}"'
+        text = text.replace("file_mounts: {}", f"file_mounts:\n  ~/{wheel.name}: {wheel}")
+        return text.replace("'vlatool[ray]'", f'"{path}[ray]"\n{again}')
+    requirement = f"vlatool[ray]=={package.version}"
+    if "vcs_info" in origin:
+        requirement = f"vlatool[ray] @ git+{url}@{origin['vcs_info']['commit_id']}"
+    elif url:
+        requirement = f"vlatool[ray] @ {url}"
+    if without_credentials(requirement) != requirement:
+        raise UsageError(
+            f"vlatool was installed from {without_credentials(url)}, an address with a credential",
+            hint="install it from a folder or a wheel",
+            code="usage.secret",
+        )
+    return text.replace("'vlatool[ray]'", f"'{requirement}'")
+
+
+def _origin() -> Mapping[str, Any]:
+    return json.loads(distribution("vlatool").read_text("direct_url.json") or "{}")
+
+
+def _local_source(origin: Mapping[str, Any]) -> Path | None:
+    """Local folder or wheel from which vlatool was installed."""
+    url = urlsplit(str(origin.get("url", "")))
+    return Path(unquote(url.path)) if url.scheme == "file" and "vcs_info" not in origin else None
+
+
+def build_wheel(folder: Path, text: str) -> None:
+    """Builds the wheel in `folder` that a cluster file mounts; nothing if it mounts none."""
+    source = _local_source(_origin())
+    if source is None or source.suffix == ".whl" or f": {folder}/vlatool-" not in text:
+        return
+    words = ["wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
+    ended = subprocess.run(  # noqa: S603 - pip with arguments that are no shell text
+        [sys.executable, "-m", "pip", *words], capture_output=True, check=False
+    )
+    if ended.returncode:
+        reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise EnvironmentProblem(
+            f"no wheel of vlatool could be built from {source}: {reason}",
+            hint="install vlatool from a wheel or from Git, or write the install line of the file "
+            "yourself",
+            code="environment.no_wheel",
+            details={"path": str(source)},
+        )
 
 
 def filled(text: str, config: RayClusterConfig) -> str:

@@ -84,7 +84,9 @@ def launch_ray_preprocess(
         )
     cluster = local_path(config.ray.cluster)
     before = _text(cluster) if cluster.is_file() else None
-    text = ray_file.filled(ray_file.template() if before is None else before, config.ray)
+    folder = cluster.absolute().parent
+    new = ray_file.with_program(ray_file.template(), folder) if before is None else before
+    text = ray_file.filled(new, config.ray)
     left = ray_file.left_placeholders(text)
     job = cluster.with_name(f"{cluster.stem}-preprocess.yaml")
     status = "planned" if config.dry_run else "unchanged" if text == before else "written"
@@ -95,6 +97,7 @@ def launch_ray_preprocess(
         write_text(cluster, text)
     if left:
         raise ray_file.placeholder_error(config.ray, left)
+    ray_file.build_wheel(folder, text)
     hidden = {"ray", *execution_keys(PreprocessConfig)}
     values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
     execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}

@@ -1,12 +1,15 @@
 """File of a Ray cluster: its template, and the values in place of placeholders."""
 
 import re
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from vlatool.errors import UsageError
+from vlatool.launching import ray_file
 from vlatool.launching.ray_file import (
     RayClusterConfig,
     filled,
@@ -52,6 +55,37 @@ def test_size_and_machines_are_those_of_the_published_template() -> None:
         assert "ulimit -n 65536" in cluster[f"{role}_start_ray_commands"][-1]
     autoscaler = pytest.importorskip("ray.autoscaler._private.util")
     autoscaler.validate_config(autoscaler.prepare_config(cluster))
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        ({}, f"'vlatool[ray]=={version('vlatool')}'"),
+        (
+            {"url": "https://git.lab/vlatool", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}},
+            "'vlatool[ray] @ git+https://git.lab/vlatool@0a1b'",
+        ),
+        ({"url": "file:///w/vlatool-1.whl"}, '"$HOME/vlatool-1.whl[ray]"'),
+    ],
+    ids=["index", "git", "wheel"],
+)
+def test_nodes_install_the_program_that_is_here(
+    origin: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_file, "_origin", lambda: origin)
+    cluster = yaml.safe_load(ray_file.with_program(TEXT, Path("/cluster")))
+    assert f"~/vlatool-env/bin/pip install {line}" in cluster["setup_commands"]
+
+
+def test_credential_in_the_address_of_the_program_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origin = {"url": "https://ada:hunter22@git.lab/v", "vcs_info": {"commit_id": "0a1b"}}
+    monkeypatch.setattr(ray_file, "_origin", lambda: origin)
+    with pytest.raises(UsageError) as caught:
+        ray_file.with_program(TEXT, Path("/cluster"))
+    assert caught.value.code == "usage.secret"
+    assert "hunter22" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
