@@ -62,9 +62,8 @@ def template() -> str:
 
 def with_program(text: str, folder: Path) -> str:
     """The template with the program that is installed here: a version of the index, a commit of
-    Git, or a wheel, which every node gets; one of a local folder is to be built in `folder`.
-
-    Source: PEP 610.
+    Git, or a wheel, which every node gets; one of a local folder is to be built in `folder`. pip
+    records where a package came from (PEP 610).
     """
     package = distribution("vlatool")
     origin = _origin()
