@@ -5,7 +5,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import distribution
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import StringConstraints
 
+from vlatool import __version__
 from vlatool.config.base import ConfigModel, option
 from vlatool.credentials import without_credentials
 from vlatool.errors import EnvironmentProblem, UsageError
@@ -65,17 +67,16 @@ def with_program(text: str, folder: Path) -> str:
     Git, or a wheel, which every node gets; one of a local folder is to be built in `folder`. pip
     records where a package came from (PEP 610).
     """
-    package = distribution("vlatool")
     origin = _origin()
     url, source = str(origin.get("url", "")), _local_source(origin)
     if source is not None:
         is_wheel = source.suffix == ".whl"
-        wheel = source if is_wheel else folder / f"vlatool-{package.version}-py3-none-any.whl"
+        wheel = source if is_wheel else folder / f"vlatool-{__version__}-py3-none-any.whl"
         path = f"$HOME/{wheel.name}"
         again = f'  - ~/vlatool-env/bin/pip install --force-reinstall --no-deps "{path}"'
         text = text.replace("file_mounts: {}", f"file_mounts:\n  ~/{wheel.name}: {wheel}")
         return text.replace("'vlatool[ray]'", f'"{path}[ray]"\n{again}')
-    requirement = f"vlatool[ray]=={package.version}"
+    requirement = f"vlatool[ray]=={__version__}"
     if "vcs_info" in origin:
         requirement = f"vlatool[ray] @ git+{url}@{origin['vcs_info']['commit_id']}"
     elif url:
@@ -90,7 +91,9 @@ def with_program(text: str, folder: Path) -> str:
 
 
 def _origin() -> Mapping[str, Any]:
-    return json.loads(distribution("vlatool").read_text("direct_url.json") or "{}")
+    with suppress(PackageNotFoundError):  # of the program in one file
+        return json.loads(distribution("vlatool").read_text("direct_url.json") or "{}")
+    return {}
 
 
 def _local_source(origin: Mapping[str, Any]) -> Path | None:

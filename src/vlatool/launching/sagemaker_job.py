@@ -383,7 +383,11 @@ def checkout() -> tuple[dict[str, str], str]:
     if not commit:
         return {}, ""
     status = output("status", "--short")
-    difference = without_credentials(f"{status}\n\n{output('diff', 'HEAD')}\n") if status else ""
+    difference = (
+        without_credentials(f"{status}\n\n{output('diff', '--no-ext-diff', 'HEAD')}\n")
+        if status
+        else ""
+    )
     variables = {
         "VLA_GIT_COMMIT_HASH": commit,
         "VLA_GIT_BRANCH": output("rev-parse", "--abbrev-ref", "HEAD"),
