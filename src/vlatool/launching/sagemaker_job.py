@@ -394,7 +394,7 @@ def checkout() -> tuple[dict[str, str], str]:
         "VLA_GIT_REMOTE_URL": without_credentials(output("remote", "get-url", "origin")),
         "VLA_GIT_HAS_LOCAL_CHANGES": str(bool(status)).lower(),
     }
-    return {name: text for name, text in variables.items() if text}, difference
+    return {name: text for name, text in variables.items() if text}, without_credentials(difference)
 
 
 def check_volume(config: SageMakerConfig, size: int) -> None:
