@@ -261,7 +261,7 @@ def _last_job(plan: SageMakerResult, account: Account) -> Mapping[str, Any]:
     """The newest job that computes the same; empty if there is none."""
     digest = plan.job.rpartition("-")[2]
     request = {"NameContains": digest, "SortBy": "CreationTime", "SortOrder": "Descending"}
-    jobs = account.call("sagemaker", "list_training_jobs", **request, MaxResults=1)
+    jobs = account.call("sagemaker", "list_training_jobs", **request, MaxResults=100)
     return next(iter(jobs["TrainingJobSummaries"]), {})
 
 
