@@ -242,6 +242,7 @@ def test_commit_and_difference_of_the_checkout_go_with_the_job(
         (("--sagemaker.subnets", "subnet-1"), 2, "config.contradiction"),
         (("--sagemaker.pip=--extra-index-url=x",), 2, "usage.invalid_package"),
         (("--sagemaker.package", "tests"), 2, "usage.invalid_package"),
+        (("--sagemaker.package", "missing.whl"), 2, "usage.invalid_package"),
         (("--sagemaker.pip", "einops", "--sagemaker.image", "a:1"), 2, "config.contradiction"),
         (("--tracker", "wandb"), 2, "usage.missing_key"),
         (("--sagemaker.profile", "no-such-profile"), 6, "environment.aws_profile"),
@@ -347,6 +348,12 @@ def test_job_has_what_was_asked_for_and_reads_the_same_run(
     assert document["error"]["details"]["job"] == name
     code, document = launched("train", *run, *image, "--again")
     assert (code, document["status"]) == (0, "InProgress")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "stop"])
+def test_command_on_a_job_without_its_name_shows_the_form(command: str) -> None:
+    code, text = run_vlatool("launch", command, "--json")
+    assert (code, json.loads(text)["error"]["code"]) == (2, "usage.missing_key")
 
 
 def test_state_log_and_end_of_a_job_by_its_name(run: tuple[str, ...]) -> None:

@@ -303,7 +303,8 @@ def _check_packages(config: SageMakerConfig) -> None:
                 details={"key": "sagemaker.pip"},
             )
     for path in config.package:
-        if not (path.endswith(".whl") or Path(path, "pyproject.toml").is_file()):
+        is_wheel = path.endswith(".whl") and Path(path).is_file()
+        if not (is_wheel or Path(path, "pyproject.toml").is_file()):
             raise UsageError(
                 f"--sagemaker.package {path}: is no wheel and no folder with a pyproject.toml",
                 hint="give the folder of a package, or build a wheel with `pip wheel --no-deps`",
@@ -383,11 +384,7 @@ def checkout() -> tuple[dict[str, str], str]:
     if not commit:
         return {}, ""
     status = output("status", "--short")
-    difference = (
-        without_credentials(f"{status}\n\n{output('diff', '--no-ext-diff', 'HEAD')}\n")
-        if status
-        else ""
-    )
+    difference = f"{status}\n\n{output('diff', '--no-ext-diff', 'HEAD')}\n" if status else ""
     variables = {
         "VLA_GIT_COMMIT_HASH": commit,
         "VLA_GIT_BRANCH": output("rev-parse", "--abbrev-ref", "HEAD"),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlatool.config.base import ConfigModel, execution_field, option, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.config.rules import explicit_keys
 from vlatool.errors import SINGLE_FILE, EnvironmentProblem, StorageError, UsageError
 from vlatool.events import NULL, Reporter
@@ -325,6 +325,7 @@ def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> L
         UsageError: There is no such job.
         EnvironmentProblem: Credentials or a permission are missing.
     """
+    check_required(config, "vlatool launch {status|logs|stop} JOB")
     job = described_job(Account(config.profile, config.region), config.job)
     resources = job["ResourceConfig"]
     ended = job.get("TrainingEndTime")
@@ -349,6 +350,7 @@ def launch_logs(config: LaunchLogsConfig, *, reporter: Reporter = NULL) -> Launc
         EnvironmentProblem: Credentials or a permission are missing.
         VlatoolError: With `follow`, the job failed.
     """
+    check_required(config, "vlatool launch logs JOB")
     account = Account(config.profile, config.region)
     if config.follow:
         return LaunchLogsResult(config.job, follow_job(account, config.job, reporter), ())
