@@ -111,6 +111,8 @@ def write_page(report: Report, title: str, path: Path, request: PageRequest) -> 
     remove_partials_of(path)
     shown = report.page(request)
     write_text(path, page(title, shown.subtitle or report.headline, shown.sections))
+    if request.videos:
+        request.videos.remove_others()
 
 
 @dataclass(frozen=True)

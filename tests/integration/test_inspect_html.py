@@ -7,10 +7,12 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,9 +21,14 @@ from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from tests.surface.invoke import run_vlatool
+from vlatool.artifacts.clips import copy_clip
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.artifacts.tar_sample import write_arrays
+from vlatool.pages.images import MAX_VIDEO_BYTES, PageVideos
+from vlatool.sources.lerobot.dataset import LeRobotConfig
+from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
 HOSTILE = "<script>alert('x')</script> & \"friends\""
@@ -227,6 +234,53 @@ def test_many_episodes_have_a_filter_and_their_numbers(tmp_path: Path) -> None:
     many = page_of(lerobot_dataset(tmp_path / "many", (2,) * 11), tmp_path)
     assert (few.count["input"], many.count["input"]) == (0, 1)
     assert {str(number) for number in range(11)} <= {*many.text.split()}
+
+
+def videos_of(page: Path) -> list[bytes]:
+    parsed = ParsedPage(page.read_text())
+    texts = [text for text in parsed.addresses if text.startswith("data:video/mp4")]
+    return [base64.b64decode(text.partition(",")[2]) for text in texts]
+
+
+def test_videos_that_browsers_play_are_copied(lerobot: Path, tmp_path: Path) -> None:
+    inspected(lerobot, tmp_path / "page.html", video=True, episodes="0")
+    reader = LeRobotReader(LeRobotConfig())
+    episode = reader.read(next(iter(reader.discover([lerobot]))))
+    for source, data in zip(
+        episode.cameras.values(), videos_of(tmp_path / "page.html"), strict=True
+    ):
+        assert source.clip is not None
+        copied = copy_clip(source.clip, len(source), Fraction(episode.fps or 0))
+        assert copied is not None
+        assert data == copied.data
+
+
+def test_other_images_become_a_video_with_a_frame_for_each(tmp_path: Path) -> None:
+    sample(SampleConfig(layout="hdf5", output=str(tmp_path / "raw"), episodes=1))
+    result = inspected(tmp_path / "raw", tmp_path / "page.html", video=True)
+    for data in videos_of(tmp_path / "page.html"):
+        with av.open(io.BytesIO(data)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(frames) == result.report.facts["frames"]
+    assert len(videos_of(tmp_path / "page.html")) == len(result.report.facts["cameras"]) > 0
+
+
+def test_videos_beyond_the_limit_are_files_beside_the_page(tmp_path: Path) -> None:
+    stale = tmp_path / "page_files" / "episode_9_camera_0.mp4"
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an earlier page")
+    videos = PageVideos(tmp_path / "page.html")
+    assert "base64" in videos.figure("a", bytes(MAX_VIDEO_BYTES), "front")
+    assert 'src="page_files/b.mp4"' in videos.figure("b", b"more", "front")
+    videos.remove_others()
+    assert [path.name for path in stale.parent.iterdir()] == ["b.mp4"]
+
+
+def test_videos_need_raw_episodes_and_a_page(lerobot: Path, data: Path, tmp_path: Path) -> None:
+    for location, page in ((lerobot, None), (data, str(tmp_path / "page.html"))):
+        config = InspectConfig(location=str(location), html=page, video=True)
+        with fails("usage.nothing_to_draw", 2):
+            inspect(config)
 
 
 def test_what_a_crop_leaves_out_is_darkened(tmp_path: Path) -> None:

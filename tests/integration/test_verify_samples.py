@@ -306,4 +306,7 @@ def test_a_page_shows_images_actions_and_ids(outputs: Path, tmp_path: Path, name
     text = page.read_text()
     assert text.count("<img") == 2 * 64
     assert re.findall(r"<h2>Sample \d+, (\w+), episode_", text) == ["vla", "wm"]
+    labels = {*re.findall(r'class="label">([^<]*)', text)}
+    assert labels
+    assert not [label for label in labels if "episode_" in label]
     assert "gripper" in text

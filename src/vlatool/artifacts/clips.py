@@ -9,6 +9,7 @@ import bisect
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -22,7 +23,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from vlatool.episode import Clip, UInt8Array
+from vlatool.episode import Clip, FrameSource, UInt8Array
 from vlatool.storage.uri import as_native_file
 
 # One thread, no clock, no B-frames (with them the bytes of x264 vary between runs, measured):
@@ -117,6 +118,27 @@ def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
         except (av.error.FFmpegError, ValueError):
             return None
     return EncodedClip(buffer.getvalue(), kind, delay)
+
+
+# Codecs that browsers decode in an mp4, and their pixel format.
+_PLAYED, _PLAYED_PIXELS = ("h264", "av1", "libdav1d", "vp9"), "yuv420p"
+
+
+def browser_clip(source: FrameSource, rate: Fraction) -> bytes:
+    """An mp4 file of all frames that browsers play: packets are copied where they do, else encoded.
+
+    Raises:
+        DataError: A frame cannot be decoded.
+    """
+    copied = None
+    if source.clip is not None:
+        with suppress(av.error.FFmpegError):  # decoding reports it with the frame
+            copied = copy_clip(source.clip, len(source), rate)
+    if copied and copied.kind.codec in _PLAYED and copied.kind.pixel_format == _PLAYED_PIXELS:
+        return copied.data
+    height, width = (side - side % 2 for side in source.size)
+    images = (source.read([index])[0, :height, :width] for index in range(len(source)))
+    return encode_video(images, rate, crf=28, keyframe_interval=10)
 
 
 def join_clips(paths: Sequence[Path], rate: Fraction, file: IO[bytes], delay: int) -> None:

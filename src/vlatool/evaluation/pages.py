@@ -13,7 +13,15 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.events import counted
 from vlatool.pages import layout
 from vlatool.pages.charts import Axis
-from vlatool.pages.images import FrameView, figure, frame_figure, strip, thumbnail, video
+from vlatool.pages.images import (
+    MAX_VIDEO_BYTES,
+    FrameView,
+    figure,
+    frame_figure,
+    strip,
+    thumbnail,
+    video,
+)
 from vlatool.pages.plots import Curve, chart_grid, chart_screens, curve_charts
 from vlatool.pages.text import number_text
 from vlatool.storage.atomic import open_atomic
@@ -28,8 +36,6 @@ _BACKGROUND = (250, 250, 248)
 _INK = (40, 40, 40)
 _GOOD, _BAD = (46, 125, 50), (198, 40, 40)
 _BASELINES = {"policy": "policy", "mean_action": "mean action", "copy_last": "copy last"}
-# Videos on a page; larger ones stay files beside it.
-_MAX_VIDEO_BYTES = 50 * 10**6
 _FRAME_PX = 160
 
 
@@ -136,7 +142,7 @@ def videos(folder: Path, captions: Mapping[str, str]) -> str:
     """Videos by their paths below the folder of the page: embedded up to 50 MB in all."""
     size = sum((folder / name).stat().st_size for name in captions)
     figures = [
-        video((folder / name).read_bytes() if size <= _MAX_VIDEO_BYTES else name, caption)
+        video((folder / name).read_bytes() if size <= MAX_VIDEO_BYTES else name, caption)
         for name, caption in captions.items()
     ]
     return strip("", figures, size="wide")

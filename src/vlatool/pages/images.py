@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from vlatool.episode import Array, LanguageSpan, UInt8Array
 from vlatool.events import counted
 from vlatool.pages.charts import Axis, FieldValues, field_charts, span_charts
 from vlatool.pages.layout import Section, escape, heading, note, sentences, tags
+from vlatool.storage.atomic import write_bytes
 from vlatool.transforms.geometry import project
 from vlatool.transforms.rotations import matrix_from_rot6d
 
@@ -217,6 +219,35 @@ def video(source: str | bytes, caption: str) -> str:
     return figure(f"{shown}</video>", caption)
 
 
+# Videos on a page; further ones are files beside it.
+MAX_VIDEO_BYTES = 50 * 10**6
+
+
+class PageVideos:
+    """Videos of one page: embedded up to 50 MB in all, further ones in a folder beside it."""
+
+    def __init__(self, page: Path) -> None:
+        self._folder = page.with_name(f"{page.stem}_files")
+        self._left = MAX_VIDEO_BYTES
+        self._files: set[str] = set()
+
+    def figure(self, name: str, data: bytes, caption: str) -> str:
+        """Figure of an mp4; `name`: stem of its file, unique on the page."""
+        if len(data) <= self._left:
+            self._left -= len(data)
+            return video(data, caption)
+        file = self._folder / f"{name}.mp4"
+        write_bytes(file, data)
+        self._files.add(file.name)
+        return video(f"{self._folder.name}/{file.name}", caption)
+
+    def remove_others(self) -> None:
+        """Removes videos of an earlier page of this name."""
+        for file in self._folder.glob("*.mp4"):
+            if file.name not in self._files:
+                file.unlink()
+
+
 def image_placeholder(reason: str) -> str:
     return f'<span class="image missing">{escape(reason)}</span>'
 
@@ -248,9 +279,13 @@ def tile(view: FrameView, number: int, name: str, lines: Sequence[str], anchor: 
 
 
 def gallery(tiles: Sequence[str]) -> str:
-    """Tiles side by side; many have a box that shows those with a text."""
-    box = '<input class="filter" type="search" placeholder="filter: name, instruction, length">'
-    return box * (len(tiles) > _FEW) + f'<div class="gallery">{"".join(tiles)}</div>'
+    """Tiles side by side; many have a box that shows those with a text, and one that sorts them."""
+    boxes = '<input class="filter" type="search" placeholder="filter: name, instruction, length">'
+    keys = enumerate(("number", "name", "length", "instruction"))
+    choices = "".join(f'<option value="{index}">by {key}</option>' for index, key in keys)
+    boxes += f' <select class="filter" aria-label="sort">{choices}</select>'
+    shown = f"<div>{boxes}</div>" * (len(tiles) > _FEW)
+    return f'{shown}<div class="gallery">{"".join(tiles)}</div>'
 
 
 def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]) -> str:
@@ -321,6 +356,8 @@ class EpisodeView:
     language: Mapping[str, Sequence[str]]  # map from kind of annotation to sentences
     spans: Sequence[LanguageSpan] = ()  # texts of some of the frames
     problems: Sequence[str] = ()  # messages about contents that cannot be shown
+    videos: Sequence[str] = ()  # a figure per camera
+    video_fps: float = 1.0  # frames per second of the videos
     is_brief: bool = False  # True if it has the first camera only
 
     @property
@@ -368,7 +405,9 @@ def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "
         + heading("Language", sentences(view.language))
         + heading("Recording", pose_legend(view.tracks if is_calibrated else ()) or " ")
         + "".join(strips)
-        + f'<div class="time" data-low="{axis.low:.6g}" data-high="{axis.high:.6g}">'
+        + f'<div class="time" data-low="{axis.low:.6g}" data-high="{axis.high:.6g}" '
+        + f'data-speed="{view.video_fps / view.fps:.6g}">'
+        + heading("Videos", strip("", view.videos))
         + heading("Texts over time", span_charts(axis, view.fps, view.spans))
         + heading("Actions", field_charts(axis, view.seconds, view.actions))
         + heading("Proprioception", field_charts(axis, view.seconds, view.proprioception))

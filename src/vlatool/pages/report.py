@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
+from vlatool.pages.images import PageVideos
 from vlatool.pages.layout import Section, note
 from vlatool.pages.text import pairs, text_table
 
@@ -24,6 +25,7 @@ _STATUS_TEXTS = {"whole": "complete"}
 class PageRequest:
     episodes: int = 0  # number of raw episodes to show
     samples: int = 0  # number of training samples to show
+    videos: PageVideos | None = None  # videos of the raw episodes in full; None: none
     # (folder, its entry `codes`) -> Decoder of its codes; None: show no reconstructions. Raises
     # DataError if the codes are of another tokenizer.
     open_decoder: Callable[[Path, Mapping[str, Any]], Decoder] | None = None

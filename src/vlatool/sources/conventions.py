@@ -107,8 +107,8 @@ class ConventionFits:
         rows = conventions_rows(self.conventions)
         pairs = zip(self.groups, self.conventions.groups, strict=True)
         charts = [_chart(convention, group) for group, convention in pairs if group.is_determined]
-        title = f"Conventions, by {self.conventions.sample_text}"
-        return layout.Section(title, layout.table(HEADER, rows) + "".join(charts))
+        text = f'<p class="quiet">by {self.conventions.sample_text}</p>'
+        return layout.Section("Conventions", text + layout.table(HEADER, rows) + "".join(charts))
 
     def conflicts(self, typed: Sequence[Declaration] = ()) -> Iterator["Contradiction"]:
         """Declarations of the data, and typed ones, that the recorded states contradict."""

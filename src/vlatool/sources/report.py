@@ -5,7 +5,8 @@ Legend of shapes: F frames, C dimensions of a field.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts import field_summary
+from vlatool.artifacts.clips import browser_clip
 from vlatool.artifacts.conventions import Conventions, conventions_table
 from vlatool.artifacts.field_summary import unit
 from vlatool.episode import Episode, EpisodeRef
@@ -24,6 +26,7 @@ from vlatool.pages import layout
 from vlatool.pages.images import (
     EpisodeView,
     FrameView,
+    PageVideos,
     brief_card,
     crop_drawing,
     episode_section,
@@ -235,7 +238,7 @@ def _page(
 ) -> ReportPage:
     """Page of the episodes `refs`, some of them in full."""
     broken = {episode["episode"]: episode["message"] for episode in facts.broken}
-    cards = EpisodeCards(source.reader, numbered(source.refs), broken)
+    cards = EpisodeCards(source.reader, numbered(source.refs), broken, request.videos)
     sections = cards.sections(refs, request.episodes, reporter)
     conventions = [fits.section()] if fits else []
     return ReportPage([*_overview(facts, cards.crops()), *conventions, *sections])
@@ -444,8 +447,9 @@ class EpisodeCards:
         reader: FormatReader,
         known: Mapping[int, EpisodeRef],
         broken: Mapping[str, str],  # reasons of those that cannot be read, by id
+        videos: PageVideos | None = None,
     ) -> None:
-        self._reader, self._broken = reader, broken
+        self._reader, self._broken, self._videos = reader, broken, videos
         self._numbers = {ref.id: number for number, ref in known.items()}
         self._first: EpisodeView | None = None
 
@@ -501,9 +505,12 @@ class EpisodeCards:
         if ref.id in self._broken:
             return self._broken[ref.id]
         try:
-            view = _episode_view(self._reader.read(ref), is_brief=is_brief)
+            episode = self._reader.read(ref)
+            view = _episode_view(episode, is_brief=is_brief)
         except DataError as error:
             return error.message
+        if self._videos and not is_brief:
+            view = _with_videos(view, episode, self._numbers[ref.id], self._videos)
         if self._first is None or (self._first.is_brief and not is_brief):
             self._first = view
         return view
@@ -554,6 +561,26 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
         problems=[finding.message for finding in episode.findings],
         is_brief=is_brief,
     )
+
+
+# Rate of the videos of episodes without one.
+_FPS = 10.0
+
+
+def _with_videos(
+    view: EpisodeView, episode: Episode, number: int, videos: PageVideos
+) -> EpisodeView:
+    """The view with a video per camera; a camera that cannot be decoded is a problem."""
+    fps = episode.fps or _FPS
+    figures, problems = [*view.videos], [*view.problems]
+    for index, (name, frames) in enumerate(episode.cameras.items()):
+        try:
+            data = browser_clip(frames, Fraction(fps).limit_denominator(1001))
+        except DataError as error:
+            problems.append(error.message)
+        else:
+            figures.append(videos.figure(f"episode_{number}_camera_{index}", data, name))
+    return replace(view, videos=figures, problems=problems, video_fps=fps)
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:

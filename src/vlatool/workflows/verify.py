@@ -15,6 +15,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.jobs.executor import default_workers
+from vlatool.pages.images import PageVideos
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS
 from vlatool.results import MERGED, OPTIONAL, Result, columns
@@ -38,6 +39,7 @@ class InspectConfig(ConfigModel):
     html_episodes: int = option(
         3, "Number of raw episodes in full on that page; it shows the others in brief.", ge=0
     )
+    video: bool = option(False, "Add the videos of the raw episodes in full to that page.")
     html_samples: int = option(6, "Number of training samples with images on that page.", ge=0)
     tokenizer: str | None = option(
         None,
@@ -117,7 +119,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         return _propose(path, location(config.propose))
     target = None if config.html is None else location(config.html)
     if target is None:
-        _check_tokenizer(path, "", config)
+        _check_page_options(path, "", config)
     else:
         inspection.check_target(target)
     kind, report = inspection.inspect_location(
@@ -131,13 +133,14 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
                 "has --html for runs",
                 code="usage.no_page",
             )
-        _check_tokenizer(path, kind, config)
-        inspection.write_page(report, config.location, target, _page_request(config))
+        _check_page_options(path, kind, config)
+        inspection.write_page(report, config.location, target, _page_request(config, target))
     return InspectResult(report.kind, config.location, config.html, report)
 
 
 def _inspect_names(config: InspectConfig) -> InspectResult:
     options = {"--html": config.html, "--propose": config.propose, "--tokenizer": config.tokenizer}
+    options["--video"] = "true" if config.video else None
     options["--rename"] = ", ".join([*config.rename.cameras, *config.rename.fields])
     for option_name, value in options.items():
         if value:
@@ -152,24 +155,29 @@ def _inspect_names(config: InspectConfig) -> InspectResult:
     return InspectResult(report.kind, ", ".join(locations), None, report)
 
 
-def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:
-    """Raises UsageError if a tokenizer is given but there are no codes to decode."""
-    if config.tokenizer is not None and kind != "samples":
-        raise UsageError(
-            f"{path}: --tokenizer only applies to the HTML page of samples",
-            hint="give --html and a folder of `vlatool build-dataset`, or leave --tokenizer out",
-            code="usage.nothing_to_draw",
-            details={"key": "tokenizer"},
-        )
+def _check_page_options(path: Path, kind: str, config: InspectConfig) -> None:
+    """Raises UsageError for options that need the HTML page of another kind, or a page at all."""
+    for key, needed, of, source in (
+        ("tokenizer", "samples", "samples", "a folder of `vlatool build-dataset`"),
+        ("video", "source", "raw episodes", "raw episodes"),
+    ):
+        if getattr(config, key) and kind != needed:
+            raise UsageError(
+                f"{path}: --{key} only applies to the HTML page of {of}",
+                hint=f"give --html and {source}, or leave --{key} out",
+                code="usage.nothing_to_draw",
+                details={"key": key},
+            )
 
 
-def _page_request(config: InspectConfig) -> PageRequest:
+def _page_request(config: InspectConfig, target: Path) -> PageRequest:
     decoder = None
     if config.tokenizer:
         from vlatool.tokens.decode import open_decoder
 
         decoder = partial(open_decoder, config.tokenizer)
-    return PageRequest(config.html_episodes, config.html_samples, decoder)
+    videos = PageVideos(target) if config.video else None
+    return PageRequest(config.html_episodes, config.html_samples, videos, decoder)
 
 
 # Findings of one code in a result; all are counted.

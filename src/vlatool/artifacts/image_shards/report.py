@@ -139,17 +139,22 @@ def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
     """Info of the first image of a tar and its metadata; None and empty if unreadable."""
     if not tar.keys:
         return None, {}
-    info, metadata = None, dict[str, Any]()
+    info = None
     with tar.reading(tar.keys[0]) as sample:
         suffix = image_shards_format.image_suffix(sample.members)
         if suffix is not None:
             with suppress(ValueError):
                 info = image_info(sample.members[suffix])
-        if image_shards_format.METADATA_SUFFIX in sample.members:
-            with suppress(DocumentError):
-                document = parse_json(sample.members[image_shards_format.METADATA_SUFFIX])
-                metadata = document if isinstance(document, dict) else {}
+        metadata = _metadata(sample.members)
     return info, metadata
+
+
+def _metadata(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Metadata of an image; empty if there are none, or they are unreadable."""
+    with suppress(DocumentError):
+        document = parse_json(members.get(image_shards_format.METADATA_SUFFIX, b""))
+        return document if isinstance(document, dict) else {}
+    return {}
 
 
 def _listed(path: Path, findings: report.Problems) -> int | None:
@@ -179,18 +184,20 @@ def _row(path: Path) -> str:
     try:
         with open_shard(path) as tar:
             keys = [tar.keys[index] for index in evenly_spaced(len(tar.keys), _ROW)]
-            return strip(escape(path.name), [figure(_image(tar, key), key) for key in keys])
+            return strip(escape(path.name), [_figure(tar, key) for key in keys])
     except DataError as error:
         return note(error.message)
 
 
-def _image(tar: OpenShard, key: str) -> str:
+def _figure(tar: OpenShard, key: str) -> str:
+    """Image of a sample over the file that it comes from, or else its key."""
     with tar.reading(key) as sample:
+        label = str(_metadata(sample.members).get("file", key))
         suffix = image_shards_format.image_suffix(sample.members)
         if suffix is None:
-            return image_placeholder("no image")
+            return figure(image_placeholder("no image"), label)
         try:
             with open_image(sample.members[suffix]) as image:
-                return thumbnail(image.convert("RGB"), f"{tar.path.name}, {key}")
+                return figure(thumbnail(image.convert("RGB"), f"{tar.path.name}, {key}"), label)
         except ValueError:
-            return image_placeholder("cannot be decoded")
+            return figure(image_placeholder("cannot be decoded"), label)

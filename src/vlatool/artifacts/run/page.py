@@ -150,6 +150,10 @@ def _charts_of(run: RunSummary) -> list[str]:
     ]
 
 
+# Parts of each image of the sheets that the built-in model types log.
+_LABELS = {"reconstruction": "each: image, reconstruction, absolute difference"}
+
+
 def _images(run: RunSummary) -> str:
     """The newest sheets of images by name, evenly spaced over the steps."""
     folder = run.run.root / IMAGES
@@ -162,7 +166,7 @@ def _images(run: RunSummary) -> str:
     for name, sheets in by_name.items():
         chosen = [sheets[index] for index in layout.evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
         figures = [_sheet(step, path, name) for step, path in [*chosen, sheets[-1]]]
-        blocks.append(layout.heading(name, strip("", figures, size="wide")))
+        blocks.append(layout.heading(name, strip(_LABELS.get(name, ""), figures, size="wide")))
     return "".join(blocks)
 
 

@@ -245,7 +245,8 @@ def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
     strips: dict[str, list[FrameView]] = {}
     known: dict[str, FrameView] = {}
     for name in names:
-        camera = _FRAME.sub("", PurePosixPath(name).stem)
+        path = PurePosixPath(name)
+        camera = _FRAME.sub("", path.stem).removesuffix(f"_{path.parent.name}")
         if name not in known:
             known[name] = file_view(root / name)
         strips.setdefault(camera, []).append(known[name])
