@@ -1,7 +1,6 @@
 """Progress reporting. Functions take a `Reporter`; the library itself never prints."""
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -22,13 +21,7 @@ class Progress(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         """Adds `amount` finished units; `fields` are shown next to the bar."""

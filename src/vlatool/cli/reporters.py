@@ -79,8 +79,8 @@ class ProgressCounter:
         self._shown_at = self._meter.started
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.is_complete = kind is None
+    def __exit__(self, *exc: object) -> None:
+        self.is_complete = exc[:1] == (None,)
         self._sink.show(self, is_end=True)
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest
@@ -270,12 +269,7 @@ class RunSync:
             sender.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
         try:
             is_lost = isinstance(exc, VlatoolError) and exc.code == _LOST
             if exc is not None and not is_lost and not self._is_flushed:
