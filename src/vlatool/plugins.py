@@ -298,6 +298,12 @@ ENVIRONMENTS: dict[str, EnvironmentSource] = {
         "vlatool.world.metaworld.simulator:environment_ids",
         "sim",
     ),
+    "gym_pusht/": EnvironmentSource(
+        "vlatool.world.pusht:register_environments",
+        "rollout-pusht",
+        "vlatool.world.pusht:environment_ids",
+        "pusht",
+    ),
     "libero/": EnvironmentSource(
         "vlatool.world.libero.suites:register_environments",
         "rollout-libero",

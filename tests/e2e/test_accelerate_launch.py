@@ -30,20 +30,29 @@ def test_configuration_file_of_accelerate_starts_the_ranks_of_a_run(tmp_path: Pa
     assert done.stderr.count("mixed_precision of the configuration of accelerate") == 1
 
 
-def test_last_lines_of_a_failed_launch_are_the_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "exit_code", "message", "hint"),
+    [
+        ([], "3", "no training data here", "give the --output folder of `vlatool prep"),
+        (["--steps", "2"], "2", "unknown option --steps", "did you mean --total-train-steps?"),
+    ],
+)
+def test_last_lines_of_a_failed_launch_are_the_error(
+    words: list[str], exit_code: str, message: str, hint: str, tmp_path: Path
+) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1"]
     arguments = tiny_arguments(tmp_path / "nothing", tmp_path / "run", total_train_steps=2)
 
     done = subprocess.run(
-        [*launch, "-m", "vlatool", *arguments],
+        [*launch, "-m", "vlatool", *arguments, *words],
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
 
-    *_, code, _, message, hint, end = done.stderr.rstrip().splitlines()
-    assert code.split("(")[0].split() == ["exitcode", ":", "3"]
-    assert f"{tmp_path}/nothing/" in message
-    assert hint.startswith("  hint: give the --output folder of `vlatool preprocess`")
+    *_, code, _, shown, last, end = done.stderr.rstrip().splitlines()
+    assert code.split("(")[0].split() == ["exitcode", ":", exit_code]
+    assert message in shown
+    assert last.startswith(f"  hint: {hint}")
     assert set(end) == {"="}

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import vlatool
 from tests.builders.toy_policy import (
@@ -264,6 +265,30 @@ def test_success_that_is_nan_is_an_error_of_its_episode(
     assert [row["error"] for row in document["rollouts"]] == [None, error, None]
     stored = json.loads((tmp_path / "out/report.json").read_text())
     assert [row["info"]["far"] for row in stored["rollouts"]] == [None] * 3
+
+
+class ArrayEnv(LineEnv):
+    """Observes one array; rewards are negative, and one is not finite."""
+
+    observation_space = spaces.Box(-9.0, 9.0, (1,), np.float64)
+
+    def reset(self, **keys: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(**keys)
+        return observation["x"], info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, _, _, info = super().step(action)
+        rewards = (-3.0, -0.5, float("nan"), -2.0)
+        return observation["x"], rewards[self.steps - 1], False, self.steps == 4, info
+
+
+def test_one_array_is_observed_and_the_greatest_reward_reported(run: Path, tmp_path: Path) -> None:
+    if "toys/Array-v0" not in gymnasium.registry:
+        gymnasium.register("toys/Array-v0", ArrayEnv)
+    mapped = {"env": "toys/Array-v0", "fields": {"x": FieldMap(key="observation")}}
+    result = rollout(config(run, tmp_path, success_key="none", **mapped))
+    assert [row["max_reward"] for row in result.figures["rollouts"]] == [-0.5] * 5
+    assert result.figures["mean_max_reward"] == -0.5
 
 
 class NanPolicy(PushPolicy):

@@ -4,9 +4,11 @@ import atexit
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -274,13 +276,20 @@ def _skip_shell_detection(argv: list[str]) -> None:
 def _report_error(error: BaseException, options: OutputOptions) -> int:
     """Writes an error, undisturbed by a second Ctrl-C, and returns its exit code."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from vlatool.cli.failures import as_vlatool_error
-    from vlatool.cli.output import write_error
+    from vlatool.cli.failures import TerminatedError, as_vlatool_error
+    from vlatool.cli.output import to_json, write_error
 
     try:
         shown = as_vlatool_error(error)
         if shown is not error:
             shown.__cause__ = error
+        # The agent of torchrun and of `accelerate launch` shows the file as the last lines.
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            if isinstance(shown, TerminatedError) and os.environ.get("RANK") != "0":
+                return shown.exit_code  # ended by the agent, because another rank has failed
+            text = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
+            with suppress(OSError):
+                Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
         write_error(shown, options)
         return shown.exit_code
     finally:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -50,22 +50,12 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
 
 @contextmanager
 def rank_errors(run: Invocation) -> Iterator[None]:
-    """In a rank, writes errors for the starting process, which prints one of them: that of
-    `--nproc`, or the agent of torchrun and of `accelerate launch`, as the last lines.
-    """
+    """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""
     from vlatool.training.ranks import Launch
 
     launch = Launch.of_this_process()
     if launch is None:
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, typer.Exit) and (file := os.environ.get(_ERROR_FILE)):
-                shown = as_vlatool_error(error)
-                text = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
-                with suppress(OSError):
-                    Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
-            raise
+        yield
         return
     try:
         launch.join()

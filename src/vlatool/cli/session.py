@@ -67,7 +67,7 @@ class Invocation:
             raise
         self._config, self._arguments = resolved.config, frozenset(positionals)
         if resolved.unknown_keys:
-            message = f"{counted(len(resolved.unknown_keys), 'unknown key')} ignored: "
+            message = f"{counted(len(resolved.unknown_keys), 'key')} without a meaning here: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
         for key, reason in resolved.ignored.items():
             self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")

@@ -34,6 +34,8 @@ EnvObservation = Mapping[str, Any]
 MakeEnv = Callable[[], Env]
 
 _JOIN_TIMEOUT_S = 5.0
+# Key of an observation that is one array.
+_ARRAY = "observation"
 _IMAGE_DIMENSIONS = 3
 
 _log = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ class LocalEnvironments:
                     step = (float(reward), bool(terminated), bool(truncated))
                 frame = env.render() if call.is_rendered else None
                 return Reply(
-                    observation,
+                    observation if isinstance(observation, Mapping) else {_ARRAY: observation},
                     {key: value for key, value in info.items() if _is_sent(value)},
                     *step,
                     frame=None if frame is None else _rgb(frame),

@@ -198,7 +198,8 @@ def rollout_sections(
     )
     tiles = {"episodes": report["episodes"], "errors": report["errors"] or ""}
     tiles |= {"steps on average": number_text(report["mean_steps"])}
-    names = ("task", "seed", "instruction", "success", "steps", "error")
+    tiles |= {"greatest reward on average": number_text(report["mean_max_reward"])}
+    names = ("task", "seed", "instruction", "success", "steps", "max_reward", "error")
     present = [
         name for name in names if any(row.get(name) not in ("", None) for row in report["rollouts"])
     ]

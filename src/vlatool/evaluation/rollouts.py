@@ -1,6 +1,7 @@
 """Closed-loop rollouts in Gymnasium environments, several of them in lockstep."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,7 @@ class Rollout:
     instruction: str = ""  # instruction that the controller got
     success: bool = False  # True if the environment reported success
     steps: int = 0  # number of executed actions
+    max_reward: float | None = None  # greatest finite reward of a step
     # Last info of the environment, JSON values only.
     info: dict[str, Any] = field(default_factory=dict[str, Any])
     # Rendered images uint8 [H, W, 3] for a contact sheet; empty if it is in none.
@@ -218,6 +220,9 @@ class _Lockstep:
             rollout.instruction = instruction
             return False
         rollout.steps += 1
+        if math.isfinite(reply.reward):
+            before = -math.inf if rollout.max_reward is None else rollout.max_reward
+            rollout.max_reward = max(reply.reward, before)
         rollout.info = {
             key: (None if isinstance(value, float) and not np.isfinite(value) else value)
             for key, value in reply.info.items()
@@ -292,7 +297,7 @@ class RolloutSetup:
 def _instruction(task: RolloutTask, observation: EnvObservation, info: Mapping[str, Any]) -> str:
     if task.instruction is not None:
         return task.instruction
-    values = {**info, **observation} if isinstance(observation, Mapping) else info
+    values = {**info, **observation}
     with suppress(DataError):
         return str(controllers.observed_value(values, task.instruction_key))
     return ""
@@ -460,7 +465,7 @@ def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     by_instruction: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
         by_instruction.setdefault(rollout.instruction, []).append(rollout)
-    keys = ("seed", "instruction", "success", "steps", "info", "error")
+    keys = ("seed", "instruction", "success", "steps", "max_reward", "info", "error")
     return {
         **_task_report(rollouts),
         "per_instruction": {
@@ -472,9 +477,12 @@ def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
 
 
 def _task_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    steps = [rollout.steps for rollout in rollouts if rollout.error is None]
-    mean_steps = float(np.mean(steps)) if steps else 0.0
-    return {**success_report(_outcomes(rollouts)), "mean_steps": mean_steps}
+    whole = [rollout for rollout in rollouts if rollout.error is None]
+    mean_steps = float(np.mean([rollout.steps for rollout in whole])) if whole else 0.0
+    rewards = [rollout.max_reward for rollout in whole if rollout.max_reward is not None]
+    mean_reward = float(np.mean(rewards)) if rewards else None
+    report = success_report(_outcomes(rollouts))
+    return {**report, "mean_steps": mean_steps, "mean_max_reward": mean_reward}
 
 
 def _outcomes(rollouts: Sequence[Rollout]) -> list[bool | None]:

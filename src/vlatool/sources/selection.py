@@ -196,9 +196,10 @@ def _with_cameras(
     chosen = None if cameras is None else listed_cameras(cameras)
     for name in (*(chosen or ()), *required_cameras):
         if name not in known:
+            others = [each for each in known if each not in (chosen or ())]
             raise DataError(
                 f"camera {name!r} is not in the data",
-                hint=did_you_mean(name, known),
+                hint=did_you_mean(name, others or known),
                 code="data.unknown_camera",
                 details={"camera": name, "known": known},
             )

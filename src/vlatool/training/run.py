@@ -82,10 +82,7 @@ def _loss_of_a_kill(config: TrainConfig) -> str:
     minutes = config.save_every_minutes
     if minutes is None:
         return "a killed run loses what came after its last planned checkpoint"
-    return (
-        f"a killed run loses at most {minutes:g} min, or {_SAVES_APART} times what a save took "
-        "where that is longer (save_every_minutes)"
-    )
+    return f"a killed run loses about {minutes:g} min at most (save_every_minutes)"
 
 
 def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:

@@ -93,12 +93,17 @@ def after_codes(codes: str) -> str:
             if CodesFolder.open(folder).manifest.codes_per_picture != _PUBLISHED_CODES:
                 form = "--vocab-size 256 --scale 5"
             windows = shlex.quote(str(folder.parent))
+            if location("fast").exists():  # of other windows: their samples have the same ids
+                preset = " --preset future-vla-tiny-build" * ("256" in form)
+                return f"vlatool build-dataset {windows}{preset} --fast fast"
             return f"vlatool tokenizer fit-fast {windows} --output fast {form}"
     return f"vlatool verify {shlex.quote(codes)}"
 
 
 def after_samples(samples: str) -> str:
-    """Makes weights to start from, and trains."""
+    """Makes weights to start from, and trains; measures a model that is there."""
+    if location("runs/vla").exists():
+        return f"vlatool eval open-loop runs/vla {shlex.quote(samples)}"
     base, preset = _BASE_MODELS, "future-vla-libero"
     with suppress(VlatoolError):
         if SamplesFolder.open(location(samples)).sizes.codes_per_image != _PUBLISHED_CODES:

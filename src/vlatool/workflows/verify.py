@@ -157,14 +157,14 @@ def _inspect_names(config: InspectConfig) -> InspectResult:
 
 def _check_page_options(path: Path, kind: str, config: InspectConfig) -> None:
     """Raises UsageError for options that need the HTML page of another kind, or a page at all."""
-    for key, needed, of, source in (
-        ("tokenizer", "samples", "samples", "a folder of `vlatool build-dataset`"),
-        ("video", "source", "raw episodes", "raw episodes"),
+    for key, needed, of in (
+        ("tokenizer", "samples", "a folder of `vlatool build-dataset`"),
+        ("video", "source", "raw episodes"),
     ):
         if getattr(config, key) and kind != needed:
             raise UsageError(
                 f"{path}: --{key} only applies to the HTML page of {of}",
-                hint=f"give --html and {source}, or leave --{key} out",
+                hint=f"leave --{key} out" if kind else f"add --html PAGE, or leave --{key} out",
                 code="usage.nothing_to_draw",
                 details={"key": key},
             )

@@ -48,8 +48,8 @@ def row_names(letter: str) -> set[str]:
 
 @cache
 def published_runs(model_type: str) -> dict[str, Any]:
-    """Preset to its resolved values."""
-    names = sorted(path.stem for path in (ROOT / "presets/runs").glob("*-published.yaml"))
+    """Preset to its resolved values; that of PushT is of another program."""
+    names = sorted(path.stem for path in (ROOT / "presets/runs").glob("[!p]*-published.yaml"))
     trees = {n: load_config(TrainConfig, presets=[n]).config.model_dump(mode="json") for n in names}
     return {name: tree for name, tree in trees.items() if tree["model"]["type"] == model_type}
 

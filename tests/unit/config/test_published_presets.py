@@ -260,6 +260,53 @@ JOBS["vla-diffusion-tiny-test"] = {
     "data.num_workers": 0,
     "data.prefetch_factor": 4,  # null, which is the default
 }
+# Diffusion Policy, its transformer for PushT (train_diffusion_transformer_lowdim_pusht).
+JOBS["pusht-state"] = {
+    "model.type": "diffusion_policy",
+    "model.vision_language_backbone.type": "text_backbone",
+    "model.vision_language_backbone.hidden_dim": 256,
+    "model.vision_language_backbone.text_encoder": None,
+    "model.transformer.type": "transformer",
+    "model.transformer.hidden_dim": 256,
+    "model.transformer.n_layers": 8,
+    "model.transformer.n_heads": 4,
+    "model.transformer.ffn_type": "gelu",
+    "model.transformer.is_causal": True,
+    "model.use_flow_matching_scheduler": False,
+    "model.noise_scheduler.num_timesteps": 100,
+    "model.noise_scheduler.beta_schedule": "cosine",
+    "model.noise_scheduler.clamp_range": [-1.0, 1.0],
+    "model.solver.type": "ddpm",
+    "data.type": "robotics",
+    "data.proprioception_fields": ["state"],
+    "data.action_fields": ["action"],
+    "data.normalization.method": "min_max",
+    "data.normalization.centered_norm": True,
+    "data.allow_multiple_epochs": True,
+    "data.num_workers": 1,
+    "hparams.precision": "float32",
+    "hparams.global_batch_size": 256,
+    "hparams.per_gpu_batch_size": None,
+    "hparams.lr": 1e-4,
+    "hparams.lr_scheduler": "cosine",
+    "hparams.lr_cooldown_end": 0.0,
+    "hparams.warmup": 1000,
+    "hparams.wd": 0.1,
+    "hparams.beta1": 0.9,
+    "hparams.beta2": 0.95,
+    "hparams.eps": 1e-8,
+    "hparams.grad_clip_norm": None,
+    "hparams.seed": 42,
+    "ema.enabled": True,
+    "ema.type": "ema",
+    "ema.update_after_step": 0,
+    "ema.inv_gamma": 1.0,
+    "ema.power": 0.75,
+    "ema.min_value": 0.0,
+    "ema.max_value": 0.9999,
+    "num_epochs": 8000,
+    "num_checkpoints": 160,
+}
 RULES = {"model.clean_padded_steps", "hparams.decay_by_name"}
 LOADER = {"data.prefetch_factor", "data.num_workers"}
 POLICY = {*RULES, *LOADER, "model.vision_language_backbone.image_words"}
@@ -275,6 +322,22 @@ CORRECTED = {
     "lbm-hparams-4cams": POLICY | CLAMP | WARMUP | {"hparams.precision"},
     "vla-diffusion-tiny-test": RULES | WARMUP,
     "vla-diffusion-bellpepper": RULES | LOADER | WARMUP | {"data.processor"},
+    "pusht-state": {
+        "model.vision_language_backbone.hidden_dim",
+        "model.transformer.hidden_dim",
+        "model.transformer.n_layers",
+        "model.transformer.is_causal",
+        "model.solver.type",
+        "hparams.global_batch_size",
+        "hparams.lr",
+        "hparams.warmup",
+        "hparams.wd",
+        "hparams.grad_clip_norm",
+        "ema.max_value",
+        "num_epochs",
+        "total_train_steps",
+        "num_checkpoints",
+    },
 }
 
 CORRECTED["lbm-hparams-6cams"] = CORRECTED["lbm-hparams-4cams"]
@@ -424,6 +487,7 @@ WRITTEN: dict[str, Any] = {
 }
 WRITTEN_BY_JOB: dict[str, dict[str, Any]] = {
     "diffusion-policy-lbm1": {"data.processor_kwargs": {}, "hparams.warmup": "0.0"},
+    "pusht-state": {"data.camera_names": "none"},
     "vla-diffusion-bellpepper": {"data.img_num_tokens": 256},
     "vla-diffusion-tiny-test": {
         "data.image_size": 512,

@@ -274,6 +274,9 @@ class ShardFolder:
         check_downloaded(location)
         folder = cls.find(location)
         if folder is None:
+            record = read_valid_record(location)
+            if record is not None and record.result is None:
+                raise record.no_manifest_error(location)
             raise other_contents_error(
                 location,
                 "shards of samples",

@@ -24,6 +24,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.pages.text import few_text
 from vlatool.storage.uri import location
 from vlatool.transforms.normalize import (
     FieldScale,
@@ -133,7 +134,7 @@ class _Dimension:
 def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
     """Names the dimensions that are constant, have too narrow a range, or an uneven scale."""
     if constant := list(_constant_labels(config, info)):
-        reporter.note(f"these dimensions never change in the data: {_listed(constant)}")
+        reporter.note(f"never change in the data: {few_text(constant, 3)}")
     varying = list(_moving(config, info))
     narrow = [dimension for dimension in varying if dimension.reach > _MAX_REACH]
     if narrow:

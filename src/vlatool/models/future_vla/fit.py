@@ -155,8 +155,8 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
             f"{sum(config.compress)} past steps of {counted(config.views, 'camera')}, the "
             f"samples have {shape.past_steps} steps of {len(shape.cameras)} "
             f"({', '.join(shape.cameras)})",
-            hint=f"set model.views={len(shape.cameras)} and a model.compress whose sum is "
-            f"{shape.past_steps}, or write windows with other steps",
+            hint=f"set model.views={len(shape.cameras)} and three numbers in model.compress whose "
+            f"sum is {shape.past_steps}, or write windows with other steps",
             code="usage.grid_mismatch",
             details={"key": "model.compress"},
         )
