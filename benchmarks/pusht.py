@@ -31,9 +31,9 @@ def rolled_out(trained: Path, checkpoint: str, steps: int) -> dict[str, Any]:
     return run("eval", "rollout", str(trained / "checkpoints" / checkpoint), *arguments)
 
 
-def with_solver(trained: Path, checkpoint: str, solver: str) -> Path:
-    """A copy of one checkpoint of a run that samples with another solver."""
-    copy = trained.with_name(f"{trained.name}-{solver}")
+def with_ddpm(trained: Path, checkpoint: str) -> Path:
+    """A copy of one checkpoint of a run that samples with DDPM, which is DDIM with an eta of 1."""
+    copy = trained.with_name(f"{trained.name}-ddpm")
     if not copy.exists():
         partial = copy.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -41,7 +41,7 @@ def with_solver(trained: Path, checkpoint: str, solver: str) -> Path:
         shutil.copytree(trained, partial, ignore=skipped)
         shutil.copytree(trained / "checkpoints" / checkpoint, partial / "checkpoints" / checkpoint)
         for config in partial.rglob("config.yaml"):
-            config.write_text(config.read_text().replace("type: ddim", f"type: {solver}"))
+            config.write_text(config.read_text().replace("eta: 0.0", "eta: 1.0"))
         partial.rename(copy)
     return copy
 
@@ -82,7 +82,7 @@ def main() -> None:
             print(seed, checkpoint, report["mean_max_reward"], report["success_rate"], flush=True)
         results["ddim16"].append(report["mean_max_reward"])
         results["success16"].append(report["success_rate"])
-        sampled = rolled_out(with_solver(trained, checkpoints[-1], "ddpm"), checkpoints[-1], 100)
+        sampled = rolled_out(with_ddpm(trained, checkpoints[-1]), checkpoints[-1], 100)
         results["ddpm100"].append(sampled["mean_max_reward"])
         (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
     for name, values in results.items():

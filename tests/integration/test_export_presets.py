@@ -18,7 +18,14 @@ from vlatool.workflows.train import train
 # `test_future_vla_export.py` exports the language model.
 OTHER_DATA = {"future-vla-libero", "future-vla-tiny"}
 KEYPOINTS = {"diffusion-policy-tiny", "world-pick", "metaworld"}
-NOT_EXPORTED = {*KEYPOINTS, "policy-state", "vqgan-tiny", "future-vla-tiny-teacher"}
+NOT_EXPORTED = {
+    *KEYPOINTS,
+    "policy-state",
+    "pusht-state",
+    "pusht-state-published",
+    "vqgan-tiny",
+    "future-vla-tiny-teacher",
+}
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,11 @@ def test_buffers_that_follow_from_the_configuration_are_recomputed() -> None:
     state["sinusoidal_position_embeddings.emb"] = torch.zeros(1)
     del state["transformer.layers.0.attention.pos_embed.inv_freq"]
     result = import_published(state, network)
+    assert set(result.computed) == {
+        "scheduler.betas",
+        "sinusoidal_position_embeddings.emb",
+        POSITIONS,
+    }
     expected = network.state_dict()
     assert result.weights.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in result.weights.items())

@@ -56,12 +56,18 @@ class ImportedWeights:
 
     weights: Mapping[str, Tensor]
     dead: Sequence[str]  # names of weights that a policy does not use
+    computed: Sequence[str]  # names of buffers that follow from the configuration
 
     def notes(self, path: Path) -> Iterator[str]:
-        """Yields a sentence on what is not taken from the file."""
-        if count := len(self.dead):
-            listed = ", ".join(self.dead[:_MAX_LISTED]) + (", ..." if count > _MAX_LISTED else "")
-            yield f"{path}: left out {count} tensors that a policy does not use: {listed}"
+        """Yields sentences on what is not taken from the file."""
+        for names, reason in (
+            (self.dead, "a policy does not use"),
+            (self.computed, "this program computes again"),
+        ):
+            if names:
+                count = len(names)
+                listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if count > _MAX_LISTED else "")
+                yield f"{path}: left out {count} tensors that {reason}: {listed}"
 
 
 def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
@@ -71,10 +77,12 @@ def import_published(state: Mapping[str, Tensor], network: nn.Module) -> Importe
     named = without_wrappers(state)
     own = network.state_dict()
     dead = [name for name in named if _is_dead(name) and name not in own]
-    weights = {name: value for name, value in named.items() if name not in dead}
-    weights = {name: value for name, value in weights.items() if not is_computed(name)}
+    computed = [name for name in named if is_computed(name)]
+    left_out = {*dead, *computed}
+    weights = {name: value for name, value in named.items() if name not in left_out}
     weights |= {name: value for name, value in own.items() if is_computed(name)}
-    return ImportedWeights(weights, dead)
+    is_own = named.keys() == own.keys()  # a checkpoint of this program
+    return ImportedWeights(weights, dead, () if is_own else computed)
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
