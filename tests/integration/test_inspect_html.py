@@ -269,11 +269,12 @@ def test_videos_beyond_the_limit_are_files_beside_the_page(tmp_path: Path) -> No
     stale = tmp_path / "page_files" / "episode_9_camera_0.mp4"
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier page")
+    (stale.parent / "mine.mp4").write_bytes(b"of somebody else")
     videos = PageVideos(tmp_path / "page.html")
     assert "base64" in videos.figure("a", bytes(MAX_VIDEO_BYTES), "front")
-    assert 'src="page_files/b.mp4"' in videos.figure("b", b"more", "front")
+    assert 'src="page_files/episode_b.mp4"' in videos.figure("b", b"more", "front")
     videos.remove_others()
-    assert [path.name for path in stale.parent.iterdir()] == ["b.mp4"]
+    assert sorted(path.name for path in stale.parent.iterdir()) == ["episode_b.mp4", "mine.mp4"]
 
 
 def test_videos_need_raw_episodes_and_a_page(lerobot: Path, data: Path, tmp_path: Path) -> None:

@@ -232,18 +232,18 @@ class PageVideos:
         self._files: set[str] = set()
 
     def figure(self, name: str, data: bytes, caption: str) -> str:
-        """Figure of an mp4; `name`: stem of its file, unique on the page."""
+        """Figure of an mp4; `name`: stem of its file without `episode_`, unique on the page."""
         if len(data) <= self._left:
             self._left -= len(data)
             return video(data, caption)
-        file = self._folder / f"{name}.mp4"
+        file = self._folder / f"episode_{name}.mp4"
         write_bytes(file, data)
         self._files.add(file.name)
         return video(f"{self._folder.name}/{file.name}", caption)
 
     def remove_others(self) -> None:
         """Removes videos of an earlier page of this name."""
-        for file in self._folder.glob("*.mp4"):
+        for file in self._folder.glob("episode_*.mp4"):
             if file.name not in self._files:
                 file.unlink()
 

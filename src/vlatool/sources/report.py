@@ -579,7 +579,7 @@ def _with_videos(
         except DataError as error:
             problems.append(error.message)
         else:
-            figures.append(videos.figure(f"episode_{number}_camera_{index}", data, name))
+            figures.append(videos.figure(f"{number}_camera_{index}", data, name))
     return replace(view, videos=figures, problems=problems, video_fps=fps)
 
 
