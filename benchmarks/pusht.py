@@ -10,6 +10,7 @@ one with 100 steps of DDPM too. The last checkpoint counts. The same command res
 import argparse
 import json
 import os
+import shlex
 import shutil
 import statistics
 import time
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--episodes", help="episodes to train on, such as 0:90; all by default")
     parser.add_argument("--preset", default="pusht-state")
     parser.add_argument("--output", type=Path, metavar="DIR", default="pusht", help="results")
-    parser.add_argument("override", nargs="*", help="further arguments of train, after --")
+    parser.add_argument("--train", default="", help="further arguments of train, in quotes")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     print(describe(), f"{os.environ['OMP_NUM_THREADS']} threads", flush=True)
@@ -74,7 +75,7 @@ def main() -> None:
         trained = arguments.output / f"seed_{seed}"
         started = time.perf_counter()
         words = ["--preset", arguments.preset, "--data", windows, "--output", str(trained)]
-        run("train", *words, "--hparams.seed", str(seed), *arguments.override)
+        run("train", *words, "--hparams.seed", str(seed), *shlex.split(arguments.train))
         results["hours"].append((time.perf_counter() - started) / 3600)
         checkpoints = sorted(path.name for path in (trained / "checkpoints").iterdir())
         for checkpoint in checkpoints:

@@ -111,7 +111,8 @@ def _policy(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
             keys |= _WORLD_FIELDS
         return keys | {f"{_BACKBONE}.{key}": value for key, value in _KEYPOINTS.items()}
     if backbone["type"] == "text_backbone":
-        return keys | {f"{_BACKBONE}.hidden_dim": 16}
+        fields = {key: names for key, names in _WORLD_FIELDS.items() if key.endswith("_fields")}
+        return keys | fields | {f"{_BACKBONE}.hidden_dim": 16}
     base = next(
         folder for word, folder in _BASES.items() if word in backbone["hf_pretrained"].lower()
     )
