@@ -4,7 +4,8 @@
 
 It needs the extras `train`, `zarr` and `pusht`. Each seed is trained on one thread; each checkpoint
 is rolled out from 50 starts (seeds 100000 and on of gym-pusht) with 16 steps of DDIM, and the last
-one with 100 steps of DDPM too. The last checkpoint counts. The same command resumes.
+one with 100 steps of DDPM too. The last checkpoint counts. The same command resumes; `hours` are
+those of the call.
 """
 
 import argparse
@@ -28,6 +29,8 @@ EXECUTED = ("--execute-steps", "8", "--batch-size", "25")
 def rolled_out(trained: Path, checkpoint: str, steps: int) -> dict[str, Any]:
     """Report of 50 rollouts of a checkpoint."""
     output = trained / "eval" / f"{checkpoint}-{steps}"
+    if (report := output / "report.json").exists():  # written last
+        return json.loads(report.read_text())
     arguments = [*STARTS, *EXECUTED, "--inference-steps", str(steps), "--output", str(output)]
     return run("eval", "rollout", str(trained / "checkpoints" / checkpoint), *arguments)
 
