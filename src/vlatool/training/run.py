@@ -82,7 +82,9 @@ def _loss_of_a_kill(config: TrainConfig) -> str:
     minutes = config.save_every_minutes
     if minutes is None:
         return "a killed run loses what came after its last planned checkpoint"
-    return f"a killed run loses about {minutes:g} min at most (save_every_minutes)"
+    return (
+        f"a killed run loses at most {minutes:g} min, more if saves are slow (save_every_minutes)"
+    )
 
 
 def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:

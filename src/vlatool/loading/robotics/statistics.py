@@ -1,5 +1,6 @@
 """Statistics of a run: normalization of fields, check of their ranges, those of initial weights."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -116,6 +117,8 @@ def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfi
 
 
 # Normalized values of normal data are below 10 with any method.
+_log = logging.getLogger(__name__)
+
 _MAX_REACH = 20.0
 _ORDERS = 100.0
 # Number of dimensions that a message lists.
@@ -134,6 +137,7 @@ class _Dimension:
 def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
     """Names the dimensions that are constant, have too narrow a range, or an uneven scale."""
     if constant := list(_constant_labels(config, info)):
+        _log.info("never change in the data: %s", _listed(constant))
         reporter.note(f"never change in the data: {few_text(constant, 3)}")
     varying = list(_moving(config, info))
     narrow = [dimension for dimension in varying if dimension.reach > _MAX_REACH]
