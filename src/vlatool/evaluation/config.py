@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel, execution_field, option, required_field, unique_items
+from vlatool.models.base import Rule, Sampling
 from vlatool.models.trained import Weights
 from vlatool.transforms.geometry import quarter_turns
 from vlatool.transforms.names import FieldMap, NameMap
@@ -19,14 +20,44 @@ def allow_option() -> Any:
     )
 
 
-class OpenLoopConfig(ConfigModel):
+class SamplingOptions(ConfigModel):
+    """Options of how a policy computes a chunk."""
+
+    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
+    temperature: float = option(
+        0.0,
+        "Temperature at which a policy that writes tokens draws its actions; 0: the most probable "
+        "ones.",
+        ge=0,
+        le=100,
+    )
+    samples: int = option(
+        1, "Answers per decision of such a policy, of which one is executed.", ge=1, le=256
+    )
+    choose: Rule = option(
+        "probable",
+        "Rule for the answer to execute: probable has the greatest probability, central is nearest "
+        "to all others, future has the most probable predicted images.",
+    )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.samples, self.choose)
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("samples above 1 are all equal with a temperature of 0")
+        return self
+
+
+class OpenLoopConfig(SamplingOptions):
     """Options of the comparison of predicted with recorded action chunks."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     data: str = required_field("", "Output of `vlatool preprocess`, of any scheme.")
     output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
     weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
-    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
     max_samples: int = option(2000, "Most samples to evaluate, evenly spaced over the data.", ge=1)
     batch_size: int = option(32, "Samples computed at once; fewer are filled up.", ge=1)
     seed: int = option(0, "Seed of the sampled noise.", ge=0)
@@ -149,7 +180,7 @@ class SuiteConfig(ConfigModel):
         return value
 
 
-class RolloutOptions(RolloutTask):
+class RolloutOptions(SamplingOptions, RolloutTask):
     """Options of rollouts of a policy in Gymnasium environments; the section `eval` of a run."""
 
     suite: str | None = option(
@@ -176,7 +207,6 @@ class RolloutOptions(RolloutTask):
         "Published schedule: hold still for execute_steps - 1 steps, then execute as "
         "many of each chunk.",
     )
-    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
     batch_size: int = option(8, "Observations computed at once; fewer are filled up.", ge=1)
     env_processes: int | None = execution_field(
         None,

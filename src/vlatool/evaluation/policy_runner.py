@@ -14,7 +14,7 @@ import numpy as np
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.config import RolloutConfig, SamplingOptions
 from vlatool.evaluation.control import (
     ControlOptions,
     EpisodeControl,
@@ -26,7 +26,7 @@ from vlatool.evaluation.control import (
 )
 from vlatool.evaluation.controllers import control_options
 from vlatool.events import NULL, Reporter, counted
-from vlatool.models.base import Policy
+from vlatool.models.base import Policy, Rule
 from vlatool.models.published import Trained, WeightsOrigin
 from vlatool.models.trained import Weights, open_trained
 from vlatool.plugins import did_you_mean
@@ -231,11 +231,12 @@ def _vector(name: str, values: Any, width: int) -> Array:
 
 
 def open_policy(
-    location: str, weights: Weights, inference_steps: int, reporter: Reporter = NULL
+    location: str, weights: Weights, options: SamplingOptions, reporter: Reporter = NULL
 ) -> tuple[Policy, Trained]:
-    """Policy with `inference_steps` evaluations of its network per chunk, and its weights."""
+    """Policy that answers as the options say, and its weights."""
     trained = open_trained(location, weights=weights, reporter=reporter)
-    return trained.policy().with_steps(inference_steps), trained
+    policy = trained.policy().with_steps(options.inference_steps)
+    return policy.with_sampling(options.sampling), trained
 
 
 def load_policy(
@@ -243,6 +244,9 @@ def load_policy(
     *,
     weights: Weights = "auto",
     inference_steps: int = 8,
+    temperature: float = 0.0,
+    samples: int = 1,
+    choose: Rule = "probable",
     seed: int = 0,
     ensemble_decay: float | None = None,
     grippers: Sequence[Mapping[str, Any]] = (),
@@ -259,6 +263,7 @@ def load_policy(
             checkpoints/step_*, or a published experiment or one of its checkpoint files.
         weights: `ema`, `raw`, or `auto`: averaged weights if the checkpoint has them.
         inference_steps: Evaluations of the network per action chunk.
+        temperature: As for `vlatool eval rollout`, like `samples` and `choose`.
         seed: Seed of the sampled noise.
         ensemble_decay: As for `vlatool eval rollout`.
         grippers: As for `vlatool eval rollout`, mappings.
@@ -283,8 +288,15 @@ def load_policy(
             code="usage.bad_value",
         )
     seed = _seed(seed)
-    control = {"ensemble_decay": ensemble_decay, "grippers": [dict(row) for row in grippers]}
+    control = {
+        "ensemble_decay": ensemble_decay,
+        "grippers": [dict(row) for row in grippers],
+        "inference_steps": int(inference_steps),
+        "temperature": temperature,
+        "samples": samples,
+        "choose": choose,
+    }
     options = [Override(key, value, "load_policy") for key, value in control.items()]
     config = load_config(RolloutConfig, overrides=options).config
-    policy, trained = open_policy(str(checkpoint), weights, inference_steps)
+    policy, trained = open_policy(str(checkpoint), weights, config)
     return PolicyRunner(policy, trained.origin, seed, options=control_options(config, policy))

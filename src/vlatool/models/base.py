@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+from vlatool.errors import UsageError
 from vlatool.models.published import Layout, WeightsOrigin
 
 if TYPE_CHECKING:
@@ -326,6 +327,27 @@ class VisualTokenizer(Protocol):
         return reconstruct
 
 
+Rule = Literal["probable", "central", "future"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy that writes tokens answers; see `SamplingOptions`."""
+
+    temperature: float = 0.0
+    samples: int = 1
+    choose: Rule = "probable"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Answers to one observation, N of them, of which one is executed."""
+
+    chosen: int
+    scores: Mapping[Rule, "Array"]  # of each answer by each rule that was computed, [N]
+    codes: Mapping[str, "Array"]  # of predicted images by camera, [N, F, codes]; may be empty
+
+
 @dataclass(frozen=True)
 class Decision:
     """Chunks of a policy."""
@@ -333,6 +355,7 @@ class Decision:
     actions: Mapping[str, "Array"]  # result of `Policy.act`
     # number of tokens that were decoded for each observation; empty if there are none
     tokens: Sequence[int] = ()
+    candidates: Sequence[Candidates] = ()  # of each observation; empty if a policy draws none
 
 
 class Policy(Protocol):
@@ -377,8 +400,22 @@ class Policy(Protocol):
         """Returns the policy with this number of evaluations of its network per chunk."""
         return self
 
-    def decide(self, observations: "Sequence[Observation]", *, seeds: Sequence[int]) -> Decision:
-        """Returns the chunks of `act`, with their numbers of tokens if it decodes tokens."""
+    def with_sampling(self, sampling: Sampling) -> "Policy":
+        """Returns the policy that answers in this way; only one that writes tokens can."""
+        if sampling != Sampling():
+            raise UsageError(
+                "the policy writes no tokens, so that temperature, samples and choose mean nothing",
+                hint="leave them out; other seeds give other chunks",
+                code="usage.no_tokens",
+            )
+        return self
+
+    def decide(
+        self, observations: "Sequence[Observation]", *, seeds: Sequence[int], look: bool = False
+    ) -> Decision:
+        """Returns the chunks of `act`, with their numbers of tokens if it decodes tokens; `look`:
+        with the predicted images of all candidates, if it predicts images.
+        """
         return Decision(self.act(observations, seeds=seeds))
 
     def action_range(self, field: str) -> "tuple[Array, Array] | None":

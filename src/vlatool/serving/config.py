@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from vlatool.config.base import ConfigModel, option, required_field
-from vlatool.evaluation.config import allow_option
+from vlatool.config.base import option, required_field
+from vlatool.evaluation.config import SamplingOptions, allow_option
 from vlatool.models.trained import Weights
 from vlatool.transforms.names import NameMap
 
@@ -23,7 +23,7 @@ class ServeMap(NameMap):
         return super().from_texts(keys) | ({"preset": files[-1]} if files else {})
 
 
-class ServeConfig(ConfigModel):
+class ServeConfig(SamplingOptions):
     """Options of `vlatool serve`."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
@@ -52,7 +52,6 @@ class ServeConfig(ConfigModel):
         None, "Key of a request that is true at the first step of an episode; null: none."
     )
     weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
-    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
     seed: int = option(0, "Seed of the sampled noise of an episode.", ge=0)
     batch_size: int = option(1, "Requests computed at once; fewer are filled up.", ge=1)
     batch_wait_ms: float = option(

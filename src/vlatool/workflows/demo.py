@@ -224,7 +224,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _log_command(reporter, *words, "--seed", _FIRST_SEED)
     settings = with_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
-    policy, _ = open_policy(str(paths.run), settings.weights, settings.inference_steps)
+    policy, _ = open_policy(str(paths.run), settings.weights, settings)
     sizes = ImageSizes(policy.sees, reporter.note)
     seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
     true_plan = RolloutPlan(

@@ -22,7 +22,7 @@ from vlatool.config.base import (
     typed_command,
 )
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.config import OpenLoopConfig, allow_option
+from vlatool.evaluation.config import OpenLoopConfig, SamplingOptions, allow_option
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
     from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.offline import EpisodeErrors, RecordedFrame
-    from vlatool.models.base import Policy
+    from vlatool.models.base import Candidates, Decision, Policy
     from vlatool.models.tokenizer import OpenTokenizer
+    from vlatool.pages.layout import Section
 
 __all__ = ["OpenLoopConfig", "open_loop", "predict"]
 
@@ -153,9 +154,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool eval open-loop CHECKPOINT DATA")
-    policy, trained = open_policy(
-        config.checkpoint, config.weights, config.inference_steps, reporter
-    )
+    policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
     data = pinned(config.data)
     output = results_folder(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _recorded_options(config, trained, data=data))
@@ -319,7 +318,7 @@ def weights_text(weights: str) -> str:
 VIDEO = "futures.mp4"
 
 
-class PredictConfig(ConfigModel):
+class PredictConfig(SamplingOptions):
     """Options of `vlatool predict`."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
@@ -331,7 +330,6 @@ class PredictConfig(ConfigModel):
     output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
     instruction: str | None = option(None, "Instruction for the policy; null: that of the episode.")
     weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
-    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
     seed: int = option(0, "Seed of the sampled noise.", ge=0)
     tokenizer: str | None = option(
         None,
@@ -370,6 +368,8 @@ class PredictResult(Result):
     # Duration of a call of the policy with images that it has not seen, after a first call.
     ms_per_decision: float
     tokens_per_decision: int | None  # that were decoded; None if the policy decodes none
+    # With several answers, of each its figure by each rule (the larger the better) and `executed`
+    answers: Sequence[Mapping[str, float | bool]]
     # Errors of predicted images by step, and `files` with drawings; None without them.
     futures: Mapping[str, Any] | None
     page: str  # HTML page
@@ -392,6 +392,9 @@ class PredictResult(Result):
             f"{self.ms_per_decision:.1f} ms{tokens} per decision, "
             f"{weights_text(self.weights)}; page: {self.page}"
         )
+        for number, answer in enumerate(self.answers, start=1):
+            figures = ", ".join(f"{rule} {value:.3f}" for rule, value in _figures(answer))
+            yield f"answer {number}: {figures}{', executed' if answer['executed'] else ''}"
         if self.futures is not None:
             yield from futures_text(self.futures)
             yield f"images: {', '.join(self.futures['files'])}"
@@ -427,9 +430,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
     require_input(config.source)
-    policy, trained = open_policy(
-        config.checkpoint, config.weights, config.inference_steps, reporter
-    )
+    policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
     source = pinned(config.source)
     output = results_folder(
         config.output, trained, f"predict-{source.name}-{config.episode}-{config.frame}"
@@ -440,7 +441,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     chosen = _recorded_frame(config, source, policy, trained, sizes)
     tokenizer = tokenizer_for(policy, config.tokenizer)
     seeds = [chunk_seed(config.seed, chosen.seed)]
-    decision = policy.decide([chosen.observation], seeds=seeds)
+    decision = policy.decide([chosen.observation], seeds=seeds, look=tokenizer is not None)
     chunk, tokens = decision.actions, decision.tokens[0] if decision.tokens else None
     check_finite(chunk)
     # The first call also initializes the device. In the second one the lowest bit of all pixels is
@@ -450,7 +451,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     started = time.perf_counter()
     policy.act([changed], seeds=seeds)
     milliseconds = 1000 * (time.perf_counter() - started)
-    futures = None if tokenizer is None else _futures(policy, tokenizer, chosen, seeds)
+    futures = None if tokenizer is None else _futures(tokenizer, chosen, decision.candidates[0])
     names = [] if futures is None else [*map(future_name, futures.predicted), VIDEO]
     result = PredictResult(
         checkpoint=str(checkpoint_of(trained)),
@@ -459,6 +460,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         fps=policy.fps,
         ms_per_decision=milliseconds,
         tokens_per_decision=tokens,
+        answers=_answers(decision) if config.samples > 1 else [],
         futures=futures and {**futures.scores, "files": [str(output / name) for name in names]},
         page=str(output / REPORT_PAGE),
         report=str(output / REPORT),
@@ -490,28 +492,49 @@ def future_name(camera: str) -> str:
 class _Futures:
     """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first."""
 
-    predicted: "Mapping[str, UInt8Array]"  # images of predicted codes
+    predicted: "Mapping[str, UInt8Array]"  # images of predicted codes of the executed answer
     lines: "Mapping[str, Mapping[str, UInt8Array]]"  # what is drawn, from top to bottom, by label
     scores: Mapping[str, Any]  # errors; empty if nothing was recorded
 
 
+def _answers(decision: "Decision") -> list[dict[str, float | bool]]:
+    candidates = decision.candidates[0]
+    return [
+        {
+            **{str(rule): float(scores[number]) for rule, scores in candidates.scores.items()},
+            "executed": number == candidates.chosen,
+        }
+        for number in range(len(candidates.scores["probable"]))
+    ]
+
+
+def _figures(answer: Mapping[str, float | bool]) -> Iterator[tuple[str, float]]:
+    yield from ((rule, value) for rule, value in answer.items() if rule != "executed")
+
+
 def _futures(
-    policy: "Policy", tokenizer: "OpenTokenizer", chosen: "RecordedFrame", seeds: Sequence[int]
+    tokenizer: "OpenTokenizer", chosen: "RecordedFrame", candidates: "Candidates"
 ) -> _Futures:
     from vlatool.evaluation.futures import (
         FutureScores,
-        checked_policy,
         decoded_images,
         prepared_images,
         reconstructed_images,
     )
 
-    predicts = checked_policy(policy, tokenizer)
-    answer = predicts.future_codes([chosen.observation], seeds=seeds)
-    codes = {camera: values[0] for camera, values in answer.items()}
-    predicted = {camera: decoded_images(tokenizer, values) for camera, values in codes.items()}
+    codes = {camera: values[candidates.chosen] for camera, values in candidates.codes.items()}
+    drawn: dict[str, dict[str, UInt8Array]] = {}
+    count = len(candidates.scores["probable"])
+    for number in range(count):
+        executed = ", executed" if number == candidates.chosen else ""
+        label = "predicted" if count == 1 else f"predicted, answer {number + 1}{executed}"
+        drawn[label] = {
+            camera: decoded_images(tokenizer, values[number])
+            for camera, values in candidates.codes.items()
+        }
+    predicted = [*drawn.values()][candidates.chosen]
     if chosen.futures is None:
-        return _Futures(predicted, {"predicted": predicted}, {})
+        return _Futures(predicted, drawn, {})
     recorded = chosen.futures(len(next(iter(predicted.values()))))
     scores = FutureScores(tokenizer)
     scores.add(codes, recorded, chosen.observation)
@@ -522,7 +545,7 @@ def _futures(
     reconstructed = {
         camera: reconstructed_images(tokenizer, values) for camera, values in resized.items()
     }
-    lines = {"recorded": resized, "recorded, as codes": reconstructed, "predicted": predicted}
+    lines = {"recorded": resized, "recorded, as codes": reconstructed, **drawn}
     return _Futures(predicted, lines, {"steps": scores.report()["steps"]})
 
 
@@ -591,6 +614,24 @@ def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPredi
     )
 
 
+def _answers_section(answers: Sequence[Mapping[str, float | bool]]) -> "Iterator[Section]":
+    """Table of several answers, with their figures by each rule."""
+    from vlatool.pages.layout import Section, table
+
+    if answers:
+        names = [name for name, _ in _figures(answers[0])]
+        rows = [
+            (
+                number,
+                *(f"{value:.3f}" for _, value in _figures(each)),
+                "yes" if each["executed"] else "",
+            )
+            for number, each in enumerate(answers, start=1)
+        ]
+        numeric = tuple(range(len(names) + 1))
+        yield Section("Answers", table(("answer", *names, "executed"), rows, numeric))
+
+
 def _write_predict_page(
     result: PredictResult, seen: "Mapping[str, UInt8Array]", command: str
 ) -> None:
@@ -634,6 +675,7 @@ def _write_predict_page(
         Section("Observation", strips),
         Section("Actions", pages.action_charts(curves, (result.frame + steps) / result.fps)),
         Section("Errors", table(header, rows, (1, 2))),
+        *_answers_section(result.answers),
         Section("Predicted images", images + clip + _futures_table(result.futures)),
         pages.command_section(command),
     ]

@@ -84,9 +84,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     makers = {name: environment_maker(task) for name, task in tasks.items()}
     with _environments(config, [*makers.values()]) as environments:
         infos = {name: environments.info(maker) for name, maker in makers.items()}
-        policy, trained = open_policy(
-            config.checkpoint, config.weights, config.inference_steps, reporter
-        )
+        policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
         header = {
             "checkpoint": str(checkpoint_of(trained)),
             "weights": trained.origin.weights,

@@ -57,9 +57,7 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
     key = read_key(config.key_file, config.host)
     tls = tls_context(config.certificate, config.private_key)
     with bound_socket(config.host, config.port) as bound:
-        policy, trained = open_policy(
-            config.checkpoint, config.weights, config.inference_steps, reporter
-        )
+        policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
         server = PolicyServer(service_of(config, policy, trained.origin, key, tls))
         url = url_of(bound, has_tls=tls is not None)
         with _stopped_by_signals(server):

@@ -15,6 +15,7 @@ from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.episode import Observation
 from vlatool.loading.vla.config import VlaAssets, VlaShape
+from vlatool.models.base import Rule, Sampling
 from vlatool.models.future_vla.batch import SequenceEncoder
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.policy import (
@@ -121,12 +122,15 @@ def test_actions_are_those_of_the_straightforward_formulation(network: FutureVla
     grammar = ActionGrammar(fast, 6, SIZES.action_ids)
     decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
     with torch.no_grad():
-        (ids,) = decoder.actions([encoder().prompt("fold it")], images(1))
+        ((ids, log_probability),) = decoder.actions([encoder().prompt("fold it")], images(1))
+    expected = 0.0
     answer = [*encoder().answer_texts("vla").lead, IDS.action_start]
     for number in ids:
         likely = scores(network, "fold it", images(1), answer)[IDS.first_action :]
         assert number == likely[: fast.vocab_size].argmax().item()
+        expected += likely[: fast.vocab_size].log_softmax(dim=0)[number].item()
         answer.append(IDS.first_action + number)
+    assert log_probability == pytest.approx(expected, rel=1e-4)
     assert (len(ids), len({*ids}) > 1) == (6, True)
 
 
@@ -136,7 +140,8 @@ def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVl
     decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
     action_ids = [40, 50, 60]
     with torch.no_grad():
-        codes = decoder.codes([prompt], pixels, [action_ids], 2)[0]
+        (codes,), (mean_log,) = decoder.codes([prompt], pixels, [action_ids], 2)
+    logs = []
     assert codes.shape == (2, 3)
     texts = encoder().answer_texts("vla")
     answer = [*texts.lead, *IDS.of_actions(action_ids), *texts.middle]
@@ -145,8 +150,49 @@ def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVl
         for code in row:
             likely = scores(network, "go", pixels, answer)[IDS.first_code :]
             assert likely[: SIZES.codebook_size].argmax().item() == code
+            logs.append(likely[: SIZES.codebook_size].log_softmax(dim=0)[code].item())
             answer.append(IDS.first_code + int(code))
         answer.append(IDS.future_end)
+    assert mean_log == pytest.approx(np.mean(logs), rel=1e-4)
+
+
+def test_drawn_ids_have_the_probabilities_of_the_temperature(network: FutureVla) -> None:
+    fast = ActionTokenizer(byte_document(byte_characters()[ord("!") : ord("%")]))
+    grammar = ActionGrammar(fast, 1, SIZES.action_ids)
+    decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
+    prompts, count = [encoder().prompt("go")] * 400, fast.vocab_size
+    with torch.no_grad():
+        drawn = decoder.actions(
+            prompts, images(1).repeat(400, 0), 4.0, [(7, n) for n in range(400)]
+        )
+    begin = [*encoder().answer_texts("vla").lead, IDS.action_start]
+    likely = scores(network, "go", images(1), begin)[IDS.first_action :][:count]
+    shares = np.bincount([answer.ids[0] for answer in drawn], minlength=count) / 400
+    # Four standard deviations of a share of a half
+    np.testing.assert_allclose(shares, (likely / 4).softmax(dim=0), atol=0.1)
+
+
+@pytest.mark.parametrize("rule", ["probable", "central", "future"])
+def test_the_executed_answer_is_the_one_of_the_rule(network: FutureVla, rule: Rule) -> None:
+    rows = [observation(seed, task) for seed, task in enumerate(["go", "fold it"])]
+    asked = policy(network).with_sampling(Sampling(2.0, samples=4, choose=rule))
+    decision = asked.decide(rows, seeds=[5, 6], look=True)
+    other = asked.decide(rows[::-1], seeds=[6, 5], look=True)
+    np.testing.assert_array_equal(decision.actions["actions"], other.actions["actions"][::-1])
+    alone = policy(network).with_sampling(Sampling(2.0))
+    for candidates in decision.candidates:
+        assert candidates.chosen == candidates.scores[rule].argmax()
+        assert {name: len(values) for name, values in candidates.scores.items()} == {
+            "probable": 4,
+            "central": 4,
+            "future": 4,
+        }
+        assert candidates.codes["wrist"].shape == (4, 2, 3)
+        assert len(np.unique(candidates.scores["probable"])) > 1
+    # The first of several answers is the one of a single draw.
+    assert alone.decide(rows, seeds=[5, 6]).candidates[0].scores["probable"] == pytest.approx(
+        decision.candidates[0].scores["probable"][:1], rel=1e-5
+    )
 
 
 def test_chunk_does_not_depend_on_the_others_in_the_batch(network: FutureVla) -> None:

@@ -131,12 +131,7 @@ def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Compo
 def _joined(
     shapes: Mapping[str, tuple[int, ...]], qwen: StoredTensors, dino: StoredTensors, seed: int
 ) -> Callable[[str], Tensor]:
-    dino_names = {f"{_DINO}{dino_name(name)}": name for name in dino.shapes}
-    _check_tensors(
-        dino.folder,
-        {name: shape for name, shape in shapes.items() if name.startswith(_DINO)},
-        {ours: dino.shapes[name] for ours, name in dino_names.items()},
-    )
+    dino_names = _dino_names(shapes, dino)
     own = (_DINO, *_CONVOLUTIONS)
     stock = {name: shape for name, shape in shapes.items() if not name.startswith(own)}
     is_tied = _TIED not in stock
@@ -163,24 +158,45 @@ def _joined(
     return read
 
 
-def compose_tiny(keys: Mapping[str, Any], seed: int) -> Composition:
-    """Small random networks with a text tokenizer on bytes. Writes nothing."""
+def _dino_names(shapes: Mapping[str, tuple[int, ...]], dino: StoredTensors) -> dict[str, str]:
+    """Names in the files of DINOv3 by those in the network, whose shapes are compared."""
+    names = {f"{_DINO}{dino_name(name)}": name for name in dino.shapes}
+    _check_tensors(
+        dino.folder,
+        {name: shape for name, shape in shapes.items() if name.startswith(_DINO)},
+        {ours: dino.shapes[name] for ours, name in names.items()},
+    )
+    return names
+
+
+def compose_tiny(keys: Mapping[str, Any], seed: int, dino: Path | None = None) -> Composition:
+    """Small random networks, or DINOv3 of a folder beside a small random Qwen3-VL, with a text
+    tokenizer on bytes. Writes nothing.
+    """
     tokenizer = tiny_tokenizer()
     ids = special_ids(tokenizer)
     rows = _TINY_ROWS * math.ceil((max(ids.values()) + 1) / _TINY_ROWS)
     qwen = _tiny_qwen(ids, rows)
+    section = _TINY_DINO if dino is None else read_architecture(dino, DINO_FAMILY)
     config = FutureVlaConfig.model_validate(
-        {"qwen": qwen, "dino": _TINY_DINO, "conv_width": _TINY_WIDTH, **keys}
+        {"qwen": qwen, "dino": section, "conv_width": _TINY_WIDTH, **keys}
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_network(config).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    paths: dict[str, list[Path]] = {}
+    if dino is not None:
+        stored = StoredTensors(dino)
+        state |= {name: stored.read(own) for name, own in _dino_names(shapes, stored).items()}
+        paths["dino"] = stored.paths
     return Composition(
         config=config,
-        shapes={name: tuple(value.shape) for name, value in state.items()},
+        shapes=shapes,
         read=state.__getitem__,
         tokenizer=tokenizer.to_str(),
         assets={CONFIG: json.dumps(config_json(config), indent=2).encode()},
+        paths=paths,
     )
 
 

@@ -30,7 +30,7 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UIn
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.kind import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
-from vlatool.models.base import Decision, Policy, VisualTokenizer
+from vlatool.models.base import Candidates, Decision, Policy, Rule, Sampling, VisualTokenizer
 from vlatool.models.codebook import true_float32
 from vlatool.models.future_vla.batch import SequenceEncoder, TokenSequence
 from vlatool.models.future_vla.model import FutureVla
@@ -204,9 +204,16 @@ def _can_be_completed(partial: bytes) -> bool:
     return False
 
 
+class _Answer(NamedTuple):
+    """Drawn tokens, and the logarithms of their probabilities at a temperature of 1."""
+
+    ids: list[int]
+    log_probability: float  # sum over all tokens
+
+
 class AnswerDecoder:
-    """Decodes answers of a network, the most probable token at a time. The answer of a row has the
-    same bits whichever rows share the batch, if their number is equal.
+    """Decodes answers of a network, the most probable token at a time, or drawn at a temperature.
+    The answer of a row has the same bits whichever rows share the batch, if their number is equal.
     """
 
     def __init__(
@@ -222,15 +229,22 @@ class AnswerDecoder:
         self._grammar = grammar
         self._frames = frames
 
-    def actions(self, prompts: Sequence[TokenSequence], images: UInt8Array) -> list[list[int]]:
+    def actions(
+        self,
+        prompts: Sequence[TokenSequence],
+        images: UInt8Array,
+        temperature: float = 0.0,  # 0: the most probable tokens
+        seeds: Sequence[Sequence[int]] = (),  # of each row, for a temperature above 0
+    ) -> list[_Answer]:
         """Returns the action ids of each row, without the end; `images`: past images uint8 [B, N,
         H, W, 3].
         """
-        answers: list[list[int]] = [[] for _ in prompts]
+        answers: list[_Answer] = [_Answer([], 0.0) for _ in prompts]
         begin = [*self._texts.lead, self._tokens.action_start]
         for rows, filled in equal_groups([len(prompt.ids) for prompt in prompts]):
             reading = self._read([prompts[row] for row in filled], [begin] * len(filled))
-            decoded = self._actions(reading, images[filled])
+            noise = [np.random.default_rng(seeds[row]) for row in filled] if temperature else []
+            decoded = self._actions(reading, images[filled], temperature, noise)
             chosen = dict(zip(rows, decoded, strict=False))
             answers = [chosen.get(row, answer) for row, answer in enumerate(answers)]
         return answers
@@ -241,8 +255,10 @@ class AnswerDecoder:
         images: UInt8Array,
         action_ids: Sequence[Sequence[int]],  # action ids of each row
         count: int,  # number of future images, Q
-    ) -> Array:
-        """Returns the codes of future images after the given actions, int64 [B, Q, K]."""
+    ) -> tuple[Array, Array]:
+        """Returns the most probable codes of future images after the given actions, int64 [B, Q,
+        K], and the mean logarithm of their probabilities float64 [B].
+        """
         begins = [
             [
                 *self._texts.lead,
@@ -253,13 +269,15 @@ class AnswerDecoder:
             for ids in action_ids
         ]
         codes = np.zeros((len(prompts), count, self._tokens.codes_per_image), np.int64)
+        logs = np.zeros(len(prompts))
         lengths = [
             len(prompt.ids) + len(begin) for prompt, begin in zip(prompts, begins, strict=True)
         ]
         for rows, filled in equal_groups(lengths):
             reading = self._read([prompts[row] for row in filled], [begins[row] for row in filled])
-            codes[rows] = self._codes(reading, images[filled], count)[: len(rows)]
-        return codes
+            decoded, mean_logs = self._codes(reading, images[filled], count)
+            codes[rows], logs[rows] = decoded[: len(rows)], mean_logs[: len(rows)]
+        return codes, logs
 
     def _read(
         self, prompts: Sequence[TokenSequence], begins: Sequence[Sequence[int]]
@@ -271,12 +289,19 @@ class AnswerDecoder:
             positions.append(np.concatenate([prompt.positions, np.tile(steps, (3, 1))], axis=1))
         return _Reading(self._network, np.stack(ids), np.stack(positions))
 
-    def _actions(self, reading: "_Reading", images: UInt8Array) -> list[list[int]]:
+    def _actions(
+        self,
+        reading: "_Reading",
+        images: UInt8Array,
+        temperature: float,
+        noise: Sequence[np.random.Generator],  # of each row, for a temperature above 0
+    ) -> list[_Answer]:
         tokens, grammar = self._tokens, self._grammar
         choices = [*range(tokens.first_action, tokens.first_action + tokens.num_actions)]
         choices.append(tokens.action_end)
         weight = self._network.head_weight[torch.tensor(choices, device=reading.device)]
         answers: list[list[int]] = [[] for _ in images]
+        sums = [0.0] * len(images)
         states = [grammar.start] * len(images)
         is_open = [True] * len(images)
         hidden = reading.begin(self._frames.features(images))
@@ -284,27 +309,35 @@ class AnswerDecoder:
             allowed = torch.from_numpy(np.stack([grammar.allowed(state) for state in states]))
             scores = functional.linear(hidden, weight).float()
             scores = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+            logs = scores.log_softmax(dim=-1)
+            if temperature:  # the largest sum with Gumbel noise is a draw from the softmax
+                drawn = np.stack([rng.gumbel(size=len(choices)) for rng in noise])
+                scores = scores / temperature + torch.from_numpy(drawn).to(scores)
             chosen = scores.argmax(dim=-1).tolist()
             for row, number in enumerate(chosen):
+                sums[row] += float(logs[row, number]) if is_open[row] else 0.0
                 is_open[row] = is_open[row] and number < tokens.num_actions
                 if is_open[row]:
                     answers[row].append(number)
                     states[row] = grammar.after(states[row], number)
             if not any(is_open):
-                return answers
+                return [_Answer(*answer) for answer in zip(answers, sums, strict=True)]
             following = torch.tensor([choices[number] for number in chosen], device=hidden.device)
             hidden = reading.step(following[:, None])
 
-    def _codes(self, reading: "_Reading", images: UInt8Array, count: int) -> Array:
-        """Codes [B, Q, K] of rows with prompts of equal length."""
+    def _codes(self, reading: "_Reading", images: UInt8Array, count: int) -> tuple[Array, Array]:
+        """Codes [B, Q, K] of rows with prompts of equal length; see `codes`."""
         tokens = self._tokens
         first, width = tokens.first_code, tokens.codes_per_image
         weight = self._network.head_weight[first : first + tokens.num_codes]
         between = torch.tensor([tokens.future_end, tokens.future_start], device=reading.device)
         hidden = reading.begin(self._frames.features(images))
         chosen: list[Tensor] = []
+        logs: list[Tensor] = []
         for number in range(count * width):
-            code = functional.linear(hidden, weight).float().argmax(dim=-1, keepdim=True)
+            scores = functional.linear(hidden, weight).float().log_softmax(dim=-1)
+            log, code = scores.max(dim=-1, keepdim=True)
+            logs.append(log)
             chosen.append(code)
             following = code + first
             if number == count * width - 1:
@@ -312,7 +345,8 @@ class AnswerDecoder:
             if number % width == width - 1:
                 following = torch.cat([following, between.expand(len(images), 2)], dim=1)
             hidden = reading.step(following)
-        return torch.cat(chosen, dim=1).unflatten(1, (count, width)).cpu().numpy()
+        codes = torch.cat(chosen, dim=1).unflatten(1, (count, width)).cpu().numpy()
+        return codes, torch.cat(logs, dim=1).double().mean(dim=1).cpu().numpy()
 
 
 class _Reading:
@@ -341,12 +375,20 @@ class _Reading:
         return self._network(ids, positions, cache=self._cache)[:, -1]
 
 
+def _mean_distances(chunks: Array) -> Array:
+    """Mean distance [N] of each normalized chunk [N, T, A] to all of them."""
+    flat = chunks.reshape(len(chunks), -1)
+    return np.linalg.norm(flat[:, None] - flat[None], axis=-1).mean(axis=1)
+
+
 # Frame rate of LIBERO, for published samples, which do not say.
 _DEFAULT_FPS = 10.0
 
 
 class FutureVlaPolicy(Policy):
-    """A policy that decodes the most probable answer; its seeds have no effect."""
+    """A policy that decodes the most probable answer, unless `with_sampling` says otherwise; its
+    seeds have an effect on drawn answers only.
+    """
 
     predicts_images: ClassVar[bool] = True
 
@@ -381,17 +423,56 @@ class FutureVlaPolicy(Policy):
         grammar = ActionGrammar(assets.fast, values, encoder.tokens.num_actions)
         self._decoder = AnswerDecoder(network, encoder, grammar, FrameCache(network))
         self._tokenizer: VisualTokenizer | None = None
+        self._sampling = Sampling()
+
+    def with_sampling(self, sampling: Sampling) -> Self:
+        policy = copy(self)
+        policy._sampling = sampling
+        return policy
 
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
         return dict(self.decide(observations, seeds=seeds).actions)
 
-    def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
+    def decide(
+        self, observations: Sequence[Observation], *, seeds: Sequence[int], look: bool = False
+    ) -> Decision:
+        """Draws the answers of each observation and chooses one by the rule."""
+        count, rule = self._sampling.samples, self._sampling.choose
         prompts, images = self._inputs(observations)
-        ids = self._action_ids(prompts, images)
+        prompts = [prompt for prompt in prompts for _ in range(count)]
+        images = images.repeat(count, axis=0)
+        noise = [(seed, number) for seed in seeds for number in range(count)]
+        num_futures, cameras = self._shape.future_images, self._shape.cameras
+        with torch.no_grad(), true_float32(self._device):
+            answers = self._decoder.actions(prompts, images, self._sampling.temperature, noise)
+            ids = [answer.ids for answer in answers]
+            seen = None
+            if look or (rule == "future" and count > 1):
+                seen = self._decoder.codes(prompts, images, ids, num_futures)
         chunks, _ = self._fast.decode(ids, self.horizon, self._shape.action_width)
-        actions = self._profile.denormalize(chunks).astype(np.float64)
-        tokens = tuple(len(row) + 1 for row in ids)  # the end is decoded too
-        return Decision({self._shape.action_field: actions}, tokens)
+        candidates: list[Candidates] = []
+        for start in range(0, len(answers), count):
+            rows = slice(start, start + count)
+            scores: dict[Rule, Array] = {
+                "probable": np.array([answer.log_probability for answer in answers[rows]]),
+                "central": -_mean_distances(chunks[rows]),
+            }
+            codes: dict[str, Array] = {}
+            if seen is not None:
+                scores["future"] = seen[1][rows]
+                codes = {
+                    camera: seen[0][rows, number :: len(cameras)]
+                    for number, camera in enumerate(cameras)
+                }
+            chosen = int(scores[rule].argmax()) if count > 1 else 0
+            candidates.append(Candidates(chosen, scores, codes))
+        picked = [row * count + each.chosen for row, each in enumerate(candidates)]
+        actions = self._profile.denormalize(chunks[picked]).astype(np.float64)
+        # The end is decoded too
+        tokens = [
+            sum(len(each) + 1 for each in ids[i : i + count]) for i in range(0, len(ids), count)
+        ]
+        return Decision({self._shape.action_field: actions}, tokens, candidates)
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
         sizes = self._encoder.tokens.sizes
@@ -411,12 +492,11 @@ class FutureVlaPolicy(Policy):
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
     ) -> dict[str, Array]:
         """Returns the codes of the steps after the current one by camera, int64 [B, F, K]."""
-        prompts, images = self._inputs(observations)
-        with torch.no_grad(), true_float32(self._device):
-            ids = self._decoder.actions(prompts, images)
-            codes = self._decoder.codes(prompts, images, ids, self._shape.future_images)
-        cameras = self._shape.cameras
-        return {name: codes[:, number :: len(cameras)] for number, name in enumerate(cameras)}
+        decided = self.decide(observations, seeds=seeds, look=True).candidates
+        return {
+            camera: np.stack([each.codes[camera][each.chosen] for each in decided])
+            for camera in self._shape.cameras
+        }
 
     def futures(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
@@ -437,10 +517,6 @@ class FutureVlaPolicy(Policy):
             flat = decode(torch.from_numpy(values).flatten(0, 1).to(self._device))
             images[name] = flat.cpu().numpy().reshape(*values.shape[:2], size, size, 3)
         return images
-
-    def _action_ids(self, prompts: Sequence[TokenSequence], images: UInt8Array) -> list[list[int]]:
-        with torch.no_grad(), true_float32(self._device):
-            return self._decoder.actions(prompts, images)
 
     def _inputs(
         self, observations: Sequence[Observation]
