@@ -62,6 +62,16 @@ def test_weights_are_those_of_both_models_and_new_convolutions(bases: Path, fold
     assert not weights["model.visual.cnn2.conv.bias"].any()
 
 
+def test_a_dinov3_beside_the_small_language_model(bases: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "tiny")
+    keys = {"tiny": True, "dino": str(bases / "dino"), "output": output}
+    compose(ComposeConfig.model_validate(keys))
+    weights = weights_of(tmp_path / "tiny")
+    for name, value in weights_of(bases / "dino").items():
+        ours = f"model.visual.vis_tok.{name.removeprefix('model.')}"
+        assert torch.equal(weights[ours], value.bfloat16()), name
+
+
 def test_folder_opens_and_has_the_markers(folder: Path) -> None:
     opened = open_trained(str(folder), device="cpu")
     config = opened.config.model

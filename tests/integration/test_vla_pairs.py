@@ -175,6 +175,19 @@ def test_scores_of_images_are_those_computed_by_hand() -> None:
     assert first["copy_present_psnr"] == pytest.approx(psnr(10, 10))
     assert fourth["psnr"] == pytest.approx(psnr(35))
     assert fourth["reconstruction_psnr"] == pytest.approx(psnr(35))
+    assert first["moving_psnr"] is None  # no pixel differs by more than 25
+
+
+def test_moving_pixels_are_those_that_differ_from_the_present_image() -> None:
+    tokenizer: Any = SimpleNamespace(network=Shades(), device=torch.device("cpu"))
+    scores = FutureScores(tokenizer)
+    images = shade(100)
+    images[0, 8:] = 130  # the lower half moved
+    recorded = RecordedFutures({"front": images}, {}, np.ones(1, np.bool_))
+    scores.add({"front": np.array([[12]])}, recorded, Observation({"front": shade(100)}))
+    first = scores.report()["steps"]["1"]
+    assert first["moving_psnr"] == pytest.approx(20 * np.log10(255 / 10), rel=0.02)
+    assert first["moving_copy_present_psnr"] == pytest.approx(20 * np.log10(255 / 30), rel=0.02)
 
 
 def test_drawing_has_a_sheet_per_camera_and_a_video(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import chunk_seed
+from vlatool.evaluation.image_metrics import MOVED
 from vlatool.evaluation.pages import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.loading.base import RecordedFutures, RecordedPairs
@@ -39,7 +40,7 @@ class FutureScores:
 
     def __init__(self, tokenizer: OpenTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._sums: dict[int, dict[str, list[float]]] = {}
+        self._sums: dict[int, dict[str, list[tuple[float, float]]]] = {}
         self._samples = 0
 
     def add(
@@ -61,19 +62,31 @@ class FutureScores:
             present = prepared_images(tokenizer, camera, observation.images[camera][-1:])
             shown = recorded.codes[camera][at] if recorded.codes else _codes_of(tokenizer, real)
             predicted, now = values[at], _codes_of(tokenizer, present)
-            errors = {
-                "psnr": _squared_errors(decoded_images(tokenizer, predicted), real),
-                "copy_present_psnr": _squared_errors(present, real),
-                "reconstruction_psnr": _squared_errors(decoded_images(tokenizer, shown), real),
-                "code_accuracy": (predicted == shown).mean(axis=1),
-                "copy_present_code_accuracy": (now == shown).mean(axis=1),
+            images = {
+                "psnr": decoded_images(tokenizer, predicted),
+                "copy_present_psnr": present,
+                "reconstruction_psnr": decoded_images(tokenizer, shown),
             }
-            for name, rows in errors.items():
-                for step, value in zip(steps, rows.tolist(), strict=True):
-                    self._sums.setdefault(step, {}).setdefault(name, []).append(value)
+            moves: Array = np.abs(real.astype(np.int16) - present).max(axis=-1) > MOVED
+            figures: dict[str, list[tuple[float, float]]] = {}  # sums and counts by step
+            for name, others in images.items():
+                errors = np.square(others.astype(np.float64) - real).mean(axis=-1)
+                figures[name] = [(float(rows.mean()), 1.0) for rows in errors]
+                figures[f"moving_{name}"] = [
+                    (float(rows[mask].sum()), float(mask.sum()))
+                    for rows, mask in zip(errors, moves, strict=True)
+                ]
+            for name, compared in (("", predicted), ("copy_present_", now)):
+                equal = (compared == shown).mean(axis=1)
+                figures[f"{name}code_accuracy"] = [(float(share), 1.0) for share in equal]
+            for name, pairs in figures.items():
+                for step, pair in zip(steps, pairs, strict=True):
+                    self._sums.setdefault(step, {}).setdefault(name, []).append(pair)
 
     def report(self) -> dict[str, Any]:
-        """Figures by step: accuracies of codes, and PSNR of mean squared errors in dB."""
+        """Figures by step: accuracies of codes, and PSNR of mean squared errors in dB; those with
+        `moving_` are of the pixels that differ from the present image, None if none does.
+        """
         return {
             "samples": self._samples,
             "steps": {
@@ -107,13 +120,12 @@ def prepared_images(tokenizer: OpenTokenizer, camera: str, images: UInt8Array) -
     return np.stack([transform.apply(camera, image) for image in images])
 
 
-def _squared_errors(images: UInt8Array, real: UInt8Array) -> Array:
-    difference = images.astype(np.float64) - real
-    return np.square(difference).reshape(len(real), -1).mean(axis=1)
-
-
-def _figure(name: str, values: Sequence[float]) -> float:
-    mean = float(np.mean(values))
+def _figure(name: str, pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Mean of sums and counts, as PSNR if it is an error; None if nothing was counted."""
+    total, count = np.sum(pairs, axis=0).tolist()
+    if not count:
+        return None
+    mean = total / count
     if name.endswith("psnr"):
         return float(psnr_of_error(torch.tensor(mean, dtype=torch.float64)))
     return mean

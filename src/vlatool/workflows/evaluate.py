@@ -62,6 +62,9 @@ _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
     "psnr": ("PSNR (dB)", 2),
     "copy_present_psnr": ("of the present image", 2),
     "reconstruction_psnr": ("of the tokenizer's reconstruction", 2),
+    "moving_psnr": ("PSNR of moving pixels (dB)", 2),
+    "moving_copy_present_psnr": ("of the present image", 2),
+    "moving_reconstruction_psnr": ("of the tokenizer's reconstruction", 2),
 }
 
 
@@ -105,17 +108,21 @@ class OpenLoopResult(Result):
 
 def futures_text(futures: Mapping[str, Any]) -> Iterator[str]:
     """Errors of predicted images as lines of text, a column per step."""
-    steps: Mapping[str, Mapping[str, float]] = futures.get("steps", {})
+    steps: Mapping[str, Mapping[str, float | None]] = futures.get("steps", {})
     if not steps:
         return
     yield f"{'predicted images':<52}" + "".join(f"{f'+{step}':>14}" for step in steps)
     for name, (label, digits) in _FUTURE_METRICS.items():
-        figures = "".join(f"{values[name]:>14.{digits}f}" for values in steps.values())
+        figures = "".join(f"{_digits(values[name], digits):>14}" for values in steps.values())
         yield f"   {label:<49}{figures}"
 
 
+def _digits(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def _figure(value: float | None) -> str:
-    return f"{'-':>14}" if value is None else f"{value:>14.5f}"
+    return f"{_digits(value, 5):>14}"
 
 
 def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
@@ -248,9 +255,9 @@ def _images_of(
 def _futures_table(futures: Mapping[str, Any] | None) -> str:
     from vlatool.pages.layout import table
 
-    steps: Mapping[str, Mapping[str, float]] = (futures or {}).get("steps", {})
+    steps: Mapping[str, Mapping[str, float | None]] = (futures or {}).get("steps", {})
     rows = [
-        (label, *(f"{values[name]:.{digits}f}" for values in steps.values()))
+        (label, *(_digits(values[name], digits) for values in steps.values()))
         for name, (label, digits) in _FUTURE_METRICS.items()
     ]
     header = ("", *(f"step +{step}" for step in steps))

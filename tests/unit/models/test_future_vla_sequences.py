@@ -221,6 +221,22 @@ def test_batches_are_padded_on_the_right() -> None:
     assert batch["images"].shape == (2, 2, 4, 4, 3)
 
 
+def test_a_share_of_the_batches_ends_after_the_actions() -> None:
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    rows = {kind: encoder().encode(talk(kind=kind)) for kind in ("vla", "wm")}
+    lengths = set()
+    for number in range(40):
+        batch = VlaBatcher(encoder(), future_share=0.5)(
+            [VlaSample(f"{number}", talk(), images), VlaSample("wm", talk(kind="wm"), images)]
+        )
+        ended, whole = (batch["input_ids"][at].tolist() for at in (0, 1))
+        assert whole[: len(rows["wm"].ids)] == rows["wm"].ids.tolist()
+        stop = ended.index(IDS.action_end) + 1
+        lengths.add(stop if batch["attention_mask"][0].sum() == stop else len(rows["vla"].ids))
+        assert ended[:stop] == rows["vla"].ids[:stop].tolist()
+    assert len(lengths) == 2
+
+
 def test_a_sample_over_the_limit_is_an_error() -> None:
     sample = VlaSample("data/a.jsonl:3", talk(), np.zeros((2, 8, 8, 3), np.uint8))
     length = len(encoder().encode(talk()).ids)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,12 @@ class TokenSequence(NamedTuple):
     def next_position(self) -> int:
         """Position of a token after the sequence."""
         return int(self.positions[:, -1].max()) + 1
+
+    def before_futures(self) -> "TokenSequence":
+        """The beginning, up to the future images that follow the actions of an answer."""
+        stop = int(np.flatnonzero(self.segments == ACTION)[-1]) + 1
+        columns = self.ids[:stop], self.labels[:stop], self.segments[:stop]
+        return TokenSequence(*columns, self.positions[:, :stop])
 
 
 class AnswerTexts(NamedTuple):
@@ -227,6 +234,9 @@ class VlaBatcher:
 
     encoder: SequenceEncoder  # encoder of the conversations
     max_length: int | None = None  # largest number of tokens of a sample; None: no limit
+    # Share of the batches with future images. It follows from the keys of the samples, so that it
+    # is the same on any number of workers.
+    future_share: float = 1.0
 
     def __call__(self, samples: Sequence[VlaSample]) -> Batch:
         """Encodes and pads the samples.
@@ -237,6 +247,13 @@ class VlaBatcher:
         L]. images: uint8 [B, P, H, W, 3].
         """
         rows = [self._encode(sample) for sample in samples]
+        if self.future_share < 1:
+            digest = blake2b("\n".join(sample.key for sample in samples).encode(), digest_size=8)
+            if int.from_bytes(digest.digest(), "big") >= self.future_share * 2**64:
+                rows = [
+                    row.before_futures() if sample.conversation.kind == "vla" else row
+                    for row, sample in zip(rows, samples, strict=True)
+                ]
         images = np.stack([sample.images for sample in samples])
         return {**padded(rows, self.encoder.tokens.end_of_text), "images": torch.from_numpy(images)}
 

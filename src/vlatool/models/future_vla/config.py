@@ -112,6 +112,13 @@ class FutureVlaConfig(ConfigModel):
     )
     freeze_language: bool = option(False, "Do not train the language model.")
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
+    future_share: float = option(
+        1.0,
+        "Share of the training batches with future images. The others end after the actions, which "
+        "see nothing of what follows: more samples in the same time.",
+        ge=0,
+        le=1,
+    )
     segment_weights: SegmentWeights = option(SegmentWeights(), "Weights of tokens in the loss.")
 
     @property

@@ -125,7 +125,8 @@ class FutureVlaType(ModelType):
         from vlatool.models.future_vla.batch import VlaBatcher
         from vlatool.models.future_vla.fit import encoder_of
 
-        return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit)
+        share = config.future_share if training else 1.0
+        return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit, share)
 
     def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
         from vlatool.models.future_vla.batch import example_batch
