@@ -1,6 +1,7 @@
 """`vlatool compose`: weights from Qwen3-VL and DINOv3, and runs that start from them."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from vlatool.models.trained import existing_weights, open_trained, section_of
 from vlatool.storage.tree import files_below, sha256_of
 from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.verify import VerifyConfig, verify
+
+PROBE = Path(__file__).parents[2] / "examples/dino_probe.py"
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +65,17 @@ def test_weights_are_those_of_both_models_and_new_convolutions(bases: Path, fold
     assert not weights["model.visual.cnn2.conv.bias"].any()
 
 
-def test_a_dinov3_beside_the_small_language_model(bases: Path, tmp_path: Path) -> None:
-    output = str(tmp_path / "tiny")
-    keys = {"tiny": True, "dino": str(bases / "dino"), "output": output}
+def test_a_dinov3_of_ones_own_beside_the_small_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smallest = ["--images", "8", "--steps", "1", "--batch-size", "2"]
+    monkeypatch.setattr("sys.argv", ["dino_probe.py", str(tmp_path / "dino"), *smallest])
+    runpy.run_path(str(PROBE), run_name="__main__")
+    keys = {"tiny": True, "dino": str(tmp_path / "dino"), "output": str(tmp_path / "tiny")}
     compose(ComposeConfig.model_validate(keys))
     weights = weights_of(tmp_path / "tiny")
-    for name, value in weights_of(bases / "dino").items():
-        ours = f"model.visual.vis_tok.{name.removeprefix('model.')}"
-        assert torch.equal(weights[ours], value.bfloat16()), name
+    for name, value in weights_of(tmp_path / "dino").items():
+        assert torch.equal(weights[f"model.visual.vis_tok.{name}"], value.bfloat16()), name
 
 
 def test_folder_opens_and_has_the_markers(folder: Path) -> None:
