@@ -271,7 +271,7 @@ def load_policy(
     Raises:
         UsageError: An argument is invalid, or the checkpoint has no averaged weights but `ema` was
             requested.
-        ConfigError: A gripper or the decay is invalid.
+        ConfigError: A gripper, the decay or the sampling is invalid.
         DataError: There is no checkpoint, it is broken, or its policy takes future images.
     """
     is_count = _is_int(inference_steps) and inference_steps >= 1
