@@ -16,7 +16,7 @@ from vlatool.workflows.export import ExportConfig, check_equal, example_outputs,
 from vlatool.workflows.train import train
 
 # `test_future_vla_export.py` exports the language model.
-OTHER_DATA = {"future-vla-libero", "future-vla-tiny", "future-vla-acts"}
+OTHER_DATA = {"future-vla-libero", "future-vla-tiny"}
 KEYPOINTS = {"diffusion-policy-tiny", "world-pick", "metaworld"}
 NOT_EXPORTED = {
     *KEYPOINTS,
@@ -25,7 +25,6 @@ NOT_EXPORTED = {
     "pusht-state-published",
     "vqgan-tiny",
     "future-vla-tiny-teacher",
-    "future-vla-acts-tokenizer",
 }
 
 

@@ -60,12 +60,3 @@ def test_presets_of_the_tiny_future_vla_fit_together() -> None:
     codebooks = {stage.model.quantizer.codebook_size for stage in stages[1:]}
     assert stages[1].model.num_latent_tokens == stages[2].model.num_latent_tokens
     assert max(codebooks) + 1024 <= TINY_RESERVED
-
-
-def test_presets_of_the_future_vla_that_acts_fit_together() -> None:
-    windows: Any = load_config(PreprocessConfig, presets=["future-vla-acts-data"]).config.sink
-    tokenizer: Any = load_config(TrainConfig, presets=["future-vla-acts-tokenizer"]).config
-    run: Any = load_config(TrainConfig, presets=["future-vla-acts"]).config
-    assert sum(run.model.compress) == windows.past_steps
-    assert {*windows.resize_images_size} == {tokenizer.data.preprocessing.crop_size}
-    assert tokenizer.model.codebook_size + 256 <= TINY_RESERVED
