@@ -10,6 +10,7 @@ import pytest
 import vlatool
 from tests.builders.training import HAND_COMMAND, XYZ_COMMAND, tiny_config, world_shards
 from vlatool.errors import VlatoolError
+from vlatool.evaluation.config import SamplingOptions
 from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
 from vlatool.models.policy import RoboticsPolicy, in_batches
@@ -83,7 +84,7 @@ def test_frame_of_preprocessed_data_gives_the_chunk_of_the_open_loop_evaluation(
     result = predicted(run, data, tmp_path / "by-number", episode="1", frame=7)
     by_id = predicted(run, data, tmp_path / "by-id", episode=result.episode, frame=7)
 
-    policy, trained = open_policy(str(run), "auto", 2)
+    policy, trained = open_policy(str(run), "auto", SamplingOptions(inference_steps=2))
     pairs = recorded_pairs(str(data), policy, trained, 0)
     rows = pairs.read(range(len(pairs)))
     index = [(target.episode, target.frame) for _, target in rows].index((result.episode, 7))

@@ -12,7 +12,7 @@ from tests.builders.training import HAND, HAND_COMMAND, ROT, TINY, XYZ, tiny_ove
 from vlatool.artifacts.run.format import read_metrics
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.config import RolloutConfig, SamplingOptions
 from vlatool.evaluation.policy_runner import open_policy
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import OpenLoopConfig, PredictConfig
@@ -77,7 +77,7 @@ def test_policy_acts_in_an_environment(run: Path, tmp_path: Path) -> None:
 def test_policy_is_served_without_images(run: Path) -> None:
     fields = {XYZ: np.zeros(3), ROT: np.zeros(6), HAND: np.zeros(1)}
     observation = {**fields, "instruction": "stop"}
-    with served(open_policy(str(run), "auto", 8)[0]) as url:
+    with served(open_policy(str(run), "auto", SamplingOptions())[0]) as url:
         chunk = vlatool.connect(url).act(observation)
     expected = vlatool.load_policy(str(run)).act(observation)
     np.testing.assert_array_equal(chunk[HAND_COMMAND], expected[HAND_COMMAND])

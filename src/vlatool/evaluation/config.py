@@ -34,7 +34,7 @@ class SamplingOptions(ConfigModel):
     samples: int = option(
         1, "Answers per decision of such a policy, of which one is executed.", ge=1, le=256
     )
-    choose: Rule = option(
+    selection: Rule = option(
         "probable",
         "Rule for the answer to execute: probable has the greatest probability, central is nearest "
         "to all others, future has the most probable predicted images.",
@@ -42,7 +42,7 @@ class SamplingOptions(ConfigModel):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.samples, self.choose)
+        return Sampling(self.temperature, self.samples, self.selection)
 
     @model_validator(mode="after")
     def _check_samples(self) -> Self:

@@ -26,7 +26,7 @@ from vlatool.evaluation.control import (
 )
 from vlatool.evaluation.controllers import control_options
 from vlatool.events import NULL, Reporter, counted
-from vlatool.models.base import Policy, Rule
+from vlatool.models.base import Policy
 from vlatool.models.published import Trained, WeightsOrigin
 from vlatool.models.trained import Weights, open_trained
 from vlatool.plugins import did_you_mean
@@ -244,12 +244,10 @@ def load_policy(
     *,
     weights: Weights = "auto",
     inference_steps: int = 8,
-    temperature: float = 0.0,
-    samples: int = 1,
-    choose: Rule = "probable",
     seed: int = 0,
     ensemble_decay: float | None = None,
     grippers: Sequence[Mapping[str, Any]] = (),
+    **sampling: Any,
 ) -> PolicyRunner:
     """Loads a trained policy for a control loop.
 
@@ -263,10 +261,10 @@ def load_policy(
             checkpoints/step_*, or a published experiment or one of its checkpoint files.
         weights: `ema`, `raw`, or `auto`: averaged weights if the checkpoint has them.
         inference_steps: Evaluations of the network per action chunk.
-        temperature: As for `vlatool eval rollout`, like `samples` and `choose`.
         seed: Seed of the sampled noise.
         ensemble_decay: As for `vlatool eval rollout`.
         grippers: As for `vlatool eval rollout`, mappings.
+        sampling: `temperature`, `samples` and `selection`, as for `vlatool eval rollout`.
 
     Raises:
         UsageError: An argument is invalid, or the checkpoint has no averaged weights but `ema` was
@@ -288,13 +286,15 @@ def load_policy(
             code="usage.bad_value",
         )
     seed = _seed(seed)
+    for name in sampling.keys() - SamplingOptions.model_fields.keys():
+        raise UsageError(
+            f"unknown argument {name!r}", hint="see help(load_policy)", code="usage.bad_value"
+        )
     control = {
         "ensemble_decay": ensemble_decay,
         "grippers": [dict(row) for row in grippers],
         "inference_steps": int(inference_steps),
-        "temperature": temperature,
-        "samples": samples,
-        "choose": choose,
+        **sampling,
     }
     options = [Override(key, value, "load_policy") for key, value in control.items()]
     config = load_config(RolloutConfig, overrides=options).config

@@ -332,11 +332,11 @@ Rule = Literal["probable", "central", "future"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a policy that writes tokens answers; see `SamplingOptions`."""
+    """Sampling of a policy that writes tokens; see `SamplingOptions`."""
 
     temperature: float = 0.0
     samples: int = 1
-    choose: Rule = "probable"
+    selection: Rule = "probable"
 
 
 @dataclass(frozen=True)
@@ -404,7 +404,8 @@ class Policy(Protocol):
         """Returns the policy that answers in this way; only one that writes tokens can."""
         if sampling != Sampling():
             raise UsageError(
-                "the policy writes no tokens, so that temperature, samples and choose mean nothing",
+                "the policy writes no tokens, so that temperature, samples and selection mean "
+                "nothing",
                 hint="leave them out; other seeds give other chunks",
                 code="usage.no_tokens",
             )

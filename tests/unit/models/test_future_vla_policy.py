@@ -175,11 +175,11 @@ def test_drawn_ids_have_the_probabilities_of_the_temperature(network: FutureVla)
 @pytest.mark.parametrize("rule", ["probable", "central", "future"])
 def test_the_executed_answer_is_the_one_of_the_rule(network: FutureVla, rule: Rule) -> None:
     rows = [observation(seed, task) for seed, task in enumerate(["go", "fold it"])]
-    asked = policy(network).with_sampling(Sampling(2.0, samples=4, choose=rule))
+    asked = policy(network).with_sampling(Sampling(2.0, samples=4, selection=rule))
     decision = asked.decide(rows, seeds=[5, 6], look=True)
     other = asked.decide(rows[::-1], seeds=[6, 5], look=True)
     np.testing.assert_array_equal(decision.actions["actions"], other.actions["actions"][::-1])
-    alone = policy(network).with_sampling(Sampling(2.0))
+    single = policy(network).with_sampling(Sampling(2.0))
     for candidates in decision.candidates:
         assert candidates.chosen == candidates.scores[rule].argmax()
         assert {name: len(values) for name, values in candidates.scores.items()} == {
@@ -190,7 +190,7 @@ def test_the_executed_answer_is_the_one_of_the_rule(network: FutureVla, rule: Ru
         assert candidates.codes["wrist"].shape == (4, 2, 3)
         assert len(np.unique(candidates.scores["probable"])) > 1
     # The first of several answers is the one of a single draw.
-    assert alone.decide(rows, seeds=[5, 6]).candidates[0].scores["probable"] == pytest.approx(
+    assert single.decide(rows, seeds=[5, 6]).candidates[0].scores["probable"] == pytest.approx(
         decision.candidates[0].scores["probable"][:1], rel=1e-5
     )
 

@@ -437,7 +437,7 @@ class FutureVlaPolicy(Policy):
         self, observations: Sequence[Observation], *, seeds: Sequence[int], look: bool = False
     ) -> Decision:
         """Draws the answers of each observation and chooses one by the rule."""
-        count, rule = self._sampling.samples, self._sampling.choose
+        count, rule = self._sampling.samples, self._sampling.selection
         prompts, images = self._inputs(observations)
         prompts = [prompt for prompt in prompts for _ in range(count)]
         images = images.repeat(count, axis=0)
