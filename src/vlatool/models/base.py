@@ -417,7 +417,15 @@ class Policy(Protocol):
         """Returns the chunks of `act`, with their numbers of tokens if it decodes tokens; `look`:
         with the predicted images of all candidates, if it predicts images.
         """
-        return Decision(self.act(observations, seeds=seeds))
+        actions = self.act(observations, seeds=seeds)
+        if not look or not self.predicts_images:
+            return Decision(actions)
+        codes = self.future_codes(observations, seeds=seeds)
+        only = [
+            Candidates(0, {}, {name: values[row : row + 1] for name, values in codes.items()})
+            for row in range(len(observations))
+        ]
+        return Decision(actions, candidates=only)
 
     def action_range(self, field: str) -> "tuple[Array, Array] | None":
         """Returns smallest and largest values of an action field in the training data.

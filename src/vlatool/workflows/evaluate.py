@@ -531,7 +531,7 @@ def _futures(
 
     codes = {camera: values[candidates.chosen] for camera, values in candidates.codes.items()}
     drawn: dict[str, dict[str, UInt8Array]] = {}
-    count = len(candidates.scores["probable"])
+    count = len(next(iter(candidates.codes.values())))
     for number in range(count):
         executed = ", executed" if number == candidates.chosen else ""
         label = "predicted" if count == 1 else f"predicted, answer {number + 1}{executed}"

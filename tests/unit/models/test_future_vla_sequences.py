@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vlatool.artifacts.base_model import read_tokenizer
 from vlatool.artifacts.samples.episode import (
@@ -21,14 +22,18 @@ from vlatool.artifacts.samples.episode import (
 )
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaSample
+from vlatool.models.base import StepContext
 from vlatool.models.future_vla.batch import (
     NO_LABEL,
     SEGMENTS,
     SequenceEncoder,
     TokenSequence,
     VlaBatcher,
+    before_futures,
 )
+from vlatool.models.future_vla.config import SegmentWeights
 from vlatool.models.future_vla.fit import FrameGrid
+from vlatool.models.future_vla.model import AnswerObjective
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer, tiny_tokenizer
 
 SHARED = Path(__file__).parents[3].parent / "shared/data"
@@ -221,20 +226,39 @@ def test_batches_are_padded_on_the_right() -> None:
     assert batch["images"].shape == (2, 2, 4, 4, 3)
 
 
-def test_a_share_of_the_batches_ends_after_the_actions() -> None:
+def test_batches_that_end_after_the_actions() -> None:
     images = np.zeros((2, 4, 4, 3), np.uint8)
-    rows = {kind: encoder().encode(talk(kind=kind)) for kind in ("vla", "wm")}
-    lengths = set()
-    for number in range(40):
-        batch = VlaBatcher(encoder(), future_share=0.5)(
-            [VlaSample(f"{number}", talk(), images), VlaSample("wm", talk(kind="wm"), images)]
-        )
-        ended, whole = (batch["input_ids"][at].tolist() for at in (0, 1))
-        assert whole[: len(rows["wm"].ids)] == rows["wm"].ids.tolist()
-        stop = ended.index(IDS.action_end) + 1
-        lengths.add(stop if batch["attention_mask"][0].sum() == stop else len(rows["vla"].ids))
-        assert ended[:stop] == rows["vla"].ids[:stop].tolist()
-    assert len(lengths) == 2
+    talks = [talk(), talk("a longer instruction"), talk(kind="wm")]
+    whole = VlaBatcher(encoder())([VlaSample(str(n), each, images) for n, each in enumerate(talks)])
+    for chosen_rows in ([0, 1], [0, 1, 2]):
+        chosen = {name: values[chosen_rows] for name, values in whole.items()}
+        batch = before_futures(chosen, IDS.action_start)
+        length = batch["input_ids"].shape[1]
+        assert (length < whole["input_ids"].shape[1]) == (len(chosen_rows) == 2)
+        assert {*batch} == {*whole}
+        for at in chosen_rows:
+            ids = whole["input_ids"][at].tolist()
+            row = encoder().encode(talks[at])
+            stop = len(row.ids) if at == 2 else ids.index(IDS.action_end) + 1
+            assert batch["input_ids"][at, :stop].tolist() == ids[:stop]
+            assert batch["labels"][at, :stop].tolist() == row.labels[:stop].tolist()
+            assert {*batch["labels"][at, stop:].tolist()} <= {NO_LABEL}
+            assert batch["attention_mask"][at].tolist() == [n < stop for n in range(length)]
+            torch.testing.assert_close(
+                batch["position_ids"][at], whole["position_ids"][at][:, :length]
+            )
+
+
+@pytest.mark.parametrize(
+    ("share", "steps"), [(1.0, [*range(10)]), (0.2, [0, 5]), (0.3, [0, 3, 6]), (0.0, [])]
+)
+def test_steps_with_future_images(share: float, steps: list[int]) -> None:
+    batch = VlaBatcher(encoder())([VlaSample("a", talk(), np.zeros((2, 4, 4, 3), np.uint8))])
+    objective = AnswerObjective(SegmentWeights(), IDS.action_start, share)
+    contexts = [StepContext(step, Any, {}, training=True) for step in range(10)]
+    assert [c.step for c in contexts if objective.prepare(batch, c) is batch] == steps
+    validation = StepContext(1, Any, {}, training=False)
+    assert objective.prepare(batch, validation) is batch
 
 
 def test_a_sample_over_the_limit_is_an_error() -> None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,12 +50,6 @@ class TokenSequence(NamedTuple):
     def next_position(self) -> int:
         """Position of a token after the sequence."""
         return int(self.positions[:, -1].max()) + 1
-
-    def before_futures(self) -> "TokenSequence":
-        """The beginning, up to the future images that follow the actions of an answer."""
-        stop = int(np.flatnonzero(self.segments == ACTION)[-1]) + 1
-        columns = self.ids[:stop], self.labels[:stop], self.segments[:stop]
-        return TokenSequence(*columns, self.positions[:, :stop])
 
 
 class AnswerTexts(NamedTuple):
@@ -234,9 +227,6 @@ class VlaBatcher:
 
     encoder: SequenceEncoder  # encoder of the conversations
     max_length: int | None = None  # largest number of tokens of a sample; None: no limit
-    # Share of the batches with future images. It follows from the keys of the samples, so that it
-    # is the same on any number of workers.
-    future_share: float = 1.0
 
     def __call__(self, samples: Sequence[VlaSample]) -> Batch:
         """Encodes and pads the samples.
@@ -247,13 +237,6 @@ class VlaBatcher:
         L]. images: uint8 [B, P, H, W, 3].
         """
         rows = [self._encode(sample) for sample in samples]
-        if self.future_share < 1:
-            digest = blake2b("\n".join(sample.key for sample in samples).encode(), digest_size=8)
-            if int.from_bytes(digest.digest(), "big") >= self.future_share * 2**64:
-                rows = [
-                    row.before_futures() if sample.conversation.kind == "vla" else row
-                    for row, sample in zip(rows, samples, strict=True)
-                ]
         images = np.stack([sample.images for sample in samples])
         return {**padded(rows, self.encoder.tokens.end_of_text), "images": torch.from_numpy(images)}
 
@@ -292,6 +275,20 @@ def padded(rows: Sequence[TokenSequence], pad: int) -> dict[str, Tensor]:
         batch["attention_mask"][at, :stop] = True
         batch["position_ids"][at, :, :stop] = row.positions
     return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def before_futures(batch: Batch, action_start: int) -> Batch:
+    """A batch whose answers end after their actions, and before the future images that follow.
+    Samples of the world model, whose questions have the actions, stay whole.
+    """
+    labels, segments, mask = (batch[name] for name in ("labels", "segments", "attention_mask"))
+    is_asked = (batch["input_ids"] == action_start) & (labels == NO_LABEL)
+    is_action = (segments == ACTION).flip(1).cumsum(1).flip(1) > 0  # or before the last one
+    is_used = mask & (is_action | is_asked.any(dim=1, keepdim=True))
+    length = -(-int(is_used.sum(dim=1).max()) // _BUCKET) * _BUCKET
+    changed = {"labels": labels.masked_fill(~is_used, NO_LABEL), "attention_mask": is_used}
+    row = ("input_ids", "labels", "segments", "attention_mask", "position_ids")
+    return {**batch, **{name: (batch | changed)[name][..., :length] for name in row}}
 
 
 def example_batch(tokens: TokenIds, sides: tuple[int, ...], shape: VlaShape, size: int) -> Batch:

@@ -114,8 +114,8 @@ class FutureVlaConfig(ConfigModel):
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
     future_share: float = option(
         1.0,
-        "Share of the training batches with future images. The others end after the actions, which "
-        "see nothing of what follows: more samples in the same time.",
+        "Share of the training steps with future images. Samples of the others end after the "
+        "actions, which see nothing of what follows: more samples in the same time.",
         ge=0,
         le=1,
     )

@@ -9,6 +9,7 @@ labelled tokens, T image tokens of a sample, D number of deepstack features, V s
 vocabulary, C width.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vlatool.errors import DataError
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
-from vlatool.models.future_vla.batch import NO_LABEL, SEGMENTS
+from vlatool.models.future_vla.batch import NO_LABEL, SEGMENTS, before_futures
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.vision import VisionTower
 
@@ -359,11 +360,25 @@ _INPUTS = ("input_ids", "position_ids", "images")
 class AnswerObjective(Objective):
     """Cross entropy of each token of the answer, weighted by its segment."""
 
-    def __init__(self, weights: "SegmentWeights") -> None:
+    def __init__(
+        self,
+        weights: "SegmentWeights",
+        action_start: int = 0,  # token id of the marker before actions
+        future_share: float = 1.0,
+    ) -> None:
         self._weights = [0.0, *(getattr(weights, name) for name in SEGMENTS.values())]
+        self._action_start = action_start
+        self._future_share = future_share
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {"main": OptimizerSpec(("model",))}
+
+    def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
+        """Cuts future images off, except at a share of the steps, which are evenly spaced."""
+        before, after = (math.ceil(step * self._future_share) for step in (ctx.step, ctx.step + 1))
+        if not ctx.training or before < after:
+            return batch
+        return before_futures(batch, self._action_start)
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The weighted sum over labelled tokens; the count is the sum of their weights."""

@@ -313,9 +313,10 @@ class AnswerDecoder:
             if temperature:  # the largest sum with Gumbel noise is a draw from the softmax
                 drawn = np.stack([rng.gumbel(size=len(choices)) for rng in noise])
                 scores = scores / temperature + torch.from_numpy(drawn).to(scores)
-            chosen = scores.argmax(dim=-1).tolist()
+            index = scores.argmax(dim=-1, keepdim=True)
+            chosen, likely = index[:, 0].tolist(), logs.gather(1, index)[:, 0].tolist()
             for row, number in enumerate(chosen):
-                sums[row] += float(logs[row, number]) if is_open[row] else 0.0
+                sums[row] += likely[row] if is_open[row] else 0.0
                 is_open[row] = is_open[row] and number < tokens.num_actions
                 if is_open[row]:
                     answers[row].append(number)

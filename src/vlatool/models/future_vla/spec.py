@@ -125,8 +125,7 @@ class FutureVlaType(ModelType):
         from vlatool.models.future_vla.batch import VlaBatcher
         from vlatool.models.future_vla.fit import encoder_of
 
-        share = config.future_share if training else 1.0
-        return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit, share)
+        return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit)
 
     def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
         from vlatool.models.future_vla.batch import example_batch
@@ -228,7 +227,10 @@ class FutureVlaType(ModelType):
     ) -> Objective:
         from vlatool.models.future_vla.model import AnswerObjective
 
-        return AnswerObjective(config.segment_weights)
+        assert config.tokens is not None
+        return AnswerObjective(
+            config.segment_weights, config.tokens.action_start, config.future_share
+        )
 
     def policy(
         self,
