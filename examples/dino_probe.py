@@ -7,7 +7,7 @@ The released DINOv3 has seen a billion images; a random one has to learn to see 
 a policy. This script stands in between: it draws random scenes of the built-in world, where the
 simulator knows every position, and trains a small DINOv3 and a linear layer to tell from each patch
 of 8 x 8 pixels which things are in it, and where they are. The linear layer is thrown away. It
-needs the extra `train`, and takes about 12 minutes of one core.
+needs the extra `train`, and takes about nine minutes of one core.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import SampleSizes
 from vlatool.episode import Observation
 from vlatool.loading.vla.config import VlaAssets, VlaShape
-from vlatool.models.base import Rule, Sampling
+from vlatool.models.base import Policy, Rule, Sampling
 from vlatool.models.future_vla.batch import SequenceEncoder
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.policy import (
@@ -224,6 +224,26 @@ def test_decoding_stops_after_the_action(network: FutureVla) -> None:
     handle.remove()
     assert len(calls) == decision.tokens[0]
     assert 8 < decision.tokens[0] <= 4 * 8 + 1
+
+
+class Plugin(Policy):
+    """Policy of a plugin that predicts images, without candidates of its own."""
+
+    predicts_images = True
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Any:
+        return {"push": np.zeros((len(observations), 3, 1))}
+
+    def future_codes(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Any:
+        return {"front": np.arange(len(observations) * 4).reshape(-1, 2, 2)}
+
+
+def test_the_only_answer_of_a_plugin_has_its_predicted_images() -> None:
+    decision = Plugin().decide(
+        [observation(0, "go"), observation(1, "go")], seeds=[0, 0], look=True
+    )
+    codes = [candidates.codes["front"].tolist() for candidates in decision.candidates]
+    assert codes == [[[[0, 1], [2, 3]]], [[[4, 5], [6, 7]]]]
 
 
 # features of frames
