@@ -369,6 +369,10 @@ _COMMANDS: dict[str, Command] = {
         "vlatool.workflows.evaluate:open_loop(vlatool.evaluation.config:OpenLoopConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         ("runs/bin data-held", "runs/bin data-held --output errors --json > errors.json"),
+        options=(
+            *("output", "weights", "inference_steps", "max_samples", "batch_size", "seed"),
+            *("tokenizer", "future_samples", "allow"),
+        ),
     ),
     "eval rollout": Command(
         "Run a policy in a Gymnasium environment and count its successes.",
@@ -399,6 +403,10 @@ _COMMANDS: dict[str, Command] = {
         (
             "runs/bin raw --episode 3 --frame 20",
             "runs/bin data-held --frame 5 --output look --json",
+        ),
+        options=(
+            *("episode", "frame", "output", "instruction", "weights", "inference_steps", "seed"),
+            *("tokenizer", "format", "temperature", "samples", "allow"),
         ),
     ),
     "serve": Command(
