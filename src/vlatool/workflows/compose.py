@@ -33,11 +33,7 @@ class ComposeConfig(ConfigModel):
 
     qwen: str | None = option(None, "Qwen3-VL: a folder of any scheme, or owner/name on the hub.")
     dino: str | None = option(None, "DINOv3 ViT: a folder of any scheme, or owner/name on the hub.")
-    tiny: bool = option(
-        False,
-        "A small random language model with a text tokenizer on bytes, and a small DINOv3 "
-        "unless --dino is given.",
-    )
+    tiny: bool = option(False, "Small random networks instead, with a text tokenizer on bytes.")
     output: str = required_field("", "Folder for weights, tokenizer and manifest.")
     views: int = option(2, "Number of cameras.", ge=1, le=64)
     compress: Steps = option((8, 6, 2), "Past steps with each grid of patches, oldest first.")
@@ -94,7 +90,7 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
     record = _record(config, sources)
     earlier = plan_output(target, record, lambda: record.inputs, overwrite=config.overwrite)
     if config.tiny:
-        composition = compose_tiny(keys, config.seed, sources.get("dino"))
+        composition = compose_tiny(keys, config.seed)
     else:
         composition = compose_models(sources["qwen"], sources["dino"], keys, config.seed)
     is_complete = is_whole(target, earlier, reporter)
@@ -119,19 +115,21 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
 def _sources(config: ComposeConfig) -> dict[str, Path]:
     names = {"qwen": config.qwen, "dino": config.dino}
     missing = [name for name, value in names.items() if not value]
-    if config.tiny and config.qwen:
+    if config.tiny and len(missing) < len(names):
         raise UsageError(
-            "--tiny makes the language model, so it cannot be combined with --qwen",
-            hint="leave out --tiny, or --qwen",
+            "--tiny makes both networks, so it cannot be combined with --qwen and --dino",
+            hint="leave out --tiny, or --qwen and --dino",
             code="usage.conflict",
         )
-    if missing and not config.tiny:
+    if config.tiny:
+        return {}
+    if missing:
         raise UsageError(
             f"{missing[0]!r} needs a value",
             hint=f"{_USAGE}, or vlatool compose --tiny --output DIR for small random networks",
             code="usage.missing_key",
         )
-    return {name: base_model(value) for name, value in names.items() if value}
+    return {name: base_model(str(value)) for name, value in names.items()}
 
 
 def _record(config: ComposeConfig, sources: Mapping[str, Path]) -> OutputRecord:

@@ -169,44 +169,34 @@ def _dino_names(shapes: Mapping[str, tuple[int, ...]], dino: StoredTensors) -> d
     return names
 
 
-def compose_tiny(keys: Mapping[str, Any], seed: int, dino: Path | None = None) -> Composition:
-    """Small random networks, or DINOv3 of a folder beside a small random Qwen3-VL, with a text
-    tokenizer on bytes. Writes nothing.
-    """
+def compose_tiny(keys: Mapping[str, Any], seed: int) -> Composition:
+    """Small random networks with a text tokenizer on bytes. Writes nothing."""
     tokenizer = tiny_tokenizer()
     ids = special_ids(tokenizer)
     rows = _TINY_ROWS * math.ceil((max(ids.values()) + 1) / _TINY_ROWS)
     qwen = _tiny_qwen(ids, rows)
-    section = _TINY_DINO if dino is None else read_architecture(dino, DINO_FAMILY)
     config = FutureVlaConfig.model_validate(
-        {"qwen": qwen, "dino": section, "conv_width": _TINY_WIDTH, **keys}
+        {"qwen": qwen, "dino": _TINY_DINO, "conv_width": _TINY_WIDTH, **keys}
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_network(config).state_dict()
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    paths: dict[str, list[Path]] = {}
-    if dino is not None:
-        stored = StoredTensors(dino)
-        state |= {name: stored.read(own) for name, own in _dino_names(shapes, stored).items()}
-        paths["dino"] = stored.paths
     return Composition(
         config=config,
-        shapes=shapes,
+        shapes={name: tuple(value.shape) for name, value in state.items()},
         read=state.__getitem__,
         tokenizer=tokenizer.to_str(),
         assets={CONFIG: json.dumps(config_json(config), indent=2).encode()},
-        paths=paths,
     )
 
 
 _TINY_WIDTH = 64
 _TINY_DINO: Mapping[str, Any] = {
     "model_type": DINO_FAMILY,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 192,
     "num_register_tokens": 4,
     "patch_size": 8,
     "key_bias": False,
@@ -244,7 +234,8 @@ def _tiny_qwen(ids: Mapping[str, int], rows: int) -> dict[str, Any]:
     }
     return {
         "model_type": FAMILY,
-        "tie_word_embeddings": True,
+        # A tied head changes what the embedding means to layers that were trained before.
+        "tie_word_embeddings": False,
         "image_token_id": ids["image_pad"],
         "video_token_id": ids["image_pad"],
         "vision_start_token_id": ids["vision_start"],

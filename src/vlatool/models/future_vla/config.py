@@ -111,6 +111,9 @@ class FutureVlaConfig(ConfigModel):
         False, "Do not train the layers between vision and language, those of deepstack too."
     )
     freeze_language: bool = option(False, "Do not train the language model.")
+    freeze_layers: int = option(
+        0, "Do not train the embedding and so many first layers of the language model.", ge=0
+    )
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
     future_share: float = option(
         1.0,

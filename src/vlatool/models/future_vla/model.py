@@ -311,6 +311,9 @@ class FutureVla(nn.Module):
         for part in (tower.merger, tower.deepstack_merger_list):
             part.requires_grad_(requires_grad=not config.freeze_mergers)
         self.language_model.requires_grad_(requires_grad=not config.freeze_language)
+        if config.freeze_layers:
+            self.language_model.embed_tokens.requires_grad_(requires_grad=False)
+            self.language_model.layers[: config.freeze_layers].requires_grad_(requires_grad=False)
         if hasattr(self, "lm_head"):
             self.lm_head.requires_grad_(requires_grad=not config.freeze_language)
         tower.vis_tok.requires_grad_(requires_grad=not config.freeze_dino)

@@ -1,0 +1,268 @@
+"""Weights for a tiny FUTURE-VLA that acts in the built-in world, which know what its words mean.
+
+    python examples/tiny_start.py start
+
+The released DINOv3 and Qwen3-VL have seen a billion images and know what "red" is; random ones would
+have to learn it from the actions of a policy, where it is the smallest part of the loss. This script
+stands in between: it draws random scenes of the built-in world, where the simulator knows every
+position, and asks the weights of `vlatool compose --tiny`, each time through a linear layer that is
+thrown away:
+
+1. of DINOv3, at each patch of 8 x 8 pixels: which things are in it, and where are they?
+2. of the first two layers of the language model, at the name of a color: where is this block?
+3. of the first three, at each token of an answer of random action ids: where is the block that the
+   instruction names, where are the bin and the hand?
+
+It needs the extra `train`, and takes about 25 minutes of one core.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlatool.artifacts.samples.episode import Conversation, SampleSizes
+from vlatool.events import NULL
+from vlatool.models.future_vla.batch import SequenceEncoder, padded
+from vlatool.models.future_vla.compose import compose_tiny
+from vlatool.models.future_vla.model import FutureVla, build_network
+from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer
+from vlatool.models.future_vla.vision import Dino
+from vlatool.world import scene as world
+from vlatool.world.render import View, cameras_for
+
+SIDE, VIEWS = 64, 2
+COMPRESS = (0, 0, 1)  # past steps of future-vla-tiny-data
+THINGS = 5  # three blocks, the bin, the hand
+BIN, HAND = 3, 4
+FEWEST_PIXELS = 3  # of a thing in a patch that it counts for
+# Positions and openings are learned in decimeters.
+UNIT = 10.0
+NAMES = 6  # in a text of the second part
+# Codes, their number and action ids as in the guide; the map to token ids depends on them.
+SIZES = SampleSizes(codes_per_image=64, codebook_size=256, action_ids=256)
+ACTION_IDS = 28
+
+
+class Scenes(NamedTuple):
+    """Images of random moments and what is known about them: N moments, V views, P patches, T
+    things.
+    """
+
+    images: Tensor  # uint8 [N, V, 64, 64, 3]
+    present: Tensor  # bool [N, V, P, T]
+    positions: Tensor  # in meters, by view relative to the table or the hand, float32 [N, V, T, 3]
+    openings: Tensor  # of the hand, in meters, float32 [N]
+
+    def of(self, rows: Tensor) -> "Scenes":
+        return Scenes(*(values[rows] for values in self))
+
+
+def random_moment(rng: np.random.Generator) -> world.Scene:
+    """A scene in the middle of an episode: the hand anywhere, a block in it or in the bin."""
+    scene = world.random_scene(rng)
+    hand, blocks, held = scene.gripper.copy(), scene.blocks.copy(), None
+    hand[:3] = rng.uniform([0.05, 0.05, 0.02], [0.95, 0.95, 0.32])
+    if rng.random() < 0.5:  # near something
+        near = [*blocks[:, :2], scene.bin][rng.integers(4)]
+        hand[:2] = np.clip(near + rng.normal(0, 0.06, 2), 0.03, 0.97)
+        hand[2] = rng.uniform(0.02, 0.2)
+    hand[3] = rng.uniform(0, world.OPEN) if rng.random() < 0.3 else rng.choice([0.0, world.OPEN])
+    if rng.random() < 0.35:
+        held = int(rng.integers(3))
+        hand[3] = world.HELD_OPENING
+        blocks[held] = [*hand[:2], max(hand[2] + 0.01, world.BLOCK_HALF)]
+    elif rng.random() < 0.2:
+        margin = world.BIN_HALF - world.BIN_WALL - world.BLOCK_HALF
+        inside = scene.bin + rng.uniform(-margin, margin, 2)
+        blocks[rng.integers(3)] = [*inside, world.BLOCK_HALF]
+    return replace(scene, gripper=hand, blocks=blocks, held=held)
+
+
+def random_scenes(count: int, seed: int, patch: int) -> Scenes:
+    """Images of both cameras at random moments; `patch`: side of a patch in pixels."""
+    rng = np.random.default_rng(seed)
+    grid = SIDE // patch
+    views = [View(camera, (SIDE, SIDE)) for camera in cameras_for(VIEWS)]
+    images = np.empty((count, VIEWS, SIDE, SIDE, 3), np.uint8)
+    present = np.empty((count, VIEWS, grid * grid, THINGS), np.bool_)
+    positions = np.empty((count, VIEWS, THINGS, 3), np.float32)
+    openings = np.empty(count, np.float32)
+    for row in range(count):
+        scene = random_moment(rng)
+        hand, openings[row] = scene.gripper[:3], scene.gripper[3]
+        positions[row] = [*scene.blocks, [*scene.bin, 0.0], hand]
+        for at, view in enumerate(views):
+            images[row, at] = view.draw(scene)
+            labels = view.measure(scene).labels.reshape(grid, patch, grid, patch)
+            patches = labels.transpose(0, 2, 1, 3).reshape(grid * grid, -1, 1)
+            is_present = (patches == np.arange(1, THINGS + 1)).sum(axis=1) >= FEWEST_PIXELS
+            present[row, at] = is_present
+            positions[row, at] -= hand if view.camera.on_hand else [0.5, 0.5, 0.0]
+            positions[row, at, HAND, 2] = hand[2]
+    return Scenes(*map(torch.from_numpy, (images, present, positions, openings)))
+
+
+class Training(NamedTuple):
+    """What the three parts have in common."""
+
+    scenes: Scenes
+    batch_size: int
+    lr: float
+
+    def run(
+        self,
+        parameters: list[nn.Parameter],
+        steps: int,
+        loss: Callable[[Scenes], tuple[Tensor, Tensor]],  # loss, and an error in `UNIT` to print
+    ) -> None:
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+        def rate(step: int) -> float:
+            return min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        for step in range(1, steps + 1):
+            rows = torch.randint(len(self.scenes.images), (self.batch_size,))
+            total, error = loss(self.scenes.of(rows))
+            optimizer.zero_grad()
+            total.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 100 == 0:
+                print(f"  step {step}: error {float(error) / UNIT:.4f} m", flush=True)
+
+
+def learn_to_see(dino: Dino, training: Training, steps: int) -> None:
+    """Trains DINOv3 to say what is in a patch, and where it is."""
+    head = nn.Linear(dino.config.hidden_size, 4 * THINGS + 1)
+
+    def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
+        predicted = head(dino(scenes.images.flatten(0, 1)).flatten(2).transpose(1, 2))
+        logits, rest = predicted[..., :THINGS], predicted[..., THINGS:]
+        positions, opening = rest[..., :-1].unflatten(-1, (THINGS, 3)), rest[..., -1]
+        present = scenes.present.flatten(0, 1).float()
+        entropy = functional.binary_cross_entropy_with_logits(logits, present)
+        truth = UNIT * scenes.positions.flatten(0, 1)[:, None]
+        missed = ((positions - truth).abs().mean(dim=-1) * present).sum() / present.sum()
+        hand = present[..., HAND]
+        wrong = (opening - UNIT * scenes.openings.repeat_interleave(VIEWS)[:, None]).abs() * hand
+        return 5 * entropy + missed + 0.5 * wrong.sum() / hand.sum().clamp(min=1), missed
+
+    training.run([*dino.parameters(), *head.parameters()], steps, loss)
+    dino.requires_grad_(requires_grad=False)
+
+
+@contextmanager
+def first_layers(network: FutureVla, count: int) -> Iterator[list[nn.Parameter]]:
+    """The network with its first layers alone; yields the parameters before and in them."""
+    language = network.language_model
+    layers = language.layers
+    language.layers = layers[:count]
+    tower = (value for name, value in network.visual.named_parameters() if "vis_tok" not in name)
+    parts = (language.embed_tokens.parameters(), language.layers.parameters(), tower)
+    try:
+        yield [value for part in parts for value in part if value.requires_grad]
+    finally:
+        language.layers = layers
+
+
+def hidden_states(network: FutureVla, batch: dict[str, Tensor], images: Tensor) -> Tensor:
+    return network(batch["input_ids"], batch["position_ids"], images=images)
+
+
+def learn_names(
+    network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
+) -> None:
+    """Trains the first two layers to know at the name of a color where the block of it is."""
+    head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 3)
+    tokens = torch.tensor([encoder.text(f" {color}")[0] for color in world.COLORS])
+
+    def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
+        drawn = torch.randint(len(world.COLORS), (len(scenes.images), NAMES)).tolist()
+        texts = [" ".join(world.COLORS[number] for number in row) for row in drawn]
+        batch = padded([encoder.prompt(text) for text in texts], encoder.tokens.end_of_text)
+        row, at, which = (batch["input_ids"][..., None] == tokens).nonzero().unbind(1)
+        found = head(hidden_states(network, batch, scenes.images)[row, at])
+        missed = found - UNIT * scenes.positions[row, 0, which]
+        return missed.abs().mean(), missed.norm(dim=-1).mean()
+
+    with first_layers(network, 2) as parameters:
+        training.run([*parameters, *head.parameters()], steps, loss)
+
+
+def learn_answers(
+    network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
+) -> None:
+    """Trains the first three layers to know at each token of an answer where to go."""
+    head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 10)
+    no_codes = np.zeros((0, SIZES.codes_per_image), np.uint16)
+
+    def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
+        count = len(scenes.images)
+        which = torch.randint(len(world.COLORS), (count,))
+        ids = torch.randint(SIZES.action_ids, (count, ACTION_IDS)).tolist()
+        tasks = [world.instruction_for(world.COLORS[number]) for number in which.tolist()]
+        conversations = [
+            Conversation("vla", task, VIEWS, tuple(row), no_codes)
+            for task, row in zip(tasks, ids, strict=True)
+        ]
+        rows = [encoder.encode(conversation) for conversation in conversations]
+        batch = padded(rows, encoder.tokens.end_of_text)
+        row, at = (batch["segments"] != 0).nonzero().unbind(1)
+        found = head(hidden_states(network, batch, scenes.images)[row, at])
+        places = scenes.positions[:, 0]
+        truth = [places[torch.arange(count), which], places[:, BIN], places[:, HAND]]
+        wanted = UNIT * torch.cat([*truth, scenes.openings[:, None]], dim=-1)
+        missed = found - wanted[row]
+        return missed.abs().mean(), missed[:, :3].norm(dim=-1).mean()
+
+    with first_layers(network, 3) as parameters:
+        training.run([*parameters, *head.parameters()], steps, loss)
+
+
+def main() -> None:
+    """Draws scenes, trains part by part, and writes a folder as `vlatool compose` does."""
+    parser = argparse.ArgumentParser(description="Weights for a tiny FUTURE-VLA that acts.")
+    parser.add_argument("output", type=Path, metavar="DIR")
+    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, nargs=3, default=[1_500, 700, 600], help="of each part")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    composition = compose_tiny({"compress": COMPRESS}, arguments.seed)
+    network = build_network(composition.config)
+    network.load_state_dict({name: composition.read(name) for name in composition.shapes})
+    dino = network.visual.vis_tok
+    side = SIDE // dino.patch_size // network.visual.config.spatial_merge_size
+    tokens = TokenIds.of(parse_tokenizer(composition.tokenizer), SIZES)
+    encoder = SequenceEncoder(composition.tokenizer, tokens, (side,) * VIEWS)
+    torch.manual_seed(arguments.seed)
+    scenes = random_scenes(arguments.scenes, arguments.seed, dino.patch_size)
+    training = Training(scenes, arguments.batch_size, arguments.lr)
+    first, second, third = arguments.steps
+    print("DINOv3 learns what is in a patch, and where", flush=True)
+    dino.requires_grad_(requires_grad=True)
+    learn_to_see(dino, training, first)
+    print("two layers learn the names of colors", flush=True)
+    learn_names(network, encoder, training, second)
+    print("three layers learn to say where to go", flush=True)
+    learn_answers(network, encoder, training, third)
+    state = network.state_dict()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with NULL.progress("write", len(state), "tensors") as bar:
+        replace(composition, read=state.__getitem__).write(arguments.output, bar)
+
+
+if __name__ == "__main__":
+    main()
