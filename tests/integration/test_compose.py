@@ -22,7 +22,7 @@ from vlatool.storage.tree import files_below, sha256_of
 from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.verify import VerifyConfig, verify
 
-PROBE = Path(__file__).parents[2] / "examples/dino_probe.py"
+START = Path(__file__).parents[2] / "examples/tiny_start.py"
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,25 @@ def test_weights_are_those_of_both_models_and_new_convolutions(bases: Path, fold
     assert not weights["model.visual.cnn2.conv.bias"].any()
 
 
-def test_a_dinov3_of_ones_own_beside_the_small_language_model(
+def test_the_example_trains_what_comes_before_the_last_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smallest = ["--images", "8", "--steps", "1", "--batch-size", "2"]
-    monkeypatch.setattr("sys.argv", ["dino_probe.py", str(tmp_path / "dino"), *smallest])
-    runpy.run_path(str(PROBE), run_name="__main__")
-    keys = {"tiny": True, "dino": str(tmp_path / "dino"), "output": str(tmp_path / "tiny")}
+    smallest = ["--scenes", "4", "--steps", "1", "1", "1", "--batch-size", "2"]
+    monkeypatch.setattr("sys.argv", ["tiny_start.py", str(tmp_path / "start"), *smallest])
+    runpy.run_path(str(START), run_name="__main__")
+    keys = {"tiny": True, "compress": [0, 0, 1], "output": str(tmp_path / "tiny")}
     compose(ComposeConfig.model_validate(keys))
-    weights = weights_of(tmp_path / "tiny")
-    for name, value in weights_of(tmp_path / "dino").items():
-        assert torch.equal(weights[f"model.visual.vis_tok.{name}"], value.bfloat16()), name
+    before, after = weights_of(tmp_path / "tiny"), weights_of(tmp_path / "start")
+    assert before.keys() == after.keys()
+    kept = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert {"lm_head.weight", "model.language_model.norm.weight"} <= kept
+    assert {name for name in before if ".layers.3." in name} <= kept
+    learned = ("vis_tok.layer.0.mlp", "merger.linear", "layers.0.mlp", "layers.2.mlp")
+    for part in learned:
+        assert not [name for name in kept if part in name and name.endswith("weight")], part
+    assert open_trained(str(tmp_path / "start"), device="cpu").config.model == derived(
+        tmp_path / "tiny"
+    )
 
 
 def test_folder_opens_and_has_the_markers(folder: Path) -> None:
@@ -134,7 +142,7 @@ def test_a_run_gets_architecture_and_grid_of_the_folder_unless_they_are_given(fo
     assert model.qwen
     assert model.dino
     assert model.qwen["text_config"]["hidden_size"] == 128
-    assert model.dino["hidden_size"] == 64
+    assert model.dino["hidden_size"] == 96
     assert model.compress == (2, 1, 1)
     other = derived(folder, compress=[1, 1, 2], patch_order="block")
     assert (other.compress, other.patch_order, other.views) == ((1, 1, 2), "block", 2)

@@ -16,7 +16,7 @@ from vlatool.workflows.export import ExportConfig, check_equal, example_outputs,
 from vlatool.workflows.train import train
 
 # `test_future_vla_export.py` exports the language model.
-OTHER_DATA = {"future-vla-libero", "future-vla-tiny"}
+OTHER_DATA = {"future-vla-libero", "future-vla-tiny", "future-vla-tiny-first"}
 KEYPOINTS = {"diffusion-policy-tiny", "world-pick", "metaworld"}
 NOT_EXPORTED = {
     *KEYPOINTS,
@@ -24,7 +24,6 @@ NOT_EXPORTED = {
     "pusht-state",
     "pusht-state-published",
     "vqgan-tiny",
-    "future-vla-tiny-teacher",
 }
 
 

@@ -43,7 +43,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "init_from": folder / "tiny",
         "data.folders": folder / "A/samples",
-        "data.num_workers": 0,
+        "data.val_ratio": 0.1,
+        "model.compress": "1,1,2",
         "save_path": folder,
         "name": "run",
         "total_train_steps": 2,

@@ -70,6 +70,7 @@ def test_map_and_digests_follow_from_weights_and_manifests(made: Path) -> None:
     [
         ({"compress": (4, 4, 4)}, {}, "usage.grid_mismatch", "the samples have 16 steps of 2"),
         ({"views": 1}, {}, "usage.grid_mismatch", r"of 2 \(image, wrist_image\)"),
+        ({"freeze_layers": 9}, {}, "usage.too_many_layers", "is 9, the language model has 4"),
         ({}, {"image_size": (64, 60)}, "usage.grid_mismatch", "64 x 60 pixels are not squares"),
         ({}, {"image_size": (24, 24)}, "usage.grid_mismatch", "compressed to 1 x 1"),
         ({"tokens": None}, {"num_codes": 5000}, "usage.no_room_for_codes", "the data have 5000"),
@@ -78,7 +79,7 @@ def test_map_and_digests_follow_from_weights_and_manifests(made: Path) -> None:
         ({"numbers": {"actions": "x"}}, {}, "data.other_numbers", "another action tokenizer"),
         ({"numbers": {"profile": "x"}}, {}, "data.other_numbers", "another normalization"),
     ],
-    ids=["steps", "views", "shape", "patches", "room", "codes", "digest", "fast", "profile"],
+    ids=["steps", "views", "layers", "shape", "patches", "room", "codes", "digest", "fast", "profile"],
 )
 def test_data_that_do_not_fit_the_weights_are_an_error(
     made: Path, model: dict[str, Any], data: dict[str, Any], code: str, message: str

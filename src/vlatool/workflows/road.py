@@ -23,7 +23,6 @@ _PUBLISHED_SIZE = (256, 256)
 _PUBLISHED_CODES = 32
 # Pixels along a side and codes of an image to the presets of both stages.
 _TITOK = {
-    (64, 16): "future-vla-tiny",
     (256, 32): "titok-l32",
     (256, 64): "titok-b64",
     (256, 128): "titok-s128",
@@ -47,7 +46,7 @@ def after_windows(windows: str, size: object) -> str:
 
 
 def after_images(shards: str, size: object) -> str:
-    form = f"--preset future-vla-tiny-teacher --data {shards} --output runs/teacher"
+    form = f"--preset vqgan-tiny --data {shards} --output runs/tokenizer"
     if size == _PUBLISHED_SIZE:
         form = (
             f"--preset titok-l32-stage1 --data {shards} --model.teacher {_TEACHER} -o runs/stage1"
@@ -56,20 +55,20 @@ def after_images(shards: str, size: object) -> str:
 
 
 def after_training(config: "TrainConfig", run: str, *, is_tokenizer: bool) -> str:
-    """The next stage of a visual tokenizer, or what measures the model."""
+    """The next stage of a training, or what measures the model."""
     first = getattr(config.data, config.data_kind.folders_keys[0])[0]
     data = str(first).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
     model: Any = config.model
     beside = os.path.dirname(run) or "."
-    line = ["vlatool", "tokenizer", "train", "--preset"]
-    if model.type == "vqgan":
-        line += ["future-vla-tiny-stage1", "--data", data, "--model.teacher", run]
-        return shlex.join([*line, "--output", f"{beside}/stage1"])
     if model.type == "titok" and model.stage == 1 and model.teacher:
         sizes = model.image_size, model.num_latent_tokens
-        line.append(f"{_TITOK.get(sizes, 'titok-tiny')}-stage2")
-        line += ["--data", data, "--model.teacher", model.teacher, "--init-from", run]
+        line = ["vlatool", "tokenizer", "train", "--preset"]
+        line += [f"{_TITOK.get(sizes, 'titok-tiny')}-stage2", "--data", data]
+        line += ["--model.teacher", model.teacher, "--init-from", run]
         return shlex.join([*line, "--output", f"{beside}/stage2"])
+    if model.type == "future_vla" and model.freeze_layers:
+        line = ["vlatool", "train", "--preset", "future-vla-tiny", "--init-from", run]
+        return shlex.join([*line, "--data", data, "--output", f"{beside}/vla"])
     kind = ("tokenizer", "eval") if is_tokenizer else ("eval", "open-loop")
     return shlex.join(["vlatool", *kind, run, data])
 

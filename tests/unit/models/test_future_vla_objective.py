@@ -94,12 +94,14 @@ def test_segments_are_weighted_and_measured() -> None:
         ("freeze_vision", "model.visual.blocks."),
         ("freeze_mergers", "model.visual.deepstack_merger_list."),
         ("freeze_language", "model.language_model."),
+        ("freeze_layers", "model.language_model.layers.0."),
     ],
 )
 def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
     key: str, frozen: str, is_text_only: bool
 ) -> None:
-    config = tiny_future_vla(**{"freeze_dino": False, key: True})
+    value = 1 if key == "freeze_layers" else True
+    config = tiny_future_vla(**{"freeze_dino": False, key: value})
     network = network_of(config)
     loss_of(config, network, batch(is_text_only=is_text_only))[1].total.backward()
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
@@ -113,6 +115,8 @@ def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
 def test_model_without_trained_parts_is_a_contradiction() -> None:
     keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
     config = tiny_future_vla(**dict.fromkeys(keys, True))
+    assert len(list(MODELS.get("future_vla")().violations(config, None))) == 1
+    config = tiny_future_vla(freeze_layers=1, lora={"rank": 2})
     assert len(list(MODELS.get("future_vla")().violations(config, None))) == 1
 
 

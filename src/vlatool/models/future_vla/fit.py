@@ -106,6 +106,13 @@ def fit_to_data(
             hint="use the tokenizer and the weights of one model",
             code="data.tokenizer_mismatch",
         )
+    layers = int(config.qwen["text_config"]["num_hidden_layers"])
+    if config.freeze_layers > layers:
+        raise UsageError(
+            f"model.freeze_layers is {config.freeze_layers}, the language model has {layers}",
+            hint="freeze fewer layers, or all of them with model.freeze_language",
+            code="usage.too_many_layers",
+        )
     before = config.numbers.model_dump()
     for key, digest in data.digests.items():
         if before[key] and digest and before[key] != digest:

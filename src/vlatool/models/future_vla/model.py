@@ -315,7 +315,8 @@ class FutureVla(nn.Module):
             self.language_model.embed_tokens.requires_grad_(requires_grad=False)
             self.language_model.layers[: config.freeze_layers].requires_grad_(requires_grad=False)
         if hasattr(self, "lm_head"):
-            self.lm_head.requires_grad_(requires_grad=not config.freeze_language)
+            is_frozen = config.freeze_language or bool(config.lora.rank)
+            self.lm_head.requires_grad_(requires_grad=not is_frozen)
         tower.vis_tok.requires_grad_(requires_grad=not config.freeze_dino)
         tower.vis_tok.embeddings.mask_token.requires_grad = False
         tower.patch_embed.requires_grad_(requires_grad=False)  # published, without a use

@@ -221,6 +221,9 @@ class FutureVlaType(ModelType):
         if all(getattr(config, key) for key in keys) and not config.lora.rank:
             names = tuple(f"model.{key}" for key in keys)
             yield Violation(names, "all parts of the model are frozen: nothing would be trained")
+        if config.freeze_layers and config.lora.rank:
+            names = ("model.freeze_layers", "model.lora.rank")
+            yield Violation(names, "adapters are in all layers, and train them in place of these")
 
     def objective(
         self, config: FutureVlaConfig, data: Any, info: Any, parts: Mapping[str, Part]
