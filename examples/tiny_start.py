@@ -127,7 +127,9 @@ class Training(NamedTuple):
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
 
         def rate(step: int) -> float:
-            return min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+            return (
+                min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+            )
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         for step in range(1, steps + 1):
@@ -235,7 +237,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Weights for a tiny FUTURE-VLA that acts.")
     parser.add_argument("output", type=Path, metavar="DIR")
     parser.add_argument("--scenes", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, nargs=3, default=[1_500, 700, 600], help="of each part")
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[1_500, 700, 600], help="of each part"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

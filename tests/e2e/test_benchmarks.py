@@ -1,6 +1,7 @@
 """Every script of `benchmarks/` runs once, at its smallest size."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,9 @@ SMALLEST = {
     "encode": "--images 1 --batch 1 --workers 1",
     "equal_bytes": "--write digests.json --only sample-spartan",
     "future_vla": "--size tiny --batch 1 --steps 1",
+    "future_vla_acts": "--seeds 0 --episodes 3 --new 1 --rollouts 1 "
+    "--tokenizer '--total-train-steps 1' --start '--scenes 4 --steps 1 1 1 --batch-size 2' "
+    "--train '--total-train-steps 1 --data.val_ratio 0 --total-val-samples null'",
     "future_vla_images": "--size tiny --batch 1 --repeats 1",
     "in_turn": "--before HERE --runs 1 -- --version",
     "lerobot_conversion": "--episodes 1 --frames 4 --runs 1",
@@ -72,7 +76,7 @@ def test_benchmark_runs_at_its_smallest_size(script: str, world: Path, tmp_path:
     for name, location in locations.items():
         words = words.replace(name, str(location))
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS[script]), *words.split()],
+        [sys.executable, str(SCRIPTS[script]), *shlex.split(words)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,

@@ -79,7 +79,18 @@ def test_map_and_digests_follow_from_weights_and_manifests(made: Path) -> None:
         ({"numbers": {"actions": "x"}}, {}, "data.other_numbers", "another action tokenizer"),
         ({"numbers": {"profile": "x"}}, {}, "data.other_numbers", "another normalization"),
     ],
-    ids=["steps", "views", "layers", "shape", "patches", "room", "codes", "digest", "fast", "profile"],
+    ids=[
+        "steps",
+        "views",
+        "layers",
+        "shape",
+        "patches",
+        "room",
+        "codes",
+        "digest",
+        "fast",
+        "profile",
+    ],
 )
 def test_data_that_do_not_fit_the_weights_are_an_error(
     made: Path, model: dict[str, Any], data: dict[str, Any], code: str, message: str
