@@ -2,11 +2,11 @@
 
     python examples/tiny_start.py start
 
-The released DINOv3 and Qwen3-VL have seen a billion images and know what "red" is; random ones would
-have to learn it from the actions of a policy, where it is the smallest part of the loss. This script
-stands in between: it draws random scenes of the built-in world, where the simulator knows every
-position, and asks the weights of `vlatool compose --tiny`, each time through a linear layer that is
-thrown away:
+The released DINOv3 and Qwen3-VL have seen a billion images and know what "red" is; random ones
+would have to learn it from the actions of a policy, where it is the smallest part of the loss. This
+script stands in between: it draws random scenes of the built-in world, where the simulator knows
+every position, and asks the weights of `vlatool compose --tiny`, each time through a linear layer
+that is thrown away:
 
 1. of DINOv3, at each patch of 8 x 8 pixels: which things are in it, and where are they?
 2. of the first two layers of the language model, at the name of a color: where is this block?
