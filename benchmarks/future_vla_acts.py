@@ -32,7 +32,7 @@ STARTS = ("--env", LIBERO_ENVIRONMENT, "--seed", str(FIRST_SEED))
 HELD_OUT_SEED = "7"
 
 
-def prepared(root: Path, arguments: argparse.Namespace) -> None:
+def prepare(root: Path, arguments: argparse.Namespace) -> None:
     """Samples to train on and new ones, and their tokenizers."""
 
     def at(name: str) -> str:
@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     root: Path = arguments.output
     print(describe(), flush=True)
-    prepared(root, arguments)
+    prepare(root, arguments)
     results: dict[str, list[float]] = {}
     for seed in arguments.seeds:
         started = time.perf_counter()
@@ -127,9 +127,9 @@ def main() -> None:
 
 def measured(root: Path, trained: Path, rollouts: int) -> dict[str, float]:
     """Success, obedience, and errors on new recordings; kept beside the run."""
-    kept = trained / "measured.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
+    report_file = trained / "measured.json"
+    if report_file.exists():
+        return json.loads(report_file.read_text())
     report = run("eval", "rollout", str(trained), *STARTS, "--episodes", str(rollouts))
     new = [str(root / "windows-new/samples"), "--tokenizer", str(root / "tokenizer")]
     compared: dict[str, Any] = run("eval", "open-loop", str(trained), *new)
@@ -139,7 +139,7 @@ def measured(root: Path, trained: Path, rollouts: int) -> dict[str, float]:
         **obeys(trained, rollouts),
         **{name: images[name] for name in images if name.startswith("moving_")},
     }
-    kept.write_text(json.dumps(figures))
+    report_file.write_text(json.dumps(figures))
     return figures
 
 

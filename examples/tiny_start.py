@@ -164,29 +164,46 @@ def learn_to_see(dino: Dino, training: Training, steps: int) -> None:
     dino.requires_grad_(requires_grad=False)
 
 
-@contextmanager
-def first_layers(network: FutureVla, count: int) -> Iterator[list[nn.Parameter]]:
-    """The network with its first layers alone; yields the parameters before and in them."""
-    language = network.language_model
-    layers = language.layers
-    language.layers = layers[:count]
-    tower = (value for name, value in network.visual.named_parameters() if "vis_tok" not in name)
-    parts = (language.embed_tokens.parameters(), language.layers.parameters(), tower)
-    try:
-        yield [value for part in parts for value in part if value.requires_grad]
-    finally:
+class Reading(NamedTuple):
+    """The first layers of the network, and a linear layer that reads positions from them."""
+
+    network: FutureVla
+    encoder: SequenceEncoder
+    layers: int
+    head: nn.Linear
+
+    @classmethod
+    def of(cls, network: FutureVla, encoder: SequenceEncoder, layers: int) -> "Reading":
+        width = network.language_model.embed_tokens.embedding_dim
+        return cls(network, encoder, layers, nn.Linear(width, 10))
+
+    def missed(
+        self,
+        scenes: Scenes,
+        batch: dict[str, Tensor],
+        row: Tensor,  # row in the batch of each of M tokens that are asked
+        at: Tensor,  # their places in the row
+        which: Tensor,  # index of the block that each of them asks for
+    ) -> tuple[Tensor, Tensor]:
+        """Mean error of block, bin, hand and opening; that of the block alone."""
+        language = self.network.language_model
+        layers = language.layers
+        language.layers = layers[: self.layers]
+        images = scenes.images
+        hidden = self.network(batch["input_ids"], batch["position_ids"], images=images)
         language.layers = layers
-
-
-def hidden_states(network: FutureVla, batch: dict[str, Tensor], images: Tensor) -> Tensor:
-    return network(batch["input_ids"], batch["position_ids"], images=images)
+        places = scenes.positions[row, 0]
+        truth = places[torch.arange(len(row)), which], places[:, BIN], places[:, HAND]
+        wanted = UNIT * torch.cat([*truth, scenes.openings[row, None]], dim=-1)
+        missed = self.head(hidden[row, at]) - wanted
+        return missed.abs().mean(), missed[:, :3].norm(dim=-1).mean()
 
 
 def learn_names(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
     """Trains the first two layers to know at the name of a color where the block of it is."""
-    head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 3)
+    reading = Reading.of(network, encoder, 2)
     tokens = torch.tensor([encoder.text(f" {color}")[0] for color in world.COLORS])
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
@@ -194,19 +211,20 @@ def learn_names(
         texts = [" ".join(world.COLORS[number] for number in row) for row in drawn]
         batch = padded([encoder.prompt(text) for text in texts], encoder.tokens.end_of_text)
         row, at, which = (batch["input_ids"][..., None] == tokens).nonzero().unbind(1)
-        found = head(hidden_states(network, batch, scenes.images)[row, at])
-        missed = found - UNIT * scenes.positions[row, 0, which]
-        return missed.abs().mean(), missed.norm(dim=-1).mean()
+        return reading.missed(scenes, batch, row, at, which)
 
-    with first_layers(network, 2) as parameters:
-        training.run([*parameters, *head.parameters()], steps, loss)
+    language = network.language_model
+    tower = [value for name, value in network.visual.named_parameters() if "vis_tok" not in name]
+    parts = language.embed_tokens, language.layers[:2], reading.head
+    parameters = [value for part in parts for value in part.parameters()] + tower
+    training.run([value for value in parameters if value.requires_grad], steps, loss)
 
 
 def learn_answers(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
-    """Trains the first three layers to know at each token of an answer where to go."""
-    head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 10)
+    """Trains the third layer to know it at each token of an answer."""
+    reading = Reading.of(network, encoder, 3)
     no_codes = np.zeros((0, SIZES.codes_per_image), np.uint16)
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
@@ -214,22 +232,17 @@ def learn_answers(
         which = torch.randint(len(world.COLORS), (count,))
         ids = torch.randint(SIZES.action_ids, (count, ACTION_IDS)).tolist()
         tasks = [world.instruction_for(world.COLORS[number]) for number in which.tolist()]
-        conversations = [
-            Conversation("vla", task, VIEWS, tuple(row), no_codes)
+        rows = [
+            encoder.encode(Conversation("vla", task, VIEWS, tuple(row), no_codes))
             for task, row in zip(tasks, ids, strict=True)
         ]
-        rows = [encoder.encode(conversation) for conversation in conversations]
         batch = padded(rows, encoder.tokens.end_of_text)
         row, at = (batch["segments"] != 0).nonzero().unbind(1)
-        found = head(hidden_states(network, batch, scenes.images)[row, at])
-        places = scenes.positions[:, 0]
-        truth = [places[torch.arange(count), which], places[:, BIN], places[:, HAND]]
-        wanted = UNIT * torch.cat([*truth, scenes.openings[:, None]], dim=-1)
-        missed = found - wanted[row]
-        return missed.abs().mean(), missed[:, :3].norm(dim=-1).mean()
+        return reading.missed(scenes, batch, row, at, which[row])
 
-    with first_layers(network, 3) as parameters:
-        training.run([*parameters, *head.parameters()], steps, loss)
+    network.requires_grad_(requires_grad=False)
+    third = network.language_model.layers[2].requires_grad_(requires_grad=True)
+    training.run([*third.parameters(), *reading.head.parameters()], steps, loss)
 
 
 def main() -> None:

@@ -75,12 +75,12 @@ def test_the_example_trains_what_comes_before_the_last_layer(
     compose(ComposeConfig.model_validate(keys))
     before, after = weights_of(tmp_path / "tiny"), weights_of(tmp_path / "start")
     assert before.keys() == after.keys()
-    kept = {name for name, value in before.items() if torch.equal(value, after[name])}
-    assert {"lm_head.weight", "model.language_model.norm.weight"} <= kept
-    assert {name for name in before if ".layers.3." in name} <= kept
+    unchanged = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert {"lm_head.weight", "model.language_model.norm.weight"} <= unchanged
+    assert {name for name in before if ".layers.3." in name} <= unchanged
     learned = ("vis_tok.layer.0.mlp", "merger.linear", "layers.0.mlp", "layers.2.mlp")
     for part in learned:
-        assert not [name for name in kept if part in name and name.endswith("weight")], part
+        assert not [name for name in unchanged if part in name and name.endswith("weight")], part
     assert open_trained(str(tmp_path / "start"), device="cpu").config.model == derived(
         tmp_path / "tiny"
     )
