@@ -170,12 +170,15 @@ class Reading(NamedTuple):
     network: FutureVla
     encoder: SequenceEncoder
     layers: int
+    rest: float  # weight of bin, hand and opening
     head: nn.Linear
 
     @classmethod
-    def of(cls, network: FutureVla, encoder: SequenceEncoder, layers: int) -> "Reading":
+    def of(
+        cls, network: FutureVla, encoder: SequenceEncoder, layers: int, rest: float
+    ) -> "Reading":
         width = network.language_model.embed_tokens.embedding_dim
-        return cls(network, encoder, layers, nn.Linear(width, 10))
+        return cls(network, encoder, layers, rest, nn.Linear(width, 10))
 
     def missed(
         self,
@@ -196,14 +199,16 @@ class Reading(NamedTuple):
         truth = places[torch.arange(len(row)), which], places[:, BIN], places[:, HAND]
         wanted = UNIT * torch.cat([*truth, scenes.openings[row, None]], dim=-1)
         missed = self.head(hidden[row, at]) - wanted
-        return missed.abs().mean(), missed[:, :3].norm(dim=-1).mean()
+        block, rest = missed[:, :3], missed[:, 3:]
+        total = block.abs().mean() + self.rest * rest.abs().mean()
+        return total, block.norm(dim=-1).mean()
 
 
 def learn_names(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
     """Trains the first two layers to know at the name of a color where the block of it is."""
-    reading = Reading.of(network, encoder, 2)
+    reading = Reading.of(network, encoder, 2, 0.0)
     tokens = torch.tensor([encoder.text(f" {color}")[0] for color in world.COLORS])
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
@@ -224,7 +229,7 @@ def learn_answers(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
     """Trains the third layer to know it at each token of an answer."""
-    reading = Reading.of(network, encoder, 3)
+    reading = Reading.of(network, encoder, 3, 0.5)
     no_codes = np.zeros((0, SIZES.codes_per_image), np.uint16)
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
