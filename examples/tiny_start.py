@@ -13,7 +13,7 @@ that is thrown away:
 3. of the first three, at each token of an answer of random action ids: where is the block that the
    instruction names, where are the bin and the hand?
 
-It needs the extra `train`, and takes about 25 minutes of one core.
+It needs the extra `train`, and takes about 20 minutes of one core.
 """
 
 import argparse
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, metavar="DIR")
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[1_500, 700, 600], help="of each part"
+        "--steps", type=int, nargs=3, default=[1_500, 700, 400], help="of each part"
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
