@@ -240,7 +240,7 @@ def _invalid(
     subject = f'"{context.key}"' if is_rule else f'"{context.key}" is {shown}'
     message = f"{subject}: {reason}" if context.key else reason
     near = tuple(difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
-    if value is not None and isinstance(value.value, dict):
+    if value is not None and isinstance(value.value, dict) and not is_rule:
         near = near or _meant(context.key, value, schema)[0]
     return Problem(context.key, context.origin, message, near)
 

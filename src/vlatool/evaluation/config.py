@@ -47,7 +47,10 @@ class SamplingOptions(ConfigModel):
     @model_validator(mode="after")
     def _check_samples(self) -> Self:
         if self.samples > 1 and not self.temperature:
-            raise ValueError("samples above 1 are all equal with a temperature of 0")
+            raise ValueError(
+                f"{self.samples} samples are all equal with a temperature of 0; give one, such as "
+                "temperature 0.5"
+            )
         return self
 
 

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
+from vlatool.evaluation.config import OpenLoopConfig
 
 
 def test_unknown_key_suggests_the_key_of_another_section(write, load):
@@ -165,3 +167,11 @@ def test_invalid_value_is_reported_with_valid_ones(problems, typed, expected):
 
 def test_integer_of_thousands_of_digits_is_valid_text(load):
     assert load(set_=("name=" + "9" * 5_000,)).config.name == "9" * 5_000
+
+
+def test_a_rule_about_several_keys_is_no_misspelled_key() -> None:
+    typed = [Override("samples", "4", "--samples"), Override("checkpoint", "run", "CHECKPOINT")]
+    with pytest.raises(ConfigError) as caught:
+        load_config(OpenLoopConfig, overrides=typed)
+    assert "give one, such as temperature 0.5" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
