@@ -10,8 +10,8 @@ that is thrown away:
 
 1. of DINOv3, at each patch of 8 x 8 pixels: which things are in it, and where are they?
 2. of the first two layers of the language model, at the name of a color: where is this block?
-3. of the first three, at each token of an answer of random action ids: where is the block that the
-   instruction names, where are the bin and the hand?
+3. of the first three, of which the third alone is trained, at each token of an answer of random
+   action ids: where is the block that the instruction names, where are the bin and the hand?
 
 It needs the extra `train`, and takes about 20 minutes of one core.
 """
@@ -127,9 +127,8 @@ class Training(NamedTuple):
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
 
         def rate(step: int) -> float:
-            return (
-                min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
-            )
+            warmed = min(1.0, (step + 1) / (0.05 * steps))
+            return warmed * (1 + math.cos(math.pi * step / steps)) / 2
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         for step in range(1, steps + 1):
@@ -278,7 +277,7 @@ def main() -> None:
     learn_to_see(dino, training, first)
     print("two layers learn the names of colors", flush=True)
     learn_names(network, encoder, training, second)
-    print("three layers learn to say where to go", flush=True)
+    print("the third layer learns where to go", flush=True)
     learn_answers(network, encoder, training, third)
     state = network.state_dict()
     arguments.output.mkdir(parents=True, exist_ok=True)
