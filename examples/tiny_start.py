@@ -18,8 +18,7 @@ It needs the extra `train`, and takes about 20 minutes of one core.
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
