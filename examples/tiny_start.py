@@ -9,7 +9,7 @@ every position, and asks the weights of `vlatool compose --tiny`, each time thro
 that is thrown away:
 
 1. of DINOv3, at each patch of 8 x 8 pixels: which things are in it, and where are they?
-2. of the first two layers of the language model, at the name of a color: where is this block?
+2. of the first two layers of the language model, at the name of a thing: where is it?
 3. of the first three, of which the third alone is trained, at each token of an answer of random
    action ids: where is the block that the instruction names, where are the bin and the hand?
 
@@ -45,6 +45,8 @@ BIN, HAND = 3, 4
 FEWEST_PIXELS = 3  # of a thing in a patch that it counts for
 # Positions and openings are learned in decimeters.
 UNIT = 10.0
+# Words of all questions that stand for the things; the hand has no name in them.
+WORDS = (*world.COLORS, "bin", "action")
 NAMES = 6  # in a text of the second part
 # Codes, their number and action ids as in the guide; the map to token ids depends on them.
 SIZES = SampleSizes(codes_per_image=64, codebook_size=256, action_ids=256)
@@ -162,63 +164,39 @@ def learn_to_see(dino: Dino, training: Training, steps: int) -> None:
     dino.requires_grad_(requires_grad=False)
 
 
-class Reading(NamedTuple):
-    """The first layers of the network, and a linear layer that reads positions from them."""
-
-    network: FutureVla
-    encoder: SequenceEncoder
-    layers: int
-    rest: float  # weight of bin, hand and opening
-    head: nn.Linear
-
-    @classmethod
-    def of(
-        cls, network: FutureVla, encoder: SequenceEncoder, layers: int, rest: float
-    ) -> "Reading":
-        width = network.language_model.embed_tokens.embedding_dim
-        return cls(network, encoder, layers, rest, nn.Linear(width, 10))
-
-    def missed(
-        self,
-        scenes: Scenes,
-        batch: dict[str, Tensor],
-        row: Tensor,  # row in the batch of each of M tokens that are asked
-        at: Tensor,  # their places in the row
-        which: Tensor,  # index of the block that each of them asks for
-    ) -> tuple[Tensor, Tensor]:
-        """Mean error of block, bin, hand and opening; that of the block alone."""
-        language = self.network.language_model
-        layers = language.layers
-        language.layers = layers[: self.layers]
-        images = scenes.images
-        hidden = self.network(batch["input_ids"], batch["position_ids"], images=images)
-        language.layers = layers
-        places = scenes.positions[row, 0]
-        truth = places[torch.arange(len(row)), which], places[:, BIN], places[:, HAND]
-        wanted = UNIT * torch.cat([*truth, scenes.openings[row, None]], dim=-1)
-        missed = self.head(hidden[row, at]) - wanted
-        block, rest = missed[:, :3], missed[:, 3:]
-        total = block.abs().mean() + self.rest * rest.abs().mean()
-        return total, block.norm(dim=-1).mean()
+def first_layers(
+    network: FutureVla, count: int, batch: dict[str, Tensor], scenes: Scenes
+) -> Tensor:
+    """What the first layers alone make of a batch, float32 [B, L, C]."""
+    language = network.language_model
+    layers = language.layers
+    language.layers = layers[:count]
+    hidden = network(batch["input_ids"], batch["position_ids"], images=scenes.images)
+    language.layers = layers
+    return hidden
 
 
 def learn_names(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
-    """Trains the first two layers to know at the name of a color where the block of it is."""
-    reading = Reading.of(network, encoder, 2, 0.0)
-    tokens = torch.tensor([encoder.text(f" {color}")[0] for color in world.COLORS])
+    """Trains the first two layers to know at the name of a thing where it is."""
+    language = network.language_model
+    head = nn.Linear(language.embed_tokens.embedding_dim, 4)
+    tokens = torch.tensor([encoder.text(f" {word}")[0] for word in WORDS])
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
-        drawn = torch.randint(len(world.COLORS), (len(scenes.images), NAMES)).tolist()
-        texts = [" ".join(world.COLORS[number] for number in row) for row in drawn]
+        drawn = torch.randint(HAND, (len(scenes.images), NAMES)).tolist()  # the question has it
+        texts = [" ".join(WORDS[number] for number in row) for row in drawn]
         batch = padded([encoder.prompt(text) for text in texts], encoder.tokens.end_of_text)
         row, at, which = (batch["input_ids"][..., None] == tokens).nonzero().unbind(1)
-        return reading.missed(scenes, batch, row, at, which)
+        found = head(first_layers(network, 2, batch, scenes)[row, at])
+        missed = found[:, :3] - UNIT * scenes.positions[row, 0, which]
+        opening = found[:, 3] - UNIT * scenes.openings[row]
+        total = missed.abs().mean() + opening[which == HAND].abs().mean()
+        return total, missed.norm(dim=-1).mean()
 
-    language = network.language_model
     tower = [value for name, value in network.visual.named_parameters() if "vis_tok" not in name]
-    parts = language.embed_tokens, language.layers[:2], reading.head
+    parts = language.embed_tokens, language.layers[:2], head
     parameters = [value for part in parts for value in part.parameters()] + tower
     training.run([value for value in parameters if value.requires_grad], steps, loss)
 
@@ -226,8 +204,8 @@ def learn_names(
 def learn_answers(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
-    """Trains the third layer to know it at each token of an answer."""
-    reading = Reading.of(network, encoder, 3, 0.5)
+    """Trains the third layer to know at each token of an answer all that it depends on."""
+    head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 10)
     no_codes = np.zeros((0, SIZES.codes_per_image), np.uint16)
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
@@ -241,11 +219,15 @@ def learn_answers(
         ]
         batch = padded(rows, encoder.tokens.end_of_text)
         row, at = (batch["segments"] != 0).nonzero().unbind(1)
-        return reading.missed(scenes, batch, row, at, which[row])
+        places = scenes.positions[:, 0]
+        truth = places[torch.arange(count), which], places[:, BIN], places[:, HAND]
+        wanted = UNIT * torch.cat([*truth, scenes.openings[:, None]], dim=-1)
+        missed = head(first_layers(network, 3, batch, scenes)[row, at]) - wanted[row]
+        return missed.abs().mean(), missed[:, :9].unflatten(1, (3, 3)).norm(dim=-1).mean()
 
     network.requires_grad_(requires_grad=False)
     third = network.language_model.layers[2].requires_grad_(requires_grad=True)
-    training.run([*third.parameters(), *reading.head.parameters()], steps, loss)
+    training.run([*third.parameters(), *head.parameters()], steps, loss)
 
 
 def main() -> None:
@@ -274,7 +256,7 @@ def main() -> None:
     print("DINOv3 learns what is in a patch, and where", flush=True)
     dino.requires_grad_(requires_grad=True)
     learn_to_see(dino, training, first)
-    print("two layers learn the names of colors", flush=True)
+    print("two layers learn the names of the things", flush=True)
     learn_names(network, encoder, training, second)
     print("the third layer learns where to go", flush=True)
     learn_answers(network, encoder, training, third)
