@@ -47,6 +47,7 @@ FEWEST_PIXELS = 3  # of a thing in a patch that it counts for
 UNIT = 10.0
 # Words of all questions that stand for the things; the hand has no name in them.
 WORDS = (*world.COLORS, "bin", "action")
+REST = 0.2  # weight of bin, hand and opening in the third part: which block is hardest to find
 NAMES = 6  # in a text of the second part
 # Codes, their number and action ids as in the guide; the map to token ids depends on them.
 SIZES = SampleSizes(codes_per_image=64, codebook_size=256, action_ids=256)
@@ -223,7 +224,8 @@ def learn_answers(
         truth = places[torch.arange(count), which], places[:, BIN], places[:, HAND]
         wanted = UNIT * torch.cat([*truth, scenes.openings[:, None]], dim=-1)
         missed = head(first_layers(network, 3, batch, scenes)[row, at]) - wanted[row]
-        return missed.abs().mean(), missed[:, :9].unflatten(1, (3, 3)).norm(dim=-1).mean()
+        block, rest = missed[:, :3], missed[:, 3:]
+        return block.abs().mean() + REST * rest.abs().mean(), block.norm(dim=-1).mean()
 
     network.requires_grad_(requires_grad=False)
     third = network.language_model.layers[2].requires_grad_(requires_grad=True)
