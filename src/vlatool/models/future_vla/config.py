@@ -112,7 +112,9 @@ class FutureVlaConfig(ConfigModel):
     )
     freeze_language: bool = option(False, "Do not train the language model.")
     freeze_layers: int = option(
-        0, "Number of first layers of the language model that are not trained, nor the embedding.", ge=0
+        0,
+        "Number of first layers of the language model that are not trained, nor the embedding.",
+        ge=0,
     )
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
     future_share: float = option(
