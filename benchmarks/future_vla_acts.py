@@ -30,6 +30,7 @@ START = Path(__file__).parents[1] / "examples/tiny_start.py"
 FIRST_SEED = 100_000
 STARTS = ("--env", LIBERO_ENVIRONMENT, "--seed", str(FIRST_SEED))
 HELD_OUT_SEED = "7"
+TOKENIZER = "--total-train-steps 2400 --ema.max-value 0.995"  # as in the guide
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> None:
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000, help="recordings")
     parser.add_argument("--new", type=int, default=40, help="new recordings to compare with")
     parser.add_argument("--rollouts", type=int, default=50, help="starts")
-    parser.add_argument("--tokenizer", default="", help="further arguments of its training")
+    parser.add_argument("--tokenizer", default=TOKENIZER, help="further arguments of its training")
     parser.add_argument("--start", default="", help="further arguments of tiny_start.py")
     parser.add_argument("--train", default="", help="further arguments of train, in quotes")
     parser.add_argument("--output", type=Path, metavar="DIR", default="acts", help="results")
