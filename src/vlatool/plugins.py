@@ -217,12 +217,14 @@ SINKS: Registry[Any] = Registry(
         "jsonl": "vlatool.sinks.jsonl:JsonlSink",
         "image-shards": "vlatool.sinks.image_shards:ImageShardsSink",
         "lerobot": "vlatool.sinks.lerobot.sink:LeRobotSink",
+        "curation": "vlatool.sinks.curation:CurationSink",
     },
     {
         "lbm": "shards of windows, to train a policy",
         "jsonl": "windows as JSON lines, and images, for FUTURE-VLA",
         "image-shards": "tars of images, to train a visual tokenizer",
         "lerobot": "a LeRobot data set, v3.0 or v2.1",
+        "curation": "figures of each episode, without rules; see `vlatool curate`",
     },
 )
 # Configurations of other programs: each function converts a tree, or returns None for others.
@@ -262,6 +264,7 @@ ARTIFACTS: dict[str, str] = {
     "samples": "vlatool.artifacts.samples",
     "codes": "vlatool.artifacts.codes",
     "windows": "vlatool.artifacts.windows",
+    "curation": "vlatool.artifacts.curation",
     "shards": "vlatool.artifacts.shards",
     "export": "vlatool.artifacts.export",
 }

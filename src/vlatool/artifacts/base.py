@@ -59,6 +59,7 @@ _CONTENTS = {
     "codes": "codes of a visual tokenizer",
     "samples": "samples for a language model",
     "fast": "a FAST action tokenizer",
+    "curation": "figures of episodes",
     "run": "a training run",
     "checkpoint": "a checkpoint",
     "experiment": "a published experiment",

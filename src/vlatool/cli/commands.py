@@ -188,6 +188,18 @@ _COMMANDS: dict[str, Command] = {
             "dry_run",
         ),
     ),
+    "curate": Command(
+        "Tell which raw episodes to train on, by figures and rules.",
+        "vlatool.workflows.curate:curate(CurateConfig)",
+        {"format": "[FORMAT]", "sources": "SOURCE..."},
+        (
+            "raw --output curation",
+            "raw --output curation --preset curation-default --rules.idle_share.worst 0.1",
+        ),
+        form="vlatool.cli.preprocess:preprocess_form",
+        presets=("curation",),
+        options=("output", "preset", "config", "keep", "episodes", "workers", "overwrite"),
+    ),
     "split": Command(
         "Write train and validation lists for image shards.",
         "vlatool.workflows.split:split(SplitConfig)",

@@ -265,7 +265,7 @@ class ImageWriter:
             with _unreadable(camera, source, start):
                 stored = [source.encoded(frame) for frame in frames]
             pending = [frame for frame, data in zip(frames, stored, strict=True) if data is None]
-            pixels = iter(_read_rgb(camera, source, pending) if pending else ())
+            pixels = iter(read_rgb(camera, source, pending) if pending else ())
             for frame, data in zip(frames, stored, strict=True):
                 with _unreadable(camera, source, frame):
                     image = self._encode(next(pixels)) if data is None else self._stored(data)
@@ -288,7 +288,7 @@ class ImageWriter:
         return self.encoding.encode(pixels)
 
 
-def _read_rgb(
+def read_rgb(
     camera: str, source: episode.FrameSource, frames: Sequence[int]
 ) -> episode.UInt8Array:
     pixels: Any = read_frames(camera, source, frames)

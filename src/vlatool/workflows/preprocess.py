@@ -360,10 +360,11 @@ class PreprocessJob:
             reporter.warn("option_without_effect", message)
         actions, observed = self._sink.action_fields, self._sink.proprioception_fields
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
-        reporter.note(
-            f"{counted(len(actions), 'action field')}, "
-            f"{counted(len(observed), 'proprioception field')}"
-        )
+        if self._sink.fields:
+            reporter.note(
+                f"{counted(len(actions), 'action field')}, "
+                f"{counted(len(observed), 'proprioception field')}"
+            )
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{counted(count, 'episode is', 'episodes are')} left out: {reason}")
 

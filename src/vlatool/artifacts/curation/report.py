@@ -1,0 +1,128 @@
+"""Report of a curation, and its page: what is left out and why, with images of the worst."""
+
+import base64
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.artifacts.curation.format import (
+    FIGURES,
+    STRIPS,
+    CuratedEpisode,
+    Curation,
+    read_curation,
+)
+from vlatool.events import counted
+from vlatool.pages import layout
+from vlatool.pages.layout import Html, escape
+from vlatool.pages.report import Report
+from vlatool.pages.text import number_text, text_table
+from vlatool.storage.byte_ranges import read_file
+
+_WORST = 4  # episodes that the page shows per figure
+_HEADER = ("figure", "median", "5 %", "95 %", "worst", "episode", "left out by it")
+
+
+def inspect(location: Path) -> Report:
+    """Facts of a curation: episodes, those that are left out with reasons, and its figures."""
+    curation = read_curation(location)
+    kept = len(curation.kept())
+    total = len(curation.episodes)
+    return Report(
+        kind="curation",
+        headline=f"curation of {counted(total, 'episode')}, {kept} kept",
+        facts={
+            "episodes": total,
+            "kept": kept,
+            "rules": curation.rules,
+            "absent": dict(curation.absent),
+            "left_out": {each.id: list(each.reasons) for each in left_out(curation)},
+        },
+        summary={"episodes": total, "kept": kept, "rules": len(curation.rules or ())},
+        tables=[text_table("Figures", _HEADER, [*figure_rows(curation)])],
+        page=lambda: page(location, curation),
+    )
+
+
+def left_out(curation: Curation) -> Sequence[CuratedEpisode]:
+    return [episode for episode in curation.episodes if episode.reasons]
+
+
+def reasons(curation: Curation) -> Counter[str]:
+    """Figures by the number of episodes that they leave out."""
+    return Counter(
+        reason.partition(" ")[0] for each in curation.episodes for reason in each.reasons
+    )
+
+
+def figure_rows(curation: Curation) -> Iterator[tuple[object, ...]]:
+    """Rows of the table of figures."""
+    dropped = reasons(curation)
+    for name in FIGURES:
+        worst = _worst(curation, name)
+        if worst:
+            values = [each.figures[name] for each in curation.episodes if name in each.figures]
+            shown = (*np.percentile(values, [50, 5, 95]).tolist(), worst[0].figures[name])
+            yield name, *map(number_text, shown), worst[0].id, dropped[name]
+
+
+def _worst(curation: Curation, name: str) -> list[CuratedEpisode]:
+    """Episodes with a figure, the worst first."""
+    known = [episode for episode in curation.episodes if name in episode.figures]
+    return sorted(known, key=lambda episode: -FIGURES[name].bad * episode.figures[name])
+
+
+def page(location: Path, curation: Curation) -> str:
+    """HTML page without external resources."""
+    gone = left_out(curation)
+    total = counted(len(curation.episodes), "episode")
+    rows = [
+        (
+            each.id,
+            each.instruction,
+            each.frames,
+            "; ".join(each.reasons),
+            Html(_image(location, each)),
+        )
+        for each in gone
+    ]
+    about = [(name, FIGURES[name].about, curation.absent.get(name, "")) for name in FIGURES]
+    sections = [
+        layout.Section(
+            "Left out",
+            f'<p class="quiet">{len(gone)} of {total}</p>'
+            + layout.table(("episode", "instruction", "frames", "why", ""), rows, numbers=(2,)),
+        ),
+        layout.Section("Figures", layout.table(_HEADER, figure_rows(curation), numbers=range(1, 5))),
+        *(_section(location, curation, name) for name in FIGURES),
+        layout.Section("Meaning", layout.table(("figure", "what it is", "absent because"), about)),
+    ]
+    return layout.page("Curation", f"{total}, {len(gone)} left out", sections)
+
+
+def _section(location: Path, curation: Curation, name: str) -> layout.Section:
+    """The worst episodes by a figure that differs."""
+    worst = _worst(curation, name)
+    is_equal = not worst or worst[0].figures[name] == worst[-1].figures[name]
+    rows = [
+        (
+            each.id,
+            each.instruction,
+            number_text(each.figures[name]),
+            number_text(each.at_length.get(name, 0.0)),
+            Html(_image(location, each)),
+        )
+        for each in ([] if is_equal else worst[:_WORST])
+    ]
+    header = ("episode", "instruction", "value", "deviations at like length", "")
+    return layout.Section(f"Worst {name}", layout.table(header, rows, numbers=(2, 3)), is_under=True)
+
+
+def _image(location: Path, episode: CuratedEpisode) -> str:
+    path = location / STRIPS / f"{episode.id}.jpg"
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(read_file(path)).decode()
+    return f'<img alt="{escape(episode.id)}" src="data:image/jpeg;base64,{data}">'

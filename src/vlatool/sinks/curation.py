@@ -1,0 +1,284 @@
+"""The `curation` sink: figures of each episode, and of each among the others.
+
+A worker reads an episode once. What the comparison with others needs is small: states at 32 times,
+mean images of 8 x 8 pixels.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vlatool.artifacts.curation.format import (
+    FIGURES,
+    FIGURES_NAME,
+    NAME,
+    OWNED_FILES,
+    PAGE,
+    STRIPS,
+    CuratedEpisode,
+    Curation,
+    write_curation,
+)
+from vlatool.config.base import option
+from vlatool.episode import Array, Episode, EpisodeRef, UInt8Array
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.job import JobRun
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks import base
+from vlatool.storage.atomic import remove_file, write_bytes
+from vlatool.transforms import neighbors
+from vlatool.transforms.episode_images import grid, image_figures, mean_images, repeats
+from vlatool.transforms.motion import motion_figures, two_valued
+
+_TIMES = 32  # of a path
+_MOMENTS = 16  # at which actions are compared
+_SHOWN, _SHOWN_SIZE = 5, 96
+_OF_IMAGES = ("blank_share", "frozen_share", "camera_lag")
+
+
+class CurationConfig(base.SinkConfig):
+    """Figures of episodes."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("type",)}
+
+    type: Literal["curation"] = option("curation", "Form of the output: figures of each episode.")
+
+
+@dataclass(frozen=True)
+class EpisodeFigures:
+    """Computes the figures of an episode; picklable."""
+
+    output: Path
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        states = _columns(episode, episode.proprioception_fields)
+        actions = _columns(episode, episode.action_fields)
+        figures = {} if episode.success is None else {"success": float(episode.success)}
+        arrays: dict[str, Array] = {}
+        if np.isfinite(states).all() and np.isfinite(actions).all() and len(states):
+            figures |= motion_figures(states, actions, episode.fps)
+            times = np.linspace(0, len(states) - 1, _MOMENTS + 2).round().astype(int)[1:-1]
+            arrays = {
+                "path": neighbors.resampled(states, _TIMES).reshape(-1),
+                "states": states[times].astype(np.float32),
+                "actions": actions[times].astype(np.float32),
+            }
+        moving = states[:, np.ptp(states, axis=0) > 0] if arrays else states[:, :0]
+        moving = moving[:, ~two_valued(moving)]
+        worst, seen, strips = {}, {}, []
+        for name, source in episode.cameras.items():
+            read = [*_read(name, source, episode.num_frames)]
+            grids = np.concatenate([part[0] for part in read])
+            repeated = np.concatenate([part[1] for part in read])[1:]
+            seen[name] = image_figures(grids, repeated, moving)
+            mean, end = mean_images(grids)
+            arrays |= {f"mean/{name}": mean, f"end/{name}": end}
+            strips.append([image for part in read for image in part[2]])
+        for figure in _OF_IMAGES:
+            values = {name: each[figure] for name, each in seen.items() if figure in each}
+            if values:
+                camera = max(values, key=lambda name: abs(values[name]))
+                figures[figure] = values[camera]
+                worst = worst or ({"camera": camera} if figure == "frozen_share" else {})
+        files: tuple[FileEntry, ...] = ()
+        if strips:
+            name = f"{STRIPS}/{ref.id}.jpg"
+            write_bytes(self.output / name, _strip(strips), synced=False)
+            files = (file_entry(self.output, name),)
+        facts = {"figures": figures, "instruction": episode.instruction_at(0), **worst}
+        counts = {"frames": episode.num_frames, "samples": 1}
+        return Receipt(ref.id, counts=counts, files=files, facts=facts, arrays=arrays)
+
+
+def _columns(episode: Episode, names: Sequence[str]) -> Array:
+    """Numeric fields [F, C] side by side."""
+    fields = [episode.lowdim[name] for name in names if name in episode.lowdim]
+    numbers = [values.reshape(len(values), -1) for values in fields if values.dtype.kind in "fiub"]
+    empty = np.zeros((episode.num_frames, 0))
+    return np.concatenate([empty, *numbers], axis=1, dtype=np.float64)
+
+
+def _read(
+    camera: str, source: Any, num_frames: int
+) -> Iterator[tuple[UInt8Array, Array, list[UInt8Array]]]:
+    """Grids [N, 32, 32, 3] of some frames, whether each repeats the one before it [N], and those
+    of them that are shown.
+    """
+    shown = {*np.linspace(0, num_frames - 1, _SHOWN).round().astype(int).tolist()}
+    before: UInt8Array | None = None
+    for start in range(0, num_frames, base.FRAMES_PER_READ):
+        frames = range(start, min(start + base.FRAMES_PER_READ, num_frames))
+        images = base.read_rgb(camera, source, frames)
+        joined = images if before is None else np.concatenate([before, images])
+        grids = grid(joined)
+        repeated = repeats(joined, grids)
+        before = images[-1:]
+        yield (
+            grids[len(joined) - len(images) :],
+            repeated if len(joined) > len(images) else np.concatenate([[False], repeated]),
+            [image for frame, image in zip(frames, images, strict=True) if frame in shown],
+        )
+
+
+def _strip(rows: Sequence[Sequence[UInt8Array]]) -> bytes:
+    """JPEG with a row of images per camera."""
+    from PIL import Image
+
+    height = max(len(rows), 1) * _SHOWN_SIZE
+    sheet = Image.new("RGB", (_SHOWN * _SHOWN_SIZE, height))
+    for row, images in enumerate(rows):
+        for column, pixels in enumerate(images):
+            image = Image.fromarray(pixels)
+            image.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
+            sheet.paste(image, (column * _SHOWN_SIZE, row * _SHOWN_SIZE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+class CurationSink(base.Sink):
+    """Writes the figures; `vlatool curate` applies rules to them."""
+
+    Config: ClassVar[type[base.SinkConfig]] = CurationConfig
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    volatile: ClassVar[Sequence[str]] = (NAME, PAGE)  # written by `vlatool curate`, not by its job
+    needs_rate: ClassVar[bool] = False
+    next_step: ClassVar[str] = "vlatool inspect {output}"
+
+    def __init__(self, config: CurationConfig, setup: base.SinkSetup) -> None:
+        self._setup = setup
+        self.work: base.Work = EpisodeFigures(setup.output)
+        self.fields: Mapping[str, int] = {}
+        self.action_fields: tuple[str, ...] = ()
+        self.proprioception_fields: tuple[str, ...] = ()
+
+    def begin(self) -> None:
+        for name in (FIGURES_NAME, NAME, PAGE):
+            remove_file(self._setup.output / name)
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
+        files: list[FileEntry] = []
+        episodes: list[CuratedEpisode] = []
+        arrays: list[Mapping[str, Array]] = []
+        for receipt in receipts:
+            files += receipt.files
+            if "figures" not in receipt.facts:
+                continue
+            arrays.append(receipt.arrays)
+            episodes.append(
+                CuratedEpisode(
+                    receipt.item,
+                    receipt.counts["frames"],
+                    receipt.facts["instruction"],
+                    receipt.facts["figures"],
+                    camera=receipt.facts.get("camera", ""),
+                )
+            )
+        if not episodes:
+            raise DataError(
+                "no episode could be read",
+                hint="select more episodes",
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
+        curation = compared(episodes, arrays)
+        write_curation(self._setup.output / FIGURES_NAME, curation)
+        files.append(file_entry(self._setup.output, FIGURES_NAME))
+        size = sum(file.bytes for file in files)
+        return base.SinkSummary(len(episodes), size, tuple(files))
+
+    def estimate(self) -> base.Estimate:
+        return base.Estimate(self._setup.survey.episodes)
+
+
+def compared(
+    episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, Array]]
+) -> Curation:
+    """The episodes with the figures that need the others, and those at like length."""
+    columns = {
+        name: np.array([episode.figures.get(name, np.nan) for episode in episodes])
+        for name in FIGURES
+    }
+    texts = [episode.instruction for episode in episodes]
+    for needed, figures in _comparisons(arrays, texts):
+        rows = [row for row, each in enumerate(arrays) if needed <= each.keys()]
+        if len(rows) > 1 and needed:
+            chosen = [arrays[row] for row in rows]
+            for name, values in figures(chosen, [texts[row] for row in rows]).items():
+                columns[name][rows] = values
+    # An action that lags in all episodes is the way of the robot, and so are images.
+    for name in ("action_lag", "camera_lag"):
+        values = columns[name]
+        if np.isfinite(values).any():
+            columns[name] = np.abs(values - np.nanmedian(values))
+    lengths = np.array([episode.frames for episode in episodes])
+    scores = {
+        name: neighbors.at_like_length(values, lengths)
+        for name, values in columns.items()
+        if name != "success"
+    }
+    known = {name: np.isfinite(values) for name, values in columns.items()}
+    absent = {name: _reason(name, texts) for name, each in known.items() if not each.any()}
+    return Curation(
+        tuple(
+            replace(
+                episode,
+                figures={name: float(columns[name][row]) for name in known if known[name][row]},
+                at_length={name: float(scores[name][row]) for name in scores if known[name][row]},
+            )
+            for row, episode in enumerate(episodes)
+        ),
+        absent,
+    )
+
+
+def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) -> Any:
+    """Arrays that figures need, and the function that computes them from those of episodes."""
+    cameras = sorted({name.partition("/")[2] for each in arrays for name in each if "/" in name})
+    means, ends = ({f"{kind}/{name}" for name in cameras} for kind in ("mean", "end"))
+
+    def of(chosen: Any, names: Any) -> Array:
+        return np.stack([np.concatenate([each[name].ravel() for name in names]) for each in chosen])
+
+    def of_states(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
+        stacked = {name: np.stack([each[name] for each in chosen]) for name in ("states", "actions")}
+        figures = {"outlier_distance": neighbors.trajectory_distances(of(chosen, ["path"]), groups)}
+        if stacked["actions"].shape[2]:
+            figures["disagreement"] = neighbors.disagreements(*stacked.values(), groups)
+        return figures
+
+    def of_images(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
+        seen = np.stack([np.stack([each[f"mean/{name}"] for name in cameras]) for each in chosen])
+        return {"swapped_cameras": neighbors.swapped_ratios(seen)} if len(cameras) > 1 else {}
+
+    def of_ends(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
+        last = np.stack([each["path"].reshape(_TIMES, -1)[-1] for each in chosen])
+        features = np.hstack([last, of(chosen, sorted(ends))]) if ends else last
+        everything = of(chosen, ["path", *sorted(means)])
+        return {
+            "other_instruction": neighbors.other_group_ratios(features, groups),
+            "duplicate_distance": neighbors.duplicate_distances(everything),
+        }
+
+    yield {"path"}, of_states
+    yield means, of_images
+    yield {"path", *means, *ends}, of_ends
+
+
+def _reason(name: str, texts: Sequence[str]) -> str:
+    if name == "model_error":
+        return "no policy was given with --model"
+    if name == "success":
+        return "the recordings do not say whether the task was completed"
+    if name == "other_instruction" and len({*texts}) < 2:
+        return "all episodes have the same instruction"
+    if name in _OF_IMAGES:
+        return "the episodes have no images, or no clear lag"
+    if name == "swapped_cameras":
+        return "there are fewer than two cameras"
+    return "the episodes have no states or actions that it needs, or are too few"

@@ -1,0 +1,148 @@
+"""Figures of one recorded motion: stillness, jumps, tremor, saturation, gripper, lag.
+
+Legend of shapes: F frames, S dimensions of the state, A of the action. Dimensions that do not
+change, and those that are open or closed like a gripper, have no speed.
+"""
+
+import numpy as np
+
+from vlatool.episode import Array
+
+_STILL = 0.05  # of the top speed
+_END_S = 0.3  # of which the speed at the end is the mean
+_EDGE, _TWO_VALUED = 0.1, 0.9  # share of the range near a limit; share of frames there
+_MOST_LAG = 4  # frames
+_FEWEST_FRAMES = 8
+_CUTOFF_HZ, _SMALLEST_AMPLITUDE = 10.0, 0.05
+
+
+def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float]:
+    """Figures of states [F, S] and actions [F, A]; those that cannot be computed are left out.
+
+    Speeds are norms of the steps of the state, each dimension by its standard deviation. `fps` is
+    0 if unknown: then seconds are frames.
+    """
+    rate = fps or 1.0
+    figures: dict[str, float] = {}
+    moving = states[:, _changes(states) & ~two_valued(states)]
+    if len(states) >= _FEWEST_FRAMES and moving.shape[1]:
+        speed = speeds(moving)
+        figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(moving)}
+        figures |= {"spectral_arc_length": sparc(speed, rate), "log_jerk": log_jerk(speed)}
+        lag = action_lag(moving, actions[:, _changes(actions)])
+        figures |= {} if lag is None else {"action_lag": lag}
+    if len(actions) >= _FEWEST_FRAMES and actions.shape[1]:
+        grips = two_valued(actions) & _changes(actions)
+        figures |= _saturation(actions[:, ~two_valued(actions)])
+        if grips.any():
+            figures["gripper_switches"] = float(_switches(actions[:, grips]).max())
+    return figures
+
+
+def speeds(states: Array) -> Array:
+    """Norms of the steps [F - 1] of states [F, S] that all change."""
+    return np.linalg.norm(np.diff(states, axis=0) / states.std(axis=0), axis=1)
+
+
+def two_valued(values: Array) -> Array:
+    """Dimensions that are at one of two ends in nine of ten frames: bool of the last axis."""
+    low, high = values.min(axis=0), values.max(axis=0)
+    edge = _EDGE * (high - low)
+    return ((values <= low + edge) | (values >= high - edge)).mean(axis=0) >= _TWO_VALUED
+
+
+def _changes(values: Array) -> Array:
+    return np.ptp(values, axis=0) > 1e-6 * np.abs(values).max(axis=0)
+
+
+def is_moving(speed: Array) -> Array:
+    """True where a speed [N] is above a twentieth of the top one, its 95th percentile."""
+    return speed > _STILL * np.percentile(speed, 95)
+
+
+def _pauses(speed: Array, rate: float) -> dict[str, float]:
+    """Share of still frames between the first and the last that move, the longest pause in
+    seconds, and the speed at the end by the top one.
+    """
+    moves = np.flatnonzero(is_moving(speed))
+    gaps = np.diff(moves) - 1
+    last = speed[-max(1, round(_END_S * rate)) :]
+    return {
+        "idle_share": float(gaps.sum() / (moves[-1] - moves[0] + 1)),
+        "longest_pause": float(gaps.max(initial=0) / rate),
+        "end_speed": float(last.mean() / np.percentile(speed, 95)),
+    }
+
+
+def _largest_jump(states: Array) -> float:
+    """The largest step of a dimension by the range of nine tenths of its values."""
+    low, high = np.percentile(states, [5, 95], axis=0)
+    spread = np.where(high > low, high - low, np.ptp(states, axis=0))
+    return float((np.abs(np.diff(states, axis=0)) / spread).max())
+
+
+def sparc(speed: Array, rate: float) -> float:
+    """Spectral arc length of a speed [N], at most 0; far below for tremor.
+
+    Source: Balasubramanian et al., On the analysis of movement smoothness (2015), with its cutoff
+    of 10 Hz and amplitudes from 0.05 on.
+    """
+    size = 2 ** (int(np.ceil(np.log2(len(speed)))) + 4)
+    spectrum = np.abs(np.fft.rfft(speed, size))
+    frequencies = np.fft.rfftfreq(size, 1 / rate)
+    spectrum = (spectrum / spectrum.max())[frequencies <= _CUTOFF_HZ]
+    last = int(np.flatnonzero(spectrum >= _SMALLEST_AMPLITUDE)[-1])
+    steps = np.diff(spectrum[: last + 1])
+    return -float(np.hypot(1 / max(last, 1), steps).sum())
+
+
+def log_jerk(speed: Array) -> float:
+    """Negative logarithm of the dimensionless jerk of a speed [N]: low for tremor.
+
+    The rate cancels. Source: Balasubramanian et al., A robust and sensitive metric for quantifying
+    movement smoothness (2012), after Hogan and Sternad (2009).
+    """
+    jerk = np.diff(speed, 2)
+    total = len(speed) ** 3 * float((jerk**2).sum()) / float(speed.max()) ** 2
+    return -float(np.log(max(total, 1e-12)))
+
+
+def action_lag(states: Array, actions: Array) -> float | None:
+    """Frames by which actions [F, A] come after the step of the states [F, S] that they explain;
+    None if no shift explains them best.
+
+    The shift with the smallest residual of a linear fit of the action by the state and its next
+    step.
+    """
+    steps = np.diff(states, axis=0) / states.std(axis=0)
+    inputs = np.hstack([states[:-1] / states.std(axis=0), steps, np.ones((len(steps), 1))])
+    if actions.shape[1] == 0 or len(inputs) < 2 * _MOST_LAG + 3 * inputs.shape[1]:
+        return None
+    targets = (actions - actions.mean(axis=0)) / actions.std(axis=0)
+    middle = slice(_MOST_LAG, len(inputs) - _MOST_LAG)
+    shifts = range(-_MOST_LAG, _MOST_LAG + 1)
+    residuals: list[float] = []
+    for shift in shifts:
+        target = targets[middle.start + shift : middle.stop + shift]
+        fit = np.linalg.lstsq(inputs[middle], target, rcond=None)[0]
+        residuals.append(float(((inputs[middle] @ fit - target) ** 2).mean()))
+    order = np.argsort(residuals, kind="stable")
+    is_clear = residuals[order[0]] < 0.9 * residuals[order[1]]
+    return float(shifts[int(order[0])]) if is_clear else None
+
+
+def _saturation(actions: Array) -> dict[str, float]:
+    """Share of the values of actions [F, A] at the smallest or largest one of their dimension that
+    are there in two frames in a row.
+    """
+    if not actions.shape[1]:
+        return {}
+    limits = (actions == actions.min(axis=0)) | (actions == actions.max(axis=0))
+    repeated = limits[1:] & (actions[1:] == actions[:-1])
+    return {"saturation": float((repeated & _changes(actions)).mean())}
+
+
+def _switches(grips: Array) -> Array:
+    """Changes between the halves of the range of each dimension of [F, A]."""
+    is_high = grips > (grips.min(axis=0) + grips.max(axis=0)) / 2
+    return np.diff(is_high.astype(np.int8), axis=0).astype(bool).sum(axis=0)

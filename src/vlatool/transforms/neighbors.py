@@ -1,0 +1,175 @@
+"""Episodes compared with each other: nearest ones, and figures at like length.
+
+Legend of shapes: N episodes, D numbers of one, K moments of one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlatool.episode import Array
+
+_LIKE_LENGTH = 0.2  # of the episodes
+_FEWEST = 20
+_NEAREST = 5
+_MAD = 1.4826  # standard deviations of a normal distribution
+_MOST = 2000  # that each is compared with
+
+
+def resampled(values: Array, count: int) -> Array:
+    """Values [F, C] at `count` evenly spaced times, linear between frames [count, C]."""
+    times = np.linspace(0, len(values) - 1, count)
+    low = np.floor(times).astype(int)
+    share = (times - low)[:, None]
+    high = np.minimum(low + 1, len(values) - 1)
+    return (values[low] * (1 - share) + values[high] * share).astype(np.float32)
+
+
+def at_like_length(values: Array, lengths: Array) -> Array:
+    """Robust z-scores [N] of values [N] among the fifth, or at least 20, of nearest length.
+
+    NaN stays NaN. Where the others are equal, a score is 0 for their value and infinite for others.
+    """
+    scores = np.full(len(values), np.nan)
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(lengths[known], kind="stable")]
+    count = min(len(order), max(_FEWEST, round(_LIKE_LENGTH * len(order))))
+    for position, index in enumerate(order):
+        first = min(max(position - count // 2, 0), len(order) - count)
+        scores[index] = robust_score(values[index], values[order[first : first + count]])
+    return scores
+
+
+def robust_score(value: float, others: Array) -> float:
+    """Distance of a value to the median of others [N], in robust standard deviations."""
+    center = np.median(others)
+    spread = _MAD * np.median(np.abs(others - center)) or others.std()
+    difference = float(value - center)
+    if not difference:
+        return 0.0
+    return difference / float(spread) if spread else float(np.copysign(np.inf, difference))
+
+
+def whitened(features: Array, groups: Sequence[str]) -> Array:
+    """Features [N, D] by their deviation, each weighted by how well it tells the groups apart.
+
+    The weight is the square root of the excess of its variance ratio (F statistic) above 1, so that
+    features that say nothing about the group do not count; 1 for all with a single group.
+    """
+    deviation = features.std(axis=0)
+    scaled = (features - features.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    names, members = np.unique(np.array(groups), return_inverse=True)
+    if len(names) < 2 or len(groups) <= len(names):
+        return scaled
+    counts = np.bincount(members)
+    means = np.stack([scaled[members == group].mean(axis=0) for group in range(len(names))])
+    between = (counts[:, None] * means**2).sum(axis=0) / (len(names) - 1)
+    within = ((scaled - means[members]) ** 2).sum(axis=0) / (len(groups) - len(names))
+    ratio = between / np.maximum(within, 1e-9)
+    return scaled * np.sqrt(np.maximum(ratio - 1, 0))
+
+
+def nearest(point: Array, others: Array, count: int = _NEAREST) -> Array:
+    """The smallest distances, at most `count`, of a point [D] to others [N, D]."""
+    distances = np.sqrt(((others - point) ** 2).sum(axis=-1))
+    return np.sort(distances)[:count]
+
+
+def trajectory_distances(paths: Array, groups: Sequence[str]) -> Array:
+    """Mean distance [N] of the paths [N, D] to the five nearest ones of their group, each number
+    by its deviation; NaN for an episode alone in its group.
+    """
+    scaled = _scaled(paths)
+    names = np.array(groups)
+    return np.array(
+        [
+            _mean(nearest(scaled[index], _sample(scaled, names == names[index], index)))
+            for index in range(len(scaled))
+        ]
+    )
+
+
+def duplicate_distances(features: Array) -> Array:
+    """Distance [N] to the nearest other episode by features [N, D], each by its deviation."""
+    scaled = _scaled(features)
+    everyone = np.ones(len(scaled), bool)
+    return np.array(
+        [
+            _mean(nearest(scaled[index], _sample(scaled, everyone, index), 1))
+            for index in range(len(scaled))
+        ]
+    )
+
+
+def other_group_ratios(ends: Array, groups: Sequence[str]) -> Array:
+    """Mean distance [N] of the ends [N, D] to the five nearest of the same group, by that to those
+    of another group: above 1 where another group is nearer. NaN with one group.
+    """
+    points, names = whitened(ends, groups), np.array(groups)
+    ratios = np.full(len(points), np.nan)
+    for index, group in enumerate(names):
+        same = _mean(nearest(points[index], _sample(points, names == group, index)))
+        others = [
+            _mean(nearest(points[index], _sample(points, names == other, index)))
+            for other in np.unique(names)
+            if other != group
+        ]
+        if others:
+            ratios[index] = same / max(min(others), 1e-9)
+    return ratios
+
+
+def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array:
+    """Difference [N] of actions from the mean of those at the five nearest moments of others.
+
+    `states` [N, K, S] and `actions` [N, K, A], of moments of each episode, each by its deviation.
+    """
+    count, moments = states.shape[:2]
+    names = np.array(groups)
+    wanted = _scaled(actions.reshape(count * moments, -1)).reshape(count, moments, -1)
+    known = _scaled(states.reshape(count * moments, -1)).reshape(count, moments, -1)
+    result = np.full(count, np.nan)
+    for index in range(count):
+        chosen = np.flatnonzero((names == names[index]) & (np.arange(count) != index))
+        chosen = chosen[_evenly(len(chosen), _MOST // 10)]
+        if not len(chosen):
+            continue
+        points, targets = (each[chosen].reshape(len(chosen) * moments, -1) for each in (known, wanted))
+        distances = ((known[index][:, None] - points) ** 2).sum(axis=-1)
+        near = np.argsort(distances, axis=1, kind="stable")[:, :_NEAREST]
+        difference = wanted[index] - targets[near].mean(axis=1)
+        result[index] = np.sqrt((difference**2).mean())
+    return result
+
+
+def swapped_ratios(means: Array) -> Array:
+    """Distance [N] of a camera's mean image to the median one, by that to another camera's.
+
+    `means` [N, V, D]; of the camera with the largest ratio. Above 1: it looks like the other one.
+    """
+    usual = np.median(means, axis=0)
+    distances = np.linalg.norm(means[:, :, None] - usual[None, None], axis=-1)
+    own = np.diagonal(distances, axis1=1, axis2=2)
+    others = distances + np.where(np.eye(len(usual), dtype=bool), np.inf, 0.0)
+    return (own / np.maximum(others.min(axis=2), 1e-9)).max(axis=1)
+
+
+def _scaled(values: Array) -> Array:
+    """Values [N, D] by the deviation of each number and the root of their count."""
+    deviation = values.std(axis=0)
+    return values / np.where(deviation > 0, deviation, 1) / np.sqrt(max(values.shape[1], 1))
+
+
+def _sample(points: Array, chosen: Array, excluded: int) -> Array:
+    """At most 2,000 evenly spaced ones of the chosen points, without one."""
+    indices = np.flatnonzero(chosen)
+    indices = indices[indices != excluded]
+    return points[indices[_evenly(len(indices), _MOST)]]
+
+
+def _evenly(count: int, most: int) -> Array:
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,188 @@
+"""Figures of episodes, and rules for those to train on."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, SerializeAsAny, create_model, model_validator
+
+from vlatool.artifacts.curation.format import (
+    FIGURES,
+    FIGURES_NAME,
+    NAME,
+    PAGE,
+    CuratedEpisode,
+    Curation,
+    read_curation,
+    write_curation,
+)
+from vlatool.artifacts.curation.report import page, reasons
+from vlatool.config.base import ConfigModel, option
+from vlatool.config.resolve import load_config
+from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs.command import JobResult, executor_of, make_executor
+from vlatool.jobs.run import run_command
+from vlatool.plugins import SINKS
+from vlatool.results import OPTIONAL, UNLISTED
+from vlatool.sinks.curation import CurationConfig
+from vlatool.storage.atomic import write_text
+from vlatool.storage.uri import location
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob, PreprocessResult
+
+
+class KeepRule(ConfigModel):
+    """Episodes that one figure leaves out; several limits leave out what any of them does."""
+
+    above: float | None = option(None, "Leave out episodes with a larger value.")
+    below: float | None = option(None, "Leave out episodes with a smaller value.")
+    worst: float | None = option(
+        None, "Leave out this share of the episodes, those with the worst values.", gt=0, lt=1
+    )
+    at_length: bool = option(
+        False, "Compare deviations among episodes of like length in place of values."
+    )
+
+    @model_validator(mode="after")
+    def _has_limit(self) -> Self:
+        if self.above is None and self.below is None and self.worst is None:
+            raise ValueError("give above, below or worst")
+        return self
+
+
+_RULES: dict[str, Any] = {
+    name: (KeepRule | None, option(None, f"Rule for {name}: {figure.about}."))
+    for name, figure in FIGURES.items()
+}
+KeepRules = create_model("KeepRules", __base__=ConfigModel, __doc__="Rules by figure.", **_RULES)
+
+
+class CurateConfig(PreprocessConfig):
+    """Options of `vlatool curate`."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Rules": ("keep", "rules"),
+        **{name: keys for name, keys in PreprocessConfig.help_groups.items() if name != "Actions"},
+    }
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"keep", "rules", *PreprocessConfig.no_effect_on_output}
+    )
+
+    keep: str | None = option(None, "YAML file with rules by figure, over those of `rules`.")
+    rules: KeepRules = option(KeepRules(), "Rules that leave episodes out.")  # pyright: ignore[reportInvalidTypeForm]
+    sink: SerializeAsAny[CurationConfig] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=CurationConfig, description="Keys of the output."
+    )
+
+    @classmethod
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
+        return super().specialize({**tree, "sink": "curation"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateResult(JobResult):
+    """Episodes that are kept and left out."""
+
+    frames: int
+    kept: int
+    left_out: Mapping[str, Sequence[str]]  # map from episode to reasons
+    reasons: Mapping[str, int]  # map from figure to episodes that it leaves out
+    absent: Mapping[str, str] = field(metadata=OPTIONAL)  # figures that no episode has, and why
+    next: str = field(default="", metadata=UNLISTED)
+
+    def summary(self) -> str:
+        total = counted(self.episodes, "episode")
+        if self.is_planned:
+            return f"would read {total}, {counted(self.frames, 'frame')}"
+        return f"{total}, {self.kept} kept"
+
+    def details(self) -> Iterator[str]:
+        if not self.is_planned and not self.reasons:
+            yield "no rule leaves an episode out; give rules with --keep FILE or a preset"
+        yield from (f"left out by {name}: {count}" for name, count in self.reasons.items())
+        yield from (f"no {name}: {reason}" for name, reason in self.absent.items())
+
+
+def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
+    """Computes figures of each episode, and applies rules.
+
+    The figures are computed once: the same call with other rules only applies them. An interrupted
+    run is resumed by the same call.
+
+    Raises:
+        UsageError: A required key is missing, or the output belongs to another run.
+        DataError: No episode can be used, or one cannot and `on_error` is `stop`.
+        PartialFailure: Episodes that could not be read have no figures; the others do.
+    """
+    rules = _rules(config)
+    preload = ("vlatool.sources.selection", SINKS.target("curation"))
+    with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
+        job = PreprocessJob(config)
+        job.log_selection(reporter)
+        done = run_command(job, PreprocessResult, config, executor, reporter=reporter)
+    curation = Curation((), {})
+    if not config.dry_run:
+        curation = _judged(config, rules)
+    gone = {each.id: each.reasons for each in curation.episodes if each.reasons}
+    return CurateResult(
+        **{each.name: getattr(done, each.name) for each in fields(JobResult)},
+        frames=done.frames,
+        kept=len(curation.episodes) - len(gone),
+        left_out=gone,
+        reasons=dict(reasons(curation)),
+        absent=curation.absent,
+        next=f"vlatool preprocess {' '.join(config.sources)} --episodes @{config.output} "
+        f"--output {config.output}-kept",
+    )
+
+
+def _rules(config: CurateConfig) -> dict[str, KeepRule]:
+    """Rules by figure; those of a file over those of the config."""
+    layers = [config.rules]
+    if config.keep is not None:
+        layers.append(load_config(KeepRules, files=[config.keep]).config)
+    return {
+        name: rule for each in layers for name in FIGURES if (rule := getattr(each, name, None))
+    }
+
+
+def _judged(config: CurateConfig, rules: Mapping[str, KeepRule]) -> Curation:
+    """Applies the rules to the figures, and writes both with the page."""
+    output = location(config.output)
+    measured = read_curation(output / FIGURES_NAME)
+    curation = replace(
+        measured,
+        episodes=tuple(judge(measured.episodes, rules)),
+        rules={name: rule.model_dump(exclude_defaults=True) for name, rule in rules.items()},
+    )
+    write_curation(output / NAME, curation)
+    write_text(output / PAGE, page(output, curation))
+    return curation
+
+
+def judge(
+    episodes: Sequence[CuratedEpisode], rules: Mapping[str, KeepRule]
+) -> Iterator[CuratedEpisode]:
+    """The episodes with the reasons for which rules leave them out; one without the figure of a
+    rule is kept by it.
+    """
+    found: dict[str, list[str]] = {episode.id: [] for episode in episodes}
+    for name, rule in rules.items():
+        values = {
+            episode.id: (episode.at_length if rule.at_length else episode.figures)[name]
+            for episode in episodes
+            if name in (episode.at_length if rule.at_length else episode.figures)
+        }
+        bad = FIGURES[name].bad
+        order = sorted(values, key=lambda each: -bad * values[each])
+        worst = {*order[: math.floor((rule.worst or 0) * len(order))]}
+        unit = " deviations at like length" if rule.at_length else ""
+        for each, value in values.items():
+            limits = [
+                f"> {rule.above:g}" if rule.above is not None and value > rule.above else "",
+                f"< {rule.below:g}" if rule.below is not None and value < rule.below else "",
+                f"among the worst {rule.worst:.0%}" if each in worst else "",
+            ]
+            if any(limits):
+                found[each].append(f"{name} {value:.3g}{unit} {', '.join(filter(None, limits))}")
+    return (replace(episode, reasons=tuple(found[episode.id])) for episode in episodes)
