@@ -196,9 +196,7 @@ class CurationSink(base.Sink):
         return base.Estimate(self._setup.survey.episodes)
 
 
-def compared(
-    episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, Array]]
-) -> Curation:
+def compared(episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, Array]]) -> Curation:
     """The episodes with the figures that need the others, and those at like length."""
     columns = {
         name: np.array([episode.figures.get(name, np.nan) for episode in episodes])
@@ -246,7 +244,9 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
         return np.stack([np.concatenate([each[name].ravel() for name in names]) for each in chosen])
 
     def of_states(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
-        stacked = {name: np.stack([each[name] for each in chosen]) for name in ("states", "actions")}
+        stacked = {
+            name: np.stack([each[name] for each in chosen]) for name in ("states", "actions")
+        }
         figures = {"outlier_distance": neighbors.trajectory_distances(of(chosen, ["path"]), groups)}
         if stacked["actions"].shape[2]:
             figures["disagreement"] = neighbors.disagreements(*stacked.values(), groups)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import SerializeAsAny, field_validator
 
+from vlatool.artifacts.curation.format import kept_positions
 from vlatool.artifacts.field_summary import dimension_label
 from vlatool.config.base import ConfigModel, option, required_field, unique_items
 from vlatool.episode import Episode, EpisodeRef, Survey, listed_cameras
@@ -44,7 +45,9 @@ class SelectionConfig(ConfigModel):
     format: str = option("", "Format of the episodes; empty: detect it.")
     sources: list[str] = required_field([], "Locations of the episodes.")
     episodes: str | None = option(
-        None, "Episodes to use, such as 0:4,7; the end of a range is excluded."
+        None,
+        "Episodes to use, such as 0:4,7; the end of a range is excluded. @DIR: those that "
+        "`vlatool curate` keeps.",
     )
     exclude: str | None = option(None, "Episodes to exclude, written like --episodes.")
     max_episodes: int | None = option(None, "Use at most N episodes; 0 or -1: all.", ge=-1)
@@ -126,6 +129,7 @@ class SelectedEpisodes:
     findings: tuple[Finding, ...]  # findings on the sources as a whole
     available: int  # number of episodes in the sources
     names: NameMap  # new names, without globs
+    numbers: str | None  # numbers and ranges of `--episodes`; None: all
 
 
 def select_episodes(
@@ -137,7 +141,7 @@ def select_episodes(
     """Episodes of a run, and the cameras and fields that it uses. `required_cameras` are named by
     other options and must exist.
     """
-    available, discovered = _discover(reader, sources, config)
+    available, discovered, chosen = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
     refs = tuple(ref for ref in discovered if not ref.excluded)
     if not refs:
@@ -161,13 +165,15 @@ def select_episodes(
         if name != name.lower()
     )
     findings = (*reader.source_findings, *capitals)
-    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings, available, names)
+    return SelectedEpisodes(
+        refs, held_out_counts, survey, selection, findings, available, names, chosen
+    )
 
 
 def _discover(
     reader: base.FormatReader, sources: Sequence[Path], config: SelectionConfig
-) -> tuple[int, Sequence[EpisodeRef]]:
-    """Number of episodes, and the requested ones, excluded ones included."""
+) -> tuple[int, Sequence[EpisodeRef], str | None]:
+    """Number of episodes, the requested ones, excluded ones included, and their numbers."""
     for source in sources:
         if is_missing(source):
             raise DataError.at(
@@ -178,7 +184,8 @@ def _discover(
             )
         check_downloaded(source)
     discovered = base.checked_refs(list(reader.discover(sources)))
-    refs = base.select(discovered, config.episodes, config.exclude)
+    chosen = _numbers_of(config.episodes, discovered)
+    refs = base.select(discovered, chosen, config.exclude)
     if not refs:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episodes found",
@@ -186,7 +193,22 @@ def _discover(
             code="data.no_episodes",
         )
     limit = config.max_episodes
-    return len(discovered), refs if limit is None or limit <= 0 else refs[:limit]
+    return len(discovered), refs if limit is None or limit <= 0 else refs[:limit], chosen
+
+
+def _numbers_of(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | None:
+    """Numbers and ranges of `--episodes`, of `@CURATION` those of the episodes that it keeps."""
+    if episodes is None or not episodes.startswith("@"):
+        return episodes
+    numbers = [*base.numbered(refs)]
+    kept = kept_positions(episodes.removeprefix("@"), [ref.id for ref in refs])
+    ranges: list[list[int]] = []
+    for number in sorted(numbers[position] for position in kept):
+        if ranges and number == ranges[-1][1]:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([number, number + 1])
+    return ",".join(f"{first}:{stop}" for first, stop in ranges)
 
 
 def _with_cameras(

@@ -3,6 +3,8 @@
 Legend of shapes: F frames, G grid points of a side.
 """
 
+import itertools
+
 import numpy as np
 
 from vlatool.episode import Array, UInt8Array
@@ -25,8 +27,8 @@ def grid(images: UInt8Array) -> UInt8Array:
 
 
 def repeats(images: UInt8Array, grids: UInt8Array) -> Array:
-    """bool [N - 1]: an image [N, H, W, 3] shows the same as the one before it."""
-    same = [_alike(first, second) for first, second in zip(grids[:-1], grids[1:], strict=True)]
+    """Bool [N - 1]: an image [N, H, W, 3] shows the same as the one before it."""
+    same = [_alike(first, second) for first, second in itertools.pairwise(grids)]
     return np.array(
         [
             is_same and _alike(images[number], images[number + 1])

@@ -134,7 +134,9 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
         chosen = chosen[_evenly(len(chosen), _MOST // 10)]
         if not len(chosen):
             continue
-        points, targets = (each[chosen].reshape(len(chosen) * moments, -1) for each in (known, wanted))
+        points, targets = (
+            each[chosen].reshape(len(chosen) * moments, -1) for each in (known, wanted)
+        )
         distances = ((known[index][:, None] - points) ** 2).sum(axis=-1)
         near = np.argsort(distances, axis=1, kind="stable")[:, :_NEAREST]
         difference = wanted[index] - targets[near].mean(axis=1)

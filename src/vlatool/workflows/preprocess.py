@@ -221,6 +221,7 @@ class PreprocessJob:
         sources = [pinned(source) for source in config.sources]
         named = getattr(config.sink, "camera_rotations", {})
         self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
+        self._config = config = config.model_copy(update={"episodes": selection.numbers})
         names = selection.names
         self._reader = with_names(self._reader, names)
         self.items: Sequence[EpisodeRef] = selection.refs

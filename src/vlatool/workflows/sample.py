@@ -6,21 +6,30 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlatool.config.base import ConfigModel, execution_field, option
 from vlatool.errors import UsageError, missing_package
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.files import FileEntry
+from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.plugins import did_you_mean
+from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.workflows.road import after_recordings
 from vlatool.world import recording
+from vlatool.world.defects import (
+    DEFECTS,
+    TRUTH_FILE,
+    defect_of,
+    simulated_episode_with,
+    world_episode,
+)
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
@@ -62,6 +71,11 @@ class SampleConfig(ConfigModel):
     size: SizeName = option(
         "small", "Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data."
     )
+    defects: list[str] = option(
+        [],
+        "Defects to plant, each with the share of episodes that have it, such as tremor:0.2; "
+        "defects.json has the truth. Known: " + ", ".join(DEFECTS) + ".",
+    )
     depth: bool = option(False, "Write depth and label maps, too (spartan only).")
     layout_version: Literal["v3.0", "v2.1"] = option(
         "v3.0", "Version of the data set (lerobot only)."
@@ -70,6 +84,33 @@ class SampleConfig(ConfigModel):
         None, "Number of processes; default: one per processor. Does not change the output.", ge=1
     )
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
+
+    @field_validator("defects")
+    @classmethod
+    def _shares(cls, value: list[str]) -> list[str]:
+        shares = _shares_of(value)
+        for name, share in shares.items():
+            if name not in DEFECTS:
+                raise ValueError(f"no defect {name!r}; {did_you_mean(name, [*DEFECTS])}")
+            if not 0 < share <= 1:
+                raise ValueError(f"{name}: the share must be above 0 and at most 1")
+        if len(shares) < len(value) or sum(shares.values()) > 1 + 1e-9:
+            raise ValueError("each defect once, and at most all episodes in total")
+        return value
+
+
+def _shares_of(defects: Sequence[str]) -> dict[str, float]:
+    """Map from defect to share, from DEFECT:SHARE."""
+    shares: dict[str, float] = {}
+    for text in defects:
+        name, _, share = text.partition(":")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise ValueError(
+                f"write a defect and its share, such as tremor:0.2, not {text!r}"
+            ) from None
+    return shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +190,8 @@ class SampleJob:
             excluded.add("scenes")
         if config.world == "builtin":
             excluded |= {"world", "task"}
+        if not config.defects:
+            excluded.add("defects")
         options = config.model_dump(mode="json", exclude=excluded)
         output = local_path(config.output)
         self._config = config
@@ -163,7 +206,7 @@ class SampleJob:
             plan=plan_digest(options),
             work=ExpertWriter(self._recorder.write, self._expert),
             state=_state,
-            owned=self._recorder.owned,
+            owned=(*self._recorder.owned, TRUTH_FILE),
             temporary=self._recorder.temporary,
             has_arrays=bool(self._recorder.temporary),
             locations=(output,),
@@ -200,7 +243,14 @@ class SampleJob:
         self._recorder.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        return self._recorder.finish(self._noted(receipts), run)
+        files = self._recorder.finish(self._noted(receipts), run)
+        if not self._config.defects:
+            return files
+        shares, seed = _shares_of(self._config.defects), self._config.seed
+        numbers = [episode.index for episode in self._recorded]
+        planted = {number: defect_of(shares, seed, number) for number in numbers}
+        write_json(self.spec.output / TRUTH_FILE, {"shares": shares, "episodes": planted})
+        return [*files, file_entry(self.spec.output, TRUTH_FILE)]
 
     def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
         for receipt in receipts:
@@ -254,12 +304,13 @@ def _state(item: tuple[int, int]) -> InputState:
 
 def _expert(config: SampleConfig) -> Callable[[int], recording.RecordableEpisode]:
     """Picklable function from the number of an episode to the episode."""
+    shares = _shares_of(config.defects)
     if config.world == "builtin":
-        frames, scenes = config.frames, config.scenes
-        return partial(recording.expert_episode, config.seed, frames=frames, shared_scenes=scenes)
-    from vlatool.world.metaworld.episodes import simulated_episode
-
-    return partial(simulated_episode, config.task, SQUARE_SIZES[config.size], config.seed)
+        cameras = [camera.name for camera in cameras_for(config.cameras)]
+        options = {"frames": config.frames, "shared_scenes": config.scenes}
+        return partial(world_episode, config.seed, shares=shares, cameras=cameras, **options)
+    size = SQUARE_SIZES[config.size]
+    return partial(simulated_episode_with, config.task, size, config.seed, shares=shares)
 
 
 def _recorder(config: SampleConfig) -> recording.Recorder:
@@ -329,6 +380,13 @@ def _check_world(config: SampleConfig) -> None:
             code="usage.no_task",
         )
     check_tasks(config.task)
+    shares = _shares_of(config.defects)
+    if "wrong-object" in shares or ("wrong-instruction" in shares and len(config.task) < 2):
+        raise UsageError(
+            "tasks of Meta-World have one object each, and one text",
+            hint="plant wrong-instruction in episodes of several tasks",
+            code="usage.defect",
+        )
     try:
         load_simulator()
     except ModuleNotFoundError as error:

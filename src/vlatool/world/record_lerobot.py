@@ -30,8 +30,8 @@ ROBOT_TYPE = "vlatool_world"
 class DrawnFrames(FrameSource):
     """Images of a view as a `FrameSource`, drawn when they are read."""
 
-    scenes: Sequence[scene.Scene]
     view: View
+    scenes: Sequence[scene.Scene]
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -64,7 +64,7 @@ def as_episode(episode: WorldEpisode, views: Sequence[View]) -> Episode:
         task=episode.instruction,
         fps=scene.FPS,
         num_frames=len(episode),
-        cameras={view.camera.name: DrawnFrames(episode.scenes, view) for view in views},
+        cameras={view.camera.name: DrawnFrames(*episode.drawn(view)) for view in views},
         lowdim={STATE: episode.states, ACTION: episode.actions},
         language={"original": [episode.instruction]},
         action_fields=(ACTION,),

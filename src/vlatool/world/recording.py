@@ -1,6 +1,6 @@
 """Shared types of the recorders of raw layouts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,7 +13,7 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import remove_file
 from vlatool.world import scene as world_scene
-from vlatool.world.render import Measurement, View
+from vlatool.world.render import CAMERAS, Measurement, View
 
 _HOVER = 0.16
 _GRASP = 0.03
@@ -41,6 +41,10 @@ class WorldEpisode:
         world_scene.FloatArray
     )  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
     success: bool  # True if the named block is in the bin at the last frame
+    # Camera to the one whose images it has, and to the frame whose image it repeats; others have
+    # their own.
+    shown_as: Mapping[str, str] = field(default_factory=dict[str, str])
+    frozen_from: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def instruction(self) -> str:
@@ -56,11 +60,20 @@ class WorldEpisode:
 
     def images(self, view: View) -> Iterator[UInt8Array]:
         """One image uint8 [H, W, 3] per frame."""
-        return (view.draw(scene) for scene in self.scenes)
+        shown, scenes = self.drawn(view)
+        return (shown.draw(scene) for scene in scenes)
 
     def measurements(self, view: View) -> Iterator[Measurement]:
         """Depth and labels per frame."""
-        return (view.measure(scene) for scene in self.scenes)
+        shown, scenes = self.drawn(view)
+        return (shown.measure(scene) for scene in scenes)
+
+    def drawn(self, view: View) -> tuple[View, Sequence[world_scene.Scene]]:
+        """View and scene of each frame that the images of a view show."""
+        name = view.camera.name
+        shown = View(CAMERAS[self.shown_as[name]], view.size) if name in self.shown_as else view
+        last = self.frozen_from.get(name, len(self))
+        return shown, [self.scenes[min(number, last)] for number in range(len(self))]
 
 
 def expert_episode(

@@ -110,6 +110,8 @@ def _rounded(values: Mapping[str, float]) -> dict[str, float]:
 def read_curation(location: Path) -> Curation:
     """Curation of a folder with applied rules, or of a file; DataError if there is none."""
     path = location / NAME if location.is_dir() else location
+    if not path.is_file():
+        raise _error(path, "does not exist")
     document = read_json(path)
     if not isinstance(document, dict) or document.get("type") != TYPE:
         raise _error(path, "is no curation")
@@ -133,7 +135,7 @@ def read_curation(location: Path) -> Curation:
         raise _error(path, f"is damaged: {error!r}") from None
 
 
-def numbers_kept(place: str, ids: Sequence[str]) -> list[int]:
+def kept_positions(place: str, ids: Sequence[str]) -> list[int]:
     """Positions, among the ids of a source, of the episodes that a curation of it keeps.
 
     Raises:

@@ -95,7 +95,9 @@ def page(location: Path, curation: Curation) -> str:
             f'<p class="quiet">{len(gone)} of {total}</p>'
             + layout.table(("episode", "instruction", "frames", "why", ""), rows, numbers=(2,)),
         ),
-        layout.Section("Figures", layout.table(_HEADER, figure_rows(curation), numbers=range(1, 5))),
+        layout.Section(
+            "Figures", layout.table(_HEADER, figure_rows(curation), numbers=range(1, 5))
+        ),
         *(_section(location, curation, name) for name in FIGURES),
         layout.Section("Meaning", layout.table(("figure", "what it is", "absent because"), about)),
     ]
@@ -117,7 +119,9 @@ def _section(location: Path, curation: Curation, name: str) -> layout.Section:
         for each in ([] if is_equal else worst[:_WORST])
     ]
     header = ("episode", "instruction", "value", "deviations at like length", "")
-    return layout.Section(f"Worst {name}", layout.table(header, rows, numbers=(2, 3)), is_under=True)
+    return layout.Section(
+        f"Worst {name}", layout.table(header, rows, numbers=(2, 3)), is_under=True
+    )
 
 
 def _image(location: Path, episode: CuratedEpisode) -> str:

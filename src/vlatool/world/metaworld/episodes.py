@@ -3,7 +3,7 @@
 Legend of shapes: L frames. Source: reference/environments 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,10 @@ _RECORDING = 1
 _TRIES = 10
 _AFTER_SUCCESS = 50
 _NOISE_MEMORY, _NOISE_SCALE = 0.9, 0.15
+
+
+# Function from an action [4] of the expert and the number of its step to the one that is taken.
+Alter = Callable[[FloatArray, int], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -67,20 +71,27 @@ class SimulatedEpisode:
 
 
 def simulated_episode(
-    tasks: Sequence[str], size: tuple[int, int], seed: int, index: int
+    tasks: Sequence[str],
+    size: tuple[int, int],
+    seed: int,
+    index: int,
+    *,
+    alter: Alter | None = None,
+    frames: int = MAX_STEPS,
 ) -> SimulatedEpisode:
     """Episode number `index` of `seed`, independent of other episodes; tasks take turns.
 
     The actions are those of the expert. Those that are executed differ by a disturbance, so
-    episodes show how to recover. If the expert fails, the next start is tried, 10 at most.
+    episodes show how to recover. If the expert fails, the next start is tried, 10 at most; one that
+    `alter` disturbs need not succeed. `frames` is the largest number of frames.
     """
     rng = np.random.default_rng([seed, index, _RECORDING])
     task = tasks[index % len(tasks)]
     simulator = Simulator(task, size)
     try:
-        attempts = (_attempt(simulator, rng, index, task) for _ in range(_TRIES))
+        attempts = (_attempt(simulator, rng, index, task, alter, frames) for _ in range(_TRIES))
         last = next(attempts)
-        while not last.success and (episode := next(attempts, None)):
+        while alter is None and not last.success and (episode := next(attempts, None)):
             last = episode
         return last
     finally:
@@ -88,18 +99,24 @@ def simulated_episode(
 
 
 def _attempt(
-    simulator: Simulator, rng: np.random.Generator, index: int, task: str
+    simulator: Simulator,
+    rng: np.random.Generator,
+    index: int,
+    task: str,
+    alter: Alter | None,
+    frames: int,
 ) -> SimulatedEpisode:
     """Records the expert until some frames after its first success."""
     state = simulator.start(rng)
     images: dict[str, list[UInt8Array]] = {name: [] for name in VIEWS}
     states: list[FloatArray] = []
     actions: list[FloatArray] = []
-    disturbance, left, is_success = np.zeros(3), MAX_STEPS, False
+    disturbance, left, is_success = np.zeros(3), frames, False
     while left:
         for name, image in simulator.images().items():
             images[name].append(image)
         action = simulator.expert_action()
+        action = action if alter is None else alter(action, len(states))
         states.append(state)
         actions.append(action)
         disturbance = _NOISE_MEMORY * disturbance + rng.normal(0.0, _NOISE_SCALE, 3)

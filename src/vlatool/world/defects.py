@@ -1,0 +1,221 @@
+"""Defects that are planted in recordings, to measure what finds them and what they cost.
+
+Recordings with a defect have about the lengths of those without, so that length says nothing.
+Actions, states and images agree as those of a robot would, and no reader reads the truth.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from vlatool.world import scene as world_scene
+from vlatool.world.metaworld.episodes import SimulatedEpisode, simulated_episode
+from vlatool.world.recording import WorldEpisode, expert_episode
+
+TRUTH_FILE = "defects.json"
+DEFECTS: Mapping[str, str] = {
+    "early-release": "the hand opens on half of the way",
+    "wrong-object": "another object is moved than the instruction names",
+    "wrong-instruction": "the text is that of another task",
+    "tremor": "the hand shakes from frame to frame",
+    "late-actions": "actions are stored 1 to 3 frames late",
+    "pause": "the hand stands still for a fifth of the episode",
+    "truncated": "the last quarter is missing",
+    "swapped-cameras": "the images of two cameras are exchanged",
+    "frozen-camera": "from some frame on, a camera repeats its image",
+}
+_CHOICE, _DETAIL = 11, 12  # third numbers of seeds
+_SHARE_OF_PAUSE, _SHARE_OF_END = 0.2, 0.25
+_MOST_LATE = 3
+_TREMOR_M, _TREMOR_ACTION = 0.012, 0.6
+_TRIES, _OTHER_START = 8, 3_000_000  # a multiple of the number of targets
+
+
+def defect_of(shares: Mapping[str, float], seed: int, index: int) -> str:
+    """Defect of an episode, by the share of each; empty for none."""
+    drawn = np.random.default_rng([seed, index, _CHOICE]).random()
+    for name, limit in zip(shares, np.cumsum([*shares.values()]), strict=True):
+        if drawn < limit:
+            return name
+    return ""
+
+
+def world_episode(
+    seed: int,
+    index: int,
+    shares: Mapping[str, float],
+    cameras: Sequence[str],
+    frames: int | None = None,
+    shared_scenes: int | None = None,
+) -> WorldEpisode:
+    """Episode of the built-in world, with the defect that its number has, if any."""
+    make = partial(expert_episode, seed, frames=frames, shared_scenes=shared_scenes)
+    clean, defect = make(index), defect_of(shares, seed, index)
+    if not defect:
+        return clean
+    rng = np.random.default_rng([seed, index, _DETAIL])
+    if defect in ("wrong-object", "wrong-instruction"):
+        shift = 1 + int(rng.integers(len(world_scene.COLORS) - 1))
+        other = replace(clean, target=(clean.target + shift) % len(world_scene.COLORS))
+        return replace(other, success=False)
+    if defect in ("pause", "truncated"):
+        change = _paused if defect == "pause" else _cut
+        tries = (change(make(index + n * _OTHER_START), rng) for n in range(_TRIES))
+        nearest = min(tries, key=lambda each: abs(len(each) - len(clean)))
+        return replace(nearest, index=index)
+    if defect == "swapped-cameras":
+        others = [*cameras[1:], cameras[0]]
+        return replace(clean, shown_as=dict(zip(cameras, others, strict=True)))
+    if defect == "frozen-camera":
+        return replace(clean, frozen_from={cameras[-1]: _start_of_still(len(clean), rng)})
+    return _WORLD_CHANGES[defect](clean, rng)
+
+
+def _released(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
+    """The block falls in the middle of the way, and the hand goes on."""
+    del rng
+    target = episode.target
+    held = [number for number, each in enumerate(episode.scenes) if each.held == target]
+    first = held[len(held) // 2]
+    scenes, actions = [*episode.scenes], episode.actions.copy()
+    actions[first - 1 :, 3] = world_scene.OPEN
+    fallen = episode.scenes[first].blocks.copy()
+    fallen[target, 2] = world_scene.BLOCK_HALF
+    for number in range(first, len(scenes)):
+        gripper = np.array([*scenes[number].gripper[:3], world_scene.OPEN])
+        scenes[number] = replace(scenes[number], gripper=gripper, blocks=fallen, held=None)
+    return _with(episode, scenes, actions, success=False)
+
+
+def _shaken(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
+    signs = np.where(np.arange(len(episode) + 1) % 2, 1.0, -1.0)[:, None]
+    offsets = signs * _TREMOR_M * rng.uniform(0.5, 1.5, (len(episode) + 1, 3))
+    offsets[0] = 0.0
+    scenes: list[world_scene.Scene] = []
+    for each, offset in zip(episode.scenes, offsets, strict=False):
+        gripper, blocks = each.gripper.copy(), each.blocks.copy()
+        gripper[:3] += offset
+        if each.held is not None:
+            blocks[each.held, :2] += offset[:2]
+        scenes.append(replace(each, gripper=gripper, blocks=blocks))
+    actions = episode.actions.copy()
+    actions[:, :3] += offsets[1:]
+    return _with(episode, scenes, actions, success=episode.success)
+
+
+def _late(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
+    """Displacements, and the gripper, of some frames earlier."""
+    late = int(rng.integers(1, _MOST_LATE + 1))
+    moves = episode.actions - episode.states * [1, 1, 1, 0]
+    before = np.tile([0.0, 0.0, 0.0, episode.actions[0, 3]], (late, 1))
+    shifted = np.concatenate([before, moves])[: len(episode)]
+    actions = shifted + episode.states * [1, 1, 1, 0]
+    return _with(episode, episode.scenes, actions, success=episode.success)
+
+
+def _paused(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
+    at, count = _pause(len(episode), rng)
+    rows = [*range(at), *[at] * count, *range(at, len(episode))]
+    actions = episode.actions[rows]
+    actions[at : at + count] = episode.scenes[at].gripper
+    actions[at : at + count, 3] = episode.actions[max(at - 1, 0), 3]
+    return _with(episode, [episode.scenes[row] for row in rows], actions, success=episode.success)
+
+
+def _pause(frames: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Frame and length of a pause."""
+    return int(frames * rng.uniform(0.2, 0.7)), max(2, round(_SHARE_OF_PAUSE * frames))
+
+
+def _cut(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
+    del rng
+    end = max(2, round((1 - _SHARE_OF_END) * len(episode)))
+    return _with(episode, episode.scenes[:end], episode.actions[:end], success=False)
+
+
+def _start_of_still(frames: int, rng: np.random.Generator) -> int:
+    return int(frames * rng.uniform(0.1, 0.5))
+
+
+def _with(
+    episode: WorldEpisode,
+    scenes: Sequence[world_scene.Scene],
+    actions: world_scene.FloatArray,
+    *,
+    success: bool,
+) -> WorldEpisode:
+    desired = np.array([scenes[0].gripper, *actions[:-1]])
+    return replace(episode, scenes=tuple(scenes), actions=actions, desired=desired, success=success)
+
+
+_WORLD_CHANGES: Mapping[str, Callable[[WorldEpisode, np.random.Generator], WorldEpisode]] = {
+    "early-release": _released,
+    "tremor": _shaken,
+    "late-actions": _late,
+}
+
+
+def simulated_episode_with(
+    tasks: Sequence[str],
+    size: tuple[int, int],
+    seed: int,
+    index: int,
+    shares: Mapping[str, float],
+) -> SimulatedEpisode:
+    """Episode of Meta-World, with the defect that its number has, if any."""
+    clean = simulated_episode(tasks, size, seed, index)
+    defect = defect_of(shares, seed, index)
+    rng = np.random.default_rng([seed, index, _DETAIL])
+    if defect not in ("tremor", "early-release"):
+        return _changed(clean, defect, tasks, rng)
+    closed = np.flatnonzero(clean.actions[:, 3] > 0)
+    release = int(closed[len(closed) // 2]) if len(closed) else len(clean)
+
+    def alter(action: world_scene.FloatArray, step: int) -> world_scene.FloatArray:
+        if defect == "early-release":
+            return np.array([*action[:3], -1.0]) if step >= release else action
+        shake = _TREMOR_ACTION * (1 if step % 2 else -1) * rng.uniform(0.5, 1.5, 3)
+        return np.array([*(action[:3] + shake), action[3]])
+
+    return simulated_episode(tasks, size, seed, index, alter=alter, frames=len(clean))
+
+
+def _changed(
+    episode: SimulatedEpisode, defect: str, tasks: Sequence[str], rng: np.random.Generator
+) -> SimulatedEpisode:
+    """The episode with a defect that needs no other motion."""
+    names, frames = [*episode.images], len(episode)
+    if defect == "wrong-instruction":
+        others = [task for task in tasks if task != episode.task]
+        return replace(episode, task=others[int(rng.integers(len(others)))])
+    if defect == "late-actions":
+        late = int(rng.integers(1, _MOST_LATE + 1))
+        actions = np.concatenate([np.zeros((late, 4)), episode.actions])[:frames]
+        return replace(episode, actions=actions)
+    if defect == "pause":
+        at, count = _pause(frames, rng)
+        rows = [*range(at), *[at] * count, *range(at, frames)][:frames]
+        actions = episode.actions[rows]
+        actions[at : at + count, :3] = 0.0
+        return replace(_rows(episode, rows), actions=actions)
+    if defect == "truncated":
+        return _rows(episode, range(round((1 - _SHARE_OF_END) * frames)))
+    if defect == "swapped-cameras":
+        images = dict(zip(names, [*episode.images.values()][::-1], strict=True))
+        return replace(episode, images=images)
+    if defect == "frozen-camera":
+        last, first = names[-1], _start_of_still(frames, rng)
+        still = [episode.images[last][min(number, first)] for number in range(frames)]
+        return replace(episode, images={**episode.images, last: still})
+    return episode
+
+
+def _rows(episode: SimulatedEpisode, rows: Sequence[int]) -> SimulatedEpisode:
+    return replace(
+        episode,
+        images={name: [images[row] for row in rows] for name, images in episode.images.items()},
+        states=episode.states[list(rows)],
+        actions=episode.actions[list(rows)],
+    )
