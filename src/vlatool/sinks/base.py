@@ -289,6 +289,7 @@ class ImageWriter:
 
 
 def read_rgb(camera: str, source: episode.FrameSource, frames: Sequence[int]) -> episode.UInt8Array:
+    """Frames of a camera with colors, uint8 [N, H, W, 3]; DataError if they are not."""
     pixels: Any = read_frames(camera, source, frames)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         problem = f"images are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"

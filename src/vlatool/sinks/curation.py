@@ -33,7 +33,8 @@ from vlatool.sinks import base
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.transforms import neighbors
 from vlatool.transforms.episode_images import grid, image_figures, mean_images, repeats
-from vlatool.transforms.motion import motion_figures, two_valued
+from vlatool.transforms.motion import action_lags, lag_residuals, motion_figures, two_valued
+from vlatool.transforms.relative import stored_from
 
 _TIMES = 32  # of a path
 _MOMENTS = 16  # at which actions are compared
@@ -68,6 +69,8 @@ class EpisodeFigures:
                 "states": states[times].astype(np.float32),
                 "actions": actions[times].astype(np.float32),
             }
+            residuals = lag_residuals(states, actions)
+            arrays |= {} if residuals is None else {"lags": residuals}
         moving = states[:, np.ptp(states, axis=0) > 0] if arrays else states[:, :0]
         moving = moving[:, ~two_valued(moving)]
         worst, seen, strips = {}, {}, []
@@ -97,7 +100,8 @@ class EpisodeFigures:
 
 def _columns(episode: Episode, names: Sequence[str]) -> Array:
     """Numeric fields [F, C] side by side."""
-    fields = [episode.lowdim[name] for name in names if name in episode.lowdim]
+    known = dict.fromkeys(stored_from(name, episode.lowdim) for name in names)
+    fields = [episode.lowdim[name] for name in known if name in episode.lowdim]
     numbers = [values.reshape(len(values), -1) for values in fields if values.dtype.kind in "fiub"]
     empty = np.zeros((episode.num_frames, 0))
     return np.concatenate([empty, *numbers], axis=1, dtype=np.float64)
@@ -265,7 +269,11 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
             "duplicate_distance": neighbors.duplicate_distances(everything),
         }
 
+    def of_lags(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
+        return {"action_lag": action_lags(np.stack([each["lags"] for each in chosen]))}
+
     yield {"path"}, of_states
+    yield {"lags"}, of_lags
     yield means, of_images
     yield {"path", *means, *ends}, of_ends
 

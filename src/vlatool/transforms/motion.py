@@ -12,6 +12,7 @@ _STILL = 0.05  # of the top speed
 _END_S = 0.3  # of which the speed at the end is the mean
 _EDGE, _TWO_VALUED = 0.1, 0.9  # share of the range near a limit; share of frames there
 _MOST_LAG = 4  # frames
+_CLEAR = 0.9  # of the second smallest residual, below which a lag is clear
 _FEWEST_FRAMES = 8
 _CUTOFF_HZ, _SMALLEST_AMPLITUDE = 10.0, 0.05
 
@@ -29,8 +30,7 @@ def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float
         speed = speeds(moving)
         figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(moving)}
         figures |= {"spectral_arc_length": sparc(speed, rate), "log_jerk": log_jerk(speed)}
-        lag = action_lag(moving, actions[:, _changes(actions)])
-        figures |= {} if lag is None else {"action_lag": lag}
+        figures["reversal"] = _reversal(moving)
     if len(actions) >= _FEWEST_FRAMES and actions.shape[1]:
         grips = two_valued(actions) & _changes(actions)
         figures |= _saturation(actions[:, ~two_valued(actions)])
@@ -81,6 +81,12 @@ def _largest_jump(states: Array) -> float:
     return float((np.abs(np.diff(states, axis=0)) / spread).max())
 
 
+def _reversal(states: Array) -> float:
+    """Negative correlation of each step with the next, -1 to 1: 1 where each undoes the last."""
+    steps = np.diff(states, axis=0) / states.std(axis=0)
+    return -float((steps[1:] * steps[:-1]).sum() / (steps**2).sum())
+
+
 def sparc(speed: Array, rate: float) -> float:
     """Spectral arc length of a speed [N], at most 0; far below for tremor.
 
@@ -107,28 +113,46 @@ def log_jerk(speed: Array) -> float:
     return -float(np.log(max(total, 1e-12)))
 
 
-def action_lag(states: Array, actions: Array) -> float | None:
-    """Frames by which actions [F, A] come after the step of the states [F, S] that they explain;
-    None if no shift explains them best.
-
-    The shift with the smallest residual of a linear fit of the action by the state and its next
-    step.
+def lag_residuals(states: Array, actions: Array) -> Array | None:
+    """Residuals [2, 9] of the actions [F, A] by the next state, and by the step to it, of the
+    states [F, S]: mean squares of linear fits in which actions come -4 to 4 frames later. None
+    without actions, or with too few frames.
     """
-    steps = np.diff(states, axis=0) / states.std(axis=0)
-    inputs = np.hstack([states[:-1] / states.std(axis=0), steps, np.ones((len(steps), 1))])
-    if actions.shape[1] == 0 or len(inputs) < 2 * _MOST_LAG + 3 * inputs.shape[1]:
+    moving = states[:, _changes(states) & ~two_valued(states)]
+    wanted = actions[:, _changes(actions)]
+    if not (moving.shape[1] and wanted.shape[1]):
         return None
-    targets = (actions - actions.mean(axis=0)) / actions.std(axis=0)
+    scaled = moving / moving.std(axis=0)
+    steps = np.diff(scaled, axis=0)
+    if len(steps) < 2 * _MOST_LAG + 3 * (scaled.shape[1] + 1):
+        return None
+    targets = (wanted - wanted.mean(axis=0)) / wanted.std(axis=0)
+    return np.array([_residuals(each, targets) for each in (scaled[1:], steps)])
+
+
+def _residuals(inputs: Array, targets: Array) -> list[float]:
+    """Mean squared residual of targets [F, A] by inputs [F - 1, S], at each shift of the targets."""
     middle = slice(_MOST_LAG, len(inputs) - _MOST_LAG)
-    shifts = range(-_MOST_LAG, _MOST_LAG + 1)
+    fitted = np.hstack([inputs[middle], np.ones((middle.stop - middle.start, 1))])
     residuals: list[float] = []
-    for shift in shifts:
+    for shift in range(-_MOST_LAG, _MOST_LAG + 1):
         target = targets[middle.start + shift : middle.stop + shift]
-        fit = np.linalg.lstsq(inputs[middle], target, rcond=None)[0]
-        residuals.append(float(((inputs[middle] @ fit - target) ** 2).mean()))
-    order = np.argsort(residuals, kind="stable")
-    is_clear = residuals[order[0]] < 0.9 * residuals[order[1]]
-    return float(shifts[int(order[0])]) if is_clear else None
+        solution = np.linalg.lstsq(fitted, target, rcond=None)[0]
+        residuals.append(float(((fitted @ solution - target) ** 2).mean()))
+    return residuals
+
+
+def action_lags(residuals: Array) -> Array:
+    """Frames [N] by which actions come after the motion that they explain, from `lag_residuals`
+    [N, 2, 9] of episodes of one robot; NaN where no lag is clear.
+
+    The fit that explains more in most episodes is that of all.
+    """
+    kind = int(np.argmin(np.median(residuals.min(axis=2), axis=0)))
+    chosen = residuals[:, kind]
+    best, second = np.sort(chosen, axis=1)[:, :2].T
+    lags = chosen.argmin(axis=1) - float(_MOST_LAG)
+    return np.where(best < _CLEAR * second, lags, np.nan)
 
 
 def _saturation(actions: Array) -> dict[str, float]:

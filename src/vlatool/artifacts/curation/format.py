@@ -38,6 +38,7 @@ FIGURES: Mapping[str, Figure] = {
     "largest_jump": Figure("largest step of a dimension of the state, by its range"),
     "spectral_arc_length": Figure("smoothness of the speed (SPARC, 2015)", -1),
     "log_jerk": Figure("smoothness of the speed (logarithm of the dimensionless jerk)", -1),
+    "reversal": Figure("negative correlation of each step with the next: above 0 for tremor"),
     "saturation": Figure("share of action values that stay at their limit"),
     "gripper_switches": Figure("times that the gripper opens or closes"),
     "action_lag": Figure("frames by which actions come after the motion they explain"),
