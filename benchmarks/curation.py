@@ -55,7 +55,7 @@ def split(values: list[float], is_bad: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def main() -> None:
     """Records, curates, trains and rolls out each arm, and prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="What finds planted defects.")
     parser.add_argument("--defects", default=",".join(DEFECTS), help="a comma between two")
     parser.add_argument("--share", type=float, default=0.4, help="of episodes with the defect")
     parser.add_argument("--arms", default="all,clean,kept,random", help="empty: no policies")

@@ -133,13 +133,19 @@ def _strip(rows: Sequence[Sequence[UInt8Array]]) -> bytes:
     """JPEG with a row of images per camera."""
     from PIL import Image
 
-    height = max(len(rows), 1) * _SHOWN_SIZE
-    sheet = Image.new("RGB", (_SHOWN * _SHOWN_SIZE, height))
-    for row, images in enumerate(rows):
-        for column, pixels in enumerate(images):
-            image = Image.fromarray(pixels)
-            image.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
-            sheet.paste(image, (column * _SHOWN_SIZE, row * _SHOWN_SIZE))
+    images = [[Image.fromarray(pixels) for pixels in row] for row in rows]
+    for image in (image for row in images for image in row):
+        image.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
+    heights = [max(image.height for image in row) for row in images]
+    widths = [sum(image.width for image in row) for row in images]
+    sheet = Image.new("RGB", (max(widths), sum(heights)), "white")
+    top = 0
+    for row, height in zip(images, heights, strict=True):
+        left = 0
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width
+        top += height
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
@@ -253,7 +259,9 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
         }
         figures = {"outlier_distance": neighbors.trajectory_distances(of(chosen, ["path"]), groups)}
         if stacked["actions"].shape[2]:
-            figures["disagreement"] = neighbors.disagreements(*stacked.values(), groups)
+            figures["disagreement"] = neighbors.disagreements(
+                stacked["states"], stacked["actions"], groups
+            )
         return figures
 
     def of_images(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:

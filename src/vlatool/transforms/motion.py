@@ -131,7 +131,7 @@ def lag_residuals(states: Array, actions: Array) -> Array | None:
 
 
 def _residuals(inputs: Array, targets: Array) -> list[float]:
-    """Mean squared residual of targets [F, A] by inputs [F - 1, S], at each shift of the targets."""
+    """Mean squared residual of targets [F, A] by inputs [F - 1, S], at each shift."""
     middle = slice(_MOST_LAG, len(inputs) - _MOST_LAG)
     fitted = np.hstack([inputs[middle], np.ones((middle.stop - middle.start, 1))])
     residuals: list[float] = []

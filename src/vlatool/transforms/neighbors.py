@@ -36,7 +36,7 @@ def at_like_length(values: Array, lengths: Array) -> Array:
     count = min(len(order), max(_FEWEST, round(_LIKE_LENGTH * len(order))))
     for position, index in enumerate(order):
         first = min(max(position - count // 2, 0), len(order) - count)
-        scores[index] = robust_score(values[index], values[order[first : first + count]])
+        scores[index] = robust_score(float(values[index]), values[order[first : first + count]])
     return scores
 
 

@@ -17,12 +17,13 @@ from vlatool.artifacts.curation.format import (
     read_curation,
     write_curation,
 )
-from vlatool.artifacts.curation.report import page, reasons
+from vlatool.artifacts.curation.report import reasons, sections
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import load_config
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult, executor_of, make_executor
 from vlatool.jobs.run import run_command
+from vlatool.pages import layout
 from vlatool.plugins import SINKS
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.curation import CurationConfig
@@ -156,7 +157,9 @@ def _judged(config: CurateConfig, rules: Mapping[str, KeepRule]) -> Curation:
         rules={name: rule.model_dump(exclude_defaults=True) for name, rule in rules.items()},
     )
     write_curation(output / NAME, curation)
-    write_text(output / PAGE, page(output, curation))
+    total = counted(len(curation.episodes), "episode")
+    subtitle = f"{total}, {len(curation.kept())} kept"
+    write_text(output / PAGE, layout.page("Curation", subtitle, sections(output, curation)))
     return curation
 
 

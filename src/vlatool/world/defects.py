@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from vlatool.episode import UInt8Array
 from vlatool.world import scene as world_scene
 from vlatool.world.metaworld.episodes import SimulatedEpisode, simulated_episode
 from vlatool.world.recording import WorldEpisode, expert_episode
@@ -186,7 +187,7 @@ def _changed(
     episode: SimulatedEpisode, defect: str, tasks: Sequence[str], rng: np.random.Generator
 ) -> SimulatedEpisode:
     """The episode with a defect that needs no other motion."""
-    names, frames = [*episode.images], len(episode)
+    frames = len(episode)
     if defect == "wrong-instruction":
         others = [task for task in tasks if task != episode.task]
         return replace(episode, task=others[int(rng.integers(len(others)))])
@@ -202,14 +203,21 @@ def _changed(
         return replace(_rows(episode, rows), actions=actions)
     if defect == "truncated":
         return _rows(episode, range(round((1 - _SHARE_OF_END) * frames)))
+    return replace(episode, images=_faulty_images(episode.images, defect, frames, rng))
+
+
+Images = Mapping[str, list[UInt8Array]]
+
+
+def _faulty_images(
+    images: Images, defect: str, frames: int, rng: np.random.Generator
+) -> dict[str, list[UInt8Array]]:
     if defect == "swapped-cameras":
-        images = dict(zip(names, [*episode.images.values()][::-1], strict=True))
-        return replace(episode, images=images)
+        return dict(zip(images, [*images.values()][::-1], strict=True))
     if defect == "frozen-camera":
-        last, first = names[-1], _start_of_still(frames, rng)
-        still = [episode.images[last][min(number, first)] for number in range(frames)]
-        return replace(episode, images={**episode.images, last: still})
-    return episode
+        last, first = [*images][-1], _start_of_still(frames, rng)
+        return {**images, last: [images[last][min(number, first)] for number in range(frames)]}
+    return dict(images)
 
 
 def _rows(episode: SimulatedEpisode, rows: Sequence[int]) -> SimulatedEpisode:

@@ -17,7 +17,7 @@ from vlatool.artifacts.curation.format import (
 from vlatool.events import counted
 from vlatool.pages import layout
 from vlatool.pages.layout import Html, escape
-from vlatool.pages.report import Report
+from vlatool.pages.report import Report, ReportPage
 from vlatool.pages.text import number_text, text_table
 from vlatool.storage.byte_ranges import read_file
 
@@ -42,7 +42,7 @@ def inspect(location: Path) -> Report:
         },
         summary={"episodes": total, "kept": kept, "rules": len(curation.rules or ())},
         tables=[text_table("Figures", _HEADER, [*figure_rows(curation)])],
-        page=lambda: page(location, curation),
+        page=lambda _: ReportPage(sections(location, curation)),
     )
 
 
@@ -74,8 +74,8 @@ def _worst(curation: Curation, name: str) -> list[CuratedEpisode]:
     return sorted(known, key=lambda episode: -FIGURES[name].bad * episode.figures[name])
 
 
-def page(location: Path, curation: Curation) -> str:
-    """HTML page without external resources."""
+def sections(location: Path, curation: Curation) -> list[layout.Section]:
+    """Sections of its page: what is left out, and the worst episodes by each figure."""
     gone = left_out(curation)
     total = counted(len(curation.episodes), "episode")
     rows = [
@@ -89,7 +89,7 @@ def page(location: Path, curation: Curation) -> str:
         for each in gone
     ]
     about = [(name, FIGURES[name].about, curation.absent.get(name, "")) for name in FIGURES]
-    sections = [
+    return [
         layout.Section(
             "Left out",
             f'<p class="quiet">{len(gone)} of {total}</p>'
@@ -101,7 +101,6 @@ def page(location: Path, curation: Curation) -> str:
         *(_section(location, curation, name) for name in FIGURES),
         layout.Section("Meaning", layout.table(("figure", "what it is", "absent because"), about)),
     ]
-    return layout.page("Curation", f"{total}, {len(gone)} left out", sections)
 
 
 def _section(location: Path, curation: Curation, name: str) -> layout.Section:

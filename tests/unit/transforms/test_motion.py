@@ -1,0 +1,120 @@
+"""Figures of motions whose values are known in closed form."""
+
+import numpy as np
+import pytest
+
+from vlatool.transforms.motion import (
+    action_lags,
+    lag_residuals,
+    log_jerk,
+    motion_figures,
+    sparc,
+    speeds,
+    two_valued,
+)
+
+RATE = 10.0
+NO_ACTIONS = np.zeros((100, 0))
+
+
+def ramp(frames: int = 100) -> np.ndarray:
+    """Position [F, 1] that moves by one each frame."""
+    return np.arange(frames, dtype=float)[:, None]
+
+
+def figures(states: np.ndarray, actions: np.ndarray | None = None) -> dict[str, float]:
+    return motion_figures(states, np.zeros((len(states), 0)) if actions is None else actions, RATE)
+
+
+def test_a_steady_motion_has_no_pause_and_ends_at_its_top_speed() -> None:
+    known = figures(ramp())
+    assert known["idle_share"] == known["longest_pause"] == 0
+    assert known["end_speed"] == pytest.approx(1)
+    # The range of nine tenths of 0, ..., 99 is 89.1 steps.
+    assert known["largest_jump"] == pytest.approx(1 / 89.1)
+    assert known["reversal"] == pytest.approx(-98 / 99)
+
+
+def test_a_pause_is_the_stillness_between_motions() -> None:
+    still = [0.0] * 10, [40.0] * 20, [80.0] * 15
+    states = np.concatenate([still[0], np.arange(1, 41), still[1], np.arange(41, 81), still[2]])
+    known = figures(states[:, None])
+    # 80 steps of motion and 20 still ones between; stillness at the ends does not count.
+    assert known["idle_share"] == pytest.approx(20 / 100)
+    assert known["longest_pause"] == pytest.approx(20 / RATE)
+    assert known["end_speed"] == 0
+
+
+def test_a_jump_is_seen_beside_a_gripper_that_snaps() -> None:
+    grip = np.repeat([0.0, 1.0], 50)
+    states = np.hstack([ramp(), grip[:, None]])
+    assert figures(states)["largest_jump"] < 0.02
+    states[30:, 0] += 50
+    assert figures(states)["largest_jump"] > 0.3
+
+
+def test_steps_that_undo_each_other_are_reversals() -> None:
+    # Steps of 1, -0.7 and -0.3: products of -0.7, 0.21 and -0.3 beside squares of 1.58 in sum.
+    states = np.tile([0.0, 1.0, 0.3], 400)[:, None]
+    assert figures(states)["reversal"] == pytest.approx(0.79 / 1.58, abs=0.001)
+
+
+def test_the_arc_of_a_constant_speed_is_short_and_tremor_lengthens_it() -> None:
+    times = np.arange(200) / 100
+    smooth = np.sin(np.pi * times / 2) ** 2
+    shaken = smooth + 0.3 * np.sin(2 * np.pi * 8 * times)
+    assert sparc(shaken, 100.0) < sparc(smooth, 100.0) < 0
+    # A minimum-jerk movement has -1.4 to -1.6 in the paper.
+    assert -1.7 < sparc(30 * times**2 * (1 - times / 2) ** 2, 100.0) < -1.3
+
+
+def test_jerk_of_a_parabola_of_speed() -> None:
+    speed = np.arange(50, dtype=float) ** 2
+    # Its second difference is 2 at 48 frames; the top speed is 49 ** 2.
+    assert log_jerk(speed) == pytest.approx(-np.log(50**3 * 48 * 4 / 49**4))
+    assert log_jerk(3 * speed) == pytest.approx(log_jerk(speed))
+
+
+def test_saturation_counts_values_that_stay_at_a_limit() -> None:
+    actions = np.linspace(-1, 1, 100)[:, None].copy()
+    assert figures(ramp(), actions)["saturation"] == 0
+    actions[10:31] = 1.0
+    assert figures(ramp(), actions)["saturation"] == pytest.approx(20 / 99)
+
+
+def test_a_gripper_has_two_values_and_switches() -> None:
+    grip = np.repeat([0.0, 1.0, 0.0, 1.0], 25)[:, None]
+    assert two_valued(grip).all()
+    assert not two_valued(ramp()).any()
+    known = figures(ramp(), grip)
+    assert known["gripper_switches"] == 3
+    assert "saturation" not in known
+
+
+@pytest.mark.parametrize("late", [0, 2, 3])
+@pytest.mark.parametrize("are_steps", [True, False])
+def test_late_actions_lag_by_their_frames(late: int, are_steps: bool) -> None:  # noqa: FBT001 - a parameter
+    states = np.random.default_rng(0).normal(size=(60, 3)).cumsum(axis=0)
+    following = np.roll(states, -1, axis=0)
+    actions = np.roll(following - states if are_steps else following, late, axis=0)
+    residuals = lag_residuals(states, actions)
+    assert residuals is not None
+    assert action_lags(residuals[None]).tolist() == [late]
+
+
+def test_actions_without_a_relation_have_no_lag() -> None:
+    rng = np.random.default_rng(0)
+    residuals = lag_residuals(rng.normal(size=(400, 2)), rng.normal(size=(400, 2)))
+    assert residuals is not None
+    assert np.isnan(action_lags(residuals[None])).all()
+
+
+@pytest.mark.parametrize("states", [np.zeros((100, 2)), np.zeros((3, 2)), np.zeros((100, 0))])
+def test_nothing_is_said_of_a_robot_that_does_not_move(states: np.ndarray) -> None:
+    assert figures(states) == {}
+    assert lag_residuals(states, np.ones((len(states), 1))) is None
+
+
+def test_speed_is_independent_of_units() -> None:
+    states = np.random.default_rng(0).normal(size=(20, 2))
+    assert speeds(states * [1, 1000]) == pytest.approx(speeds(states))
