@@ -86,20 +86,29 @@ def main() -> None:
         chosen["random"] = sorted(draw[: len(chosen["kept"])].tolist())
         for seed in arguments.seeds:
             for arm in filter(None, arguments.arms.split(",")):
-                rate = success(root, arm, chosen[arm], seed, arguments)
+                rate = success(raw, root, arm, chosen[arm], seed, arguments)
                 print(f"{defect} seed {seed} {arm} ({len(chosen[arm])}): {rate:.2f}", flush=True)
 
 
-def success(root: Path, arm: str, numbers: Any, seed: int, arguments: argparse.Namespace) -> float:
+def success(
+    raw: str, root: Path, arm: str, numbers: Any, seed: int, arguments: argparse.Namespace
+) -> float:
     """Success of a policy that was trained on the episodes with these numbers."""
+    if arm == "clean":  # the same episodes for every defect
+        root = root.parent / f"clean-{arguments.share:g}"
     data, trained = str(root / f"data-{arm}"), str(root / f"run-{arm}-{seed}")
     listed = ",".join(map(str, numbers))
     windows = ["--preset", "world-windows", "--episodes", listed, "--output", data]
-    run("preprocess", "spartan", str(root / "raw"), *windows)
+    if not Path(data, "manifest.jsonl").exists():
+        run("preprocess", "spartan", raw, *windows)
     words = ["--data", data, "--output", trained, "--hparams.seed", str(seed)]
     words += ["--total-train-steps", str(arguments.steps)]
     run("train", "--preset", "world-pick", *words)
-    output = ["--episodes", str(arguments.rollouts), "--output", str(root / f"{arm}-{seed}")]
+    report = root / f"{arm}-{seed}"
+    done = report / "report.json"
+    if done.exists():
+        return json.loads(done.read_text())["success_rate"]
+    output = ["--episodes", str(arguments.rollouts), "--output", str(report)]
     return run("eval", "rollout", trained, *ENV, *output)["success_rate"]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from vlatool.artifacts.curation.format import FIGURES, CuratedEpisode, read_curation
 from vlatool.config.resolve import Override, load_config
@@ -39,7 +38,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings of which half have one of the defects."""
     folder = tmp_path_factory.mktemp("planted") / "raw"
     shares = [f"{name}:0.05" for name in DEFECTS]
-    sample(SampleConfig(layout="libero", output=str(folder), episodes=90, seed=3, defects=shares, size="small"))
+    sample(
+        SampleConfig(
+            layout="libero", output=str(folder), episodes=90, seed=3, defects=shares, size="small"
+        )
+    )
     return folder
 
 
@@ -73,3 +76,130 @@ def test_a_figure_tells_episodes_with_a_defect_from_others(
         (bad if planted == defect else good if not planted else []).append(value)
     assert bad
     assert np.mean(np.array(bad)[:, None] > np.array(good)) > 0.9
+
+
+def test_rules_are_applied_without_reading_again(raw: Path, tmp_path: Path, output: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(output, folder)
+    measured = (folder / "figures.json").read_bytes()
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("idle_share: {above: 0.1}\n")
+    result = curated(raw, folder, keep=str(rules), rules__reversal__worst=0.1)
+    assert result.status == "already complete"
+    assert result.reasons == {"idle_share": len(over(folder, "idle_share", 0.1)), "reversal": 9}
+    assert result.kept == result.episodes - len(result.left_out)
+    assert (folder / "figures.json").read_bytes() == measured
+    names = read_curation(folder).kept()
+    made = preprocess(
+        load_config(
+            PreprocessConfig,
+            presets=["future-vla-tiny-data"],
+            overrides=[
+                Override(key, value, "test")
+                for key, value in {
+                    "format": "libero",
+                    "sources": [str(raw)],
+                    "output": str(tmp_path / "windows"),
+                    "episodes": f"@{folder}",
+                    "max_episodes": "3",
+                    "workers": "1",
+                }.items()
+            ],
+        ).config
+    )
+    assert made.episodes == 3
+    record = json.loads((tmp_path / "windows/.vlatool/run.json").read_text())
+    numbers = [int(name.rpartition("_")[2]) for name in names]
+    assert expanded(record["options"]["episodes"]) == numbers
+
+
+def over(folder: Path, name: str, limit: float) -> list[str]:
+    return [e.id for e in read_curation(folder).episodes if e.figures.get(name, 0) > limit]
+
+
+def expanded(ranges: str) -> list[int]:
+    pairs = [part.split(":") for part in ranges.split(",")]
+    return [number for first, stop in pairs for number in range(int(first), int(stop))]
+
+
+def test_pages_and_checks_know_a_curation(output: Path) -> None:
+    assert inspect(InspectConfig(location=str(output))).document()["episodes"] == 90
+    verify(VerifyConfig(location=str(output)))  # raises if a file differs
+    page = (output / "curation.html").read_text()
+    assert "Worst idle_share" in page
+    assert page.count("data:image/jpeg") > 20
+
+
+def test_length_is_at_most_a_part_of_a_figure() -> None:
+    with pytest.raises(ConfigError, match=r'unknown key "rules\.frames"'):
+        load_config(CurateConfig, overrides=[Override("rules.frames.above", "3", "test")])
+    with pytest.raises(ConfigError, match=r"did you mean .*idle_share"):
+        load_config(CurateConfig, overrides=[Override("rules.idle_shar.above", "3", "test")])
+    with pytest.raises(ConfigError, match="give above, below or worst"):
+        load_config(CurateConfig, overrides=[Override("rules.reversal.at_length", "true", "test")])
+
+
+def test_worst_are_those_at_the_bad_end_and_ties_keep_their_order() -> None:
+    values = [-3.0, -1.0, -2.0, -2.0]
+    episodes = [
+        CuratedEpisode(str(number), 10, "", {"log_jerk": value, "idle_share": -value}, {})
+        for number, value in enumerate(values)
+    ]
+    for name in ("log_jerk", "idle_share"):
+        judged = judge(episodes, {name: KeepRule(worst=0.5)})
+        assert [e.id for e in judged if e.reasons] == ["0", "2"]
+    judged = judge(episodes, {"log_jerk": KeepRule(below=-2.5), "idle_share": KeepRule(above=1.5)})
+    assert [len(episode.reasons) for episode in judged] == [2, 0, 1, 1]
+    # An episode without the figure is kept.
+    assert not next(
+        iter(judge(episodes, {"log_jerk": KeepRule(worst=0.5, at_length=True)}))
+    ).reasons
+
+
+def test_a_selection_of_another_curation_is_refused(
+    output: Path, raw: Path, tmp_path: Path
+) -> None:
+    def select(place: Path) -> None:
+        words = {"format": "libero", "sources": [str(raw)], "output": str(tmp_path / "windows")}
+        keys = {**words, "episodes": f"@{place}", "dry_run": "true"}
+        overrides = [Override(key, value, "test") for key, value in keys.items()]
+        preprocess(load_config(PreprocessConfig, overrides=overrides).config)
+
+    with pytest.raises(DataError, match="does not exist"):
+        select(tmp_path)
+    with pytest.raises(DataError, match="has no rules yet"):
+        select(output / "figures.json")
+    document = json.loads((output / "curation.json").read_text())
+    document["episodes"][0]["id"] = "other"
+    (tmp_path / "curation.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="other is not in the source"):
+        select(tmp_path)
+    (tmp_path / "curation.json").write_text(json.dumps(document | {"episodes": [{}]}))
+    with pytest.raises(DataError, match="damaged"):
+        select(tmp_path)
+
+
+def test_what_the_data_lack_is_absent_and_named(raw: Path, tmp_path: Path) -> None:
+    result = curated(raw, tmp_path / "one", episodes="0", camera_names="none")
+    assert "swapped_cameras" in result.absent
+    assert "fewer than two cameras" in result.absent["swapped_cameras"]
+    assert "frozen_share" in result.absent
+    assert "instruction" in result.absent["other_instruction"]
+    assert "idle_share" not in result.absent
+    assert not (tmp_path / "one/strips").exists()
+
+
+def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
+    def planted(**keys: Any) -> None:
+        sample(SampleConfig.model_validate({"layout": "lerobot", "output": str(tmp_path), **keys}))
+
+    for defects, message in {
+        "tremr:0.1": "did you mean tremor",
+        "tremor": "tremor:0.2",
+        "tremor:0": "above 0",
+        "tremor:0.7,pause:0.7": "at most all episodes",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            planted(defects=defects.split(","))
+    with pytest.raises(UsageError, match="one object each"):
+        planted(world="metaworld", task=["reach-v3"], defects=["wrong-object:0.1"])

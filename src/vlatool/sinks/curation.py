@@ -15,6 +15,8 @@ import numpy as np
 from vlatool.artifacts.curation.format import (
     FIGURES,
     FIGURES_NAME,
+    FOLDS,
+    MODEL_ERROR,
     NAME,
     OWNED_FILES,
     PAGE,
@@ -156,7 +158,11 @@ class CurationSink(base.Sink):
 
     Config: ClassVar[type[base.SinkConfig]] = CurationConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
-    volatile: ClassVar[Sequence[str]] = (NAME, PAGE)  # written by `vlatool curate`, not by its job
+    volatile: ClassVar[Sequence[str]] = (
+        NAME,
+        PAGE,
+        f"{FOLDS}/*.json",
+    )  # written by `vlatool curate`, not by its job
     needs_rate: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool inspect {output}"
 
@@ -287,14 +293,18 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
 
 
 def _reason(name: str, texts: Sequence[str]) -> str:
-    if name == "model_error":
-        return "no policy was given with --model"
-    if name == "success":
-        return "the recordings do not say whether the task was completed"
+    """Reason for which no episode has a figure."""
     if name == "other_instruction" and len({*texts}) < 2:
         return "all episodes have the same instruction"
-    if name in _OF_IMAGES:
-        return "the episodes have no images, or no clear lag"
-    if name == "swapped_cameras":
-        return "there are fewer than two cameras"
-    return "the episodes have no states or actions that it needs, or are too few"
+    return _REASONS.get(name, "no states or actions that it needs, or too few episodes")
+
+
+_REASONS: Mapping[str, str] = {
+    "success": "the recordings do not say whether the task was completed",
+    "action_lag": "no lag is clear",
+    "camera_lag": "no lag is clear",
+    "frozen_share": "no images, or no motion",
+    "blank_share": "no images",
+    "swapped_cameras": "fewer than two cameras, or too few episodes",
+    MODEL_ERROR: "no policy was given with --model",
+}

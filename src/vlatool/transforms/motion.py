@@ -12,7 +12,7 @@ _STILL = 0.05  # of the top speed
 _END_S = 0.3  # of which the speed at the end is the mean
 _EDGE, _TWO_VALUED = 0.1, 0.9  # share of the range near a limit; share of frames there
 _MOST_LAG = 4  # frames
-_CLEAR = 0.9  # of the second smallest residual, below which a lag is clear
+_CLEAR = 0.8  # of the second smallest residual, below which a lag is clear
 _FEWEST_FRAMES = 8
 _CUTOFF_HZ, _SMALLEST_AMPLITUDE = 10.0, 0.05
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from vlatool.artifacts.curation.format import (
     FIGURES,
     FIGURES_NAME,
+    MODEL_ERROR,
     NAME,
     PAGE,
     CuratedEpisode,
@@ -29,6 +31,8 @@ from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.curation import CurationConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location
+from vlatool.transforms.neighbors import at_like_length
+from vlatool.workflows.curate_model import model_errors
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob, PreprocessResult
 
 
@@ -63,12 +67,19 @@ class CurateConfig(PreprocessConfig):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Rules": ("keep", "rules"),
+        "Model": ("model", "folds"),
         **{name: keys for name, keys in PreprocessConfig.help_groups.items() if name != "Actions"},
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"keep", "rules", *PreprocessConfig.no_effect_on_output}
+        {"keep", "rules", "model", "folds", *PreprocessConfig.no_effect_on_output}
     )
 
+    model: str | None = option(
+        None,
+        "Run of a policy. Others are trained like it, each without one fold of the episodes, whose "
+        "model_error it then gives.",
+    )
+    folds: int = option(4, "Number of folds, and of policies that are trained.", ge=2)
     keep: str | None = option(None, "YAML file with rules by figure, over those of `rules`.")
     rules: KeepRules = option(KeepRules(), "Rules that leave episodes out.")  # pyright: ignore[reportInvalidTypeForm]
     sink: SerializeAsAny[CurationConfig] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -86,6 +97,7 @@ class CurateResult(JobResult):
 
     frames: int
     kept: int
+    rules: tuple[str, ...]  # figures with a rule
     left_out: Mapping[str, Sequence[str]]  # map from episode to reasons
     reasons: Mapping[str, int]  # map from figure to episodes that it leaves out
     absent: Mapping[str, str] = field(metadata=OPTIONAL)  # figures that no episode has, and why
@@ -98,8 +110,8 @@ class CurateResult(JobResult):
         return f"{total}, {self.kept} kept"
 
     def details(self) -> Iterator[str]:
-        if not self.is_planned and not self.reasons:
-            yield "no rule leaves an episode out; give rules with --keep FILE or a preset"
+        if not self.is_planned and not self.rules:
+            yield "without rules every episode is kept: --keep FILE, or --preset curation-default"
         yield from (f"left out by {name}: {count}" for name, count in self.reasons.items())
         yield from (f"no {name}: {reason}" for name, reason in self.absent.items())
 
@@ -123,12 +135,16 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         done = run_command(job, PreprocessResult, config, executor, reporter=reporter)
     curation = Curation((), {})
     if not config.dry_run:
-        curation = _judged(config, rules)
+        measured = read_curation(location(config.output) / FIGURES_NAME)
+        if config.model is not None:
+            measured = with_errors(measured, model_errors(config, measured, reporter))
+        curation = _judged(config, measured, rules)
     gone = {each.id: each.reasons for each in curation.episodes if each.reasons}
     return CurateResult(
         **{each.name: getattr(done, each.name) for each in fields(JobResult)},
         frames=done.frames,
         kept=len(curation.episodes) - len(gone),
+        rules=tuple(rules),
         left_out=gone,
         reasons=dict(reasons(curation)),
         absent=curation.absent,
@@ -147,10 +163,27 @@ def _rules(config: CurateConfig) -> dict[str, KeepRule]:
     }
 
 
-def _judged(config: CurateConfig, rules: Mapping[str, KeepRule]) -> Curation:
+def with_errors(curation: Curation, errors: Mapping[str, float]) -> Curation:
+    """The curation with the figure `model_error` of episodes by id."""
+    values = np.array([errors.get(episode.id, np.nan) for episode in curation.episodes])
+    scores = at_like_length(values, np.array([each.frames for each in curation.episodes]))
+    episodes = tuple(
+        replace(
+            each,
+            figures={**each.figures, MODEL_ERROR: float(value)},
+            at_length={**each.at_length, MODEL_ERROR: float(score)},
+        )
+        if np.isfinite(value)
+        else each
+        for each, value, score in zip(curation.episodes, values, scores, strict=True)
+    )
+    absent = {name: why for name, why in curation.absent.items() if name != MODEL_ERROR}
+    return replace(curation, episodes=episodes, absent=absent)
+
+
+def _judged(config: CurateConfig, measured: Curation, rules: Mapping[str, KeepRule]) -> Curation:
     """Applies the rules to the figures, and writes both with the page."""
     output = location(config.output)
-    measured = read_curation(output / FIGURES_NAME)
     curation = replace(
         measured,
         episodes=tuple(judge(measured.episodes, rules)),

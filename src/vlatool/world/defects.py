@@ -107,13 +107,11 @@ def _shaken(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
 
 
 def _late(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
-    """Displacements, and the gripper, of some frames earlier."""
     late = int(rng.integers(1, _MOST_LATE + 1))
-    moves = episode.actions - episode.states * [1, 1, 1, 0]
-    before = np.tile([0.0, 0.0, 0.0, episode.actions[0, 3]], (late, 1))
-    shifted = np.concatenate([before, moves])[: len(episode)]
-    actions = shifted + episode.states * [1, 1, 1, 0]
-    return _with(episode, episode.scenes, actions, success=episode.success)
+    before = np.tile(episode.states[0], (late, 1))
+    actions = np.concatenate([before, episode.actions])[: len(episode)]
+    actions[:late, 3] = episode.actions[0, 3]
+    return replace(episode, actions=actions, late=late)
 
 
 def _paused(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:

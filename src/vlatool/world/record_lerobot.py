@@ -89,7 +89,7 @@ class LiberoWriter:
             **images,
             "state": lerobot_format.vector_column(scene.libero_states(episode.states)),
             "actions": lerobot_format.vector_column(
-                scene.libero_actions(episode.actions, episode.states)
+                scene.libero_actions(episode.actions, episode.states_of_actions)
             ),
             **lerobot_format.automatic_columns(
                 np.arange(len(episode)), scene.FPS, episode.index, first_row

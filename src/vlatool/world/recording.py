@@ -41,6 +41,7 @@ class WorldEpisode:
         world_scene.FloatArray
     )  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
     success: bool  # True if the named block is in the bin at the last frame
+    late: int = 0  # frames by which the stored actions come after those that were executed
     # Camera to the one whose images it has, and to the frame whose image it repeats; others have
     # their own.
     shown_as: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -54,6 +55,11 @@ class WorldEpisode:
     def states(self) -> world_scene.FloatArray:
         """x, y, z, opening of the hand at each frame, float64 [L, 4]."""
         return np.array([scene.gripper for scene in self.scenes])
+
+    @property
+    def states_of_actions(self) -> world_scene.FloatArray:
+        """States [L, 4] at which the stored actions were executed."""
+        return self.states[np.maximum(np.arange(len(self)) - self.late, 0)]
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -93,7 +93,7 @@ def test_a_gripper_has_two_values_and_switches() -> None:
 
 @pytest.mark.parametrize("late", [0, 2, 3])
 @pytest.mark.parametrize("are_steps", [True, False])
-def test_late_actions_lag_by_their_frames(late: int, are_steps: bool) -> None:  # noqa: FBT001 - a parameter
+def test_late_actions_lag_by_their_frames(late: int, are_steps: bool) -> None:
     states = np.random.default_rng(0).normal(size=(60, 3)).cumsum(axis=0)
     following = np.roll(states, -1, axis=0)
     actions = np.roll(following - states if are_steps else following, late, axis=0)

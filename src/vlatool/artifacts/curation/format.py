@@ -19,6 +19,7 @@ from vlatool.storage.uri import pinned
 
 NAME, FIGURES_NAME, PAGE, STRIPS = "curation.json", "figures.json", "curation.html", "strips"
 OWNED_FILES = (FIGURES_NAME, f"{STRIPS}/*.jpg")  # and those of `vlatool curate`, outside its job
+MODEL_ERROR, FOLDS = "model_error", "folds"  # the folder has the policies behind the figure
 TYPE, VERSION = "vlatool.curation", 1
 
 
@@ -54,7 +55,9 @@ FIGURES: Mapping[str, Figure] = {
         "distance of the end to ends of the same instruction, by that to those of another"
     ),
     "disagreement": Figure("difference of actions from those of others at like states"),
-    "model_error": Figure("error of the actions of a policy that was not trained on it"),
+    MODEL_ERROR: Figure(
+        "error of the actions of a policy that was not trained on it, in standard deviations"
+    ),
 }
 
 
