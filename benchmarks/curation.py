@@ -1,4 +1,4 @@
-"""What finds planted defects in recordings, and what leaving them out does to the policy.
+"""Planted defects in recordings: the figures that find them, and the policies without them.
 
     python benchmarks/curation.py --defects tremor,pause --share 0.4 --arms all,clean,kept,random
 
@@ -29,7 +29,7 @@ def auroc(bad: np.ndarray, good: np.ndarray) -> float:
     return float((bad[:, None] > good).mean() + 0.5 * (bad[:, None] == good).mean())
 
 
-def found(truth: list[bool], episodes: list[dict[str, Any]]) -> dict[str, Any]:
+def detection(truth: list[bool], episodes: list[dict[str, Any]]) -> dict[str, Any]:
     """AUROC of each figure, the best one at like length too, and precision and recall of rules."""
     is_bad = np.array(truth)
     table: dict[str, Any] = {"length": auroc(*split([e["frames"] for e in episodes], is_bad))}
@@ -75,7 +75,7 @@ def main() -> None:
         run("curate", raw, "--preset", "curation-default", "--output", curated)
         truth = [*json.loads((root / "raw/defects.json").read_text())["episodes"].values()]
         episodes = json.loads((root / "curated/curation.json").read_text())["episodes"]
-        table = found([each == defect for each in truth], episodes)
+        table = detection([each == defect for each in truth], episodes)
         print(defect, json.dumps(table), flush=True)
         chosen = {
             "all": range(len(truth)),

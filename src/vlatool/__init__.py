@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.compare import compare as compare
     from vlatool.workflows.compare_data import compare_data as compare_data
     from vlatool.workflows.compose import compose as compose
+    from vlatool.workflows.curate import curate as curate
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
     from vlatool.workflows.download import download as download
@@ -72,6 +73,7 @@ _PUBLIC = {
     "decode": f"{_WORKFLOWS}.encode:decode",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
+    "curate": f"{_WORKFLOWS}.curate:curate",
     "download": f"{_WORKFLOWS}.download:download",
     "encode": f"{_WORKFLOWS}.encode:encode",
     "export": f"{_WORKFLOWS}.export:export",

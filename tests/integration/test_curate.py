@@ -13,7 +13,7 @@ from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.sinks.curation import CurationSink
 from vlatool.testing.sinks import check_sink
-from vlatool.workflows.curate import CurateConfig, CurateResult, KeepRule, curate, judge
+from vlatool.workflows.curate import CurateConfig, CurateResult, KeepRule, curate, with_reasons
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
@@ -87,9 +87,9 @@ def test_rules_are_applied_without_reading_again(raw: Path, tmp_path: Path, outp
     result = curated(raw, folder, keep=str(rules), rules__reversal__worst=0.1)
     assert result.status == "already complete"
     assert result.reasons == {"idle_share": len(over(folder, "idle_share", 0.1)), "reversal": 9}
-    assert result.kept == result.episodes - len(result.left_out)
+    assert result.selected == result.episodes - len(result.left_out)
     assert (folder / "figures.json").read_bytes() == measured
-    names = read_curation(folder).kept()
+    names = read_curation(folder).selected()
     made = preprocess(
         load_config(
             PreprocessConfig,
@@ -146,13 +146,15 @@ def test_worst_are_those_at_the_bad_end_and_ties_keep_their_order() -> None:
         for number, value in enumerate(values)
     ]
     for name in ("log_jerk", "idle_share"):
-        judged = judge(episodes, {name: KeepRule(worst=0.5)})
+        judged = with_reasons(episodes, {name: KeepRule(worst=0.5)})
         assert [e.id for e in judged if e.reasons] == ["0", "2"]
-    judged = judge(episodes, {"log_jerk": KeepRule(below=-2.5), "idle_share": KeepRule(above=1.5)})
+    judged = with_reasons(
+        episodes, {"log_jerk": KeepRule(below=-2.5), "idle_share": KeepRule(above=1.5)}
+    )
     assert [len(episode.reasons) for episode in judged] == [2, 0, 1, 1]
     # An episode without the figure is kept.
     assert not next(
-        iter(judge(episodes, {"log_jerk": KeepRule(worst=0.5, at_length=True)}))
+        iter(with_reasons(episodes, {"log_jerk": KeepRule(worst=0.5, at_length=True)}))
     ).reasons
 
 
@@ -194,7 +196,7 @@ def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
         sample(SampleConfig.model_validate({"layout": "lerobot", "output": str(tmp_path), **keys}))
 
     for defects, message in {
-        "tremr:0.1": "did you mean tremor",
+        "tremr:0.1": "known: early-release, .*tremor",
         "tremor": "tremor:0.2",
         "tremor:0": "above 0",
         "tremor:0.7,pause:0.7": "at most all episodes",

@@ -58,6 +58,7 @@ PARTS_RULED_OUT = re.compile(
 # At most 30.
 EXCEPTIONS: dict[str, str] = {
     "amounts": "key of the result of preprocess",
+    "keep": "option and key of curations on disk",
     "facts": "key of receipts on disk",
     "figures": "key of results of eval",
     "place": "key of findings on disk",

@@ -189,12 +189,12 @@ _COMMANDS: dict[str, Command] = {
         ),
     ),
     "curate": Command(
-        "Tell which raw episodes to train on, by figures and rules.",
+        "Choose raw episodes to train on, by figures and rules.",
         "vlatool.workflows.curate:curate(CurateConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         (
-            "raw --output curation",
-            "raw --output curation --preset curation-default --rules.idle_share.worst 0.1",
+            "spartan raw --output curation",
+            "spartan raw --output curation --preset curation-default --rules.idle_share.worst 0.1",
         ),
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("curation",),

@@ -19,8 +19,7 @@ HELP_ALL = "--help-all"
 SHARED_HELP: Sequence[HelpRow] = (
     ("-h, --help[-all]", "Show the most used options of a command, or all."),
     ("--keys", "List its configuration keys, types and defaults."),
-    ("-p NAME, -c FILE", "Presets, then YAML files (--preset, --config)."),
-    ("--set KEY=VALUE", "Set a key, after presets and files; repeatable."),
+    ("-p NAME, -c FILE", "Presets, then YAML files, then --set KEY=VALUE."),
     *OUTPUT_HELP,
 )
 _SHARED = frozenset({"preset", "config", "set_", "compat", "keys"})

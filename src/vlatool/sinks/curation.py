@@ -73,14 +73,14 @@ class EpisodeFigures:
             }
             residuals = lag_residuals(states, actions)
             arrays |= {} if residuals is None else {"lags": residuals}
-        moving = states[:, np.ptp(states, axis=0) > 0] if arrays else states[:, :0]
-        moving = moving[:, ~two_valued(moving)]
+        changing = states[:, np.ptp(states, axis=0) > 0] if arrays else states[:, :0]
+        changing = changing[:, ~two_valued(changing)]
         worst, seen, strips = {}, {}, []
         for name, source in episode.cameras.items():
             read = [*_read(name, source, episode.num_frames)]
             grids = np.concatenate([part[0] for part in read])
             repeated = np.concatenate([part[1] for part in read])[1:]
-            seen[name] = image_figures(grids, repeated, moving)
+            seen[name] = image_figures(grids, repeated, changing)
             mean, end = mean_images(grids)
             arrays |= {f"mean/{name}": mean, f"end/{name}": end}
             strips.append([image for part in read for image in part[2]])
@@ -254,7 +254,7 @@ def compared(episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, A
 def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) -> Any:
     """Arrays that figures need, and the function that computes them from those of episodes."""
     cameras = sorted({name.partition("/")[2] for each in arrays for name in each if "/" in name})
-    means, ends = ({f"{kind}/{name}" for name in cameras} for kind in ("mean", "end"))
+    means, lasts = ({f"{kind}/{name}" for name in cameras} for kind in ("mean", "end"))
 
     def of(chosen: Any, names: Any) -> Array:
         return np.stack([np.concatenate([each[name].ravel() for name in names]) for each in chosen])
@@ -276,7 +276,7 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
 
     def of_ends(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
         last = np.stack([each["path"].reshape(_TIMES, -1)[-1] for each in chosen])
-        features = np.hstack([last, of(chosen, sorted(ends))]) if ends else last
+        features = np.hstack([last, of(chosen, sorted(lasts))]) if lasts else last
         everything = of(chosen, ["path", *sorted(means)])
         return {
             "other_instruction": neighbors.other_group_ratios(features, groups),
@@ -289,7 +289,7 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
     yield {"path"}, of_states
     yield {"lags"}, of_lags
     yield means, of_images
-    yield {"path", *means, *ends}, of_ends
+    yield {"path", *means, *lasts}, of_ends
 
 
 def _reason(name: str, texts: Sequence[str]) -> str:

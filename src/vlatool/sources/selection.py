@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import SerializeAsAny, field_validator
 
-from vlatool.artifacts.curation.format import kept_positions
+from vlatool.artifacts.curation.format import selected_positions
 from vlatool.artifacts.field_summary import dimension_label
 from vlatool.config.base import ConfigModel, option, required_field, unique_items
 from vlatool.episode import Episode, EpisodeRef, Survey, listed_cameras
@@ -201,9 +201,9 @@ def _numbers_of(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | None:
     if episodes is None or not episodes.startswith("@"):
         return episodes
     numbers = [*base.numbered(refs)]
-    kept = kept_positions(episodes.removeprefix("@"), [ref.id for ref in refs])
+    positions = selected_positions(episodes.removeprefix("@"), [ref.id for ref in refs])
     ranges: list[list[int]] = []
-    for number in sorted(numbers[position] for position in kept):
+    for number in sorted(numbers[position] for position in positions):
         if ranges and number == ranges[-1][1]:
             ranges[-1][1] += 1
         else:

@@ -46,8 +46,8 @@ def image_figures(grids: UInt8Array, repeated: Array, states: Array) -> dict[str
     """Figures of a camera: grids uint8 [F, G, G, 3], repeated bool [F - 1], states [F, S] of
     dimensions that change.
     """
-    spread = grids.reshape(len(grids), -1).std(axis=1)
-    figures = {"blank_share": float((spread < _BLANK).mean())}
+    deviation = grids.reshape(len(grids), -1).std(axis=1)
+    figures = {"blank_share": float((deviation < _BLANK).mean())}
     if len(states) < 2 or not states.shape[1]:
         return figures
     moves = is_moving(speeds(states))

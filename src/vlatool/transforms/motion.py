@@ -25,12 +25,12 @@ def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float
     """
     rate = fps or 1.0
     figures: dict[str, float] = {}
-    moving = states[:, _changes(states) & ~two_valued(states)]
-    if len(states) >= _FEWEST_FRAMES and moving.shape[1]:
-        speed = speeds(moving)
-        figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(moving)}
+    changing = states[:, _changes(states) & ~two_valued(states)]
+    if len(states) >= _FEWEST_FRAMES and changing.shape[1]:
+        speed = speeds(changing)
+        figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(changing)}
         figures |= {"spectral_arc_length": sparc(speed, rate), "log_jerk": log_jerk(speed)}
-        figures["reversal"] = _reversal(moving)
+        figures["reversal"] = _reversal(changing)
     if len(actions) >= _FEWEST_FRAMES and actions.shape[1]:
         grips = two_valued(actions) & _changes(actions)
         figures |= _saturation(actions[:, ~two_valued(actions)])
@@ -77,8 +77,8 @@ def _pauses(speed: Array, rate: float) -> dict[str, float]:
 def _largest_jump(states: Array) -> float:
     """The largest step of a dimension by the range of nine tenths of its values."""
     low, high = np.percentile(states, [5, 95], axis=0)
-    spread = np.where(high > low, high - low, np.ptp(states, axis=0))
-    return float((np.abs(np.diff(states, axis=0)) / spread).max())
+    ranges = np.where(high > low, high - low, np.ptp(states, axis=0))
+    return float((np.abs(np.diff(states, axis=0)) / ranges).max())
 
 
 def _reversal(states: Array) -> float:
@@ -90,8 +90,8 @@ def _reversal(states: Array) -> float:
 def sparc(speed: Array, rate: float) -> float:
     """Spectral arc length of a speed [N], at most 0; far below for tremor.
 
-    Source: Balasubramanian et al., On the analysis of movement smoothness (2015), with its cutoff
-    of 10 Hz and amplitudes from 0.05 on.
+    Source: Balasubramanian et al., On the analysis of movement smoothness (2015), section on the
+    spectral arc length, with its cutoff of 10 Hz and amplitudes from 0.05 on.
     """
     size = 2 ** (int(np.ceil(np.log2(len(speed)))) + 4)
     spectrum = np.abs(np.fft.rfft(speed, size))
@@ -106,7 +106,7 @@ def log_jerk(speed: Array) -> float:
     """Negative logarithm of the dimensionless jerk of a speed [N]: low for tremor.
 
     The rate cancels. Source: Balasubramanian et al., A robust and sensitive metric for quantifying
-    movement smoothness (2012), after Hogan and Sternad (2009).
+    movement smoothness (2012), section on the logarithm, after Hogan and Sternad (2009).
     """
     jerk = np.diff(speed, 2)
     total = len(speed) ** 3 * float((jerk**2).sum()) / float(speed.max()) ** 2
@@ -118,15 +118,15 @@ def lag_residuals(states: Array, actions: Array) -> Array | None:
     states [F, S]: mean squares of linear fits in which actions come -4 to 4 frames later. None
     without actions, or with too few frames.
     """
-    moving = states[:, _changes(states) & ~two_valued(states)]
-    wanted = actions[:, _changes(actions)]
-    if not (moving.shape[1] and wanted.shape[1]):
+    changing = states[:, _changes(states) & ~two_valued(states)]
+    commands = actions[:, _changes(actions)]
+    if not (changing.shape[1] and commands.shape[1]):
         return None
-    scaled = moving / moving.std(axis=0)
+    scaled = changing / changing.std(axis=0)
     steps = np.diff(scaled, axis=0)
     if len(steps) < 2 * _MOST_LAG + 3 * (scaled.shape[1] + 1):
         return None
-    targets = (wanted - wanted.mean(axis=0)) / wanted.std(axis=0)
+    targets = (commands - commands.mean(axis=0)) / commands.std(axis=0)
     return np.array([_residuals(each, targets) for each in (scaled[1:], steps)])
 
 

@@ -43,11 +43,11 @@ def at_like_length(values: Array, lengths: Array) -> Array:
 def robust_score(value: float, others: Array) -> float:
     """Distance of a value to the median of others [N], in robust standard deviations."""
     center = np.median(others)
-    spread = _MAD * np.median(np.abs(others - center)) or others.std()
+    deviation = _MAD * np.median(np.abs(others - center)) or others.std()
     difference = float(value - center)
     if not difference:
         return 0.0
-    return difference / float(spread) if spread else float(np.copysign(np.inf, difference))
+    return difference / float(deviation) if deviation else float(np.copysign(np.inf, difference))
 
 
 def whitened(features: Array, groups: Sequence[str]) -> Array:
@@ -101,11 +101,11 @@ def duplicate_distances(features: Array) -> Array:
     )
 
 
-def other_group_ratios(ends: Array, groups: Sequence[str]) -> Array:
-    """Mean distance [N] of the ends [N, D] to the five nearest of the same group, by that to those
-    of another group: above 1 where another group is nearer. NaN with one group.
+def other_group_ratios(last: Array, groups: Sequence[str]) -> Array:
+    """Mean distance [N] of the features of ends [N, D] to the five nearest of the same group, by
+    that to those of another group: above 1 where another group is nearer. NaN with one group.
     """
-    points, names = whitened(ends, groups), np.array(groups)
+    points, names = whitened(last, groups), np.array(groups)
     ratios = np.full(len(points), np.nan)
     for index, group in enumerate(names):
         same = _mean(nearest(points[index], _sample(points, names == group, index)))
@@ -126,7 +126,7 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
     """
     count, moments = states.shape[:2]
     names = np.array(groups)
-    wanted = _scaled(actions.reshape(count * moments, -1)).reshape(count, moments, -1)
+    scaled_actions = _scaled(actions.reshape(count * moments, -1)).reshape(count, moments, -1)
     known = _scaled(states.reshape(count * moments, -1)).reshape(count, moments, -1)
     result = np.full(count, np.nan)
     for index in range(count):
@@ -135,11 +135,11 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
         if not len(chosen):
             continue
         points, targets = (
-            each[chosen].reshape(len(chosen) * moments, -1) for each in (known, wanted)
+            each[chosen].reshape(len(chosen) * moments, -1) for each in (known, scaled_actions)
         )
         distances = ((known[index][:, None] - points) ** 2).sum(axis=-1)
         near = np.argsort(distances, axis=1, kind="stable")[:, :_NEAREST]
-        difference = wanted[index] - targets[near].mean(axis=1)
+        difference = scaled_actions[index] - targets[near].mean(axis=1)
         result[index] = np.sqrt((difference**2).mean())
     return result
 

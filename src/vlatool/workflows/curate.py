@@ -96,7 +96,7 @@ class CurateResult(JobResult):
     """Episodes that are kept and left out."""
 
     frames: int
-    kept: int
+    selected: int
     rules: tuple[str, ...]  # figures with a rule
     left_out: Mapping[str, Sequence[str]]  # map from episode to reasons
     reasons: Mapping[str, int]  # map from figure to episodes that it leaves out
@@ -107,7 +107,7 @@ class CurateResult(JobResult):
         total = counted(self.episodes, "episode")
         if self.is_planned:
             return f"would read {total}, {counted(self.frames, 'frame')}"
-        return f"{total}, {self.kept} kept"
+        return f"{total}, {self.selected} kept"
 
     def details(self) -> Iterator[str]:
         if not self.is_planned and not self.rules:
@@ -138,12 +138,12 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         measured = read_curation(location(config.output) / FIGURES_NAME)
         if config.model is not None:
             measured = with_errors(measured, model_errors(config, measured, reporter))
-        curation = _judged(config, measured, rules)
+        curation = _with_rules(config, measured, rules)
     gone = {each.id: each.reasons for each in curation.episodes if each.reasons}
     return CurateResult(
         **{each.name: getattr(done, each.name) for each in fields(JobResult)},
         frames=done.frames,
-        kept=len(curation.episodes) - len(gone),
+        selected=len(curation.episodes) - len(gone),
         rules=tuple(rules),
         left_out=gone,
         reasons=dict(reasons(curation)),
@@ -181,28 +181,30 @@ def with_errors(curation: Curation, errors: Mapping[str, float]) -> Curation:
     return replace(curation, episodes=episodes, absent=absent)
 
 
-def _judged(config: CurateConfig, measured: Curation, rules: Mapping[str, KeepRule]) -> Curation:
+def _with_rules(
+    config: CurateConfig, measured: Curation, rules: Mapping[str, KeepRule]
+) -> Curation:
     """Applies the rules to the figures, and writes both with the page."""
     output = location(config.output)
     curation = replace(
         measured,
-        episodes=tuple(judge(measured.episodes, rules)),
+        episodes=tuple(with_reasons(measured.episodes, rules)),
         rules={name: rule.model_dump(exclude_defaults=True) for name, rule in rules.items()},
     )
     write_curation(output / NAME, curation)
     total = counted(len(curation.episodes), "episode")
-    subtitle = f"{total}, {len(curation.kept())} kept"
+    subtitle = f"{total}, {len(curation.selected())} kept"
     write_text(output / PAGE, layout.page("Curation", subtitle, sections(output, curation)))
     return curation
 
 
-def judge(
+def with_reasons(
     episodes: Sequence[CuratedEpisode], rules: Mapping[str, KeepRule]
 ) -> Iterator[CuratedEpisode]:
     """The episodes with the reasons for which rules leave them out; one without the figure of a
     rule is kept by it.
     """
-    found: dict[str, list[str]] = {episode.id: [] for episode in episodes}
+    reasons_of: dict[str, list[str]] = {episode.id: [] for episode in episodes}
     for name, rule in rules.items():
         values = {
             episode.id: (episode.at_length if rule.at_length else episode.figures)[name]
@@ -220,5 +222,7 @@ def judge(
                 f"among the worst {rule.worst:.0%}" if each in worst else "",
             ]
             if any(limits):
-                found[each].append(f"{name} {value:.3g}{unit} {', '.join(filter(None, limits))}")
-    return (replace(episode, reasons=tuple(found[episode.id])) for episode in episodes)
+                reasons_of[each].append(
+                    f"{name} {value:.3g}{unit} {', '.join(filter(None, limits))}"
+                )
+    return (replace(episode, reasons=tuple(reasons_of[episode.id])) for episode in episodes)

@@ -56,8 +56,8 @@ def model_errors(
     keys |= {"format": config.format} if config.format else {}
     folds = [_fold(config, curation, root, part, keys, reporter) for part in range(config.folds)]
     errors: dict[str, float] = {}
-    for part, held_out in enumerate(folds):
-        others = [ShardFolder.open(fold) for fold in folds if fold != held_out]
+    for part, tested in enumerate(folds):
+        others = [ShardFolder.open(fold) for fold in folds if fold != tested]
         typed = {
             "data.dataset_manifest": [str(fold.manifest) for fold in others],
             "data.dataset_statistics": [str(fold.statistics_file) for fold in others],
@@ -70,7 +70,7 @@ def model_errors(
         train(resolved.config, reporter=reporter)
         asked = OpenLoopConfig(
             checkpoint=str(root / f"run_{part}"),
-            data=str(held_out),
+            data=str(tested),
             output=str(root / f"errors_{part}"),
         )
         for each in open_loop(asked, reporter=reporter).episodes:

@@ -18,7 +18,6 @@ from vlatool.jobs.job import InputState, JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.workflows.road import after_recordings
@@ -27,9 +26,9 @@ from vlatool.world.defects import (
     DEFECTS,
     TRUTH_FILE,
     defect_of,
-    simulated_episode_with,
     world_episode,
 )
+from vlatool.world.metaworld.defects import simulated_episode_with
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
@@ -73,8 +72,7 @@ class SampleConfig(ConfigModel):
     )
     defects: list[str] = option(
         [],
-        "Defects to plant, each with the share of episodes that have it, such as tremor:0.2; "
-        "defects.json has the truth. Known: " + ", ".join(DEFECTS) + ".",
+        "Defects to plant, each with its share of episodes, such as tremor:0.2.",
     )
     depth: bool = option(False, "Write depth and label maps, too (spartan only).")
     layout_version: Literal["v3.0", "v2.1"] = option(
@@ -91,7 +89,7 @@ class SampleConfig(ConfigModel):
         shares = _shares_of(value)
         for name, share in shares.items():
             if name not in DEFECTS:
-                raise ValueError(f"no defect {name!r}; {did_you_mean(name, [*DEFECTS])}")
+                raise ValueError(f"no defect {name!r}; known: {', '.join(DEFECTS)}")
             if not 0 < share <= 1:
                 raise ValueError(f"{name}: the share must be above 0 and at most 1")
         if len(shares) < len(value) or sum(shares.values()) > 1 + 1e-9:

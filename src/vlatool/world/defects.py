@@ -1,4 +1,4 @@
-"""Defects that are planted in recordings, to measure what finds them and what they cost.
+"""Defects that are planted in recordings of the built-in world, to measure what finds them.
 
 Recordings with a defect have about the lengths of those without, so that length says nothing.
 Actions, states and images agree as those of a robot would, and no reader reads the truth.
@@ -10,9 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from vlatool.episode import UInt8Array
 from vlatool.world import scene as world_scene
-from vlatool.world.metaworld.episodes import SimulatedEpisode, simulated_episode
 from vlatool.world.recording import WorldEpisode, expert_episode
 
 TRUTH_FILE = "defects.json"
@@ -27,10 +25,10 @@ DEFECTS: Mapping[str, str] = {
     "swapped-cameras": "the images of two cameras are exchanged",
     "frozen-camera": "from some frame on, a camera repeats its image",
 }
-_CHOICE, _DETAIL = 11, 12  # third numbers of seeds
-_SHARE_OF_PAUSE, _SHARE_OF_END = 0.2, 0.25
-_MOST_LATE = 3
-_TREMOR_M, _TREMOR_ACTION = 0.012, 0.6
+_CHOICE, DETAIL = 11, 12  # third numbers of seeds
+_SHARE_OF_PAUSE, SHARE_OF_END = 0.2, 0.25
+MOST_LATE = 3
+_TREMOR_M = 0.012
 _TRIES, _OTHER_START = 8, 3_000_000  # a multiple of the number of targets
 
 
@@ -56,7 +54,7 @@ def world_episode(
     clean, defect = make(index), defect_of(shares, seed, index)
     if not defect:
         return clean
-    rng = np.random.default_rng([seed, index, _DETAIL])
+    rng = np.random.default_rng([seed, index, DETAIL])
     if defect in ("wrong-object", "wrong-instruction"):
         shift = 1 + int(rng.integers(len(world_scene.COLORS) - 1))
         other = replace(clean, target=(clean.target + shift) % len(world_scene.COLORS))
@@ -70,7 +68,7 @@ def world_episode(
         others = [*cameras[1:], cameras[0]]
         return replace(clean, shown_as=dict(zip(cameras, others, strict=True)))
     if defect == "frozen-camera":
-        return replace(clean, frozen_from={cameras[-1]: _start_of_still(len(clean), rng)})
+        return replace(clean, frozen_from={cameras[-1]: start_of_still(len(clean), rng)})
     return _WORLD_CHANGES[defect](clean, rng)
 
 
@@ -107,7 +105,7 @@ def _shaken(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
 
 
 def _late(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
-    late = int(rng.integers(1, _MOST_LATE + 1))
+    late = int(rng.integers(1, MOST_LATE + 1))
     before = np.tile(episode.states[0], (late, 1))
     actions = np.concatenate([before, episode.actions])[: len(episode)]
     actions[:late, 3] = episode.actions[0, 3]
@@ -115,7 +113,7 @@ def _late(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
 
 
 def _paused(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
-    at, count = _pause(len(episode), rng)
+    at, count = pause_in(len(episode), rng)
     rows = [*range(at), *[at] * count, *range(at, len(episode))]
     actions = episode.actions[rows]
     actions[at : at + count] = episode.scenes[at].gripper
@@ -123,18 +121,19 @@ def _paused(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
     return _with(episode, [episode.scenes[row] for row in rows], actions, success=episode.success)
 
 
-def _pause(frames: int, rng: np.random.Generator) -> tuple[int, int]:
+def pause_in(frames: int, rng: np.random.Generator) -> tuple[int, int]:
     """Frame and length of a pause."""
     return int(frames * rng.uniform(0.2, 0.7)), max(2, round(_SHARE_OF_PAUSE * frames))
 
 
 def _cut(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
     del rng
-    end = max(2, round((1 - _SHARE_OF_END) * len(episode)))
+    end = max(2, round((1 - SHARE_OF_END) * len(episode)))
     return _with(episode, episode.scenes[:end], episode.actions[:end], success=False)
 
 
-def _start_of_still(frames: int, rng: np.random.Generator) -> int:
+def start_of_still(frames: int, rng: np.random.Generator) -> int:
+    """Frame from which a camera repeats its image."""
     return int(frames * rng.uniform(0.1, 0.5))
 
 
@@ -154,74 +153,3 @@ _WORLD_CHANGES: Mapping[str, Callable[[WorldEpisode, np.random.Generator], World
     "tremor": _shaken,
     "late-actions": _late,
 }
-
-
-def simulated_episode_with(
-    tasks: Sequence[str],
-    size: tuple[int, int],
-    seed: int,
-    index: int,
-    shares: Mapping[str, float],
-) -> SimulatedEpisode:
-    """Episode of Meta-World, with the defect that its number has, if any."""
-    clean = simulated_episode(tasks, size, seed, index)
-    defect = defect_of(shares, seed, index)
-    rng = np.random.default_rng([seed, index, _DETAIL])
-    if defect not in ("tremor", "early-release"):
-        return _changed(clean, defect, tasks, rng)
-    closed = np.flatnonzero(clean.actions[:, 3] > 0)
-    release = int(closed[len(closed) // 2]) if len(closed) else len(clean)
-
-    def alter(action: world_scene.FloatArray, step: int) -> world_scene.FloatArray:
-        if defect == "early-release":
-            return np.array([*action[:3], -1.0]) if step >= release else action
-        shake = _TREMOR_ACTION * (1 if step % 2 else -1) * rng.uniform(0.5, 1.5, 3)
-        return np.array([*(action[:3] + shake), action[3]])
-
-    return simulated_episode(tasks, size, seed, index, alter=alter, frames=len(clean))
-
-
-def _changed(
-    episode: SimulatedEpisode, defect: str, tasks: Sequence[str], rng: np.random.Generator
-) -> SimulatedEpisode:
-    """The episode with a defect that needs no other motion."""
-    frames = len(episode)
-    if defect == "wrong-instruction":
-        others = [task for task in tasks if task != episode.task]
-        return replace(episode, task=others[int(rng.integers(len(others)))])
-    if defect == "late-actions":
-        late = int(rng.integers(1, _MOST_LATE + 1))
-        actions = np.concatenate([np.zeros((late, 4)), episode.actions])[:frames]
-        return replace(episode, actions=actions)
-    if defect == "pause":
-        at, count = _pause(frames, rng)
-        rows = [*range(at), *[at] * count, *range(at, frames)][:frames]
-        actions = episode.actions[rows]
-        actions[at : at + count, :3] = 0.0
-        return replace(_rows(episode, rows), actions=actions)
-    if defect == "truncated":
-        return _rows(episode, range(round((1 - _SHARE_OF_END) * frames)))
-    return replace(episode, images=_faulty_images(episode.images, defect, frames, rng))
-
-
-Images = Mapping[str, list[UInt8Array]]
-
-
-def _faulty_images(
-    images: Images, defect: str, frames: int, rng: np.random.Generator
-) -> dict[str, list[UInt8Array]]:
-    if defect == "swapped-cameras":
-        return dict(zip(images, [*images.values()][::-1], strict=True))
-    if defect == "frozen-camera":
-        last, first = [*images][-1], _start_of_still(frames, rng)
-        return {**images, last: [images[last][min(number, first)] for number in range(frames)]}
-    return dict(images)
-
-
-def _rows(episode: SimulatedEpisode, rows: Sequence[int]) -> SimulatedEpisode:
-    return replace(
-        episode,
-        images={name: [images[row] for row in rows] for name, images in episode.images.items()},
-        states=episode.states[list(rows)],
-        actions=episode.actions[list(rows)],
-    )

@@ -10,10 +10,12 @@ from vlatool.evaluation.config import RolloutConfig
 from vlatool.models.future_vla.token_ids import TINY_RESERVED
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig
+from vlatool.workflows.curate import CurateConfig
 from vlatool.workflows.preprocess import PreprocessConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"
 SCHEMAS = {
+    "curation": CurateConfig,
     "preprocess": PreprocessConfig,
     "rollouts": RolloutConfig,
     "samples": BuildDatasetConfig,

@@ -50,12 +50,12 @@ def test_an_end_among_those_of_another_instruction() -> None:
     rng = np.random.default_rng(0)
     groups = ["left"] * 10 + ["right"] * 10
     # The first number tells the instructions apart, the second varies much more and does not.
-    ends = np.stack([np.repeat([0.0, 1.0], 10), rng.normal(0, 50, 20)], axis=1)
-    ends[:, 0] += rng.normal(0, 0.05, 20)
-    ends[4, 0] = 1.0
-    ratios = neighbors.other_group_ratios(ends, groups)
+    last = np.stack([np.repeat([0.0, 1.0], 10), rng.normal(0, 50, 20)], axis=1)
+    last[:, 0] += rng.normal(0, 0.05, 20)
+    last[4, 0] = 1.0
+    ratios = neighbors.other_group_ratios(last, groups)
     assert [*np.flatnonzero(ratios > 1)] == [4]
-    assert np.isnan(neighbors.other_group_ratios(ends, ["same"] * 20)).all()
+    assert np.isnan(neighbors.other_group_ratios(last, ["same"] * 20)).all()
 
 
 def test_actions_unlike_those_at_like_states_disagree() -> None:

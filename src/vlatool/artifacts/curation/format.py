@@ -25,7 +25,7 @@ TYPE, VERSION = "vlatool.curation", 1
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure is, and the direction in which it is bad: 1 for high, -1 for low."""
+    """Description of a figure, and the direction in which it is bad: 1 for high, -1 for low."""
 
     about: str
     bad: int = 1
@@ -83,7 +83,7 @@ class Curation:
     absent: Mapping[str, str]  # figures that no episode has, and why
     rules: Mapping[str, Any] | None = None  # those applied; None: not yet
 
-    def kept(self) -> list[str]:
+    def selected(self) -> list[str]:
         """Ids of the episodes that the rules keep."""
         return [episode.id for episode in self.episodes if not episode.reasons]
 
@@ -139,7 +139,7 @@ def read_curation(location: Path) -> Curation:
         raise _error(path, f"is damaged: {error!r}") from None
 
 
-def kept_positions(place: str, ids: Sequence[str]) -> list[int]:
+def selected_positions(place: str, ids: Sequence[str]) -> list[int]:
     """Positions, among the ids of a source, of the episodes that a curation of it keeps.
 
     Raises:
@@ -150,14 +150,14 @@ def kept_positions(place: str, ids: Sequence[str]) -> list[int]:
     if curation.rules is None:
         raise _error(path, "has no rules yet")
     positions = {name: position for position, name in enumerate(ids)}
-    kept = curation.kept()
-    unknown = [name for name in kept if name not in positions]
+    chosen = curation.selected()
+    unknown = [name for name in chosen if name not in positions]
     if unknown:
         problem = f"is of other episodes: {unknown[0]} is not in the source"
         raise _error(path, problem)
-    if not kept:
+    if not chosen:
         raise _error(path, "keeps no episode")
-    return [positions[name] for name in kept]
+    return [positions[name] for name in chosen]
 
 
 def _error(path: Path, problem: str) -> DataError:

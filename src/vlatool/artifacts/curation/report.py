@@ -28,19 +28,19 @@ _HEADER = ("figure", "median", "5 %", "95 %", "worst", "episode", "left out by i
 def inspect(location: Path) -> Report:
     """Facts of a curation: episodes, those that are left out with reasons, and its figures."""
     curation = read_curation(location)
-    kept = len(curation.kept())
+    selected = len(curation.selected())
     total = len(curation.episodes)
     return Report(
         kind="curation",
-        headline=f"curation of {counted(total, 'episode')}, {kept} kept",
+        headline=f"curation of {counted(total, 'episode')}, {selected} kept",
         facts={
             "episodes": total,
-            "kept": kept,
+            "selected": selected,
             "rules": curation.rules,
             "absent": dict(curation.absent),
             "left_out": {each.id: list(each.reasons) for each in left_out(curation)},
         },
-        summary={"episodes": total, "kept": kept, "rules": len(curation.rules or ())},
+        summary={"episodes": total, "selected": selected, "rules": len(curation.rules or ())},
         tables=[text_table("Figures", _HEADER, [*figure_rows(curation)])],
         page=lambda _: ReportPage(sections(location, curation)),
     )
