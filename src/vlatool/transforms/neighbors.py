@@ -51,7 +51,7 @@ def robust_score(value: float, others: Array) -> float:
 
 
 def whitened(features: Array, groups: Sequence[str]) -> Array:
-    """Features [N, D] by their deviation, each weighted by how well it tells the groups apart.
+    """Features [N, D] by their deviation, each weighted by how well it separates the groups.
 
     The weight is the square root of the excess of its variance ratio (F statistic) above 1, so that
     features that say nothing about the group do not count; 1 for all with a single group.

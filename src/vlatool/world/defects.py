@@ -73,7 +73,7 @@ def world_episode(
 
 
 def _released(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
-    """The block falls in the middle of the way, and the hand goes on."""
+    """The block falls in the middle of the way, and the hand continues."""
     del rng
     target = episode.target
     held = [number for number, each in enumerate(episode.scenes) if each.held == target]
