@@ -36,9 +36,10 @@ def detection(truth: list[bool], episodes: list[dict[str, Any]]) -> dict[str, An
     for kind in ("figures", "at_length"):
         scores: dict[str, float] = {}
         for name, figure in FIGURES.items():
-            if all(name in episode[kind] for episode in episodes) and name != "success":
-                values = [figure.bad * episode[kind][name] for episode in episodes]
-                scores[name] = auroc(*split(values, is_bad))
+            known = [name in episode[kind] for episode in episodes]
+            if sum(known) > len(known) // 2 and name != "success":
+                values = [figure.bad * each[kind][name] for each in episodes if name in each[kind]]
+                scores[name] = auroc(*split(values, is_bad[known]))
         table[kind] = scores
     dropped = np.array([not episode["keep"] for episode in episodes])
     hits = int((dropped & is_bad).sum())
@@ -97,17 +98,15 @@ def success(
     if arm == "clean":  # the same episodes for every defect
         root = root.parent / f"clean-{arguments.share:g}"
     data, trained = str(root / f"data-{arm}"), str(root / f"run-{arm}-{seed}")
+    report = root / f"{arm}-{seed}"
+    if (report / "report.json").exists():
+        return json.loads((report / "report.json").read_text())["success_rate"]
     listed = ",".join(map(str, numbers))
     windows = ["--preset", "world-windows", "--episodes", listed, "--output", data]
-    if not Path(data, "manifest.jsonl").exists():
-        run("preprocess", "spartan", raw, *windows)
+    run("preprocess", "spartan", raw, *windows)
     words = ["--data", data, "--output", trained, "--hparams.seed", str(seed)]
     words += ["--total-train-steps", str(arguments.steps)]
     run("train", "--preset", "world-pick", *words)
-    report = root / f"{arm}-{seed}"
-    done = report / "report.json"
-    if done.exists():
-        return json.loads(done.read_text())["success_rate"]
     output = ["--episodes", str(arguments.rollouts), "--output", str(report)]
     return run("eval", "rollout", trained, *ENV, *output)["success_rate"]
 

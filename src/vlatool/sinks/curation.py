@@ -225,11 +225,10 @@ def compared(episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, A
             chosen = [arrays[row] for row in rows]
             for name, values in figures(chosen, [texts[row] for row in rows]).items():
                 columns[name][rows] = values
-    # An action that lags in all episodes is the way of the robot, and so are images.
-    for name in ("action_lag", "camera_lag"):
-        values = columns[name]
-        if np.isfinite(values).any():
-            columns[name] = np.abs(values - np.nanmedian(values))
+    columns["action_lag"] = np.abs(columns["action_lag"])
+    lags = columns["camera_lag"]  # one that all episodes have is that of the robot
+    if np.isfinite(lags).any():
+        columns["camera_lag"] = np.abs(lags - np.nanmedian(lags))
     lengths = np.array([episode.frames for episode in episodes])
     scores = {
         name: neighbors.at_like_length(values, lengths)
@@ -263,7 +262,11 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
         stacked = {
             name: np.stack([each[name] for each in chosen]) for name in ("states", "actions")
         }
-        figures = {"outlier_distance": neighbors.trajectory_distances(of(chosen, ["path"]), groups)}
+        last = np.stack([each["path"].reshape(_TIMES, -1)[-1] for each in chosen])
+        figures = {
+            "outlier_distance": neighbors.trajectory_distances(of(chosen, ["path"]), groups),
+            "end_distance": neighbors.trajectory_distances(last, groups),
+        }
         if stacked["actions"].shape[2]:
             figures["disagreement"] = neighbors.disagreements(
                 stacked["states"], stacked["actions"], groups
@@ -301,7 +304,6 @@ def _reason(name: str, texts: Sequence[str]) -> str:
 
 _REASONS: Mapping[str, str] = {
     "success": "the recordings do not say whether the task was completed",
-    "action_lag": "no lag is clear",
     "camera_lag": "no lag is clear",
     "frozen_share": "no images, or no motion",
     "blank_share": "no images",

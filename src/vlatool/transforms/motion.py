@@ -12,7 +12,7 @@ _STILL = 0.05  # of the top speed
 _END_S = 0.3  # of which the speed at the end is the mean
 _EDGE, _TWO_VALUED = 0.1, 0.9  # share of the range near a limit; share of frames there
 _MOST_LAG = 4  # frames
-_CLEAR = 0.8  # of the second smallest residual, below which a lag is clear
+_CLEAR = 0.7  # of the residual at the usual lag, below which another one is clear
 _FEWEST_FRAMES = 8
 _CUTOFF_HZ, _SMALLEST_AMPLITUDE = 10.0, 0.05
 
@@ -143,16 +143,17 @@ def _residuals(inputs: Array, targets: Array) -> list[float]:
 
 
 def action_lags(residuals: Array) -> Array:
-    """Frames [N] by which actions come after the motion that they explain, from `lag_residuals`
-    [N, 2, 9] of episodes of one robot; NaN where no lag is clear.
+    """Frames [N] by which actions come after the motion that they explain, against the usual lag of
+    the set, from `lag_residuals` [N, 2, 9] of episodes of one robot; 0 where another lag does not
+    explain clearly more.
 
     The fit that explains more in most episodes is that of all.
     """
     kind = int(np.argmin(np.median(residuals.min(axis=2), axis=0)))
     chosen = residuals[:, kind]
-    best, second = np.sort(chosen, axis=1)[:, :2].T
-    lags = chosen.argmin(axis=1) - float(_MOST_LAG)
-    return np.where(best < _CLEAR * second, lags, np.nan)
+    usual = int(np.median(chosen.argmin(axis=1)))
+    is_clear = chosen.min(axis=1) < _CLEAR * chosen[:, usual]
+    return np.where(is_clear, chosen.argmin(axis=1) - usual, 0).astype(float)
 
 
 def _saturation(actions: Array) -> dict[str, float]:

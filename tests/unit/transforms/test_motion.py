@@ -97,16 +97,19 @@ def test_late_actions_lag_by_their_frames(late: int, are_steps: bool) -> None:
     states = np.random.default_rng(0).normal(size=(60, 3)).cumsum(axis=0)
     following = np.roll(states, -1, axis=0)
     actions = np.roll(following - states if are_steps else following, late, axis=0)
+    punctual = lag_residuals(states, np.roll(actions, -late, axis=0))
     residuals = lag_residuals(states, actions)
     assert residuals is not None
-    assert action_lags(residuals[None]).tolist() == [late]
+    assert punctual is not None
+    of_set = np.stack([punctual, residuals, punctual])
+    assert action_lags(of_set).tolist() == [0, late, 0]
 
 
 def test_actions_without_a_relation_have_no_lag() -> None:
     rng = np.random.default_rng(0)
-    residuals = lag_residuals(rng.normal(size=(400, 2)), rng.normal(size=(400, 2)))
-    assert residuals is not None
-    assert np.isnan(action_lags(residuals[None])).all()
+    drawn = rng.normal(size=(5, 2, 400, 2))
+    residuals = [lag_residuals(states, actions) for states, actions in drawn]
+    assert action_lags(np.array(residuals)).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("states", [np.zeros((100, 2)), np.zeros((3, 2)), np.zeros((100, 0))])

@@ -50,6 +50,7 @@ FIGURES: Mapping[str, Figure] = {
         "distance of a camera's mean image to the usual one, by that to another camera's"
     ),
     "outlier_distance": Figure("distance of the states to the nearest of the same instruction"),
+    "end_distance": Figure("distance of the last state to the nearest of the same instruction"),
     "duplicate_distance": Figure("distance of states and images to the nearest episode", -1),
     "other_instruction": Figure(
         "distance of the end to ends of the same instruction, by that to those of another"
