@@ -5,6 +5,7 @@ mean images of 8 x 8 pixels.
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from vlatool.transforms.relative import stored_from
 _TIMES = 32  # of a path
 _MOMENTS = 16  # at which actions are compared
 _SHOWN, _SHOWN_SIZE = 5, 96
+_MOST_BLANK = 0.5  # share of the episodes in which a camera that counts has no image
 _OF_IMAGES = ("blank_share", "frozen_share", "camera_lag")
 
 
@@ -75,27 +77,23 @@ class EpisodeFigures:
             arrays |= {} if residuals is None else {"lags": residuals}
         changing = states[:, np.ptp(states, axis=0) > 0] if arrays else states[:, :0]
         changing = changing[:, ~two_valued(changing)]
-        worst, seen, strips = {}, {}, []
+        seen: dict[str, dict[str, float]] = {}
+        strips: list[list[UInt8Array]] = []
         for name, source in episode.cameras.items():
             read = [*_read(name, source, episode.num_frames)]
             grids = np.concatenate([part[0] for part in read])
             repeated = np.concatenate([part[1] for part in read])[1:]
             seen[name] = image_figures(grids, repeated, changing)
-            mean, end = mean_images(grids)
-            arrays |= {f"mean/{name}": mean, f"end/{name}": end}
+            if seen[name]["blank_share"] < 1:
+                mean, end = mean_images(grids)
+                arrays |= {f"mean/{name}": mean, f"end/{name}": end}
             strips.append([image for part in read for image in part[2]])
-        for figure in _OF_IMAGES:
-            values = {name: each[figure] for name, each in seen.items() if figure in each}
-            if values:
-                camera = max(values, key=lambda name: abs(values[name]))
-                figures[figure] = values[camera]
-                worst = worst or ({"camera": camera} if figure == "frozen_share" else {})
         files: tuple[FileEntry, ...] = ()
         if strips:
             name = f"{STRIPS}/{ref.id}.jpg"
             write_bytes(self.output / name, _strip(strips), synced=False)
             files = (file_entry(self.output, name),)
-        facts = {"figures": figures, "instruction": episode.instruction_at(0), **worst}
+        facts = {"figures": figures, "instruction": episode.instruction_at(0), "cameras": seen}
         counts = {"frames": episode.num_frames, "samples": 1}
         return Receipt(ref.id, counts=counts, files=files, facts=facts, arrays=arrays)
 
@@ -181,18 +179,19 @@ class CurationSink(base.Sink):
         files: list[FileEntry] = []
         episodes: list[CuratedEpisode] = []
         arrays: list[Mapping[str, Array]] = []
+        cameras: list[Mapping[str, Mapping[str, float]]] = []
         for receipt in receipts:
             files += receipt.files
             if "figures" not in receipt.facts:
                 continue
             arrays.append(receipt.arrays)
+            cameras.append(receipt.facts["cameras"])
             episodes.append(
                 CuratedEpisode(
                     receipt.item,
                     receipt.counts["frames"],
                     receipt.facts["instruction"],
                     receipt.facts["figures"],
-                    camera=receipt.facts.get("camera", ""),
                 )
             )
         if not episodes:
@@ -202,7 +201,7 @@ class CurationSink(base.Sink):
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
-        curation = compared(episodes, arrays)
+        curation = compared(with_cameras(episodes, cameras), arrays)
         write_curation(self._setup.output / FIGURES_NAME, curation)
         files.append(file_entry(self._setup.output, FIGURES_NAME))
         size = sum(file.bytes for file in files)
@@ -210,6 +209,34 @@ class CurationSink(base.Sink):
 
     def estimate(self) -> base.Estimate:
         return base.Estimate(self._setup.survey.episodes)
+
+
+def with_cameras(
+    episodes: Sequence[CuratedEpisode], cameras: Sequence[Mapping[str, Mapping[str, float]]]
+) -> list[CuratedEpisode]:
+    """The episodes with the figures of their worst camera.
+
+    Cameras whose images are of one color in most episodes, as those that a robot lacks, do not
+    count.
+    """
+    blank: dict[str, list[bool]] = {}
+    for seen in cameras:
+        for name, figures in seen.items():
+            blank.setdefault(name, []).append(figures["blank_share"] == 1)
+    used = {name for name, each in blank.items() if np.mean(each) <= _MOST_BLANK}
+    result: list[CuratedEpisode] = []
+    for episode, seen in zip(episodes, cameras, strict=True):
+        figures, worst = dict(episode.figures), ""
+        for figure in _OF_IMAGES:
+            values = {
+                name: each[figure] for name, each in seen.items() if name in used and figure in each
+            }
+            if values:
+                camera = max(values, key=lambda name: abs(values[name]))
+                figures[figure] = values[camera]
+                worst = camera if figure == "frozen_share" else worst
+        result.append(replace(episode, figures=figures, camera=worst))
+    return result
 
 
 def compared(episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, Array]]) -> Curation:
@@ -252,7 +279,8 @@ def compared(episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, A
 
 def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) -> Any:
     """Arrays that figures need, and the function that computes them from those of episodes."""
-    cameras = sorted({name.partition("/")[2] for each in arrays for name in each if "/" in name})
+    counts = Counter(name[5:] for each in arrays for name in each if name.startswith("mean/"))
+    cameras = sorted(name for name, count in counts.items() if count > _MOST_BLANK * len(arrays))
     means, lasts = ({f"{kind}/{name}" for name in cameras} for kind in ("mean", "end"))
 
     def of(chosen: Any, names: Any) -> Array:

@@ -147,13 +147,15 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
 def swapped_ratios(means: Array) -> Array:
     """Distance [N] of a camera's mean image to the median one, by that to another camera's.
 
-    `means` [N, V, D]; of the camera with the largest ratio. Above 1: it looks like the other one.
+    `means` [N, V, D]; of the two cameras with the largest ratios, the smaller one. Above 1: each
+    looks like another one.
     """
     usual = np.median(means, axis=0)
     distances = np.linalg.norm(means[:, :, None] - usual[None, None], axis=-1)
     own = np.diagonal(distances, axis1=1, axis2=2)
     others = distances + np.where(np.eye(len(usual), dtype=bool), np.inf, 0.0)
-    return (own / np.maximum(others.min(axis=2), 1e-9)).max(axis=1)
+    ratios = own / np.maximum(others.min(axis=2), 1e-9)
+    return np.sort(ratios, axis=1)[:, -2]
 
 
 def _scaled(values: Array) -> Array:

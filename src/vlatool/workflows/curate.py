@@ -22,8 +22,10 @@ from vlatool.artifacts.curation.format import (
 from vlatool.artifacts.curation.report import reasons, sections
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import load_config
+from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult, executor_of, make_executor
+from vlatool.jobs.executor import Executor
 from vlatool.jobs.run import run_command
 from vlatool.pages import layout
 from vlatool.plugins import SINKS
@@ -132,7 +134,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
         job = PreprocessJob(config)
         job.log_selection(reporter)
-        done = run_command(job, PreprocessResult, config, executor, reporter=reporter)
+        done, failure = _run(job, config, executor, reporter)
     curation = Curation((), {})
     if not config.dry_run:
         measured = read_curation(location(config.output) / FIGURES_NAME)
@@ -140,8 +142,9 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
             measured = with_errors(measured, model_errors(config, measured, reporter))
         curation = _with_rules(config, measured, rules)
     gone = {each.id: each.reasons for each in curation.episodes if each.reasons}
-    return CurateResult(
-        **{each.name: getattr(done, each.name) for each in fields(JobResult)},
+    shared = {each.name: getattr(done, each.name) for each in fields(JobResult)}
+    result = CurateResult(
+        **shared | ({"episodes": len(curation.episodes)} if curation.episodes else {}),
         frames=done.frames,
         selected=len(curation.episodes) - len(gone),
         rules=tuple(rules),
@@ -151,6 +154,22 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         next=f"vlatool preprocess {' '.join(config.sources)} --episodes @{config.output} "
         f"--output {config.output}-kept",
     )
+    if failure is not None:
+        failure.result = result
+        raise failure
+    return result
+
+
+def _run(
+    job: PreprocessJob, config: CurateConfig, executor: Executor, reporter: Reporter
+) -> tuple[PreprocessResult, VlatoolError | None]:
+    """Result of the job, and its error if only some episodes failed."""
+    try:
+        return run_command(job, PreprocessResult, config, executor, reporter=reporter), None
+    except VlatoolError as error:
+        if not isinstance(error.result, PreprocessResult):
+            raise
+        return error.result, error
 
 
 def _rules(config: CurateConfig) -> dict[str, KeepRule]:
