@@ -142,9 +142,11 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
             measured = with_errors(measured, model_errors(config, measured, reporter))
         curation = _with_rules(config, measured, rules)
     gone = {each.id: each.reasons for each in curation.episodes if each.reasons}
-    shared = {each.name: getattr(done, each.name) for each in fields(JobResult)}
+    shared: dict[str, Any] = {each.name: getattr(done, each.name) for each in fields(JobResult)}
+    if curation.episodes:
+        shared["episodes"] = len(curation.episodes)
     result = CurateResult(
-        **shared | ({"episodes": len(curation.episodes)} if curation.episodes else {}),
+        **shared,
         frames=done.frames,
         selected=len(curation.episodes) - len(gone),
         rules=tuple(rules),
