@@ -24,6 +24,7 @@ SCRIPTS = {
 SMALLEST = {
     "action_codes": "--chunks 40 --runs 1",
     "build_dataset": "--episodes 1,2 --frames 4 --repeat 1 --plain-up-to 1",
+    "curation": "--defects tremor --episodes 4 --arms all --steps 1 --rollouts 1",
     "download": "--megabytes 0.1 --files 2 --runs 1",
     "encode": "--images 1 --batch 1 --workers 1",
     "equal_bytes": "--write digests.json --only sample-spartan",
