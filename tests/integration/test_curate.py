@@ -211,6 +211,8 @@ def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             planted(defects=defects.split(","))
+    with pytest.raises(UsageError, match="length that the expert takes"):
+        planted(defects=["tremor:0.1"], frames=5)
     with pytest.raises(UsageError, match="one object each"):
         planted(world="metaworld", task=["reach-v3"], defects=["wrong-object:0.1"])
 

@@ -36,7 +36,7 @@ from vlatool.sinks import base
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.transforms import neighbors
 from vlatool.transforms.episode_images import grid, image_figures, mean_images, repeats
-from vlatool.transforms.motion import action_lags, lag_residuals, motion_figures, two_valued
+from vlatool.transforms.motion import action_lags, lag_residuals, motion_figures, moving_dimensions
 from vlatool.transforms.relative import stored_from
 
 _TIMES = 32  # of a path
@@ -75,8 +75,7 @@ class EpisodeFigures:
             }
             residuals = lag_residuals(states, actions)
             arrays |= {} if residuals is None else {"lags": residuals}
-        changing = states[:, np.ptp(states, axis=0) > 0] if arrays else states[:, :0]
-        changing = changing[:, ~two_valued(changing)]
+        changing = moving_dimensions(states) if arrays else states[:, :0]
         seen: dict[str, dict[str, float]] = {}
         strips: list[list[UInt8Array]] = []
         for name, source in episode.cameras.items():
@@ -159,7 +158,7 @@ class CurationSink(base.Sink):
     volatile: ClassVar[Sequence[str]] = (
         NAME,
         PAGE,
-        f"{FOLDS}/*.json",
+        f"{FOLDS}/*/*.json",
     )  # written by `vlatool curate`, not by its job
     needs_rate: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool inspect {output}"
@@ -292,8 +291,8 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
         }
         last = np.stack([each["path"].reshape(_TIMES, -1)[-1] for each in chosen])
         figures = {
-            "outlier_distance": neighbors.trajectory_distances(of(chosen, ["path"]), groups),
-            "end_distance": neighbors.trajectory_distances(last, groups),
+            "outlier_distance": neighbors.distances(of(chosen, ["path"]), groups),
+            "end_distance": neighbors.distances(last, groups),
         }
         if stacked["actions"].shape[2]:
             figures["disagreement"] = neighbors.disagreements(
@@ -311,7 +310,7 @@ def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) ->
         everything = of(chosen, ["path", *sorted(means)])
         return {
             "other_instruction": neighbors.other_group_ratios(features, groups),
-            "duplicate_distance": neighbors.duplicate_distances(everything),
+            "duplicate_distance": neighbors.distances(everything, [""] * len(chosen), 1),
         }
 
     def of_lags(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:

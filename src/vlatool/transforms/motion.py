@@ -25,7 +25,7 @@ def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float
     """
     rate = fps or 1.0
     figures: dict[str, float] = {}
-    changing = states[:, _changes(states) & ~two_valued(states)]
+    changing = moving_dimensions(states)
     if len(states) >= _FEWEST_FRAMES and changing.shape[1]:
         speed = speeds(changing)
         figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(changing)}
@@ -37,6 +37,11 @@ def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float
         if grips.any():
             figures["gripper_switches"] = float(_switches(actions[:, grips]).max())
     return figures
+
+
+def moving_dimensions(states: Array) -> Array:
+    """The dimensions of states [F, S] that change and are not those of a gripper."""
+    return states[:, _changes(states) & ~two_valued(states)]
 
 
 def speeds(states: Array) -> Array:
@@ -56,8 +61,13 @@ def _changes(values: Array) -> Array:
 
 
 def is_moving(speed: Array) -> Array:
-    """True where a speed [N] is above a twentieth of the top one, its 95th percentile."""
-    return speed > _STILL * np.percentile(speed, 95)
+    """True where a speed [N] is above a twentieth of the top one."""
+    return speed > _STILL * _top(speed)
+
+
+def _top(speed: Array) -> float:
+    """Top speed: the 95th percentile, or the largest one of a robot that mostly stands still."""
+    return float(np.percentile(speed, 95) or speed.max())
 
 
 def _pauses(speed: Array, rate: float) -> dict[str, float]:
@@ -70,7 +80,7 @@ def _pauses(speed: Array, rate: float) -> dict[str, float]:
     return {
         "idle_share": float(gaps.sum() / (moves[-1] - moves[0] + 1)),
         "longest_pause": float(gaps.max(initial=0) / rate),
-        "end_speed": float(last.mean() / np.percentile(speed, 95)),
+        "end_speed": float(last.mean() / _top(speed)),
     }
 
 
@@ -118,7 +128,7 @@ def lag_residuals(states: Array, actions: Array) -> Array | None:
     states [F, S]: mean squares of linear fits in which actions come -4 to 4 frames later. None
     without actions, or with too few frames.
     """
-    changing = states[:, _changes(states) & ~two_valued(states)]
+    changing = moving_dimensions(states)
     commands = actions[:, _changes(actions)]
     if not (changing.shape[1] and commands.shape[1]):
         return None

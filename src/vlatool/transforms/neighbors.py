@@ -69,36 +69,28 @@ def whitened(features: Array, groups: Sequence[str]) -> Array:
     return scaled * np.sqrt(np.maximum(ratio - 1, 0))
 
 
-def nearest(point: Array, others: Array, count: int = _NEAREST) -> Array:
-    """The smallest distances, at most `count`, of a point [D] to others [N, D]."""
-    distances = np.sqrt(((others - point) ** 2).sum(axis=-1))
-    return np.sort(distances)[:count]
-
-
-def trajectory_distances(paths: Array, groups: Sequence[str]) -> Array:
-    """Mean distance [N] of the paths [N, D] to the five nearest ones of their group, each number
-    by its deviation; NaN for an episode alone in its group.
+def distances(features: Array, groups: Sequence[str], count: int = _NEAREST) -> Array:
+    """Mean distance [N] of the features [N, D], each by its deviation, to the nearest `count` of
+    the same group; NaN for an episode alone in its group.
     """
-    scaled = _scaled(paths)
-    names = np.array(groups)
-    return np.array(
-        [
-            _mean(nearest(scaled[index], _sample(scaled, names == names[index], index)))
-            for index in range(len(scaled))
-        ]
-    )
+    scaled, names = _scaled(features), np.array(groups)
+    of_all = [
+        _distance(scaled, index, names == names[index], count) for index in range(len(scaled))
+    ]
+    return np.array(of_all)
 
 
-def duplicate_distances(features: Array) -> Array:
-    """Distance [N] to the nearest other episode by features [N, D], each by its deviation."""
-    scaled = _scaled(features)
-    everyone = np.ones(len(scaled), bool)
-    return np.array(
-        [
-            _mean(nearest(scaled[index], _sample(scaled, everyone, index), 1))
-            for index in range(len(scaled))
-        ]
-    )
+def _distance(points: Array, index: int, chosen: Array, count: int = _NEAREST) -> float:
+    """Mean distance of a point of [N, D] to the nearest of the other chosen ones, of which at most
+    2,000 evenly spaced ones count; NaN without any.
+    """
+    others = np.flatnonzero(chosen)
+    others = others[others != index]
+    others = others[_evenly(len(others), _MOST)]
+    if not len(others):
+        return float("nan")
+    squares = ((points[others] - points[index]) ** 2).sum(axis=1)
+    return float(np.sqrt(np.sort(squares)[:count]).mean())
 
 
 def other_group_ratios(last: Array, groups: Sequence[str]) -> Array:
@@ -108,11 +100,9 @@ def other_group_ratios(last: Array, groups: Sequence[str]) -> Array:
     points, names = whitened(last, groups), np.array(groups)
     ratios = np.full(len(points), np.nan)
     for index, group in enumerate(names):
-        same = _mean(nearest(points[index], _sample(points, names == group, index)))
+        same = _distance(points, index, names == group)
         others = [
-            _mean(nearest(points[index], _sample(points, names == other, index)))
-            for other in np.unique(names)
-            if other != group
+            _distance(points, index, names == other) for other in np.unique(names) if other != group
         ]
         if others:
             ratios[index] = same / max(min(others), 1e-9)
@@ -137,8 +127,8 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
         points, targets = (
             each[chosen].reshape(len(chosen) * moments, -1) for each in (known, scaled_actions)
         )
-        distances = ((known[index][:, None] - points) ** 2).sum(axis=-1)
-        near = np.argsort(distances, axis=1, kind="stable")[:, :_NEAREST]
+        squares = ((known[index][:, None] - points) ** 2).sum(axis=-1)
+        near = np.argsort(squares, axis=1, kind="stable")[:, :_NEAREST]
         difference = scaled_actions[index] - targets[near].mean(axis=1)
         result[index] = np.sqrt((difference**2).mean())
     return result
@@ -164,16 +154,5 @@ def _scaled(values: Array) -> Array:
     return values / np.where(deviation > 0, deviation, 1) / np.sqrt(max(values.shape[1], 1))
 
 
-def _sample(points: Array, chosen: Array, excluded: int) -> Array:
-    """At most 2,000 evenly spaced ones of the chosen points, without one."""
-    indices = np.flatnonzero(chosen)
-    indices = indices[indices != excluded]
-    return points[indices[_evenly(len(indices), _MOST)]]
-
-
 def _evenly(count: int, most: int) -> Array:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
-
-
-def _mean(values: Array) -> float:
-    return float(values.mean()) if len(values) else float("nan")

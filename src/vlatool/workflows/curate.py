@@ -19,8 +19,8 @@ from vlatool.artifacts.curation.format import (
     read_curation,
     write_curation,
 )
-from vlatool.artifacts.curation.report import reasons, sections
-from vlatool.config.base import ConfigModel, option
+from vlatool.artifacts.curation.report import left_out, reasons, sections
+from vlatool.config.base import ConfigModel, check_required, option
 from vlatool.config.resolve import load_config
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter, counted
@@ -129,6 +129,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         DataError: No episode can be used, or one cannot and `on_error` is `stop`.
         PartialFailure: Episodes that could not be read have no figures; the others do.
     """
+    check_required(config, "vlatool curate [FORMAT] SOURCE... --output DIR")
     rules = _rules(config)
     preload = ("vlatool.sources.selection", SINKS.target("curation"))
     with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
@@ -141,7 +142,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         if config.model is not None:
             measured = with_errors(measured, model_errors(config, measured, reporter))
         curation = _with_rules(config, measured, rules)
-    gone = {each.id: each.reasons for each in curation.episodes if each.reasons}
+    gone = {each.id: each.reasons for each in left_out(curation)}
     shared: dict[str, Any] = {each.name: getattr(done, each.name) for each in fields(JobResult)}
     if curation.episodes:
         shared["episodes"] = len(curation.episodes)

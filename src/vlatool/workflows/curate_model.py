@@ -50,7 +50,7 @@ def model_errors(
             hint="train one with vlatool train --data DIR of vlatool preprocess",
             code="usage.curation_model",
         )
-    root = location(config.output) / FOLDS
+    root = location(config.output) / FOLDS / f"{run.name}_{config.folds}"
     keys = {key: value for key, value in record.options.items() if key not in _OF_SELECTION}
     keys |= {"sink.type": record.options.get("sink", "lbm")}
     keys |= {"format": config.format} if config.format else {}

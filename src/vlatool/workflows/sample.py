@@ -28,7 +28,6 @@ from vlatool.world.defects import (
     defect_of,
     world_episode,
 )
-from vlatool.world.metaworld.defects import simulated_episode_with
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
@@ -171,6 +170,12 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
             hint="leave --depth out, or use the layout spartan",
             code="usage.depth",
         )
+    if config.defects and config.frames is not None:
+        raise UsageError(
+            "--frames: defects need episodes of the length that the expert takes",
+            hint="leave --frames out",
+            code="usage.defect",
+        )
     job = SampleJob(config)
     # vlatool generates the episodes: a failure is never bad data.
     options = JobConfig(on_error="stop", dry_run=config.dry_run)
@@ -307,6 +312,8 @@ def _expert(config: SampleConfig) -> Callable[[int], recording.RecordableEpisode
         cameras = [camera.name for camera in cameras_for(config.cameras)]
         options = {"frames": config.frames, "shared_scenes": config.scenes}
         return partial(world_episode, config.seed, shares=shares, cameras=cameras, **options)
+    from vlatool.world.metaworld.defects import simulated_episode_with
+
     size = SQUARE_SIZES[config.size]
     return partial(simulated_episode_with, config.task, size, config.seed, shares=shares)
 

@@ -45,6 +45,14 @@ def test_a_pause_is_the_stillness_between_motions() -> None:
     assert known["end_speed"] == 0
 
 
+def test_a_robot_that_mostly_stands_still_has_a_top_speed() -> None:
+    states = np.repeat([0.0, 1.0, 2.5], [50, 40, 30])[:, None]
+    known = figures(states)
+    # Two steps in 119, the first at frame 50 and the second at frame 90.
+    assert known["idle_share"] == pytest.approx(39 / 41)
+    assert known["end_speed"] == 0
+
+
 def test_a_jump_is_seen_beside_a_gripper_that_snaps() -> None:
     grip = np.repeat([0.0, 1.0], 50)
     states = np.hstack([ramp(), grip[:, None]])

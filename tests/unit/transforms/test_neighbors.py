@@ -34,15 +34,15 @@ def test_the_trajectory_of_another_task_is_far() -> None:
     rng = np.random.default_rng(0)
     paths = rng.normal(0, 0.1, (20, 6))
     paths[3] += 5
-    distances = neighbors.trajectory_distances(paths, ["a"] * 20)
+    distances = neighbors.distances(paths, ["a"] * 20)
     assert distances.argmax() == 3
-    assert np.isnan(neighbors.trajectory_distances(paths[:1], ["a"])).all()
+    assert np.isnan(neighbors.distances(paths[:1], ["a"])).all()
 
 
 def test_a_copy_has_no_distance_to_its_original() -> None:
     features = np.random.default_rng(0).normal(size=(10, 4))
     features[7] = features[2]
-    distances = neighbors.duplicate_distances(features)
+    distances = neighbors.distances(features, [""] * 10, 1)
     assert [*np.flatnonzero(distances == 0)] == [2, 7]
 
 

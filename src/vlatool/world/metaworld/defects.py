@@ -68,11 +68,8 @@ def _changed(
     return replace(episode, images=_faulty_images(episode.images, defect, frames, rng))
 
 
-Images = Mapping[str, list[UInt8Array]]
-
-
 def _faulty_images(
-    images: Images, defect: str, frames: int, rng: np.random.Generator
+    images: Mapping[str, list[UInt8Array]], defect: str, frames: int, rng: np.random.Generator
 ) -> dict[str, list[UInt8Array]]:
     if defect == "swapped-cameras":
         return dict(zip(images, [*images.values()][::-1], strict=True))
