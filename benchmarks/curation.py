@@ -3,7 +3,7 @@
     python benchmarks/curation.py --defects tremor,pause --share 0.4 --arms all,clean,kept,random
 
 It needs the extra `train`. For each defect: recordings of the built-in world of which a share has
-it; how well each figure of `vlatool curate` tells them from the others; what the rules of
+it; how well each figure of `vlatool curate` separates them from the others; what the rules of
 `curation-default` leave out; and the success of a policy from 50 unseen starts, trained on all
 episodes, on those that the rules keep, on as many drawn at random, and on those without the defect.
 The same command resumes in DIR.

@@ -215,8 +215,7 @@ def with_cameras(
 ) -> list[CuratedEpisode]:
     """The episodes with the figures of their worst camera.
 
-    Cameras whose images are of one color in most episodes, as those that a robot lacks, do not
-    count.
+    Cameras with images of one color in most episodes, as those that a robot lacks, do not count.
     """
     blank: dict[str, list[bool]] = {}
     for seen in cameras:

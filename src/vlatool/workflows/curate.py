@@ -78,8 +78,8 @@ class CurateConfig(PreprocessConfig):
 
     model: str | None = option(
         None,
-        "Run of a policy. Others are trained like it, each without one fold of the episodes, whose "
-        "model_error it then gives.",
+        "Run of a policy. Others are trained like it, each without one fold of the episodes, and "
+        "give the model_error of that fold.",
     )
     folds: int = option(4, "Number of folds, and of policies that are trained.", ge=2)
     keep: str | None = option(None, "YAML file with rules by figure, over those of `rules`.")

@@ -42,8 +42,7 @@ class WorldEpisode:
     )  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
     success: bool  # True if the named block is in the bin at the last frame
     late: int = 0  # frames by which the stored actions come after those that were executed
-    # Camera to the one whose images it has, and to the frame whose image it repeats; others have
-    # their own.
+    # Camera to the one that it shows, and to the frame that it repeats; others show their own.
     shown_as: Mapping[str, str] = field(default_factory=dict[str, str])
     frozen_from: Mapping[str, int] = field(default_factory=dict[str, int])
 
