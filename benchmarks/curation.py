@@ -18,7 +18,7 @@ import numpy as np
 from machine import describe
 from metaworld import run
 
-from vlatool.artifacts.curation.format import FIGURES
+from vlatool.artifacts.curation.format import FIGURES, badness
 from vlatool.world.defects import DEFECTS
 
 ENV = ("--env", "vlatool/PickPlace-v0", "--seed", "100000")
@@ -35,10 +35,10 @@ def detection(truth: list[bool], episodes: list[dict[str, Any]]) -> dict[str, An
     table: dict[str, Any] = {"length": auroc(*split([e["frames"] for e in episodes], is_bad))}
     for kind in ("figures", "at_length"):
         scores: dict[str, float] = {}
-        for name, figure in FIGURES.items():
+        for name in FIGURES:
             known = [name in episode[kind] for episode in episodes]
             if sum(known) > len(known) // 2 and name != "success":
-                values = [figure.bad * each[kind][name] for each in episodes if name in each[kind]]
+                values = [badness(name, each[kind][name]) for each in episodes if name in each[kind]]
                 scores[name] = auroc(*split(values, is_bad[known]))
         table[kind] = scores
     dropped = np.array([not episode["keep"] for episode in episodes])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.builders.metaworld import skip_without_metaworld
-from vlatool.artifacts.curation.format import FIGURES, CuratedEpisode, read_curation
+from vlatool.artifacts.curation.format import CuratedEpisode, badness, read_curation
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, DataError, UsageError
@@ -78,7 +78,7 @@ def test_a_figure_tells_episodes_with_a_defect_from_others(
     for number, episode in enumerate(read_curation(output).episodes):
         if name not in episode.figures:  # too few frames for a lag
             continue
-        value = FIGURES[name].bad * episode.figures[name]
+        value = badness(name, episode.figures[name])
         planted = truth[str(number)]
         (bad if planted == defect else good if not planted else []).append(value)
     assert bad
@@ -143,14 +143,20 @@ def test_length_is_at_most_a_part_of_a_figure() -> None:
         load_config(CurateConfig, overrides=[Override("rules.frames.above", "3", "test")])
     with pytest.raises(ConfigError, match=r"did you mean .*idle_share"):
         load_config(CurateConfig, overrides=[Override("rules.idle_shar.above", "3", "test")])
-    with pytest.raises(ConfigError, match="give above, below or worst"):
-        load_config(CurateConfig, overrides=[Override("rules.reversal.at_length", "true", "test")])
+    with pytest.raises(ConfigError, match="give above, below, worst or deviations"):
+        load_config(CurateConfig, overrides=[Override("rules.reversal.above", "null", "test")])
 
 
 def test_worst_are_those_at_the_bad_end_and_ties_keep_their_order() -> None:
     values = [-3.0, -1.0, -2.0, -2.0]
     episodes = [
-        CuratedEpisode(str(number), 10, "", {"log_jerk": value, "idle_share": -value}, {})
+        CuratedEpisode(
+            str(number),
+            10,
+            "",
+            {"log_jerk": value, "idle_share": -value},
+            {"log_jerk": 2 * value, "idle_share": -2 * value},
+        )
         for number, value in enumerate(values)
     ]
     for name in ("log_jerk", "idle_share"):
@@ -160,10 +166,11 @@ def test_worst_are_those_at_the_bad_end_and_ties_keep_their_order() -> None:
         episodes, {"log_jerk": KeepRule(below=-2.5), "idle_share": KeepRule(above=1.5)}
     )
     assert [len(episode.reasons) for episode in judged] == [2, 0, 1, 1]
+    for name in ("log_jerk", "idle_share"):
+        judged = with_reasons(episodes, {name: KeepRule(deviations=4)})
+        assert [e.id for e in judged if e.reasons] == ["0"]
     # An episode without the figure is kept.
-    assert not next(
-        iter(with_reasons(episodes, {"log_jerk": KeepRule(worst=0.5, at_length=True)}))
-    ).reasons
+    assert not any(e.reasons for e in with_reasons(episodes, {"reversal": KeepRule(worst=0.5)}))
 
 
 def test_a_selection_of_another_curation_is_refused(
@@ -185,7 +192,7 @@ def test_a_selection_of_another_curation_is_refused(
     with pytest.raises(DataError, match="other is not in the source"):
         select(tmp_path)
     (tmp_path / "curation.json").write_text(json.dumps(document | {"episodes": [{}]}))
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="Field required"):
         select(tmp_path)
 
 
@@ -207,7 +214,8 @@ def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
         "tremr:0.1": "known: early-release, .*tremor",
         "tremor": "tremor:0.2",
         "tremor:0": "above 0",
-        "tremor:0.7,pause:0.7": "at most all episodes",
+        "tremor:0.1,tremor:0.1": "once",
+        "tremor:0.7,pause:0.7": "sum to at most 1",
     }.items():
         with pytest.raises(ValueError, match=message):
             planted(defects=defects.split(","))

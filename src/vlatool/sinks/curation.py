@@ -4,12 +4,11 @@ A worker reads an episode once. What the comparison with others needs is small: 
 mean images of 8 x 8 pixels.
 """
 
-import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -26,8 +25,9 @@ from vlatool.artifacts.curation.format import (
     Curation,
     write_curation,
 )
+from vlatool.artifacts.images import encode_jpeg
 from vlatool.config.base import option
-from vlatool.episode import Array, Episode, EpisodeRef, UInt8Array
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -43,7 +43,6 @@ _TIMES = 32  # of a path
 _MOMENTS = 16  # at which actions are compared
 _SHOWN, _SHOWN_SIZE = 5, 96
 _MOST_BLANK = 0.5  # share of the episodes in which a camera that counts has no image
-_OF_IMAGES = ("blank_share", "frozen_share", "camera_lag")
 
 
 class CurationConfig(base.SinkConfig):
@@ -77,20 +76,19 @@ class EpisodeFigures:
             arrays |= {} if residuals is None else {"lags": residuals}
         changing = moving_dimensions(states) if arrays else states[:, :0]
         seen: dict[str, dict[str, float]] = {}
-        strips: list[list[UInt8Array]] = []
+        rows: list[UInt8Array] = []
         for name, source in episode.cameras.items():
-            read = [*_read(name, source, episode.num_frames)]
-            grids = np.concatenate([part[0] for part in read])
-            repeated = np.concatenate([part[1] for part in read])[1:]
+            grids, repeated, shown = _read(name, source, episode.num_frames)
             seen[name] = image_figures(grids, repeated, changing)
             if seen[name]["blank_share"] < 1:
                 mean, end = mean_images(grids)
                 arrays |= {f"mean/{name}": mean, f"end/{name}": end}
-            strips.append([image for part in read for image in part[2]])
+            rows.append(np.hstack([_small(image) for image in shown]))
         files: tuple[FileEntry, ...] = ()
-        if strips:
-            name = f"{STRIPS}/{ref.id}.jpg"
-            write_bytes(self.output / name, _strip(strips), synced=False)
+        if rows:
+            name, width = f"{STRIPS}/{ref.id}.jpg", max(row.shape[1] for row in rows)
+            padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+            write_bytes(self.output / name, encode_jpeg(np.vstack(padded), 85), synced=False)
             files = (file_entry(self.output, name),)
         facts = {"figures": figures, "instruction": episode.instruction_at(0), "cameras": seen}
         counts = {"frames": episode.num_frames, "samples": 1}
@@ -107,47 +105,34 @@ def _columns(episode: Episode, names: Sequence[str]) -> Array:
 
 
 def _read(
-    camera: str, source: Any, num_frames: int
-) -> Iterator[tuple[UInt8Array, Array, list[UInt8Array]]]:
-    """Grids [N, 32, 32, 3] of some frames, whether each repeats the one before it [N], and those
-    of them that are shown.
+    camera: str, source: FrameSource, num_frames: int
+) -> tuple[UInt8Array, Array, list[UInt8Array]]:
+    """Grids [F, 32, 32, 3], whether each image repeats the one before it [F - 1], and those that
+    are shown.
     """
-    shown = {*np.linspace(0, num_frames - 1, _SHOWN).round().astype(int).tolist()}
-    before: UInt8Array | None = None
+    at = {*np.linspace(0, num_frames - 1, _SHOWN).round().astype(int).tolist()}
+    grids: list[UInt8Array] = []
+    repeated: list[Array] = []
+    shown: list[UInt8Array] = []
+    last: UInt8Array | None = None
     for start in range(0, num_frames, base.FRAMES_PER_READ):
         frames = range(start, min(start + base.FRAMES_PER_READ, num_frames))
-        images = base.read_rgb(camera, source, frames)
-        joined = images if before is None else np.concatenate([before, images])
-        grids = grid(joined)
-        repeated = repeats(joined, grids)
-        before = images[-1:]
-        yield (
-            grids[len(joined) - len(images) :],
-            repeated if len(joined) > len(images) else np.concatenate([[False], repeated]),
-            [image for frame, image in zip(frames, images, strict=True) if frame in shown],
-        )
+        read = base.read_rgb(camera, source, frames)
+        images = read if last is None else np.concatenate([last, read])
+        of_images = grid(images)
+        grids.append(of_images[len(images) - len(read) :])
+        repeated.append(repeats(images, of_images))
+        shown += [image for frame, image in zip(frames, read, strict=True) if frame in at]
+        last = read[-1:]
+    return np.concatenate(grids), np.concatenate(repeated), shown
 
 
-def _strip(rows: Sequence[Sequence[UInt8Array]]) -> bytes:
-    """JPEG with a row of images per camera."""
+def _small(pixels: UInt8Array) -> UInt8Array:
     from PIL import Image
 
-    images = [[Image.fromarray(pixels) for pixels in row] for row in rows]
-    for image in (image for row in images for image in row):
-        image.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
-    heights = [max(image.height for image in row) for row in images]
-    widths = [sum(image.width for image in row) for row in images]
-    sheet = Image.new("RGB", (max(widths), sum(heights)), "white")
-    top = 0
-    for row, height in zip(images, heights, strict=True):
-        left = 0
-        for image in row:
-            sheet.paste(image, (left, top))
-            left += image.width
-        top += height
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
+    return np.asarray(image)
 
 
 class CurationSink(base.Sink):
@@ -175,160 +160,110 @@ class CurationSink(base.Sink):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
-        files: list[FileEntry] = []
-        episodes: list[CuratedEpisode] = []
-        arrays: list[Mapping[str, Array]] = []
-        cameras: list[Mapping[str, Mapping[str, float]]] = []
-        for receipt in receipts:
-            files += receipt.files
-            if "figures" not in receipt.facts:
-                continue
-            arrays.append(receipt.arrays)
-            cameras.append(receipt.facts["cameras"])
-            episodes.append(
-                CuratedEpisode(
-                    receipt.item,
-                    receipt.counts["frames"],
-                    receipt.facts["instruction"],
-                    receipt.facts["figures"],
-                )
-            )
-        if not episodes:
+        done = [receipt for receipt in receipts if "figures" in receipt.facts]
+        if not done:
             raise DataError(
                 "no episode could be read",
                 hint="select more episodes",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
-        curation = compared(with_cameras(episodes, cameras), arrays)
-        write_curation(self._setup.output / FIGURES_NAME, curation)
+        write_curation(self._setup.output / FIGURES_NAME, compared(done))
+        files = [file for receipt in done for file in receipt.files]
         files.append(file_entry(self._setup.output, FIGURES_NAME))
-        size = sum(file.bytes for file in files)
-        return base.SinkSummary(len(episodes), size, tuple(files))
+        return base.SinkSummary(len(done), sum(file.bytes for file in files), tuple(files))
 
     def estimate(self) -> base.Estimate:
         return base.Estimate(self._setup.survey.episodes)
 
 
-def with_cameras(
-    episodes: Sequence[CuratedEpisode], cameras: Sequence[Mapping[str, Mapping[str, float]]]
-) -> list[CuratedEpisode]:
-    """The episodes with the figures of their worst camera.
+def compared(receipts: Sequence[Receipt]) -> Curation:
+    """The episodes with their figures, those that need the others included."""
+    facts = [receipt.facts for receipt in receipts]
+    texts = np.array([each["instruction"] for each in facts])
+    columns, cameras_of = _of_cameras([each["cameras"] for each in facts])
+    for name in {name for each in facts for name in each["figures"]}:
+        columns[name] = np.array([each["figures"].get(name, np.nan) for each in facts])
+
+    def stacked(name: str) -> Array:
+        """An array of each episode [N, ...]; NaN for those without."""
+        known = [each.arrays[name] for each in receipts if name in each.arrays]
+        missing = np.full(known[0].shape if known else 1, np.nan)
+        return np.stack([each.arrays.get(name, missing) for each in receipts])
+
+    def among(figure: Callable[..., Array], *features: Array) -> Array:
+        """A figure [N] of the episodes with all features [N, ...]; NaN for others."""
+        values = np.full(len(texts), np.nan)
+        lacks = [np.isnan(each.reshape(len(texts), -1)).any(axis=1) for each in features]
+        known = ~np.any(lacks, axis=0)
+        if known.sum() > 1 and all(each.size for each in features):
+            values[known] = figure(*(each[known] for each in features), texts[known])
+        return values
+
+    counts = Counter(name for each in receipts for name in each.arrays)
+    many = sorted(name for name, count in counts.items() if count > _MOST_BLANK * len(texts))
+    means, lasts = (
+        [stacked(name) for name in many if name.startswith(kind)] for kind in ("mean/", "end/")
+    )
+    paths = stacked("path")
+    last = paths[:, (_TIMES - 1) * paths.shape[1] // _TIMES :]
+    columns |= {
+        "outlier_distance": among(neighbors.distances, paths),
+        "end_distance": among(neighbors.distances, last),
+        "disagreement": among(neighbors.disagreements, stacked("states"), stacked("actions")),
+        "other_instruction": among(neighbors.other_group_ratios, np.hstack([last, *lasts])),
+        "duplicate_distance": among(
+            lambda each, _: neighbors.distances(each, [""] * len(each), 1),
+            np.hstack([paths, *means]),
+        ),
+        "action_lag": np.abs(among(lambda each, _: action_lags(each), stacked("lags"))),
+    }
+    if len(means) > 1:
+        columns["swapped_cameras"] = among(
+            lambda each, _: neighbors.swapped_ratios(each), np.stack(means, axis=1)
+        )
+    lags = columns["camera_lag"]  # one that all episodes have is that of the robot
+    usual = np.median(lags[~np.isnan(lags)]) if not np.isnan(lags).all() else 0.0
+    columns["camera_lag"] = np.abs(lags - usual)
+    has_others = len({*texts.tolist()}) > 1
+    absent = {**_ABSENT, **({} if has_others else {"other_instruction": _ONE_INSTRUCTION})}
+    episodes = [
+        CuratedEpisode(each.item, each.counts["frames"], each.facts["instruction"], camera=camera)
+        for each, camera in zip(receipts, cameras_of, strict=True)
+    ]
+    ordered = {name: columns[name] for name in FIGURES if name in columns}
+    return Curation(tuple(episodes), absent).with_figures(ordered)
+
+
+def _of_cameras(
+    seen: Sequence[Mapping[str, Mapping[str, float]]],
+) -> tuple[dict[str, Array], list[str]]:
+    """Figures of the worst camera of each episode [N], and the camera that repeats its image most.
 
     Cameras with images of one color in most episodes, as those that a robot lacks, do not count.
     """
     blank: dict[str, list[bool]] = {}
-    for seen in cameras:
-        for name, figures in seen.items():
-            blank.setdefault(name, []).append(figures["blank_share"] == 1)
+    for name, figures in ((name, each[name]) for each in seen for name in each):
+        blank.setdefault(name, []).append(figures["blank_share"] == 1)
     used = {name for name, each in blank.items() if np.mean(each) <= _MOST_BLANK}
-    result: list[CuratedEpisode] = []
-    for episode, seen in zip(episodes, cameras, strict=True):
-        figures, worst = dict(episode.figures), ""
-        for figure in _OF_IMAGES:
-            values = {
-                name: each[figure] for name, each in seen.items() if name in used and figure in each
-            }
-            if values:
-                camera = max(values, key=lambda name: abs(values[name]))
-                figures[figure] = values[camera]
-                worst = camera if figure == "frozen_share" else worst
-        result.append(replace(episode, figures=figures, camera=worst))
-    return result
 
+    def values(figure: str) -> list[dict[str, float]]:
+        return [
+            {name: each[name][figure] for name in each if name in used and figure in each[name]}
+            for each in seen
+        ]
 
-def compared(episodes: Sequence[CuratedEpisode], arrays: Sequence[Mapping[str, Array]]) -> Curation:
-    """The episodes with the figures that need the others, and those at like length."""
     columns = {
-        name: np.array([episode.figures.get(name, np.nan) for episode in episodes])
-        for name in FIGURES
+        figure: np.array([max(each.values(), key=abs, default=np.nan) for each in values(figure)])
+        for figure in ("blank_share", "frozen_share", "camera_lag")
     }
-    texts = [episode.instruction for episode in episodes]
-    for needed, figures in _comparisons(arrays, texts):
-        rows = [row for row, each in enumerate(arrays) if needed <= each.keys()]
-        if len(rows) > 1 and needed:
-            chosen = [arrays[row] for row in rows]
-            for name, values in figures(chosen, [texts[row] for row in rows]).items():
-                columns[name][rows] = values
-    columns["action_lag"] = np.abs(columns["action_lag"])
-    lags = columns["camera_lag"]  # one that all episodes have is that of the robot
-    if np.isfinite(lags).any():
-        columns["camera_lag"] = np.abs(lags - np.nanmedian(lags))
-    lengths = np.array([episode.frames for episode in episodes])
-    scores = {
-        name: neighbors.at_like_length(values, lengths)
-        for name, values in columns.items()
-        if name != "success"
-    }
-    known = {name: np.isfinite(values) for name, values in columns.items()}
-    absent = {name: _reason(name, texts) for name, each in known.items() if not each.any()}
-    return Curation(
-        tuple(
-            replace(
-                episode,
-                figures={name: float(columns[name][row]) for name in known if known[name][row]},
-                at_length={name: float(scores[name][row]) for name in scores if known[name][row]},
-            )
-            for row, episode in enumerate(episodes)
-        ),
-        absent,
-    )
+    return columns, [max(each, key=each.__getitem__, default="") for each in values("frozen_share")]
 
 
-def _comparisons(arrays: Sequence[Mapping[str, Array]], texts: Sequence[str]) -> Any:
-    """Arrays that figures need, and the function that computes them from those of episodes."""
-    counts = Counter(name[5:] for each in arrays for name in each if name.startswith("mean/"))
-    cameras = sorted(name for name, count in counts.items() if count > _MOST_BLANK * len(arrays))
-    means, lasts = ({f"{kind}/{name}" for name in cameras} for kind in ("mean", "end"))
-
-    def of(chosen: Any, names: Any) -> Array:
-        return np.stack([np.concatenate([each[name].ravel() for name in names]) for each in chosen])
-
-    def of_states(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
-        stacked = {
-            name: np.stack([each[name] for each in chosen]) for name in ("states", "actions")
-        }
-        last = np.stack([each["path"].reshape(_TIMES, -1)[-1] for each in chosen])
-        figures = {
-            "outlier_distance": neighbors.distances(of(chosen, ["path"]), groups),
-            "end_distance": neighbors.distances(last, groups),
-        }
-        if stacked["actions"].shape[2]:
-            figures["disagreement"] = neighbors.disagreements(
-                stacked["states"], stacked["actions"], groups
-            )
-        return figures
-
-    def of_images(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
-        seen = np.stack([np.stack([each[f"mean/{name}"] for name in cameras]) for each in chosen])
-        return {"swapped_cameras": neighbors.swapped_ratios(seen)} if len(cameras) > 1 else {}
-
-    def of_ends(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
-        last = np.stack([each["path"].reshape(_TIMES, -1)[-1] for each in chosen])
-        features = np.hstack([last, of(chosen, sorted(lasts))]) if lasts else last
-        everything = of(chosen, ["path", *sorted(means)])
-        return {
-            "other_instruction": neighbors.other_group_ratios(features, groups),
-            "duplicate_distance": neighbors.distances(everything, [""] * len(chosen), 1),
-        }
-
-    def of_lags(chosen: Any, groups: Sequence[str]) -> dict[str, Array]:
-        return {"action_lag": action_lags(np.stack([each["lags"] for each in chosen]))}
-
-    yield {"path"}, of_states
-    yield {"lags"}, of_lags
-    yield means, of_images
-    yield {"path", *means, *lasts}, of_ends
-
-
-def _reason(name: str, texts: Sequence[str]) -> str:
-    """Reason for which no episode has a figure."""
-    if name == "other_instruction" and len({*texts}) < 2:
-        return "all episodes have the same instruction"
-    return _REASONS.get(name, "no states or actions that it needs, or too few episodes")
-
-
-_REASONS: Mapping[str, str] = {
+_ONE_INSTRUCTION = "all episodes have the same instruction"
+# Reasons for which no episode has a figure.
+_ABSENT: Mapping[str, str] = {
+    **dict.fromkeys(FIGURES, "no states or actions that it needs, or too few episodes"),
     "success": "the recordings do not say whether the task was completed",
     "camera_lag": "no lag is clear",
     "frozen_share": "no images, or no motion",

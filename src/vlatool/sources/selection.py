@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -202,13 +203,9 @@ def _numbers_of(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | None:
         return episodes
     numbers = [*base.numbered(refs)]
     positions = selected_positions(episodes.removeprefix("@"), [ref.id for ref in refs])
-    ranges: list[list[int]] = []
-    for number in sorted(numbers[position] for position in positions):
-        if ranges and number == ranges[-1][1]:
-            ranges[-1][1] += 1
-        else:
-            ranges.append([number, number + 1])
-    return ",".join(f"{first}:{stop}" for first, stop in ranges)
+    chosen = enumerate(sorted(numbers[position] for position in positions))
+    runs = ([*run] for _, run in groupby(chosen, key=lambda each: each[1] - each[0]))
+    return ",".join(f"{run[0][1]}:{run[-1][1] + 1}" for run in runs)
 
 
 def _with_cameras(

@@ -28,14 +28,9 @@ def grid(images: UInt8Array) -> UInt8Array:
 
 def repeats(images: UInt8Array, grids: UInt8Array) -> Array:
     """Bool [N - 1]: an image [N, H, W, 3] shows the same as the one before it."""
-    same = [_alike(first, second) for first, second in itertools.pairwise(grids)]
-    return np.array(
-        [
-            is_same and _alike(images[number], images[number + 1])
-            for number, is_same in enumerate(same)
-        ],
-        bool,
-    )
+    pairs = enumerate(itertools.pairwise(grids))
+    same = [_alike(*of_grid) and _alike(images[n], images[n + 1]) for n, of_grid in pairs]
+    return np.array(same, bool)
 
 
 def _alike(first: UInt8Array, second: UInt8Array) -> bool:

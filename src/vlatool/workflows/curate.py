@@ -5,17 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from vlatool.artifacts.curation.format import (
     FIGURES,
     FIGURES_NAME,
-    MODEL_ERROR,
     NAME,
     PAGE,
     CuratedEpisode,
     Curation,
+    badness,
     read_curation,
     write_curation,
 )
@@ -25,7 +24,6 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult, executor_of, make_executor
-from vlatool.jobs.executor import Executor
 from vlatool.jobs.run import run_command
 from vlatool.pages import layout
 from vlatool.plugins import SINKS
@@ -33,7 +31,6 @@ from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.curation import CurationConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location
-from vlatool.transforms.neighbors import at_like_length
 from vlatool.workflows.curate_model import model_errors
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob, PreprocessResult
 
@@ -46,20 +43,23 @@ class KeepRule(ConfigModel):
     worst: float | None = option(
         None, "Leave out this share of the episodes, those with the worst values.", gt=0, lt=1
     )
-    at_length: bool = option(
-        False, "Compare deviations among episodes of like length in place of values."
+    deviations: float | None = option(
+        None,
+        "Leave out episodes that are worse than those of like length by more than this many robust "
+        "standard deviations.",
+        gt=0,
     )
 
     @model_validator(mode="after")
     def _has_limit(self) -> Self:
-        if self.above is None and self.below is None and self.worst is None:
-            raise ValueError("give above, below or worst")
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("give above, below, worst or deviations")
         return self
 
 
 _RULES: dict[str, Any] = {
-    name: (KeepRule | None, option(None, f"Rule for {name}: {figure.about}."))
-    for name, figure in FIGURES.items()
+    name: (KeepRule | None, option(None, f"Rule for {name}: {about}."))
+    for name, about in FIGURES.items()
 }
 KeepRules = create_model("KeepRules", __base__=ConfigModel, __doc__="Rules by figure.", **_RULES)
 
@@ -135,12 +135,18 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
         job = PreprocessJob(config)
         job.log_selection(reporter)
-        done, failure = _run(job, config, executor, reporter)
+        failure: VlatoolError | None = None
+        try:
+            done = run_command(job, PreprocessResult, config, executor, reporter=reporter)
+        except VlatoolError as error:  # only some episodes failed, if there is a result
+            if not isinstance(error.result, PreprocessResult):
+                raise
+            done, failure = error.result, error
     curation = Curation((), {})
     if not config.dry_run:
         measured = read_curation(location(config.output) / FIGURES_NAME)
         if config.model is not None:
-            measured = with_errors(measured, model_errors(config, measured, reporter))
+            measured = measured.with_figures(model_errors(config, measured, reporter))
         curation = _with_rules(config, measured, rules)
     gone = {each.id: each.reasons for each in left_out(curation)}
     shared: dict[str, Any] = {each.name: getattr(done, each.name) for each in fields(JobResult)}
@@ -163,18 +169,6 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     return result
 
 
-def _run(
-    job: PreprocessJob, config: CurateConfig, executor: Executor, reporter: Reporter
-) -> tuple[PreprocessResult, VlatoolError | None]:
-    """Result of the job, and its error if only some episodes failed."""
-    try:
-        return run_command(job, PreprocessResult, config, executor, reporter=reporter), None
-    except VlatoolError as error:
-        if not isinstance(error.result, PreprocessResult):
-            raise
-        return error.result, error
-
-
 def _rules(config: CurateConfig) -> dict[str, KeepRule]:
     """Rules by figure; those of a file over those of the config."""
     layers = [config.rules]
@@ -183,24 +177,6 @@ def _rules(config: CurateConfig) -> dict[str, KeepRule]:
     return {
         name: rule for each in layers for name in FIGURES if (rule := getattr(each, name, None))
     }
-
-
-def with_errors(curation: Curation, errors: Mapping[str, float]) -> Curation:
-    """The curation with the figure `model_error` of episodes by id."""
-    values = np.array([errors.get(episode.id, np.nan) for episode in curation.episodes])
-    scores = at_like_length(values, np.array([each.frames for each in curation.episodes]))
-    episodes = tuple(
-        replace(
-            each,
-            figures={**each.figures, MODEL_ERROR: float(value)},
-            at_length={**each.at_length, MODEL_ERROR: float(score)},
-        )
-        if np.isfinite(value)
-        else each
-        for each, value, score in zip(curation.episodes, values, scores, strict=True)
-    )
-    absent = {name: why for name, why in curation.absent.items() if name != MODEL_ERROR}
-    return replace(curation, episodes=episodes, absent=absent)
 
 
 def _with_rules(
@@ -226,25 +202,23 @@ def with_reasons(
     """The episodes with the reasons for which rules leave them out; one without the figure of a
     rule is kept by it.
     """
-    reasons_of: dict[str, list[str]] = {episode.id: [] for episode in episodes}
+    worst: dict[str, set[str]] = {}
     for name, rule in rules.items():
-        values = {
-            episode.id: (episode.at_length if rule.at_length else episode.figures)[name]
-            for episode in episodes
-            if name in (episode.at_length if rule.at_length else episode.figures)
-        }
-        bad = FIGURES[name].bad
-        order = sorted(values, key=lambda each: -bad * values[each])
-        worst = {*order[: math.floor((rule.worst or 0) * len(order))]}
-        unit = " deviations at like length" if rule.at_length else ""
-        for each, value in values.items():
-            limits = [
-                f"> {rule.above:g}" if rule.above is not None and value > rule.above else "",
-                f"< {rule.below:g}" if rule.below is not None and value < rule.below else "",
-                f"among the worst {rule.worst:.0%}" if each in worst else "",
-            ]
-            if any(limits):
-                reasons_of[each].append(
-                    f"{name} {value:.3g}{unit} {', '.join(filter(None, limits))}"
-                )
-    return (replace(episode, reasons=tuple(reasons_of[episode.id])) for episode in episodes)
+        known = [episode for episode in episodes if name in episode.figures]
+        order = sorted(known, key=lambda each: -badness(name, each.figures[name]))
+        worst[name] = {each.id for each in order[: math.floor((rule.worst or 0) * len(order))]}
+    for episode in episodes:
+        reasons: list[str] = []
+        for name, rule in ((name, rules[name]) for name in rules if name in episode.figures):
+            value, score = episode.figures[name], badness(name, episode.at_length[name])
+            limits = {
+                f"> {rule.above}": rule.above is not None and value > rule.above,
+                f"< {rule.below}": rule.below is not None and value < rule.below,
+                f"among the worst {rule.worst or 0:.0%}": episode.id in worst[name],
+                f"{score:.3g} deviations worse at like length": rule.deviations is not None
+                and score > rule.deviations,
+            }
+            if any(limits.values()):
+                why = ", ".join(limit for limit, holds in limits.items() if holds)
+                reasons.append(f"{name} {value:.3g} ({why})")
+        yield replace(episode, reasons=tuple(reasons))

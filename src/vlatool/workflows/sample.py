@@ -22,12 +22,7 @@ from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.workflows.road import after_recordings
 from vlatool.world import recording
-from vlatool.world.defects import (
-    DEFECTS,
-    TRUTH_FILE,
-    defect_of,
-    world_episode,
-)
+from vlatool.world.defects import TRUTH_FILE, defect_of, shares_of, world_episode
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
@@ -70,8 +65,7 @@ class SampleConfig(ConfigModel):
         "small", "Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data."
     )
     defects: list[str] = option(
-        [],
-        "Defects to plant, each with its share of episodes, such as tremor:0.2.",
+        [], "Defects to plant, each with its share of episodes, such as tremor:0.2."
     )
     depth: bool = option(False, "Write depth and label maps, too (spartan only).")
     layout_version: Literal["v3.0", "v2.1"] = option(
@@ -84,30 +78,9 @@ class SampleConfig(ConfigModel):
 
     @field_validator("defects")
     @classmethod
-    def _shares(cls, value: list[str]) -> list[str]:
-        shares = _shares_of(value)
-        for name, share in shares.items():
-            if name not in DEFECTS:
-                raise ValueError(f"no defect {name!r}; known: {', '.join(DEFECTS)}")
-            if not 0 < share <= 1:
-                raise ValueError(f"{name}: the share must be above 0 and at most 1")
-        if len(shares) < len(value) or sum(shares.values()) > 1 + 1e-9:
-            raise ValueError("each defect once, and at most all episodes in total")
+    def _check_shares(cls, value: list[str]) -> list[str]:
+        shares_of(value)
         return value
-
-
-def _shares_of(defects: Sequence[str]) -> dict[str, float]:
-    """Map from defect to share, from DEFECT:SHARE."""
-    shares: dict[str, float] = {}
-    for text in defects:
-        name, _, share = text.partition(":")
-        try:
-            shares[name] = float(share)
-        except ValueError:
-            raise ValueError(
-                f"write a defect and its share, such as tremor:0.2, not {text!r}"
-            ) from None
-    return shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +222,7 @@ class SampleJob:
         files = self._recorder.finish(self._noted(receipts), run)
         if not self._config.defects:
             return files
-        shares, seed = _shares_of(self._config.defects), self._config.seed
+        shares, seed = shares_of(self._config.defects), self._config.seed
         numbers = [episode.index for episode in self._recorded]
         planted = {number: defect_of(shares, seed, number) for number in numbers}
         write_json(self.spec.output / TRUTH_FILE, {"shares": shares, "episodes": planted})
@@ -307,7 +280,7 @@ def _state(item: tuple[int, int]) -> InputState:
 
 def _expert(config: SampleConfig) -> Callable[[int], recording.RecordableEpisode]:
     """Picklable function from the number of an episode to the episode."""
-    shares = _shares_of(config.defects)
+    shares = shares_of(config.defects)
     if config.world == "builtin":
         cameras = [camera.name for camera in cameras_for(config.cameras)]
         options = {"frames": config.frames, "shared_scenes": config.scenes}
@@ -385,7 +358,7 @@ def _check_world(config: SampleConfig) -> None:
             code="usage.no_task",
         )
     check_tasks(config.task)
-    shares = _shares_of(config.defects)
+    shares = shares_of(config.defects)
     if "wrong-object" in shares or ("wrong-instruction" in shares and len(config.task) < 2):
         raise UsageError(
             "tasks of Meta-World have one object each, and one text",

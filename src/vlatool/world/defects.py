@@ -32,6 +32,18 @@ _TREMOR_M = 0.012
 _TRIES, _OTHER_START = 8, 3_000_000  # a multiple of the number of targets
 
 
+def shares_of(defects: Sequence[str]) -> dict[str, float]:
+    """Map from defect to its share of the episodes, from NAME:SHARE; ValueError names a fault."""
+    shares: dict[str, float] = {}
+    for name, _, share in (text.partition(":") for text in defects):
+        if name not in DEFECTS or name in shares:
+            raise ValueError(f"no defect {name!r} once; known: {', '.join(DEFECTS)}")
+        shares[name] = float(share) if share.replace(".", "", 1).isdigit() else 0.0
+    if not all(shares.values()) or sum(shares.values()) > 1 + 1e-9:
+        raise ValueError("write shares above 0 that sum to at most 1, such as tremor:0.2,pause:0.1")
+    return shares
+
+
 def defect_of(shares: Mapping[str, float], seed: int, index: int) -> str:
     """Defect of an episode, by the share of each; empty for none."""
     drawn = np.random.default_rng([seed, index, _CHOICE]).random()

@@ -5,61 +5,52 @@ It is made from `figures.json`, the same without rules, whenever rules are appli
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlatool.errors import DataError
+from vlatool.artifacts.manifest import Count, ManifestType
+from vlatool.episode import Array
 from vlatool.jobs.record import read_record
-from vlatool.storage.atomic import write_json
-from vlatool.storage.documents import read_json
 from vlatool.storage.uri import pinned
+from vlatool.transforms.neighbors import at_like_length
 
 NAME, FIGURES_NAME, PAGE, STRIPS = "curation.json", "figures.json", "curation.html", "strips"
 OWNED_FILES = (FIGURES_NAME, f"{STRIPS}/*.jpg")  # and those of `vlatool curate`, outside its job
 MODEL_ERROR, FOLDS = "model_error", "folds"  # the folder has the policies behind the figure
-TYPE, VERSION = "vlatool.curation", 1
+CURATION = "vlatool.curation", 1  # format and version
 
-
-@dataclass(frozen=True)
-class Figure:
-    """Description of a figure, and the direction in which it is bad: 1 for high, -1 for low."""
-
-    about: str
-    bad: int = 1
-
-
-FIGURES: Mapping[str, Figure] = {
-    "success": Figure("1 if the recording says that the task was completed, 0 if not", -1),
-    "idle_share": Figure("share of still frames between the first and the last that move"),
-    "longest_pause": Figure("longest stillness between them, in seconds"),
-    "end_speed": Figure("speed of the last 0.3 s, by the top speed: cut off in motion"),
-    "largest_jump": Figure("largest step of a dimension of the state, by its range"),
-    "spectral_arc_length": Figure("smoothness of the speed (SPARC, 2015)", -1),
-    "log_jerk": Figure("smoothness of the speed (logarithm of the dimensionless jerk)", -1),
-    "reversal": Figure("negative correlation of each step with the next: above 0 for tremor"),
-    "saturation": Figure("share of action values that stay at their limit"),
-    "gripper_switches": Figure("times that the gripper opens or closes"),
-    "action_lag": Figure("frames by which actions come after the motion they explain"),
-    "camera_lag": Figure("frames by which images come after the motion"),
-    "frozen_share": Figure("share of frames that repeat the image while the robot moves"),
-    "blank_share": Figure("share of images of one color"),
-    "swapped_cameras": Figure(
-        "distance of a camera's mean image to the usual one, by that to another camera's"
-    ),
-    "outlier_distance": Figure("distance of the states to the nearest of the same instruction"),
-    "end_distance": Figure("distance of the last state to the nearest of the same instruction"),
-    "duplicate_distance": Figure("distance of states and images to the nearest episode", -1),
-    "other_instruction": Figure(
-        "distance of the end to ends of the same instruction, by that to those of another"
-    ),
-    "disagreement": Figure("difference of actions from those of others at like states"),
-    MODEL_ERROR: Figure(
-        "error of the actions of a policy that was not trained on it, in standard deviations"
-    ),
+FIGURES: Mapping[str, str] = {
+    "success": "1 if the recording says that the task was completed, 0 if not",
+    "idle_share": "share of still frames between the first and the last that move",
+    "longest_pause": "longest stillness between them, in seconds",
+    "end_speed": "speed of the last 0.3 s, by the top speed: cut off in motion",
+    "largest_jump": "largest step of a dimension of the state, by its range",
+    "spectral_arc_length": "smoothness of the speed (SPARC, 2015)",
+    "log_jerk": "smoothness of the speed (logarithm of the dimensionless jerk)",
+    "reversal": "negative correlation of each step with the next: above 0 for tremor",
+    "saturation": "share of action values that stay at their limit",
+    "gripper_switches": "times that the gripper opens or closes",
+    "action_lag": "frames by which actions come after the motion they explain",
+    "camera_lag": "frames by which images come after the motion",
+    "frozen_share": "share of frames that repeat the image while the robot moves",
+    "blank_share": "share of images of one color",
+    "swapped_cameras": "distance of a camera's mean image to the usual one, by that to another's",
+    "outlier_distance": "distance of the states to the nearest of the same instruction",
+    "end_distance": "distance of the last state to the nearest of the same instruction",
+    "duplicate_distance": "distance of states and images to the nearest episode",
+    "other_instruction": "distance of the end to ends of its instruction, by that to others",
+    "disagreement": "difference of actions from those of others at like states",
+    MODEL_ERROR: "error of the actions of a policy that was not trained on it, in deviations",
 }
+_BAD_IF_LOW = frozenset({"success", "spectral_arc_length", "log_jerk", "duplicate_distance"})
+
+
+def badness(name: str, value: float) -> float:
+    """Value of a figure, with the sign that makes the largest the worst."""
+    return -value if name in _BAD_IF_LOW else value
 
 
 @dataclass(frozen=True)
@@ -67,12 +58,12 @@ class CuratedEpisode:
     """An episode with its figures."""
 
     id: str
-    frames: int
+    frames: Count
     instruction: str
-    figures: Mapping[str, float]
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
     # robust z-scores of the figures among episodes of like length
     at_length: Mapping[str, float] = field(default_factory=dict[str, float])
-    camera: str = ""  # the camera with the worst figures of images
+    camera: str = ""  # the one that repeats its image most
     reasons: tuple[str, ...] = ()  # why it is left out; empty: it is kept
 
 
@@ -88,56 +79,57 @@ class Curation:
         """Ids of the episodes that the rules keep."""
         return [episode.id for episode in self.episodes if not episode.reasons]
 
+    def with_figures(self, columns: Mapping[str, Array]) -> "Curation":
+        """Adds figures by name, a value [N] per episode, of which NaN is none."""
+        lengths = np.array([episode.frames for episode in self.episodes])
+        scores = {name: at_like_length(values, lengths) for name, values in columns.items()}
+        known = [
+            [name for name, values in columns.items() if not np.isnan(values[row])]
+            for row in range(len(self.episodes))
+        ]
+        episodes = tuple(
+            replace(
+                each,
+                figures={**each.figures, **{name: _number(columns[name][row]) for name in names}},
+                at_length={
+                    **each.at_length,
+                    **{name: _number(scores[name][row]) for name in names},
+                },
+            )
+            for row, (each, names) in enumerate(zip(self.episodes, known, strict=True))
+        )
+        present = {name for names in known for name in names}
+        absent = {name: why for name, why in self.absent.items() if name not in present}
+        return replace(self, episodes=episodes, absent=absent)
+
+
+def _number(value: float) -> float:
+    """Six digits; an infinite one as the largest that every reader of JSON knows."""
+    return float(f"{np.clip(value, -1e9, 1e9):.6g}")
+
 
 def write_curation(path: Path, curation: Curation) -> None:
+    is_judged = curation.rules is not None
     rows = [
-        {
-            "id": episode.id,
-            "frames": episode.frames,
-            "instruction": episode.instruction,
-            "keep": None if curation.rules is None else not episode.reasons,
-            "reasons": list(episode.reasons),
-            "camera": episode.camera,
-            "figures": _rounded(episode.figures),
-            "at_length": _rounded(episode.at_length),
-        }
-        for episode in curation.episodes
+        {**asdict(each), "keep": not each.reasons if is_judged else None}
+        for each in curation.episodes
     ]
-    document = {"type": TYPE, "version": VERSION, "rules": curation.rules}
-    write_json(path, document | {"absent": dict(curation.absent), "episodes": rows})
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    """Six digits, of infinite ones the largest numbers of JSON readers."""
-    return {name: float(f"{np.clip(value, -1e9, 1e9):.6g}") for name, value in values.items()}
+    _manifest(path).write(path.parent, {**asdict(curation), "episodes": rows})
 
 
 def read_curation(location: Path) -> Curation:
     """Curation of a folder with applied rules, or of a file; DataError if there is none."""
     path = location / NAME if location.is_dir() else location
-    if not path.is_file():
-        raise _error(path, "does not exist")
-    document = read_json(path)
-    if not isinstance(document, dict) or document.get("type") != TYPE:
-        raise _error(path, "is no curation")
-    if document.get("version") != VERSION:
-        raise _error(path, f"has version {document.get('version')!r}; this vlatool reads {VERSION}")
-    try:
-        episodes = tuple(
-            CuratedEpisode(
-                id=str(row["id"]),
-                frames=int(row["frames"]),
-                instruction=str(row["instruction"]),
-                figures={name: float(value) for name, value in row["figures"].items()},
-                at_length={name: float(value) for name, value in row["at_length"].items()},
-                camera=str(row["camera"]),
-                reasons=tuple(map(str, row["reasons"])),
-            )
-            for row in document["episodes"]
-        )
-        return Curation(episodes, dict(document["absent"]), document["rules"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _error(path, f"is damaged: {error!r}") from None
+    curation = _manifest(path).read(path.parent)
+    if curation is None:
+        problem = "is no curation" if path.exists() else "does not exist"
+        raise _manifest(path).error(path.parent, problem)
+    return curation
+
+
+def _manifest(path: Path) -> ManifestType[Curation]:
+    hint = "write it with vlatool curate SOURCE --output DIR"
+    return ManifestType(path.name, *CURATION, Curation, hint, code="data.curation")
 
 
 def selected_positions(place: str, ids: Sequence[str]) -> list[int]:
@@ -148,23 +140,14 @@ def selected_positions(place: str, ids: Sequence[str]) -> list[int]:
     """
     path = pinned(place)
     curation = read_curation(path)
-    if curation.rules is None:
-        raise _error(path, "has no rules yet")
     positions = {name: position for position, name in enumerate(ids)}
     chosen = curation.selected()
-    unknown = [name for name in chosen if name not in positions]
-    if unknown:
-        problem = f"is of other episodes: {unknown[0]} is not in the source"
-        raise _error(path, problem)
-    if not chosen:
-        raise _error(path, "keeps no episode")
+    problem = "has no rules yet" if curation.rules is None else "" if chosen else "keeps no episode"
+    for name in (name for name in chosen if name not in positions):
+        problem = problem or f"is of other episodes: {name} is not in the source"
+    if problem:
+        raise _manifest(path).error(path.parent, problem)
     return [positions[name] for name in chosen]
-
-
-def _error(path: Path, problem: str) -> DataError:
-    return DataError.at(
-        path, problem, hint="write it with vlatool curate SOURCE --output DIR", code="data.curation"
-    )
 
 
 def recognize(location: Path) -> str | None:

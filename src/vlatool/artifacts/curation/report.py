@@ -12,6 +12,7 @@ from vlatool.artifacts.curation.format import (
     STRIPS,
     CuratedEpisode,
     Curation,
+    badness,
     read_curation,
 )
 from vlatool.events import counted
@@ -28,19 +29,14 @@ _HEADER = ("figure", "median", "5 %", "95 %", "worst", "episode", "left out by i
 def inspect(location: Path) -> Report:
     """Facts of a curation: episodes, those that are left out with reasons, and its figures."""
     curation = read_curation(location)
-    selected = len(curation.selected())
-    total = len(curation.episodes)
+    counts = {"episodes": len(curation.episodes), "selected": len(curation.selected())}
+    facts = {"rules": curation.rules, "absent": dict(curation.absent)}
+    gone = {each.id: list(each.reasons) for each in left_out(curation)}
     return Report(
         kind="curation",
-        headline=f"curation of {counted(total, 'episode')}, {selected} kept",
-        facts={
-            "episodes": total,
-            "selected": selected,
-            "rules": curation.rules,
-            "absent": dict(curation.absent),
-            "left_out": {each.id: list(each.reasons) for each in left_out(curation)},
-        },
-        summary={"episodes": total, "selected": selected, "rules": len(curation.rules or ())},
+        headline="curation of {episodes} episodes, {selected} kept".format(**counts),
+        facts={**counts, **facts, "left_out": gone},
+        summary={**counts, "rules": len(curation.rules or ())},
         tables=[text_table("Figures", _HEADER, [*figure_rows(curation)])],
         page=lambda _: ReportPage(sections(location, curation)),
     )
@@ -63,43 +59,37 @@ def figure_rows(curation: Curation) -> Iterator[tuple[object, ...]]:
     for name in FIGURES:
         worst = _worst(curation, name)
         if worst:
-            values = [each.figures[name] for each in curation.episodes if name in each.figures]
-            shown = (*np.percentile(values, [50, 5, 95]).tolist(), worst[0].figures[name])
+            values = [each.figures[name] for each in worst]
+            shown = (*np.percentile(values, [50, 5, 95]).tolist(), values[0])
             yield name, *map(number_text, shown), worst[0].id, dropped[name]
 
 
 def _worst(curation: Curation, name: str) -> list[CuratedEpisode]:
     """Episodes with a figure, the worst first."""
     known = [episode for episode in curation.episodes if name in episode.figures]
-    return sorted(known, key=lambda episode: -FIGURES[name].bad * episode.figures[name])
+    return sorted(known, key=lambda each: -badness(name, each.figures[name]))
 
 
 def sections(location: Path, curation: Curation) -> list[layout.Section]:
     """Sections of its page: what is left out, and the worst episodes by each figure."""
-    gone = left_out(curation)
-    total = counted(len(curation.episodes), "episode")
-    rows = [
-        (
-            each.id,
-            each.instruction,
-            each.frames,
-            "; ".join(each.reasons),
-            Html(_image(location, each)),
-        )
-        for each in gone
+    gone = [
+        (each.id, each.instruction, each.frames, "; ".join(each.reasons), _image(location, each))
+        for each in left_out(curation)
     ]
-    about = [(name, FIGURES[name].about, curation.absent.get(name, "")) for name in FIGURES]
+    head = ("episode", "instruction", "frames", "why", "")
+    total = counted(len(curation.episodes), "episode")
+    about = [(name, text, curation.absent.get(name, "")) for name, text in FIGURES.items()]
+    meaning = layout.table(("figure", "what it is", "absent because"), about)
     return [
         layout.Section(
             "Left out",
-            f'<p class="quiet">{len(gone)} of {total}</p>'
-            + layout.table(("episode", "instruction", "frames", "why", ""), rows, numbers=(2,)),
+            f'<p class="quiet">{len(gone)} of {total}</p>' + layout.table(head, gone, numbers=(2,)),
         ),
         layout.Section(
             "Figures", layout.table(_HEADER, figure_rows(curation), numbers=range(1, 5))
         ),
         *(_section(location, curation, name) for name in FIGURES),
-        layout.Section("Meaning", layout.table(("figure", "what it is", "absent because"), about)),
+        layout.Section("Meaning", meaning),
     ]
 
 
@@ -109,23 +99,20 @@ def _section(location: Path, curation: Curation, name: str) -> layout.Section:
     is_equal = not worst or worst[0].figures[name] == worst[-1].figures[name]
     rows = [
         (
-            each.id,
-            each.instruction,
-            number_text(each.figures[name]),
-            number_text(each.at_length.get(name, 0.0)),
-            Html(_image(location, each)),
+            *(each.id, each.instruction),
+            *(number_text(values.get(name, 0.0)) for values in (each.figures, each.at_length)),
+            _image(location, each),
         )
         for each in ([] if is_equal else worst[:_WORST])
     ]
     header = ("episode", "instruction", "value", "deviations at like length", "")
-    return layout.Section(
-        f"Worst {name}", layout.table(header, rows, numbers=(2, 3)), is_under=True
-    )
+    table = layout.table(header, rows, numbers=(2, 3))
+    return layout.Section(f"Worst {name}", table, is_under=True)
 
 
-def _image(location: Path, episode: CuratedEpisode) -> str:
+def _image(location: Path, episode: CuratedEpisode) -> Html:
     path = location / STRIPS / f"{episode.id}.jpg"
     if not path.is_file():
-        return ""
+        return Html("")
     data = base64.b64encode(read_file(path)).decode()
-    return f'<img alt="{escape(episode.id)}" src="data:image/jpeg;base64,{data}">'
+    return Html(f'<img alt="{escape(episode.id)}" src="data:image/jpeg;base64,{data}">')
