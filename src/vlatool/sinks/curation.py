@@ -263,11 +263,14 @@ def _of_cameras(
 _ONE_INSTRUCTION = "all episodes have the same instruction"
 # Reasons for which no episode has a figure.
 _ABSENT: Mapping[str, str] = {
-    **dict.fromkeys(FIGURES, "no states or actions that it needs, or too few episodes"),
+    **{
+        name: "no states or actions that it needs, or too few"
+        for name in FIGURES
+        if name != MODEL_ERROR
+    },
     "success": "the recordings do not say whether the task was completed",
     "camera_lag": "no lag is clear",
     "frozen_share": "no images, or no motion",
     "blank_share": "no images",
     "swapped_cameras": "fewer than two cameras, or too few episodes",
-    MODEL_ERROR: "no policy was given with --model",
 }

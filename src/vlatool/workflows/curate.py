@@ -1,6 +1,7 @@
 """Figures of episodes, and rules for those to train on."""
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -149,6 +150,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
             measured = measured.with_figures(model_errors(config, measured, reporter))
         curation = _with_rules(config, measured, rules)
     gone = {each.id: each.reasons for each in left_out(curation)}
+    source = [*filter(None, [config.format]), *config.sources]
     shared: dict[str, Any] = {each.name: getattr(done, each.name) for each in fields(JobResult)}
     if curation.episodes:
         shared["episodes"] = len(curation.episodes)
@@ -160,7 +162,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         left_out=gone,
         reasons=dict(reasons(curation)),
         absent=curation.absent,
-        next=f"vlatool preprocess {' '.join(config.sources)} --episodes @{config.output} "
+        next=f"vlatool preprocess {shlex.join(source)} --episodes @{config.output} "
         f"--output {config.output}-kept",
     )
     if failure is not None:
