@@ -84,7 +84,7 @@ def grades(name: str, program: str, root: Path, words: list[str]) -> list[float]
         [c["severity"] in ("warn", "fail") for c in e["checks"]] for e in document["episodes"]
     ]
     scores = [each["score"] for each in document["episodes"]]
-    return [score - sum(found) / 100 for score, found in zip(scores, doubts, strict=True)]
+    return [score - sum(of_episode) / 100 for score, of_episode in zip(scores, doubts, strict=True)]
 
 
 def split(values: list[float], is_bad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

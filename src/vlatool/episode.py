@@ -64,7 +64,13 @@ class FrameSource(Protocol):
     """Images of one camera, decoded on request.
 
     Several threads may read the cameras of an episode at the same time, one thread per camera.
+
+    Attributes:
+        is_prepared: True if `encoded` is the final image of training data and `size` is that of the
+            recording; `read` gives pixels of the final image.
     """
+
+    is_prepared: bool = False
 
     def __len__(self) -> int:
         """Number of frames."""

@@ -166,6 +166,7 @@ FORMATS: Registry[Any] = Registry(
         "mcap": "vlatool.sources.mcap.reader:McapReader",
         "images": "vlatool.sources.images:ImagesReader",
         "image-shards": "vlatool.sources.image_shards:ImageShardsReader",
+        "frames": "vlatool.sources.frames_folder:FramesReader",
     },
     {
         "spartan": "raw LBM episodes",
@@ -177,6 +178,7 @@ FORMATS: Registry[Any] = Registry(
         "mcap": "bags of ROS 2, Foxglove and ROS 1",
         "images": "folders of images",
         "image-shards": "tars of images",
+        "frames": "what `--sink frames` wrote, for training shards",
     },
 )
 MODELS: Registry[Any] = Registry(
@@ -217,10 +219,12 @@ SINKS: Registry[Any] = Registry(
         "jsonl": "vlatool.sinks.jsonl:JsonlSink",
         "image-shards": "vlatool.sinks.image_shards:ImageShardsSink",
         "lerobot": "vlatool.sinks.lerobot.sink:LeRobotSink",
+        "frames": "vlatool.sinks.frames:FramesSink",
         "curation": "vlatool.sinks.curation:CurationSink",
     },
     {
         "lbm": "shards of windows, to train a policy",
+        "frames": "each frame once, for windows that are cut later",
         "jsonl": "windows as JSON lines, and images, for FUTURE-VLA",
         "image-shards": "tars of images, to train a visual tokenizer",
         "lerobot": "a LeRobot data set, v3.0 or v2.1",
@@ -265,6 +269,7 @@ ARTIFACTS: dict[str, str] = {
     "codes": "vlatool.artifacts.codes",
     "windows": "vlatool.artifacts.windows",
     "curation": "vlatool.artifacts.curation",
+    "frames": "vlatool.artifacts.frames",
     "shards": "vlatool.artifacts.shards",
     "export": "vlatool.artifacts.export",
 }

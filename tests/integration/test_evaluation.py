@@ -31,6 +31,7 @@ from vlatool.artifacts.shards.format import (
     read_preprocessing_config,
     write_preprocessing_config,
 )
+from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
@@ -69,7 +70,8 @@ def decoded(data: Path, run: Path) -> list[DecodedSample]:
     decode = SampleDecoder(config)
     shards = read_manifest(data / "episodes" / "manifest.jsonl")
     stored = wds.WebDataset([str(sample.path) for sample in shards], shardshuffle=False)
-    return [decode(sample.pop("__key__"), sample, np.random.default_rng(0)) for sample in stored]
+    rng = np.random.default_rng(0)
+    return [decode(StoredSample(sample.pop("__key__"), sample), rng) for sample in stored]
 
 
 SHOWN = ("samples", "overall", "overall_by_step", "fields", "episodes")

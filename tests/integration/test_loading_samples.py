@@ -27,7 +27,7 @@ from tests.builders.loading import (
 )
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.tar import index_by_headers
-from vlatool.artifacts.tar_sample import read_members
+from vlatool.artifacts.tar_sample import StoredSample, read_members
 from vlatool.errors import DataError
 from vlatool.loading.loader import LoaderPlan
 from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
@@ -63,7 +63,7 @@ def raw_sample(folders: dict[int, Path]) -> dict[str, bytes]:
 
 def decode(folder: Path, raw_sample: dict[str, bytes], **keys: Any) -> DecodedSample:
     config, _ = opened(folder, **keys)
-    return SampleDecoder(config)(KEY, raw_sample, np.random.default_rng(0))
+    return SampleDecoder(config)(StoredSample(KEY, raw_sample), np.random.default_rng(0))
 
 
 def stored(raw_sample: dict[str, bytes]) -> dict[str, np.ndarray]:
@@ -198,7 +198,9 @@ def test_instruction_is_one_of_the_configured_kinds(
     config, _ = opened(folders[1], language_instruction_types=kinds)
     rng = np.random.default_rng(0)
 
-    instructions = {SampleDecoder(config)(KEY, raw_sample, rng).instruction for _ in range(20)}
+    instructions = {
+        SampleDecoder(config)(StoredSample(KEY, raw_sample), rng).instruction for _ in range(20)
+    }
 
     assert instructions == expected
 

@@ -45,6 +45,7 @@ FOLDER_IMPORTS = {
     ("artifacts/fast", "artifacts/windows"),
     ("artifacts/image_shards", "artifacts/shards"),
     ("artifacts/experiment", "artifacts/shards"),
+    ("artifacts/frames", "artifacts/shards"),
     ("artifacts/experiment", "artifacts/stats"),
     ("artifacts/run", "artifacts/experiment"),
     ("artifacts/salvage", "artifacts/lerobot"),  # columns by the features of a set

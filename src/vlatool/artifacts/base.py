@@ -60,6 +60,7 @@ _CONTENTS = {
     "samples": "samples for a language model",
     "fast": "a FAST action tokenizer",
     "curation": "figures of episodes",
+    "frames": "frames of episodes",
     "run": "a training run",
     "checkpoint": "a checkpoint",
     "experiment": "a published experiment",

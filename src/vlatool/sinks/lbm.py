@@ -9,7 +9,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.artifacts.tar_sample import sample_members
-from vlatool.config.base import ConfigModel, option, unique_items
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, per_second
@@ -37,13 +37,8 @@ from vlatool.sinks import base
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.transforms.geometry import ImageGeometry, ResizeFilter, quarter_turns
-from vlatool.transforms.rates import RateError, at_rate
-from vlatool.transforms.relative import (
-    PoseGroupConfig,
-    reference_keys,
-    stored_from,
-    with_pose_groups,
-)
+from vlatool.transforms.rates import RateError, at_rate, command_fields
+from vlatool.transforms.relative import PoseGroupConfig, with_pose_groups
 from vlatool.transforms.statistics import (
     StatisticsAccumulator,
     field_entries,
@@ -52,10 +47,8 @@ from vlatool.transforms.statistics import (
 )
 from vlatool.transforms.windows import (
     EpisodeSampler,
-    Padding,
     SampleSpec,
-    StillnessSpec,
-    WindowSpec,
+    WindowsConfig,
     make_windows,
 )
 
@@ -71,7 +64,45 @@ class TargetConfig(ConfigModel):
     )
 
 
-class LbmConfig(base.SinkConfig):
+class StoredImagesConfig(base.SinkConfig):
+    """Keys of stored images and poses, of all sinks from which policies are trained."""
+
+    pose_groups: list[PoseGroupConfig] | None = option(
+        None, "Poses that also get relative fields; null: those of the format."
+    )
+    resize_images_size: base.ImageSize = None
+    image_resizing_method: base.ResizingMethod = "center_crop"
+    image_resizing_filter: ResizeFilter | None = option(
+        None, "Resize filter; null: lanczos_vips, or lanczos with compat."
+    )
+    camera_rotations: dict[str, int] = option(
+        {}, "Clockwise quarter turns by camera, before the resize; calibration is rotated too."
+    )
+    jpeg_quality: int = option(95, "JPEG quality.", ge=1, le=100)
+    depth: bool = option(False, "Store depth as 16-bit PNG, in millimetres.")
+    labels: bool = option(False, "Store segmentation labels as 16-bit PNG.")
+    compat: bool = option(
+        False,
+        "Use the published filter and calibration arithmetic, which is off by up to half a pixel.",
+    )
+
+    @field_validator("camera_rotations")
+    @classmethod
+    def _quarter_turns(cls, value: dict[str, int]) -> Any:
+        return quarter_turns(value)
+
+    @model_validator(mode="after")
+    def _leave_out_default_filter(self) -> Self:
+        unset = self.model_copy(update={"image_resizing_filter": None})
+        return unset if self.image_resizing_filter == unset.resize_filter else self
+
+    @property
+    def resize_filter(self) -> ResizeFilter:
+        """Filter of the resize; by default the published one with `compat`."""
+        return self.image_resizing_filter or ("lanczos" if self.compat else "lanczos_vips")
+
+
+class LbmConfig(StoredImagesConfig, WindowsConfig):
     """Training shards of the LBM pipeline."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -103,97 +134,23 @@ class LbmConfig(base.SinkConfig):
     }
 
     type: Literal["lbm"] = option("lbm", "Form of the output: tars of windows.")
-    past_lowdim_steps: int = option(1, "Frames of a window before the anchor.", ge=0, le=100_000)
-    future_lowdim_steps: int = option(14, "Frames of a window after the anchor.", ge=0, le=100_000)
-    stride: int = option(1, "Frames from one anchor to the next.", ge=1)
-    max_padding_left: int = option(1, "Maximum padded frames before an episode.", ge=0)
-    max_padding_right: int = option(7, "Maximum padded frames after an episode.", ge=0)
-    padding_strategy: Padding = option("copy", "Content of padded rows.")
-    filter_still_samples: bool = option(False, "Drop windows in which nothing moves.")
-    still_threshold: float = option(
-        0.01,
-        "A window is still if no field's standard deviation exceeds this value, in any unit.",
-        ge=0,
-    )
-    still_field_thresholds: dict[str, float] = option(
-        {},
-        "Preferred rule: field to the range, in its unit, within which it is still; "
-        "only these fields count.",
-    )
-    pose_groups: list[PoseGroupConfig] | None = option(
-        None, "Poses that also get relative fields; null: those of the format."
-    )
     target: TargetConfig = option(TargetConfig(), "Form that several data sets have in common.")
-    image_indices: list[int] = option(
-        [-1, 0], "Images of a sample, as frame offsets from the anchor.", min_length=1
-    )
-    resize_images_size: base.ImageSize = None
-    image_resizing_method: base.ResizingMethod = "center_crop"
-    image_resizing_filter: ResizeFilter | None = option(
-        None, "Resize filter; null: lanczos_vips, or lanczos with compat."
-    )
-    camera_rotations: dict[str, int] = option(
-        {}, "Clockwise quarter turns by camera, before the resize; calibration is rotated too."
-    )
-    jpeg_quality: int = option(95, "JPEG quality.", ge=1, le=100)
-    depth: bool = option(False, "Store depth as 16-bit PNG, in millimetres.")
-    labels: bool = option(False, "Store segmentation labels as 16-bit PNG.")
     samples_per_shard: int = option(128, "Samples in a shard.", ge=1)
     seed: int = option(42, "Seed of the shuffle.", ge=0)
     keep_episodes: bool = option(
         True, "Keep the tars per episode, as large as the shards, once the output is complete."
     )
     compute_statistics: bool = option(True, "Write stats.json.")
-    compat: bool = option(
-        False,
-        "Use the published filter and calibration arithmetic, which is off by up to half a pixel.",
-    )
-
-    @field_validator("image_indices")
-    @classmethod
-    def _each_once(cls, value: list[int]) -> Any:
-        return unique_items(value)
-
-    @field_validator("camera_rotations")
-    @classmethod
-    def _quarter_turns(cls, value: dict[str, int]) -> Any:
-        return quarter_turns(value)
-
-    @model_validator(mode="after")
-    def _still_filter_is_on(self) -> Self:
-        if self.still_field_thresholds and not self.filter_still_samples:
-            raise ValueError("still_field_thresholds needs filter_still_samples: true")
-        if any(threshold < 0 for threshold in self.still_field_thresholds.values()):
-            raise ValueError("still_field_thresholds must not be negative")
-        return self
-
-    @model_validator(mode="after")
-    def _leave_out_default_filter(self) -> Self:
-        unset = self.model_copy(update={"image_resizing_filter": None})
-        return unset if self.image_resizing_filter == unset.resize_filter else self
-
-    @property
-    def resize_filter(self) -> ResizeFilter:
-        """Filter of the resize; by default the published one with `compat`."""
-        return self.image_resizing_filter or ("lanczos" if self.compat else "lanczos_vips")
 
     def sample_spec(self) -> SampleSpec:
-        still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
         return SampleSpec(
-            windows=WindowSpec(
-                past=self.past_lowdim_steps,
-                future=self.future_lowdim_steps,
-                stride=self.stride,
-                max_padding_left=self.max_padding_left,
-                max_padding_right=self.max_padding_right,
-                padding=self.padding_strategy,
-            ),
+            windows=self.window_spec(),
             image_offsets=tuple(self.image_indices),
             image_size=base.height_and_width(self.resize_images_size),
             resize_method=self.image_resizing_method,
             resize_filter=self.resize_filter,
             rotations=self.camera_rotations,
-            still=still if self.filter_still_samples else None,
+            still=self.stillness(),
             compat=self.compat,
         )
 
@@ -219,6 +176,8 @@ class ImageStream:
 
     def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
         """Encoded files of the frames."""
+        if self.source.is_prepared:
+            return [self.source.encoded(frame) or b"" for frame in frames]
         return [
             self._file(pixels, quality)
             for pixels in base.read_frames(self.name, self.source, frames)
@@ -299,6 +258,24 @@ class _StreamEncoder:
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
 
+def image_streams(
+    episode: Episode,
+    config: StoredImagesConfig,
+    geometry: Callable[[str, tuple[int, int]], ImageGeometry],
+) -> Iterator[ImageStream]:
+    """Images of an episode, then its depth and labels; `geometry` of a camera and a size."""
+    for name, source in episode.cameras.items():
+        yield ImageStream(name, source, geometry(name, source.size))
+    extra = {"depth": episode.depth if config.depth else {}}
+    extra["label"] = episode.labels if config.labels else {}
+    for kind, sources in extra.items():
+        for name in episode.cameras:
+            if name in sources:
+                source = sources[name]
+                values = geometry(name, source.size)
+                yield ImageStream(f"{name}_{kind}", source, values, "values")
+
+
 _RATE_ERRORS = "rate_errors"  # fact of receipts: of another rate
 RANGES = "ranges"
 
@@ -307,6 +284,17 @@ LBM = FindingCodes(
     missing_depth=warning("Depth was requested, but a camera has none."),
     missing_labels=warning("Labels were requested, but a camera has none."),
 )
+
+
+def missing_findings(episode: Episode, config: StoredImagesConfig) -> Iterator[Finding]:
+    """Findings on depth and labels that were requested and that cameras lack."""
+    requested = {"depth": config.depth, "labels": config.labels}
+    available = {"depth": episode.depth, "labels": episode.labels}
+    for kind in (kind for kind, is_requested in requested.items() if is_requested):
+        missing = [name for name in episode.cameras if name not in available[kind]]
+        if missing:
+            message = f"{episode.id}: no {kind} of {', '.join(missing)}"
+            yield LBM(f"missing_{kind}", message, episode=episode.id)
 
 
 @dataclass(frozen=True)
@@ -322,7 +310,7 @@ class LbmEpisodeWriter:
         episode, error = self.stored(episode)
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
-        findings = tuple(self._missing_findings(episode))
+        findings = tuple(missing_findings(episode, self.config))
         counts = {"frames": episode.num_frames, "samples": len(sampler)}
         if not len(sampler):
             return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
@@ -351,34 +339,12 @@ class LbmEpisodeWriter:
     def _write(self, tar: TarWriter, sampler: EpisodeSampler, spec: SampleSpec) -> Array:
         """(offset, length) in bytes of each sample, int64 [S, 2]."""
         ranges: list[tuple[int, int]] = []
-        streams = list(self._streams(sampler, spec))
+        streams = list(image_streams(sampler.episode, self.config, spec.geometry))
         with EpisodeEncoder(streams, sampler.needed_frames(), self.config.jpeg_quality) as encoder:
             for sample in sampler:
                 members = sample_members(sample, encoder.images(sample.image_frames))
                 ranges.append(tar.append(b"".join(member_bytes(*member) for member in members)))
         return np.array(ranges, np.int64).reshape(-1, 2)
-
-    def _streams(self, sampler: EpisodeSampler, spec: SampleSpec) -> Iterator[ImageStream]:
-        episode = sampler.episode
-        for name in sampler.cameras:
-            yield ImageStream(name, episode.cameras[name], sampler.geometries[name])
-        extra = {"depth": episode.depth if self.config.depth else {}}
-        extra["label"] = episode.labels if self.config.labels else {}
-        for kind, sources in extra.items():
-            for name in sampler.cameras:
-                if name in sources:
-                    source = sources[name]
-                    geometry = spec.geometry(name, source.size)
-                    yield ImageStream(f"{name}_{kind}", source, geometry, "values")
-
-    def _missing_findings(self, episode: Episode) -> Iterator[Finding]:
-        requested = {"depth": self.config.depth, "labels": self.config.labels}
-        available = {"depth": episode.depth, "labels": episode.labels}
-        for kind in (kind for kind, is_requested in requested.items() if is_requested):
-            missing = [name for name in episode.cameras if name not in available[kind]]
-            if missing:
-                message = f"{episode.id}: no {kind} of {', '.join(missing)}"
-                yield LBM(f"missing_{kind}", message, episode=episode.id)
 
 
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
@@ -468,18 +434,20 @@ class ShardWriter:
             ranges = [tar.append(data) for data in _samples(self.output, plan)]
             tar.finish()
         shard = FileEntry(plan.path, tar.position, tar.sha256, len(plan.samples))
-        index = self._index(path, np.array(ranges, np.int64), tar.position)
+        index = write_index(self.output, plan.path, ranges, tar.position)
         receipt = Receipt(plan.id, plan.digest, files=(shard, index))
         journal.store(receipt)
         return receipt
 
-    def _index(self, shard: Path, ranges: Array, size: int) -> FileEntry:
-        content = ShardIndex(ranges[:, 0], ranges[:, 1], size).content()
-        path = index_path(shard)
-        write_bytes(path, content, synced=False)
-        name = path.relative_to(self.output).as_posix()
-        digest = hashlib.sha256(content).hexdigest()
-        return FileEntry(name, len(content), digest, len(ranges))
+
+def write_index(output: Path, tar: str, ranges: Sequence[tuple[int, int]], size: int) -> FileEntry:
+    """Writes the index of a tar of `size` bytes, from the (offset, length) of its samples."""
+    rows = np.array(ranges, np.int64).reshape(-1, 2)
+    content = ShardIndex(rows[:, 0], rows[:, 1], size).content()
+    path = index_path(output / tar)
+    write_bytes(path, content, synced=False)
+    name = path.relative_to(output).as_posix()
+    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(rows))
 
 
 def write_shards(
@@ -596,14 +564,13 @@ class LbmSink(base.Sink):
         self.action_fields: tuple[str, ...] = setup.policy_actions(
             self.fields, self._example.action_fields
         )
-        commands = {stored_from(name, self._example.lowdim) for name in self.action_fields}
-        for group in self._example.pose_groups:
-            pose = {group.position_key, group.rotation_key}
-            commands |= pose if pose & commands else set()
-        for group in self._example.pose_groups:  # a measured pose belongs to its frame
-            commands -= {*reference_keys(group)}
-        commands -= {*(config.target.proprioception_fields or self._example.proprioception_fields)}
-        self._writer = LbmEpisodeWriter(setup.output, config, tuple(sorted(commands)))
+        commands = command_fields(
+            self.action_fields,
+            config.target.proprioception_fields or self._example.proprioception_fields,
+            self._example.pose_groups,
+            self._example.lowdim,
+        )
+        self._writer = LbmEpisodeWriter(setup.output, config, commands)
         self.work: base.Work = self._writer
         chosen = config.target.proprioception_fields
         self.proprioception_fields: tuple[str, ...] = base.stored_fields(

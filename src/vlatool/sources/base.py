@@ -76,6 +76,14 @@ class FormatReader(Protocol):
         """
         ...
 
+    def sink_config(self, sink: Any, sources: Sequence[Path]) -> Any:
+        """The keys of a sink, with those that the sources determine.
+
+        Raises:
+            UsageError: The sink cannot store these episodes, or keys contradict them.
+        """
+        return sink
+
     @staticmethod
     def propose(source: Path) -> str | None:
         """Proposes a mapping of a source (`vlatool.sources.mapping`) as YAML.

@@ -17,7 +17,7 @@ import numpy as np
 from vlatool.artifacts.check import CheckOptions, check_files
 from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
-from vlatool.errors import DataError, EnvironmentProblem
+from vlatool.errors import DataError, EnvironmentProblem, UsageError
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
@@ -172,6 +172,8 @@ class _DamagedFields(Mapping[str, Array]):
 def _source(format_name: str, folder: Path) -> Path:
     """A source with one episode of a built-in format."""
     source = folder / format_name
+    if source.exists():
+        return source
     if format_name in get_args(Layout):
         tree = {"layout": format_name, "output": str(source), "episodes": 1, "frames": _FRAMES}
         sample(SampleConfig.model_validate({**tree, "workers": 1}))
@@ -180,7 +182,8 @@ def _source(format_name: str, folder: Path) -> Path:
         for frame in range(_FRAMES):
             write_bytes(source / f"episode_000000/{frame}.png", png)
     else:
-        tree = {"format": "images", "sources": [str(_source("images", folder))]}
+        first = "spartan" if format_name == "frames" else "images"
+        tree = {"format": first, "sources": [str(_source(first, folder))]}
         tree |= {"output": str(source), "workers": 1, "sink": {"type": format_name}}
         preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return source
@@ -300,7 +303,7 @@ class SinkChecks:
 
         try:
             job = self._job(format_name, source, f"from-{format_name}", make)
-        except DataError:
+        except (DataError, UsageError):
             return  # refused by name
         failures = run_job(job, SerialExecutor()).failures
         assert not failures, f"an episode of the format {format_name} fails: {failures}"

@@ -18,7 +18,7 @@ from vlatool.episode import (
     PoseGroup,
 )
 from vlatool.errors import DataError
-from vlatool.transforms.relative import reference_keys
+from vlatool.transforms.relative import reference_keys, stored_from
 from vlatool.transforms.rotations import angle_between, matrix_from_rot6d, rot6d_from_matrix
 
 _EQUAL = 1e-6  # share by which equal rates may differ
@@ -29,21 +29,22 @@ class NearestFrames(FrameSource):
 
     def __init__(self, source: FrameSource, rows: Array) -> None:
         self._source = source
-        self._rows = rows  # stored frame of each frame, ascending [R]
+        self.rows = rows  # stored frame of each frame, ascending [R]
+        self.is_prepared = source.is_prepared
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def size(self) -> tuple[int, int]:
         return self._source.size
 
     def read(self, indices: Sequence[int]) -> Array:
-        stored, order = np.unique(self._rows[list(indices)], return_inverse=True)
+        stored, order = np.unique(self.rows[list(indices)], return_inverse=True)
         return self._source.read(stored.tolist())[order]
 
     def encoded(self, index: int) -> bytes | None:
-        return self._source.encoded(int(self._rows[index]))
+        return self._source.encoded(int(self.rows[index]))
 
 
 class RateError(NamedTuple):
@@ -111,6 +112,22 @@ def at_rate(
     offset = float(np.abs(times - rows).max()) / episode.fps
     groups = [group for group in episode.pose_groups if group.position_key not in actions]
     return changed, RateError(offset, *_pose_errors(episode, changed, groups))
+
+
+def command_fields(
+    actions: Sequence[str],
+    observed: Sequence[str],
+    groups: Sequence[PoseGroup],
+    fields: Collection[str],
+) -> tuple[str, ...]:
+    """Those of the stored fields that action fields, also relative ones, are made of."""
+    commands = {stored_from(name, fields) for name in actions}
+    for group in groups:
+        pose = {group.position_key, group.rotation_key}
+        commands |= pose if pose & commands else set()
+    for group in groups:  # a measured pose belongs to its frame
+        commands -= {*reference_keys(group)}
+    return tuple(sorted(commands - {*observed}))
 
 
 def _nearest(times: Array) -> Array:

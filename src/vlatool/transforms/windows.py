@@ -5,13 +5,16 @@ Source: formats/lbm-preprocessing 2.2, 2.3, 2.6.
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import field_validator, model_validator
 
-from vlatool.episode import Array, Calibration, Episode, Sample
+from vlatool.config.base import ConfigModel, option, unique_items
+from vlatool.episode import Array, Calibration, Episode, PoseGroup, Sample
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.plugins import did_you_mean
@@ -22,7 +25,7 @@ from vlatool.transforms.geometry import (
     make_geometry,
     published_intrinsics,
 )
-from vlatool.transforms.relative import relative_fields
+from vlatool.transforms.relative import groups_with, reference_keys, relative_fields
 from vlatool.transforms.statistics import WindowStatistics, window_statistics
 
 # The published rule considers all fields with one of these words in their names.
@@ -189,6 +192,59 @@ def _exceeds_range(
     return result
 
 
+class WindowsConfig(ConfigModel):
+    """Keys of windows."""
+
+    past_lowdim_steps: int = option(1, "Frames of a window before the anchor.", ge=0, le=100_000)
+    future_lowdim_steps: int = option(14, "Frames of a window after the anchor.", ge=0, le=100_000)
+    stride: int = option(1, "Frames from one anchor to the next.", ge=1)
+    max_padding_left: int = option(1, "Maximum padded frames before an episode.", ge=0)
+    max_padding_right: int = option(7, "Maximum padded frames after an episode.", ge=0)
+    padding_strategy: Padding = option("copy", "Content of padded rows.")
+    filter_still_samples: bool = option(False, "Drop windows in which nothing moves.")
+    still_threshold: float = option(
+        0.01,
+        "A window is still if no field's standard deviation exceeds this value, in any unit.",
+        ge=0,
+    )
+    still_field_thresholds: dict[str, float] = option(
+        {},
+        "Preferred rule: field to the range, in its unit, within which it is still; "
+        "only these fields count.",
+    )
+    image_indices: list[int] = option(
+        [-1, 0], "Images of a sample, as frame offsets from the anchor.", min_length=1
+    )
+
+    @field_validator("image_indices")
+    @classmethod
+    def _each_once(cls, value: list[int]) -> Any:
+        return unique_items(value)
+
+    @model_validator(mode="after")
+    def _still_filter_is_on(self) -> Self:
+        if self.still_field_thresholds and not self.filter_still_samples:
+            raise ValueError("still_field_thresholds needs filter_still_samples: true")
+        if any(threshold < 0 for threshold in self.still_field_thresholds.values()):
+            raise ValueError("still_field_thresholds must not be negative")
+        return self
+
+    def window_spec(self) -> WindowSpec:
+        return WindowSpec(
+            past=self.past_lowdim_steps,
+            future=self.future_lowdim_steps,
+            stride=self.stride,
+            max_padding_left=self.max_padding_left,
+            max_padding_right=self.max_padding_right,
+            padding=self.padding_strategy,
+        )
+
+    def stillness(self) -> StillnessSpec | None:
+        """Rule for windows to drop; None keeps all."""
+        still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
+        return still if self.filter_still_samples else None
+
+
 @dataclass(frozen=True)
 class SampleSpec:
     """Options that turn an episode into samples."""
@@ -223,8 +279,13 @@ class EpisodeSampler:
         self.geometries: dict[str, ImageGeometry] = {
             name: spec.geometry(name, episode.cameras[name].size) for name in cameras
         }
-        fields = {name: self.windows.cut(values) for name, values in episode.lowdim.items()}
-        self.fields = fields | relative_fields(fields, episode.pose_groups, spec.windows.past)
+        self._relative: dict[str, dict[str, Array]] = {}
+
+    @cached_property
+    def fields(self) -> dict[str, Array]:
+        """Windows [N, T, C] of all fields, relative poses included; text [N, T]."""
+        fields = {name: self.windows.cut(values) for name, values in self.episode.lowdim.items()}
+        return fields | relative_fields(fields, self.episode.pose_groups, self.spec.windows.past)
 
     def __len__(self) -> int:
         return len(self.windows.anchors)
@@ -250,6 +311,38 @@ class EpisodeSampler:
                 metadata=self._metadata(index, anchor, key, list(frames.values())),
             )
 
+    def arrays(self, index: int, names: Collection[str]) -> dict[str, Array]:
+        """Those of some fields [T, C] that a window has, and its masks [T], as in its sample."""
+        window = self.windows.select(np.array([index]))
+        lowdim = self.episode.lowdim
+        arrays = {name: window.cut(lowdim[name])[0] for name in names if name in lowdim}
+        for group in groups_with(names, self.episode.pose_groups):
+            arrays |= {name: values[index] for name, values in self._relative_to(group).items()}
+        masks = {"past_mask": window.past_mask[0], "future_mask": window.future_mask[0]}
+        return arrays | masks
+
+    def _relative_to(self, group: PoseGroup) -> dict[str, Array]:
+        """Relative fields of a group in all windows, which costs little more than in one."""
+        if group.name not in self._relative:
+            keys = {group.position_key, group.rotation_key, *reference_keys(group)}
+            fields = {key: self.windows.cut(self.episode.lowdim[key]) for key in keys}
+            past = self.spec.windows.past
+            self._relative[group.name] = relative_fields(fields, [group], past)
+        return self._relative[group.name]
+
+    def key(self, index: int) -> str:
+        """Key of the sample of a window."""
+        return sample_key(self.episode.id, int(self.windows.anchors[index]))
+
+    def image_frames(self, index: int, offsets: Sequence[int]) -> dict[int, int]:
+        """Frame of each image offset of a window."""
+        return image_frames(int(self.windows.anchors[index]), offsets, self.episode.num_frames)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Metadata of the sample of a window."""
+        frames = [*self.image_frames(index, self.spec.image_offsets).values()]
+        return self._metadata(index, int(self.windows.anchors[index]), self.key(index), frames)
+
     def needed_frames(self) -> set[int]:
         """Frames of all images of all samples."""
         anchors = self.windows.anchors.tolist()
@@ -258,18 +351,29 @@ class EpisodeSampler:
     def _frames(self, anchor: int) -> dict[int, int]:
         return image_frames(anchor, self.spec.image_offsets, self.episode.num_frames)
 
-    def statistics(self) -> WindowStatistics:
-        """Statistics of all numeric fields, concatenated, over the real rows of all samples."""
-        numeric = [values for values in self.fields.values() if values.dtype.kind != "U"]
-        return window_statistics(numeric, self.windows.valid)
+    def statistics(self, names: Collection[str] | None = None) -> WindowStatistics:
+        """Statistics of all numeric fields, or of those of them that have one of the names,
+        concatenated, over the real rows of all samples.
+        """
+        return window_statistics([*self._numeric(names).values()], self.windows.valid)
 
-    def widths(self) -> dict[str, int]:
+    def widths(self, names: Collection[str] | None = None) -> dict[str, int]:
         """Number of dimensions of each numeric field, in the order of the statistics."""
         return {
             name: 1 if values.ndim == 2 else values.shape[2]
-            for name, values in self.fields.items()
-            if values.dtype.kind != "U"
+            for name, values in self._numeric(names).items()
         }
+
+    def _numeric(self, names: Collection[str] | None) -> dict[str, Array]:
+        """Windows [N, T, C] of numeric fields."""
+        if names is None:
+            fields = self.fields
+        else:
+            lowdim = self.episode.lowdim
+            fields = {name: self.windows.cut(lowdim[name]) for name in names if name in lowdim}
+            for group in groups_with(names, self.episode.pose_groups):
+                fields |= self._relative_to(group)
+        return {name: values for name, values in fields.items() if values.dtype.kind != "U"}
 
     def _without_still(self, windows: Windows) -> Windows:
         if self.spec.still is None or not len(windows.anchors):

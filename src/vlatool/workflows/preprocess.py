@@ -219,6 +219,8 @@ class PreprocessJob:
         self._reader = FORMATS.get(config.format)(section)
         resolved = self._reader.config
         sources = [pinned(source) for source in config.sources]
+        sink = self._reader.sink_config(config.sink, sources)
+        self._config = config = config.model_copy(update={"sink": sink})
         named = getattr(config.sink, "camera_rotations", {})
         self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
         self._config = config = config.model_copy(update={"episodes": selection.numbers})

@@ -14,6 +14,7 @@ from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import Method, Scope
+from vlatool.transforms.windows import WindowsConfig
 
 _Hue = Annotated[float, Field(ge=-0.5, le=0.5)]
 _Side = Annotated[float, Field(gt=0)]
@@ -120,8 +121,16 @@ class NormalizeConfig(base.ConfigModel):
         return self.model_copy(update=config.model_dump(exclude_none=True))
 
 
+class FrameWindowsConfig(WindowsConfig):
+    """Windows that are cut from data of the sink `frames`."""
+
+    fps: float | None = option(
+        None, "Frames per second; poses are interpolated, images are the nearest.", gt=0
+    )
+
+
 class RoboticsDataConfig(LoadingConfig):
-    """Robotics data in `lbm` shards."""
+    """Robotics data in `lbm` shards, or frames from which windows are cut."""
 
     ignored: ClassVar[Mapping[str, str]] = {
         **LoadingConfig.ignored,
@@ -173,6 +182,9 @@ class RoboticsDataConfig(LoadingConfig):
     )
     val_dataset_manifest: list[str] = option(
         [], "Folder or manifest.jsonl of each validation data set."
+    )
+    windows: FrameWindowsConfig = option(
+        FrameWindowsConfig(), "Windows of data of the sink frames; shards have theirs."
     )
     rename: NameMap = option(
         NameMap(),

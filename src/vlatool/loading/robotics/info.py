@@ -5,19 +5,23 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
 from vlatool.config.coerce import value_text
 from vlatool.episode import NO_CAMERAS, PoseGroup, listed_cameras
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.robotics.config import (
+    FrameWindowsConfig,
     RoboticsDataConfig,
     ValidationDataConfig,
     image_names,
 )
+from vlatool.loading.robotics.frames import FrameWindows
+from vlatool.loading.shard_reader import file_cache
 from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
@@ -51,6 +55,8 @@ class RoboticsInfo:
     renames: tuple[NameMap, ...] = ()
     # fields of other data sets that each data set lacks, with `pad_missing_fields`
     padded: tuple[frozenset[str], ...] = ()
+    # windows of each data set that has frames; None for shards
+    windows: tuple[FrameWindows | None, ...] = ()
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -117,15 +123,23 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
             hint="set --data DIR or data.dataset_manifest",
             code="data.no_dataset",
         )
-    folders = [data_folder(text) for text in config.dataset_manifest]
+    folders = [data_of(text, config) for text in config.dataset_manifest]
     shards = [folder.shards() for folder in folders]
     for folder, entries in zip(folders, shards, strict=True):
-        if not is_remote(folder.manifest):
+        if isinstance(folder, ShardFolder) and not is_remote(folder.manifest):
             check_shards(folder.manifest, entries)
+    windows = tuple(each if isinstance(each, FrameWindows) else None for each in folders)
+    if config.windows != FrameWindowsConfig() and not any(windows):
+        raise UsageError(
+            f"data.windows is for data of the sink frames; {config.dataset_manifest[0]} has shards",
+            hint="take fewer of their steps with data.lowdim_past_timesteps and "
+            "data.lowdim_future_timesteps, or preprocess with --sink frames",
+            code="usage.windows_of_shards",
+        )
     configured = config.dataset_statistics
     mergeable = len(configured or folders) > 1
     files = [
-        location(text) if text.endswith(".json") else data_folder(text).statistics_file
+        location(text) if text.endswith(".json") else data_of(text, config).statistics_file
         for text in configured
     ] or [folder.statistics_file for folder in folders]
     parts = [
@@ -159,6 +173,7 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         names=tuple(config.dataset_manifest),
         left_out=merged.left_out,
         renames=tuple(renames),
+        windows=windows,
     )
 
 
@@ -188,9 +203,14 @@ def _with_names(options: dict[str, Any], names: NameMap) -> dict[str, Any]:
     return {key: changes.get(key, value) if value else value for key, value in options.items()}
 
 
-def data_folder(text: str) -> ShardFolder:
+def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows:
     """Opens the data set at a folder or manifest of any scheme; DataError if there is none."""
-    return ShardFolder.open(location(text))
+    frames = FramesFolder.find(location(text))
+    if frames is None:
+        return ShardFolder.open(location(text))
+    cache = file_cache(config.dataset_cache).folder
+    used = {config.rename.source_of(name) for name in _fields(config, frames.options())}
+    return FrameWindows(frames, config.windows, cache, tuple(sorted(used)))
 
 
 def _merged(
@@ -318,8 +338,9 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
     ):
         if getattr(derived, key) > available:
             raise DataError(
-                f"data.{key} is {getattr(derived, key)}, but the shards have {available}",
-                hint=f"lower data.{key}, or preprocess with larger windows",
+                f"data.{key} is {getattr(derived, key)}, but the windows have {available}",
+                hint=f"lower data.{key}, or make larger windows: of frames with data.windows, of "
+                "shards when preprocessing",
                 code="data.window_too_large",
             )
     for key in ("action_dim", "proprioception_dim"):
@@ -441,7 +462,7 @@ def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
     return values[0]
 
 
-def _options(folder: ShardFolder) -> dict[str, Any]:
+def _options(folder: ShardFolder | FrameWindows) -> dict[str, Any]:
     options = folder.options()
     for key in ("past_lowdim_steps", "future_lowdim_steps"):
         if not isinstance(options.get(key), int):

@@ -13,6 +13,7 @@ import numpy as np
 
 from vlatool.artifacts.contract import CONTRACT, Contract, SeenCamera, conventions_in
 from vlatool.artifacts.field_summary import Names, dimension_names, recorded_names
+from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards import format as shards_format
 from vlatool.artifacts.stats.format import Statistics, write_stats
@@ -30,6 +31,7 @@ from vlatool.loading.robotics.config import (
     ValidationDataConfig,
     image_names,
 )
+from vlatool.loading.robotics.frames import WindowSample
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info, report_padding
 from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
 from vlatool.loading.robotics.statistics import (
@@ -38,7 +40,7 @@ from vlatool.loading.robotics.statistics import (
     report_ranges,
     select_statistics,
 )
-from vlatool.loading.shard_reader import ShardCache, ShardReader, check_frame, episode_named
+from vlatool.loading.shard_reader import check_frame, episode_named
 from vlatool.storage.uri import pinned
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
@@ -435,9 +437,9 @@ class RoboticsPairs(base.RecordedPairs):
         from vlatool.loading.dataset import SampleDataset  # imports torch
 
         self._order = SampleOrder(info.datasets, OrderOptions(options.seed, shuffle=False))
-        self._samples = SampleDataset(whole, info, self._order, RoboticsReader(whole, info))
+        self._reader = RoboticsReader(whole, info)
+        self._samples = SampleDataset(whole, info, self._order, self._reader)
         self._datasets = info.datasets
-        self._shards = ShardReader(info.datasets, ShardCache.of(whole, info.datasets))
         self._actions, self._normalizer = config.action_fields, assets.normalizer
         self.fields = {
             name: _action_field(name, assets)
@@ -465,7 +467,7 @@ class RoboticsPairs(base.RecordedPairs):
         check_frame(frame, frames[name], name)
         return frames[name][frame]
 
-    def _stored(self, episode: str) -> Iterator[tuple[int, StoredSample]]:
+    def _stored(self, episode: str) -> Iterator[tuple[int, StoredSample | WindowSample]]:
         """Yields samples with their indices; only those of the episode if tars are episodes."""
         refs = list(enumerate(self._order.refs(range(len(self)))))
         (dataset,) = self._datasets
@@ -475,10 +477,10 @@ class RoboticsPairs(base.RecordedPairs):
             refs = [(index, ref) for index, ref in refs if tars[ref.shard] == name]
         for start in range(0, len(refs), _READ_AT_ONCE):
             rows = refs[start : start + _READ_AT_ONCE]
-            read = self._shards.members([ref for _, ref in rows])
-            for (index, _), members in zip(rows, read, strict=True):
-                if not isinstance(members, base.DroppedSample):
-                    yield index, StoredSample(*members)
+            read = self._reader.stored([ref for _, ref in rows])
+            for (index, _), sample in zip(rows, read, strict=True):
+                if not isinstance(sample, base.DroppedSample):
+                    yield index, sample
 
     def _observation(self, sample: DecodedSample) -> Observation:
         first = self._anchor - self._sees.past
@@ -536,11 +538,17 @@ def pairs_info(
     location: str, config: RoboticsDataConfig, options: base.PairOptions, statistics: Statistics
 ) -> RoboticsInfo:
     """Loads the info of the data, with whole episodes in frame order if the data contain them."""
-    folder = shards_format.ShardFolder.open(pinned(location))
+    place, windows = pinned(location), config.windows
+    if is_frames := FramesFolder.find(place) is not None:
+        steps = {"past_lowdim_steps": max(options.sees.past, config.lowdim_past_timesteps or 0)}
+        steps |= {"future_lowdim_steps": options.horizon - 1}
+        windows = windows.model_copy(update={**steps, "image_indices": config.image_indices})
+    folder = None if is_frames else shards_format.ShardFolder.open(place)
+    manifest = str(place if folder is None else folder.manifest)
     info = load_info(
-        RoboticsDataConfig(dataset_manifest=[str(folder.manifest)], rename=config.rename)
+        RoboticsDataConfig(dataset_manifest=[manifest], rename=config.rename, windows=windows)
     )
-    if folder.episodes is not None:
+    if folder is not None and folder.episodes is not None:
         info = replace(info, shards=(tuple(folder.episodes.shards()),))
     fields = [*config.action_fields, *config.proprioception_fields]
     if config.pad_missing_fields:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.tar_sample import MASKS, METADATA, Members, StoredSample, image_suffix
+from vlatool.artifacts.tar_sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
+from vlatool.loading.robotics.frames import WindowReader, WindowSample
 from vlatool.loading.robotics.info import RoboticsInfo, image_size
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
 from vlatool.transforms.augmentation import (
@@ -208,13 +209,12 @@ class SampleDecoder:
 
     def __call__(
         self,
-        key: str,
-        members: Mapping[str, bytes],  # map from suffix to content
+        sample: StoredSample | WindowSample,
         rng: np.random.Generator,
         # memory uint8 [N, H, W, 3] for the images; used if its shape fits
         buffer: UInt8Array | None = None,
     ) -> DecodedSample:
-        sample = StoredSample(key, members)
+        key = sample.key
         try:
             metadata: Any = sample.json(METADATA)
             anchor = int(metadata["anchor_relative_idx"])
@@ -235,7 +235,7 @@ class SampleDecoder:
             steps = self._past + 1 + self._future
             fields |= {name: np.zeros((steps, self._widths[name])) for name in self._padded}
             instruction = self._instruction(sample.language(), rng)
-            images, image_mask = self._images(key, members, rng, buffer)
+            images, image_mask = self._images(key, sample.members, rng, buffer)
             return DecodedSample(
                 key=key,
                 images=images,
@@ -324,6 +324,16 @@ class RoboticsReader(SampleReader):
                 )
             )
         ]
+        self._frames = {
+            number: WindowReader(
+                windows,
+                info.datasets[number].shards,
+                [info.renames[number].cameras.get(name, name) for name in config.cameras],
+                config.image_indices,
+            )
+            for number, windows in enumerate(info.windows)
+            if windows is not None
+        }
         # Shape of the images of a sample.
         self._shape: tuple[int, ...] = ()
 
@@ -347,7 +357,34 @@ class RoboticsReader(SampleReader):
         return samples
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        self._shards.prefetch(refs)
+        for reader, positions in self._parts(refs):
+            reader.prefetch([refs[position] for position in positions])
+
+    def stored(
+        self, refs: Sequence[SampleRef]
+    ) -> list[StoredSample | WindowSample | DroppedSample]:
+        """The samples before they are decoded; a `DroppedSample` if the bytes are broken."""
+        samples: dict[int, StoredSample | WindowSample | DroppedSample] = {}
+        for reader, positions in self._parts(refs):
+            chosen = [refs[position] for position in positions]
+            if isinstance(reader, WindowReader):
+                samples.update(zip(positions, reader.samples(chosen), strict=True))
+                continue
+            for position, each in zip(positions, reader.members(chosen), strict=True):
+                samples[position] = each if isinstance(each, DroppedSample) else StoredSample(*each)
+        return [samples[position] for position in range(len(refs))]
+
+    def _parts(
+        self, refs: Sequence[SampleRef]
+    ) -> list[tuple[ShardReader | WindowReader, list[int]]]:
+        """Readers with the positions of their samples: one for each data set of frames, one for
+        all shards.
+        """
+        parts: dict[int, list[int]] = {}
+        for position, ref in enumerate(refs):
+            number = ref.dataset if ref.dataset in self._frames else -1
+            parts.setdefault(number, []).append(position)
+        return [(self._frames.get(number, self._shards), each) for number, each in parts.items()]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (RoboticsReader, self._arguments)
@@ -361,10 +398,11 @@ class RoboticsReader(SampleReader):
         """Returns the samples; images are written to `rows`, which dropped samples do not use."""
         results: list[DecodedSample | DroppedSample] = []
         row = 0
-        for ref, members, rng in zip(refs, self._shards.members(refs), rngs, strict=True):
-            result = members
-            if not isinstance(result, DroppedSample):
-                result = self._sample(ref, result, rng, rows[row])
+        for ref, sample, rng in zip(refs, self.stored(refs), rngs, strict=True):
+            if isinstance(sample, DroppedSample):
+                result = sample
+            else:
+                result = self._sample(ref, sample, rng, rows[row])
             row += not isinstance(result, DroppedSample)
             results.append(result)
         return results
@@ -372,14 +410,14 @@ class RoboticsReader(SampleReader):
     def _sample(
         self,
         ref: SampleRef,
-        members: Members,
+        sample: StoredSample | WindowSample,
         rng: np.random.Generator,
         buffer: UInt8Array | None,
     ) -> DecodedSample | DroppedSample:
         try:
-            return self._decoders[ref.dataset](members.key, members.contents, rng, buffer)
+            return self._decoders[ref.dataset](sample, rng, buffer)
         except DataError as error:
             reason = error.code.removeprefix("data.")
             if reason not in DROP_REASONS:
                 raise
-            return DroppedSample(reason, members.key, f"{error.message} ({error.hint})")
+            return DroppedSample(reason, sample.key, f"{error.message} ({error.hint})")

@@ -1,0 +1,300 @@
+"""Windows of frames: how many, their statistics, and their samples as those of `lbm` shards.
+
+A block of the order is the tar of an episode. What a window needs of it is a row per step of the
+numbers, which stay in memory while the episode is in use, and the images of a few frames, which are
+read by their byte ranges.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.conventions import Conventions, conventions_of
+from vlatool.artifacts.frames.format import (
+    CONFIG_NAME,
+    FrameRange,
+    FramesFolder,
+    FramesTar,
+)
+from vlatool.artifacts.shards.format import Shard
+from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
+from vlatool.artifacts.tar_sample import METADATA, image_suffix
+from vlatool.episode import Array, PoseGroup
+from vlatool.errors import DataError
+from vlatool.jobs.job import digest_of
+from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo
+from vlatool.loading.robotics.config import FrameWindowsConfig
+from vlatool.loading.shard_reader import BROKEN_SAMPLE
+from vlatool.storage.atomic import atomic_folder, write_json
+from vlatool.storage.background import in_background, in_parallel
+from vlatool.storage.byte_ranges import read_byte_ranges
+from vlatool.storage.documents import read_json
+from vlatool.storage.uri import is_remote
+from vlatool.transforms.rates import NearestFrames, at_rate, command_fields
+from vlatool.transforms.statistics import StatisticsAccumulator, field_entries
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec
+
+_COUNTS, _SUFFIX = "windows.json", ".windows"
+_MAX_REQUESTS = 32
+_MAX_PREFETCHED = 128
+_MAX_BYTES = 2**28  # of the numbers that stay in memory, per loader worker
+_POSE_BYTES = 72  # three numbers of a position and six of a rotation
+
+
+@dataclass(frozen=True)
+class FrameWindows:
+    """A folder of frames, and the windows that a run cuts from it; picklable."""
+
+    folder: FramesFolder
+    config: FrameWindowsConfig
+    cache: Path  # local folder for statistics
+    fields: tuple[str, ...] = ()  # fields with statistics; empty: all
+
+    def options(self) -> dict[str, Any]:
+        """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
+        stored = self.folder.options()
+        conversions = {"pose_groups": [], "fps": stored.get("fps")} if self.config.fps else None
+        return {
+            **stored,
+            **self.config.model_dump(mode="json", exclude={"fps"}),
+            "fps": self.config.fps or stored.get("fps"),
+            **({"conversions": conversions} if conversions else {}),
+        }
+
+    @cached_property
+    def spec(self) -> SampleSpec:
+        options = self.folder.options()
+        size = options.get("resize_images_size")
+        return SampleSpec(
+            windows=self.config.window_spec(),
+            image_offsets=tuple(self.config.image_indices),
+            image_size=None if size is None else (size[1], size[0]),
+            resize_method=options["image_resizing_method"],
+            resize_filter=options["image_resizing_filter"],
+            rotations=options.get("camera_rotations") or {},
+            still=self.config.stillness(),
+            compat=bool(options.get("compat")),
+        )
+
+    def sampler(self, tar: FramesTar, episode_id: str) -> EpisodeSampler:
+        """Windows of an episode. DataError if its numbers are damaged."""
+        episode = tar.episode(episode_id)
+        if self.config.fps is not None:
+            options = self.options()
+            groups = [PoseGroup(**group) for group in options["pose_groups"]]
+            actions, observed = (options[f"{name}_fields"] for name in ("action", "proprioception"))
+            commands = command_fields(actions, observed, groups, episode.lowdim)
+            episode, _ = at_rate(episode, self.config.fps, commands)
+        return EpisodeSampler(episode, tuple(episode.cameras), self.spec)
+
+    def computed(self) -> Path:
+        """Folder in the cache with the statistics and the number of windows of each episode; made
+        from the numbers of all episodes if it is not there yet.
+        """
+        rows = [(each.id, each.sha256) for each in self.folder.episodes]
+        names = sorted(self.fields) or None
+        place = self.cache / f"{digest_of([rows, self.options(), names])}{_SUFFIX}"
+        if (place / _COUNTS).is_file():
+            return place
+        total, counts = StatisticsAccumulator(), list[int]()
+        widths: dict[str, int] = {}
+        for sampler in self._samplers():
+            counts.append(len(sampler))
+            if len(sampler):
+                widths = widths or sampler.widths(names)
+                total.add(sampler.statistics(names))
+        statistics = total.total()
+        if statistics is None:
+            raise DataError.at(
+                self.folder.path,
+                "has no window with these keys of data.windows",
+                hint="allow more padding, or smaller windows",
+                code="data.no_samples",
+            )
+        with atomic_folder(place) as partial_folder:
+            entries = dict(field_entries(statistics, widths))
+            write_with_digests(partial_folder / STATS_NAME, entries)
+            write_json(partial_folder / _COUNTS, counts)
+        return place
+
+    @property
+    def options_file(self) -> Path:
+        return self.folder.path / CONFIG_NAME
+
+    @property
+    def statistics_file(self) -> Path:
+        return self.computed() / STATS_NAME
+
+    def conventions(self) -> Conventions | None:
+        """Measured meaning of the recorded actions; None if there is none that can be read."""
+        with suppress(DataError):  # `verify` reports it; nothing needs the file
+            return conventions_of(self.folder.path)
+        return None
+
+    def _samplers(self) -> Iterator[EpisodeSampler]:
+        def open_one(episode: str) -> EpisodeSampler:
+            return self.sampler(self.folder.tar(episode), episode)
+
+        ids = [each.id for each in self.folder.episodes]
+        if is_remote(self.folder.path):
+            return in_parallel(open_one, ids, _MAX_REQUESTS)
+        return map(open_one, ids)
+
+    def shards(self) -> list[Shard]:
+        """The tars with windows, and how many."""
+        counts: Any = read_json(self.computed() / _COUNTS)
+        pairs = zip(self.folder.episodes, counts, strict=True)
+        return [Shard(self.folder.tar(each.id).path, count) for each, count in pairs if count]
+
+
+@dataclass(frozen=True)
+class WindowSample:
+    """A sample cut from frames; has the interface of `StoredSample` that decoders use."""
+
+    key: str
+    members: Mapping[str, bytes]  # the images, by their suffixes in shards
+    index: int
+    sampler: EpisodeSampler
+
+    def json(self, suffix: str) -> object:
+        return self.metadata() if suffix == METADATA else None
+
+    def metadata(self) -> dict[str, Any]:
+        return self.sampler.metadata(self.index)
+
+    def arrays(self, names: Sequence[str]) -> dict[str, Array]:
+        return self.sampler.arrays(self.index, names)
+
+    def language(self) -> Mapping[str, Sequence[str]]:
+        return self.sampler.episode.texts(int(self.sampler.windows.anchors[self.index]))
+
+
+class WindowReader:
+    """LRU cache of the episodes of one data set. Thread-safe; pickled without them."""
+
+    def __init__(
+        self,
+        windows: FrameWindows,
+        shards: Sequence[ShardInfo],
+        cameras: Sequence[str],
+        offsets: Sequence[int],
+    ) -> None:
+        self._arguments = (windows, shards, cameras, offsets)
+        self._windows, self._shards = windows, shards
+        self._cameras, self._offsets = tuple(cameras), tuple(offsets)
+        self._open: OrderedDict[int, tuple[FramesTar, EpisodeSampler]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._prefetched: dict[tuple[SampleRef, ...], Future[list[Any]]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (WindowReader, self._arguments)
+
+    def prefetch(self, refs: Sequence[SampleRef]) -> None:
+        """Starts to read the samples of a later call `samples(refs)`, if data are remote."""
+        if is_remote(self._windows.folder.path):
+            if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
+                self._prefetched.clear()
+            self._prefetched[tuple(refs)] = in_background(partial(self._read, refs))
+
+    def samples(self, refs: Sequence[SampleRef]) -> list[WindowSample | DroppedSample]:
+        """The samples; a `DroppedSample` if the bytes of a frame are broken."""
+        prefetched = self._prefetched.pop(tuple(refs), None)
+        return self._read(refs) if prefetched is None else prefetched.result()
+
+    def _read(self, refs: Sequence[SampleRef]) -> list[WindowSample | DroppedSample]:
+        opened = self._opened({ref.shard: None for ref in refs})
+        frames: list[dict[int, int]] = []
+        parts: list[FrameRange] = []
+        for ref in refs:
+            tar, sampler = opened[ref.shard]
+            offsets = self._offsets if self._cameras else ()
+            frames.append(_stored_frames(sampler, ref.sample, offsets))
+            parts += tar.ranges(frames[-1].values())
+        read = read_byte_ranges([part.place for part in parts], _MAX_REQUESTS)
+        contents = dict(zip(parts, read, strict=True))
+        return [
+            self._sample(ref.sample, *opened[ref.shard], each, contents)
+            for ref, each in zip(refs, frames, strict=True)
+        ]
+
+    def _sample(
+        self,
+        index: int,
+        tar: FramesTar,
+        sampler: EpisodeSampler,
+        frames: Mapping[int, int],
+        contents: Mapping[FrameRange, bytes],
+    ) -> WindowSample | DroppedSample:
+        key = sampler.key(index)
+        try:
+            images: dict[int, Mapping[str, bytes]] = {}
+            for part in tar.ranges(frames.values()):
+                images |= part.frames(contents[part])
+        except ValueError as error:
+            message = f"{tar.path}: an image of sample {key} is broken: {error}"
+            return DroppedSample(BROKEN_SAMPLE, key, message)
+        members = {
+            image_suffix(camera, offset).lower(): images[frame][suffix]
+            for camera in self._cameras
+            for offset, frame in frames.items()
+            if (suffix := image_suffix(camera, 0).lower()) in images[frame]
+        }
+        return WindowSample(key, members, index, sampler)
+
+    def _opened(
+        self, numbers: Mapping[int, None]
+    ) -> Mapping[int, tuple[FramesTar, EpisodeSampler]]:
+        """Episodes of some shards; remote ones are opened concurrently."""
+        with self._lock:
+            closed = [number for number in numbers if number not in self._open]
+            remote = is_remote(self._windows.folder.path)
+            each = (
+                in_parallel(self._episode, closed, _MAX_REQUESTS)
+                if remote
+                else map(self._episode, closed)
+            )
+            for number, episode in zip(closed, each, strict=True):
+                self._open[number] = episode
+                self._bytes += _size_of(episode[1])
+            for number in numbers:
+                self._open.move_to_end(number)
+            opened = {number: self._open[number] for number in numbers}
+            while self._bytes > _MAX_BYTES and len(self._open) > len(numbers):
+                _, (_, sampler) = self._open.popitem(last=False)
+                self._bytes -= _size_of(sampler)
+        return opened
+
+    def _episode(self, number: int) -> tuple[FramesTar, EpisodeSampler]:
+        """Tar and windows of an episode; the run ends if it changed."""
+        shard = self._shards[number]
+        tar = FramesTar(shard.location)
+        try:
+            sampler = self._windows.sampler(tar, tar.episode_id)
+        except FileNotFoundError:
+            raise tar.error("is missing, but its manifest names it") from None
+        if len(sampler) != shard.size:
+            raise tar.error(f"has {len(sampler)} windows, expected {shard.size}")
+        return tar, sampler
+
+
+def _stored_frames(sampler: EpisodeSampler, index: int, offsets: Sequence[int]) -> dict[int, int]:
+    """Frame of the recording at each image offset of a window."""
+    frames = sampler.image_frames(index, offsets)
+    source = next(iter(sampler.episode.cameras.values()), None)
+    if not isinstance(source, NearestFrames):
+        return frames
+    return {offset: int(source.rows[frame]) for offset, frame in frames.items()}
+
+
+def _size_of(sampler: EpisodeSampler) -> int:
+    """Bytes of the numbers of an episode, of its windows and of their relative poses."""
+    rows, groups = sampler.windows.rows, len(sampler.episode.pose_groups)
+    lowdim = sum(values.nbytes for values in sampler.episode.lowdim.values())
+    return lowdim + rows.nbytes + rows.size * groups * _POSE_BYTES

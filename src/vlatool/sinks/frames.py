@@ -1,0 +1,184 @@
+"""The `frames` sink: each frame of an episode once, in one tar per episode.
+
+Windows are cut when training reads them, or by `vlatool preprocess frames` for readers of the
+published shards; neither encodes an image again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from vlatool.artifacts.field_summary import DIMENSION_NAMES
+from vlatool.artifacts.frames import format as frames_format
+from vlatool.artifacts.shards.format import RECORDED_SIZES, write_preprocessing_config
+from vlatool.artifacts.tar import TarWriter, member_bytes
+from vlatool.config.base import option
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.findings import FindingCodes
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.job import JobRun
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks import base
+from vlatool.sinks.lbm import (
+    LBM,
+    EpisodeEncoder,
+    LbmSink,
+    StoredImagesConfig,
+    image_streams,
+    missing_findings,
+    write_index,
+)
+from vlatool.storage.atomic import open_atomic, remove_file
+from vlatool.transforms.geometry import make_geometry
+from vlatool.transforms.relative import with_pose_groups
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowSpec
+
+
+class FramesConfig(StoredImagesConfig):
+    """Frames from which windows are cut later."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("type",),
+        "Images": (*StoredImagesConfig.model_fields.keys() - {"type", "pose_groups"},),
+        "Unlike data sets": ("pose_groups",),
+    }
+
+    type: Literal["frames"] = option("frames", "Form of the output: tars of frames.")
+
+
+@dataclass(frozen=True)
+class FramesEpisodeWriter:
+    """Writes the frames of an episode into its tar; picklable."""
+
+    output: Path
+    config: FramesConfig
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        config, stored = self.config, self.stored(episode)
+        asked = {"depth": config.depth, "labels": config.labels}
+        stored = replace(stored, **{name: {} for name, is_asked in asked.items() if not is_asked})
+        size, turns = base.height_and_width(config.resize_images_size), config.camera_rotations
+        streams = image_streams(
+            stored,
+            config,
+            lambda camera, recorded: make_geometry(
+                recorded,
+                size,
+                config.image_resizing_method,
+                turns.get(camera, 0) % 4,
+                config.resize_filter,
+            ),
+        )
+        name, frames = frames_format.tar_name(ref.id), range(stored.num_frames)
+        ranges: list[tuple[int, int]] = []
+        with (
+            open_atomic(self.output / name) as file,
+            EpisodeEncoder([*streams], frames, config.jpeg_quality) as encoder,
+        ):
+            tar = TarWriter(file)
+            parts = frames_format.numbers_members(stored)
+            ranges.append(tar.append(b"".join(member_bytes(*part) for part in parts)))
+            for frame in frames if stored.cameras else ():
+                images = encoder.images({0: frame})
+                key = f"{ref.id}_{frame:06d}"
+                parts = (member_bytes(f"{key}.{name}", data) for name, data in images.items())
+                ranges.append(tar.append(b"".join(parts)))
+            tar.finish()
+        index = write_index(self.output, name, ranges, tar.position)
+        sizes = {camera: list(source.size) for camera, source in stored.cameras.items()}
+        count = stored.num_frames
+        return Receipt(
+            ref.id,
+            counts={"frames": count, "samples": count},
+            files=(FileEntry(name, tar.position, tar.sha256, count), index),
+            findings=tuple(missing_findings(episode, config)),
+            facts={base.SIZES: sizes},
+        )
+
+    def stored(self, episode: Episode) -> Episode:
+        groups = self.config.pose_groups
+        return episode if groups is None else with_pose_groups(episode, groups)
+
+
+class FramesSink(base.Sink):
+    """Writes frames; see `artifacts.frames.format`."""
+
+    Config: ClassVar[type[base.SinkConfig]] = FramesConfig
+    owned: ClassVar[Sequence[str]] = frames_format.OWNED_FILES
+    findings: ClassVar[FindingCodes | None] = LBM
+    has_arrays: ClassVar[bool] = False
+    next_step: ClassVar[str] = LbmSink.next_step
+    next_without_images: ClassVar[str] = LbmSink.next_without_images
+
+    def __init__(self, config: FramesConfig, setup: base.SinkSetup) -> None:
+        self._config, self._setup = config, setup
+        self._writer = FramesEpisodeWriter(setup.output, config)
+        self.work: base.Work = self._writer
+        self._example = self.stored(setup.survey.example(1))
+        # Relative poses are fields of the windows.
+        spec = SampleSpec(WindowSpec(0, 0), (0,), None, config.image_resizing_method)
+        sampler = EpisodeSampler(self._example, (), spec)
+        self.fields: Mapping[str, int] = {
+            name: sampler.widths().get(name, 0) for name in sampler.fields
+        }
+        self.action_fields: tuple[str, ...] = setup.policy_actions(
+            self.fields, self._example.action_fields
+        )
+        self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
+
+    def stored(self, episode: Episode) -> Episode:
+        return self._writer.stored(episode)
+
+    def begin(self) -> None:
+        remove_file(self._setup.output / frames_format.NAME)
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
+        output = self._setup.output
+        episodes: list[frames_format.FramesEpisode] = []
+        files: list[FileEntry] = []
+        sizes: dict[str, set[tuple[int, ...]]] = {}
+        for receipt in receipts:
+            files += receipt.files
+            if receipt.files:
+                tar, count = receipt.files[0], receipt.counts["frames"]
+                episodes.append(frames_format.FramesEpisode(receipt.item, tar.sha256, count))
+            for camera, size in receipt.facts.get(base.SIZES, {}).items():
+                sizes.setdefault(camera, set()).add(tuple(size))
+        if not episodes:
+            raise DataError(
+                "no episode was written",
+                hint="select other episodes",
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
+        recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
+        write_preprocessing_config(output, {**self._options(), RECORDED_SIZES: recorded})
+        rows = [asdict(episode) for episode in episodes]
+        frames_format.MANIFEST.write(output, {"episodes": rows})
+        size = sum(file.bytes for file in files)
+        small = (frames_format.CONFIG_NAME, frames_format.NAME)
+        files += [file_entry(output, name) for name in small]
+        return base.SinkSummary(sum(each.frames for each in episodes), size, tuple(files))
+
+    def estimate(self) -> base.Estimate:
+        return base.Estimate(self._setup.survey.frames)
+
+    def _options(self) -> dict[str, Any]:
+        """Content of preprocessing_config.yaml."""
+        config, survey = self._config, self._setup.survey
+        return {
+            **self._setup.origin,
+            **config.model_dump(mode="json", exclude={"type", "pose_groups"}),
+            "sink": config.type,
+            "image_resizing_filter": config.resize_filter,
+            "camera_names": list(survey.cameras),
+            "action_fields": list(self.action_fields),
+            "proprioception_fields": list(self.proprioception_fields),
+            "pose_groups": [asdict(group) for group in self._example.pose_groups],
+            "fps": survey.fps,
+            DIMENSION_NAMES: {
+                n: list(info.names) for n, info in survey.fields.items() if info.names
+            },
+        }

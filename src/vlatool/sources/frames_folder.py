@@ -1,0 +1,73 @@
+"""Frames that `preprocess --sink frames` wrote, as episodes for training shards.
+
+Their images are final: a sink copies them, and other sinks than `lbm` are refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vlatool.artifacts.frames.format import NAME, FramesFolder, FramesTar, tar_name
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.errors import UsageError
+from vlatool.sources import base
+
+# Keys of sinks that decide the bytes of an image.
+_OF_IMAGES = (
+    "resize_images_size",
+    "image_resizing_method",
+    "image_resizing_filter",
+    "camera_rotations",
+    "jpeg_quality",
+    "compat",
+)
+
+
+class FramesReader(base.FormatReader):
+    """Reader of the folders; see `artifacts.frames.format`."""
+
+    Config: ClassVar[type[ConfigModel]] = ConfigModel
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        used: dict[str, int] = {}
+        for source in sources:
+            folder = FramesFolder.find(source)
+            if folder is None:
+                raise base.no_episodes(source, f"a folder with {NAME}")
+            for number, episode in enumerate(folder.episodes):
+                yield EpisodeRef(
+                    id=base.unused_id(episode.id, used),
+                    path=folder.path / tar_name(episode.id),
+                    source=str(source),
+                    number=number if len(sources) == 1 else None,
+                )
+
+    def sink_config(self, sink: Any, sources: Sequence[Path]) -> Any:
+        if sink.type != "lbm":
+            raise UsageError(
+                f"--sink {sink.type}: the images of frames are final, and only lbm copies them",
+                hint=f"preprocess the recordings: vlatool preprocess RAW --sink {sink.type}",
+                code="usage.sink_of_frames",
+            )
+        for source in sources:
+            folder = FramesFolder.find(source)
+            options = {} if folder is None else folder.options()
+            stored = type(sink)(**{key: options[key] for key in _OF_IMAGES if key in options})
+            for key in _OF_IMAGES:
+                asked, has = getattr(sink, key), getattr(stored, key)
+                if asked not in (has, type(sink).model_fields[key].default):
+                    raise UsageError(
+                        f"--{key.replace('_', '-')} is {asked}, but the images in {source} have "
+                        f"{has}: they would be encoded again",
+                        hint="leave it out, or preprocess the recordings",
+                        code="usage.images_are_final",
+                    )
+            sink = sink.model_copy(update={key: getattr(stored, key) for key in _OF_IMAGES})
+        return sink
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        return base.survey_by_reading(self.read, refs)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        return FramesTar(ref.path).episode(ref.id)

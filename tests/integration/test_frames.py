@@ -1,0 +1,241 @@
+"""Frames are stored once; windows that are cut from them are those of `lbm` shards."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.errors import fails
+from tests.builders.s3_runs import upload
+from vlatool.artifacts.frames.format import FramesFolder
+from vlatool.artifacts.tar import index_path
+from vlatool.config.resolve import Override, load_config
+from vlatool.errors import DataError, UsageError
+from vlatool.loading.base import DroppedSample, SampleRef
+from vlatool.loading.robotics.config import FrameWindowsConfig, RoboticsDataConfig
+from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.sinks.frames import FramesSink
+from vlatool.storage.remote_path import RemotePath
+from vlatool.testing.sinks import check_sink
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
+
+IMAGES = {"resize_images_size": [24, 20], "image_resizing_filter": "box"}
+# Keys of windows, some of them at another rate or with other images of the source.
+WINDOWS: Mapping[str, dict[str, Any]] = {
+    "defaults": {},
+    "published": {"past_lowdim_steps": 1, "future_lowdim_steps": 14, "image_indices": [-1, 0]},
+    "padded": {
+        "past_lowdim_steps": 3,
+        "future_lowdim_steps": 5,
+        "stride": 2,
+        "max_padding_left": 3,
+        "max_padding_right": 5,
+        "padding_strategy": "reflect",
+        "image_indices": [-5, -2, 0],
+    },
+    "still": {
+        "past_lowdim_steps": 0,
+        "future_lowdim_steps": 2,
+        "padding_strategy": "zero",
+        "filter_still_samples": True,
+        "still_threshold": 0.03,
+        "image_indices": [0],
+    },
+}
+
+
+def written(raw: Path, output: Path, sink: str, **keys: Any) -> PreprocessResult:
+    words = {"sources": [str(raw)], "output": str(output), "sink.type": sink, "workers": 1, **keys}
+    overrides = [Override(key, value, "test") for key, value in words.items()]
+    return preprocess(load_config(PreprocessConfig, overrides=overrides).config)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded") / "raw"
+    sample(SampleConfig(layout="spartan", output=str(folder), episodes=3, depth=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frames(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames") / "out"
+    written(raw, folder, "frames", depth=True, **IMAGES)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> dict[str, Any]:
+    return {"dataset_cache": {"cache_dir": str(tmp_path / "cache")}}
+
+
+def samples(data: Path, **keys: Any) -> tuple[Any, list[DecodedSample | DroppedSample]]:
+    """Info of data, and all samples in stored order."""
+    config = RoboticsDataConfig.model_validate({"dataset_manifest": [str(data)], **keys})
+    kind = RoboticsKind()
+    info = kind.load_info(config)
+    derived, _ = kind.derive(config, info)
+    refs = [
+        SampleRef(0, shard, number)
+        for shard, each in enumerate(info.datasets[0].shards)
+        for number in range(each.size)
+    ]
+    reader = kind.reader(derived, info)
+    return info, reader.read(refs, [np.random.default_rng(0)] * len(refs))
+
+
+def check_equal(first: Any, second: Any) -> None:
+    assert isinstance(first, DecodedSample)
+    assert isinstance(second, DecodedSample)
+    assert np.array_equal(first.images, second.images)
+    assert first.fields.keys() == second.fields.keys()
+    for name, values in first.fields.items():
+        assert values.dtype == second.fields[name].dtype
+        assert np.array_equal(values, second.fields[name]), name
+    assert np.array_equal(first.past_mask, second.past_mask)
+    assert np.array_equal(first.future_mask, second.future_mask)
+    assert (first.key, first.instruction) == (second.key, second.instruction)
+    assert first.metadata == second.metadata
+
+
+def test_the_sink_fulfills_its_contract() -> None:
+    check_sink(FramesSink, {})
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_samples_and_statistics_are_those_of_shards(
+    raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any], name: str
+) -> None:
+    written(raw, tmp_path / "lbm", "lbm", **IMAGES, **WINDOWS[name])
+    expected, of_shards = samples(tmp_path / "lbm/episodes/manifest.jsonl", **cache)
+    cut, of_frames = samples(frames, windows=WINDOWS[name], **cache)
+    assert {*cut.fields} <= cut.statistics.keys()
+    assert {n: expected.statistics[n] for n in cut.statistics} == cut.statistics
+    assert cut.sizes == expected.sizes
+    assert len(of_frames) == len(of_shards) > 20
+    for pair in zip(of_shards, of_frames, strict=True):
+        check_equal(*pair)
+    again, _ = samples(frames, windows=WINDOWS[name], **cache)  # from the cache
+    assert again.statistics == cut.statistics
+
+
+def test_another_rate_is_that_of_shards(
+    raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    written(raw, tmp_path / "lbm", "lbm", **{**IMAGES, "sink.target.fps": 4})
+    _, of_shards = samples(tmp_path / "lbm/episodes/manifest.jsonl", **cache)
+    _, of_frames = samples(frames, windows={"fps": 4}, **cache)
+    for pair in zip(of_shards, of_frames, strict=True):
+        check_equal(*pair)
+
+
+def test_shards_from_frames_have_the_bytes_of_shards_from_recordings(
+    raw: Path, frames: Path, tmp_path: Path
+) -> None:
+    keys = {**WINDOWS["padded"], "depth": True, "samples_per_shard": 20}
+    written(raw, tmp_path / "direct", "lbm", **IMAGES, **keys)
+    written(frames, tmp_path / "later", "lbm", **keys)
+    for part in ("shards", "episodes"):
+        for path in sorted((tmp_path / "direct" / part).iterdir()):
+            if path.suffix in (".tar", ".npz", ".jsonl") or path.name == "stats.json":
+                assert path.read_bytes() == (tmp_path / "later" / part / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("sink", "keys", "message"),
+    [
+        ("lbm", {"jpeg_quality": 80}, "--jpeg-quality is 80, but the images .* have 95"),
+        ("lbm", {"resize_images_size": [9, 9]}, r"is \(9, 9\), but the images .* have \(24, 20\)"),
+        ("jsonl", {}, "only lbm copies them"),
+    ],
+)
+def test_an_image_is_never_encoded_twice(
+    frames: Path, tmp_path: Path, sink: str, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        written(frames, tmp_path / "out", sink, **keys)
+
+
+def test_shards_have_no_other_windows(raw: Path, tmp_path: Path, cache: dict[str, Any]) -> None:
+    written(raw, tmp_path / "lbm", "lbm", **IMAGES)
+    with pytest.raises(UsageError, match=r"data.windows is for data of the sink frames"):
+        samples(tmp_path / "lbm", windows={"stride": 2}, **cache)
+
+
+def test_shards_and_frames_are_one_mixture(
+    raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    written(raw, tmp_path / "lbm", "lbm", **IMAGES)
+    paths = [str(tmp_path / "lbm"), str(frames)]
+    config = RoboticsDataConfig.model_validate({"dataset_manifest": paths, **cache})
+    kind = RoboticsKind()
+    info = kind.load_info(config)
+    derived, _ = kind.derive(config, info)
+    refs = [SampleRef(number % 2, 0, number // 2) for number in range(8)]
+    read = kind.reader(derived, info).read(refs, [np.random.default_rng(0)] * 8)
+    assert [each.dataset for each in read if isinstance(each, DecodedSample)] == [0, 1] * 4
+    assert len(info.sizes) == 2
+    assert info.sizes[0] == info.sizes[1]
+
+
+def test_frames_in_a_bucket_and_without_indexes(
+    frames: Path, s3_bucket: str, tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(frames, bare)
+    for each in FramesFolder(bare).episodes:
+        index_path(FramesFolder(bare).tar(each.id).path).unlink()
+    _, expected = samples(frames, **cache)
+    for place in (bare, upload(frames, RemotePath(f"s3://{s3_bucket}/frames"))):
+        _, cut = samples(place, **cache)
+        for pair in zip(expected, cut, strict=True):
+            check_equal(*pair)
+
+
+def damaged_image(tar: bytearray, index: Any) -> None:
+    tar[int(index.offsets[5]) + 148] ^= 1  # the checksum of a header
+
+
+def damaged_numbers(tar: bytearray, index: Any) -> None:
+    tar[600:700] = bytes(100)
+
+
+@pytest.mark.parametrize("damage", [damaged_image, damaged_numbers])
+def test_damage_is_found_and_named(
+    frames: Path, tmp_path: Path, cache: dict[str, Any], damage: Callable[..., None]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(frames, copy)
+    verify(VerifyConfig(location=str(copy)))
+    samples(copy, **cache)  # the statistics are known
+    tar = FramesFolder(copy).tar(FramesFolder(copy).episodes[0].id)
+    content = bytearray(tar.path.read_bytes())
+    damage(content, tar.index)
+    tar.path.write_bytes(content)
+    with fails("data.verification_failed"):
+        verify(VerifyConfig(location=str(copy)))
+    if damage is damaged_image:
+        _, read = samples(copy, **cache)
+        broken = [each for each in read if isinstance(each, DroppedSample)]
+        assert {each.reason for each in broken} == {"broken_sample"}
+        assert len(broken) == 2  # the frame is in two windows
+    else:
+        with pytest.raises(DataError, match="the numbers"):
+            samples(copy, **cache)
+
+
+def test_inspect_describes_frames(frames: Path) -> None:
+    facts = inspect(InspectConfig(location=str(frames))).document()
+    assert facts["kind"] == "frames"
+    assert facts["episodes"] == 3
+    assert facts["options"]["resize_images_size"] == [24, 20]
+
+
+def test_default_windows_are_those_of_the_sink_lbm() -> None:
+    assert FrameWindowsConfig().window_spec().future == 14
