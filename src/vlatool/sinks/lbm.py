@@ -133,7 +133,7 @@ class LbmConfig(StoredImagesConfig, WindowsConfig):
         "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
     }
 
-    type: Literal["lbm"] = option("lbm", "Form of the output: tars of windows.")
+    type: Literal["lbm"] = option("lbm", "Form of the output.")
     target: TargetConfig = option(TargetConfig(), "Form that several data sets have in common.")
     samples_per_shard: int = option(128, "Samples in a shard.", ge=1)
     seed: int = option(42, "Seed of the shuffle.", ge=0)
