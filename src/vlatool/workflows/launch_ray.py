@@ -32,7 +32,7 @@ class RayPreprocessConfig(PreprocessConfig):
         "ray", "ray: a Ray cluster."
     )
     ray_address: str | None = execution_field(
-        None, "Address of the running Ray cluster; null: write the file of a new one."
+        None, "Running Ray cluster; null: write the file of one."
     )
     ray: ray_file.RayClusterConfig = option(ray_file.RayClusterConfig(), "A new Ray cluster.")
 
