@@ -31,9 +31,7 @@ class RayPreprocessConfig(PreprocessConfig):
     engine: Literal["ray"] = execution_field(  # pyright: ignore[reportIncompatibleVariableOverride]
         "ray", "ray: a Ray cluster."
     )
-    ray_address: str | None = execution_field(
-        None, "Running Ray cluster; null: write the file of one."
-    )
+    ray_address: str | None = execution_field(None, "Running Ray cluster; null: write its file.")
     ray: ray_file.RayClusterConfig = option(ray_file.RayClusterConfig(), "A new Ray cluster.")
 
 
