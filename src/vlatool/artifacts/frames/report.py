@@ -71,9 +71,9 @@ def _page(
     rows = [(k, ", ".join(v) if isinstance(v, list) else v) for k, v in summary.items()]
     shown = evenly_spaced(len(folder.episodes), request.samples)
     cards = [_card(folder, number) for number in shown]
-    overview = table((), rows) + table(("field", "dimensions"), fields)
     title = f"Episodes ({len(cards)} of {len(folder.episodes)})"
-    return ReportPage([Section("Overview", overview), *group(title, cards)])
+    last = Section("Fields", table(("field", "dimensions"), fields))
+    return ReportPage([Section("Overview", table((), rows)), *group(title, cards), last])
 
 
 def _card(folder: FramesFolder, number: int) -> Section:
