@@ -68,7 +68,7 @@ def test_completion(light: Forks, line: str, expected: set[str], cache: Path) ->
         ("vlatool preprocess lerobot x --image_resizing_filter lan", {"lanczos", "lanczos_vips"}),
         (
             "vlatool preprocess lerobot x --sink ",
-            {"lbm", "jsonl", "curation", "image-shards", "lerobot"},
+            {"lbm", "jsonl", "frames", "curation", "image-shards", "lerobot"},
         ),
         ("vlatool preprocess lerobot x --progress ", set(PROGRESS_MODES)),
         ("vlatool preprocess lerobot x --overwrite ", set()),

@@ -230,6 +230,14 @@ def test_damage_is_found_and_named(
             samples(copy, **cache)
 
 
+def test_a_missing_episode_is_named(frames: Path, tmp_path: Path, cache: dict[str, Any]) -> None:
+    shutil.copytree(frames, tmp_path / "copy")
+    folder = FramesFolder(tmp_path / "copy")
+    folder.tar(folder.episodes[1].id).path.unlink()
+    with pytest.raises(DataError, match=r"episode_1\.tar: is missing, but frames.json names it"):
+        samples(tmp_path / "copy", **cache)
+
+
 def test_inspect_describes_frames(frames: Path) -> None:
     facts = inspect(InspectConfig(location=str(frames))).document()
     assert facts["kind"] == "frames"

@@ -120,7 +120,11 @@ class FramesTar:
 
     @cached_property
     def index(self) -> ShardIndex:
-        return shard_index(FileCache(default_cache_folder()), FileVersion.of(self.path))
+        try:
+            version = FileVersion.of(self.path)
+        except FileNotFoundError:
+            raise self.error(f"is missing, but {NAME} names it") from None
+        return shard_index(FileCache(default_cache_folder()), version)
 
     def ranges(self, frames: Iterable[int]) -> list[FrameRange]:
         """Ranges with the images of some frames; with the numbers for -1."""

@@ -27,6 +27,7 @@ from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar_sample import METADATA, image_suffix
 from vlatool.episode import Array, PoseGroup
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.robotics.config import FrameWindowsConfig
@@ -56,9 +57,13 @@ class FrameWindows:
     cache: Path  # local folder for statistics
     fields: tuple[str, ...] = ()  # fields with statistics; empty: all
 
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        return self.folder.options()
+
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
-        stored = self.folder.options()
+        stored = self._stored
         conversions = {"pose_groups": [], "fps": stored.get("fps")} if self.config.fps else None
         return {
             **stored,
@@ -69,7 +74,7 @@ class FrameWindows:
 
     @cached_property
     def spec(self) -> SampleSpec:
-        options = self.folder.options()
+        options = self._stored
         size = options.get("resize_images_size")
         return SampleSpec(
             windows=self.config.window_spec(),
@@ -86,7 +91,7 @@ class FrameWindows:
         """Windows of an episode. DataError if its numbers are damaged."""
         episode = tar.episode(episode_id)
         if self.config.fps is not None:
-            options = self.options()
+            options = self._stored
             groups = [PoseGroup(**group) for group in options["pose_groups"]]
             actions, observed = (options[f"{name}_fields"] for name in ("action", "proprioception"))
             commands = command_fields(actions, observed, groups, episode.lowdim)
@@ -275,12 +280,9 @@ class WindowReader:
         """Tar and windows of an episode; the run ends if it changed."""
         shard = self._shards[number]
         tar = FramesTar(shard.location)
-        try:
-            sampler = self._windows.sampler(tar, tar.episode_id)
-        except FileNotFoundError:
-            raise tar.error("is missing, but its manifest names it") from None
+        sampler = self._windows.sampler(tar, tar.episode_id)
         if len(sampler) != shard.size:
-            raise tar.error(f"has {len(sampler)} windows, expected {shard.size}")
+            raise tar.error(f"has {counted(len(sampler), 'window')}, expected {shard.size}")
         return tar, sampler
 
 
