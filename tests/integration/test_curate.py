@@ -214,7 +214,7 @@ def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
         "tremr:0.1": "known: early-release, .*tremor",
         "tremor": "tremor:0.2",
         "tremor:0": "above 0",
-        "tremor:0.1,tremor:0.1": "once",
+        "tremor:0.1,tremor:0.1": "is given twice",
         "tremor:0.7,pause:0.7": "sum to at most 1",
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ from vlatool.artifacts.tar import index_path
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.base import DroppedSample, SampleRef
-from vlatool.loading.robotics.config import FrameWindowsConfig, RoboticsDataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.sinks.frames import FramesSink
@@ -152,6 +152,7 @@ def test_shards_from_frames_have_the_bytes_of_shards_from_recordings(
     [
         ("lbm", {"jpeg_quality": 80}, "--jpeg-quality is 80, but the images .* have 95"),
         ("lbm", {"resize_images_size": [9, 9]}, r"is \(9, 9\), but the images .* have \(24, 20\)"),
+        ("lbm", {"image_resizing_filter": "lanczos_vips"}, "is None, but the images .* have box"),
         ("jsonl", {}, "only lbm copies them"),
     ],
 )
@@ -243,7 +244,3 @@ def test_inspect_describes_frames(frames: Path) -> None:
     assert facts["kind"] == "frames"
     assert facts["episodes"] == 3
     assert facts["options"]["resize_images_size"] == [24, 20]
-
-
-def test_default_windows_are_those_of_the_sink_lbm() -> None:
-    assert FrameWindowsConfig().window_spec().future == 14

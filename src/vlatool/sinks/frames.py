@@ -41,7 +41,9 @@ class FramesConfig(StoredImagesConfig):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type",),
-        "Images": (*StoredImagesConfig.model_fields.keys() - {"type", "pose_groups"},),
+        "Images": tuple(
+            key for key in StoredImagesConfig.model_fields if key not in ("type", "pose_groups")
+        ),
         "Unlike data sets": ("pose_groups",),
     }
 
@@ -168,6 +170,7 @@ class FramesSink(base.Sink):
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml."""
         config, survey = self._config, self._setup.survey
+        groups = [group.model_dump() for group in config.pose_groups or ()]
         return {
             **self._setup.origin,
             **config.model_dump(mode="json", exclude={"type", "pose_groups"}),
@@ -177,6 +180,7 @@ class FramesSink(base.Sink):
             "action_fields": list(self.action_fields),
             "proprioception_fields": list(self.proprioception_fields),
             "pose_groups": [asdict(group) for group in self._example.pose_groups],
+            **({"conversions": {"pose_groups": groups, "fps": None}} if groups else {}),
             "fps": survey.fps,
             DIMENSION_NAMES: {
                 n: list(info.names) for n, info in survey.fields.items() if info.names

@@ -56,7 +56,7 @@ class FramesReader(base.FormatReader):
             stored = type(sink)(**{key: options[key] for key in _OF_IMAGES if key in options})
             for key in _OF_IMAGES:
                 asked, has = getattr(sink, key), getattr(stored, key)
-                if asked not in (has, type(sink).model_fields[key].default):
+                if key in sink.model_fields_set and asked != has:
                     raise UsageError(
                         f"--{key.replace('_', '-')} is {asked}, but the images in {source} have "
                         f"{has}: they would be encoded again",

@@ -31,7 +31,7 @@ class RayPreprocessConfig(PreprocessConfig):
     engine: Literal["ray"] = execution_field(  # pyright: ignore[reportIncompatibleVariableOverride]
         "ray", "ray: a Ray cluster."
     )
-    ray_address: str | None = execution_field(None, "Running Ray cluster; null: write its file.")
+    ray_address: str | None = execution_field(None, "Address of a Ray cluster; null: write a file.")
     ray: ray_file.RayClusterConfig = option(ray_file.RayClusterConfig(), "A new Ray cluster.")
 
 

@@ -37,7 +37,8 @@ def shares_of(defects: Sequence[str]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for name, _, share in (text.partition(":") for text in defects):
         if name not in DEFECTS or name in shares:
-            raise ValueError(f"no defect {name!r} once; known: {', '.join(DEFECTS)}")
+            problem = "is given twice" if name in shares else "is no defect"
+            raise ValueError(f"{name!r} {problem}; known: {', '.join(DEFECTS)}")
         shares[name] = float(share) if share.replace(".", "", 1).isdigit() else 0.0
     if not all(shares.values()) or sum(shares.values()) > 1 + 1e-9:
         raise ValueError("write shares above 0 that sum to at most 1, such as tremor:0.2,pause:0.1")

@@ -34,7 +34,8 @@ def inspect(location: Path) -> Report:
     gone = {each.id: list(each.reasons) for each in left_out(curation)}
     return Report(
         kind="curation",
-        headline="curation of {episodes} episodes, {selected} kept".format(**counts),
+        headline=f"curation of {counted(len(curation.episodes), 'episode')}, "
+        f"{len(curation.selected())} kept",
         facts={**counts, **facts, "left_out": gone},
         summary={**counts, "rules": len(curation.rules or ())},
         tables=[text_table("Figures", _HEADER, [*figure_rows(curation)])],

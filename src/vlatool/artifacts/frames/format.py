@@ -137,6 +137,8 @@ class FramesTar:
     def _range(self, first: int, last: int) -> FrameRange:
         rows = slice(first + 1, last + 2)
         offsets, lengths = self.index.offsets[rows].tolist(), self.index.lengths[rows].tolist()
+        if len(offsets) <= last - first:
+            raise self.error(f"has no frame {last}")
         part = ByteRange(self.path, offsets[0], offsets[-1] + lengths[-1])
         return FrameRange(first, tuple(lengths), part)
 
@@ -145,7 +147,7 @@ class FramesTar:
         try:
             part = self._range(frame, frame)
             return part.frames(read_byte_range(part.place))[frame]
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             place = "the numbers" if frame < 0 else f"frame {frame}"
             raise self.error(f"{place}: {error}") from None
 

@@ -64,7 +64,8 @@ class FrameWindows:
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
         stored = self._stored
-        conversions = {"pose_groups": [], "fps": stored.get("fps")} if self.config.fps else None
+        conversions = stored.get("conversions") or {"pose_groups": []}
+        conversions = {**conversions, "fps": stored.get("fps")} if self.config.fps else None
         return {
             **stored,
             **self.config.model_dump(mode="json", exclude={"fps"}),
@@ -219,7 +220,7 @@ class WindowReader:
         parts: list[FrameRange] = []
         for ref in refs:
             tar, sampler = opened[ref.shard]
-            offsets = self._offsets if self._cameras else ()
+            offsets = self._offsets if self._cameras and sampler.cameras else ()
             frames.append(_stored_frames(sampler, ref.sample, offsets))
             parts += tar.ranges(frames[-1].values())
         read = read_byte_ranges([part.place for part in parts], _MAX_REQUESTS)

@@ -209,7 +209,11 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
     if frames is None:
         return ShardFolder.open(location(text))
     cache = file_cache(config.dataset_cache).folder
-    used = {config.rename.source_of(name) for name in _fields(config, frames.options())}
+    # Of several data sets each may have the fields that another one names.
+    is_known = bool(config.action_fields and config.proprioception_fields)
+    is_known = is_known or len(config.dataset_manifest) == 1
+    named = _fields(config, frames.options()) if is_known else ()
+    used = {config.rename.source_of(name) for name in named}
     return FrameWindows(frames, config.windows, cache, tuple(sorted(used)))
 
 

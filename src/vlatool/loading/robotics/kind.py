@@ -545,9 +545,11 @@ def pairs_info(
         windows = windows.model_copy(update={**steps, "image_indices": config.image_indices})
     folder = None if is_frames else shards_format.ShardFolder.open(place)
     manifest = str(place if folder is None else folder.manifest)
-    info = load_info(
-        RoboticsDataConfig(dataset_manifest=[manifest], rename=config.rename, windows=windows)
-    )
+    keys: dict[str, Any] = {"rename": config.rename, "windows": windows}
+    if is_frames:  # only the statistics of these fields are computed
+        keys |= {"action_fields": config.action_fields}
+        keys |= {"proprioception_fields": config.proprioception_fields}
+    info = load_info(RoboticsDataConfig(dataset_manifest=[manifest], **keys))
     if folder is not None and folder.episodes is not None:
         info = replace(info, shards=(tuple(folder.episodes.shards()),))
     fields = [*config.action_fields, *config.proprioception_fields]
