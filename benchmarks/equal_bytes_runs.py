@@ -225,7 +225,7 @@ VLM = (
     f"--{BASE}.image_size 32 --{BASE}.num_vlm_layers_to_use 2 --total-train-steps 3"
 )
 POLICIES = {
-    "policy-data": f"{SPARTAN} --preset world-windows --samples-per-shard 16",
+    "policy-data": f"{SPARTAN} --preset world-windows --sink lbm --samples-per-shard 16",
     "policy-data-b": "preprocess spartan raw/spartan-b --preset world-windows",
     "policy": f"train {KEYPOINTS} --total-train-steps 20",
     "policy-two-loaders": f"train {KEYPOINTS} --total-train-steps 6 --data.num_workers 2",

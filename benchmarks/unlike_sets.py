@@ -87,7 +87,7 @@ def data_sets(root: Path, episodes: int, arms: Collection[str]) -> dict[str, lis
             write_set(raw, ROBOTS[name], numbers)
         options = written(data.with_suffix(".yaml"), made_options(ROBOTS[name], FPS, **wrong))
         words = ["preprocess", "hdf5", str(raw), "--preset", "world-windows", "--config", options]
-        words += ["--camera-names", "scene,wrist", "--output", str(data)]
+        words += ["--sink", "lbm", "--camera-names", "scene,wrist", "--output", str(data)]
         if wrong:
             answer = run(*words, check=False)
             print(f"wrong: {answer.get('error', {}).get('message', 'not refused')}")

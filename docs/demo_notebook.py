@@ -44,8 +44,8 @@ sample(SampleConfig(layout="spartan", output=str(FOLDER / "raw"), episodes=EPISO
 # %% [markdown]
 # ## 2. Training data
 #
-# `preprocess` cuts episodes into windows around each time step and writes them to tar shards, with
-# a manifest and statistics.
+# `preprocess` writes each frame once, in a tar per episode. Training cuts windows from it, around
+# each time step.
 
 # %%
 paths = {"format": "spartan", "sources": [str(FOLDER / "raw")], "output": str(FOLDER / "data")}

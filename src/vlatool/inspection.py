@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlatool.artifacts.base import finding_codes, recognize
 from vlatool.artifacts.check import CheckOptions, check_kinds_of_files, check_record_and_files
+from vlatool.artifacts.curation.choice import select
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.findings import Finding, FindingCodes, finding_of_error
@@ -17,7 +18,6 @@ from vlatool.jobs.record import read_record, record_file
 from vlatool.pages.layout import GENERATOR, page
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.sources.base import select
 from vlatool.sources.conventions import CONVENTION
 from vlatool.sources.detection import DetectedSource, detect_source
 from vlatool.sources.names_table import NamedSet, names_report, set_of_shards, set_of_source

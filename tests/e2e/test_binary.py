@@ -75,7 +75,7 @@ def test_data_commands_work_without_torch(
         "resolve-config -p world-pick",
     ):
         run(bare, file, home, tmp_path, *line.split())
-    assert (tmp_path / "data/shards/manifest.jsonl").is_file()
+    assert (tmp_path / "data/frames.json").is_file()
     words = ["train", "--preset", "world-pick", "--data", "data", "--output", "run", "--json"]
     error = json.loads(run(bare, file, home, tmp_path, *words, code=6))["error"]
     assert error["details"]["package"] == "torch"

@@ -10,7 +10,6 @@ import pytest
 
 from tests.builders.metaworld import skip_without_metaworld
 from vlatool.artifacts.curation.format import CuratedEpisode, badness, read_curation
-from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.sinks.curation import CurationSink
@@ -226,20 +225,16 @@ def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # trains two policies
-def test_errors_of_policies_that_were_not_trained_on_an_episode(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sink", ["frames", "lbm"])
+def test_errors_of_policies_that_were_not_trained_on_an_episode(tmp_path: Path, sink: str) -> None:
     raw, data, run = (str(tmp_path / name) for name in ("raw", "data", "run"))
     sample(SampleConfig(layout="spartan", output=raw, episodes=6, frames=24))
-    windows = {"sources": [raw], "output": data, "workers": "1"}
+    windows = {"sources": [raw], "output": data, "workers": "1", "sink.type": sink}
     preprocess(
         load_config(PreprocessConfig, presets=["world-windows"], overrides=typed(windows)).config
     )
     steps = {"total_train_steps": "2", "save_path": str(tmp_path), "name": "run"}
-    shards = ShardFolder.open(Path(data))
-    keys = {
-        "dataset_manifest": [str(shards.manifest)],
-        "dataset_statistics": [str(shards.statistics_file)],
-    }
-    overrides = typed({**{f"data.{key}": value for key, value in keys.items()}, **steps})
+    overrides = typed({"data.dataset_manifest": [data], **steps})
     train(load_config(TrainConfig, presets=["world-pick"], overrides=overrides).config)
     output = tmp_path / "out"
     result = curated(Path(raw), output, model=run, folds="2", rules__model_error__worst="0.5")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.surface.invoke import run_vlatool
 from vlatool.workflows.sample import SampleConfig, sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -43,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_robot.py").write_text(ROBOT)
     raw = str(folder / "raw")
     sample(SampleConfig(layout="spartan", output=raw, episodes=3, frames=20, workers=1))
+    shards = ["--sink", "lbm", "--preset", "world-windows", "--output", str(folder / "data-lbm")]
+    assert run_vlatool("preprocess", "spartan", raw, *shards)[0] == 0
     return folder
 
 

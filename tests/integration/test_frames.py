@@ -1,7 +1,7 @@
 """Frames are stored once; windows that are cut from them are those of `lbm` shards."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,21 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.s3_runs import upload
+from vlatool.artifacts.curation.format import read_curation
 from vlatool.artifacts.frames.format import FramesFolder
+from vlatool.artifacts.images import encode_jpeg, encode_png
 from vlatool.artifacts.tar import index_path
 from vlatool.config.resolve import Override, load_config
+from vlatool.episode import Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
-from vlatool.sinks.frames import FramesSink
+from vlatool.sinks.frames import FramesConfig, FramesEpisodeWriter, FramesSink
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.sinks import check_sink
+from vlatool.workflows.curate import CurateConfig, KeepRule, curate
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
@@ -125,6 +129,43 @@ def test_samples_and_statistics_are_those_of_shards(
     assert again.statistics == cut.statistics
 
 
+def test_the_stored_windows_are_those_of_training_unless_it_has_others(
+    raw: Path, tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    stored = {**WINDOWS["padded"], "filter_still_samples": True, "still_threshold": 0.001}
+    written(raw, tmp_path / "frames", "frames", **IMAGES, **stored)
+    kind = RoboticsKind()
+    changed = {"windows": {"stride": 3, "filter_still_samples": False}, **cache}
+    derived: list[Any] = []
+    for keys in (cache, changed):
+        manifest = [str(tmp_path / "frames")]
+        config = RoboticsDataConfig.model_validate({"dataset_manifest": manifest, **keys})
+        derived.append(kind.derive(config, kind.load_info(config))[0].windows.model_dump())
+    assert {key: derived[0][key] for key in stored} == stored
+    assert derived[1] == {**derived[0], "stride": 3, "filter_still_samples": False}
+    shards = written(tmp_path / "frames", tmp_path / "shards", "lbm")
+    assert shards.samples == len(samples(tmp_path / "frames", **cache)[1])
+
+
+@pytest.mark.parametrize("episodes", ["0,2", "@CURATION"])
+def test_training_takes_some_of_the_episodes(
+    raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any], episodes: str
+) -> None:
+    numbers = ["0", "2"]
+    if episodes == "@CURATION":
+        folder = tmp_path / "curation"
+        rules: Any = {"end_speed": KeepRule(worst=0.4)}
+        curate(CurateConfig(sources=[str(raw)], output=str(folder), rules=rules, workers=1))
+        episodes = f"@{folder}"
+        numbers = [name[-1] for name in read_curation(folder).selected()]
+        assert 0 < len(numbers) < 3
+    info, _ = samples(frames, episodes=episodes, **cache)
+    assert [shard.path.stem[-1] for shard in info.shards[0]] == numbers
+    written(raw, tmp_path / "lbm", "lbm", episodes=",".join(numbers), **IMAGES)
+    expected, _ = samples(tmp_path / "lbm", **cache)
+    assert {n: expected.statistics[n] for n in info.statistics} == info.statistics
+
+
 def test_another_rate_is_that_of_shards(
     raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
 ) -> None:
@@ -163,10 +204,55 @@ def test_an_image_is_never_encoded_twice(
         written(frames, tmp_path / "out", sink, **keys)
 
 
+class Jpegs(FrameSource):
+    """Three frames, of which the second is stored as PNG."""
+
+    size = (8, 12)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return 3
+
+    def read(self, indices: Sequence[int]) -> Any:
+        return self.pixels[[*indices]]
+
+    def encoded(self, index: int) -> bytes:
+        return encode_png(self.pixels[1]) if index == 1 else encode_jpeg(self.pixels[index], 50)
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_copied"),
+    [
+        ({}, [False] * 3),
+        ({"copy_jpeg": True}, [True, False, True]),
+        ({"copy_jpeg": True, "resize_images_size": (8, 8)}, [False] * 3),
+        ({"copy_jpeg": True, "camera_rotations": {"front": 2}}, [False] * 3),
+    ],
+)
+def test_recorded_jpegs_are_copied_where_nothing_changes(
+    tmp_path: Path, keys: dict[str, Any], is_copied: list[bool]
+) -> None:
+    (tmp_path / "frames").mkdir()
+    source = Jpegs()
+    episode = Episode("a", "task", 10.0, 3, {"front": source}, {})
+    FramesEpisodeWriter(tmp_path, FramesConfig(**keys))(EpisodeRef("a", tmp_path, ""), episode)
+    tar = FramesFolder(tmp_path).tar("a")
+    stored = [tar.members(number)["front_t0.jpg"] for number in range(3)]
+    assert [data == source.encoded(n) for n, data in enumerate(stored)] == is_copied
+
+
 def test_shards_have_no_other_windows(raw: Path, tmp_path: Path, cache: dict[str, Any]) -> None:
     written(raw, tmp_path / "lbm", "lbm", **IMAGES)
     with pytest.raises(UsageError, match=r"data.windows is for data of the sink frames"):
         samples(tmp_path / "lbm", windows={"stride": 2}, **cache)
+
+
+def test_episodes_are_chosen_from_one_data_set(frames: Path, cache: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="episode 7 does not exist"):
+        samples(frames, episodes="7", **cache)
+    both = {"dataset_manifest": [str(frames)] * 2, "episodes": "0", **cache}
+    with pytest.raises(UsageError, match=r"data\.episodes is for one data set"):
+        RoboticsKind().load_info(RoboticsDataConfig.model_validate(both))
 
 
 def test_shards_and_frames_are_one_mixture(

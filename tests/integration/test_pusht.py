@@ -23,8 +23,9 @@ ID = "gym_pusht/PushT-v0"
 
 @pytest.mark.skipif(not PUSHT.exists(), reason="the public recordings are not here")
 def test_windows_are_as_many_as_the_published_program_has(tmp_path: Path) -> None:
-    form = ["--preset", "pusht-windows", "--fps", "10", "--episodes", "0:20", "--json"]
-    code, text = run_vlatool("preprocess", "zarr", str(PUSHT), "-o", str(tmp_path / "out"), *form)
+    form = ["--preset", "pusht-windows", "--sink", "lbm", "--fps", "10", "--episodes", "0:20"]
+    words = ["preprocess", "zarr", str(PUSHT), "-o", str(tmp_path / "out"), *form, "--json"]
+    code, text = run_vlatool(*words)
     stops = zarr.open(str(PUSHT), mode="r")["meta/episode_ends"]
     # An episode of n rows has n + 1 + 7 - 15 windows; all 206 have 24,208.
     assert (code, json.loads(text)["samples"]) == (0, stops[19] - 20 * 7)

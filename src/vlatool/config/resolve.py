@@ -271,7 +271,9 @@ def load_config(
     problems: list[Problem] = []
     layers = [_apply_aliases(layer, schema.aliases, problems) for layer in read.trees]
     layers = [_expand_types(layer, schema) for layer in layers]
-    subclass = _specialize(schema, _merge_layers(layers, schema.exclusive, []))
+    merged = _merge_layers(layers, schema.exclusive, [])
+    subclass = _specialize(schema, merged)
+    layers = [_without_replaced_types(layer, merged, schema.flat_sections) for layer in layers]
     layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
     layers = [_apply_root_aliases(layer, subclass, problems) for layer in layers]
     layers = [_nest_flat_keys(layer, subclass, problems) for layer in layers]
@@ -459,6 +461,25 @@ def _expand_type(layer: coerce.Node, section: str) -> coerce.Node:
         return layer
     expanded = coerce.Node({"type": node}, node.origin)
     return replace(layer, value={**layer.value, section: expanded})
+
+
+def _without_replaced_types(
+    layer: coerce.Node, merged: coerce.Node, sections: Sequence[str]
+) -> coerce.Node:
+    """Leaves out sections of a `type` alone that a later layer replaces, so that the keys which the
+    layer has at the top level stay.
+    """
+    kept = dict(layer.value)
+    for section in sections:
+        node, final = layer.value.get(section), coerce.find(merged, [section, "type"])
+        own = node.value if node is not None and isinstance(node.value, dict) else {}
+        if (
+            final is not None
+            and [*own] == ["type"]
+            and coerce.plain(own["type"]) != coerce.plain(final)
+        ):
+            kept.pop(section)
+    return replace(layer, value=kept)
 
 
 def _expand_texts(node: coerce.Node, annotation: Any) -> coerce.Node:

@@ -196,6 +196,21 @@ def read_frames(camera: str, source: episode.FrameSource, frames: Sequence[int])
         return source.read(frames)
 
 
+def stored_jpeg(
+    camera: str, source: episode.FrameSource, frame: int, size: tuple[int, int]
+) -> bytes | None:
+    """The JPEG file of a frame, if it is one of the size (height, width) that every reader decodes
+    alike.
+    """
+    with _unreadable(camera, source, frame):
+        data = source.encoded(frame)
+        info = None if data is None else image_info(data)
+        if data is None or info is None or not (info.is_plain and info.format == JPEG):
+            return None
+        check_pixels(data)  # a JPEG has no checksums
+    return data if info.size == size else None
+
+
 @contextmanager
 def _unreadable(camera: str, source: episode.FrameSource, frame: int) -> Generator[None]:
     """Reports errors of decoders; an OSError of theirs is not one of the output disk."""

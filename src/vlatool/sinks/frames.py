@@ -33,21 +33,26 @@ from vlatool.sinks.lbm import (
 from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.transforms.geometry import make_geometry
 from vlatool.transforms.relative import with_pose_groups
-from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowSpec
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig, WindowSpec
 
 
-class FramesConfig(StoredImagesConfig):
-    """Frames from which windows are cut later."""
+class FramesConfig(StoredImagesConfig, WindowsConfig):
+    """Frames from which windows are cut later; training may change the keys of these."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type",),
-        "Images": tuple(
-            key for key in StoredImagesConfig.model_fields if key not in ("type", "pose_groups")
+        "Windows": tuple(WindowsConfig.model_fields),
+        "Images": (
+            *(key for key in StoredImagesConfig.model_fields if key not in ("type", "pose_groups")),
+            "copy_jpeg",
         ),
         "Unlike data sets": ("pose_groups",),
     }
 
     type: Literal["frames"] = option("frames", "Form of the output: tars of frames.")
+    copy_jpeg: bool = option(
+        False, "Copy JPEG images as they are recorded where size and rotation stay."
+    )
 
 
 @dataclass(frozen=True)

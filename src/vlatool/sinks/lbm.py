@@ -107,17 +107,7 @@ class LbmConfig(StoredImagesConfig, WindowsConfig):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type", "keep_episodes"),
-        "Windows": (
-            "past_lowdim_steps",
-            "future_lowdim_steps",
-            "stride",
-            "max_padding_left",
-            "max_padding_right",
-            "padding_strategy",
-            "filter_still_samples",
-            "still_threshold",
-            "still_field_thresholds",
-        ),
+        "Windows": tuple(key for key in WindowsConfig.model_fields if key != "image_indices"),
         "Images": (
             "image_indices",
             "resize_images_size",
@@ -169,6 +159,7 @@ class ImageStream:
     geometry: ImageGeometry  # rotation, resize and crop
     # `image` is encoded as JPEG, `values` (depth, labels) as 16-bit PNG without interpolation
     kind: Literal["image", "values"] = "image"
+    copies_jpeg: bool = False  # copy JPEG files that the geometry does not change
 
     def member(self, offset: int) -> str:
         """Suffix of the tar member of an image offset."""
@@ -178,10 +169,17 @@ class ImageStream:
         """Encoded files of the frames."""
         if self.source.is_prepared:
             return [self.source.encoded(frame) or b"" for frame in frames]
-        return [
-            self._file(pixels, quality)
-            for pixels in base.read_frames(self.name, self.source, frames)
-        ]
+        files: dict[int, bytes] = {}
+        if self.copies_jpeg and self.kind == "image" and self.geometry.is_identity:
+            size = self.geometry.target
+            for frame in frames:
+                if (data := base.stored_jpeg(self.name, self.source, frame, size)) is not None:
+                    files[frame] = data
+        missing = [frame for frame in frames if frame not in files]
+        pixels = base.read_frames(self.name, self.source, missing) if missing else ()
+        for frame, image in zip(missing, pixels, strict=True):
+            files[frame] = self._file(image, quality)
+        return [files[frame] for frame in frames]
 
     def _file(self, pixels: Array, quality: int) -> bytes:
         if self.kind == "image":
@@ -264,8 +262,9 @@ def image_streams(
     geometry: Callable[[str, tuple[int, int]], ImageGeometry],
 ) -> Iterator[ImageStream]:
     """Images of an episode, then its depth and labels; `geometry` of a camera and a size."""
+    copies = getattr(config, "copy_jpeg", False)
     for name, source in episode.cameras.items():
-        yield ImageStream(name, source, geometry(name, source.size))
+        yield ImageStream(name, source, geometry(name, source.size), copies_jpeg=copies)
     extra = {"depth": episode.depth if config.depth else {}}
     extra["label"] = episode.labels if config.labels else {}
     for kind, sources in extra.items():

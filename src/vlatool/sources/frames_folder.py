@@ -12,6 +12,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import UsageError
 from vlatool.sources import base
+from vlatool.transforms.windows import WindowsConfig
 
 # Keys of sinks that decide the bytes of an image.
 _OF_IMAGES = (
@@ -63,7 +64,10 @@ class FramesReader(base.FormatReader):
                         hint="leave it out, or preprocess the recordings",
                         code="usage.images_are_final",
                     )
-            sink = sink.model_copy(update={key: getattr(stored, key) for key in _OF_IMAGES})
+            copied = {key: getattr(stored, key) for key in _OF_IMAGES}
+            windows = WindowsConfig.model_fields.keys() & options.keys() - sink.model_fields_set
+            copied |= {key: options[key] for key in windows}
+            sink = sink.model_copy(update=copied)
         return sink
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:

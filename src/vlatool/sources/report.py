@@ -16,6 +16,7 @@ import numpy as np
 from vlatool.artifacts import field_summary
 from vlatool.artifacts.clips import browser_clip
 from vlatool.artifacts.conventions import Conventions, conventions_table
+from vlatool.artifacts.curation.choice import numbered, select
 from vlatool.artifacts.field_summary import unit
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
@@ -41,7 +42,7 @@ from vlatool.pages.images import (
 from vlatool.pages.layout import code, group, tiles
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
-from vlatool.sources.base import FormatReader, numbered, select
+from vlatool.sources.base import FormatReader
 from vlatool.sources.conventions import ConventionFits, SampledEpisodes
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.image_lags import ImageLags, lag_text

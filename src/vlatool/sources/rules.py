@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.curation.choice import select
 from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -21,7 +22,6 @@ from vlatool.sources.base import (
     camera_name_problem,
     field_mismatch,
     no_episodes,
-    select,
 )
 from vlatool.sources.conventions import fits_of
 from vlatool.sources.detection import DetectedSource

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import SerializeAsAny, field_validator
 
-from vlatool.artifacts.curation.format import selected_positions
+from vlatool.artifacts.curation.choice import chosen_numbers, select
 from vlatool.artifacts.field_summary import dimension_label
 from vlatool.config.base import ConfigModel, option, required_field, unique_items
 from vlatool.episode import Episode, EpisodeRef, Survey, listed_cameras
@@ -185,8 +184,8 @@ def _discover(
             )
         check_downloaded(source)
     discovered = base.checked_refs(list(reader.discover(sources)))
-    chosen = _numbers_of(config.episodes, discovered)
-    refs = base.select(discovered, chosen, config.exclude)
+    chosen = chosen_numbers(config.episodes, discovered)
+    refs = select(discovered, chosen, config.exclude)
     if not refs:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episodes found",
@@ -195,17 +194,6 @@ def _discover(
         )
     limit = config.max_episodes
     return len(discovered), refs if limit is None or limit <= 0 else refs[:limit], chosen
-
-
-def _numbers_of(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | None:
-    """Numbers and ranges of `--episodes`, of `@CURATION` those of the episodes that it keeps."""
-    if episodes is None or not episodes.startswith("@"):
-        return episodes
-    numbers = [*base.numbered(refs)]
-    positions = selected_positions(episodes.removeprefix("@"), [ref.id for ref in refs])
-    chosen = enumerate(sorted(numbers[position] for position in positions))
-    runs = ([*run] for _, run in groupby(chosen, key=lambda each: each[1] - each[0]))
-    return ",".join(f"{run[0][1]}:{run[-1][1] + 1}" for run in runs)
 
 
 def _with_cameras(

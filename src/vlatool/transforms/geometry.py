@@ -131,6 +131,11 @@ class ImageGeometry:
         return resampled(turned, self.scaled, self.offset, self.target, resize_filter)
 
     @property
+    def is_identity(self) -> bool:
+        """True if images stay as they are."""
+        return self.target == self.original and self.turns % 4 == 0
+
+    @property
     def _scale(self) -> tuple[float, float]:
         return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 

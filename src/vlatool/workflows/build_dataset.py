@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator, model_validator
 
 from vlatool.artifacts.codes.format import CodesFolder, CodesManifest, warn_of_collapse
+from vlatool.artifacts.curation.choice import select
 from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
 from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples import format as samples_format
@@ -23,7 +24,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.sources.base import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens import build

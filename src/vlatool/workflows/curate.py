@@ -24,6 +24,7 @@ from vlatool.artifacts.curation.format import (
     write_curation,
 )
 from vlatool.artifacts.curation.report import left_out, reasons, sections
+from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.run.format import CONFIG
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel, check_required, option
@@ -261,10 +262,10 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
         raise DataError.at(run, "is no training run", hint=hint, code="data.no_run")
     trained: Any = load_config(TrainConfig, files=[str(run / CONFIG)]).config
     manifests = getattr(trained.data, "dataset_manifest", ())
-    record = read_record(ShardFolder.open(pinned(manifests[0])).output) if manifests else None
+    record = read_record(_output_of(pinned(manifests[0]))) if manifests else None
     if record is None:
         raise UsageError(
-            f"{config.model}: is no run of a policy on shards that are still there",
+            f"{config.model}: is no run of a policy on data that are still there",
             hint="train one with vlatool train --data DIR of vlatool preprocess",
             code="usage.curation_model",
         )
@@ -289,10 +290,10 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
         preprocess(windows.config, reporter=reporter)
     errors: dict[str, float] = {}
     for part, tested in enumerate(folds):
-        others = [ShardFolder.open(fold) for fold in folds if fold != tested]
         keys = {
-            "data.dataset_manifest": [str(fold.manifest) for fold in others],
-            "data.dataset_statistics": [str(fold.statistics_file) for fold in others],
+            "data.dataset_manifest": [str(fold) for fold in folds if fold != tested],
+            "data.dataset_statistics": [],
+            "data.episodes": None,
             "save_path": str(root),
             "name": f"run_{part}",
             "remote_sync": None,
@@ -307,6 +308,12 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
         done = open_loop(asked, reporter=reporter).episodes
         errors |= {each.episode: each.error for each in done if each.error is not None}
     return {MODEL_ERROR: np.array([errors.get(each.id, np.nan) for each in curation.episodes])}
+
+
+def _output_of(data: Path) -> Path:
+    """Output that has a folder of frames, or the manifest of shards."""
+    frames = FramesFolder.find(data)
+    return ShardFolder.open(data).output if frames is None else frames.path
 
 
 def _typed(keys: Mapping[str, Any]) -> list[Override]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Episode, UInt8Array
@@ -128,7 +127,7 @@ def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult
     stopwatch = _Stopwatch()
     _record(config, paths, reporter)
     stopwatch.lap("sample")
-    samples = _shards(paths, reporter)
+    samples = _frames(paths, reporter)
     stopwatch.lap("preprocess")
     trained = _train(config, paths, reporter)
     stopwatch.lap("train")
@@ -185,7 +184,7 @@ def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
     )
 
 
-def _shards(paths: _Paths, reporter: Reporter) -> int:
+def _frames(paths: _Paths, reporter: Reporter) -> int:
     words = ("preprocess", "spartan", paths.raw, "--preset", "world-windows")
     _log_command(reporter, *words, "--output", paths.data)
     typed = {"format": "spartan", "sources": [str(paths.raw)], "output": str(paths.data)}
@@ -197,10 +196,8 @@ def _train(config: DemoConfig, paths: _Paths, reporter: Reporter) -> TrainResult
     words = ["train", "--preset", "world-pick", "--data", paths.data, "--output", paths.run]
     words += ["--total-train-steps", config.steps, "--hparams.seed", config.seed]
     _log_command(reporter, *words)
-    data = ShardFolder.open(paths.data)
     typed = {
-        "data.dataset_manifest": [str(data.manifest)],
-        "data.dataset_statistics": [str(data.statistics_file)],
+        "data.dataset_manifest": [str(paths.data)],
         "save_path": str(paths.root),
         "name": paths.run.name,
         "total_train_steps": config.steps,

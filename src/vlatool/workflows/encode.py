@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlatool.artifacts.codes import format as codes_format
+from vlatool.artifacts.curation.choice import select
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import check_required
 from vlatool.episode import EpisodeRef
@@ -23,7 +24,6 @@ from vlatool.jobs.run import run_command
 from vlatool.models.published import published_at
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights
-from vlatool.sources.base import select
 from vlatool.sources.detection import DetectedSource, detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file

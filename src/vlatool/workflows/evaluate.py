@@ -14,6 +14,7 @@ import numpy as np
 
 from vlatool.artifacts.base import recognize
 from vlatool.artifacts.contract import Contract, differences, refuse
+from vlatool.artifacts.curation.choice import numbered
 from vlatool.config.base import (
     ConfigModel,
     check_required,
@@ -33,7 +34,7 @@ from vlatool.models.trained import Weights, data_kind_of
 from vlatool.pages.layout import escape
 from vlatool.pages.text import number_text
 from vlatool.results import Result
-from vlatool.sources.base import id_part, numbered
+from vlatool.sources.base import id_part
 from vlatool.sources.detection import detect_source
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import is_remote, local_path, pinned

@@ -48,6 +48,14 @@ def test_a_key_of_the_sink_that_a_preset_names_can_be_typed() -> None:
     assert (sink.type, sink.jpeg_quality) == ("image-shards", 90)
 
 
+def test_keys_that_two_sinks_have_stay_when_another_sink_is_typed() -> None:
+    typed = [Override("sink.type", "lbm", "--sink")]
+    sink: Any = load_config(
+        PreprocessConfig, presets=["world-windows"], overrides=typed
+    ).config.sink
+    assert (sink.type, sink.future_lowdim_steps, sink.max_padding_right) == ("lbm", 15, 15)
+
+
 def test_presets_of_the_tiny_future_vla_fit_together() -> None:
     windows: Any = load_config(PreprocessConfig, presets=["future-vla-tiny-data"]).config.sink
     tokenizer: Any = load_config(TrainConfig, presets=["vqgan-tiny"]).config

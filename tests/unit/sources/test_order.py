@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from vlatool.artifacts.curation.choice import select
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.sources.base import checked_refs, select
+from vlatool.sources.base import checked_refs
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import yaml
 
 from tests.builders import spartan
 from tests.builders.preprocessing import has_message_and_hint, named
+from vlatool.artifacts.curation.choice import select
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, VlatoolError
-from vlatool.sources.base import select
 from vlatool.sources.selection import check_finite
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader

@@ -6,7 +6,7 @@ Key names are the published ones. Source: reference/training 1.7; formats/lbm 5.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vlatool.config import base
 from vlatool.config.base import option
@@ -14,7 +14,7 @@ from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import Method, Scope
-from vlatool.transforms.windows import WindowsConfig
+from vlatool.transforms.windows import Padding, WindowsConfig
 
 _Hue = Annotated[float, Field(ge=-0.5, le=0.5)]
 _Side = Annotated[float, Field(gt=0)]
@@ -121,12 +121,44 @@ class NormalizeConfig(base.ConfigModel):
         return self.model_copy(update=config.model_dump(exclude_none=True))
 
 
-class FrameWindowsConfig(WindowsConfig):
+def _window_key(name: str) -> Any:
+    description = WindowsConfig.model_fields[name].description or ""
+    return base.derived_field("windows of preprocessing_config.yaml", description)
+
+
+class FrameWindowsConfig(base.ConfigModel):
     """Windows that are cut from data of the sink `frames`."""
 
+    past_lowdim_steps: int | None = _window_key("past_lowdim_steps")
+    future_lowdim_steps: int | None = _window_key("future_lowdim_steps")
+    stride: int | None = _window_key("stride")
+    max_padding_left: int | None = _window_key("max_padding_left")
+    max_padding_right: int | None = _window_key("max_padding_right")
+    padding_strategy: Padding | None = _window_key("padding_strategy")
+    filter_still_samples: bool | None = _window_key("filter_still_samples")
+    still_threshold: float | None = _window_key("still_threshold")
+    still_field_thresholds: dict[str, float] | None = _window_key("still_field_thresholds")
+    image_indices: list[int] | None = _window_key("image_indices")
     fps: float | None = option(
         None, "Frames per second; poses are interpolated, images are the nearest.", gt=0
     )
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        try:
+            self.complete({})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ValueError(": ".join([*map(str, problem["loc"]), problem["msg"]])) from None
+        return self
+
+    def complete(self, stored: Mapping[str, Any]) -> WindowsConfig:
+        """These keys, and the stored values of those that are null."""
+        own = self.model_dump(exclude={"fps"}, exclude_none=True)
+        known = {key: stored[key] for key in WindowsConfig.model_fields if key in stored}
+        if own.get("filter_still_samples") is False:
+            known.pop("still_field_thresholds", None)
+        return WindowsConfig.model_validate({**known, **own})
 
 
 class RoboticsDataConfig(LoadingConfig):
@@ -185,6 +217,11 @@ class RoboticsDataConfig(LoadingConfig):
     )
     windows: FrameWindowsConfig = option(
         FrameWindowsConfig(), "Windows of data of the sink frames; shards have theirs."
+    )
+    episodes: str | None = option(
+        None,
+        "Episodes of a data set of the sink frames: numbers and ranges, such as 0:4,7, or "
+        "@CURATION for those that `vlatool curate` keeps.",
     )
     rename: NameMap = option(
         NameMap(),

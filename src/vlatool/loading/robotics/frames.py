@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.conventions import Conventions, conventions_of
+from vlatool.artifacts.curation.choice import chosen_numbers, select
 from vlatool.artifacts.frames.format import (
     CONFIG_NAME,
     FrameRange,
+    FramesEpisode,
     FramesFolder,
     FramesTar,
 )
 from vlatool.artifacts.shards.format import Shard
 from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar_sample import METADATA, image_suffix
-from vlatool.episode import Array, PoseGroup
+from vlatool.episode import Array, EpisodeRef, PoseGroup
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.job import digest_of
@@ -39,7 +41,7 @@ from vlatool.storage.documents import read_json
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.rates import NearestFrames, at_rate, command_fields
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries
-from vlatool.transforms.windows import EpisodeSampler, SampleSpec
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
 
 _COUNTS, _SUFFIX = "windows.json", ".windows"
 _MAX_REQUESTS = 32
@@ -56,10 +58,24 @@ class FrameWindows:
     config: FrameWindowsConfig
     cache: Path  # local folder for statistics
     fields: tuple[str, ...] = ()  # fields with statistics; empty: all
+    episodes: str | None = None  # as `data.episodes`
 
     @cached_property
     def _stored(self) -> dict[str, Any]:
         return self.folder.options()
+
+    @cached_property
+    def keys(self) -> WindowsConfig:
+        """Keys of the windows, none of them null."""
+        return self.config.complete(self._stored)
+
+    @cached_property
+    def chosen(self) -> tuple[FramesEpisode, ...]:
+        """The episodes that are used."""
+        known = self.folder.episodes
+        refs = [EpisodeRef(each.id, self.folder.path, "") for each in known]
+        used = {ref.id for ref in select(refs, chosen_numbers(self.episodes, refs))}
+        return tuple(each for each in known if each.id in used)
 
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
@@ -68,7 +84,7 @@ class FrameWindows:
         conversions = {**conversions, "fps": stored.get("fps")} if self.config.fps else None
         return {
             **stored,
-            **self.config.model_dump(mode="json", exclude={"fps"}),
+            **self.keys.model_dump(mode="json"),
             "fps": self.config.fps or stored.get("fps"),
             **({"conversions": conversions} if conversions else {}),
         }
@@ -78,13 +94,13 @@ class FrameWindows:
         options = self._stored
         size = options.get("resize_images_size")
         return SampleSpec(
-            windows=self.config.window_spec(),
-            image_offsets=tuple(self.config.image_indices),
+            windows=self.keys.window_spec(),
+            image_offsets=tuple(self.keys.image_indices),
             image_size=None if size is None else (size[1], size[0]),
             resize_method=options["image_resizing_method"],
             resize_filter=options["image_resizing_filter"],
             rotations=options.get("camera_rotations") or {},
-            still=self.config.stillness(),
+            still=self.keys.stillness(),
             compat=bool(options.get("compat")),
         )
 
@@ -103,7 +119,7 @@ class FrameWindows:
         """Folder in the cache with the statistics and the number of windows of each episode; made
         from the numbers of all episodes if it is not there yet.
         """
-        rows = [(each.id, each.sha256) for each in self.folder.episodes]
+        rows = [(each.id, each.sha256) for each in self.chosen]
         names = sorted(self.fields) or None
         place = self.cache / f"{digest_of([rows, self.options(), names])}{_SUFFIX}"
         if (place / _COUNTS).is_file():
@@ -147,7 +163,7 @@ class FrameWindows:
         def open_one(episode: str) -> EpisodeSampler:
             return self.sampler(self.folder.tar(episode), episode)
 
-        ids = [each.id for each in self.folder.episodes]
+        ids = [each.id for each in self.chosen]
         if is_remote(self.folder.path):
             return in_parallel(open_one, ids, _MAX_REQUESTS)
         return map(open_one, ids)
@@ -155,7 +171,7 @@ class FrameWindows:
     def shards(self) -> list[Shard]:
         """The tars with windows, and how many."""
         counts: Any = read_json(self.computed() / _COUNTS)
-        pairs = zip(self.folder.episodes, counts, strict=True)
+        pairs = zip(self.chosen, counts, strict=True)
         return [Shard(self.folder.tar(each.id).path, count) for each, count in pairs if count]
 
 

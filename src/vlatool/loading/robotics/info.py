@@ -136,6 +136,12 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
             "data.lowdim_future_timesteps, or preprocess with --sink frames",
             code="usage.windows_of_shards",
         )
+    if config.episodes is not None and (len(windows) > 1 or not any(windows)):
+        raise UsageError(
+            "data.episodes is for one data set, of the sink frames",
+            hint="choose episodes when preprocessing, with --episodes",
+            code="usage.episodes_of_shards",
+        )
     configured = config.dataset_statistics
     mergeable = len(configured or folders) > 1
     files = [
@@ -214,7 +220,7 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
     is_known = is_known or len(config.dataset_manifest) == 1
     named = _fields(config, frames.options()) if is_known else ()
     used = {config.rename.source_of(name) for name in named}
-    return FrameWindows(frames, config.windows, cache, tuple(sorted(used)))
+    return FrameWindows(frames, config.windows, cache, tuple(sorted(used)), config.episodes)
 
 
 def _merged(
@@ -280,6 +286,9 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
     actions = config.action_fields or agreed(info, "action_fields")
     observed = config.proprioception_fields or agreed(info, "proprioception_fields")
     past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+    cut = [windows.keys.model_dump() for windows in info.windows if windows is not None]
+    first = cut[0] if cut else {}
+    same = {key: value for key, value in first.items() if all(w[key] == value for w in cut)}
     scaled = {
         "include_fields": [*observed, *actions],
         "lowdim_past_timesteps": info.statistics_past,
@@ -289,6 +298,7 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
         update={
             "camera_names": list(cameras),
             "image_indices": list(indices),
+            "windows": config.windows.model_copy(update=same),
             "image_names": image_names(listed_cameras(cameras), indices),
             "action_fields": list(actions),
             "proprioception_fields": list(observed),

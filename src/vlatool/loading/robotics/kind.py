@@ -137,6 +137,7 @@ class RoboticsKind(base.DataKind):
             "dataset_statistics": [],
             "dataset_weighting": [],
             "dataset_modality": [],
+            "episodes": None,
             "shuffle": False,
             "augmentation": config.augmentation.without_randomness(),
         }
