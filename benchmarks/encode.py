@@ -45,8 +45,9 @@ def main(variant: str, images: int, batch: int, workers: int) -> None:
         print(f"{variant}, {images} images, batches of {batch}, {tokenizer.device.type}")
         for precision in ("fp32", "bf16") if tokenizer.device.type == "cuda" else ("fp32",):
             rate = device_rate(tokenizer, frames[:batch], precision, images)
-            share = rate * GFLOPS[variant][0] / 1000 / PEAK_TFLOPS
-            share_text = f", {share:.0%} of the peak" if tokenizer.device.type == "cuda" else ""
+            teraflops = rate * GFLOPS[variant][0] / 1000
+            share = f"{teraflops:.2f} TFLOP/s, {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}"
+            share_text = f", {share}" if tokenizer.device.type == "cuda" else ""
             print(f"device alone, {precision}: {rate:.2f} images/s{share_text}")
             show_run(tokenizer, folder, precision, batch, workers)
 

@@ -157,9 +157,10 @@ def rate(name: str, work: Callable[[Tensor], None], gflops: float, device: torch
     for _ in range(3):
         once()
     seconds = statistics.median(timed(once) for _ in range(10))
-    share = batch * gflops / seconds / (PEAK_TFLOPS * 1000)
+    teraflops = batch * gflops / seconds / 1000
+    share = f"{teraflops:.0f} TFLOP/s, {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}"
     memory = torch.cuda.max_memory_allocated() / 2**30
-    text = f"{batch / seconds:.0f} images/s, {share:.1%} of the peak, {memory:.1f} GiB"
+    text = f"{batch / seconds:.0f} images/s, {share}, {memory:.1f} GiB"
     print(f"{name:8} batch {batch}, bfloat16: {text}")
 
 

@@ -33,6 +33,7 @@ SMALLEST = {
     "--tokenizer '--total-train-steps 1' --start '--scenes 4 --steps 1 1 1 --batch-size 2' "
     "--train '--total-train-steps 1 --data.val_ratio 0 --total-val-samples null'",
     "future_vla_images": "--size tiny --batch 1 --repeats 1",
+    "gpu": "--help",  # runs others of these scripts
     "in_turn": "--before HERE --runs 1 -- --version",
     "lerobot_conversion": "--episodes 1 --frames 4 --runs 1",
     "lerobot_pass": "--frames 4 --turns 1",

@@ -133,7 +133,7 @@ def test_the_stored_windows_are_those_of_training_unless_it_has_others(
     raw: Path, tmp_path: Path, cache: dict[str, Any]
 ) -> None:
     stored = {**WINDOWS["padded"], "filter_still_samples": True, "still_threshold": 0.001}
-    written(raw, tmp_path / "frames", "frames", **IMAGES, **stored)
+    expected = written(raw, tmp_path / "frames", "frames", **IMAGES, **stored).samples
     kind = RoboticsKind()
     changed = {"windows": {"stride": 3, "filter_still_samples": False}, **cache}
     derived: list[Any] = []
@@ -144,7 +144,7 @@ def test_the_stored_windows_are_those_of_training_unless_it_has_others(
     assert {key: derived[0][key] for key in stored} == stored
     assert derived[1] == {**derived[0], "stride": 3, "filter_still_samples": False}
     shards = written(tmp_path / "frames", tmp_path / "shards", "lbm")
-    assert shards.samples == len(samples(tmp_path / "frames", **cache)[1])
+    assert shards.samples == expected == len(samples(tmp_path / "frames", **cache)[1])
 
 
 @pytest.mark.parametrize("episodes", ["0,2", "@CURATION"])

@@ -33,7 +33,7 @@ from vlatool.sinks.lbm import (
 from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.transforms.geometry import make_geometry
 from vlatool.transforms.relative import with_pose_groups
-from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig, WindowSpec
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig, make_windows
 
 
 class FramesConfig(StoredImagesConfig, WindowsConfig):
@@ -53,6 +53,13 @@ class FramesConfig(StoredImagesConfig, WindowsConfig):
     copy_jpeg: bool = option(
         False, "Copy JPEG images as they are recorded where size and rotation stay."
     )
+
+    def sampler(self, episode: Episode) -> EpisodeSampler:
+        """Windows of an episode, without images, that training cuts unless it has other keys."""
+        method, still = self.image_resizing_method, self.stillness()
+        return EpisodeSampler(
+            episode, (), SampleSpec(self.window_spec(), (0,), None, method, still=still)
+        )
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,11 @@ class FramesEpisodeWriter:
             tar.finish()
         index = write_index(self.output, name, ranges, tar.position)
         sizes = {camera: list(source.size) for camera, source in stored.cameras.items()}
-        count = stored.num_frames
+        count, sampler = stored.num_frames, config.sampler(stored)
         return Receipt(
             ref.id,
-            counts={"frames": count, "samples": count},
+            counts={"frames": count, "samples": len(sampler)},
+            dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, count), index),
             findings=tuple(missing_findings(episode, config)),
             facts={base.SIZES: sizes},
@@ -123,10 +131,8 @@ class FramesSink(base.Sink):
         self._config, self._setup = config, setup
         self._writer = FramesEpisodeWriter(setup.output, config)
         self.work: base.Work = self._writer
-        self._example = self.stored(setup.survey.example(1))
-        # Relative poses are fields of the windows.
-        spec = SampleSpec(WindowSpec(0, 0), (0,), None, config.image_resizing_method)
-        sampler = EpisodeSampler(self._example, (), spec)
+        self._example = self.stored(setup.survey.example(config.window_spec().length))
+        sampler = config.sampler(self._example)  # relative poses are fields of the windows
         self.fields: Mapping[str, int] = {
             name: sampler.widths().get(name, 0) for name in sampler.fields
         }
@@ -145,8 +151,9 @@ class FramesSink(base.Sink):
         output = self._setup.output
         episodes: list[frames_format.FramesEpisode] = []
         files: list[FileEntry] = []
-        sizes: dict[str, set[tuple[int, ...]]] = {}
+        samples, sizes = 0, dict[str, set[tuple[int, ...]]]()
         for receipt in receipts:
+            samples += receipt.counts["samples"]
             files += receipt.files
             if receipt.files:
                 tar, count = receipt.files[0], receipt.counts["frames"]
@@ -167,10 +174,14 @@ class FramesSink(base.Sink):
         size = sum(file.bytes for file in files)
         small = (frames_format.CONFIG_NAME, frames_format.NAME)
         files += [file_entry(output, name) for name in small]
-        return base.SinkSummary(sum(each.frames for each in episodes), size, tuple(files))
+        return base.SinkSummary(samples, size, tuple(files))
 
     def estimate(self) -> base.Estimate:
-        return base.Estimate(self._setup.survey.frames)
+        survey, spec = self._setup.survey, self._config.window_spec()
+        if survey.frames is None:
+            return base.Estimate(None)
+        frames = round(survey.frames / max(survey.episodes, 1))
+        return base.Estimate(len(make_windows(frames, spec).anchors) * survey.episodes)
 
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml."""

@@ -72,7 +72,7 @@ class PreprocessResult(JobResult):
         if self.is_planned:
             return f"would write about {content}"
         size = f"{self.bytes / 1e6:.1f} MB"
-        if self.bytes_on_disk and not self.amounts:
+        if self.bytes_on_disk and self.shards and not self.amounts:
             size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in total"
         return f"{content} ({size})"
 
