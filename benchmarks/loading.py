@@ -3,6 +3,7 @@
     python benchmarks/loading.py DATA [--workers 1] [--batch 16] [--steps 100] [--runs 5]
     python benchmarks/loading.py DATA --before ../vlatool-before
     python benchmarks/loading.py DATA --remote [--delay-ms 20] [--by-sample]
+    python benchmarks/loading.py DATA --against FRAMES [--remote]
 
 DATA is an output of `vlatool preprocess`, such as demo/data. With --before, two checkouts run in
 turn, A B A B ...; with --remote, DATA is copied to a local S3 server behind a proxy that delays
@@ -165,6 +166,21 @@ def local(arguments: argparse.Namespace) -> None:
         print(f"{median_and_range(seconds)} ms to the first micro-batch at position {position}")
 
 
+def compare(arguments: argparse.Namespace, env: Mapping[str, str], *data: str) -> None:
+    """Prints rates of two data sets in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in data}
+    for number in range(arguments.runs + 1):
+        for name in data:
+            rate = child(arguments, data=name, env=env)["rate"]
+            if number:
+                rates[name].append(rate)
+    print(f"samples/s, {arguments.workers} loader processes, batches of {arguments.batch}")
+    for name, values in rates.items():
+        print(f"{median_and_range(values)}: {name}")
+    before, now = (statistics.median(rates[name]) for name in data)
+    print(f"{now / before:.3f} x", flush=True)
+
+
 def remote(arguments: argparse.Namespace) -> None:
     """Compares the same data on disk and in S3 with delayed responses."""
     sys.path[:0] = [str(HERE), str(HERE / "src")]
@@ -174,6 +190,13 @@ def remote(arguments: argparse.Namespace) -> None:
 
     with s3_server() as server, faulty_proxy(server.endpoint) as proxy:
         os.environ.update(server.env)
+        if arguments.against:
+            bucket = RemotePath(f"s3://{server.bucket()}")
+            pair = [(arguments.data, bucket / "data"), (arguments.against, bucket / "other")]
+            places = [str(upload(Path(folder), place)) for folder, place in pair]
+            proxy.faults.delay_s = arguments.delay_ms / 1000
+            compare(arguments, proxy.env, *places)
+            return
         target = RemotePath(f"s3://{server.bucket()}/data")
         upload(Path(arguments.data), target)
         near = child(arguments)
@@ -199,6 +222,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--against", help="data that are read in turn with DATA")
     parser.add_argument("--remote", action="store_true")
     parser.add_argument("--by-sample", action="store_true")
     parser.add_argument("--crop", action="store_true", help="random 224 x 224 crop")
@@ -210,4 +234,7 @@ if __name__ == "__main__":
         print(json.dumps(measure(arguments)))
     else:
         print(describe())
-        (remote if arguments.remote else local)(arguments)
+        if arguments.against and not arguments.remote:
+            compare(arguments, {}, arguments.data, arguments.against)
+        else:
+            (remote if arguments.remote else local)(arguments)

@@ -8,12 +8,14 @@ Legend of shapes: F frames, C dimensions of a field.
 """
 
 import json
+import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -112,19 +114,24 @@ class FrameRange(NamedTuple):
 
 
 class FramesTar:
-    """Tar of an episode with its index."""
+    """Tar of an episode with its index; `copy` is a local file with its content, closed with it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, copy: IO[bytes] | None = None) -> None:
+        self.path, self.copy = path, copy
+        if copy is not None:
+            weakref.finalize(self, copy.close)
         self.episode_id = path.name.removeprefix("episode_").removesuffix(".tar")
 
     @cached_property
-    def index(self) -> ShardIndex:
+    def version(self) -> FileVersion:
         try:
-            version = FileVersion.of(self.path)
+            return FileVersion.of(self.path)
         except FileNotFoundError:
             raise self.error(f"is missing, but {NAME} names it") from None
-        return shard_index(FileCache(default_cache_folder()), version)
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        return shard_index(FileCache(default_cache_folder()), self.version, self.copy)
 
     def ranges(self, frames: Iterable[int]) -> list[FrameRange]:
         """Ranges with the images of some frames; with the numbers for -1."""
@@ -146,10 +153,15 @@ class FramesTar:
         """Content of each member at a frame, or of the numbers at -1."""
         try:
             part = self._range(frame, frame)
-            return part.frames(read_byte_range(part.place))[frame]
+            return part.frames(self.read(part.place))[frame]
         except ValueError as error:
             place = "the numbers" if frame < 0 else f"frame {frame}"
             raise self.error(f"{place}: {error}") from None
+
+    def read(self, place: ByteRange) -> bytes:
+        if self.copy is None:
+            return read_byte_range(place)
+        return os.pread(self.copy.fileno(), place.stop - place.start, place.start)
 
     def error(self, reason: str) -> DataError:
         return DataError.at(self.path, reason, hint=_HINT, code="data.broken_shard")

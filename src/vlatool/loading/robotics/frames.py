@@ -33,7 +33,7 @@ from vlatool.events import counted
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.robotics.config import FrameWindowsConfig
-from vlatool.loading.shard_reader import BROKEN_SAMPLE
+from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache
 from vlatool.storage.atomic import atomic_folder, write_json
 from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.byte_ranges import read_byte_ranges
@@ -46,6 +46,7 @@ from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
 _COUNTS, _SUFFIX = "windows.json", ".windows"
 _MAX_REQUESTS = 32
 _MAX_PREFETCHED = 128
+_MAX_COPIES = 192  # open files of remote episodes
 _MAX_BYTES = 2**28  # of the numbers that stay in memory, per loader worker
 _POSE_BYTES = 72  # three numbers of a position and six of a rotation
 
@@ -206,8 +207,10 @@ class WindowReader:
         shards: Sequence[ShardInfo],
         cameras: Sequence[str],
         offsets: Sequence[int],
+        cache: ShardCache,
     ) -> None:
-        self._arguments = (windows, shards, cameras, offsets)
+        self._arguments = (windows, shards, cameras, offsets, cache)
+        self._cache = cache
         self._windows, self._shards = windows, shards
         self._cameras, self._offsets = tuple(cameras), tuple(offsets)
         self._open: OrderedDict[int, tuple[FramesTar, EpisodeSampler]] = OrderedDict()
@@ -234,13 +237,18 @@ class WindowReader:
         opened = self._opened({ref.shard: None for ref in refs})
         frames: list[dict[int, int]] = []
         parts: list[FrameRange] = []
+        contents: dict[FrameRange, bytes] = {}
         for ref in refs:
             tar, sampler = opened[ref.shard]
             offsets = self._offsets if self._cameras and sampler.cameras else ()
             frames.append(_stored_frames(sampler, ref.sample, offsets))
-            parts += tar.ranges(frames[-1].values())
+            ranges = tar.ranges(frames[-1].values())
+            if tar.copy is None:
+                parts += ranges
+            else:
+                contents |= {part: tar.read(part.place) for part in ranges}
         read = read_byte_ranges([part.place for part in parts], _MAX_REQUESTS)
-        contents = dict(zip(parts, read, strict=True))
+        contents |= zip(parts, read, strict=True)
         return [
             self._sample(ref.sample, *opened[ref.shard], each, contents)
             for ref, each in zip(refs, frames, strict=True)
@@ -288,7 +296,9 @@ class WindowReader:
             for number in numbers:
                 self._open.move_to_end(number)
             opened = {number: self._open[number] for number in numbers}
-            while self._bytes > _MAX_BYTES and len(self._open) > len(numbers):
+            while len(self._open) > len(numbers) and (
+                self._bytes > _MAX_BYTES or (remote and len(self._open) > _MAX_COPIES)
+            ):
                 _, (_, sampler) = self._open.popitem(last=False)
                 self._bytes -= _size_of(sampler)
         return opened
@@ -297,6 +307,8 @@ class WindowReader:
         """Tar and windows of an episode; the run ends if it changed."""
         shard = self._shards[number]
         tar = FramesTar(shard.location)
+        if is_remote(tar.path) and self._cache.stores(tar.version.size):
+            tar = FramesTar(tar.path, self._cache.files.open_copy(tar.version))
         sampler = self._windows.sampler(tar, tar.episode_id)
         if len(sampler) != shard.size:
             raise tar.error(f"has {counted(len(sampler), 'window')}, expected {shard.size}")

@@ -313,7 +313,8 @@ class RoboticsReader(SampleReader):
 
     def __init__(self, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
         self._arguments = (config, info)
-        self._shards = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
+        cache = ShardCache.of(config, info.datasets)
+        self._shards = ShardReader(info.datasets, cache)
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         widths = dict(zip(names, info.widths(names), strict=True))
         self._decoders = [
@@ -330,6 +331,7 @@ class RoboticsReader(SampleReader):
                 info.datasets[number].shards,
                 [info.renames[number].cameras.get(name, name) for name in config.cameras],
                 config.image_indices,
+                cache,
             )
             for number, windows in enumerate(info.windows)
             if windows is not None
