@@ -114,16 +114,15 @@ def _read(
     grids: list[UInt8Array] = []
     repeated: list[Array] = []
     shown: list[UInt8Array] = []
-    last: UInt8Array | None = None
+    last: tuple[UInt8Array, ...] = ()
+    last_grid: tuple[UInt8Array, ...] = ()
     for start in range(0, num_frames, base.FRAMES_PER_READ):
         frames = range(start, min(start + base.FRAMES_PER_READ, num_frames))
         read = base.read_rgb(camera, source, frames)
-        images = read if last is None else np.concatenate([last, read])
-        of_images = grid(images)
-        grids.append(of_images[len(images) - len(read) :])
-        repeated.append(repeats(images, of_images))
+        grids.append(grid(read))
+        repeated.append(repeats([*last, *read], [*last_grid, *grids[-1]]))
         shown += [image for frame, image in zip(frames, read, strict=True) if frame in at]
-        last = read[-1:]
+        last, last_grid = (read[-1],), (grids[-1][-1],)
     return np.concatenate(grids), np.concatenate(repeated), shown
 
 

@@ -4,6 +4,7 @@ Legend of shapes: F frames, G grid points of a side.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,8 +27,8 @@ def grid(images: UInt8Array) -> UInt8Array:
     return images[:, rows[:, None], columns]
 
 
-def repeats(images: UInt8Array, grids: UInt8Array) -> Array:
-    """Bool [N - 1]: an image [N, H, W, 3] shows the same as the one before it."""
+def repeats(images: Sequence[UInt8Array], grids: Sequence[UInt8Array]) -> Array:
+    """Bool [N - 1]: an image [H, W, 3] shows the same as the one before it."""
     pairs = enumerate(itertools.pairwise(grids))
     same = [_alike(*of_grid) and _alike(images[n], images[n + 1]) for n, of_grid in pairs]
     return np.array(same, bool)
