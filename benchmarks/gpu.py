@@ -43,12 +43,12 @@ SHARE = re.compile(r"TFLOP/s, ([\d.]+)% of ([\d.]+)")
 
 def figures(line: str) -> dict[str, Any]:
     """Numbers of a printed line by their units, and the share of a peak in TFLOP/s."""
-    found: dict[str, Any] = {"line": line.strip()}
+    values: dict[str, Any] = {"line": line.strip()}
     for text, unit in NUMBER.findall(line):
-        found.setdefault(unit, []).append(float(text.replace(",", "")))
+        values.setdefault(unit, []).append(float(text.replace(",", "")))
     if share := SHARE.search(line):
-        found["share of the peak"], found["peak"] = float(share[1]) / 100, float(share[2])
-    return found
+        values["share of the peak"], values["peak"] = float(share[1]) / 100, float(share[2])
+    return values
 
 
 def measured(words: list[str], limit: float) -> dict[str, Any]:

@@ -193,9 +193,9 @@ def remote(arguments: argparse.Namespace) -> None:
         if arguments.against:
             bucket = RemotePath(f"s3://{server.bucket()}")
             pair = [(arguments.data, bucket / "data"), (arguments.against, bucket / "other")]
-            places = [str(upload(Path(folder), place)) for folder, place in pair]
+            locations = [str(upload(Path(folder), place)) for folder, place in pair]
             proxy.faults.delay_s = arguments.delay_ms / 1000
-            compare(arguments, proxy.env, *places)
+            compare(arguments, proxy.env, *locations)
             return
         target = RemotePath(f"s3://{server.bucket()}/data")
         upload(Path(arguments.data), target)

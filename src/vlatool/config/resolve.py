@@ -469,7 +469,7 @@ def _without_replaced_types(
     """Leaves out sections of a `type` alone that a later layer replaces, so that the keys which the
     layer has at the top level stay.
     """
-    kept = dict(layer.value)
+    top = dict(layer.value)
     for section in sections:
         node, final = layer.value.get(section), coerce.find(merged, [section, "type"])
         own = node.value if node is not None and isinstance(node.value, dict) else {}
@@ -478,8 +478,8 @@ def _without_replaced_types(
             and [*own] == ["type"]
             and coerce.plain(own["type"]) != coerce.plain(final)
         ):
-            kept.pop(section)
-    return replace(layer, value=kept)
+            top.pop(section)
+    return replace(layer, value=top)
 
 
 def _expand_texts(node: coerce.Node, annotation: Any) -> coerce.Node:
