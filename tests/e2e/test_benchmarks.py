@@ -50,7 +50,7 @@ SMALLEST = {
     "recordings": "--help",  # needs recordings of others
     "run_sync": "DATA --preset diffusion-policy-tiny --steps 12 --every 6 --delay 0.01 --runs 1",
     "scale": "--episodes 2",
-    "scaling": "--episodes 1,2 --repeat 1",
+    "scaling": "--episodes 1,2 --sinks frames",
     "serving": "--clients 1,2 --requests 4 --model-ms 1",
     "serving_hostile": "--bad 2 --requests 4 --forms deep,unfinished --sizes 1000",
     "stages": "RAW --size 16,16",
