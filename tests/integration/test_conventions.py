@@ -131,6 +131,22 @@ def test_a_typed_form_that_the_states_contradict_is_refused(
     assert written(recording, tmp_path / "out", trust_declared=True, **options).is_planned
 
 
+def test_differences_between_frames_are_refused_at_another_rate(
+    recording: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    written(recording, tmp_path / "out", sink={"type": "frames"})
+    for fps in (None, 2.5):
+        keys = {"dataset_manifest": [output], "windows": {"fps": fps}}
+        config = RoboticsDataConfig.model_validate(keys)
+        if fps is None:
+            assert RoboticsKind().load_info(config).num_samples
+            continue
+        with fails("data.rate_of_differences") as caught:
+            RoboticsKind().load_info(config)
+        assert caught.value.details == {"field": "actions"}
+
+
 @pytest.mark.parametrize("frame", ["base", "tool"])
 def test_a_typed_frame_that_the_states_contradict_is_refused(
     recording: Path, tmp_path: Path, frame: str

@@ -193,7 +193,11 @@ def test_shards_from_frames_have_the_bytes_of_shards_from_recordings(
     [
         ("lbm", {"jpeg_quality": 80}, "--jpeg-quality is 80, but the images .* have 95"),
         ("lbm", {"resize_images_size": [9, 9]}, r"is \(9, 9\), but the images .* have \(24, 20\)"),
-        ("lbm", {"image_resizing_filter": "lanczos_vips"}, "is None, but the images .* have box"),
+        (
+            "lbm",
+            {"image_resizing_filter": "lanczos_vips"},
+            "is lanczos_vips, but the images .* have box",
+        ),
         ("jsonl", {}, "only lbm copies them"),
     ],
 )

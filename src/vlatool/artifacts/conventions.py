@@ -11,6 +11,7 @@ from typing import Any
 from vlatool.artifacts.manifest import ManifestType
 from vlatool.events import counted
 from vlatool.pages.text import number_text, text_table
+from vlatool.transforms.relative import SUFFIX
 
 _ONE = 0.02  # share by which a scale may differ from one number, or from 1
 _MOST_NUMBERS = 3
@@ -78,6 +79,11 @@ class Conventions:
     # Messages on declarations that the data clearly contradict, and that --trust-declared took.
     trusted: tuple[str, ...] = ()
 
+    def differences(self, actions: Sequence[str]) -> Iterator[Convention]:
+        """Groups of these action fields that mean something else at another rate."""
+        known = {name.removesuffix(SUFFIX) for name in actions}
+        return (each for each in self.groups if each.field in known and each.relation == ("delta",))
+
     @property
     def sample_text(self) -> str:
         chosen = counted(self.episodes, "episode")
@@ -121,6 +127,13 @@ def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
         )
         for group in conventions.groups
     ]
+
+
+def rate_problem(group: Convention) -> str:
+    return (
+        f"{group.name}: actions that are differences between frames "
+        f"({meaning(group)}) mean something else at another rate"
+    )
 
 
 def meaning(group: Convention) -> str:

@@ -58,6 +58,7 @@ class FramesReader(base.FormatReader):
             for key in _OF_IMAGES:
                 asked, has = getattr(sink, key), getattr(stored, key)
                 if key in sink.model_fields_set and asked != has:
+                    asked = sink.resize_filter if key == "image_resizing_filter" else asked
                     raise UsageError(
                         f"--{key.replace('_', '-')} is {asked}, but the images in {source} have "
                         f"{has}: they would be encoded again",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.artifacts.conventions import CONVENTIONS, meaning
+from vlatool.artifacts.conventions import CONVENTIONS, rate_problem
 from vlatool.config import base
 from vlatool.config.base import option
 from vlatool.config.resolve import Override, load_config
@@ -39,7 +39,7 @@ from vlatool.sources.selection import (
     select_episodes,
 )
 from vlatool.storage.uri import location, pinned
-from vlatool.transforms.relative import SUFFIX, declarations, stored_from
+from vlatool.transforms.relative import declarations, stored_from
 from vlatool.workflows import road
 
 
@@ -315,12 +315,10 @@ class PreprocessJob:
         """Raises DataError if actions that are stored at another rate depend on the rate."""
         actions = self._sink.action_fields
         fits = fits_of(self._reader, self.items, actions)
-        for group in fits.conventions.groups if fits else ():
-            is_action = group.field in {name.removesuffix(SUFFIX) for name in actions}
-            if is_action and group.relation == ("delta",) and not self._config.trust_declared:
+        for group in fits.conventions.differences(actions) if fits else ():
+            if not self._config.trust_declared:
                 raise DataError(
-                    f"{group.name}: actions that are differences between frames "
-                    f"({meaning(group)}) mean something else at another rate",
+                    rate_problem(group),
                     hint="declare their pose in pose_groups, which makes it absolute, or choose "
                     "other --action-fields; --trust-declared true writes them as they are",
                     code="data.rate_of_differences",

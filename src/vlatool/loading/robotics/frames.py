@@ -70,6 +70,10 @@ class FrameWindows:
         """Keys of the windows, none of them null."""
         return self.config.complete(self._stored)
 
+    @property
+    def changes_rate(self) -> bool:
+        return self.config.fps not in (None, self._stored.get("fps"))
+
     @cached_property
     def chosen(self) -> tuple[FramesEpisode, ...]:
         """The episodes that are used."""

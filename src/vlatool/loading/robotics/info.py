@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from vlatool.artifacts.conventions import rate_problem
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
@@ -129,6 +130,8 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         if isinstance(folder, ShardFolder) and not is_remote(folder.manifest):
             check_shards(folder.manifest, entries)
     windows = tuple(each if isinstance(each, FrameWindows) else None for each in folders)
+    for folder in filter(None, windows):
+        _check_rate(folder, config)
     if config.windows != FrameWindowsConfig() and not any(windows):
         raise UsageError(
             f"data.windows is for data of the sink frames; {config.dataset_manifest[0]} has shards",
@@ -181,6 +184,20 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         renames=tuple(renames),
         windows=windows,
     )
+
+
+def _check_rate(windows: FrameWindows, config: RoboticsDataConfig) -> None:
+    conventions = windows.conventions() if windows.changes_rate else None
+    actions = config.action_fields or windows.options().get("action_fields") or ()
+    stored = [config.rename.source_of(name) for name in actions]
+    for group in conventions.differences(stored) if conventions else ():
+        raise DataError(
+            rate_problem(group),
+            hint="choose other data.action_fields, leave out data.windows.fps, or preprocess the "
+            "recordings with their poses declared in pose_groups",
+            code="data.rate_of_differences",
+            details={"field": group.field},
+        )
 
 
 def _by_field(values: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
