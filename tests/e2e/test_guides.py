@@ -28,7 +28,7 @@ PIPELINES = {
 # Files that the last lines of a pipeline leave.
 LEFT = {
     "readme": ["data.html", "runs/pick/latest.json", "runs/tuned/latest.json"],
-    "hdf5": ["demo-data/shards/manifest.jsonl"],
+    "hdf5": ["demo-data/frames.json"],
     "lbm": ["runs/small/latest.json", "runs/smaller/latest.json"],
     "lerobot": ["runs/mine/latest.json"],
     "future-vla": [
