@@ -15,11 +15,11 @@ from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.images import encode_jpeg, encode_png
 from vlatool.artifacts.tar import index_path
 from vlatool.config.resolve import Override, load_config
-from vlatool.episode import Episode, EpisodeRef, FrameSource
+from vlatool.episode import Episode, EpisodeRef, FrameSource, ObservationSpec
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.base import DroppedSample, SampleRef
+from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.kind import RoboticsKind, pairs_info
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.sinks.frames import FramesConfig, FramesEpisodeWriter, FramesSink
 from vlatool.storage.remote_path import RemotePath
@@ -259,6 +259,22 @@ def test_episodes_are_chosen_from_one_data_set(frames: Path, cache: dict[str, An
         RoboticsKind().load_info(RoboticsDataConfig.model_validate(both))
 
 
+def test_shards_validate_and_evaluate_a_run_on_frames(
+    raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    written(raw, tmp_path / "lbm", "lbm", **IMAGES)
+    shards = str(tmp_path / "lbm")
+    keys = {"dataset_manifest": [str(frames)], "val_dataset_manifest": [shards], **cache}
+    kind = RoboticsKind()
+    config = RoboticsDataConfig.model_validate(keys)
+    derived, _ = kind.derive(config, kind.load_info(config))
+    validation = kind.validation(derived)
+    assert validation is not None
+    count = kind.load_info(validation).num_samples
+    options = PairOptions(ObservationSpec(past=1), horizon=4)
+    assert pairs_info(shards, derived, options, {}).num_samples == count > 0
+
+
 def test_shards_and_frames_are_one_mixture(
     raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
 ) -> None:
@@ -283,8 +299,10 @@ def test_frames_in_a_bucket_and_without_indexes(
     for each in FramesFolder(bare).episodes:
         index_path(FramesFolder(bare).tar(each.id).path).unlink()
     _, expected = samples(frames, **cache)
-    for place in (bare, upload(frames, RemotePath(f"s3://{s3_bucket}/frames"))):
-        _, cut = samples(place, **cache)
+    remote = upload(frames, RemotePath(f"s3://{s3_bucket}/frames"))
+    ranges = {"dataset_cache": {**cache["dataset_cache"], "enabled": False}}
+    for place, keys in ((bare, cache), (remote, ranges), (remote, cache)):
+        _, cut = samples(place, **keys)
         for pair in zip(expected, cut, strict=True):
             check_equal(*pair)
 

@@ -132,7 +132,9 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     windows = tuple(each if isinstance(each, FrameWindows) else None for each in folders)
     for folder in filter(None, windows):
         _check_rate(folder, config)
-    if config.windows != FrameWindowsConfig() and not any(windows):
+    # Validation data may be shards beside training data of frames.
+    is_typed = config.windows != FrameWindowsConfig() and not config.cameras_are_known
+    if is_typed and not any(windows):
         raise UsageError(
             f"data.windows is for data of the sink frames; {config.dataset_manifest[0]} has shards",
             hint="take fewer of their steps with data.lowdim_past_timesteps and "

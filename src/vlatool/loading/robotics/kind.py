@@ -546,9 +546,9 @@ def pairs_info(
         windows = windows.model_copy(update={**steps, "image_indices": config.image_indices})
     folder = None if is_frames else shards_format.ShardFolder.open(place)
     manifest = str(place if folder is None else folder.manifest)
-    keys: dict[str, Any] = {"rename": config.rename, "windows": windows}
+    keys: dict[str, Any] = {"rename": config.rename}
     if is_frames:  # only the statistics of these fields are computed
-        keys |= {"action_fields": config.action_fields}
+        keys |= {"windows": windows, "action_fields": config.action_fields}
         keys |= {"proprioception_fields": config.proprioception_fields}
     info = load_info(RoboticsDataConfig(dataset_manifest=[manifest], **keys))
     if folder is not None and folder.episodes is not None:
