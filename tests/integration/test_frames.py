@@ -252,7 +252,7 @@ def test_shards_have_no_other_windows(raw: Path, tmp_path: Path, cache: dict[str
 
 
 def test_episodes_are_chosen_from_one_data_set(frames: Path, cache: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="episode 7 does not exist"):
+    with pytest.raises(DataError, match=r"data\.episodes: episode 7 does not exist"):
         samples(frames, episodes="7", **cache)
     both = {"dataset_manifest": [str(frames)] * 2, "episodes": "0", **cache}
     with pytest.raises(UsageError, match=r"data\.episodes is for one data set"):

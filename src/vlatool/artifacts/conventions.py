@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.manifest import ManifestType
+from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.pages.text import number_text, text_table
 from vlatool.transforms.relative import SUFFIX
@@ -79,11 +80,6 @@ class Conventions:
     # Messages on declarations that the data clearly contradict, and that --trust-declared took.
     trusted: tuple[str, ...] = ()
 
-    def differences(self, actions: Sequence[str]) -> Iterator[Convention]:
-        """Groups of these action fields that mean something else at another rate."""
-        known = {name.removesuffix(SUFFIX) for name in actions}
-        return (each for each in self.groups if each.field in known and each.relation == ("delta",))
-
     @property
     def sample_text(self) -> str:
         chosen = counted(self.episodes, "episode")
@@ -129,11 +125,18 @@ def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
     ]
 
 
-def rate_problem(group: Convention) -> str:
-    return (
-        f"{group.name}: actions that are differences between frames "
-        f"({meaning(group)}) mean something else at another rate"
-    )
+def refuse_differences(conventions: Conventions, actions: Sequence[str], hint: str) -> None:
+    """Raises DataError if action fields that get another rate are differences between frames."""
+    known = {name.removesuffix(SUFFIX) for name in actions}
+    for group in conventions.groups:
+        if group.field in known and group.relation == ("delta",):
+            raise DataError(
+                f"{group.name}: actions that are differences between frames "
+                f"({meaning(group)}) mean something else at another rate",
+                hint=hint,
+                code="data.rate_of_differences",
+                details={"field": group.field},
+            )
 
 
 def meaning(group: Convention) -> str:

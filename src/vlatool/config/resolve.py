@@ -471,13 +471,9 @@ def _without_replaced_types(
     """
     top = dict(layer.value)
     for section in sections:
-        node, final = layer.value.get(section), coerce.find(merged, [section, "type"])
-        own = node.value if node is not None and isinstance(node.value, dict) else {}
-        if (
-            final is not None
-            and [*own] == ["type"]
-            and coerce.plain(own["type"]) != coerce.plain(final)
-        ):
+        final = coerce.find(merged, [section, "type"])
+        own = coerce.plain(top[section]) if section in top and final is not None else None
+        if isinstance(own, dict) and [*own] == ["type"] and own["type"] != coerce.plain(final):
             top.pop(section)
     return replace(layer, value=top)
 

@@ -26,6 +26,7 @@ from vlatool.sinks.lbm import (
     EpisodeEncoder,
     LbmSink,
     StoredImagesConfig,
+    estimated_windows,
     image_streams,
     missing_findings,
     write_index,
@@ -33,7 +34,7 @@ from vlatool.sinks.lbm import (
 from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.transforms.geometry import make_geometry
 from vlatool.transforms.relative import with_pose_groups
-from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig, make_windows
+from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
 
 
 class FramesConfig(StoredImagesConfig, WindowsConfig):
@@ -84,6 +85,7 @@ class FramesEpisodeWriter:
                 turns.get(camera, 0) % 4,
                 config.resize_filter,
             ),
+            copies_jpeg=config.copy_jpeg,
         )
         name, frames = frames_format.tar_name(ref.id), range(stored.num_frames)
         ranges: list[tuple[int, int]] = []
@@ -177,11 +179,7 @@ class FramesSink(base.Sink):
         return base.SinkSummary(samples, size, tuple(files))
 
     def estimate(self) -> base.Estimate:
-        survey, spec = self._setup.survey, self._config.window_spec()
-        if survey.frames is None:
-            return base.Estimate(None)
-        frames = round(survey.frames / max(survey.episodes, 1))
-        return base.Estimate(len(make_windows(frames, spec).anchors) * survey.episodes)
+        return base.Estimate(estimated_windows(self._setup.survey, self._config))
 
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml."""

@@ -25,7 +25,7 @@ from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.artifacts.tar_sample import sample_members
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, per_second
 from vlatool.findings import Finding, FindingCodes, warning
@@ -260,11 +260,12 @@ def image_streams(
     episode: Episode,
     config: StoredImagesConfig,
     geometry: Callable[[str, tuple[int, int]], ImageGeometry],
+    *,
+    copies_jpeg: bool = False,
 ) -> Iterator[ImageStream]:
     """Images of an episode, then its depth and labels; `geometry` of a camera and a size."""
-    copies = getattr(config, "copy_jpeg", False)
     for name, source in episode.cameras.items():
-        yield ImageStream(name, source, geometry(name, source.size), copies_jpeg=copies)
+        yield ImageStream(name, source, geometry(name, source.size), copies_jpeg=copies_jpeg)
     extra = {"depth": episode.depth if config.depth else {}}
     extra["label"] = episode.labels if config.labels else {}
     for kind, sources in extra.items():
@@ -273,6 +274,16 @@ def image_streams(
                 source = sources[name]
                 values = geometry(name, source.size)
                 yield ImageStream(f"{name}_{kind}", source, values, "values")
+
+
+def estimated_windows(survey: Survey, config: WindowsConfig, rate: float = 1.0) -> int | None:
+    """Number of windows if all episodes are of equal length; None if the survey has no length.
+    `rate` is that of the stored frames by that of the recording.
+    """
+    if survey.frames is None:
+        return None
+    frames = round(rate * survey.frames / max(survey.episodes, 1))
+    return len(make_windows(frames, config.window_spec()).anchors) * survey.episodes
 
 
 _RATE_ERRORS = "rate_errors"  # fact of receipts: of another rate
@@ -663,12 +674,10 @@ class LbmSink(base.Sink):
 
     def estimate(self) -> base.Estimate:
         survey = self._setup.survey
-        if survey.frames is None:
-            return base.Estimate(None)
         rate = (self._config.target.fps or 0) / (survey.fps or 1) or 1
-        frames = round(rate * survey.frames / max(survey.episodes, 1))
-        windows = make_windows(frames, self._config.sample_spec().windows)
-        samples = len(windows.anchors) * survey.episodes
+        samples = estimated_windows(survey, self._config, rate)
+        if samples is None:
+            return base.Estimate(None)
         return base.Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
 
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:

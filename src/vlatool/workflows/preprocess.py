@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.artifacts.conventions import CONVENTIONS, rate_problem
+from vlatool.artifacts.conventions import CONVENTIONS, refuse_differences
 from vlatool.config import base
 from vlatool.config.base import option
 from vlatool.config.resolve import Override, load_config
@@ -315,15 +315,13 @@ class PreprocessJob:
         """Raises DataError if actions that are stored at another rate depend on the rate."""
         actions = self._sink.action_fields
         fits = fits_of(self._reader, self.items, actions)
-        for group in fits.conventions.differences(actions) if fits else ():
-            if not self._config.trust_declared:
-                raise DataError(
-                    rate_problem(group),
-                    hint="declare their pose in pose_groups, which makes it absolute, or choose "
-                    "other --action-fields; --trust-declared true writes them as they are",
-                    code="data.rate_of_differences",
-                    details={"field": group.field},
-                )
+        if fits and not self._config.trust_declared:
+            refuse_differences(
+                fits.conventions,
+                actions,
+                "declare their pose in pose_groups, which makes it absolute, or choose other "
+                "--action-fields; --trust-declared true writes them as they are",
+            )
 
     def name(self, item: EpisodeRef) -> str:
         return item.id

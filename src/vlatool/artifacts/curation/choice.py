@@ -23,18 +23,20 @@ class _Numbered(Protocol):
 T = TypeVar("T", bound=_Numbered)
 
 
-def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -> list[T]:
-    """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
+def select(
+    refs: Sequence[T], include: str | None, exclude: str | None = None, option: str = "--episodes"
+) -> list[T]:
+    """Episodes of a selection such as `0:4,7`, which `option` gives, minus those of `exclude`.
 
     Numbers are those of `numbered`. The end of a range is excluded.
     """
     known = numbered(refs)
-    selected = list(known) if include is None else sorted(_numbers("--episodes", include, known))
+    selected = list(known) if include is None else sorted(_numbers(option, include, known))
     if exclude is not None:
         excluded = _numbers("--exclude", exclude, known)
         selected = [number for number in selected if number not in excluded]
     if refs and not selected:
-        options = {"--episodes": include, "--exclude": exclude}
+        options = {option: include, "--exclude": exclude}
         options_text = " ".join(
             f"{name} {text}" for name, text in options.items() if text is not None
         )

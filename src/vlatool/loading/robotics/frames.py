@@ -78,8 +78,11 @@ class FrameWindows:
     def chosen(self) -> tuple[FramesEpisode, ...]:
         """The episodes that are used."""
         known = self.folder.episodes
+        if self.episodes is None:
+            return known
         refs = [EpisodeRef(each.id, self.folder.path, "") for each in known]
-        used = {ref.id for ref in select(refs, chosen_numbers(self.episodes, refs))}
+        numbers = chosen_numbers(self.episodes, refs)
+        used = {ref.id for ref in select(refs, numbers, option="data.episodes")}
         return tuple(each for each in known if each.id in used)
 
     def options(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vlatool.artifacts.conventions import rate_problem
+from vlatool.artifacts.conventions import refuse_differences
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
@@ -190,15 +190,13 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
 
 def _check_rate(windows: FrameWindows, config: RoboticsDataConfig) -> None:
     conventions = windows.conventions() if windows.changes_rate else None
-    actions = config.action_fields or windows.options().get("action_fields") or ()
-    stored = [config.rename.source_of(name) for name in actions]
-    for group in conventions.differences(stored) if conventions else ():
-        raise DataError(
-            rate_problem(group),
-            hint="choose other data.action_fields, leave out data.windows.fps, or preprocess the "
+    if conventions is not None:
+        actions = config.action_fields or windows.options().get("action_fields") or ()
+        refuse_differences(
+            conventions,
+            [config.rename.source_of(name) for name in actions],
+            "choose other data.action_fields, leave out data.windows.fps, or preprocess the "
             "recordings with their poses declared in pose_groups",
-            code="data.rate_of_differences",
-            details={"field": group.field},
         )
 
 
