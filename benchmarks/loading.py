@@ -21,7 +21,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,42 +144,36 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def local(arguments: argparse.Namespace) -> None:
-    """Prints rates of the checkouts in turn, then times to the first micro-batch."""
-    checkouts = [HERE, *([arguments.before.resolve()] if arguments.before else [])]
-    rates: dict[Path, list[float]] = {tree: [] for tree in checkouts}
+def in_turn(arguments: argparse.Namespace, runs: Mapping[str, Callable[[], Any]]) -> None:
+    """Prints the rates of some measurements in turn, and the last by the first."""
+    rates: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(arguments.runs + 1):
-        for tree in checkouts:
-            rate = child(arguments, tree)["rate"]
+        for name, run in runs.items():
+            rate = run()["rate"]
             if number:  # the first run warms caches
-                rates[tree].append(rate)
+                rates[name].append(rate)
     print(f"samples/s, {arguments.workers} loader processes, batches of {arguments.batch}")
-    for tree, values in rates.items():
-        print(f"{median_and_range(values)}: {tree}")
-    if arguments.before:
-        before, now = (statistics.median(rates[tree]) for tree in reversed(checkouts))
-        print(f"{now / before:.3f} x")
+    for name, values in rates.items():
+        print(f"{median_and_range(values)}: {name}")
+    if len(rates) > 1:
+        before, *_, now = (statistics.median(values) for values in rates.values())
+        print(f"{now / before:.3f} x", flush=True)
+
+
+def local(arguments: argparse.Namespace) -> None:
+    """Prints rates of the checkouts or of the data in turn, then times to the first micro-batch."""
+    if arguments.against:
+        names = (arguments.data, arguments.against)
+        in_turn(arguments, {name: partial(child, arguments, data=name) for name in names})
+        return
+    checkouts = [*([arguments.before.resolve()] if arguments.before else []), HERE]
+    in_turn(arguments, {str(tree): partial(child, arguments, tree) for tree in checkouts})
     for position in (0, FAR):
         seconds = [
             1000 * child(arguments, first=position, workers=0, steps=1)["opened"]
             for _ in range(arguments.runs)
         ]
         print(f"{median_and_range(seconds)} ms to the first micro-batch at position {position}")
-
-
-def compare(arguments: argparse.Namespace, env: Mapping[str, str], *data: str) -> None:
-    """Prints rates of two data sets in turn."""
-    rates: dict[str, list[float]] = {name: [] for name in data}
-    for number in range(arguments.runs + 1):
-        for name in data:
-            rate = child(arguments, data=name, env=env)["rate"]
-            if number:
-                rates[name].append(rate)
-    print(f"samples/s, {arguments.workers} loader processes, batches of {arguments.batch}")
-    for name, values in rates.items():
-        print(f"{median_and_range(values)}: {name}")
-    before, now = (statistics.median(rates[name]) for name in data)
-    print(f"{now / before:.3f} x", flush=True)
 
 
 def remote(arguments: argparse.Namespace) -> None:
@@ -195,7 +190,8 @@ def remote(arguments: argparse.Namespace) -> None:
             pair = [(arguments.data, bucket / "data"), (arguments.against, bucket / "other")]
             locations = [str(upload(Path(folder), place)) for folder, place in pair]
             proxy.faults.delay_s = arguments.delay_ms / 1000
-            compare(arguments, proxy.env, *locations)
+            far = {name: partial(child, arguments, env=proxy.env, data=name) for name in locations}
+            in_turn(arguments, far)
             return
         target = RemotePath(f"s3://{server.bucket()}/data")
         upload(Path(arguments.data), target)
@@ -234,7 +230,4 @@ if __name__ == "__main__":
         print(json.dumps(measure(arguments)))
     else:
         print(describe())
-        if arguments.against and not arguments.remote:
-            compare(arguments, {}, arguments.data, arguments.against)
-        else:
-            (remote if arguments.remote else local)(arguments)
+        (remote if arguments.remote else local)(arguments)

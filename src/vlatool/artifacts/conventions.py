@@ -125,7 +125,7 @@ def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
     ]
 
 
-def refuse_differences(conventions: Conventions, actions: Sequence[str], hint: str) -> None:
+def check_rate(conventions: Conventions, actions: Sequence[str], hint: str) -> None:
     """Raises DataError if action fields that get another rate are differences between frames."""
     known = {name.removesuffix(SUFFIX) for name in actions}
     for group in conventions.groups:

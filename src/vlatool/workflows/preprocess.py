@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.artifacts.conventions import CONVENTIONS, refuse_differences
+from vlatool.artifacts.conventions import CONVENTIONS, check_rate
 from vlatool.config import base
 from vlatool.config.base import option
 from vlatool.config.resolve import Override, load_config
@@ -316,7 +316,7 @@ class PreprocessJob:
         actions = self._sink.action_fields
         fits = fits_of(self._reader, self.items, actions)
         if fits and not self._config.trust_declared:
-            refuse_differences(
+            check_rate(
                 fits.conventions,
                 actions,
                 "declare their pose in pose_groups, which makes it absolute, or choose other "

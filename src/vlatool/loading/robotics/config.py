@@ -149,7 +149,8 @@ class FrameWindowsConfig(base.ConfigModel):
             self.complete({})
         except ValidationError as error:
             problem = error.errors()[0]
-            raise ValueError(": ".join([*map(str, problem["loc"]), problem["msg"]])) from None
+            message = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(": ".join([*map(str, problem["loc"]), message])) from None
         return self
 
     def complete(self, stored: Mapping[str, Any]) -> WindowsConfig:

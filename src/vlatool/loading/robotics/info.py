@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vlatool.artifacts.conventions import refuse_differences
+from vlatool.artifacts.conventions import check_rate
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
@@ -192,7 +192,7 @@ def _check_rate(windows: FrameWindows, config: RoboticsDataConfig) -> None:
     conventions = windows.conventions() if windows.changes_rate else None
     if conventions is not None:
         actions = config.action_fields or windows.options().get("action_fields") or ()
-        refuse_differences(
+        check_rate(
             conventions,
             [config.rename.source_of(name) for name in actions],
             "choose other data.action_fields, leave out data.windows.fps, or preprocess the "
