@@ -472,8 +472,10 @@ def _without_replaced_types(
     top = dict(layer.value)
     for section in sections:
         final = coerce.find(merged, [section, "type"])
-        own = coerce.plain(top[section]) if section in top and final is not None else None
-        if isinstance(own, dict) and [*own] == ["type"] and own["type"] != coerce.plain(final):
+        if final is None or section not in top:
+            continue
+        own = coerce.plain(top[section])
+        if isinstance(own, dict) and own.keys() == {"type"} and own["type"] != coerce.plain(final):
             top.pop(section)
     return replace(layer, value=top)
 
