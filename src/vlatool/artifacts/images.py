@@ -27,10 +27,12 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _JPEG_START = b"\xff\xd8\xff"
 # Published progressive images have about 10 scans; each takes the time of decoding the image.
 MAX_SCANS = 100
-_JPEG_SCAN = b"\xff\xda"
-# Second bytes of the headers of a frame: sequential, and progressive or unusual.
-_JPEG_SEQUENTIAL = (b"\xc0", b"\xc1")
-_JPEG_FRAMES = (*_JPEG_SEQUENTIAL, *(bytes([kind]) for kind in (0xC2, 0xC3, *range(0xC5, 0xC8))))
+_JPEG_SCAN = 0xFFDA
+_JPEG_MARKERS = 0xFF00
+_JPEG_HEADER = struct.Struct(">2H")  # marker, and number of bytes after it
+# Headers of a frame: sequential, and progressive or unusual.
+_JPEG_SEQUENTIAL = (0xFFC0, 0xFFC1)
+_JPEG_FRAMES = frozenset((*_JPEG_SEQUENTIAL, 0xFFC2, 0xFFC3, *range(0xFFC5, 0xFFC8)))
 # Errors of Pillow for data that is no image; the warning is raised where warnings are errors.
 _BROKEN = (
     OSError,
@@ -154,7 +156,7 @@ def _check_scans(data: bytes) -> None:
     """Raises ValueError for a JPEG whose many scans each take the time of an image."""
     if not data.startswith(_JPEG_START) or _has_one_scan(data):
         return
-    scans = data.count(_JPEG_SCAN)  # cannot be part of compressed values
+    scans = data.count(_JPEG_SCAN.to_bytes(2))  # cannot be part of compressed values
     if scans > MAX_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; the limit is {MAX_SCANS}")
 
@@ -164,13 +166,15 @@ def _has_one_scan(data: bytes) -> bool:
 
     Reads the headers before it: counting the scans takes a tenth of the time of decoding.
     """
-    at, is_progressive, colors = 2, True, b""
-    while data[at : at + 1] == b"\xff":
-        kind, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4])
-        if kind == _JPEG_SCAN[1:]:
-            return not is_progressive and data[at + 4 : at + 5] == colors
-        if kind in _JPEG_FRAMES:
-            is_progressive, colors = kind not in _JPEG_SEQUENTIAL, data[at + 9 : at + 10]
+    at, is_progressive, colors = 2, True, -1
+    while at + 9 < len(data):
+        marker, length = _JPEG_HEADER.unpack_from(data, at)
+        if marker == _JPEG_SCAN:
+            return not is_progressive and data[at + 4] == colors
+        if marker in _JPEG_FRAMES:
+            is_progressive, colors = marker not in _JPEG_SEQUENTIAL, data[at + 9]
+        elif marker < _JPEG_MARKERS:
+            return False
         at += 2 + length
     return False
 
