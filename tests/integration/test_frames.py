@@ -79,9 +79,13 @@ def cache(tmp_path: Path) -> dict[str, Any]:
     return {"dataset_cache": {"cache_dir": str(tmp_path / "cache")}}
 
 
+def config_of(data: Path, **keys: Any) -> RoboticsDataConfig:
+    return RoboticsDataConfig.model_validate({"dataset_manifest": [str(data)], **keys})
+
+
 def samples(data: Path, **keys: Any) -> tuple[Any, list[DecodedSample | DroppedSample]]:
     """Info of data, and all samples in stored order."""
-    config = RoboticsDataConfig.model_validate({"dataset_manifest": [str(data)], **keys})
+    config = config_of(data, **keys)
     kind = RoboticsKind()
     info = kind.load_info(config)
     derived, _ = kind.derive(config, info)
@@ -161,6 +165,11 @@ def test_training_takes_some_of_the_episodes(
         assert 0 < len(numbers) < 3
     info, _ = samples(frames, episodes=episodes, **cache)
     assert [shard.path.stem[-1] for shard in info.shards[0]] == numbers
+    # A job on another machine has no curation: its config has the numbers.
+    derived, _ = RoboticsKind().derive(config_of(frames, episodes=episodes, **cache), info)
+    assert samples(frames, episodes=derived.episodes, **cache)[0].shards == info.shards
+    assert derived.episodes is not None
+    assert "@" not in derived.episodes
     written(raw, tmp_path / "lbm", "lbm", episodes=",".join(numbers), **IMAGES)
     expected, _ = samples(tmp_path / "lbm", **cache)
     assert {n: expected.statistics[n] for n in info.statistics} == info.statistics

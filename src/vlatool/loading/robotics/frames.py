@@ -75,15 +75,21 @@ class FrameWindows:
         return self.config.fps not in (None, self._stored.get("fps"))
 
     @cached_property
+    def _refs(self) -> list[EpisodeRef]:
+        return [EpisodeRef(each.id, self.folder.path, "") for each in self.folder.episodes]
+
+    @cached_property
+    def numbers(self) -> str | None:
+        """Numbers and ranges of `episodes`, of a curation those that it keeps."""
+        return chosen_numbers(self.episodes, self._refs)
+
+    @cached_property
     def chosen(self) -> tuple[FramesEpisode, ...]:
         """The episodes that are used."""
-        known = self.folder.episodes
         if self.episodes is None:
-            return known
-        refs = [EpisodeRef(each.id, self.folder.path, "") for each in known]
-        numbers = chosen_numbers(self.episodes, refs)
-        used = {ref.id for ref in select(refs, numbers, option="data.episodes")}
-        return tuple(each for each in known if each.id in used)
+            return self.folder.episodes
+        used = {ref.id for ref in select(self._refs, self.numbers, option="data.episodes")}
+        return tuple(each for each in self.folder.episodes if each.id in used)
 
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""

@@ -316,6 +316,7 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
             "camera_names": list(cameras),
             "image_indices": list(indices),
             "windows": config.windows.model_copy(update=same),
+            "episodes": config.episodes and next(filter(None, info.windows)).numbers,
             "image_names": image_names(listed_cameras(cameras), indices),
             "action_fields": list(actions),
             "proprioception_fields": list(observed),
