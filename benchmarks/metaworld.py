@@ -48,6 +48,15 @@ def run(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def rolled_out(trained: Path, task: str, episodes: str) -> dict[str, Any]:
+    """Report of the rollouts in a task; kept beside the run."""
+    output = trained / "eval" / f"{task}-{episodes}"
+    if (report := output / "report.json").exists():  # written last
+        return json.loads(report.read_text())
+    environment = ["--env", f"metaworld/{task}", "--episodes", episodes]
+    return run("eval", "rollout", str(trained), *environment, "--output", str(output))
+
+
 def main() -> None:
     """Records, preprocesses, trains and rolls out."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -72,8 +81,7 @@ def main() -> None:
         run("train", "--preset", "metaworld", *words, "--total-train-steps", str(arguments.steps))
         rates = []
         for task in tasks:
-            environment = ["--env", f"metaworld/{task}", "--episodes", str(arguments.rollouts)]
-            result = run("eval", "rollout", trained, *environment)
+            result = rolled_out(Path(trained), task, str(arguments.rollouts))
             low, high = result["confidence_95"]
             print(
                 f"{task}: {result['successes']} of {result['episodes']} ({low:.0%} to {high:.0%})"
