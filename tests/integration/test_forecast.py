@@ -185,8 +185,16 @@ def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
 FUTURE_VLA_4B = ("train", "-p", "future-vla-libero", "-p", "future-vla-4b", "--json")
 
 
+FEW_LAYERS = {
+    "qwen.text_config.num_hidden_layers": "2",
+    "qwen.vision_config.depth": "1",
+    "qwen.vision_config.deepstack_visual_indexes": "[0]",
+    "dino.num_hidden_layers": "1",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a minute and a half of computing
+@pytest.mark.timeout(900)  # half a minute of computing
 def test_run_of_4b_sizes_is_planned_without_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +210,21 @@ def test_run_of_4b_sizes_is_planned_without_weights(
     for kind, copies in {"gradients": 1, "optimizer": 2, "averages": 1}.items():
         assert memory[kind] == pytest.approx(copies * state, rel=0.05)
     assert memory["activations"]
-    assert run_command([*words, "--nproc", "1"]) == 2
+
+
+@pytest.mark.slow
+def test_adapters_or_more_devices_make_a_language_model_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = write_samples(tmp_path, episodes=1, side=256)
+    words = [*FUTURE_VLA_4B, "--data", str(samples), "--dry-run", "--num-epochs", "64"]
+    words += ["--nproc", "1"]
+    for key, value in FEW_LAYERS.items():
+        words += [f"--model.{key}", value]
+    assert run_command([*words, "--device-memory", "1TB"]) == 0
+    memory = json.loads(capsys.readouterr().out)["forecast"]["memory"]
+    limit = sum(memory.values()) - memory["activations"]  # below the smallest batch
+    assert run_command([*words, "--device-memory", str(limit)]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "usage.device_memory"
     adapters, devices = error["details"]["fits_with"]
