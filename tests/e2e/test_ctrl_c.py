@@ -1,4 +1,4 @@
-"""Ctrl-C at twenty moments of nine commands: exit 130 with a report, no traceback, no hang.
+"""Ctrl-C at fourteen moments of nine commands: exit 130 with a report, no traceback, no hang.
 
 Moments are events of the command's own process and of those that it starts, spread over all that
 an uninterrupted run has, so they include imports, the start of workers and the last files.
@@ -26,7 +26,7 @@ from vlatool.world.registration import ENVIRONMENT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Words = Sequence[str | Path]
-COLD, MOMENTS = 3, 20  # a cold start imports everything, the others have done so
+COLD, MOMENTS = 2, 14  # a cold start imports everything, the others have done so
 SECONDS = 90.0  # of a command, on a busy machine
 
 
