@@ -19,6 +19,7 @@ from vla_eval.model_servers.serve import serve
 from vla_eval.specs import DimSpec
 
 from vlatool import ControlLoop, load_policy
+from vlatool.errors import VlatoolError
 
 
 class VlatoolServer(PredictModelServer):
@@ -34,7 +35,14 @@ class VlatoolServer(PredictModelServer):
 
     def __init__(self, checkpoint, cameras=None, fields=None, actions=(), execute_steps=4):
         super().__init__()
-        self.policy = load_policy(checkpoint)
+        self.policy = policy = load_policy(checkpoint)
+        for given, known in (
+            (cameras, policy.cameras),
+            (fields, policy.fields),
+            (actions, policy.actions),
+        ):
+            if unknown := [name for name in given or () if name not in known]:
+                raise ValueError(f"the policy has no {unknown[0]!r}; it has {', '.join(known)}")
         self.loop = ControlLoop(self.policy, execute_steps=execute_steps)
         self.cameras = {name: (cameras or {}).get(name, name) for name in self.policy.cameras}
         self.fields = {name: (fields or {}).get(name, name) for name in self.policy.fields}
@@ -59,7 +67,10 @@ class VlatoolServer(PredictModelServer):
         """The action of the next step, float32 [A]."""
         if self.session != ctx.session_id:
             raise RuntimeError("no episode of this session has started")
-        seen = {name: obs["images"][key] for name, key in self.cameras.items()}
+        images = obs.get("images", {})
+        if missing := [key for key in self.cameras.values() if key not in images]:
+            raise ValueError(f"no image {missing[0]!r} in the observation, which has {[*images]}")
+        seen = {name: images[key] for name, key in self.cameras.items()}
         seen.update({name: part_of(obs, key) for name, key in self.fields.items()})
         if self.policy.has_instruction:
             seen["instruction"] = obs.get("task_description", "")
@@ -84,17 +95,31 @@ def part_of(observation, key):
     name, _, part = key.partition("[")
     value = observation
     for word in name.split("."):
+        if not isinstance(value, dict) or word not in value:
+            raise ValueError(f"no {name!r} in the observation, which has {[*observation]}")
         value = value[word]
     start, _, stop = part.rstrip("]").partition(":")
-    return np.asarray(value)[int(start or 0) : int(stop) if stop else None]
+    return np.atleast_1d(value)[int(start or 0) : int(stop) if stop else None]
+
+
+def pair(text):
+    """The words before and after =."""
+    name, sign, key = text.partition("=")
+    if not (name and sign and key):
+        raise argparse.ArgumentTypeError(f"{text!r} has no = between two names")
+    return name, key
 
 
 def parse(arguments):
     """The options; `--camera` and `--field` may be repeated."""
     parser = argparse.ArgumentParser(description="A policy for the benchmarks of vla-eval.")
     parser.add_argument("checkpoint")
-    parser.add_argument("--camera", action="append", default=[], metavar="POLICY=BENCHMARK")
-    parser.add_argument("--field", action="append", default=[], metavar="POLICY=KEY[0:3]")
+    parser.add_argument(
+        "--camera", type=pair, action="append", default=[], metavar="POLICY=BENCHMARK"
+    )
+    parser.add_argument(
+        "--field", type=pair, action="append", default=[], metavar="POLICY=KEY[0:3]"
+    )
     parser.add_argument("--action", action="append", default=[], metavar="FIELD")
     parser.add_argument("--execute-steps", type=int, default=4)
     parser.add_argument("--host", default="127.0.0.1")
@@ -105,12 +130,23 @@ def parse(arguments):
 def main():
     """Serves until it is interrupted."""
     options = parse(sys.argv[1:])
-    names = [
-        dict(pair.split("=", 1) for pair in pairs) for pairs in (options.camera, options.field)
-    ]
-    server = VlatoolServer(options.checkpoint, *names, options.action, options.execute_steps)
-    print(f"listening on ws://{options.host}:{options.port}", file=sys.stderr)
-    serve(server, options.host, options.port)
+    try:
+        server = VlatoolServer(
+            options.checkpoint,
+            dict(options.camera),
+            dict(options.field),
+            options.action,
+            options.execute_steps,
+        )
+    except (VlatoolError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"starting on ws://{options.host}:{options.port}", file=sys.stderr)
+    try:
+        serve(server, options.host, options.port)
+    except* OSError as group:
+        sys.exit(f"error: {group.exceptions[0]}")
+    except* KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

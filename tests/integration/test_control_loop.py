@@ -183,10 +183,10 @@ def executed(steps: int, first: float = 0, policy: Any = None, **keys: Any) -> l
     [
         ({"execute_steps": 1}, [0, 100, 200]),
         ({"execute_steps": 3}, [0, 1, 2, 300, 301, 302, 600]),
-        ({"execute_steps": 9}, [0, 1, 2, 3, 4, 5, 600, 601]),
+        ({"execute_steps": 6}, [0, 1, 2, 3, 4, 5, 600, 601]),
         ({"execute_steps": 3, "delay_steps": 2}, [0, 1, 2, 3, 4, 302, 303, 304, 602, 603]),
         ({"execute_steps": 2, "delay_steps": 2}, [0, 1, 2, 3, 202, 203, 402, 403]),
-        ({"execute_steps": 9, "delay_steps": 1}, [0, 1, 2, 3, 4, 5, 501, 502, 503, 504, 505, 1001]),
+        ({"execute_steps": 5, "delay_steps": 1}, [0, 1, 2, 3, 4, 5, 501, 502, 503, 504, 505, 1001]),
     ],
 )
 def test_a_plan_is_made_every_k_steps_and_takes_effect_after_the_delay(
@@ -265,9 +265,10 @@ def test_the_state_of_a_gripper_lasts_from_plan_to_plan(delay: int) -> None:
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"execute_steps": 6, "delay_steps": 4}, "usage.delay_steps"),  # over half a chunk
+    ({"execute_steps": 6, "delay_steps": 4}, "usage.delay_steps"),  # more than a chunk
     ({"execute_steps": 1, "delay_steps": 2}, "usage.delay_steps"),
     ({"delay_steps": HORIZON}, "usage.delay_steps"),
+    ({"execute_steps": HORIZON + 1}, "usage.delay_steps"),
     ({"grippers": [GripperConfig(field="robot")]}, "data.unknown_field"),
     ({"grippers": [GripperConfig(field=MOVE, dimension=1)]}, "data.unknown_field"),
     ({"grippers": [GripperConfig(field=MOVE, closed=0)]}, "data.unknown_range"),

@@ -68,8 +68,10 @@ def test_actions_over_the_socket_are_those_of_load_policy(data: Path, tmp_path: 
     for name, part in ((XYZ, "state[0:3]"), (HAND, "state[3:4]"), (ROT, "state[4:]")):
         arguments += ["--field", f"{name}={part}"]
     options = script["parse"](arguments)
-    names = [dict(pair.split("=", 1) for pair in each) for each in (options.camera, options.field)]
+    names = dict(options.camera), dict(options.field)
     server = script["VlatoolServer"](options.checkpoint, *names, options.action, 3)
+    with pytest.raises(ValueError, match="the policy has no 'nope'; it has"):
+        script["VlatoolServer"](options.checkpoint, *names, ["nope"], 3)
 
     sent = anyio.run(episodes, server)
 

@@ -51,6 +51,10 @@ class SamplingOptions(ConfigModel):
                 f"{self.samples} samples are all equal with a temperature of 0; give one, such as "
                 "temperature 0.5"
             )
+        if self.samples == 1 and self.selection != type(self).model_fields["selection"].default:
+            raise ValueError(
+                f"selection {self.selection} chooses among several samples; give samples, such as 4"
+            )
         return self
 
 

@@ -407,15 +407,16 @@ def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOpt
 
 def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
     """Steps between plans; the last has `delay_steps` more. Source: reference/policy 4.1."""
-    delay = config.delay_steps
-    steps = min(config.execute_steps, horizon - delay)
+    delay, steps = config.delay_steps, config.execute_steps
+    if config.compat or steps == type(config).model_fields["execute_steps"].default:
+        steps = min(steps, horizon - delay)
     if config.compat:
         return max(1, steps - 1)
-    if steps < max(delay, 1):
+    if not max(delay, 1) <= steps <= horizon - delay:
         raise UsageError(
             f"delay_steps is {delay}, execute_steps {config.execute_steps}, and chunks of the "
             f"policy have {counted(horizon, 'step')}",
-            hint="delay_steps is at most execute_steps and at most half of a chunk",
+            hint="delay_steps is at most execute_steps, and their sum at most a chunk",
             code="usage.delay_steps",
             details={"delay_steps": delay, "horizon": horizon},
         )

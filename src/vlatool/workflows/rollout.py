@@ -53,6 +53,9 @@ class RolloutResult(Result):
             yield f"   {_rate(counts)}  {task} ({_interval(counts)})"
         for instruction, counts in figures["per_instruction"].items():
             yield f"   {_rate(counts)}  {instruction or '(no instruction)'}"
+        reward = figures["mean_max_reward"]
+        if reward not in (None, figures["success_rate"]):
+            yield f"greatest reward of an episode: {reward:.3f} on average"
         errors = [row["error"] for row in figures["rollouts"] if row["error"] is not None]
         if errors:
             yield f"episodes ended by an error of the environment: {len(errors)}"

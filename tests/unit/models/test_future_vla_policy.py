@@ -172,6 +172,18 @@ def test_drawn_ids_have_the_probabilities_of_the_temperature(network: FutureVla)
     np.testing.assert_allclose(shares, (likely / 4).softmax(dim=0), atol=0.1)
 
 
+def test_a_temperature_near_zero_takes_the_most_probable_ids(network: FutureVla) -> None:
+    grammar = ActionGrammar(FAST, 8, SIZES.action_ids)
+    decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
+    prompts = [encoder().prompt("go")]
+    with torch.no_grad():
+        expected, cold = (
+            decoder.actions(prompts, images(1), temperature, [(7, 0)])
+            for temperature in (0.0, 1e-300)
+        )
+    assert cold[0].ids == expected[0].ids
+
+
 @pytest.mark.parametrize("rule", ["probable", "central", "future"])
 def test_the_executed_answer_is_the_one_of_the_rule(network: FutureVla, rule: Rule) -> None:
     rows = [observation(seed, task) for seed, task in enumerate(["go", "fold it"])]

@@ -248,6 +248,12 @@ def test_newest_checkpoint_without_its_manifest_is_not_skipped(tmp_path: Path) -
         assert caught.value.details["path"] == str(run.checkpoint(2) / MANIFEST)
 
 
+def test_an_artifact_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text('{"format": "vlatool.windows"}')
+    with fails("data.no_checkpoint"):
+        find_checkpoint(tmp_path)
+
+
 def test_failure_while_writing_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def is_started(location: Path) -> bool:
 
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
     """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder."""
-    if is_checkpoint(location) or (location / MANIFEST).is_file():
+    if is_checkpoint(location) or _has_manifest(location):
         return RunDir(location.parent.parent), location
     latest = RunDir(location).latest()
     if latest is None:
@@ -112,6 +112,13 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
             code="data.no_checkpoint",
         )
     return RunDir(location), latest[1]
+
+
+def _has_manifest(location: Path) -> bool:
+    with suppress(DataError):  # other artifacts have a manifest.json, too
+        CheckpointManifest.read(location)
+        return True
+    return False
 
 
 def without_run(run: RunDir, checkpoint: Path) -> DataError:

@@ -312,7 +312,7 @@ class AnswerDecoder:
             logs = scores.log_softmax(dim=-1)
             if temperature:  # the largest sum with Gumbel noise is a draw from the softmax
                 drawn = np.stack([rng.gumbel(size=len(choices)) for rng in noise])
-                scores = scores / temperature + torch.from_numpy(drawn).to(scores)
+                scores = scores + torch.from_numpy(temperature * drawn).to(scores)
             index = scores.argmax(dim=-1, keepdim=True)
             chosen, likely = index[:, 0].tolist(), logs.gather(1, index)[:, 0].tolist()
             for row, number in enumerate(chosen):
