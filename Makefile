@@ -1,7 +1,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
+WORKERS ?= auto
+PYTEST_ARGS ?= -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lowest lint format wheel binary docs clean install install-dev
 

@@ -72,6 +72,8 @@ def test_actions_over_the_socket_are_those_of_load_policy(data: Path, tmp_path: 
     server = script["VlatoolServer"](options.checkpoint, *names, options.action, 3)
     with pytest.raises(ValueError, match="the policy has no 'nope'; it has"):
         script["VlatoolServer"](options.checkpoint, *names, ["nope"], 3)
+    with pytest.raises(ValueError, match="no 'grip' in the observation, which has"):
+        script["part_of"](observation(0), "grip[0:1]")
 
     sent = anyio.run(episodes, server)
 

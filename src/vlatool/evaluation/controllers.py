@@ -408,6 +408,7 @@ def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOpt
 def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
     """Steps between plans; the last has `delay_steps` more. Source: reference/policy 4.1."""
     delay, steps = config.delay_steps, config.execute_steps
+    # The default is for every policy, also for one with shorter chunks.
     if config.compat or steps == type(config).model_fields["execute_steps"].default:
         steps = min(steps, horizon - delay)
     if config.compat:
