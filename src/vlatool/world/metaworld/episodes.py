@@ -83,17 +83,20 @@ def simulated_episode(
 
     The actions are those of the expert. Those that are executed differ by a disturbance, so
     episodes show how to recover. If the expert fails, the next start is tried, 10 at most; one that
-    `alter` disturbs need not succeed. `frames` is the largest number of frames.
+    `alter` disturbs need not succeed. `frames` is the largest number of frames. Images take most of
+    the time, so an attempt is drawn only once it is known to be kept.
     """
     rng = np.random.default_rng([seed, index, _RECORDING])
     task = tasks[index % len(tasks)]
     simulator = Simulator(task, size)
     try:
-        attempts = (_attempt(simulator, rng, index, task, alter, frames) for _ in range(_TRIES))
-        last = next(attempts)
-        while alter is None and not last.success and (episode := next(attempts, None)):
-            last = episode
-        return last
+        start = rng.bit_generator.state
+        for _ in range(0 if alter else _TRIES):
+            start = rng.bit_generator.state
+            if _attempt(simulator, rng, index, task, alter, frames, is_drawn=False).success:
+                break
+        rng.bit_generator.state = start
+        return _attempt(simulator, rng, index, task, alter, frames, is_drawn=True)
     finally:
         simulator.close()
 
@@ -105,6 +108,8 @@ def _attempt(
     task: str,
     alter: Alter | None,
     frames: int,
+    *,
+    is_drawn: bool,
 ) -> SimulatedEpisode:
     """Records the expert until some frames after its first success."""
     state = simulator.start(rng)
@@ -113,7 +118,7 @@ def _attempt(
     actions: list[FloatArray] = []
     disturbance, left, is_success = np.zeros(3), frames, False
     while left:
-        for name, image in simulator.images().items():
+        for name, image in simulator.images().items() if is_drawn else ():
             images[name].append(image)
         action = simulator.expert_action()
         action = action if alter is None else alter(action, len(states))
