@@ -268,6 +268,15 @@ def test_episodes_are_chosen_from_one_data_set(frames: Path, cache: dict[str, An
         RoboticsKind().load_info(RoboticsDataConfig.model_validate(both))
 
 
+def test_names_that_the_data_lack_are_reported_with_the_known_ones(
+    frames: Path, cache: dict[str, Any]
+) -> None:
+    names = {"action_fields": ["action"], "proprioception_fields": ["observation.state"]}
+    with fails("data.unknown_field") as caught:
+        samples(frames, camera_names=["none"], **names, **cache)
+    assert "robot__desired__pose" in str(caught.value.details["known"])
+
+
 def test_shards_validate_and_evaluate_a_run_on_frames(
     raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
 ) -> None:

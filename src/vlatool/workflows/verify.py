@@ -48,8 +48,8 @@ class InspectConfig(ConfigModel):
     )
     propose: str | None = option(
         None,
-        "YAML file to write with a mapping of the recordings (hdf5): its cameras and "
-        "fields, and questions as comments.",
+        "YAML file to write with a mapping of the recordings (hdf5, mcap): its cameras "
+        "and fields, and questions as comments.",
     )
 
 

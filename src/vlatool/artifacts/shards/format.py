@@ -292,8 +292,8 @@ class ShardFolder:
                 "data.no_manifest",
             ) or DataError.at(
                 location,
-                f"no training data here: neither {SHARDS_NAME}/{MANIFEST_NAME} nor "
-                f"{MANIFEST_NAME} nor {EPISODES_NAME}/{MANIFEST_NAME} exists",
+                f"no training data here: neither frames.json nor {MANIFEST_NAME}, nor one in "
+                f"{SHARDS_NAME}/ or {EPISODES_NAME}/",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
             )

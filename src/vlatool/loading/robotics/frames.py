@@ -143,7 +143,10 @@ class FrameWindows:
         for sampler in self._samplers():
             counts.append(len(sampler))
             if len(sampler):
-                widths = widths or sampler.widths(names)
+                if not widths:
+                    if names and not sampler.widths(names).keys() >= set(names):
+                        names = None  # the error names those that there are
+                    widths = sampler.widths(names)
                 total.add(sampler.statistics(names))
         statistics = total.total()
         if statistics is None:
