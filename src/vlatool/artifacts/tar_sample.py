@@ -37,6 +37,7 @@ _VERSION = 20
 # 1 January 1980, the first date of zip: archives do not depend on the time.
 _DATE = 0x21
 _LEVEL = 6
+_LARGEST_CACHED = 4096  # bytes of an array
 # Limit of all requested arrays of one sample; an hour of windows is far below.
 _MAX_TOTAL_BYTES = 1 << 28
 # Limit of headers of format version 2; those of numbers and text have 128 bytes.
@@ -200,9 +201,19 @@ def parse_header(text: str) -> ArrayHeader:
     return ArrayHeader(shape, dtype, fortran)
 
 
-@lru_cache(maxsize=4096)
 def _deflate(content: bytes) -> tuple[int, bytes]:
-    """Checksum and deflated bytes; cached, because calibration is the same in every sample."""
+    """Checksum and deflated bytes; of small contents cached, because calibration is the same in
+    every sample.
+    """
+    return _small_deflated(content) if len(content) <= _LARGEST_CACHED else _deflated(content)
+
+
+@lru_cache(maxsize=4096)
+def _small_deflated(content: bytes) -> tuple[int, bytes]:
+    return _deflated(content)
+
+
+def _deflated(content: bytes) -> tuple[int, bytes]:
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
     return zlib.crc32(content), packer.compress(content) + packer.flush()
 

@@ -5,7 +5,8 @@ action steps, C dimensions of a field.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -401,6 +402,16 @@ class EpisodeControl:
             chunk[name] = np.repeat(values[None], steps, axis=0)
         self._join(chunk, 0)
 
+    @contextmanager
+    def restored_on_error(self) -> Generator[None]:
+        """Context that forgets what was observed and executed in it if it ends with an error."""
+        before = self._states.copy(), self._commands.copy(), self.num_executed
+        try:
+            yield
+        except BaseException:
+            self._states, self._commands, self.num_executed = before
+            raise
+
     def execute(self, steps: int = 1) -> None:
         """Counts the next steps of the chunk as executed."""
         known = self._chunks.planned if self._remembers_planned else self.chunk
@@ -484,9 +495,20 @@ def channels_last(image: Array, *, is_first: bool = False) -> Array:
     return image
 
 
+def _has_text(values: Sequence[Any]) -> bool:
+    return any(
+        _has_text(value) if isinstance(value, list | tuple) else isinstance(value, str | bytes)
+        for value in values
+    )
+
+
 def as_array(name: str, values: Any) -> Array:
     """A value of an observation as an array; raises a DataError if it cannot become one."""
     try:
+        if isinstance(values, list | tuple) and _has_text(values):
+            raise TypeError(
+                "it holds texts"
+            )  # as an array each would take the bytes of the longest
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
         reason = str(error).partition("\n")[0]

@@ -6,6 +6,7 @@ batches.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from vlatool.evaluation.environments import (
     Start,
 )
 from vlatool.events import counted
+from vlatool.loading.order import keyed_generator
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
@@ -298,13 +300,16 @@ class RandomController:
     """Controller that samples actions from the action space."""
 
     def __init__(self, action_space: Any, seed: int) -> None:
-        self._space = action_space
-        self._space.seed(seed)
+        self._space, self._seed = action_space, seed
+        self._spaces: dict[int, Any] = {}  # by episode: others do not change its actions
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        return {seed: self._space.sample() for seed in observations}
+        for seed in observations.keys() - self._spaces.keys():
+            self._spaces[seed] = deepcopy(self._space)
+            self._spaces[seed].seed(int(keyed_generator(self._seed, seed).integers(2**31)))
+        return {seed: self._spaces[seed].sample() for seed in observations}
 
 
 class HoldController:

@@ -95,6 +95,7 @@ class ControlLoop:
         # Observations since the one of the plan that is being computed.
         self._unseen: list[Mapping[str, Any]] = []
         self._unreported = 0
+        self._reported = 0  # with the plan that is being computed
         self.num_late = 0
 
     def step(self, observation: Mapping[str, Any]) -> dict[str, Array]:
@@ -137,17 +138,22 @@ class ControlLoop:
             executed=self._unreported,
             delay=self._delay,
         )
-        self._unreported = 0
+        self._reported, self._unreported = self._unreported, 0
 
     def _join(self, pending: "Future[dict[str, Array]]") -> None:
         """Begins the plan that is due, and adds the observations since its own."""
         self.num_late += not pending.done()
         self._pending, self._chunk = None, {}
-        self._begin(pending.result(), self._delay)
-        for observation in self._unseen:
+        unseen, self._unseen = self._unseen, []
+        try:
+            chunk = pending.result()
+        except BaseException:
+            self._unreported += self._reported  # the policy forgets what a failed plan told it
+            raise
+        self._begin(chunk, self._delay)
+        for observation in unseen:
             self._policy.observe(observation)
             self._unreported -= 1
-        self._unseen = []
 
     def _begin(self, chunk: Mapping[str, Array], row: int) -> None:
         self._chunk, self._row = chunk, row

@@ -123,11 +123,15 @@ class PolicyRunner:
             DataError: A value is missing, unknown, or has another type, shape or width.
             UsageError: `executed` or `delay` is not an integer, or `executed` exceeds the steps
                 left in the last chunk.
+
+            After any error the policy knows what it knew before the call.
         """
         delay = _checked_delay(delay)
-        self.observe(observation, executed=executed)
-        self.episode.delay = delay
-        begin_chunks(self._policy, [self.episode], [self.instruction(observation)], batch_size=1)
+        with self.episode.restored_on_error():
+            self.observe(observation, executed=executed)
+            self.episode.delay = delay
+            words = [self.instruction(observation)]
+            begin_chunks(self._policy, [self.episode], words, batch_size=1)
         return {name: chunk.copy() for name, chunk in self.episode.chunk.items()}
 
     def instruction(self, observation: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ that a job wrote, except `.vlatool/` itself and the files that hold times. A fol
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_partials, write_text
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import parse_json
-from vlatool.storage.tree import FileInfo, files_below, files_in, sha256_of
+from vlatool.storage.tree import FileInfo, files_below, files_in, sha256_of, walk
 from vlatool.storage.uri import is_file_name, is_remote
 
 FOLDER = ".vlatool"
@@ -199,7 +198,7 @@ def remove_stale_files(
 def remove_partial_files(folder: Path) -> None:
     """Removes temporary files and unfinished uploads of killed runs of an output."""
     if is_remote(folder):
-        remove_partials(folder)
+        remove_partials(folder, spared=nested_outputs(folder))
         return
     remove_partials(folder / FOLDER)
     for path, is_own in _walk(folder):
@@ -235,8 +234,7 @@ def _nested_in(files: Iterable[FileInfo]) -> tuple[str, ...]:
 
 def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
     """(folder, True) at and below a local output; (folder, False) for outputs inside it."""
-    for name, folders, _ in os.walk(folder):
-        path = Path(name)
+    for path, folders, _ in walk(folder):
         if path != folder and FOLDER in folders:
             folders.clear()
             yield path, False

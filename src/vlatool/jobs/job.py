@@ -48,7 +48,10 @@ class InputState:
 def input_state(paths: Sequence[Path], extra: Any = None) -> InputState:
     """State of the files at and below paths; `extra`: other input of the item, JSON."""
     groups = files_below_each(paths)
-    sizes = [[(file.name, file.bytes) for file in files] for files in groups]
+    sizes = [
+        [(file.name, file.bytes, file.etag)[: 3 if file.etag else 2] for file in files]
+        for files in groups
+    ]
     times = [file.modified_ns for files in groups for file in files]
     return InputState(
         digest=digest_of([str(paths[0]), sizes, times, extra]),

@@ -166,7 +166,9 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
 def parent_of(folder: Path) -> str:
     """Fingerprint of the output that contains a folder; empty without one."""
     for parent in list(folder.absolute().parents)[:_LEVELS_UP]:
-        record = read_record(parent) if parent.name else None
+        record = None
+        with suppress(StorageError):  # credentials may be those of the output alone
+            record = read_record(parent) if parent.name else None
         if record is not None:
             return record.fingerprint
     return ""

@@ -400,9 +400,10 @@ class _Loop:
         path = getattr(item, "path", None)
         location = {} if path is None else {"path": str(path)}
         body = {"code": error.code, "message": error.message, "hint": error.hint}
-        # The error of a plugin may hold anything.
-        details = json.loads(json.dumps(error.details, default=str))
-        self._run.fail({item_name: name, **location, **body, "details": details})
+        row = {item_name: name, **location, **body, "details": error.details}
+        # The error of a plugin may hold anything, and a path bytes that are not UTF-8.
+        text = json.dumps(row, default=str, ensure_ascii=False)
+        self._run.fail(json.loads(text.encode("utf-8", "replace")))
         if log is not None and self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         if error.code != NOT_REQUESTED:  # one note tells about all of these

@@ -70,7 +70,8 @@ class SampleDataset(Dataset[Any]):
         if broken is not None:
             raise DataError(
                 broken.message,
-                hint="skip it with a custom Sampler, or preprocess the data again",
+                hint="`vlatool verify` lists such samples; preprocess the data again, or skip it "
+                "with a custom Sampler",
                 code=f"data.{broken.reason}",
                 details={"sample": broken.sample},
             )

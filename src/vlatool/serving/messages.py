@@ -145,11 +145,12 @@ def _array(value: Mapping[Any, Any]) -> Array:
 
 
 def _scalar(value: Mapping[Any, Any]) -> Any:
-    data = value.get(_DATA)
-    if not isinstance(data, bool | int | float | str | bytes):
-        raise _bad_message("a numpy scalar has no data")
+    data, dtype = value.get(_DATA), _dtype(value)
+    # The types of texts make as many zero bytes as a number says.
+    if not isinstance(data, {"S": bytes, "U": str}.get(dtype.kind, bool | int | float)):
+        raise _bad_message("a numpy scalar has no data of its type")
     try:
-        return _dtype(value).type(data)
+        return dtype.type(data)
     except (ValueError, TypeError, OverflowError) as error:
         raise _bad_message(f"a numpy scalar cannot be read: {error}") from error
 

@@ -26,6 +26,7 @@ from vlatool.sinks.lbm import (
     EpisodeEncoder,
     LbmSink,
     StoredImagesConfig,
+    check_names,
     estimated_windows,
     image_streams,
     missing_findings,
@@ -130,6 +131,7 @@ class FramesSink(base.Sink):
     next_without_images: ClassVar[str] = LbmSink.next_without_images
 
     def __init__(self, config: FramesConfig, setup: base.SinkSetup) -> None:
+        check_names(setup.survey.fields)
         self._config, self._setup = config, setup
         self._writer = FramesEpisodeWriter(setup.output, config)
         self.work: base.Work = self._writer

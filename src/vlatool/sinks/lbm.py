@@ -528,6 +528,24 @@ _DROP_HINTS = {
 }
 
 
+# Members of samples that are no fields, and beginnings of others.
+_TAKEN = ("past_mask", "future_mask")
+_TAKEN_STARTS = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
+
+
+def check_names(fields: Iterable[str]) -> None:
+    """Raises DataError if a field would have the name of a mask or of calibration in the data."""
+    for name in sorted(fields):
+        if name in _TAKEN or name.startswith(_TAKEN_STARTS):
+            content = "the mask of the steps" if name in _TAKEN else "calibration of a camera"
+            raise DataError(
+                f"the episodes have a field {name!r}, which in the output is {content}",
+                hint=f"give it another name: --rename fields.NEW={name}",
+                code="data.name_taken",
+                details={"field": name},
+            )
+
+
 class LbmSink(base.Sink):
     """Writes training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1,
     2.
@@ -553,13 +571,7 @@ class LbmSink(base.Sink):
                 hint="write images only with --sink image-shards",
                 code="data.no_fields",
             )
-        for name in sorted({*setup.survey.fields} & {"past_mask", "future_mask"}):
-            raise DataError(
-                f"the episodes have a field {name!r}, which in shards is the mask of the steps",
-                hint=f"give it another name: --rename fields.NEW={name}",
-                code="data.name_taken",
-                details={"field": name},
-            )
+        check_names(setup.survey.fields)
         self.changes_rate = config.target.fps not in (None, setup.survey.fps)
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from vlatool.storage.atomic import write_bytes
+from vlatool.storage.atomic import as_storage_error, write_bytes
 from vlatool.storage.byte_ranges import open_file, read_file
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.documents import parse_json
@@ -53,7 +53,7 @@ class AppendLog:
             self._pending.append(line)
         else:
             if self._file is None:
-                with crash_point("create", self.path):
+                with as_storage_error(self.path), crash_point("create", self.path):
                     self.path.parent.mkdir(parents=True, exist_ok=True)
                     self._file = self.path.open("ab")
                 if self._file.tell() and not _ends_with_newline(self.path):
@@ -66,7 +66,7 @@ class AppendLog:
         """Writes all rows so far to storage."""
         self._synced = time.monotonic()
         if self._file is not None:
-            with crash_point("sync", self.path):
+            with as_storage_error(self.path), crash_point("sync", self.path):
                 os.fsync(self._file.fileno())
         if self._pending:
             if self._batches is None:
@@ -80,7 +80,7 @@ class AppendLog:
             file.write(line[: len(line) // 2])
             file.flush()
 
-        with crash_point("write", self.path, partly):
+        with as_storage_error(self.path), crash_point("write", self.path, partly):
             file.write(line)
             file.flush()
 

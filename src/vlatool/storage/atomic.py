@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -101,7 +101,8 @@ def atomic_path(path: Path) -> Generator[Path]:
                 partial.replace(path)
             sync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _created(partial: Path, path: Path) -> "GuardedFile":
@@ -175,11 +176,13 @@ def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_partials(folder: Path, *, below: bool = True) -> None:
-    """Removes temporary files and unfinished S3 uploads that killed runs left."""
+def remove_partials(folder: Path, *, below: bool = True, spared: Sequence[str] = ()) -> None:
+    """Removes temporary files and unfinished S3 uploads that killed runs left, except uploads with
+    one of the relative prefixes `spared`.
+    """
     if isinstance(folder, RemotePath):
         try:
-            abort_uploads(folder.address)
+            abort_uploads(folder.address, spared)
         except StorageError as error:
             # Listing uploads needs a separate permission, and some servers do not support it. Parts
             # that remain are invisible and only take space.

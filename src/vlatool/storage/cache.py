@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -30,6 +31,8 @@ _ATTEMPTS = 3
 _ABANDONED_S = 3600.0
 # Folders that were not requested for this time are removed.
 _UNUSED_S = 30 * 86400.0
+# Version of files whose server names none: copies count within this process and its children.
+_UNVERSIONED = secrets.token_hex(8)
 
 
 def default_cache_folder() -> Path:
@@ -62,7 +65,7 @@ class FileVersion:
         info = find_object(path.address)
         if info is None or info.is_dir:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return cls(path, info.size, info.etag)
+        return cls(path, info.size, info.etag or f"{info.modified or _UNVERSIONED}")
 
     @property
     def name(self) -> str:
@@ -102,7 +105,11 @@ class FileCache:
         for _ in range(_ATTEMPTS):
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.utime(path)
-                return path.open("rb", buffering=0)
+                copy = path.open("rb", buffering=0)
+                if os.fstat(copy.fileno()).st_size == file.size:
+                    return copy
+                copy.close()  # torn by a power cut: copies are not synced
+                path.unlink(missing_ok=True)
             with self._locked(file.name):
                 if not path.is_file():
                     self._make_room(file.size)
@@ -148,10 +155,10 @@ class FileCache:
     def _fetch(self, file: FileVersion, path: Path) -> None:
         with open_file(file.path) as source, open_atomic(path, synced=False) as target:
             shutil.copyfileobj(source, target, _CHUNK_SIZE)
-            if target.tell() != file.size:
+            if target.tell() != file.size or FileVersion.of(file.path).tag != file.tag:
                 raise StorageError.at(
                     file.path,
-                    f"received {target.tell()} bytes instead of {file.size}",
+                    f"received {target.tell()} bytes instead of {file.size}, or a newer version",
                     hint="the file changed while it was read; run the same command again",
                     code="storage.changed",
                 )

@@ -89,8 +89,9 @@ class WebServer:
         headers = {"Range": f"bytes={span}", "Accept-Encoding": "identity"}
         if _ETAG.fullmatch(etag):
             headers["If-Match"] = etag
-        if self._whole is not None and self._whole[0] == key and etag == self._whole[1].etag:
-            return _slice(self._whole[1], self._whole[2], start)
+        whole = self._whole
+        if whole is not None and whole[0] == key and etag == whole[1].etag:
+            return _slice(whole[1], whole[2], start)
         try:
             response = self._request("GET", key, headers)
         except HttpStatusError as error:

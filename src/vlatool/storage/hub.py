@@ -190,11 +190,11 @@ class Repository:
         first = max(0, info.size + start) if start < 0 else start
         if first >= info.size:
             raise remote.RangeNotSatisfiable
+        stop = info.size if start < 0 else stop
         cached = self.hub.try_to_load_from_cache(
             self.name, key, revision=self.commit, repo_type=self.kind
         )
         if isinstance(cached, str):
-            stop = info.size if start < 0 else stop
             file = io.BytesIO(_bytes(Path(cached), first, stop))
             return remote.Body(info, first, file.read, file.close)
         body = self._files.get(key, first, min(stop, info.size), "")

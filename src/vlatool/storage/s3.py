@@ -219,7 +219,8 @@ class Bucket:
     def _error(self, key: str, response: Any) -> Exception:
         """Error of a response, as the client library would raise it."""
         content = web_requests.error_body(response)
-        self._signed_urls.pop(key, None)
+        _, until = self._signed_urls.pop(key, ("", time.monotonic() + _SIGNED_FOR_S))
+        is_old = until - time.monotonic() < _SIGNED_FOR_S / 2 - 1
         if response.status == 416 or (response.status == 200 and not content):
             return (
                 remote.RangeNotSatisfiable()
@@ -235,6 +236,7 @@ class Bucket:
         metadata = {
             "HTTPStatusCode": response.status,
             "HTTPHeaders": {name.lower(): value for name, value in response.headers.items()},
+            _SIGNED_BEFORE: is_old,
         }
         document = {
             "Error": {"Code": code[1].decode() if code else str(response.status)},
@@ -297,6 +299,7 @@ _BUSY_CODES = {
     "ThrottlingException",
 }
 _MISSING_CODES = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
+_SIGNED_BEFORE = "signed before this request"
 _REJECTED_CODES = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -324,6 +327,8 @@ def s3_retry_advice(error: Exception) -> RetryAdvice | None:
         metadata = _response(error).get("ResponseMetadata", {})
         headers: Mapping[str, str] = metadata.get("HTTPHeaders", {}) or {}
         return RetryAdvice(reason, web_requests.requested_wait(headers))
+    if code in _REJECTED_CODES and _response(error).get("ResponseMetadata", {}).get(_SIGNED_BEFORE):
+        return RetryAdvice("credentials changed since the request was signed")
     if isinstance(error, aws.SSLError) and "certificate" in str(error).lower():
         return None
     temporary = (

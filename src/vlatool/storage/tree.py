@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlatool.errors import StorageError
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.remote import is_listable
+from vlatool.storage.remote import find_object, is_listable
 from vlatool.storage.remote_path import RemotePath
 
 _MAX_CONCURRENT = 8
@@ -31,7 +32,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         return
     above = (os.stat(parent) for parent in folder.resolve().parents)
     seen = {(status.st_dev, status.st_ino) for status in above}
-    for name, folders, files in os.walk(folder, followlinks=True):
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
         status = os.stat(name)
         if (status.st_dev, status.st_ino) in seen:  # a cycle of links
             folders.clear()
@@ -40,10 +41,21 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield Path(name), folders, files
 
 
+def _raise_unreadable(error: OSError) -> None:
+    """A folder that cannot be listed is not empty; one that is removed meanwhile is."""
+    if not isinstance(error, FileNotFoundError):
+        raise StorageError.at(
+            error.filename,
+            f"the folder cannot be listed: {error.strerror}",
+            hint="check the permissions and the disk, or move the folder away",
+            code="storage.unreadable",
+        ) from error
+
+
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
     """Sort key that compares numbers by value: episode_2 before episode_10."""
     parts = _DIGITS.split(str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def file_names(folder: Path) -> frozenset[str]:
@@ -61,6 +73,7 @@ class FileInfo:
     name: str  # Path relative to the folder; empty if the given path is the file itself
     bytes: int  # size in bytes
     modified_ns: int  # time of modification, nanoseconds since 1970 (whole seconds in S3)
+    etag: str = ""  # of a remote file without a time
 
 
 def files_below(path: Path) -> list[FileInfo]:
@@ -142,7 +155,11 @@ def _info(path: Path, name: str) -> list[FileInfo]:
         return []
     if not stat.S_ISREG(status.st_mode):
         return []
-    return [FileInfo(name, status.st_size, status.st_mtime_ns)]
+    etag = ""
+    if isinstance(path, RemotePath) and not status.st_mtime_ns:
+        info = find_object(path.address)
+        etag = "" if info is None else info.etag
+    return [FileInfo(name, status.st_size, status.st_mtime_ns, etag)]
 
 
 def _listed(path: Path) -> list[FileInfo]:

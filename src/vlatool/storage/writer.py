@@ -143,10 +143,13 @@ def _delete_batch(address: Address, keys: Sequence[str]) -> None:
         delete(Address(address.root, key))
 
 
-def abort_uploads(address: Address) -> None:
-    """Removes the parts of unfinished uploads at and below a key."""
+def abort_uploads(address: Address, spared: Sequence[str] = ()) -> None:
+    """Removes the parts of unfinished uploads at and below a key, except below the relative
+    prefixes `spared`.
+    """
+    others = tuple(f"{address.prefix}{prefix}" for prefix in spared)
     for key, upload in call(address, lambda remote: remote.unfinished(address.key)):
-        if key == address.key or key.startswith(address.prefix):
+        if key == address.key or (key.startswith(address.prefix) and not key.startswith(others)):
             _abort(Address(address.root, key), upload)
 
 

@@ -129,8 +129,11 @@ def sample_batch(
 ) -> base.Batch:
     """A batch of the first data set, in which the same few samples may be repeated."""
     kind = config.data_kind
-    samples = _some_samples(config, info, 0, (_LAST_READ[0], math.ceil(size / _LAST_READ[0])))
-    usable = [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
+    usable: list[Any] = []
+    # `check_samples` has found a usable one within the last limits.
+    for limits in ((_LAST_READ[0], math.ceil(size / _LAST_READ[0])), _LAST_READ):
+        samples = [] if usable else _some_samples(config, info, 0, limits)
+        usable += [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
     data_assets = kind.make_assets(config.data, info)
     batcher = config.model_type.batcher(
         config.model, config.data, data_assets, assets, training=True

@@ -168,6 +168,13 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     record = OutputRecord("eval open-loop", _recorded_options(config, trained, data=data))
     check_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed)
+    if not pairs.fields:
+        raise DataError(
+            f"{data}: none of the action fields of the policy is in the data: "
+            f"{', '.join(policy.actions)}",
+            hint="preprocess the data with these fields, or rename others to them",
+            code="data.no_actions",
+        )
     allowed = compared(policy, pairs.contract, config.allow, data)
     tokenizer = tokenizer_for(policy, config.tokenizer)
     sizes = ImageSizes(policy.sees, partial(reporter.warn, "pictures_resized"), config.allow)

@@ -7,7 +7,8 @@ import numpy as np
 
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.images import visible_image
-from vlatool.episode import Episode
+from vlatool.episode import Episode, FrameSource
+from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.ownership import data_files
 from vlatool.pages.images import FrameView, frame_figure, strip
@@ -76,6 +77,13 @@ def _page(
     return ReportPage([Section("Overview", table((), rows)), *group(title, cards), last])
 
 
+def _view(source: FrameSource, frame: int) -> FrameView:
+    try:
+        return FrameView(visible_image(source.encoded(frame) or b""))
+    except (OSError, ValueError, DataError) as error:
+        return FrameView(None, problem=str(error))
+
+
 def _card(folder: FramesFolder, number: int) -> Section:
     """Some images of each camera of an episode."""
     findings = Problems()
@@ -83,9 +91,7 @@ def _card(folder: FramesFolder, number: int) -> Section:
     html = "".join(f"<p>{escape(each['message'])}</p>" for each in findings)
     for name, source in ({} if episode is None else episode.cameras).items():
         chosen = np.unique(np.linspace(0, len(source) - 1, _SHOWN).round().astype(int)).tolist()
-        views = [
-            (frame, FrameView(visible_image(source.encoded(frame) or b""))) for frame in chosen
-        ]
+        views = [(frame, _view(source, frame)) for frame in chosen]
         figures = (frame_figure(view, f"{name}, {frame}", f"{frame}") for frame, view in views)
         html += strip(escape(name), figures)
     text = "" if episode is None else f"<p>{escape(episode.instruction_at(0))}</p>"

@@ -5,6 +5,7 @@ samples.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -131,13 +132,13 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
         code = "no_manifest" if error.code == "data.no_manifest" else "broken_manifest"
         yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
         return
-    listed = [shard.path for shard in shards]
+    listed = Counter(shard.path for shard in shards)
     folders = {path.parent for path in listed if can_list(path)}
     tars = {tar for parent in folders for tar in parent.glob("*.tar")}
     for tar in sorted(tars):
         if tar not in listed:
             yield SHARDS.at("unlisted_shard", tar, f"is not in {manifest}")
-    for tar in dict.fromkeys(tar for tar in listed if listed.count(tar) > 1):
+    for tar in (tar for tar, times in listed.items() if times > 1):
         yield SHARDS.at("listed_twice", manifest, f"lists {tar.name} twice")
     yield ShardList(folder, shards)
 

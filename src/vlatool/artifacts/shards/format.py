@@ -292,8 +292,8 @@ class ShardFolder:
                 "data.no_manifest",
             ) or DataError.at(
                 location,
-                f"no training data here: neither frames.json nor {MANIFEST_NAME}, nor one in "
-                f"{SHARDS_NAME}/ or {EPISODES_NAME}/",
+                f"no training data here: neither frames.json nor {SHARDS_NAME}/{MANIFEST_NAME}, "
+                f"{MANIFEST_NAME} or {EPISODES_NAME}/{MANIFEST_NAME} exists",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
             )

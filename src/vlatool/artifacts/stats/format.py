@@ -234,6 +234,9 @@ def _align(
     ]
 
 
+_FEWEST_ROWS = 2.0
+
+
 def _apply_weights(
     parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
 ) -> list[WindowStatistics]:
@@ -243,10 +246,17 @@ def _apply_weights(
         return list(partial)
     sizes = [float(statistics.count.max(initial=0)) for statistics in partial]
     rows_per_weight = sum(sizes) / sum(weights)
-    return [
-        _scale(statistics, weight * rows_per_weight / max(size, 1.0))
-        for statistics, weight, size in zip(partial, weights, sizes, strict=True)
+    factors = [
+        weight * rows_per_weight / max(size, 1.0)
+        for weight, size in zip(weights, sizes, strict=True)
     ]
+    # Formulas of few rows hold for at least two.
+    counts = [
+        part.count[part.count > 0] * factor for part, factor in zip(partial, factors, strict=True)
+    ]
+    least = min((float(count.min()) for count in counts if count.size), default=_FEWEST_ROWS)
+    more = max(_FEWEST_ROWS / least, 1.0)
+    return [_scale(part, factor * more) for part, factor in zip(partial, factors, strict=True)]
 
 
 def _scale(part: WindowStatistics, factor: float) -> WindowStatistics:

@@ -249,11 +249,12 @@ def _merged(
     if len(parts) == 1:
         return stats_format.MergedStats(parts[0])
     weights: Sequence[float | None] = config.dataset_weighting
-    # By size if a weight is 0 or less; `SampleOrder` raises an error for negative ones.
-    if not weights or min(config.dataset_weighting) <= 0:
+    # By size if all are 0 or one is less; `SampleOrder` raises an error for these.
+    if not weights or min(config.dataset_weighting) < 0 or not any(weights):
         weights = [None] * len(parts)
+    rows = zip(parts, pasts, weights, strict=True)
     return stats_format.merge_parts(
-        [stats_format.StatsPart(*row) for row in zip(parts, pasts, weights, strict=True)],
+        [stats_format.StatsPart(*row) for row in rows if row[2] != 0],  # what is never read
         leave_out_unequal=True,
         of_some=config.pad_missing_fields,
     )

@@ -519,7 +519,9 @@ class RoboticsPairs(base.RecordedPairs):
         return base.Target(
             actions={name: sample.fields[name][steps] for name in self.fields},
             mask=sample.future_mask[steps],
-            last={name: sample.fields[name][before] for name in self.fields if before >= 0},
+            last={name: sample.fields[name][before] for name in self.fields}
+            if before >= 0 and sample.past_mask[before]
+            else {},
             episode=str(sample.metadata["episode_id"]),
             frame=int(sample.metadata["anchor_timestep"]),
         )

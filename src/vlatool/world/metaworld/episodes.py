@@ -93,10 +93,13 @@ def simulated_episode(
         start = rng.bit_generator.state
         for _ in range(0 if alter else _TRIES):
             start = rng.bit_generator.state
-            if _attempt(simulator, rng, index, task, alter, frames, is_drawn=False).success:
+            *_, is_success = _attempt(simulator, rng, alter, frames, is_drawn=False)
+            if is_success:
                 break
         rng.bit_generator.state = start
-        return _attempt(simulator, rng, index, task, alter, frames, is_drawn=True)
+        return SimulatedEpisode(
+            index, task, *_attempt(simulator, rng, alter, frames, is_drawn=True)
+        )
     finally:
         simulator.close()
 
@@ -104,14 +107,14 @@ def simulated_episode(
 def _attempt(
     simulator: Simulator,
     rng: np.random.Generator,
-    index: int,
-    task: str,
     alter: Alter | None,
     frames: int,
     *,
     is_drawn: bool,
-) -> SimulatedEpisode:
-    """Records the expert until some frames after its first success."""
+) -> tuple[dict[str, list[UInt8Array]], FloatArray, FloatArray, bool]:
+    """Images, states, actions and success of the expert until some frames after the first success;
+    without images unless drawn.
+    """
     state = simulator.start(rng)
     images: dict[str, list[UInt8Array]] = {name: [] for name in VIEWS}
     states: list[FloatArray] = []
@@ -130,7 +133,7 @@ def _attempt(
         state, left = step.proprio, left - 1
         if step.success and not is_success:
             is_success, left = True, min(left, _AFTER_SUCCESS)
-    return SimulatedEpisode(index, task, images, np.array(states), np.array(actions), is_success)
+    return images, np.array(states), np.array(actions), is_success
 
 
 def simulator_survey(size: tuple[int, int], episodes: int) -> Survey:
