@@ -277,6 +277,16 @@ def test_names_that_the_data_lack_are_reported_with_the_known_ones(
     assert "robot__desired__pose" in str(caught.value.details["known"])
 
 
+@pytest.mark.parametrize("sink", ["frames", "lbm"])
+def test_a_field_with_the_name_of_calibration_is_refused(
+    raw: Path, tmp_path: Path, sink: str
+) -> None:
+    name = "robot__desired__grippers__right::panda_hand"
+    keys = {"rename.fields": {"extrinsics.arm": name}}
+    with fails("data.name_taken"):
+        written(raw, tmp_path / "out", sink, **keys)
+
+
 def test_shards_validate_and_evaluate_a_run_on_frames(
     raw: Path, frames: Path, tmp_path: Path, cache: dict[str, Any]
 ) -> None:

@@ -234,6 +234,21 @@ def test_invalid_observation_does_not_change_the_history(policy: PolicyRunner) -
     assert_equal(policy.act(observation_at(1)), expected)
 
 
+def test_a_chunk_that_fails_leaves_the_history_as_it_was(
+    policy: PolicyRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy.act(observation_at(0))
+    expected = policy.act(observation_at(1), executed=2)
+    policy.reset()
+    policy.act(observation_at(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(policy._policy, "decide", lambda *_, **__: 1 / 0)
+        patch.setattr(policy._policy, "act", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            policy.act(observation_at(3), executed=3)
+    assert_equal(policy.act(observation_at(1), executed=2), expected)
+
+
 # images
 
 
@@ -356,6 +371,7 @@ def test_images_of_two_sizes_are_an_error_if_the_size_is_unknown(run: Path, tmp_
         (XYZ, [True, False, True], "data.field_shape"),
         (XYZ, [1.0, float("nan"), 3.0], "data.field_not_finite"),
         (XYZ, [[1.0], [2.0, 3.0]], "data.no_array"),
+        (XYZ, [[b"long" * 1000, b""], [b"", b""]], "data.no_array"),
         (XYZ, torch.zeros(3, requires_grad=True), "data.no_array"),
     ],
 )

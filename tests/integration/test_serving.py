@@ -374,6 +374,10 @@ BAD_REQUESTS: Mapping[str, tuple[str | bytes, str]] = {
         msgpack.packb({**look(1), "front": {"nd": True}}, default=list),
         "data.no_picture",
     ),
+    "number of bytes": (
+        msgpack.packb({"pose": {b"__npgeneric__": True, b"dtype": "S1", b"data": 800_000_000}}),
+        "data.bad_message",
+    ),
     "unknown": (message_of(side=np.zeros(2)), "data.unknown_observation"),
     "control of a later version": (message_of(**{CONTROL: {"pause": True}}), "data.bad_message"),
     "control of another type": (message_of(**{CONTROL: {"reset": 1}}), "data.bad_message"),

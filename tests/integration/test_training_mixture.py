@@ -7,6 +7,8 @@ import pytest
 
 from tests.builders.training import CAMERAS, HAND_COMMAND, XYZ_COMMAND, tiny_config, world_shards
 from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.train import train
 
@@ -44,3 +46,15 @@ def test_metrics_contain_errors_of_fields_and_losses_of_data_sets_and_the_policy
         output = str(tmp_path / "evaluations" / data.parent.name)
         keys = {"checkpoint": str(run), "data": str(data), "output": output}
         assert open_loop(OpenLoopConfig(**keys, max_samples=2)).samples == 2
+
+
+@pytest.mark.parametrize("key", ["mean", "max"])
+def test_data_with_a_weight_of_0_do_not_count_in_the_statistics(tmp_path: Path, key: str) -> None:
+    both, single = (world_shards(tmp_path / f"{n}", episodes=n) for n in (2, 1))
+
+    def statistics(*folders: Path, weights: list[float]) -> list[float]:
+        keys = {"dataset_manifest": [*map(str, folders)], "dataset_weighting": weights}
+        info = RoboticsKind().load_info(RoboticsDataConfig.model_validate(keys))
+        return info.statistics[XYZ_COMMAND][key]
+
+    assert statistics(both, single, weights=[1, 0]) == pytest.approx(statistics(both, weights=[1]))

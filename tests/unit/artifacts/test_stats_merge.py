@@ -49,6 +49,21 @@ def test_weights_give_the_mean_of_the_mixture(samples: tuple[int, int]) -> None:
     np.testing.assert_allclose(merged.statistics["x"]["mean"], [0.75])
 
 
+def test_few_rows_of_a_part_with_a_small_weight_keep_their_mean_and_spread() -> None:
+    values = np.random.default_rng(1).normal(100, 1, (5000, 2, 1))
+    few, none = (np.ones((rows, 2), bool) for rows in (5000, 500))
+    few[40:, 1], none[:, 1] = False, False
+    parts = [
+        StatsPart({"x": summary(window_statistics([part], valid))}, weight=weight)
+        for part, valid, weight in ((values, few, 0.01), (values[:500], none, 0.99))
+    ]
+
+    merged = merge_parts(parts).statistics["x"]
+
+    assert merged["mean_per_timestep"][1][0] == pytest.approx(values[:40, 1].mean())
+    assert merged["std_per_timestep"][1][0] == pytest.approx(values[:40, 1].std(), rel=0.3)
+
+
 def test_counts_of_a_mixture_are_whole_numbers() -> None:
     parts = [StatsPart(stats(NUMBERS[:7]), weight=1), StatsPart(stats(NUMBERS[7:]), weight=2)]
 

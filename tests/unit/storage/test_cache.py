@@ -38,6 +38,24 @@ def test_copy_of_each_version_of_a_file_is_made_once(tmp_path: Path) -> None:
     assert version(tmp_path / "a").name != file.name
 
 
+def test_a_torn_copy_is_made_again(tmp_path: Path) -> None:
+    file, cache = version(tmp_path / "a"), FileCache(tmp_path / "cache")
+    cache.open_copy(file).close()
+    (cache.folder / f"{file.name}.copy").write_bytes(b"")
+    with cache.open_copy(file) as copy:
+        assert copy.read() == b"a........."
+
+
+def test_a_newer_version_is_not_stored_under_an_older_name(tmp_path: Path) -> None:
+    file, cache = version(tmp_path / "a"), FileCache(tmp_path / "cache")
+    (tmp_path / "a").write_bytes(b"b" * 10)
+    os.utime(tmp_path / "a", (1, 1))
+    with pytest.raises(StorageError) as caught:
+        cache.open_copy(file)
+    assert caught.value.code == "storage.changed"
+    assert not copies(cache)
+
+
 def test_least_recently_opened_copies_are_removed(tmp_path: Path) -> None:
     cache = FileCache(tmp_path / "cache", limit=25)
     files = [version(tmp_path / name) for name in "abc"]
