@@ -506,9 +506,10 @@ def test_errors_are_those_computed_by_hand(report: dict[str, Any], data: Path, r
         ]
         seeds = [chunk_seed(0, start + row) for row in range(len(observations))]
         chunks.append(trained.policy().act(observations, seeds=seeds)[RELATIVE])
-    mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
+    recorded_steps = np.stack([sample.future_mask for sample in samples])[:, 1:]
+    is_after_first = np.stack([sample.past_mask for sample in samples])[:, :1]
     recorded = np.stack([sample.fields[RELATIVE] for sample in samples])[:, 1:]
-    by_hand = np.abs(np.concatenate(chunks) - recorded)[mask].mean(axis=0)
+    by_hand = np.abs(np.concatenate(chunks) - recorded)[recorded_steps].mean(axis=0)
     errors = report["fields"][RELATIVE]["policy"]["mae_per_dimension"]
     np.testing.assert_allclose(errors, by_hand, rtol=1e-6)
 
@@ -519,6 +520,7 @@ def test_errors_are_those_computed_by_hand(report: dict[str, Any], data: Path, r
         windows = np.stack([sample.fields[field] for sample in samples])
         mean, std = (np.asarray(statistics[field][name]) for name in ("mean", "std"))
         for name, baseline in {"mean_action": mean, "copy_last": windows[:, :1]}.items():
+            mask = recorded_steps & (is_after_first if name == "copy_last" else True)
             differences = np.abs(windows[:, 1:] - baseline)
             by_hand = differences[mask].mean(axis=0)
             errors = report["fields"][field][name]

@@ -43,7 +43,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _raise_unreadable(error: OSError) -> None:
     """A folder that cannot be listed is not empty; one that is removed meanwhile is."""
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise StorageError.at(
             error.filename,
             f"the folder cannot be listed: {error.strerror}",
