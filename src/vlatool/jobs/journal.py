@@ -27,7 +27,7 @@ from vlatool.storage.atomic import remove_tree, write_bytes
 from vlatool.storage.byte_ranges import read_file
 
 _INFO = "__receipt__"
-_LOGS_READ_EVERY_S = 2.0
+_LOGS_READ_EVERY_S, _PAUSE_PER_READ = 2.0, 20
 # Level 6 makes receipts a fifth smaller and takes twice the time (measured).
 _LEVEL = 1
 
@@ -164,15 +164,16 @@ class OtherRanks:
         self._journal = journal
         self._earlier = {rank: sum(1 for _ in journal.rows(rank)) for rank in ranks}
         self._rows: list[dict[str, Any]] = []
-        self._read_at = 0.0
+        self._next_read = 0.0
 
     def rows(self, *, is_end: bool = False) -> Sequence[Mapping[str, Any]]:
-        """Rows of this run; read once in a few seconds, and at the end."""
+        """Rows of this run; read once in a few seconds, slow logs less often, and at the end."""
         now = time.monotonic()
-        if self._earlier and (is_end or now - self._read_at >= _LOGS_READ_EVERY_S):
+        if self._earlier and (is_end or now >= self._next_read):
             logs = ((self._journal.rows(rank), skip) for rank, skip in self._earlier.items())
             self._rows = [row for rows, skip in logs for row in islice(rows, skip, None)]
-            self._read_at = now
+            end = time.monotonic()
+            self._next_read = end + max(_LOGS_READ_EVERY_S, _PAUSE_PER_READ * (end - now))
         return self._rows
 
 
