@@ -352,6 +352,19 @@ def test_the_error_of_a_plan_comes_when_it_is_due_and_a_reset_starts_again() -> 
         np.testing.assert_array_equal(loop.step(look(0))["move"], first["move"])
 
 
+def test_after_the_error_of_a_plan_the_loop_goes_on_without_a_reset() -> None:
+    policy = LookPolicy()
+    with vlatool.ControlLoop(local(policy), execute_steps=3, delay_steps=2) as loop:
+        for number in range(3):
+            loop.step(look(number))
+        loop.step({**look(3), "pose": np.array([13.0, 0.0])})
+        loop.step(look(4))
+        with pytest.raises(RuntimeError, match="the wrong number"):
+            loop.step(look(5))
+        for number in range(6, 24):
+            assert set(loop.step(look(number))) >= {"move"}
+
+
 @pytest.mark.parametrize(("steps", "delay"), [(0, 0), (6, 0), (2, 3), (4, 2), (2, -1)])
 def test_a_loop_needs_chunks_that_are_long_enough(steps: int, delay: int) -> None:
     with fails("usage.delay_steps"):

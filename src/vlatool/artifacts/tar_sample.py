@@ -208,14 +208,12 @@ def _deflate(content: bytes) -> tuple[int, bytes]:
     return _small_deflated(content) if len(content) <= _LARGEST_CACHED else _deflated(content)
 
 
-@lru_cache(maxsize=4096)
-def _small_deflated(content: bytes) -> tuple[int, bytes]:
-    return _deflated(content)
-
-
 def _deflated(content: bytes) -> tuple[int, bytes]:
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
     return zlib.crc32(content), packer.compress(content) + packer.flush()
+
+
+_small_deflated = lru_cache(maxsize=4096)(_deflated)
 
 
 @lru_cache(maxsize=1024)

@@ -506,9 +506,8 @@ def as_array(name: str, values: Any) -> Array:
     """A value of an observation as an array; raises a DataError if it cannot become one."""
     try:
         if isinstance(values, list | tuple) and _has_text(values):
-            raise TypeError(
-                "it holds texts"
-            )  # as an array each would take the bytes of the longest
+            # As an array each would take the bytes of the longest.
+            raise TypeError("it holds texts")
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
         reason = str(error).partition("\n")[0]

@@ -148,7 +148,7 @@ class ControlLoop:
         try:
             chunk = pending.result()
         except BaseException:
-            self._unreported += self._reported  # the policy forgets what a failed plan told it
+            self._unreported += self._reported  # a failed plan is undone
             raise
         self._begin(chunk, self._delay)
         for observation in unseen:

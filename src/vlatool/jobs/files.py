@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -198,7 +199,7 @@ def remove_stale_files(
 def remove_partial_files(folder: Path) -> None:
     """Removes temporary files and unfinished uploads of killed runs of an output."""
     if is_remote(folder):
-        remove_partials(folder, spared=nested_outputs(folder))
+        remove_partials(folder, spared=partial(nested_outputs, folder))
         return
     remove_partials(folder / FOLDER)
     for path, is_own in _walk(folder):

@@ -166,9 +166,12 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
 def parent_of(folder: Path) -> str:
     """Fingerprint of the output that contains a folder; empty without one."""
     for parent in list(folder.absolute().parents)[:_LEVELS_UP]:
-        record = None
-        with suppress(StorageError):  # credentials may be those of the output alone
+        try:
             record = read_record(parent) if parent.name else None
+        except StorageError as error:
+            if error.code != "storage.forbidden":  # credentials may be those of the output alone
+                raise
+            return ""
         if record is not None:
             return record.fingerprint
     return ""

@@ -176,9 +176,11 @@ def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_partials(folder: Path, *, below: bool = True, spared: Sequence[str] = ()) -> None:
+def remove_partials(
+    folder: Path, *, below: bool = True, spared: Callable[[], Sequence[str]] = tuple
+) -> None:
     """Removes temporary files and unfinished S3 uploads that killed runs left, except uploads with
-    one of the relative prefixes `spared`.
+    one of the relative prefixes that `spared` returns.
     """
     if isinstance(folder, RemotePath):
         try:

@@ -155,10 +155,12 @@ class FileCache:
     def _fetch(self, file: FileVersion, path: Path) -> None:
         with open_file(file.path) as source, open_atomic(path, synced=False) as target:
             shutil.copyfileobj(source, target, _CHUNK_SIZE)
-            if target.tell() != file.size or FileVersion.of(file.path).tag != file.tag:
+            now = FileVersion.of(file.path)
+            if target.tell() != file.size or now != file:
+                reason = f"received {target.tell()} bytes instead of {file.size}"
                 raise StorageError.at(
                     file.path,
-                    f"received {target.tell()} bytes instead of {file.size}, or a newer version",
+                    reason if target.tell() != file.size else "received another version",
                     hint="the file changed while it was read; run the same command again",
                     code="storage.changed",
                 )

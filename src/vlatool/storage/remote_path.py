@@ -113,6 +113,12 @@ class RemotePath(_Path):
         return None if info is None else self._new(self._root, self._key, info)
 
     @property
+    def etag(self) -> str:
+        """ETag; empty if the server sends none, or the file does not exist."""
+        info = self._find()
+        return "" if info is None else info.etag
+
+    @property
     def address(self) -> Address:
         """Root and key; `..` is resolved."""
         key = str(self._key) if self._key.parts else ""

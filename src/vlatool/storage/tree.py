@@ -11,7 +11,7 @@ from pathlib import Path
 from vlatool.errors import StorageError
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.remote import find_object, is_listable
+from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
 _MAX_CONCURRENT = 8
@@ -149,16 +149,15 @@ def parse_size(text: str) -> int:
 
 
 def _info(path: Path, name: str) -> list[FileInfo]:
+    if isinstance(path, RemotePath) and (known := path.with_info()) is not None:
+        path = known  # one request for all that follows
     try:
         status = path.stat()
     except FileNotFoundError:
         return []
     if not stat.S_ISREG(status.st_mode):
         return []
-    etag = ""
-    if isinstance(path, RemotePath) and not status.st_mtime_ns:
-        info = find_object(path.address)
-        etag = "" if info is None else info.etag
+    etag = path.etag if isinstance(path, RemotePath) and not status.st_mtime_ns else ""
     return [FileInfo(name, status.st_size, status.st_mtime_ns, etag)]
 
 

@@ -1,7 +1,7 @@
 """Atomic writing of remote objects; parts are uploaded in the background."""
 
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -143,13 +143,17 @@ def _delete_batch(address: Address, keys: Sequence[str]) -> None:
         delete(Address(address.root, key))
 
 
-def abort_uploads(address: Address, spared: Sequence[str] = ()) -> None:
+def abort_uploads(address: Address, spared: Callable[[], Sequence[str]] = tuple) -> None:
     """Removes the parts of unfinished uploads at and below a key, except below the relative
-    prefixes `spared`.
+    prefixes that `spared` returns.
     """
-    others = tuple(f"{address.prefix}{prefix}" for prefix in spared)
-    for key, upload in call(address, lambda remote: remote.unfinished(address.key)):
-        if key == address.key or (key.startswith(address.prefix) and not key.startswith(others)):
+    uploads = call(address, lambda remote: list(remote.unfinished(address.key)))
+    below = [
+        each for each in uploads if each[0] == address.key or each[0].startswith(address.prefix)
+    ]
+    others = tuple(f"{address.prefix}{prefix}" for prefix in spared()) if below else ()
+    for key, upload in below:
+        if not key.startswith(others):
             _abort(Address(address.root, key), upload)
 
 

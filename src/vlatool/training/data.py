@@ -132,8 +132,10 @@ def sample_batch(
     usable: list[Any] = []
     # `check_samples` has found a usable one within the last limits.
     for limits in ((_LAST_READ[0], math.ceil(size / _LAST_READ[0])), _LAST_READ):
-        samples = [] if usable else _some_samples(config, info, 0, limits)
-        usable += [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
+        samples = _some_samples(config, info, 0, limits)
+        usable = [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
+        if usable:
+            break
     data_assets = kind.make_assets(config.data, info)
     batcher = config.model_type.batcher(
         config.model, config.data, data_assets, assets, training=True

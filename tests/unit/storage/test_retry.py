@@ -1,14 +1,17 @@
 import http.client
+import io
 import logging
 import threading
 import time
 from collections.abc import Iterable
 
 import pytest
+import urllib3
 
 from vlatool.errors import StorageError, UsageError
 from vlatool.jobs.executor import ProcessExecutor
 from vlatool.storage import retry
+from vlatool.storage.s3 import Bucket, s3_retry_advice
 
 
 class Clock:
@@ -166,3 +169,17 @@ def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> N
     event.set()
     assert clock.wait(event, 10_000)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("age_s", [0.0, 900.0])
+def test_a_rejected_signature_is_made_again_only_if_it_is_from_an_earlier_request(
+    age_s: float,
+) -> None:
+    """A role's credentials are renewed; a URL that was signed before is refused."""
+    bucket = Bucket("s3://bucket")
+    bucket._signed_urls["key"] = ("url", time.monotonic() + 1800 - age_s)
+    body = io.BytesIO(b"<Error><Code>ExpiredToken</Code></Error>")
+    answer = urllib3.HTTPResponse(body, status=400, preload_content=False)
+    error = bucket._error("key", answer)
+    assert (s3_retry_advice(error) is not None) == (age_s > 0)
+    assert "key" not in bucket._signed_urls
