@@ -39,7 +39,7 @@ PAGES = {
 }
 NOTEBOOK = "demo.ipynb"
 _BUILD = ROOT / "build/site"
-_LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 _IMAGE = re.compile(r"(!\[[^\]\n]*\]\()([^)\s]+)\)")
 _CELL = re.compile(r"^# %%( \[markdown\])?\n", re.MULTILINE)
 _DEFAULT = re.compile(r"(.*) \[(.*)\]$")  # at the end of a description
