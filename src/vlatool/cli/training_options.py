@@ -163,11 +163,6 @@ def _resolve(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     run.finish(load(row.workflow)(resolved, **options, reporter=run.reporter))
 
 
-def expand_data(folders: list[str]) -> Mapping[str, Any]:
-    """Value of `--data`: folders of training data. The data kind maps `folders` to its own key."""
-    return {"data.folders": folders}
-
-
 def expand_run(texts: list[str]) -> Mapping[str, Any]:
     """Value of `--output`: a run folder, split into `save_path` and `name`."""
     # As text: the command itself checks the scheme.
@@ -184,14 +179,14 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     return {"save_path": parent or root, "name": name}
 
 
-def expand_init_from(texts: list[str]) -> Mapping[str, Any]:
-    """Value of `--from`: the weights of a checkpoint, without its trainer state."""
-    return {"init_from": texts[-1]}
-
-
-DATA = OptionAlias(expand_data, "DIR", "Folder of training data; repeatable.")
+# Each data kind maps `folders` to its own key.
+DATA = OptionAlias(
+    lambda folders: {"data.folders": folders}, "DIR", "Folder of training data; repeatable."
+)
 INIT_FROM = OptionAlias(
-    expand_init_from, "CKPT", "Run, checkpoint or published file with the initial weights."
+    lambda texts: {"init_from": texts[-1]},
+    "CKPT",
+    "Run, checkpoint or published file with the initial weights.",
 )
 RUN = OptionAlias(expand_run, "RUN", "Folder of the run.", short="-o")
 

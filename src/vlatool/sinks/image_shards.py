@@ -3,13 +3,10 @@
 A tar has the images camera by camera, in frame order. Source: reference/future-vla 2.1.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-
-import numpy as np
 
 from vlatool.artifacts.image_shards.check import IMAGE_SHARDS
 from vlatool.artifacts.image_shards.format import (
@@ -32,7 +29,7 @@ from vlatool.artifacts.image_shards.format import (
     write_manifest,
 )
 from vlatool.artifacts.images import JPEG, PNG, Subsampling
-from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
+from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.config.base import option
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
@@ -42,7 +39,8 @@ from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks import base
-from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
+from vlatool.sinks.lbm import write_index
+from vlatool.storage.atomic import open_atomic, remove_file
 
 
 class ImageShardsConfig(base.SinkConfig):
@@ -117,15 +115,10 @@ class ImageEpisodeWriter:
             tar.finish()
         counts = {"frames": episode.num_frames, "samples": len(ranges)}
         shard = FileEntry(name, tar.position, tar.sha256, len(ranges))
-        table = np.array(ranges, np.int64).reshape(-1, 2)
-        content = ShardIndex(table[:, 0], table[:, 1], tar.position).content()
-        path = index_path(self.output / name)
-        write_bytes(path, content, synced=False)
-        digest = hashlib.sha256(content).hexdigest()
         return Receipt(
             ref.id,
             counts=counts,
-            files=(shard, FileEntry(path.name, len(content), digest, len(ranges))),
+            files=(shard, write_index(self.output, name, ranges, tar.position)),
             findings=tuple(_image_findings(writer, ref.id)),
         )
 

@@ -137,15 +137,7 @@ class WebServer:
     def document(self, url: str) -> tuple[Any, Mapping[str, str]]:
         """Content of a JSON document, and the headers of the response."""
         response = self._fetch("GET", url, {"Accept-Encoding": "identity"})
-        stream = web_requests.BodyStream(response)
-        try:
-            data = stream.read_to_end(MAX_BYTES + 1)
-        finally:
-            stream.close()
-        if len(data) > MAX_BYTES:
-            raise web_requests.UnusableAnswer(
-                f"the server answers with more than {MAX_BYTES:,} bytes"
-            )
+        data = web_requests.whole_body(response, MAX_BYTES)
         try:
             return parse_json(data), response.headers
         except DocumentError as error:

@@ -94,15 +94,7 @@ class Bucket:
         """
         headers = {name: _text(value) for name, value in request.headers.items()}
         response = send(self._pool, request.method, request.url, headers, request.body or None)
-        stream = web_requests.BodyStream(response)
-        try:
-            data = stream.read_to_end(_MAX_ANSWER + 1)
-        finally:
-            stream.close()
-        if len(data) > _MAX_ANSWER:
-            raise web_requests.UnusableAnswer(
-                f"the server answers with more than {_MAX_ANSWER:,} bytes"
-            )
+        data = web_requests.whole_body(response, _MAX_ANSWER)
         raw: Any = importlib.import_module("urllib3.response")
         answers: Any = importlib.import_module("botocore.awsrequest")
         body = raw.HTTPResponse(io.BytesIO(data), preload_content=False)

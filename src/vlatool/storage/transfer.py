@@ -255,7 +255,7 @@ class TransferPool:
     received: int = 0  # bytes so far
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: threading.Event = field(default_factory=threading.Event)
-    _started: float = 0.0
+    _free_at: float = 0.0  # time at which the rate admits the next byte
     _in_flight: dict[str, None] = field(default_factory=dict[str, None])
     _finished: int = 0
     _outages: int = 0  # files that the storage did not respond to, since the last byte
@@ -304,9 +304,10 @@ class TransferPool:
             now = time.monotonic()
             self._outages = 0
             self._show(size, now)
-            self._started = self._started or now
             self.received += size
-            until = self._started + self.received / (self.bytes_per_s or float("inf"))
+            # Time without bytes, as in an outage, is not made up for at full speed.
+            until = max(self._free_at, now) + size / (self.bytes_per_s or float("inf"))
+            self._free_at = until
         while True:
             self._check()
             wait = until - time.monotonic()

@@ -81,6 +81,18 @@ class BodyStream:
         self._response.close()
 
 
+def whole_body(response: Any, limit: int) -> bytes:
+    """The body of a response, which is closed; `limit`: most bytes that are accepted."""
+    stream = BodyStream(response)
+    try:
+        data = stream.read_to_end(limit + 1)
+    finally:
+        stream.close()
+    if len(data) > limit:
+        raise UnusableAnswer(f"the server answers with more than {limit:,} bytes")
+    return data
+
+
 class Connections:
     """Persistent connections without retries, which `remote.call` makes; through proxies."""
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from vlatool.config.base import with_value
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Batch, Objective, StepContext, blocks_of
+from vlatool.models.rng import Distributions
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import PlacedParts, Placement
 from vlatool.training.state import AVERAGED_AT_ONCE, replace_tensors
@@ -312,21 +313,17 @@ def first_full_step(objective: Objective) -> int:
     return max(spec.starts_at for spec in objective.optimizers().values())
 
 
-class _AnyRng:
-    """Random numbers of no particular seed, in the shapes of `models.base.Rng`."""
+class _AnyRng(Distributions):
+    """Random numbers of no particular seed."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._size = size
         self._device = device
 
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn((self._size, *shape), device=self._device)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand((self._size, *shape), device=self._device)
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(high, (self._size, *shape), device=self._device)
+    def _draw(
+        self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Tensor:
+        return function(*bounds, (self._size, *shape), device=self._device)
 
 
 def _drop(parameter: Tensor) -> None:

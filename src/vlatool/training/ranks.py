@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
 from vlatool.results import MERGED, UNLISTED, Result
+from vlatool.storage.tree import natural_key
 
 LAUNCH = "VLATOOL_LAUNCH"
 # File with the machines of a job; `launch sagemaker` sets it.
@@ -95,7 +96,7 @@ class Machine:
             return None
         try:
             document = json.loads(Path(environ[HOSTS]).read_text())
-            hosts = sorted(document["hosts"], key=_natural)
+            hosts = sorted(document["hosts"], key=natural_key)
             return cls(hosts.index(document["current_host"]), len(hosts), hosts[0])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise EnvironmentProblem(
@@ -103,11 +104,6 @@ class Machine:
                 hint=f"unset {HOSTS} to train on this machine",
                 code="environment.hosts",
             ) from None
-
-
-def _natural(host: str) -> list[tuple[str, int]]:
-    """Sort key with which algo-2 comes before algo-10."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", host)]
 
 
 def _tasks_of_node(environ: Mapping[str, str], tasks: int) -> int:

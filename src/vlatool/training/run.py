@@ -184,7 +184,7 @@ def _trainer(
         ),
         save=checkpoints.save,
         save_due=checkpoints.is_due,
-        stop_signal=stop.received,
+        stop_signal=lambda: stop.signal,
         measure_success=measure_success,
     )
 

@@ -45,10 +45,6 @@ class StopRequest:
     def __exit__(self, *exc: object) -> None:
         self._restore()
 
-    def received(self) -> int | None:
-        """The first signal that was received, if any."""
-        return self.signal
-
     @contextmanager
     def interrupting(self) -> Generator[None]:
         """Context in which the first signal also raises KeyboardInterrupt, even an earlier one."""

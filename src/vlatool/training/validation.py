@@ -193,7 +193,7 @@ class SuccessRate:
         """Writes the metrics of the rollouts, and the best checkpoint."""
         started = time.perf_counter()
         metrics = self._measured(state.step) if self.runtime.is_main else {}
-        metrics, signal = self.runtime.broadcast((metrics, self.stop.received()))
+        metrics, signal = self.runtime.broadcast((metrics, self.stop.signal))
         if signal is not None:
             self._exit(state.step, signal)
         self.logger.meter.leave_out(time.perf_counter() - started)
@@ -210,7 +210,7 @@ class SuccessRate:
             with self.stop.interrupting():
                 return self.roll_out(self.run.checkpoint(step), self.run.rollouts(step))
         except KeyboardInterrupt:
-            if self.stop.received() is None:
+            if self.stop.signal is None:
                 raise
         except BugError:
             raise

@@ -291,7 +291,7 @@ class BuildDatasetJob:
         """Options for the record; inputs are given by their names and digests."""
         config, work = self._config, self._work
         return {
-            **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
+            **config.recorded_options(),
             "gripper": config.gripper or "raw",
             "data": tree.name,
             "fast digest": work.fast_digest,

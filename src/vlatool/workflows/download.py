@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -28,7 +27,7 @@ from vlatool.storage.atomic import remove_partials_of, write_bytes
 from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import is_outage, not_requested_error
-from vlatool.storage.tree import sha256_of, size_text
+from vlatool.storage.tree import parse_size, sha256_of, size_text
 from vlatool.storage.uri import local_path, location, pinned
 from vlatool.workflows import download_files as downloads
 from vlatool.workflows.download_raw import RawResult, RawTask, download_raw
@@ -105,8 +104,6 @@ def _content(address: str, sha256: str) -> bytes:
 
 
 REGISTRY_VARIABLE = "VLATOOL_REGISTRY"
-_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMG]?)B?(?:/s)?")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 class DownloadConfig(ConfigModel):
@@ -157,15 +154,17 @@ class DownloadConfig(ConfigModel):
     @field_validator("limit_rate")
     @classmethod
     def _is_rate(cls, value: str | None) -> str | None:
-        if value is not None and not _bytes_per_s(value):
-            raise ValueError("is no rate: write a number above 0 with k, M or G, such as 20M")
+        try:
+            _bytes_per_s(value)
+        except ValueError:
+            message = "is no rate: write a number above 0 with k, M or G, such as 20M"
+            raise ValueError(message) from None
         return value
 
 
 def _bytes_per_s(text: str | None) -> float | None:
     """Number of bytes per second; None without a limit."""
-    match = _RATE.fullmatch(text.strip()) if text is not None else None
-    return float(match[1]) * _UNITS[match[2]] if match is not None else None
+    return None if text is None else parse_size(text.removesuffix("/s"))
 
 
 @dataclass(frozen=True)

@@ -344,7 +344,7 @@ class DecodeJob:
         self.items: Sequence[str] = selection.episodes
         work = EpisodeDecoder(tokenizer, selection, output, config.batch_size)
         options = {
-            **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
+            **config.recorded_options(),
             "codes": source.name,
             "pictures": list(selection.stems or ()),
             "tokenizer digest": tokenizer.network.decoder_digest,

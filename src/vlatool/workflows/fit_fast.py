@@ -226,14 +226,6 @@ def _quality(
     }
 
 
-@dataclass(frozen=True)
-class _ReadChunks:
-    """Picklable function that reads one file."""
-
-    def __call__(self, file: fast_format.ChunkFile) -> Array:
-        return file.read()
-
-
 def _all_chunks(
     sources: Sequence[fast_format.ChunkSource], workers: int | None, reporter: Reporter
 ) -> Array:
@@ -245,7 +237,7 @@ def _all_chunks(
         make_executor(max(count, 1)) as executor,
         reporter.progress("chunks", len(files), "files") as bar,
     ):
-        for outcome in executor.map(_ReadChunks(), files):
+        for outcome in executor.map(fast_format.ChunkFile.read, files):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None

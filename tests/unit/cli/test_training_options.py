@@ -5,14 +5,14 @@ import json
 import pytest
 
 from vlatool.cli.app import run as run_command
-from vlatool.cli.training_options import expand_data, expand_run
+from vlatool.cli.training_options import DATA, expand_run
 from vlatool.errors import UsageError
 
 
 def test_data_folders_become_the_key_of_folders_and_a_run_its_parent_and_name() -> None:
     """The folders are not opened: the data kind reads them in `load_info`."""
     folders = ["no/such/folder", "s3://bucket/data/"]
-    assert expand_data(folders) == {"data.folders": folders}
+    assert DATA.expand(folders) == {"data.folders": folders}
     for text, *run in (("runs/first", "runs", "first"), ("a", ".", "a"), ("/a/b/c/", "/a/b", "c")):
         assert [*expand_run([text]).values()] == run
     with pytest.raises(UsageError):

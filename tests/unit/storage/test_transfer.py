@@ -42,6 +42,22 @@ def test_files_in_flight_are_shown() -> None:
     assert bar.done == 10
 
 
+def test_time_of_an_outage_is_not_made_up_for_at_full_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("vlatool.storage.transfer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "vlatool.storage.transfer.time.sleep", lambda seconds: now.append(now.pop() + seconds)
+    )
+    pool = TransferPool(1, bytes_per_s=1000)
+    pool.count(1000)
+    assert now == [101.0]
+    now[0] += 60
+    pool.count(1000)
+    assert now == [162.0]
+
+
 @pytest.mark.parametrize(("synced", "intact"), [(2, {0, 1}), (1, {0}), (0, set())])
 def test_chunks_after_the_last_sync_are_checked(
     tmp_path: Path, synced: int, intact: set[int]

@@ -191,17 +191,17 @@ def test_first_signal_is_stored_and_one_soon_after_is_the_same_request() -> None
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for number, other in ((signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
         with StopRequest() as stop:
-            assert not stop.received()
+            assert stop.signal is None
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), other)
-            assert stop.received() == stop.signal == number
+            assert stop.signal == number
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_later_signal_has_its_usual_effect() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received() == signal.SIGINT
+        assert stop.signal == signal.SIGINT
         stop._since -= 10.0  # no test sleeps
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
