@@ -33,7 +33,7 @@ from typing import Any
 from forked_commands import Commands, Done
 from resume_across_commits_runs import CASES, FILES
 
-STEPS = "VLATOOL_STEPS"
+STEPS = "CRASH_POINTS"
 # Operations that record finished work, by kind: a line of a log, or a file.
 ENTERED = {
     "items": re.compile(r"rename after items/.*|write after journal/items\.#\.jsonl"),

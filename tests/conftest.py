@@ -3,7 +3,9 @@
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,10 +15,15 @@ import pytest
 from tests.builders.forks import LIGHT, Forks, forks
 from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
 
+# Syncing costs nothing in memory, and no test cuts the power.
+_MEMORY = Path("/dev/shm")
+
 
 def pytest_configure() -> None:
     """Sets up this process before torch is imported, and every process that a test starts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 6 * 2**30:
+        tempfile.tempdir = os.environ["TMPDIR"] = str(_MEMORY)
     # Servers of tests are on this machine, whatever proxy it uses for others.
     os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.

@@ -126,7 +126,7 @@ def _language_model(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     del model
     return {"data.folders": str(root / "samples"), "model.compress": [8, 6, 2]} | {
         "init_from": str(root / "tiny"),
-        "total_train_steps": 4,
+        "total_train_steps": 2,
         "data.val_ratio": 0,
         "total_val_samples": None,
     }

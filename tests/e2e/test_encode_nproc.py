@@ -50,17 +50,6 @@ def test_two_processes_write_what_one_writes_except_a_broken_episode(
     assert len({Path(name).parts[0] for name in two} - {"checks"}) == 2
 
 
-@pytest.mark.slow  # test_encode has ranks without items as threads
-def test_rank_of_torchrun_without_episodes_changes_nothing(tokenizer: str, tmp_path: Path) -> None:
-    tree = image_tree(tmp_path / "A", episodes=1)
-    encoded(tree, tokenizer, tmp_path / "one")
-
-    done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
-
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
-
-
 @pytest.mark.slow  # test_ranks has ends of which one caused the others
 def test_rank_of_torchrun_whose_peer_ended_reports_no_bug(tokenizer: str, tmp_path: Path) -> None:
     tree = image_tree(tmp_path / "A", episodes=2)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.builders.metaworld import skip_without_metaworld
 from vlatool.cli import app
+from vlatool.training.start import rank_arguments
 
 ROOT = Path(__file__).parents[2]
 # Pipelines: their page and the line that they begin with; here a line may come before it.
@@ -48,7 +49,8 @@ SHORTER = {
     "vlatool train --preset world-pick": "--total-train-steps 2",
     "vlatool train --preset metaworld": "--total-train-steps 2",
     "python examples/tiny_start.py": "--scenes 4 --steps 1 1 1 --batch-size 2",
-    "vlatool train --preset future-vla-tiny": "--total-train-steps 2",
+    "vlatool train --preset future-vla-tiny": "--total-train-steps 2 "
+    "--hparams.global_batch_size 4 --total-val-samples 4",
     "vlatool train --preset diffusion-policy-tiny": "--num-epochs 1 --hparams.global_batch_size 64",
     "vlatool train --preset diffusion-policy-bellpepper": "--num-checkpoints 2 "
     "--total-train-samples 8 --hparams.global_batch_size 4 --hparams.per_gpu_batch_size 2",
@@ -81,17 +83,14 @@ def test_lines_of_the_readme_are_those_of_the_guide() -> None:
 
 
 def run(line: str) -> int:
-    """Exit code of a line. Several processes start from the command line of the first one."""
+    """Exit code of a line, in one process: test_guide_policy and test_nproc have several."""
     program, *arguments = shortened(line)
     if program == "python":
-        command = [str(ROOT / arguments[0]), *arguments[1:]]
-    elif "--nproc" in arguments:
-        command = ["-m", "vlatool", *arguments]
-    else:
-        return app.run(arguments)
-    done = subprocess.run([sys.executable, *command], capture_output=True)
-    sys.stderr.write(done.stderr.decode())
-    return done.returncode
+        command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+        done = subprocess.run(command, capture_output=True)
+        sys.stderr.write(done.stderr.decode())
+        return done.returncode
+    return app.run(rank_arguments(arguments))
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from vlatool.models.base import Policy
 from vlatool.serving.messages import pack
 from vlatool.workflows.train import train
 
-FUZZ_SECONDS = float(os.environ.get("VLATOOL_TEST_FUZZ_SECONDS", "20"))
+FUZZ_SECONDS = float(os.environ.get("VLATOOL_TEST_FUZZ_SECONDS", "5"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540 + FUZZ_SECONDS)]
 OPENPI_CLIENT = """
 import sys

@@ -64,7 +64,9 @@ def test_two_nodes_write_the_same_bytes_as_one_process_and_a_broken_episode_fail
 
 
 @pytest.mark.parametrize(
-    "layout", ["hdf5", *(pytest.param(x, marks=pytest.mark.slow) for x in ("zarr", "rlds", "mcap"))]
+    # The checks of readers have all formats.
+    "layout",
+    ["hdf5", pytest.param("zarr", marks=pytest.mark.slow)],
 )
 def test_recordings_give_the_same_bytes_with_any_number_of_workers_and_on_two_nodes(
     address: str, layout: Any, tmp_path: Path
@@ -136,6 +138,7 @@ def test_node_that_joins_from_nothing_with_the_lines_of_the_cluster_file_runs_th
         "HOME": str(home),
         "PATH": f"{home}/vlatool-env/bin:{os.environ['PATH']}",
         "PIP_CONSTRAINT": str(versions),
+        "PIP_COMPILE": "0",  # the node imports little of what is installed
         "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip")),
     }
     subprocess.run([sys.executable, "-m", "venv", home / "vlatool-env"], check=True)

@@ -15,7 +15,7 @@ from tests.kills.trial import Case, TrialRunner
 from vlatool.storage.retry import SPEED_VARIABLE
 
 _SEED = 9
-# In memory: syncing costs nothing there, and power cuts are not tested here.
+# In memory: syncing costs nothing there.
 _MEMORY = next((name for name in ("/dev/shm",) if os.access(name, os.W_OK)), None)
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-VARIABLE = "VLATOOL_STEPS"
+# Not VLATOOL_...: those are settings of remote storage, and each change makes a new connection.
+VARIABLE = "CRASH_POINTS"
 
 Kind = Literal["create", "write", "sync", "rename", "remove"]
 
