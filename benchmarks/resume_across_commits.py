@@ -33,7 +33,7 @@ from typing import Any
 from forked_commands import Commands, Done
 from resume_across_commits_runs import CASES, FILES
 
-STEPS = "CRASH_POINTS"
+STEPS = ("CRASH_POINTS", "VLATOOL_STEPS")  # the second is that of earlier commits
 # Operations that record finished work, by kind: a line of a log, or a file.
 ENTERED = {
     "items": re.compile(r"rename after items/.*|write after journal/items\.#\.jsonl"),
@@ -133,7 +133,7 @@ class Trials:
         """Outcome of the present code on the output of the killed earlier code."""
         half = self._folder / "half" / name
         shutil.rmtree(half, ignore_errors=True)
-        ended = self._earlier.run(self._prepared_words(name), **{STEPS: str(number)})
+        ended = self._earlier.run(self._prepared_words(name), **dict.fromkeys(STEPS, str(number)))
         shutil.move(self._out(name), half)
         total, recorded = _entered(self._traces[name]), _recorded_counts(half)
         outcome = Outcome(f"{name}, half-finished{f' ({kind})' if kind else ''}")
@@ -234,7 +234,7 @@ class Trials:
         """Runs a command and returns the operations on storage too."""
         trace = self._folder / f"{name}.steps"
         trace.unlink(missing_ok=True)
-        done = commands.run(words, **{STEPS: str(trace)})
+        done = commands.run(words, **dict.fromkeys(STEPS, str(trace)))
         return done, trace.read_text().splitlines() if trace.exists() else []
 
     def _out(self, name: str) -> Path:
