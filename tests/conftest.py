@@ -1,6 +1,7 @@
 """One thread per process: tiny tensors are slower on several, and bits depend on their number."""
 
 import gc
+import getpass
 import multiprocessing
 import os
 import shutil
@@ -15,21 +16,32 @@ import pytest
 from tests.builders.forks import LIGHT, Forks, forks
 from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
 
-# Syncing costs nothing in memory, and no test cuts the power.
 _MEMORY = Path("/dev/shm")
+_MOST_BYTES = 6 * 2**30  # of temporary files: thrice what was seen
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Sets up this process before torch is imported, and every process that a test starts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 6 * 2**30:
-        tempfile.tempdir = os.environ["TMPDIR"] = str(_MEMORY)
+    if "TMPDIR" not in os.environ:
+        _use_memory(config)
     # Servers of tests are on this machine, whatever proxy it uses for others.
     os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Loader workers are forked from a process with their imports, which take a second.
     multiprocessing.set_forkserver_preload(["vlatool.loading.loader", "vlatool.tokens.encode"])
+
+
+def _use_memory(config: pytest.Config) -> None:
+    """Puts temporary files in memory, where syncing costs nothing, until the session ends."""
+    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _MOST_BYTES:
+        return
+    compiled = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)  # later sessions use it again
+    folder = tempfile.mkdtemp(prefix="vlatool-", dir=_MEMORY)
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)

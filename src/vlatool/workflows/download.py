@@ -164,7 +164,7 @@ class DownloadConfig(ConfigModel):
 
 def _bytes_per_s(text: str | None) -> float | None:
     """Number of bytes per second; None without a limit."""
-    return None if text is None else parse_size(text.removesuffix("/s"))
+    return None if text is None else parse_size(text.strip().removesuffix("/s"))
 
 
 @dataclass(frozen=True)
