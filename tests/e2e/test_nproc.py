@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,13 @@ def belongs_to(pid: int, sessions: Collection[int]) -> bool:
         )  # a zombie may have no parent to reap it
     except (psutil.NoSuchProcess, ProcessLookupError):
         return False
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Folder for sockets, whose paths may have 107 bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def errors(stderr: str) -> list[str]:
@@ -147,15 +155,15 @@ def test_ctrl_c_reaches_the_ranks_and_a_checkpoint_is_written(data: Path, tmp_pa
 
 @pytest.mark.slow  # test_ranks has the end that caused the others
 def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_one_message(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next start also removes the folder of the killed one."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(short_folder))
     with started(data, tmp_path / "run") as (process, _):
         process.kill()  # `started` checks that no process is left
-    (left,) = tmp_path.glob("vlatool-ranks-*")
+    (left,) = short_folder.glob("vlatool-ranks-*")
     os.utime(left, (0, 0))
-    alive = tmp_path / "vlatool-ranks-alive"
+    alive = short_folder / "vlatool-ranks-alive"
     alive.mkdir()
     with (alive / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -163,7 +171,7 @@ def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_
         with started(data, tmp_path / "next", data__num_workers=1) as (process, ranks):
             os.kill(ranks[1], signal.SIGKILL)
             stdout, stderr = process.communicate(timeout=60)
-    assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
+    assert list(short_folder.glob("vlatool-ranks-*")) == [alive]
     assert process.returncode == 128 + signal.SIGKILL, stderr
     error = json.loads(stdout)["error"]
     assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)

@@ -5,12 +5,14 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from vlatool.errors import (
     BugError,
     DataError,
+    EnvironmentProblem,
     StorageError,
     UsageError,
     VlatoolError,
@@ -118,6 +120,12 @@ def _os_error(error: OSError) -> VlatoolError | None:
             "is listed by the storage, and cannot be read: it does not exist",
             hint="check the location, then run the same command again",
             code="data.no_source",
+        )
+    if "AF_UNIX path too long" in str(error):  # Python's own check, without a number
+        return EnvironmentProblem(
+            f"the path of the temporary folder is too long for sockets: {tempfile.gettempdir()}",
+            hint="set TMPDIR to a folder with a shorter path, such as /tmp",
+            code="environment.temporary_folder",
         )
     if error.errno not in _STORAGE_ERRNOS:
         return None
