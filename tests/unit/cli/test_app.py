@@ -93,7 +93,10 @@ def test_exception_becomes_an_error_with_code_and_exit_code(
 
 
 def test_a_temporary_folder_with_a_long_path_is_no_bug() -> None:
-    with socket.socket(socket.AF_UNIX) as sockets, pytest.raises(OSError, match="AF_UNIX") as caught:
+    with (
+        socket.socket(socket.AF_UNIX) as sockets,
+        pytest.raises(OSError, match="AF_UNIX") as caught,
+    ):
         sockets.bind("x" * 200)  # as Python's own worker processes do
     assert as_vlatool_error(caught.value).code == "environment.temporary_folder"
 
