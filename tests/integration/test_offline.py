@@ -16,6 +16,7 @@ from tests.builders.libero import libero_dataset
 from tests.builders.s3_server import CREDENTIALS
 from tests.builders.web_server import web_server
 from vlatool.cli import app
+from vlatool.storage import routes
 
 pytest.importorskip("torch")  # its import counts for no command
 NO_NAME, NO_ROUTE = "http://nohost.invalid", "http://255.255.255.255"
@@ -47,6 +48,8 @@ def endpoints(
     tmp_path: Path,
 ) -> str:
     """URL of a server that cannot be reached, for all schemes; retries would take a minute."""
+    # A server of a test before this one may have had the port.
+    monkeypatch.setattr(routes, "_CONTACTS", type(routes._CONTACTS)())
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     url = {"refused": closed_port, "name": NO_NAME, "route": NO_ROUTE}[
