@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Sets up this process before torch is imported, and every process that a test starts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "TMPDIR" not in os.environ:
-        _use_memory(config)
+        _use_memory()
     # Servers of tests are on this machine, whatever proxy it uses for others.
     os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.
@@ -33,15 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
     multiprocessing.set_forkserver_preload(["vlatool.loading.loader", "vlatool.tokens.encode"])
 
 
-def _use_memory(config: pytest.Config) -> None:
-    """Puts temporary files in memory, where syncing costs nothing, until the session ends."""
+def _use_memory() -> None:
+    """Puts temporary files in memory, where syncing costs nothing, until this process ends."""
     if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _MOST_BYTES:
         return
     compiled = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)  # later sessions use it again
     folder = tempfile.mkdtemp(prefix="vlatool-", dir=_MEMORY)
     tempfile.tempdir = os.environ["TMPDIR"] = folder
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # After multiprocessing has removed its own folder in it, at -100
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.hookimpl(wrapper=True)

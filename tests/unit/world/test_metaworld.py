@@ -78,13 +78,22 @@ def test_the_expert_sees_objects_where_they_are_at_the_start() -> None:
 def test_images_at_the_start_are_those_after_the_next_update(reach: Simulator) -> None:
     import mujoco
 
-    _, front, side, _ = started(reach, 9)
+    _, *images, _ = started(reach, 9)
     mujoco.mj_forward(reach._env.model, reach._env.data)
-    again = reach.images()
-    np.testing.assert_array_equal(front, again["front"])
-    np.testing.assert_array_equal(side, again["side"])
+    np.testing.assert_array_equal(images, [*reach.images().values()])
     actions = {started(reach, seed)[-1].tobytes() for seed in range(20)}
     assert len(actions) == 20  # other seeds give other starts
+
+
+def test_the_camera_of_the_wrist_moves_with_the_hand(reach: Simulator) -> None:
+    _, *before, _ = started(reach, 9)
+    for _ in range(20):
+        reach.step(np.array([1.0, 0.0, 0.0, 0.0]))
+    changed = {
+        name: (image != first).any(-1).mean()
+        for (name, image), first in zip(reach.images().items(), before, strict=True)
+    }
+    assert changed["wrist"] > 0.5 > 3 * changed["front"]
 
 
 def test_the_recorded_expert_succeeds_from_a_start_that_no_rollout_has(
@@ -106,10 +115,10 @@ def test_the_environment_passes_the_gymnasium_checker(reach: Simulator) -> None:
 def test_the_environment_shows_images_and_proprioception_only(reach: Simulator) -> None:
     env = gymnasium.make(_id("reach-v3"), size="small")
     seen, info = env.reset(seed=1)
-    assert set(seen) == {"front", "side", "proprio", "instruction"}
+    assert set(seen) == {"front", "side", "wrist", "proprio", "instruction"}
     assert (seen["proprio"].shape, seen["front"].shape) == ((4,), (64, 64, 3))
     assert (seen["instruction"], info["success"]) == ("reach the goal", False)
-    assert env.render().shape == (64, 128, 3)
+    assert env.render().shape == (64, 192, 3)
     env.close()
 
 

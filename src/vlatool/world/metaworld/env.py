@@ -23,8 +23,8 @@ Observation = dict[str, Any]
 class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Environment with a task of Meta-World, for policies that see images.
 
-    Observation: `front` and `side` uint8 [H, W, 3], `proprio` float64 [4] (x, y, z of the hand in
-    meters, opening of the gripper from 0 to 1) and `instruction`. Action [4] from -1 to 1:
+    Observation: `front`, `side` and `wrist` uint8 [H, W, 3], `proprio` float64 [4] (x, y, z of the
+    hand in meters, opening of the gripper from 0 to 1) and `instruction`. Action [4] from -1 to 1:
     displacement of the hand in cm, and gripper, which closes above 0. The reward is that of
     Meta-World. An episode is truncated after 500 steps; it does not terminate.
 
@@ -77,7 +77,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self._observation(done.proprio), done.reward, False, is_truncated, info
 
     def render(self) -> Any:
-        """The images of the last observation side by side, uint8 [H, 2 W, 3]."""
+        """The images of the last observation side by side, uint8 [H, 3 W, 3]."""
         return np.hstack([*self._images.values()]) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:

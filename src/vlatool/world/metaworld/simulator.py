@@ -123,9 +123,13 @@ class ViewPoint:
     elevation: float  # direction of view against this plane, in degrees; negative: downwards
 
 
-# Together they show all three coordinates of hand and objects. Meta-World's own cameras are upside
-# down, or the arm hides the objects.
-VIEWS: Mapping[str, ViewPoint] = {"front": ViewPoint(-90, -50), "side": ViewPoint(180, -15)}
+# Together they show all three coordinates of hand and objects. Meta-World's cameras of the table are
+# upside down, or the arm hides the objects; its camera of the hand shows what the hand hides.
+VIEWS: Mapping[str, ViewPoint | str] = {
+    "front": ViewPoint(-90, -50),
+    "side": ViewPoint(180, -15),
+    "wrist": "gripperPOV",
+}
 _MIDDLE, _DISTANCE = (0.0, 0.7, 0.12), 1.0
 
 
@@ -162,6 +166,14 @@ def _no_rendering(error: Exception) -> EnvironmentProblem:
         hint="install libEGL and unset MUJOCO_GL, or set osmesa (libOSMesa) or glfw (a display)",
         code="environment.no_rendering",
     )
+
+
+def _camera(view: ViewPoint) -> Any:
+    camera = _mujoco().MjvCamera()
+    camera.lookat[:] = _MIDDLE
+    camera.distance = _DISTANCE
+    camera.azimuth, camera.elevation = view.azimuth, view.elevation
+    return camera
 
 
 class Simulator:
@@ -220,10 +232,7 @@ class Simulator:
             self._renderer = renderer
         images: dict[str, UInt8Array] = {}
         for name, view in VIEWS.items():
-            camera = _mujoco().MjvCamera()
-            camera.lookat[:] = _MIDDLE
-            camera.distance = _DISTANCE
-            camera.azimuth, camera.elevation = view.azimuth, view.elevation
+            camera = _camera(view) if isinstance(view, ViewPoint) else view
             self._renderer.update_scene(self._env.data, camera)
             images[name] = self._renderer.render().copy()
         return images
