@@ -123,8 +123,8 @@ class ViewPoint:
     elevation: float  # direction of view against this plane, in degrees; negative: downwards
 
 
-# Together they show all three coordinates of hand and objects. Meta-World's cameras of the table are
-# upside down, or the arm hides the objects; its camera of the hand shows what the hand hides.
+# Together they show all three coordinates of hand and objects. Meta-World's cameras of the table
+# are upside down, or the arm hides the objects; its camera of the hand shows what the hand hides.
 VIEWS: Mapping[str, ViewPoint | str] = {
     "front": ViewPoint(-90, -50),
     "side": ViewPoint(180, -15),
