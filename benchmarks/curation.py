@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe
-from metaworld import run
+from seeds import run
 
 from vlatool.artifacts.curation.format import FIGURES, badness
 from vlatool.world.defects import DEFECTS

@@ -19,8 +19,7 @@ from typing import Any
 
 import gymnasium
 from machine import describe
-from metaworld import run
-from pusht import interval
+from seeds import interval, run
 
 import vlatool
 from vlatool.world.registration import LIBERO_ENVIRONMENT, register_environments

@@ -13,14 +13,11 @@ benchmark. The same command resumes in DIR.
 import argparse
 import json
 import os
-import resource
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from machine import describe
+from seeds import interval, run
 
 MT10 = (
     "reach-v3",
@@ -34,18 +31,6 @@ MT10 = (
     "window-open-v3",
     "window-close-v3",
 )
-
-
-def run(*arguments: str) -> dict[str, Any]:
-    """Runs a command of vlatool, prints its duration, and returns its JSON."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m", "vlatool", *arguments, "--json", "--quiet"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = sum(getattr(after, key) - getattr(before, key) for key in ("ru_utime", "ru_stime"))
-    seconds = time.perf_counter() - started
-    print(f"{' '.join(arguments[:2]):<18} {seconds:7.1f} s, {used:7.1f} CPU s", flush=True)
-    return json.loads(done.stdout)
 
 
 def rolled_out(trained: Path, task: str, episodes: str) -> dict[str, Any]:
@@ -75,6 +60,7 @@ def main() -> None:
     counts = ["--episodes", str(arguments.episodes)]
     run("sample", "lerobot", raw, "--world", "metaworld", *words, *counts, "--size", "large")
     run("preprocess", "lerobot", raw, "--preset", "metaworld-windows", "--output", data)
+    means: list[float] = []
     for seed in arguments.seeds:
         trained = str(arguments.output / f"seed_{seed}")
         words = ["--data", data, "--output", trained, "--hparams.seed", str(seed)]
@@ -87,9 +73,10 @@ def main() -> None:
                 f"{task}: {result['successes']} of {result['episodes']} ({low:.0%} to {high:.0%})"
             )
             rates.append(result["success_rate"])
-        print(
-            f"seed {seed}: mean {sum(rates) / len(rates):.3f}, worst {min(rates):.3f}", flush=True
-        )
+        means.append(sum(rates) / len(rates))
+        print(f"seed {seed}: mean {means[-1]:.3f}, worst task {min(rates):.3f}", flush=True)
+    mean, half = interval(means)
+    print(f"mean of the seeds: {mean:.3f} +- {half:.3f}, worst {min(means):.3f}")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ import json
 import os
 import shlex
 import shutil
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from machine import describe
-from metaworld import run
-from scipy.stats import t
+from seeds import interval, run
 
 STARTS = ("--env", "gym_pusht/PushT-v0", "--episodes", "50", "--seed", "100000")
 EXECUTED = ("--execute-steps", "8", "--batch-size", "25")
@@ -48,13 +46,6 @@ def with_ddpm(trained: Path, checkpoint: str) -> Path:
             config.write_text(config.read_text().replace("eta: 0.0", "eta: 1.0"))
         partial.rename(copy)
     return copy
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean of the seeds and half of its 95 % interval."""
-    half = t.ppf(0.975, len(values) - 1) if len(values) > 1 else float("nan")
-    std = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.mean(values), float(half) * std / len(values) ** 0.5
 
 
 def main() -> None:
