@@ -265,7 +265,7 @@ def test_run_that_lives_elsewhere_is_an_error_after_one_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv(SPEED_VARIABLE, "30")
+    monkeypatch.setenv(SPEED_VARIABLE, "10")
     with output_lock(prefix / "run", "vlatool train"), pytest.raises(UsageError) as caught:
         _train(root, prefix, tmp_path / "run")
     assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
