@@ -13,7 +13,7 @@ that is thrown away:
 3. of the first three, of which the third alone is trained, at each token of an answer of random
    action ids: where is the block that the instruction names, where are the bin and the hand?
 
-It needs the extra `train`, and takes about 20 minutes of one core.
+It needs the extra `train`, and takes about 20 minutes of one core, or `--device cuda`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ WORDS = (*world.COLORS, "bin", "action")
 REST = 0.2  # weight of bin, hand and opening in the third part: which block is hardest to find
 NAMES = 6  # in a text of the second part
 # Codes, their number and action ids as in the guide; the map to token ids depends on them.
-SIZES = SampleSizes(codes_per_image=64, codebook_size=256, action_ids=256)
+SIZES = SampleSizes(codes_per_image=64, codebook_size=48, action_ids=256)
 ACTION_IDS = 28
 
 
@@ -165,6 +165,10 @@ def learn_to_see(dino: Dino, training: Training, steps: int) -> None:
     dino.requires_grad_(requires_grad=False)
 
 
+def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in batch.items()}
+
+
 def first_layers(
     network: FutureVla, count: int, batch: dict[str, Tensor], scenes: Scenes
 ) -> Tensor:
@@ -184,11 +188,12 @@ def learn_names(
     language = network.language_model
     head = nn.Linear(language.embed_tokens.embedding_dim, 4)
     tokens = torch.tensor([encoder.text(f" {word}")[0] for word in WORDS])
+    end = encoder.tokens.end_of_text
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
         drawn = torch.randint(HAND, (len(scenes.images), NAMES)).tolist()  # the question has it
         texts = [" ".join(WORDS[number] for number in row) for row in drawn]
-        batch = padded([encoder.prompt(text) for text in texts], encoder.tokens.end_of_text)
+        batch = on_device(padded([encoder.prompt(text) for text in texts], end), tokens.device)
         row, at, which = (batch["input_ids"][..., None] == tokens).nonzero().unbind(1)
         found = head(first_layers(network, 2, batch, scenes)[row, at])
         missed = found[:, :3] - UNIT * scenes.positions[row, 0, which]
@@ -210,7 +215,7 @@ def learn_answers(
     no_codes = np.zeros((0, SIZES.codes_per_image), np.uint16)
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
-        count = len(scenes.images)
+        count, places = len(scenes.images), scenes.positions[:, 0]
         which = torch.randint(len(world.COLORS), (count,))
         ids = torch.randint(SIZES.action_ids, (count, ACTION_IDS)).tolist()
         tasks = [world.instruction_for(world.COLORS[number]) for number in which.tolist()]
@@ -218,9 +223,8 @@ def learn_answers(
             encoder.encode(Conversation("vla", task, VIEWS, tuple(row), no_codes))
             for task, row in zip(tasks, ids, strict=True)
         ]
-        batch = padded(rows, encoder.tokens.end_of_text)
+        batch = on_device(padded(rows, encoder.tokens.end_of_text), places.device)
         row, at = (batch["segments"] != 0).nonzero().unbind(1)
-        places = scenes.positions[:, 0]
         truth = places[torch.arange(count), which], places[:, BIN], places[:, HAND]
         wanted = UNIT * torch.cat([*truth, scenes.openings[:, None]], dim=-1)
         missed = head(first_layers(network, 3, batch, scenes)[row, at]) - wanted[row]
@@ -243,16 +247,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    torch.set_default_device(arguments.device)
     composition = compose_tiny({"compress": COMPRESS}, arguments.seed)
     network = build_network(composition.config)
     network.load_state_dict({name: composition.read(name) for name in composition.shapes})
+    network.to(arguments.device)
     dino = network.visual.vis_tok
     side = SIDE // dino.patch_size // network.visual.config.spatial_merge_size
     tokens = TokenIds.of(parse_tokenizer(composition.tokenizer), SIZES)
     encoder = SequenceEncoder(composition.tokenizer, tokens, (side,) * VIEWS)
     torch.manual_seed(arguments.seed)
     scenes = random_scenes(arguments.scenes, arguments.seed, dino.patch_size)
+    scenes = Scenes(*(values.to(arguments.device) for values in scenes))
     training = Training(scenes, arguments.batch_size, arguments.lr)
     first, second, third = arguments.steps
     print("DINOv3 learns what is in a patch, and where", flush=True)
@@ -262,7 +270,7 @@ def main() -> None:
     learn_names(network, encoder, training, second)
     print("the third layer learns where to go", flush=True)
     learn_answers(network, encoder, training, third)
-    state = network.state_dict()
+    state = network.cpu().state_dict()
     arguments.output.mkdir(parents=True, exist_ok=True)
     with NULL.progress("write", len(state), "tensors") as bar:
         replace(composition, read=state.__getitem__).write(arguments.output, bar)

@@ -108,6 +108,22 @@ def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
             )
 
 
+def report_precision(config: TrainConfig, reporter: Reporter) -> None:
+    """Warns of bfloat16 on a processor that does not have it."""
+    if config.hparams.precision.startswith("amp") and not _has_bfloat16():
+        reporter.warn(
+            "slow_precision",
+            f"hparams.precision {config.hparams.precision}: this processor has no bfloat16 and "
+            "takes several times longer with it; use float32",
+        )
+
+
+def _has_bfloat16() -> bool:
+    if torch.accelerator.is_available() or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def check_budget(state: TrainState, total_steps: int, location: str) -> None:
     """Raises UsageError if there is nothing left to train after a checkpoint."""
     if state.step >= total_steps:

@@ -253,7 +253,7 @@ def _claim(
 ) -> tuple["RunSetup", OutputRecord]:
     """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
-    from vlatool.training.setup import report_differences, report_launcher
+    from vlatool.training.setup import report_differences, report_launcher, report_precision
     from vlatool.training.sync import RunSync
 
     config, info, run = setup.config, setup.info, setup.run
@@ -274,6 +274,7 @@ def _claim(
     for name in resume.repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
     report_launcher(config, reporter)
+    report_precision(config, reporter)
     if run.latest() is None:
         report_differences(config, fingerprint, reporter)
     # Locations of copies, each with the check that this process may write there.

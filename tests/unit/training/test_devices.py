@@ -1,7 +1,10 @@
-"""Arithmetic of GPUs by the names that torch reports."""
+"""Arithmetic of GPUs by the names that torch reports, and of processors."""
 
 import pytest
 
+from tests.builders.recording import Recorder
+from vlatool.training import setup
+from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.placement import bfloat16_tflops
 
 
@@ -23,3 +26,21 @@ from vlatool.training.placement import bfloat16_tflops
 )
 def test_peak_is_that_of_the_whole_name(name: str, tflops: float | None) -> None:
     assert bfloat16_tflops(name) == tflops
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bfloat16", "codes"),
+    [
+        ("amp_bfloat16", False, ["slow_precision"]),
+        ("amp_bfloat16", True, []),
+        ("float32", False, []),
+    ],
+)
+def test_bfloat16_is_a_warning_where_the_processor_lacks_it(
+    precision: str, has_bfloat16: bool, codes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "_has_bfloat16", lambda: has_bfloat16)
+    recorder = Recorder()
+    config = TrainConfig(hparams=HParams.model_validate({"precision": precision}))
+    setup.report_precision(config, recorder)
+    assert [code for code, _ in recorder.warnings] == codes
