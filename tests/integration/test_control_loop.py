@@ -5,21 +5,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 import vlatool
 from tests.builders.errors import fails
 from tests.builders.serving import LookPolicy, local, look, served
 from tests.builders.training import ARM, CAMERAS, HAND, ROT, XYZ, XYZ_COMMAND, tiny_config
 from vlatool.artifacts.images import decode_rgb, encode_jpeg
-from vlatool.episode import Array, Episode, Observation, ObservationSpec
+from vlatool.episode import Array, CameraView, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError
 from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
 from vlatool.evaluation.control import ChunkJoiner, EpisodeControl, Gripper, ImageSizes, RobotState
 from vlatool.evaluation.controllers import PolicyController, control_options
+from vlatool.evaluation.environments import LocalEnvironments
 from vlatool.evaluation.offline import replay
+from vlatool.evaluation.rollouts import RolloutPlan, RolloutProgress, Rollouts, run_rollouts
+from vlatool.events import NullProgress
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.models.base import Policy
 from vlatool.models.diffusion_policy.batch import PolicyBatcher
@@ -142,6 +147,63 @@ def assert_same(
     images = batch["images"][row].permute(0, 2, 3, 1).numpy()
     stored = np.stack([decode_rgb(encode_jpeg(image, 95)) for image in images])
     np.testing.assert_array_equal(stored, trained["images"][0].permute(0, 2, 3, 1))
+
+
+class NumberedEnv(gymnasium.Env[dict[str, Any], Array]):
+    """Images show the number of the observation, from 1; black ones are not drawn."""
+
+    observation_space = spaces.Dict({"front": spaces.Box(0, 255, (4, 6, 3), np.uint8)})
+    action_space: Any = spaces.Box(-1.0, 1.0, (1,), np.float64)
+    draws_images = True
+
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+        self.number = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.observed(), {}
+
+    def step(self, action: Array) -> Any:
+        return self.observed(), 0.0, False, False, {}
+
+    def observed(self) -> dict[str, Any]:
+        self.number += 1
+        if self.draws_images:
+            self.drawn.append(self.number)
+        return {"front": np.full((4, 6, 3), self.number if self.draws_images else 0, np.uint8)}
+
+
+class PastPolicy(Policy):
+    """Sees the present image and the one before."""
+
+    sees = ObservationSpec({"front": CameraView((-1, 0), (4, 6))}, instruction=False)
+    actions: ClassVar[Mapping[str, int]] = {MOVE: 1}
+    fps, horizon = 10.0, HORIZON
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
+        self.seen += [row.images["front"][:, 0, 0, 0].tolist() for row in observations]
+        return {MOVE: np.zeros((len(observations), HORIZON, 1))}
+
+
+def test_an_environment_draws_only_images_that_a_plan_sees() -> None:
+    policy, world = PastPolicy(), NumberedEnv()
+    config = RolloutConfig(action=[ActionMap(field=MOVE)], execute_steps=4, batch_size=1)
+    plan = RolloutPlan([0], lambda *_: "", "success", max_steps=9)
+    with LocalEnvironments() as environments:
+        env = environments.info(lambda: world)
+        rollouts = Rollouts(
+            environments,
+            env,
+            lambda _: PolicyController(policy, config, ImageSizes(policy.sees, print)),
+            plan,
+            RolloutProgress(NullProgress()),
+        )
+        run_rollouts(rollouts)
+    assert policy.seen == [[1, 1], [4, 5], [8, 9]]
+    assert world.drawn == [1, 4, 5, 8, 9]
 
 
 # which commands are executed

@@ -295,6 +295,10 @@ class Controller(Protocol):
         """Returns the action of each environment."""
         ...
 
+    def needs_images(self, seed: int) -> bool:
+        """True if the next observation of an episode needs its images."""
+        ...
+
 
 class RandomController:
     """Controller that samples actions from the action space."""
@@ -311,6 +315,9 @@ class RandomController:
             self._spaces[seed].seed(int(keyed_generator(self._seed, seed).integers(2**31)))
         return {seed: self._spaces[seed].sample() for seed in observations}
 
+    def needs_images(self, seed: int) -> bool:
+        return False
+
 
 class HoldController:
     """Controller that does nothing: its action is always the first observed value of a key."""
@@ -326,6 +333,9 @@ class HoldController:
         for seed, observation in observations.items():
             self._first.setdefault(seed, np.array(observation[self._key]))
         return {seed: self._first[seed] for seed in observations}
+
+    def needs_images(self, seed: int) -> bool:
+        return False
 
 
 class PolicyController:
@@ -346,18 +356,30 @@ class PolicyController:
         self._options = control_options(config, policy)
         self._steps = steps_per_chunk(config, policy.horizon)
         self._episodes: dict[int, control.EpisodeControl] = {}
+        self._num_skipped: dict[int, int] = {}  # observations since the last that was needed
+
+    def needs_images(self, seed: int) -> bool:
+        """True if the next plan of an episode sees its next observation."""
+        episode = self._episodes.get(seed)
+        if episode is None or not episode.chunk:
+            return True
+        return self._steps - episode.num_executed <= episode.history
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
         """Returns the next action of each chunk; plans the chunks that are due together."""
         for seed, observation in observations.items():
+            if not self.needs_images(seed):
+                self._num_skipped[seed] = self._num_skipped.get(seed, 0) + 1
+                continue
             is_new = seed not in self._episodes
             if is_new:
                 self._episodes[seed] = control.EpisodeControl(
                     self._policy, seed, self._sizes, self._options
                 )
-            self._episodes[seed].observe(self._keys.state(observation))
+            steps = 1 + self._num_skipped.pop(seed, 0)
+            self._episodes[seed].observe(self._keys.state(observation), steps)
             if is_new and self._config.compat and self._config.execute_steps > 1:
                 self._episodes[seed].hold(self._steps)
         episodes = {seed: self._episodes[seed] for seed in observations}

@@ -34,6 +34,8 @@ EnvObservation = Mapping[str, Any]
 MakeEnv = Callable[[], Env]
 
 _JOIN_TIMEOUT_S = 5.0
+# Attribute of an environment that can leave out drawing; where it is False, images may be black.
+DRAWS_IMAGES = "draws_images"
 # Key of an observation that is one array.
 _ARRAY = "observation"
 _IMAGE_DIMENSIONS = 3
@@ -67,6 +69,7 @@ class Call:
     start: Start | None = None  # start of an episode; None for a step
     action: Any = None  # action of a step
     is_rendered: bool = False  # the reply has a rendered image
+    has_images: bool = True  # False: the images of the observation may be black
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,9 @@ class LocalEnvironments:
             # Simulators print; the standard output is for the result of the command.
             with redirect_stdout(sys.stderr):
                 env = self._env(call)
+                world = getattr(env, "unwrapped", env)
+                if hasattr(world, DRAWS_IMAGES):
+                    setattr(world, DRAWS_IMAGES, call.has_images or call.is_rendered)
                 if call.start is not None:
                     observation, info = env.reset(seed=call.start.seed, options=call.start.options)
                     step = (0.0, False, False)

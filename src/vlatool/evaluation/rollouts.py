@@ -174,7 +174,11 @@ class _Lockstep:
             instructions = {seed: rollout.instruction for seed, rollout in self._running.items()}
             actions = controller.act(self._observations, instructions)
             steps = {
-                seed: Call(slots[seed], action=self._bounded(action))
+                seed: Call(
+                    slots[seed],
+                    action=self._bounded(action),
+                    has_images=controller.needs_images(seed),
+                )
                 for seed, action in actions.items()
             }
             yield from self._call(steps)

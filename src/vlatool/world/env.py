@@ -46,6 +46,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         self._views = [View(camera, camera.size(size)) for camera in selected]
         overview = cameras_for(2)[0]
         self._overview = View(overview, overview.size(size))
+        self.draws_images = True  # False: the next observations have black images
         text = spaces.Text(_LONGEST_INSTRUCTION, min_length=0, charset=string.printable)
         images = {
             view.camera.name: spaces.Box(0, 255, (*view.size, 3), np.uint8) for view in self._views
@@ -94,7 +95,12 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         self._steps = 0
 
     def _observe(self) -> Observation:
-        images = {view.camera.name: view.draw(self._scene) for view in self._views}
+        images = {
+            view.camera.name: view.draw(self._scene)
+            if self.draws_images
+            else np.zeros((*view.size, 3), np.uint8)
+            for view in self._views
+        }
         proprio = self._scene.gripper.copy()
         return {**images, "proprio": proprio, "instruction": self._instruction}
 

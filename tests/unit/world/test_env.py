@@ -23,6 +23,15 @@ def test_environment_is_made_by_name() -> None:
     assert info["placed"] is None
 
 
+def test_images_that_nobody_needs_are_black_and_change_nothing_else() -> None:
+    drawn, black = PickPlaceEnv(), PickPlaceEnv()
+    black.draws_images = False
+    seen, unseen = (env.reset(seed=4)[0] for env in (drawn, black))
+    assert not unseen["scene_right_0"].any()
+    assert seen["scene_right_0"].any()
+    np.testing.assert_array_equal(unseen["proprio"], seen["proprio"])
+
+
 def test_actions_of_libero_move_the_hand_as_the_recorded_ones() -> None:
     register_environments()
     env = gymnasium.make(LIBERO_ENVIRONMENT)
