@@ -3,7 +3,7 @@
     python benchmarks/metaworld.py --task button-press-topdown-v3 --episodes 100 --steps 3000
     python benchmarks/metaworld.py --task reach-v3 --episodes 200 --steps 10000
     python benchmarks/metaworld.py --task faucet-open-v3 --task faucet-close-v3 --episodes 200
-    python benchmarks/metaworld.py --task mt10 --episodes 1000 --steps 60000 --seeds 0 1 2
+    python benchmarks/metaworld.py --task mt10 --episodes 1000 --steps 14000 --seeds 0 1 2
 
 It needs the extras `train` and `sim`. Several tasks are one data set and one policy by seed, which
 is rolled out in each of them, from starts that no recording has; `mt10` is the ten of that
