@@ -29,9 +29,8 @@ START = Path(__file__).parents[1] / "examples/tiny_start.py"
 FIRST_SEED = 100_000
 STARTS = ("--env", LIBERO_ENVIRONMENT, "--seed", str(FIRST_SEED))
 HELD_OUT_SEED = "7"
-TOKENIZER = (
-    "--total-train-steps 2400 --ema.max-value 0.995 --model.codebook-size 48"  # as in the guide
-)
+# As in the guide.
+TOKENIZER = "--total-train-steps 2400 --ema.max-value 0.995 --model.codebook-size 48"
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ that is thrown away:
 3. of the first three, of which the third alone is trained, at each token of an answer of random
    action ids: where is the block that the instruction names, where are the bin and the hand?
 
-It needs the extra `train`, and takes about 20 minutes of one core, or `--device cuda`.
+It needs the extra `train`, and takes about 20 minutes of one core; `--device cuda` trains on a GPU.
 """
 
 import argparse
