@@ -46,7 +46,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._simulator = Simulator(task, (height, width))
         # At once: a machine that cannot render is no reason to count failed episodes.
         self._images = self._simulator.images()
-        self._black = {name: np.zeros_like(image) for name, image in self._images.items()}
         self.draws_images = True  # False: the next observations have black images
         self._steps = 0
         text = INSTRUCTIONS[task]
@@ -86,5 +85,8 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._simulator.close()
 
     def _observation(self, proprio: FloatArray) -> Observation:
-        self._images = self._simulator.images() if self.draws_images else self._black
+        if self.draws_images:
+            self._images = self._simulator.images()
+        else:
+            self._images = {name: np.zeros_like(image) for name, image in self._images.items()}
         return {**self._images, "proprio": proprio, "instruction": INSTRUCTIONS[self._task]}
