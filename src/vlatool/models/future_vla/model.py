@@ -136,9 +136,8 @@ class LanguageModel(nn.Module):
         mixed = torch.cat([mixed, mixed], dim=-1)
         rotary = mixed.cos().to(hidden.dtype), mixed.sin().to(hidden.dtype)
         for index, layer in enumerate(self.layers):
-            hidden = layer(
-                hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache
-            )
+            # By position, as releases of transformers name the cache differently
+            hidden = layer(hidden, rotary, mask, None, cache)
             if index < len(deepstack):
                 hidden = hidden + deepstack[index]
         return self.norm(hidden)
