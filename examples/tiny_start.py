@@ -142,7 +142,7 @@ class Training(NamedTuple):
             optimizer.step()
             schedule.step()
             if step % 100 == 0:
-                print(f"  step {step}: error {error.item() / UNIT:.4f} m", flush=True)
+                print(f"  step {step}: error {error.detach().item() / UNIT:.4f} m", flush=True)
 
 
 def learn_to_see(dino: Dino, training: Training, steps: int) -> None:

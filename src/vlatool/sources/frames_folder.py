@@ -54,7 +54,8 @@ class FramesReader(base.FormatReader):
         for source in sources:
             folder = FramesFolder.find(source)
             options = {} if folder is None else folder.options()
-            stored = type(sink)(**{key: options[key] for key in _OF_IMAGES if key in options})
+            chosen = {key: options[key] for key in _OF_IMAGES if key in options}
+            stored = type(sink).model_validate(chosen)
             for key in _OF_IMAGES:
                 asked, has = getattr(sink, key), getattr(stored, key)
                 if key in sink.model_fields_set and asked != has:
