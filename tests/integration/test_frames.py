@@ -217,6 +217,12 @@ def test_an_image_is_never_encoded_twice(
         written(frames, tmp_path / "out", sink, **keys)
 
 
+def test_typed_default_filter_is_that_of_frames_with_it(raw: Path, tmp_path: Path) -> None:
+    keys = {"episodes": "0", "image_resizing_filter": "lanczos_vips"}
+    written(raw, tmp_path / "frames", "frames", **keys)
+    assert written(tmp_path / "frames", tmp_path / "lbm", "lbm", **keys).samples
+
+
 class Jpegs(FrameSource):
     """Three frames, of which the second is stored as PNG."""
 
