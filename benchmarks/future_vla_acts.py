@@ -29,8 +29,6 @@ START = Path(__file__).parents[1] / "examples/tiny_start.py"
 FIRST_SEED = 100_000
 STARTS = ("--env", LIBERO_ENVIRONMENT, "--seed", str(FIRST_SEED))
 HELD_OUT_SEED = "7"
-# As in the guide.
-TOKENIZER = "--total-train-steps 2400 --ema.max-value 0.995 --model.codebook-size 48"
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> None:
@@ -49,7 +47,7 @@ def prepare(root: Path, arguments: argparse.Namespace) -> None:
     run("preprocess", "images", *shards)
     trained = ["--data", at("shards"), "--output", at("tokenizer")]
     steps = shlex.split(arguments.tokenizer)
-    run("tokenizer", "train", "--preset", "vqgan-tiny", *trained, *steps)
+    run("tokenizer", "train", "--preset", "future-vla-tiny-tokenizer", *trained, *steps)
     vocabulary = ["--vocab-size", "256", "--scale", "5"]
     for name in ("windows", "windows-new"):
         run("encode", at(name), "--tokenizer", at("tokenizer"))
@@ -103,7 +101,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000, help="recordings")
     parser.add_argument("--new", type=int, default=40, help="new recordings to compare with")
     parser.add_argument("--rollouts", type=int, default=50, help="starts")
-    parser.add_argument("--tokenizer", default=TOKENIZER, help="further arguments of its training")
+    parser.add_argument("--tokenizer", default="", help="further arguments of its training")
     parser.add_argument("--start", default="", help="further arguments of tiny_start.py")
     parser.add_argument("--train", default="", help="further arguments of train, in quotes")
     parser.add_argument("--output", type=Path, metavar="DIR", default="acts", help="results")

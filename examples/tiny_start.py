@@ -9,7 +9,8 @@ every position, and asks the weights of `vlatool compose --tiny`, each time thro
 that is thrown away:
 
 1. of DINOv3, at each patch of 8 x 8 pixels: which things are in it, and where are they?
-2. of the first two layers of the language model, at the name of a thing: where is it?
+2. of the first two layers of the language model, at the name of a thing: where is it? And before
+   each code of an image: what is in its patch now?
 3. of the first three, of which the third alone is trained, at each token of an answer of random
    action ids: where is the block that the instruction names, where are the bin and the hand?
 
@@ -49,8 +50,9 @@ UNIT = 10.0
 WORDS = (*world.COLORS, "bin", "action")
 REST = 0.2  # weight of bin, hand and opening in the third part: which block is hardest to find
 NAMES = 6  # in a text of the second part
+SEEN = 4 * THINGS + 1  # numbers about a patch: presence and position of each thing, opening
 # Codes, their number and action ids as in the guide; the map to token ids depends on them.
-SIZES = SampleSizes(codes_per_image=64, codebook_size=48, action_ids=256)
+SIZES = SampleSizes(codes_per_image=64, codebook_size=128, action_ids=256)
 ACTION_IDS = 28
 
 
@@ -145,24 +147,38 @@ class Training(NamedTuple):
                 print(f"  step {step}: error {error.detach().item() / UNIT:.4f} m", flush=True)
 
 
+def seen_loss(predicted: Tensor, scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """Loss of what is in each patch and where it is, float32 [N, V, P, SEEN], and the error of the
+    latter.
+    """
+    logits, rest = predicted[..., :THINGS], predicted[..., THINGS:]
+    positions, opening = rest[..., :-1].unflatten(-1, (THINGS, 3)), rest[..., -1]
+    present = scenes.present.float()
+    entropy = functional.binary_cross_entropy_with_logits(logits, present)
+    truth = UNIT * scenes.positions[:, :, None]
+    missed = ((positions - truth).abs().mean(dim=-1) * present).sum() / present.sum()
+    hand = present[..., HAND]
+    wrong = (opening - UNIT * scenes.openings[:, None, None]).abs() * hand
+    return 5 * entropy + missed + 0.5 * wrong.sum() / hand.sum().clamp(min=1), missed
+
+
 def learn_to_see(dino: Dino, training: Training, steps: int) -> None:
     """Trains DINOv3 to say what is in a patch, and where it is."""
-    head = nn.Linear(dino.config.hidden_size, 4 * THINGS + 1)
+    head = nn.Linear(dino.config.hidden_size, SEEN)
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
-        predicted = head(dino(scenes.images.flatten(0, 1)).flatten(2).transpose(1, 2))
-        logits, rest = predicted[..., :THINGS], predicted[..., THINGS:]
-        positions, opening = rest[..., :-1].unflatten(-1, (THINGS, 3)), rest[..., -1]
-        present = scenes.present.flatten(0, 1).float()
-        entropy = functional.binary_cross_entropy_with_logits(logits, present)
-        truth = UNIT * scenes.positions.flatten(0, 1)[:, None]
-        missed = ((positions - truth).abs().mean(dim=-1) * present).sum() / present.sum()
-        hand = present[..., HAND]
-        wrong = (opening - UNIT * scenes.openings.repeat_interleave(VIEWS)[:, None]).abs() * hand
-        return 5 * entropy + missed + 0.5 * wrong.sum() / hand.sum().clamp(min=1), missed
+        features = dino(scenes.images.flatten(0, 1)).flatten(2).transpose(1, 2)
+        return seen_loss(head(features).unflatten(0, (-1, VIEWS)), scenes)
 
     training.run([*dino.parameters(), *head.parameters()], steps, loss)
     dino.requires_grad_(requires_grad=False)
+
+
+def random_answer(task: str, images: int) -> Conversation:
+    """An answer of random action ids and codes."""
+    ids = torch.randint(SIZES.action_ids, (ACTION_IDS,), device="cpu").tolist()
+    codes = torch.randint(SIZES.codebook_size, (images, SIZES.codes_per_image), device="cpu")
+    return Conversation("vla", task, VIEWS, tuple(ids), codes.numpy().astype(np.uint16))
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -184,25 +200,34 @@ def first_layers(
 def learn_names(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
-    """Trains the first two layers to know at the name of a thing where it is."""
+    """Trains the first two layers to know at the name of a thing where it is, and before each code
+    of an image what is in its patch now.
+    """
     language = network.language_model
-    head = nn.Linear(language.embed_tokens.embedding_dim, 4)
+    head, seen = (nn.Linear(language.embed_tokens.embedding_dim, size) for size in (4, SEEN))
+    first, count = encoder.tokens.first_code, encoder.tokens.num_codes
     tokens = torch.tensor([encoder.text(f" {word}")[0] for word in WORDS])
     end = encoder.tokens.end_of_text
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
         drawn = torch.randint(HAND, (len(scenes.images), NAMES)).tolist()  # the question has it
         texts = [" ".join(WORDS[number] for number in row) for row in drawn]
-        batch = on_device(padded([encoder.prompt(text) for text in texts], end), tokens.device)
-        row, at, which = (batch["input_ids"][..., None] == tokens).nonzero().unbind(1)
-        found = head(first_layers(network, 2, batch, scenes)[row, at])
+        rows = [encoder.encode(random_answer(text, VIEWS)) for text in texts]
+        batch = on_device(padded(rows, end), tokens.device)
+        ids = batch["input_ids"]
+        row, at, which = (ids[..., None] == tokens).nonzero().unbind(1)
+        hidden = first_layers(network, 2, batch, scenes)
+        found = head(hidden[row, at])
         missed = found[:, :3] - UNIT * scenes.positions[row, 0, which]
         opening = found[:, 3] - UNIT * scenes.openings[row]
         total = missed.abs().mean() + opening[which == HAND].abs().mean()
+        is_code = (ids[:, 1:] >= first) & (ids[:, 1:] < first + count)
+        shape = len(ids), VIEWS, SIZES.codes_per_image, -1
+        total = total + seen_loss(seen(hidden[:, :-1][is_code].reshape(shape)), scenes)[0]
         return total, missed.norm(dim=-1).mean()
 
     tower = [value for name, value in network.visual.named_parameters() if "vis_tok" not in name]
-    parts = language.embed_tokens, language.layers[:2], head
+    parts = language.embed_tokens, language.layers[:2], head, seen
     parameters = [value for part in parts for value in part.parameters()] + tower
     training.run([value for value in parameters if value.requires_grad], steps, loss)
 
@@ -212,17 +237,12 @@ def learn_answers(
 ) -> None:
     """Trains the third layer to know at each token of an answer all that it depends on."""
     head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 10)
-    no_codes = np.zeros((0, SIZES.codes_per_image), np.uint16)
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
         count, places = len(scenes.images), scenes.positions[:, 0]
         which = torch.randint(len(world.COLORS), (count,))
-        ids = torch.randint(SIZES.action_ids, (count, ACTION_IDS)).tolist()
         tasks = [world.instruction_for(world.COLORS[number]) for number in which.tolist()]
-        rows = [
-            encoder.encode(Conversation("vla", task, VIEWS, tuple(row), no_codes))
-            for task, row in zip(tasks, ids, strict=True)
-        ]
+        rows = [encoder.encode(random_answer(task, images=0)) for task in tasks]
         batch = on_device(padded(rows, encoder.tokens.end_of_text), places.device)
         row, at = (batch["segments"] != 0).nonzero().unbind(1)
         truth = places[torch.arange(count), which], places[:, BIN], places[:, HAND]

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.builders.errors import fails
 from tests.builders.stock_models import stock_dino, stock_qwen
+from vlatool.config.resolve import load_config
 from vlatool.errors import VlatoolError
 from vlatool.models.base import ModelType
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.spec import FutureVlaType
 from vlatool.models.trained import existing_weights, open_trained, section_of
 from vlatool.storage.tree import files_below, sha256_of
+from vlatool.training.config import TrainConfig
 from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.verify import VerifyConfig, verify
 
@@ -70,7 +72,9 @@ def test_the_example_trains_what_comes_before_the_last_layer(
 ) -> None:
     smallest = ["--scenes", "4", "--steps", "1", "1", "1", "--batch-size", "2"]
     monkeypatch.setattr("sys.argv", ["tiny_start.py", str(tmp_path / "start"), *smallest])
-    runpy.run_path(str(START), run_name="__main__")
+    sizes = runpy.run_path(str(START), run_name="__main__")["SIZES"]
+    tokenizer: Any = load_config(TrainConfig, presets=["future-vla-tiny-tokenizer"]).config
+    assert sizes.codebook_size == tokenizer.model.codebook_size
     keys = {"tiny": True, "compress": [0, 0, 1], "output": str(tmp_path / "tiny")}
     compose(ComposeConfig.model_validate(keys))
     before, after = weights_of(tmp_path / "tiny"), weights_of(tmp_path / "start")

@@ -24,6 +24,7 @@ NOT_EXPORTED = {
     "pusht-state",
     "pusht-state-published",
     "vqgan-tiny",
+    "future-vla-tiny-tokenizer",
 }
 
 

@@ -46,7 +46,7 @@ def after_windows(windows: str, size: object) -> str:
 
 
 def after_images(shards: str, size: object) -> str:
-    form = f"--preset vqgan-tiny --data {shards} --output runs/tokenizer"
+    form = f"--preset future-vla-tiny-tokenizer --data {shards} --output runs/tokenizer"
     if size == _PUBLISHED_SIZE:
         form = (
             f"--preset titok-l32-stage1 --data {shards} --model.teacher {_TEACHER} -o runs/stage1"

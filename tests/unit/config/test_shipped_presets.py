@@ -58,7 +58,7 @@ def test_keys_that_two_sinks_have_stay_when_another_sink_is_typed() -> None:
 
 def test_presets_of_the_tiny_future_vla_fit_together() -> None:
     windows: Any = load_config(PreprocessConfig, presets=["future-vla-tiny-data"]).config.sink
-    tokenizer: Any = load_config(TrainConfig, presets=["vqgan-tiny"]).config
+    tokenizer: Any = load_config(TrainConfig, presets=["future-vla-tiny-tokenizer"]).config
     first, run = (
         load_config(TrainConfig, presets=[name]).config
         for name in ("future-vla-tiny-first", "future-vla-tiny")

@@ -70,6 +70,17 @@ def test_decoder_has_the_published_names_and_shapes() -> None:
     assert "up.4.block.0.nin_shortcut.weight" not in shapes
 
 
+def test_code_kernel_is_that_of_the_resolution_of_the_codes_alone() -> None:
+    config = TINY.model_copy(update={"code_kernel": 1})
+    sides = {k: v.shape[-1] for k, v in VqganEncoder(config).state_dict().items() if ".conv" in k}
+    coarsest = f"down.{len(TINY.channel_mult) - 1}."
+
+    assert {name for name in sides if sides[name] == 1} == {
+        name for name in sides if name.startswith((coarsest, "mid."))
+    }
+    assert Vqgan(config)(make_images()).pixels.shape == make_images().shape
+
+
 def test_discriminator_has_the_published_tensors() -> None:
     module = Discriminator()
     decayed = published_groups({"discriminator": module})[0].params

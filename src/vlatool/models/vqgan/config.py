@@ -40,6 +40,11 @@ class VqganNetworkConfig(ConfigModel):
     z_channels: int = option(256, "Width of a code.", ge=1, le=MAX_WIDTH)
     codebook_size: int = option(1024, "Number of codes.", ge=2, le=MAX_ROWS)
     norm_groups: int = option(32, "Groups of the group norms.", ge=1)
+    code_kernel: Literal[1, 3] = option(
+        3,
+        "Side of the convolutions of the encoder at the resolution of the codes; with 1 a code "
+        "depends on little more than its own patch. The published model has 3.",
+    )
 
     @property
     def patch_size(self) -> int:

@@ -37,12 +37,13 @@ class ResidualBlock(nn.Module):
     not that of the block: the published weights were trained this way.
     """
 
-    def __init__(self, before: int, after: int, groups: int) -> None:
+    def __init__(self, before: int, after: int, groups: int, *, kernel: int = 3) -> None:
         super().__init__()
+        padding = kernel // 2
         self.norm1 = nn.GroupNorm(groups, before, eps=_NORM_EPS)
-        self.conv1 = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(before, after, kernel, padding=padding, bias=False)
         self.norm2 = nn.GroupNorm(groups, after, eps=_NORM_EPS)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(after, after, kernel, padding=padding, bias=False)
         self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False) if before != after else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,12 +57,19 @@ class VqganLevel(nn.Module):
     """The residual blocks of one resolution, with `doubles` followed by an upsampling layer."""
 
     def __init__(
-        self, widths: tuple[int, int], config: VqganNetworkConfig, *, doubles: bool = False
+        self,
+        widths: tuple[int, int],
+        config: VqganNetworkConfig,
+        *,
+        doubles: bool = False,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         before, after = widths
         inputs = [before] + [after] * (config.num_res_blocks - 1)
-        self.block = nn.ModuleList(ResidualBlock(c, after, config.norm_groups) for c in inputs)
+        self.block = nn.ModuleList(
+            ResidualBlock(width, after, config.norm_groups, kernel=kernel) for width in inputs
+        )
         self.upsample_conv = nn.Conv2d(after, after, 3, padding=1) if doubles else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,12 +86,16 @@ class VqganEncoder(nn.Module):
         super().__init__()
         widths = [config.hidden_channels * factor for factor in config.channel_mult]
         inputs = [config.hidden_channels, *widths[:-1]]
-        last = widths[-1]
+        last, kernel = widths[-1], config.code_kernel
+        kernels = [3] * (len(widths) - 1) + [kernel]
         self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(
-            VqganLevel(pair, config) for pair in zip(inputs, widths, strict=True)
+            VqganLevel((before, after), config, kernel=size)
+            for before, after, size in zip(inputs, widths, kernels, strict=True)
         )
-        self.mid = nn.ModuleList(ResidualBlock(last, last, config.norm_groups) for _ in range(2))
+        self.mid = nn.ModuleList(
+            ResidualBlock(last, last, config.norm_groups, kernel=kernel) for _ in range(2)
+        )
         self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
         self.conv_out = nn.Conv2d(last, config.z_channels, 1)
 
