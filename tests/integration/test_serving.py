@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -577,19 +578,16 @@ def test_clients_that_vanish_leave_the_others_alone() -> None:
     with served(policy) as url, vlatool.connect(url) as client:
         policy.hold.clear()
         policy.called.clear()
-        leaving = [vlatool.connect(url) for _ in range(3)]
-        for gone in leaving:
-            connection = gone._connection
-            assert connection is not None
-            connection.send(message_of())
-        assert policy.called.wait(10)
-        for gone in leaving:
-            connection = gone._connection
-            assert connection is not None
-            connection.socket.shutdown(socket.SHUT_RDWR)
-        before = len(policy.sizes)
-        policy.hold.set()
-        assert client.act(look(1))
+        with ExitStack() as leaving:
+            gone = [leaving.enter_context(raw_client(url)) for _ in range(3)]
+            for connection in gone:
+                connection.send(message_of())
+            assert policy.called.wait(10)
+            for connection in gone:
+                connection.socket.shutdown(socket.SHUT_RDWR)
+            before = len(policy.sizes)
+            policy.hold.set()
+            assert client.act(look(1))
     assert len(policy.sizes) <= before + 3
 
 
@@ -720,17 +718,19 @@ def test_an_interrupted_command_says_what_is_kept(
 
 def test_a_stopped_server_answers_what_it_computes() -> None:
     policy = LookPolicy()
-    with server_of(policy) as (url, stop), ThreadPoolExecutor(1) as pool:
-        busy, idle = vlatool.connect(url), vlatool.connect(url)
+    with (
+        server_of(policy) as (url, stop),
+        ThreadPoolExecutor(1) as pool,
+        vlatool.connect(url) as busy,
+        raw_client(url) as idle,
+    ):
         policy.hold.clear()
         policy.called.clear()
         answer = pool.submit(busy.act, look(1))
         assert policy.called.wait(10)
         stop()
-        connection = idle._connection
-        assert connection is not None
         with pytest.raises(ConnectionClosed) as closed:
-            connection.recv(10)
+            idle.recv(10)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == RESTART
         policy.hold.set()

@@ -354,6 +354,7 @@ def _stop(pool: ProcessPoolExecutor) -> None:
     started: dict[int, multiprocessing.Process] = getattr(pool, "_processes", None) or {}
     processes = list(started.values())
     results = getattr(pool, "_result_queue", None)
+    thread: threading.Thread | None = getattr(pool, "_executor_manager_thread", None)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
@@ -365,3 +366,7 @@ def _stop(pool: ProcessPoolExecutor) -> None:
     if writer is not None:
         with suppress(OSError):
             writer.close()
+    # The interpreter wakes the thread when it ends, and prints a traceback if the thread has just
+    # closed its pipe.
+    if thread is not None:
+        thread.join(_JOIN_TIMEOUT_S)

@@ -1,26 +1,31 @@
 """Client of a policy server, with the methods of `load_policy`. Does not import torch."""
 
+import asyncio
 import logging
 import operator
 import ssl
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from typing import Any, Self
+import threading
+from collections.abc import Coroutine, Generator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Self, TypeVar
 
 import numpy as np
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_connection
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidStatus,
     InvalidURI,
     WebSocketException,
 )
-from websockets.sync.client import ClientConnection
-from websockets.sync.client import connect as open_connection
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
 from vlatool.serving.access import SocketLog, authorization
 from vlatool.serving.messages import CONTROL, PROTOCOL, error_of, pack, unpack
+
+Value = TypeVar("Value")
 
 _log = logging.getLogger(__name__)
 
@@ -125,8 +130,7 @@ class RemotePolicy:
                 code="data.request_too_large",
             )
         try:
-            self._connection.send(data)
-            reply = self._connection.recv(self._options["open_timeout"])
+            reply = self._run(_reply(self._connection, data, self._options["open_timeout"]))
         except BaseException as error:  # Ctrl-C, too: a later request would get this reply
             self.close()
             if isinstance(error, TimeoutError):
@@ -147,19 +151,7 @@ class RemotePolicy:
     def _connect(self) -> None:
         """Opens the connection and reads the metadata: the server may have another policy now."""
         try:
-            connection = self._open.enter_context(
-                open_connection(
-                    self._url,
-                    additional_headers=self._headers,
-                    compression=None,
-                    max_size=None,
-                    proxy=None,
-                    close_timeout=_CLOSE_S,
-                    logger=SocketLog(_log),
-                    **self._options,
-                )
-            )
-            first = connection.recv(self._options["open_timeout"])
+            connection, first = self._opened()
         except InvalidURI as error:
             raise UsageError(
                 f"{self._url!r} is no address of a server",
@@ -169,7 +161,6 @@ class RemotePolicy:
         except InvalidStatus as error:
             raise _status_error(self._url, error) from error
         except (WebSocketException, OSError, EOFError) as error:
-            self.close()
             raise EnvironmentProblem(
                 f"cannot connect to {self._url}: {error}",
                 hint="is `vlatool serve` running there, and can this machine reach it?",
@@ -191,6 +182,26 @@ class RemotePolicy:
         self.weights: str = metadata["weights"]
         self._max_bytes: int = metadata["max_request_bytes"]
 
+    def _opened(self) -> tuple[ClientConnection, str | bytes]:
+        """A new connection, and the first message on it."""
+        self._loop = self._open.enter_context(_event_loop())
+        try:
+            connection = self._run(_connection(self._url, self._headers, self._options))
+            self._open.callback(lambda: self._run(connection.close()))
+            return connection, self._run(_reply(connection, b"", self._options["open_timeout"]))
+        except BaseException:  # Ctrl-C, too: the thread ends
+            self.close()
+            raise
+
+    def _run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Runs a coroutine in the thread of the connection."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
     def _metadata(self, first: str | bytes) -> dict[str, Any]:
         metadata: Mapping[str, Any] = {}
         with suppress(DataError):  # not msgpack, so no server of ours
@@ -205,6 +216,53 @@ class RemotePolicy:
                 details={"url": self._url, "version": metadata.get("version")},
             )
         return dict(metadata)
+
+
+@contextmanager
+def _event_loop() -> Generator[asyncio.AbstractEventLoop]:
+    """Event loop in a thread of its own.
+
+    The connections of `websockets.sync` read and write in two threads, which OpenSSL does not
+    allow: of some thousand connections with TLS, one got no answer.
+    """
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), stop))
+        await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    loop, stop = started.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(_CLOSE_S)
+
+
+async def _connection(
+    url: str, headers: Mapping[str, str], options: Mapping[str, Any]
+) -> ClientConnection:
+    return await open_connection(
+        url,
+        additional_headers=headers,
+        compression=None,
+        max_size=None,
+        proxy=None,
+        close_timeout=_CLOSE_S,
+        logger=SocketLog(_log),
+        **options,
+    )
+
+
+async def _reply(connection: ClientConnection, data: bytes, timeout: float | None) -> str | bytes:
+    """The next message, after a request has been sent unless it is empty."""
+    async with asyncio.timeout(timeout):
+        if data:
+            await connection.send(data)
+        return await connection.recv()
 
 
 def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
