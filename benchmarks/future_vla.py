@@ -232,7 +232,7 @@ class Step:
         placement = self.runtime.placement(TrainConfig(hparams=self.h))
         placed = PlacedParts(parts, placement, model_type)
         kind = AllLogits if plain else AnswerObjective
-        self.objective = kind(config.segment_weights)
+        self.objective = kind(config)
         modules = {name: part.module for name, part in parts.items()}
         spec = self.objective.optimizers()["main"]
         self.state = TrainState(parts, {"main": build_optimizer(spec, modules, self.h)})

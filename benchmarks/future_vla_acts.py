@@ -18,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 from machine import describe
 from seeds import interval, run
 
 import vlatool
+from vlatool.episode import Array, UInt8Array
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.policy_runner import open_policy
+from vlatool.models.policy import in_batches
+from vlatool.models.tokenizer import open_tokenizer, rank_device
+from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.world.registration import LIBERO_ENVIRONMENT, register_environments
 from vlatool.world.scene import COLORS, instruction_for
 
@@ -29,6 +36,9 @@ START = Path(__file__).parents[1] / "examples/tiny_start.py"
 FIRST_SEED = 100_000
 STARTS = ("--env", LIBERO_ENVIRONMENT, "--seed", str(FIRST_SEED))
 HELD_OUT_SEED = "7"
+SCENE = "image"  # the camera whose images show the gripper from outside
+COMPARED = 64  # samples whose images are predicted
+WHITE, GRAY, FEWEST = 190, 40, 4  # least value, largest difference and least number of its pixels
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> None:
@@ -61,7 +71,8 @@ def trained_from_seed(root: Path, seed: int, arguments: argparse.Namespace) -> P
     """The run of a seed: weights to start from, the last layer alone, then all of them."""
     start, first, last = (root / f"{name}_{seed}" for name in ("start", "first", "seed"))
     if not (start / "future_vla.json").exists():  # written last
-        words = [str(start), "--seed", str(seed), *shlex.split(arguments.start)]
+        words = [str(start), "--fast", str(root / "fast"), "--seed", str(seed)]
+        words += shlex.split(arguments.start)
         subprocess.run([sys.executable, str(START), *words], check=True)
     words = ["--data", str(root / "windows/samples"), "--hparams.seed", str(seed)]
     words += shlex.split(arguments.train)
@@ -92,6 +103,44 @@ def obeys(trained: Path, episodes: int) -> dict[str, float]:
             placed["obeyed"] += info["placed"] == wrong
             placed["true goal"] += info["placed"] == target
     return {name: count / episodes for name, count in placed.items()}
+
+
+def gripper_at(image: UInt8Array) -> Array:
+    """Column and row of the white pixels of an image; nan where there are too few."""
+    low, high = image.min(axis=-1).astype(int), image.max(axis=-1)
+    rows, columns = np.nonzero((low >= WHITE) & (high - low < GRAY))
+    return np.median([columns, rows], axis=1) if len(rows) >= FEWEST else np.full(2, np.nan)
+
+
+def gripper_misses(root: Path, trained: Path) -> dict[str, float]:
+    """Median distance in pixels of the gripper in predicted images from that in recorded ones, and
+    of that in the present image; and the share of predicted images that show one.
+    """
+    policy, opened = open_policy(str(trained), "auto", OpenLoopConfig())
+    tokenizer = open_tokenizer(str(root / "tokenizer"), rank_device())
+    policy = policy.with_tokenizer(tokenizer.network)
+    pairs = recorded_pairs(str(root / "windows-new/samples"), policy, opened, seed=0)
+    chosen = [number * len(pairs) // COMPARED for number in range(COMPARED)]
+    observations = [observation for observation, _ in pairs.read(chosen)]
+    drawn = in_batches(policy.futures, observations, chosen, 32)
+    misses: dict[int, list[list[float]]] = {}
+    for index, observation, images in zip(chosen, observations, drawn[SCENE], strict=True):
+        recorded = pairs.futures(index)
+        steps = zip(images, recorded.images[SCENE], recorded.mask, strict=True)
+        for step, (predicted, real, is_recorded) in enumerate(steps, 1):
+            truth = gripper_at(real)
+            if is_recorded and not np.isnan(truth).any():
+                present = observation.images[SCENE][-1]
+                grippers = [gripper_at(image) for image in (predicted, present)]
+                distances = np.linalg.norm(np.subtract(grippers, truth), axis=1)
+                misses.setdefault(step, []).append(distances.tolist())
+    figures = {}
+    for step, rows in sorted(misses.items()):
+        predicted, present = np.transpose(rows)
+        figures[f"gripper +{step}, pixels"] = float(np.nanmedian(predicted))
+        figures[f"gripper +{step}, present"] = float(np.nanmedian(present))
+        figures[f"gripper +{step}, shown"] = float(np.isfinite(predicted).mean())
+    return figures
 
 
 def main() -> None:
@@ -137,6 +186,7 @@ def measured(root: Path, trained: Path, rollouts: int) -> dict[str, float]:
         "success": report["success_rate"],
         **obeys(trained, rollouts),
         **{name: images[name] for name in images if name.startswith("moving_")},
+        **gripper_misses(root, trained),
     }
     report_file.write_text(json.dumps(figures))
     return figures

@@ -1,26 +1,33 @@
 """Weights for a tiny FUTURE-VLA that acts in the built-in world, which know what its words mean.
 
-    python examples/tiny_start.py start
+    python examples/tiny_start.py start --fast fast
 
 The released DINOv3 and Qwen3-VL have seen a billion images and know what "red" is; random ones
 would have to learn it from the actions of a policy, where it is the smallest part of the loss. This
-script stands in between: it draws random scenes of the built-in world, where the simulator knows
-every position, and asks the weights of `vlatool compose --tiny`, each time through a linear layer
-that is thrown away:
+script stands in between: it draws random moments of the built-in world and the four that follow if
+the expert acts, where the simulator knows every position, and asks the weights of `vlatool compose
+--tiny`, each time through a linear layer that is thrown away:
 
 1. of DINOv3, at each patch of 8 x 8 pixels: which things are in it, and where are they?
-2. of the first two layers of the language model, at the name of a thing: where is it? And before
-   each code of an image: what is in its patch now?
-3. of the first three, of which the third alone is trained, at each token of an answer of random
-   action ids: where is the block that the instruction names, where are the bin and the hand?
+2. of the first two layers of the language model, at the name of a thing: where is it? After the
+   action ids: where will the hand be? And before each code of a future image: what will be in its
+   patch?
+3. of the first three, at each token of an answer: where is the block that the instruction names,
+   where are the bin and the hand? And before each code of a future image: what will be in its
+   patch, and where will the hand be?
 
-It needs the extra `train`, and takes about 20 minutes of one core; `--device cuda` trains on a GPU.
+It needs the extra `train` and the action tokenizer of the data, and takes 75 minutes of one slow
+core; `--device cuda` trains on a GPU.
 """
 
 import argparse
 import math
+import multiprocessing
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,18 +36,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.artifacts.fast.format import read_fast
+from vlatool.artifacts.profile import NAME, read_profile
 from vlatool.artifacts.samples.episode import Conversation, SampleSizes
+from vlatool.episode import Array
 from vlatool.events import NULL
-from vlatool.models.future_vla.batch import SequenceEncoder, padded
+from vlatool.models.future_vla.batch import ACTION, FUTURE, TEXT, SequenceEncoder, padded
 from vlatool.models.future_vla.compose import compose_tiny
 from vlatool.models.future_vla.model import FutureVla, build_network
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer
 from vlatool.models.future_vla.vision import Dino
 from vlatool.world import scene as world
+from vlatool.world.recording import Disturbance, expert_action
 from vlatool.world.render import View, cameras_for
 
 SIDE, VIEWS = 64, 2
+CAMERAS = [View(camera, (SIDE, SIDE)) for camera in cameras_for(VIEWS)]
 COMPRESS = (0, 0, 1)  # past steps of future-vla-tiny-data
+STEPS = 4  # future ones
 THINGS = 5  # three blocks, the bin, the hand
 BIN, HAND = 3, 4
 FEWEST_PIXELS = 3  # of a thing in a patch that it counts for
@@ -53,18 +66,25 @@ NAMES = 6  # in a text of the second part
 SEEN = 4 * THINGS + 1  # numbers about a patch: presence and position of each thing, opening
 # Codes, their number and action ids as in the guide; the map to token ids depends on them.
 SIZES = SampleSizes(codes_per_image=64, codebook_size=128, action_ids=256)
-ACTION_IDS = 28
+CENTER = (0.5, 0.5, 0.0)  # of the table
+NOW, LATER = slice(VIEWS), slice(VIEWS, None)  # images of `Scenes`
+DRAWN = 500  # moments that a process draws at a time
+SHOWN = 2  # future images of an answer, of 8
+ROW = ("input_ids", "segments")
 
 
 class Scenes(NamedTuple):
-    """Images of random moments and what is known about them: N moments, V views, P patches, T
-    things.
+    """Images of random moments, and what is known about them and the steps that follow: N moments,
+    S future steps, I images (V views of the present, then some future ones), P patches, T things.
     """
 
-    images: Tensor  # uint8 [N, V, 64, 64, 3]
-    present: Tensor  # bool [N, V, P, T]
-    positions: Tensor  # in meters, by view relative to the table or the hand, float32 [N, V, T, 3]
-    openings: Tensor  # of the hand, in meters, float32 [N]
+    images: Tensor  # of the present, uint8 [N, V, 64, 64, 3]
+    hand: Tensor  # place relative to the table and opening, in `UNIT`, float32 [N, 1 + S, 4]
+    shown: Tensor  # numbers of the future images among those of all steps, int64 [N, I - V]
+    present: Tensor  # bool [N, I, P, T]
+    positions: Tensor  # by view relative to the table or the hand, in `UNIT`, [N, I, T, 3]
+    openings: Tensor  # of the hand, in `UNIT`, float32 [N, I]
+    ids: Tensor  # action ids of the steps, then -1, int64 [N, longest]
 
     def of(self, rows: Tensor) -> "Scenes":
         return Scenes(*(values[rows] for values in self))
@@ -91,28 +111,66 @@ def random_moment(rng: np.random.Generator) -> world.Scene:
     return replace(scene, gripper=hand, blocks=blocks, held=held)
 
 
-def random_scenes(count: int, seed: int, patch: int) -> Scenes:
-    """Images of both cameras at random moments; `patch`: side of a patch in pixels."""
-    rng = np.random.default_rng(seed)
+def random_scenes(count: int, seed: int, patch: int, fast: Path) -> Scenes:
+    """Random moments, drawn on all processors; `patch`: side of a patch in pixels, `fast`: folder
+    of the action tokenizer.
+    """
+    starts = range(0, count, DRAWN)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+        draw = partial(draw_moments, count=min(count, DRAWN), seed=seed, patch=patch)
+        drawn = pool.map(draw, starts)
+        arrays = [np.concatenate(parts)[:count] for parts in zip(*drawn, strict=True)]
+    *known, actions = arrays
+    ids = read_fast(fast).encode(read_profile(str(fast / NAME)).normalize(actions))
+    rows = np.full((count, max(map(len, ids))), -1)
+    for row, numbers in zip(rows, ids, strict=True):
+        row[: len(numbers)] = numbers
+    return Scenes(*map(torch.from_numpy, (*known, rows)))
+
+
+def draw_moments(first: int, count: int, seed: int, patch: int) -> tuple[Array, ...]:
+    """Arrays of `Scenes` of some moments, and actions float32 [N, S, 7] in place of the ids."""
+    rng = np.random.default_rng([seed, first])
+    moments = [draw_moment(rng, patch) for _ in range(count)]
+    return tuple(np.stack(values) for values in zip(*moments, strict=True))
+
+
+def draw_moment(rng: np.random.Generator, patch: int) -> tuple[Array, ...]:
+    scene, target = random_moment(rng), int(rng.integers(len(world.COLORS)))
+    scenes, actions = [scene], list[Array]()
+    disturbance = Disturbance(rng)
+    for _ in range(STEPS):
+        action = expert_action(scenes[-1], target)
+        actions.append(world.libero_actions(action[None], scenes[-1].gripper[None])[0])
+        scenes.append(world.step(scenes[-1], action, disturbance.sample()))
+    shown = np.sort(rng.choice(STEPS * VIEWS, SHOWN, replace=False))
+    known = [
+        seen_in(CAMERAS[image % VIEWS], scenes[image // VIEWS], patch)
+        for image in (*range(VIEWS), *(VIEWS + shown))
+    ]
+    present, positions, openings = (np.stack(values) for values in zip(*known, strict=True))
+    images = np.stack([view.draw(scene) for view in CAMERAS])
+    hand = np.stack([each.gripper for each in scenes]) - [*CENTER, 0]
+    taken = np.stack(actions)
+    return images, metric(hand), shown, present, metric(positions), metric(openings), taken
+
+
+def metric(values: Array) -> Array:
+    return (UNIT * values).astype(np.float32)
+
+
+def seen_in(view: View, scene: world.Scene, patch: int) -> tuple[Array, Array, float]:
+    """Which things are in each patch, bool [P, T], where they are [T, 3], and the opening."""
     grid = SIDE // patch
-    views = [View(camera, (SIDE, SIDE)) for camera in cameras_for(VIEWS)]
-    images = np.empty((count, VIEWS, SIDE, SIDE, 3), np.uint8)
-    present = np.empty((count, VIEWS, grid * grid, THINGS), np.bool_)
-    positions = np.empty((count, VIEWS, THINGS, 3), np.float32)
-    openings = np.empty(count, np.float32)
-    for row in range(count):
-        scene = random_moment(rng)
-        hand, openings[row] = scene.gripper[:3], scene.gripper[3]
-        positions[row] = [*scene.blocks, [*scene.bin, 0.0], hand]
-        for at, view in enumerate(views):
-            images[row, at] = view.draw(scene)
-            labels = view.measure(scene).labels.reshape(grid, patch, grid, patch)
-            patches = labels.transpose(0, 2, 1, 3).reshape(grid * grid, -1, 1)
-            is_present = (patches == np.arange(1, THINGS + 1)).sum(axis=1) >= FEWEST_PIXELS
-            present[row, at] = is_present
-            positions[row, at] -= hand if view.camera.on_hand else [0.5, 0.5, 0.0]
-            positions[row, at, HAND, 2] = hand[2]
-    return Scenes(*map(torch.from_numpy, (images, present, positions, openings)))
+    labels = view.measure(scene).labels.reshape(grid, patch, grid, patch)
+    patches = labels.transpose(0, 2, 1, 3).reshape(grid * grid, -1, 1)
+    present = (patches == np.arange(1, THINGS + 1)).sum(axis=1) >= FEWEST_PIXELS
+    hand = scene.gripper[:3]
+    places = np.stack([*scene.blocks, [*scene.bin, 0.0], hand])
+    places -= hand if view.camera.on_hand else CENTER
+    places[HAND, 2] = hand[2]
+    return present, places, scene.gripper[3]
 
 
 class Training(NamedTuple):
@@ -147,18 +205,18 @@ class Training(NamedTuple):
                 print(f"  step {step}: error {error.detach().item() / UNIT:.4f} m", flush=True)
 
 
-def seen_loss(predicted: Tensor, scenes: Scenes) -> tuple[Tensor, Tensor]:
-    """Loss of what is in each patch and where it is, float32 [N, V, P, SEEN], and the error of the
-    latter.
+def seen_loss(predicted: Tensor, scenes: Scenes, images: slice) -> tuple[Tensor, Tensor]:
+    """Loss of what is in each patch of some images and where it is, float32 [N, I, P, SEEN], and
+    the error of the latter.
     """
     logits, rest = predicted[..., :THINGS], predicted[..., THINGS:]
     positions, opening = rest[..., :-1].unflatten(-1, (THINGS, 3)), rest[..., -1]
-    present = scenes.present.float()
+    present = scenes.present[:, images].float()
     entropy = functional.binary_cross_entropy_with_logits(logits, present)
-    truth = UNIT * scenes.positions[:, :, None]
-    missed = ((positions - truth).abs().mean(dim=-1) * present).sum() / present.sum()
+    missed = (positions - scenes.positions[:, images, None]).abs().mean(dim=-1)
+    missed = (missed * present).sum() / present.sum()
     hand = present[..., HAND]
-    wrong = (opening - UNIT * scenes.openings[:, None, None]).abs() * hand
+    wrong = (opening - scenes.openings[:, images, None]).abs() * hand
     return 5 * entropy + missed + 0.5 * wrong.sum() / hand.sum().clamp(min=1), missed
 
 
@@ -168,21 +226,36 @@ def learn_to_see(dino: Dino, training: Training, steps: int) -> None:
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
         features = dino(scenes.images.flatten(0, 1)).flatten(2).transpose(1, 2)
-        return seen_loss(head(features).unflatten(0, (-1, VIEWS)), scenes)
+        return seen_loss(head(features).unflatten(0, (-1, VIEWS)), scenes, NOW)
 
     training.run([*dino.parameters(), *head.parameters()], steps, loss)
     dino.requires_grad_(requires_grad=False)
 
 
-def random_answer(task: str, images: int) -> Conversation:
-    """An answer of random action ids and codes."""
-    ids = torch.randint(SIZES.action_ids, (ACTION_IDS,), device="cpu").tolist()
-    codes = torch.randint(SIZES.codebook_size, (images, SIZES.codes_per_image), device="cpu")
-    return Conversation("vla", task, VIEWS, tuple(ids), codes.numpy().astype(np.uint16))
+def answers(encoder: SequenceEncoder, tasks: list[str], scenes: Scenes) -> dict[str, Tensor]:
+    """A batch of answers to tasks with random codes. Of the future images only those shown are in
+    it, each at its place: the others would take most of the time.
+    """
+    shape = len(tasks), STEPS * VIEWS, SIZES.codes_per_image
+    codes = torch.randint(SIZES.codebook_size, shape, device="cpu").numpy().astype(np.uint16)
+    rows = [
+        encoder.encode(Conversation("vla", task, VIEWS, tuple(n for n in ids if n >= 0), row))
+        for task, ids, row in zip(tasks, scenes.ids.tolist(), codes, strict=True)
+    ]
+    batch = padded(rows, encoder.tokens.end_of_text)
+    number = (batch["input_ids"] == encoder.tokens.future_start).cumsum(1) - 1
+    is_shown = (number[..., None] == scenes.shown.cpu()[:, None]).any(dim=-1)
+    is_in = (batch["segments"] != FUTURE) | is_shown
+    shown = {name: batch[name][is_in].unflatten(0, (len(tasks), -1)) for name in ROW}
+    positions = batch["position_ids"].transpose(1, 2)[is_in].unflatten(0, (len(tasks), -1))
+    shown["position_ids"] = positions.transpose(1, 2)
+    return {name: values.to(scenes.images.device) for name, values in shown.items()}
 
 
-def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: values.to(device) for name, values in batch.items()}
+def before_codes(hidden: Tensor, ids: Tensor, tokens: TokenIds) -> Tensor:
+    """What precedes the codes of images, float32 [B, I, K, C]; `hidden`: [B, L, C]."""
+    codes = (ids >= tokens.first_code) & (ids < tokens.first_code + tokens.num_codes)
+    return hidden[:, :-1][codes[:, 1:]].reshape(len(ids), SHOWN, tokens.codes_per_image, -1)
 
 
 def first_layers(
@@ -197,37 +270,38 @@ def first_layers(
     return hidden
 
 
-def learn_names(
+def learn_words(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
-    """Trains the first two layers to know at the name of a thing where it is, and before each code
-    of an image what is in its patch now.
+    """Trains the first two layers to know at the name of a thing where it is, after the action ids
+    where the hand will be, and before each code of an image what will be in its patch.
     """
     language = network.language_model
-    head, seen = (nn.Linear(language.embed_tokens.embedding_dim, size) for size in (4, SEEN))
-    first, count = encoder.tokens.first_code, encoder.tokens.num_codes
-    tokens = torch.tensor([encoder.text(f" {word}")[0] for word in WORDS])
-    end = encoder.tokens.end_of_text
+    width = language.embed_tokens.embedding_dim
+    head, moved, seen = (nn.Linear(width, size) for size in (4, 4 * STEPS, SEEN))
+    tokens = encoder.tokens
+    words = torch.tensor([encoder.text(f" {word}")[0] for word in WORDS])
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
         drawn = torch.randint(HAND, (len(scenes.images), NAMES)).tolist()  # the question has it
         texts = [" ".join(WORDS[number] for number in row) for row in drawn]
-        rows = [encoder.encode(random_answer(text, VIEWS)) for text in texts]
-        batch = on_device(padded(rows, end), tokens.device)
+        batch = answers(encoder, texts, scenes)
         ids = batch["input_ids"]
-        row, at, which = (ids[..., None] == tokens).nonzero().unbind(1)
+        row, at, which = (ids[..., None] == words).nonzero().unbind(1)
         hidden = first_layers(network, 2, batch, scenes)
-        found = head(hidden[row, at])
-        missed = found[:, :3] - UNIT * scenes.positions[row, 0, which]
-        opening = found[:, 3] - UNIT * scenes.openings[row]
+        named = head(hidden[row, at])
+        missed = named[:, :3] - scenes.positions[row, 0, which]
+        opening = named[:, 3] - scenes.openings[row, 0]
         total = missed.abs().mean() + opening[which == HAND].abs().mean()
-        is_code = (ids[:, 1:] >= first) & (ids[:, 1:] < first + count)
-        shape = len(ids), VIEWS, SIZES.codes_per_image, -1
-        total = total + seen_loss(seen(hidden[:, :-1][is_code].reshape(shape)), scenes)[0]
-        return total, missed.norm(dim=-1).mean()
+        is_after = (ids == tokens.action_end).cumsum(1) > (ids == tokens.future_start).cumsum(1)
+        row, at = is_after.nonzero().unbind(1)
+        later = moved(hidden[row, at]).unflatten(-1, (STEPS, 4)) - scenes.hand[row, 1:]
+        total = total + later.abs().mean()
+        total = total + seen_loss(seen(before_codes(hidden, ids, tokens)), scenes, LATER)[0]
+        return total, later[:, -1, :3].norm(dim=-1).mean()
 
     tower = [value for name, value in network.visual.named_parameters() if "vis_tok" not in name]
-    parts = language.embed_tokens, language.layers[:2], head, seen
+    parts = language.embed_tokens, language.layers[:2], head, moved, seen
     parameters = [value for part in parts for value in part.parameters()] + tower
     training.run([value for value in parameters if value.requires_grad], steps, loss)
 
@@ -235,34 +309,44 @@ def learn_names(
 def learn_answers(
     network: FutureVla, encoder: SequenceEncoder, training: Training, steps: int
 ) -> None:
-    """Trains the third layer to know at each token of an answer all that it depends on."""
-    head = nn.Linear(network.language_model.embed_tokens.embedding_dim, 10)
+    """Trains three layers to know at each token of an answer all that it depends on, and before
+    each code what will be in its patch, and where the hand will be.
+    """
+    language = network.language_model
+    width = language.embed_tokens.embedding_dim
+    head, moved, seen = (nn.Linear(width, size) for size in (10, 4, SEEN))
 
     def loss(scenes: Scenes) -> tuple[Tensor, Tensor]:
         count, places = len(scenes.images), scenes.positions[:, 0]
-        which = torch.randint(len(world.COLORS), (count,))
+        which = torch.randint(len(world.COLORS), (count,))  # the actions may be for another one
         tasks = [world.instruction_for(world.COLORS[number]) for number in which.tolist()]
-        rows = [encoder.encode(random_answer(task, images=0)) for task in tasks]
-        batch = on_device(padded(rows, encoder.tokens.end_of_text), places.device)
-        row, at = (batch["segments"] != 0).nonzero().unbind(1)
-        truth = places[torch.arange(count), which], places[:, BIN], places[:, HAND]
-        wanted = UNIT * torch.cat([*truth, scenes.openings[:, None]], dim=-1)
-        missed = head(first_layers(network, 3, batch, scenes)[row, at]) - wanted[row]
+        batch = answers(encoder, tasks, scenes)
+        hidden = first_layers(network, 3, batch, scenes)
+        row, at = ((batch["segments"] == TEXT) | (batch["segments"] == ACTION)).nonzero().unbind(1)
+        truth = places[torch.arange(count), which], places[:, BIN]
+        wanted = torch.cat([*truth, scenes.hand[:, 0]], dim=-1)
+        missed = head(hidden[row, at]) - wanted[row]
         block, rest = missed[:, :3], missed[:, 3:]
-        return block.abs().mean() + REST * rest.abs().mean(), block.norm(dim=-1).mean()
+        total = block.abs().mean() + REST * rest.abs().mean()
+        before = before_codes(hidden, batch["input_ids"], encoder.tokens)
+        hand = scenes.hand[torch.arange(count)[:, None], 1 + scenes.shown // VIEWS]
+        later = moved(before) - hand[:, :, None]
+        total = total + seen_loss(seen(before), scenes, LATER)[0] + later.abs().mean()
+        return total, later[..., :3].norm(dim=-1).mean()
 
-    network.requires_grad_(requires_grad=False)
-    third = network.language_model.layers[2].requires_grad_(requires_grad=True)
-    training.run([*third.parameters(), *head.parameters()], steps, loss)
+    parts = language.embed_tokens, language.layers[:3], head, moved, seen
+    parameters = [value for part in parts for value in part.parameters()]
+    training.run([value for value in parameters if value.requires_grad], steps, loss)
 
 
 def main() -> None:
     """Draws scenes, trains part by part, and writes a folder as `vlatool compose` does."""
     parser = argparse.ArgumentParser(description="Weights for a tiny FUTURE-VLA that acts.")
     parser.add_argument("output", type=Path, metavar="DIR")
-    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--fast", type=Path, required=True, help="folder of the action tokenizer")
+    parser.add_argument("--scenes", type=int, default=14_000)
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[1_500, 700, 400], help="of each part"
+        "--steps", type=int, nargs=3, default=[1_000, 1_000, 1_000], help="of each part"
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -279,16 +363,16 @@ def main() -> None:
     tokens = TokenIds.of(parse_tokenizer(composition.tokenizer), SIZES)
     encoder = SequenceEncoder(composition.tokenizer, tokens, (side,) * VIEWS)
     torch.manual_seed(arguments.seed)
-    scenes = random_scenes(arguments.scenes, arguments.seed, dino.patch_size)
+    scenes = random_scenes(arguments.scenes, arguments.seed, dino.patch_size, arguments.fast)
     scenes = Scenes(*(values.to(arguments.device) for values in scenes))
     training = Training(scenes, arguments.batch_size, arguments.lr)
     first, second, third = arguments.steps
     print("DINOv3 learns what is in a patch, and where", flush=True)
     dino.requires_grad_(requires_grad=True)
     learn_to_see(dino, training, first)
-    print("two layers learn the names of the things", flush=True)
-    learn_names(network, encoder, training, second)
-    print("the third layer learns where to go", flush=True)
+    print("two layers learn the words: where the hand will be", flush=True)
+    learn_words(network, encoder, training, second)
+    print("three layers learn to answer: where the hand will be, before each code", flush=True)
     learn_answers(network, encoder, training, third)
     state = network.cpu().state_dict()
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from tests.builders.future_vla import write_samples
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.resolve import load_config, parse_override
-from vlatool.errors import UsageError
+from vlatool.errors import ConfigError, UsageError
 from vlatool.models.future_vla.config import LoraConfig
 from vlatool.models.future_vla.model import merged_weights
 from vlatool.models.trained import open_trained
@@ -92,6 +92,16 @@ def test_run_without_its_record_is_not_continued(root: Path, whole: RunDir) -> N
     shutil.rmtree(root / "bare" / ".vlatool")
     with pytest.raises(UsageError, match="has no readable record"):
         train(config_of(root, "bare"))
+
+
+def test_weights_with_an_unreadable_config_are_an_error(root: Path, whole: RunDir) -> None:
+    shutil.copytree(whole.root, root / "strange")
+    config = root / "strange/config.yaml"
+    config.write_text(
+        config.read_text().replace("  future_share:", "  strange: 1\n  future_share:")
+    )
+    with pytest.raises(ConfigError, match=r'strange/config.yaml:\d+: unknown key "model.strange"'):
+        train(config_of(root, "from-strange", init_from=root / "strange"))
 
 
 @pytest.fixture(scope="module")

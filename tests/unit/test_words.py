@@ -63,6 +63,7 @@ EXCEPTIONS: dict[str, str] = {
     "figures": "key of results of eval",
     "place": "key of findings on disk",
     "tell": "method of file objects",
+    "moving": "key of segment_weights, as in `moving_psnr` of reports",
 }
 # Attributes and keyword arguments whose names are keys on disk, in reports or of published files.
 KEYS_WITH_PICTURE = frozenset({"picture", "pictures", "codes_per_picture"})

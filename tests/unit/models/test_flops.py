@@ -73,7 +73,7 @@ def test_count_of_future_vla_is_that_of_a_real_step_without_recomputation() -> N
     data = SimpleNamespace(shape=VlaShape(("front",), 3, 2, (64, 64), 4, 2))
     model_type = FutureVlaType()
     batch = model_type.example(config, data, 1)
-    losses = objective_losses(lambda parts: AnswerObjective(config.segment_weights))
+    losses = objective_losses(lambda parts: AnswerObjective(config))
     with FlopCounterMode(display=False) as counter:
         for loss in losses(model_type.build(config), batch):
             loss.backward()

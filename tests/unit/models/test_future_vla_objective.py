@@ -9,6 +9,7 @@ from torch.nn import functional
 from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from vlatool.models.base import StepContext
 from vlatool.models.future_vla import model
+from vlatool.models.future_vla.batch import MOVING
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.model import AnswerObjective, FutureVla, merged_weights
 from vlatool.models.rng import PerSampleRng
@@ -41,7 +42,7 @@ def network_of(config: FutureVlaConfig) -> Any:
 
 
 def loss_of(config: FutureVlaConfig, network: Any, data: dict[str, Any]) -> Any:
-    objective = AnswerObjective(config.segment_weights)
+    objective = AnswerObjective(config)
     rng = PerSampleRng(lambda _: torch.Generator(), range(2), 2)
     return objective, objective.loss("main", data, StepContext(0, rng, {"model": network}))
 
@@ -84,6 +85,17 @@ def test_segments_are_weighted_and_measured() -> None:
     shares = {name: metrics.pop(f"accuracy/{name}") for name in weights}
     assert metrics == pytest.approx({f"loss/{name}": mean for name, mean in means.items()})
     assert all(0 <= share <= 1 for share in shares.values())
+
+
+def test_moving_codes_have_a_factor_and_count_as_codes() -> None:
+    config, data = tiny_future_vla(segment_weights={"moving": 8.0}), batch()
+    plain = loss_of(tiny_future_vla(), network := network_of(config), data)[1]
+    data["segments"][0, 8:10] = MOVING
+    _, loss = loss_of(config, network, data)
+    losses = plain_losses(network, data).reshape(2, -1)[0, 7:9]
+    assert loss.count == plain.count + 7 * 2
+    torch.testing.assert_close(loss.total, plain.total + 7 * losses.sum())
+    assert loss.sums["count"].tolist() == plain.sums["count"].tolist()
 
 
 @pytest.mark.parametrize("is_text_only", [False, True])

@@ -22,19 +22,23 @@ from vlatool.artifacts.samples.episode import (
 )
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaSample
-from vlatool.models.base import StepContext
+from vlatool.models.base import Batch, StepContext
 from vlatool.models.future_vla.batch import (
+    FUTURE,
+    MOVING,
     NO_LABEL,
     SEGMENTS,
     SequenceEncoder,
     TokenSequence,
     VlaBatcher,
-    before_futures,
+    moving_codes,
+    with_futures,
 )
-from vlatool.models.future_vla.config import SegmentWeights
+from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.fit import FrameGrid
 from vlatool.models.future_vla.model import AnswerObjective
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer, tiny_tokenizer
+from vlatool.models.rng import PerSampleRng
 
 SHARED = Path(__file__).parents[3].parent / "shared/data"
 PUBLISHED_GRID = FrameGrid(2, (8, 6, 2), 16, 2)
@@ -226,39 +230,66 @@ def test_batches_are_padded_on_the_right() -> None:
     assert batch["images"].shape == (2, 2, 4, 4, 3)
 
 
-def test_batches_that_end_after_the_actions() -> None:
+def whole_batch(*talks: Conversation) -> Batch:
     images = np.zeros((2, 4, 4, 3), np.uint8)
-    talks = [talk(), talk("a longer instruction"), talk(kind="wm")]
-    whole = VlaBatcher(encoder())([VlaSample(str(n), each, images) for n, each in enumerate(talks)])
-    for chosen_rows in ([0, 1], [0, 1, 2]):
-        chosen = {name: values[chosen_rows] for name, values in whole.items()}
-        batch = before_futures(chosen, IDS.action_start)
-        length = batch["input_ids"].shape[1]
-        assert (length < whole["input_ids"].shape[1]) == (len(chosen_rows) == 2)
-        assert {*batch} == {*whole}
-        for at in chosen_rows:
-            ids = whole["input_ids"][at].tolist()
-            row = encoder().encode(talks[at])
-            stop = len(row.ids) if at == 2 else ids.index(IDS.action_end) + 1
-            assert batch["input_ids"][at, :stop].tolist() == ids[:stop]
-            assert batch["labels"][at, :stop].tolist() == row.labels[:stop].tolist()
-            assert {*batch["labels"][at, stop:].tolist()} <= {NO_LABEL}
-            assert batch["attention_mask"][at].tolist() == [n < stop for n in range(length)]
-            torch.testing.assert_close(
-                batch["position_ids"][at], whole["position_ids"][at][:, :length]
-            )
+    return VlaBatcher(encoder())([VlaSample(str(n), each, images) for n, each in enumerate(talks)])
+
+
+def test_future_images_that_are_left_keep_their_positions() -> None:
+    whole = whole_batch(talk(), talk("a longer instruction"), talk(kind="wm"))
+    is_kept = torch.tensor([[True, False], [False, True], [False, False]])
+    batch = with_futures(whole, IDS.future_start, is_kept)
+    assert {*batch} == {*whole}
+    for at, images in enumerate(is_kept.tolist()):
+        ids = whole["input_ids"][at].tolist()
+        first = ids.index(IDS.future_start)
+        left_out = {first + 5 * n + k for n in range(2) if not images[n] for k in range(5)}
+        columns = [n for n in range(int(whole["attention_mask"][at].sum())) if n not in left_out]
+        labels = whole["labels"][at].clone()
+        labels[[column + 1 for column in left_out]] = NO_LABEL  # right after a gap
+        stop = len(columns)
+        assert batch["input_ids"][at, :stop].tolist() == [ids[column] for column in columns]
+        assert batch["labels"][at, :stop].tolist() == labels[columns].tolist()
+        assert {*batch["labels"][at, stop:].tolist()} <= {NO_LABEL}
+        assert batch["segments"][at, :stop].tolist() == whole["segments"][at, columns].tolist()
+        assert batch["attention_mask"][at].sum() == batch["attention_mask"][at, :stop].sum() == stop
+        positions = whole["position_ids"][at][:, columns]
+        torch.testing.assert_close(batch["position_ids"][at, :, :stop], positions)
+    longer = whole_batch(talk(codes=np.zeros((4, 3), np.uint16)))
+    without = with_futures(longer, IDS.future_start, torch.zeros(1, 4, dtype=torch.bool))
+    assert without["input_ids"].shape[1] < longer["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize(
-    ("share", "steps"), [(1.0, [*range(10)]), (0.2, [0, 5]), (0.3, [0, 3, 6]), (0.0, [])]
+    ("share", "images"), [(1.0, [2, 2, 2, 2]), (0.5, [1, 1, 1, 1]), (0.3, [1, 1, 0, 1]), (0, [0])]
 )
-def test_steps_with_future_images(share: float, steps: list[int]) -> None:
-    batch = VlaBatcher(encoder())([VlaSample("a", talk(), np.zeros((2, 4, 4, 3), np.uint8))])
-    objective = AnswerObjective(SegmentWeights(), IDS.action_start, share)
-    contexts = [StepContext(step, Any, {}, training=True) for step in range(10)]
-    assert [c.step for c in contexts if objective.prepare(batch, c) is batch] == steps
+def test_a_share_of_the_future_images(share: float, images: list[int]) -> None:
+    whole = whole_batch(*[talk()] * 8)
+    tokens = IDS.model_dump()
+    objective = AnswerObjective(FutureVlaConfig(tokens=tokens, future_share=share))
+    for step, count in enumerate(images):
+        rng = PerSampleRng(lambda _: torch.Generator().manual_seed(1), range(8), 8)
+        batch = objective.prepare(whole, StepContext(step, rng, {}))
+        is_start = batch["attention_mask"] & (batch["input_ids"] == IDS.future_start)
+        starts = batch["position_ids"][:, 0][is_start]
+        assert len(starts) == 8 * count
+        assert len(starts.unique()) == min(2, 2 * count)  # not the same one of all samples
     validation = StepContext(1, Any, {}, training=False)
-    assert objective.prepare(batch, validation) is batch
+    assert objective.prepare(whole, validation) is whole
+    without = whole_batch(talk(codes=np.zeros((0, 3), np.uint16)))
+    assert objective.prepare(without, StepContext(1, Any, {})) is without
+
+
+def test_codes_that_change_at_their_place_of_a_camera_are_moving() -> None:
+    codes = np.array([[4, 5, 6], [7, 8, 9], [4, 5, 1], [7, 2, 9]], np.uint16)  # two cameras
+    still = np.array([[4, 5, 6], [7, 8, 9]], np.uint16)
+    batch = whole_batch(talk(codes=codes), talk("fold", codes=still), talk(codes=codes, kind="wm"))
+    segments = moving_codes(batch, 2 * (3 + 2))
+    for row in (0, 2):
+        ids = batch["input_ids"][row][segments[row] == MOVING]
+        assert (ids - IDS.first_code).tolist() == [6, 8, 1, 2]
+    assert segments[1].tolist() == batch["segments"][1].tolist()
+    assert segments.clamp(max=FUTURE).tolist() == batch["segments"].tolist()
 
 
 def test_a_sample_over_the_limit_is_an_error() -> None:

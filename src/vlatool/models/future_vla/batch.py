@@ -26,7 +26,7 @@ from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer
 # Label of tokens without loss.
 NO_LABEL = -100
 # Values of `segments`.
-NO_SEGMENT, TEXT, ACTION, FUTURE = range(4)
+NO_SEGMENT, TEXT, ACTION, FUTURE, MOVING = range(5)
 SEGMENTS = {TEXT: "text", ACTION: "action", FUTURE: "future"}
 # Position ids of padding, as in transformers.
 _PAD_POSITION = 1
@@ -277,18 +277,39 @@ def padded(rows: Sequence[TokenSequence], pad: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def before_futures(batch: Batch, action_start: int) -> Batch:
-    """A batch whose answers end after their actions, and before the future images that follow.
-    Samples of the world model, whose questions have the actions, stay whole.
+def with_futures(batch: Batch, future_start: int, is_kept: Tensor) -> Batch:
+    """A batch of which only some future images are left, bool [B, Q]; what is left has the same
+    positions. Nothing is predicted right after a gap.
     """
-    labels, segments, mask = (batch[name] for name in ("labels", "segments", "attention_mask"))
-    is_asked = (batch["input_ids"] == action_start) & (labels == NO_LABEL)
-    is_action = (segments == ACTION).flip(1).cumsum(1).flip(1) > 0  # or before the last one
-    is_used = mask & (is_action | is_asked.any(dim=1, keepdim=True))
+    is_future = batch["segments"] >= FUTURE
+    number = (is_future & (batch["input_ids"] == future_start)).cumsum(dim=1) - 1
+    is_used = ~is_future | is_kept.gather(1, number.clamp(min=0))
+    is_used &= batch["attention_mask"]
+    is_predicted = is_used & is_used.roll(1, dims=1)
+    labels = batch["labels"].masked_fill(~is_predicted, NO_LABEL)
+    changed = {**batch, "labels": labels, "attention_mask": is_used}
     length = -(-int(is_used.sum(dim=1).max()) // _BUCKET) * _BUCKET
-    changed = {"labels": labels.masked_fill(~is_used, NO_LABEL), "attention_mask": is_used}
-    row = ("input_ids", "labels", "segments", "attention_mask", "position_ids")
-    return {**batch, **{name: (batch | changed)[name][..., :length] for name in row}}
+    order = (~is_used).int().argsort(dim=1, stable=True)[:, :length]
+    row = ("input_ids", "labels", "segments", "attention_mask")
+    positions = batch["position_ids"].take_along_dim(order[:, None], dim=2)
+    return {
+        **batch,
+        **{name: changed[name].take_along_dim(order, dim=1) for name in row},
+        "position_ids": positions,
+    }
+
+
+def moving_codes(batch: Batch, per_step: int) -> Tensor:
+    """Segments of a batch, where codes that change at their place of a camera are `MOVING`;
+    `per_step`: tokens of the images of a step.
+    """
+    ids, segments = batch["input_ids"], batch["segments"]
+    is_future = segments == FUTURE
+    offset = (is_future.cumsum(dim=1) - 1) % per_step
+    first = is_future.int().argmax(dim=1, keepdim=True) + offset
+    differs = is_future & (ids != ids.gather(1, first.clamp(max=ids.shape[1] - 1)))
+    changes = offset.new_zeros(len(ids), per_step).scatter_add(1, offset, differs.long())
+    return segments.masked_fill(is_future & (changes.gather(1, offset) > 0), MOVING)
 
 
 def example_batch(tokens: TokenIds, sides: tuple[int, ...], shape: VlaShape, size: int) -> Batch:

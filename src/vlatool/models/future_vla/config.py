@@ -27,6 +27,12 @@ class SegmentWeights(ConfigModel):
     text: float = option(1.0, "Weight of text, the end included.", ge=0)
     action: float = option(1.0, "Weight of action ids and markers.", ge=0)
     future: float = option(1.0, "Weight of codes and markers.", ge=0)
+    moving: float = option(
+        1.0,
+        "Factor of the weight of codes that change over the future images of their camera: above "
+        "1, what moves counts for more than the background.",
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
@@ -119,8 +125,8 @@ class FutureVlaConfig(ConfigModel):
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
     future_share: float = option(
         1.0,
-        "Share of the training steps with future images. Samples of the others end after the "
-        "actions, which see nothing of what follows: more samples in the same time.",
+        "Share of the future images that a sample of a training step has, drawn anew each time; "
+        "each keeps its place. Below 1: more samples in the same time.",
         ge=0,
         le=1,
     )

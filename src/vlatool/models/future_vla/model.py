@@ -11,7 +11,7 @@ vocabulary, C width.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,15 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vlatool.errors import DataError
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
-from vlatool.models.future_vla.batch import NO_LABEL, SEGMENTS, before_futures
+from vlatool.models.future_vla.batch import (
+    FUTURE,
+    NO_LABEL,
+    SEGMENTS,
+    moving_codes,
+    with_futures,
+)
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.vision import VisionTower
-
-if TYPE_CHECKING:
-    from vlatool.models.future_vla.config import SegmentWeights
-
 
 _ADAPTER = "adapter"
 
@@ -363,25 +365,34 @@ _INPUTS = ("input_ids", "position_ids", "images")
 class AnswerObjective(Objective):
     """Cross entropy of each token of the answer, weighted by its segment."""
 
-    def __init__(
-        self,
-        weights: "SegmentWeights",
-        action_start: int = 0,  # token id of the marker before actions
-        future_share: float = 1.0,
-    ) -> None:
-        self._weights = [0.0, *(getattr(weights, name) for name in SEGMENTS.values())]
-        self._action_start = action_start
-        self._future_share = future_share
+    def __init__(self, config: FutureVlaConfig) -> None:
+        self._config = config
+        weights = config.segment_weights
+        by_segment = [getattr(weights, name) for name in SEGMENTS.values()]
+        self._weights = [0.0, *by_segment, weights.moving * weights.future]
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {"main": OptimizerSpec(("model",))}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        """Cuts future images off, except at a share of the steps, which are evenly spaced."""
-        before, after = (math.ceil(step * self._future_share) for step in (ctx.step, ctx.step + 1))
-        if not ctx.training or before < after:
+        """Marks the codes that move, and keeps a share of the future images, drawn anew for each
+        sample of a step.
+        """
+        share, tokens = self._config.future_share, self._config.tokens
+        if self._config.segment_weights.moving != 1:
+            assert tokens is not None
+            per_step = self._config.views * (tokens.codes_per_image + 2)
+            batch = {**batch, "segments": moving_codes(batch, per_step)}
+        if not ctx.training or share == 1:
             return batch
-        return before_futures(batch, self._action_start)
+        assert tokens is not None
+        is_start = (batch["segments"] == FUTURE) & (batch["input_ids"] == tokens.future_start)
+        images = int(is_start.sum(dim=1).max())
+        if not images:
+            return batch
+        before, after = (math.ceil(step * images * share) for step in (ctx.step, ctx.step + 1))
+        order = ctx.rng.uniform(images).argsort(dim=1).argsort(dim=1)
+        return with_futures(batch, tokens.future_start, order < after - before)
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The weighted sum over labelled tokens; the count is the sum of their weights."""
@@ -389,6 +400,7 @@ class AnswerObjective(Objective):
         losses, hits = ctx.parts["model"].answer_losses(**inputs, labels=batch["labels"])
         segments = batch["segments"][:, 1:][batch["labels"][:, 1:] != NO_LABEL].long()
         weights = losses.new_tensor(self._weights)[segments]
+        segments = segments.clamp(max=FUTURE)
         return Loss(
             total=(losses * weights).sum(),
             count=weights.sum(),

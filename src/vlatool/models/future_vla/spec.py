@@ -10,7 +10,7 @@ from vlatool.models.base import ModelType, Objective, Part
 from vlatool.models.future_vla import published
 from vlatool.models.future_vla.config import FutureVlaConfig, LoraConfig
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
-from vlatool.models.trained import existing_weights
+from vlatool.models.trained import existing_weights, read_config
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.cache import local_copy
@@ -86,6 +86,8 @@ class FutureVlaType(ModelType):
         origin.check_type(self.name, "data.checkpoint_mismatch")
         if origin.run is None:
             self.layout.section(self._published_files(origin))
+        else:
+            read_config(origin.run)
 
     def restore_base_config(self, config: FutureVlaConfig, before: Any) -> FutureVlaConfig:
         """The config with the architecture of weights, and with their grid where none is given."""
@@ -230,10 +232,7 @@ class FutureVlaType(ModelType):
     ) -> Objective:
         from vlatool.models.future_vla.model import AnswerObjective
 
-        assert config.tokens is not None
-        return AnswerObjective(
-            config.segment_weights, config.tokens.action_start, config.future_share
-        )
+        return AnswerObjective(config)
 
     def policy(
         self,
