@@ -115,6 +115,7 @@ def random_scenes(count: int, seed: int, patch: int, fast: Path) -> Scenes:
     """Random moments, drawn on all processors; `patch`: side of a patch in pixels, `fast`: folder
     of the action tokenizer.
     """
+    tokenizer, profile = read_fast(fast), read_profile(str(fast / NAME))
     starts = range(0, count, DRAWN)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
@@ -122,7 +123,7 @@ def random_scenes(count: int, seed: int, patch: int, fast: Path) -> Scenes:
         drawn = pool.map(draw, starts)
         arrays = [np.concatenate(parts)[:count] for parts in zip(*drawn, strict=True)]
     *known, actions = arrays
-    ids = read_fast(fast).encode(read_profile(str(fast / NAME)).normalize(actions))
+    ids = tokenizer.encode(profile.normalize(actions))
     rows = np.full((count, max(map(len, ids))), -1)
     for row, numbers in zip(rows, ids, strict=True):
         row[: len(numbers)] = numbers

@@ -54,7 +54,7 @@ def config_of(root: Path, run: str, **changes: Any) -> TrainConfig:
         "hparams.global_batch_size": 2,
         "hparams.lr": 1e-3,
         "model.segment_weights.action": 1,
-        "model.future_share": 1,
+        "model.future_share": 0.5,
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
