@@ -1,6 +1,6 @@
 """The documentation site: `python -m docs.site` builds it into site/ with zensical.
 
-README.md and its neighbours become pages, every command has a page with a table of its options, the
+README.md and its neighbors become pages, every command has a page with a table of its options, the
 notebook of the demo one with its cells (demo_notebook.py; no outputs: they are those of the machine
 that runs it). Links between files of the repository become links between pages. Links that lead
 nowhere, and files from other servers, end the build: the pages show the same without a network.

@@ -89,7 +89,7 @@ def turning(rng: np.random.Generator, frames: int) -> Array:
 
 
 def states_of(trajectory: Trajectory, form: RotationForm) -> Array:
-    """Position, rotation and opening in metres [F, 4 + C]."""
+    """Position, rotation and opening in meters [F, 4 + C]."""
     rotation = form_from_matrix(trajectory.rotations, form)
     if form.startswith("quaternion"):
         signs = np.sign((rotation[1:] * rotation[:-1]).sum(axis=1))

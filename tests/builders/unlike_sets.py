@@ -33,7 +33,7 @@ class Robot:
     state_rotation: RotationForm
     command: PoseGroupConfig  # convention of the actions; its keys are slices of `moves`
     gripper: tuple[float, float]  # numbers of the closed and of the open hand
-    unit: float = 1.0  # of the measured position, per metre
+    unit: float = 1.0  # of the measured position, per meter
     extra: int = 0  # further dimensions of the actions, which no other robot has
 
     def groups(self, **wrong: Any) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from vlatool.artifacts.images import (
     image_info,
 )
 from vlatool.config.base import ConfigModel
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry
@@ -40,6 +40,15 @@ from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 Work = Callable[[episode.EpisodeRef, episode.Episode], Receipt]
 
 SIZES = "sizes"  # fact of receipts: (height, width) of the recorded images by camera
+
+
+def no_rate(user: str) -> UsageError:
+    """Error of a format or sink that needs a rate which is neither stored nor given."""
+    return UsageError(
+        f"the data do not store one number of frames per second, which the {user} needs",
+        hint="give the rate at which they were recorded, such as --fps 20",
+        code="usage.no_rate",
+    )
 
 
 class SinkConfig(ConfigModel):

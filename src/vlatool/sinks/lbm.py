@@ -79,7 +79,7 @@ class StoredImagesConfig(base.SinkConfig):
         {}, "Clockwise quarter turns by camera, before the resize; calibration is rotated too."
     )
     jpeg_quality: int = option(95, "JPEG quality.", ge=1, le=100)
-    depth: bool = option(False, "Store depth as 16-bit PNG, in millimetres.")
+    depth: bool = option(False, "Store depth as 16-bit PNG, in millimeters.")
     labels: bool = option(False, "Store segmentation labels as 16-bit PNG.")
     compat: bool = option(
         False,

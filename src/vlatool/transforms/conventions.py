@@ -290,6 +290,9 @@ def _matches(
     tracks: Tracks, span: slice, actions: Sequence[Column], states: Sequence[Column]
 ) -> Iterator[tuple[slice, slice | None]]:
     """Columns of the actions, and of the states that have their names or predict them best."""
+    if not states:
+        yield span, None
+        return
     names = [column.name for column in actions[span]]
     of_states = [column.name for column in states]
     if names[0] and names[0] in of_states:

@@ -96,7 +96,7 @@ def _libvips() -> ModuleType:
 
 ResizeMethod = Literal["center_crop", "resize_no_crop", "resize_fit"]
 
-# Points nearer to the camera plane or farther from the base are not visible; metres.
+# Points nearer to the camera plane or farther from the base are not visible; meters.
 _NEAR = 1e-3
 _FAR = 1e9
 # camera_T_rotated: axes of a camera whose image was rotated clockwise once.
@@ -251,7 +251,7 @@ def rotate(image: Array, turns: int) -> Array:
 def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform
     """Pixels float64 [N, 2] as (x, y), and bool [N], true for points in front of the camera.
 
-    `points`: positions [N, 3] in the base frame, metres; `intrinsics`: pinhole matrix [3, 3] in
+    `points`: positions [N, 3] in the base frame, meters; `intrinsics`: pinhole matrix [3, 3] in
     pixels; skew is kept; `base_T_camera`: pose of the camera [4, 4], a rotation and a translation.
 
     Integers are pixel centers. Pixels may be outside the image; those of points that are not

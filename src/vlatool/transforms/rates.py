@@ -54,13 +54,13 @@ class RateError(NamedTuple):
     """
 
     image_s: float  # time between an image and its frame
-    metres: float
+    meters: float
     degrees: float
 
     @property
     def text(self) -> str:
-        poses = f", poses lose up to {1000 * self.metres:.2g} mm and {self.degrees:.2g} degrees"
-        has_poses = self.metres > 0 or self.degrees > 0
+        poses = f", poses lose up to {1000 * self.meters:.2g} mm and {self.degrees:.2g} degrees"
+        has_poses = self.meters > 0 or self.degrees > 0
         return f"images are up to {1000 * self.image_s:.3g} ms off{poses if has_poses else ''}"
 
 

@@ -27,7 +27,7 @@ _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
 class PoseGroupConfig(ConfigModel):
     """Position and rotation that form a pose; keys may be slices, such as `state[0:3]`.
 
-    The pose that is stored is always absolute, in metres and as 6D rotation.
+    The pose that is stored is always absolute, in meters and as 6D rotation.
     """
 
     name: str = Field(description="Name of the pose.")
@@ -42,7 +42,7 @@ class PoseGroupConfig(ConfigModel):
     frame: Literal["base", "tool"] = option(
         "base", "Frame of a delta: that of the base, or of the reference pose."
     )
-    scale: float = option(1.0, "Units of the position per metre.", gt=0)
+    scale: float = option(1.0, "Units of the position per meter.", gt=0)
     rotation_scale: float = option(
         1.0, "Units of the rotation per radian, of forms with three numbers.", gt=0
     )

@@ -25,7 +25,7 @@ from vlatool.jobs.run import run_command
 from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.results import OPTIONAL, UNLISTED
-from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
+from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
 from vlatool.sinks.lbm import LbmConfig
 from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
@@ -282,11 +282,7 @@ class PreprocessJob:
             and "fps" in self._reader.Config.model_fields
         ):
             user = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
-            raise UsageError(
-                f"the data do not store their frames per second, which the {user} needs",
-                hint="give the rate at which they were recorded, such as --fps 20",
-                code="usage.no_rate",
-            )
+            raise no_rate(user)
 
     def _check_declarations(self) -> Iterator[Finding]:
         """Yields declarations that the states contradict; DataError if one clearly does."""

@@ -233,7 +233,7 @@ def _flat(center: FloatArray, half: tuple[float, float]) -> FloatArray:
     return np.column_stack([center + signs * half, np.zeros(4)])
 
 
-_TEXELS_PER_METRE = 640
+_TEXELS_PER_METER = 640
 _TEXTURE_MARGIN = 0.4
 _FLOOR = np.array([92.0, 98.0, 106.0])
 _WOOD = np.array([205.0, 180.0, 146.0])
@@ -308,11 +308,11 @@ class View:
         """Ratio of pixel size to texel size, to average fine grain."""
         height = self.camera.position[2] + (_USUAL_HAND_HEIGHT if self.camera.on_hand else 0.0)
         pixels_per_meter = self.camera.focal * self.size[0] / height
-        return max(1, round(_TEXELS_PER_METRE / pixels_per_meter))
+        return max(1, round(_TEXELS_PER_METER / pixels_per_meter))
 
     @property
     def _texels_per_meter(self) -> float:
-        return _TEXELS_PER_METRE / self._shrink
+        return _TEXELS_PER_METER / self._shrink
 
     @cached_property
     def _fixed_table(self) -> UInt8Array:
@@ -392,7 +392,7 @@ def _patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) 
 def _texture(shrink: int) -> UInt8Array:
     """Table and floor from above, uint8 [S, S, 3], averaged over `shrink` x `shrink` texels."""
     # Planks with a soft grain on a tiled floor [S, S, 3]; row and column grow with y and x.
-    span = np.arange(-_TEXTURE_MARGIN, 1 + _TEXTURE_MARGIN, 1 / _TEXELS_PER_METRE)
+    span = np.arange(-_TEXTURE_MARGIN, 1 + _TEXTURE_MARGIN, 1 / _TEXELS_PER_METER)
     y, x = span[:, None], span[None, :]
     plank = np.floor(y * 8)
     grain = np.sin(34 * y + 2.5 * np.sin(5 * x + 2.1 * plank)) + 0.6 * np.sin(11 * x + 4.3 * plank)

@@ -31,7 +31,7 @@ class PositionPolicy(PosePolicy):
 
 
 def robot(**changes: Any) -> RolloutConfig:
-    """Robot with positions in millimetres whose commands are differences in its hand's frame."""
+    """Robot with positions in millimeters whose commands are differences in its hand's frame."""
     measured = PoseGroupConfig(
         name="hand",
         position_key="state.tcp[0:3]",
@@ -56,7 +56,7 @@ def robot(**changes: Any) -> RolloutConfig:
 OBSERVATION = {"state": {"tcp": np.array([100.0, 200, 300, 0, 1, 0, 0])}}
 
 
-def test_measured_pose_is_seen_in_metres_and_as_6d_rotation() -> None:
+def test_measured_pose_is_seen_in_meters_and_as_6d_rotation() -> None:
     state = KeyMap(PosePolicy(), robot()).state(OBSERVATION)
 
     np.testing.assert_allclose(state.fields["hand__xyz"], [0.1, 0.2, 0.3])

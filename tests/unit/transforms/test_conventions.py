@@ -165,3 +165,9 @@ def test_states_of_a_lost_tracker_are_read() -> None:
     states[1][5, 0] = 1e300
     groups = groups_of([each[:, :6] for each in states], states)
     assert groups[0].values("lag") == [0]
+
+
+def test_actions_without_states_have_no_convention() -> None:
+    actions = walks(1, 3)
+    groups = groups_of(actions, [each[:, :0] for each in actions])
+    assert [group.states for group in groups] == [None]

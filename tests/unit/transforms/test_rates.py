@@ -61,7 +61,7 @@ def test_even_motion_is_exact_at_any_rate(fps: float) -> None:
     np.testing.assert_allclose(episode.lowdim["command"], reached, atol=1e-9)
     assert episode.fps == fps
     assert error is not None
-    assert error.metres < 1e-9
+    assert error.meters < 1e-9
     assert error.degrees < 1e-5
 
 

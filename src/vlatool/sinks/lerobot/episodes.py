@@ -166,9 +166,12 @@ def set_layout(
 ) -> SetLayout:
     """Columns and cameras of the output."""
     if setup.survey.fps is None:
-        rates = [f"{recording.root}: {recording.document.get('fps')}" for recording in sets]
-        known = f" (fps {few_text(rates)})" if rates else ""
-        raise _merge_error(f"the episodes have different frame rates{known}", ["fps"])
+        rates = {recording.document.get("fps") for recording in sets}
+        if len(rates) < 2:
+            raise base.no_rate("sink lerobot")
+        rows = [f"{recording.root}: {recording.document.get('fps')}" for recording in sets]
+        reason = f"the episodes have different frame rates (fps {few_text(rows)})"
+        raise _merge_error(reason, ["fps"])
     rate = Fraction(setup.survey.fps).limit_denominator(_LARGEST_DENOMINATOR)
     if sets:
         return _copied_layout(config, setup, sets, rate)
