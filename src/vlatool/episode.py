@@ -157,6 +157,35 @@ class LanguageSpan:
     last: int  # last frame, inclusive
 
 
+# What a stored thing is used as; `time`: its values order or date the frames.
+Role = Literal["camera", "depth", "labels", "field", "language", "success", "time", "left_out"]
+Content = Literal["images", "numbers", "actions", "text", "other"]
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """One thing that an episode stores, and its only role; see `sources.inventory`.
+
+    Attributes:
+        path: Its path in the episode, as the format writes it.
+        role: What it is used as.
+        name: Name of the camera or the field, or kind of annotation; empty: it has none.
+        content: What it holds.
+        note: Why it is left out and what would take it, or what its role was guessed from.
+    """
+
+    path: str
+    role: Role
+    name: str = ""
+    content: Content = "numbers"
+    note: str = ""
+
+    @property
+    def is_loss(self) -> bool:
+        """True if a policy could want it, and it is left out: a camera, an action or a text."""
+        return self.role == "left_out" and self.content in ("images", "actions", "text")
+
+
 @dataclass(frozen=True)
 class EpisodeRef:
     """Reference to an episode: small, picklable, its `id` unique within a run.
@@ -214,6 +243,7 @@ class Survey:
         pose_groups: As in `Episode`.
         text_kinds: Kinds of annotation besides `original` that frames may have.
         declared: As in `Episode`.
+        parts: Stored things of any episode, by path; of two roles the first one's.
     """
 
     episodes: int
@@ -226,6 +256,7 @@ class Survey:
     pose_groups: tuple[PoseGroup, ...] = ()
     text_kinds: tuple[str, ...] = ()
     declared: tuple[Declaration, ...] = ()
+    parts: tuple[StoredPart, ...] = ()
 
     def example(self, frames: int = 1) -> "Episode":
         """Made-up episode with these fields and no images; its values are arbitrary."""
@@ -275,6 +306,7 @@ class Episode:
         pose_groups: Poses for which relative fields can be computed.
         frame_metadata: Map from name to one value per frame, stored with the sample of that anchor.
         declared: Meaning of the actions as the data declare it.
+        parts: All that it stores, with the role of each.
         findings: Defects that were tolerated; none is an error.
         extras: Values that are copied to the metadata of each sample.
     """
@@ -298,6 +330,7 @@ class Episode:
     pose_groups: tuple[PoseGroup, ...] = ()
     frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     declared: tuple[Declaration, ...] = ()
+    parts: tuple[StoredPart, ...] = ()
     findings: tuple[Finding, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
