@@ -159,7 +159,7 @@ class LanguageSpan:
 
 # What a stored thing is used as; `time`: its values order or date the frames.
 Role = Literal["camera", "depth", "labels", "field", "language", "success", "time", "left_out"]
-Content = Literal["images", "numbers", "actions", "text", "other"]
+Content = Literal["images", "numbers", "actions", "text", "unusable", "other"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class StoredPart:
         path: Its path in the episode, as the format writes it.
         role: What it is used as.
         name: Name of the camera or the field, or kind of annotation; empty: it has none.
-        content: What it holds.
+        content: What it holds; `unusable`: numbers that are NaN throughout.
         note: Why it is left out and what would take it, or what its role was guessed from.
     """
 
@@ -183,7 +183,7 @@ class StoredPart:
     @property
     def is_loss(self) -> bool:
         """True if a policy could want it, and it is left out: a camera, an action or a text."""
-        return self.role == "left_out" and self.content in ("images", "actions", "text")
+        return self.role == "left_out" and self.content not in ("numbers", "other")
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,7 @@ class Episode:
         frame_metadata: Map from name to one value per frame, stored with the sample of that anchor.
         declared: Meaning of the actions as the data declare it.
         parts: All that it stores, with the role of each.
+        cut_frames: Number of recorded frames behind the last one that has all parts.
         findings: Defects that were tolerated; none is an error.
         extras: Values that are copied to the metadata of each sample.
     """
@@ -331,6 +332,7 @@ class Episode:
     frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     declared: tuple[Declaration, ...] = ()
     parts: tuple[StoredPart, ...] = ()
+    cut_frames: int = 0
     findings: tuple[Finding, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 

@@ -13,10 +13,10 @@ from PIL import Image
 FRAMES = 5
 
 
-def image(seed: int, size: tuple[int, int] = (6, 8)) -> np.ndarray:
+def image(seed: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
     """Smooth image uint8 [H, W, 3] whose channels differ."""
     rows, columns = np.indices(size)
-    return np.stack([rows * 20 + seed, columns * 20, 255 - rows - seed], axis=-1).astype(np.uint8)
+    return np.stack([rows * 8 + seed, columns * 7, 255 - rows - seed], axis=-1).astype(np.uint8)
 
 
 def images(count: int = FRAMES) -> np.ndarray:

@@ -100,6 +100,15 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
         return np.asarray(image.convert("RGB"))
 
 
+def decode_values(data: bytes) -> Array:
+    """Values [H, W] of an image with one channel, such as 16-bit PNG of depth."""
+    with open_image(data) as image:
+        values = np.asarray(image)
+    if values.ndim != 2:
+        raise ValueError(f"has {values.shape[-1]} channels, not one")
+    return values
+
+
 def decoded_size(data: bytes) -> tuple[int, int]:
     """(width, height) of an image after decoding it; raises ValueError if it cannot be decoded."""
     pixels = _decode_valid_jpeg(data)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import NO_CAMERAS, Episode, EpisodeRef, FieldSpec, Survey
+from vlatool.episode import NO_CAMERAS, Episode, EpisodeRef, FieldSpec, StoredPart, Survey
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
@@ -117,12 +117,15 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     policy = {name: dict[Any, None]() for name in POLICY_KEYS}
     rates: set[float | None] = set()
     text_kinds: dict[str, None] = {}
+    parts: dict[str, StoredPart] = {}
     for survey in surveys:
         kinds[tuple(survey.fields.items())] += 1
         cameras |= {name: cameras.get(name) or size for name, size in survey.cameras.items()}
         frames.append(survey.frames)
         rates.add(survey.fps)
         text_kinds.update(dict.fromkeys(survey.text_kinds))
+        for part in survey.parts:
+            parts.setdefault(part.path, part)
         for name, distinct in policy.items():
             distinct.update(dict.fromkeys(getattr(survey, name)))
     if not frames:
@@ -142,6 +145,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
         frames=sum(known_frames) if len(known_frames) == len(frames) else None,
         fps=rates.pop() if len(rates) == 1 else None,
         text_kinds=tuple(text_kinds),
+        parts=tuple(parts.values()),
         **{name: tuple(distinct) for name, distinct in policy.items()},
     )
 
@@ -176,6 +180,7 @@ def survey_episode(episode: Episode) -> Survey:
         frames=episode.num_frames,
         fps=episode.fps or None,
         text_kinds=tuple(kind for kind in episode.texts() if kind != "original"),
+        parts=episode.parts,
         **{name: getattr(episode, name) for name in POLICY_KEYS},
     )
 

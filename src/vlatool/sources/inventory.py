@@ -6,11 +6,13 @@ each of them a role and a name. Source: formats/raw. Shapes: H, W image, C numbe
 
 import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 
 from vlatool.episode import Array, Content, Role, StoredPart, UInt8Array
 from vlatool.findings import Finding, FindingCodes, info, warning
@@ -20,6 +22,7 @@ SMALLEST_SIDE = 24  # pixels; smaller arrays are numbers
 WIDEST_FIELD = 256  # numbers of a row
 _MOST_LABELS = 64  # distinct values of images that are labels
 _LEVELS = 255
+_CHANNELS = (1, 2, 3, 4)
 _LABELS = re.compile(r"mask|seg|label", re.I)
 _SOUND = re.compile(r"(^|[_/.])(audio|mic|microphone|sound)", re.I)
 _ACTION = re.compile(r"(^|[_/.])(actions?|commands?|cmd)([_/.\d]|$)", re.I)
@@ -30,6 +33,9 @@ _SAYS_NOTHING = re.compile(
     re.I,
 )
 _ORTHONORMAL = 1e-3
+JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_PNG_HEAD = struct.Struct(">8s8s2I2B")
+_PNG_GRAY = (0, 4)
 
 Kind = Literal["array", "jpeg", "png", "video", "text", "other"]
 
@@ -102,12 +108,14 @@ def decide(stored: Stored) -> Decision:
     size = math.prod(stored.shape)
     if size == 0 or stored.rows == 0:
         return _left_out("other", "it is empty")
-    if image_sides(stored.shape) is not None:
+    if image_shape(stored.shape) is not None:
         return _image_role(stored)
     if len(stored.shape) == 2 and stored.shape[0] >= SMALLEST_SIDE and 3 <= stored.shape[1] <= 6:
         return _left_out("other", f"points {list(stored.shape)}")
     if size <= WIDEST_FIELD:
-        return Decision("field", _numbers(stored.path), _pose_note(stored))
+        is_matrix = stored.shape in ((3, 3), (4, 4))
+        note = _pose_note(stored) if is_matrix else ""
+        return Decision("field", _numbers(stored.path), note, is_sampled=is_matrix)
     if _SOUND.search(stored.path):
         return _left_out("other", f"sound, {size} samples a row")
     return _left_out(_numbers(stored.path), f"{size} numbers a row", "fields: {NAME: PATH}")
@@ -127,33 +135,63 @@ def is_action(path: str) -> bool:
     return _ACTION.search(path) is not None
 
 
-def image_sides(shape: Sequence[int]) -> tuple[int, int, int, bool] | None:
-    """(height, width, channels, True if channels come first) of a row; None if it is no image."""
+class ImageShape(NamedTuple):
+    """Form of the pixels of a row."""
+
+    height: int
+    width: int
+    channels: int
+    is_channels_first: bool
+
+
+def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageShape | None:
+    """Form of a row of this shape; None if it is no image with sides of `smallest` pixels."""
+    form: ImageShape | None = None
     if len(shape) == 2:
-        sides, channels, is_first = tuple(shape), 1, False
-    elif len(shape) == 3 and shape[-1] in (1, 2, 3, 4) and min(shape[:2]) >= SMALLEST_SIDE:
-        sides, channels, is_first = tuple(shape[:2]), shape[-1], False
-    elif len(shape) == 3 and shape[0] in (1, 2, 3, 4):
-        sides, channels, is_first = tuple(shape[1:]), shape[0], True
-    else:
+        form = ImageShape(shape[0], shape[1], 1, is_channels_first=False)
+    elif len(shape) == 3 and shape[-1] in _CHANNELS and min(shape[:2]) >= smallest:
+        form = ImageShape(shape[0], shape[1], shape[2], is_channels_first=False)
+    elif len(shape) == 3 and shape[0] in _CHANNELS:
+        form = ImageShape(shape[1], shape[2], shape[0], is_channels_first=True)
+    if form is None or min(form.height, form.width) < smallest:
         return None
-    return (*sides, channels, is_first) if min(sides) >= SMALLEST_SIDE else None
+    return form
+
+
+def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
+    """Rows of JPEG or PNG files, of which `data` is one; its header has size and depth."""
+    if data.startswith(PNG_START) and len(data) >= _PNG_HEAD.size:
+        *_, width, height, bits, color = _PNG_HEAD.unpack_from(data)
+        channels = () if color in _PNG_GRAY else (3,)
+        return Stored(
+            path, "png", (height, width, *channels), f"uint{bits}" if bits > 8 else "uint8", rows
+        )
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # reading a frame says so
+        return Stored(path, "jpeg", (0, 0, 3), "uint8", rows)
+    channels = () if colors == "Gray" else (3,)
+    return Stored(path, "jpeg", (int(height), int(width), *channels), "uint8", rows)
+
+
+def is_encoded(data: bytes) -> bool:
+    """True for the start of a JPEG or PNG file."""
+    return data.startswith((JPEG_START, PNG_START))
 
 
 def _encoded_role(stored: Stored) -> Decision:
-    if stored.dtype == "uint16":
-        return Decision("depth", "images", "16-bit PNG: depth in millimeters")
-    if _LABELS.search(stored.path) and image_sides(stored.shape or (0, 0, 3)) is not None:
-        is_single = len(stored.shape) == 2
-        if is_single and stored.kind == "png":
-            return Decision("labels", "images", "labels by its name")
+    is_single = len(stored.shape) == 2
+    if is_single and stored.dtype == "uint16":
+        return Decision("depth", "images", "depth in millimeters, 16-bit PNG")
+    if is_single and stored.kind == "png" and _LABELS.search(stored.path):
+        return Decision("labels", "images", "labels by its name")
     return Decision("camera", "images")
 
 
 def _image_role(stored: Stored) -> Decision:
-    sides = image_sides(stored.shape)
-    assert sides is not None
-    channels, dtype = sides[2], np.dtype(stored.dtype)
+    form = image_shape(stored.shape)
+    assert form is not None, "the caller has checked it"
+    channels, dtype = form.channels, np.dtype(stored.dtype)
     what = f"images {list(stored.shape)} of {dtype}"
     if channels == 2:
         return _left_out("images", f"{what}, with two channels")
@@ -205,12 +243,34 @@ def _one_channel(stored: Stored) -> Decision:
 
 
 def _pose_note(stored: Stored) -> str:
-    if stored.shape not in ((3, 3), (4, 4)) or stored.look is None:
+    if stored.look is None:
         return ""
     rotations = np.asarray(stored.look(), np.float64)[:, :3, :3]
     products = rotations @ rotations.transpose(0, 2, 1)
     is_rotation = np.abs(products - np.eye(3)).max(initial=np.inf) < _ORTHONORMAL
     return "pose matrix, row by row" if is_rotation else ""
+
+
+def decide_as(role: Role, stored: Stored) -> Decision:
+    """The decision of a mapping that gives a thing a role; ValueError if it cannot have it."""
+    natural = decide(stored)
+    if natural.role == role or stored.kind in ("jpeg", "video"):
+        return Decision(role, "images", scale=natural.scale)
+    is_array = stored.kind == "array" and np.dtype(stored.dtype).kind in "fiub"
+    sides = image_shape(stored.shape, smallest=1) if is_array else None
+    what = f"{stored.path} holds {stored.dtype or stored.kind} {list(stored.shape)}"
+    if sides is None and stored.kind != "png":
+        raise ValueError(f"{what}, no images")
+    if role == "camera" and is_array:
+        if sides is None or sides.channels == 2 or stored.dtype == "uint16":
+            raise ValueError(f"{what}, no images of a camera")
+        if np.dtype(stored.dtype).kind == "f":
+            decision = _float_camera(stored, what)
+            if decision.role != "camera":
+                raise ValueError(decision.note)
+            return decision
+    is_meters = role == "depth" and is_array and np.dtype(stored.dtype).kind == "f"
+    return Decision(role, "images", scale=1000.0 if is_meters else 1.0)
 
 
 def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -246,6 +306,25 @@ def assign(
             name = kind_of_name(each.path.rpartition("/")[2])
         parts.append(StoredPart(each.path, decision.role, name, decision.content, decision.note))
     return decisions, tuple(parts)
+
+
+def sampled_decisions(
+    stored: Sequence[Stored], numbers: Callable[[Stored], Array]
+) -> dict[str, Decision]:
+    """Decisions that rows of one episode make, and that all episodes then take.
+
+    `numbers` reads all rows of a field, to find those that are NaN throughout.
+    """
+    sampled: dict[str, Decision] = {}
+    for each in stored:
+        decision = decide(each)
+        is_float = decision.role == "field" and np.dtype(each.dtype).kind == "f"
+        may_be_nan = is_float and each.look is not None and np.isnan(each.look()).all()
+        if may_be_nan and np.isnan(numbers(each)).all():
+            decision = Decision("left_out", "unusable", "NaN throughout", is_sampled=True)
+        if decision.is_sampled:
+            sampled[each.path] = decision
+    return sampled
 
 
 def part_names(stored: Sequence[Stored], *, is_short: bool) -> dict[str, str]:
@@ -315,24 +394,27 @@ def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
 
     `scale` leads from float values to levels. Raises ValueError if values are not levels.
     """
-    sides = image_sides(row.shape)
-    if sides is None:
+    form = image_shape(row.shape, smallest=1)
+    if form is None:
         raise ValueError(f"an array {list(row.shape)} is no image")
-    _, _, channels, is_first = sides
-    image = row.transpose(1, 2, 0) if is_first else row.reshape(*sides[:2], channels)
+    if form.is_channels_first:
+        image = row.transpose(1, 2, 0)
+    else:
+        image = row.reshape(form.height, form.width, form.channels)
     if image.dtype != np.uint8:
         levels = np.round(image.astype(np.float64) * scale)
         if not ((levels >= 0) & (levels <= _LEVELS)).all():
             raise ValueError(f"values of {image.dtype} are no levels from 0 to {_LEVELS}")
         image = levels.astype(np.uint8)
-    if channels == 1:
+    if form.channels == 1:
         return np.repeat(image, 3, axis=2)
     return np.ascontiguousarray(image[..., :3])
 
 
 def depth_image(row: Array, scale: float = 1.0) -> Array:
     """Depth uint16 [H, W] in millimeters; what is negative, not finite or too far is 0: unknown."""
-    values = row.reshape(image_sides(row.shape)[:2] if image_sides(row.shape) else row.shape)
+    sides = image_shape(row.shape, smallest=1)
+    values = row.reshape(sides[:2] if sides else row.shape)
     if values.dtype == np.uint16 and scale == 1.0:
         return values
     millimeters = np.round(values.astype(np.float64) * scale)
@@ -342,7 +424,7 @@ def depth_image(row: Array, scale: float = 1.0) -> Array:
 
 def label_image(row: Array) -> Array:
     """Labels [H, W], unsigned integers of 16 bits; ValueError if one does not fit."""
-    sides = image_sides(row.shape)
+    sides = image_shape(row.shape)
     values = row.reshape(sides[:2] if sides else row.shape)
     if (
         values.dtype.kind not in "iub"

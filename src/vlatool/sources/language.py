@@ -1,6 +1,7 @@
 """Texts of frames as spans, and the rules of spans for all formats."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import get_args
 
@@ -14,37 +15,49 @@ from vlatool.sources.rules import SOURCE, no_instruction
 # Sentences of the whole episode by kind of annotation, and those of some frames.
 Language = tuple[Mapping[str, Sequence[str]], Sequence[LanguageSpan]]
 
-_INSTRUCTIONS = ("language_instruction", "natural_language_instruction", "instruction")
+_INSTRUCTION = re.compile(
+    r"(natural_)?(language_)?instruction|language_(description|goal)|task_description|prompt"
+)
 
 
 def kind_of_name(name: str) -> str:
-    """Kind of annotation that texts of this name are; empty if they are none."""
-    if name in _INSTRUCTIONS:
-        return "original"
+    """Kind of annotation that texts of this name are; empty if they are none.
+
+    A name with a number behind it, such as `language_instruction_2`, is an alternative.
+    """
+    stem = name.rstrip("0123456789").rstrip("_")
+    if _INSTRUCTION.fullmatch(stem):
+        return "original" if stem == name or name.endswith("1") else "alternative"
     return name if name in get_args(LanguageKind) else ""
 
 
 def recorded_language(
-    ref: EpisodeRef, num_frames: int, texts: Mapping[str, Sequence[str]], instruction: str | None
+    ref: EpisodeRef,
+    num_frames: int,
+    texts: Iterable[tuple[str, Sequence[str]]],
+    instruction: str | None,
 ) -> tuple[Language, list[Finding]]:
     """Language and its findings; an instruction that is given replaces the recorded one."""
-    option = {} if instruction is None else {"original": [instruction]}
-    language = language_of({**texts, **option})
+    if instruction is not None:
+        others = [(kind, rows) for kind, rows in texts if kind != "original"]
+        texts = [("original", [instruction]), *others]
+    language = language_of(texts)
     missing = [] if any(language) else [no_instruction(ref)]
     return language, [*check_language(ref.id, num_frames, language), *missing]
 
 
-def language_of(texts: Mapping[str, Sequence[str]]) -> Language:
-    """Language of an episode, from kinds of annotation to one text for each frame.
+def language_of(texts: Iterable[tuple[str, Sequence[str]]]) -> Language:
+    """Language of an episode, from pairs of a kind of annotation and one text for each frame.
 
-    A kind with one text has it for the whole episode, with several for the frames that have it.
+    Rows of one text have it for the whole episode, rows of several for the frames that have it.
     """
-    whole: dict[str, Sequence[str]] = {}
+    whole: dict[str, list[str]] = {}
     spans: list[LanguageSpan] = []
-    for kind, rows in texts.items():
+    for kind, rows in texts:
         distinct = [text for text in dict.fromkeys(rows) if text.strip()]
         if len(distinct) == 1:
-            whole[kind] = distinct
+            known = whole.setdefault(kind, [])
+            known += [text for text in distinct if text not in known]
         elif distinct:
             spans += _runs(kind, rows)
     return whole, spans

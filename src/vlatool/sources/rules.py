@@ -54,6 +54,7 @@ SOURCE = FindingCodes(
         "A slice of a field gets a new name, other dimensions of it get none.",
         "name them with --rename too, or leave them out",
     ),
+    frames_cut=warning("Frames without an action or an image are cut."),
     no_fields=error("The reader finds no field.", "name the fields with the keys of the format"),
 )
 

@@ -26,6 +26,8 @@ from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import hub_hint, is_missing
 from vlatool.transforms.names import NameMap
 
+FRAMES_CUT = "frames_cut"  # reason of frames without an action or an image
+
 
 class SelectionConfig(ConfigModel):
     """Sources, episodes and cameras to read."""
@@ -109,7 +111,11 @@ class EpisodeTask:
         if isinstance(episode, DroppedEpisode):
             return Receipt(ref.id, dropped={episode.reason: 1}, findings=episode.findings)
         receipt = self.work(ref, episode)
-        return replace(receipt, findings=(*episode.findings, *receipt.findings))
+        dropped = dict(receipt.dropped)
+        if episode.cut_frames:
+            dropped[FRAMES_CUT] = episode.cut_frames
+        findings = (*episode.findings, *receipt.findings)
+        return replace(receipt, findings=findings, dropped=dropped)
 
 
 def count_frames(ref: EpisodeRef, episode: Episode) -> Receipt:

@@ -6,23 +6,39 @@ Source: formats/hdf5 1. Legend of shapes: F frames, C dimensions of a field.
 import json
 import math
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, installed
-from vlatool.findings import FindingCodes, error, info, warning
-from vlatool.sources.mapping import CameraMapping, RecordingMapping
+from vlatool.findings import FindingCodes, error, warning
+from vlatool.sources.inventory import (
+    Decision,
+    Stored,
+    encoded_thing,
+    image_shape,
+    is_encoded,
+)
+from vlatool.sources.mapping import (
+    RecordingMapping,
+    is_beside,
+    known_layouts,
+    matching,
+    nearest,
+    value_beside,
+)
+from vlatool.sources.plan import EpisodePlan, plan_by_structure
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file
 
-_AGAIN = "record or copy the file again, or exclude the episode with --exclude"
-_CHANGE = "change the mapping, or exclude the episode with --exclude"
+_EXCLUDE = "exclude the episode with --exclude"
+_AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
+_CHANGE = f"change the mapping, or {_EXCLUDE}"
 
 HDF5 = FindingCodes(
     "hdf5",
@@ -31,27 +47,35 @@ HDF5 = FindingCodes(
         f"{_AGAIN}, or save what is whole: vlatool repair",
     ),
     unknown_layout=error(
-        "The structure is none of robomimic, Isaac Lab, LIBERO and ALOHA.",
-        "write a mapping: vlatool inspect FILE --propose mapping.yaml",
+        "The structure is none of the known ones.",
+        "write a mapping: vlatool inspect SOURCE --propose mapping.yaml",
     ),
     missing_dataset=error("A dataset or an attribute is missing.", _CHANGE),
     not_numeric=error("A field has no numbers, or images have no pixels.", _CHANGE),
     not_text=error("Instructions of frames are no texts.", _CHANGE),
-    length_mismatch=error("Datasets of an episode differ in their number of frames.", _AGAIN),
-    empty_episode=error("An episode has no frames.", _AGAIN),
-    too_large=error("A field, an image or a chunk is larger than what is read at once.", _AGAIN),
+    length_mismatch=error(
+        "Datasets of an episode differ in their number of frames.",
+        f"leave the dataset out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), "
+        f"or {_EXCLUDE}",
+    ),
+    empty_episode=error("An episode has no frames.", _EXCLUDE),
+    too_large=error(
+        "A field, an image or a chunk is larger than what is read at once.",
+        "leave it out with a mapping, or rewrite it in smaller chunks (h5repack)",
+    ),
     missing_filter=error(
         "A dataset is compressed with a filter that is not installed.",
         "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
     ),
     data_outside=error("A link or a dataset leads out of the file.", "copy the data into the file"),
+    never_written=error(
+        "A dataset has room for rows that were never written; the library reads them as zeros.",
+        f"leave the dataset out with a mapping, or {_EXCLUDE}",
+    ),
     not_counted=warning(
         "num_samples differs from the number of frames.", "none if the data is right"
     ),
-    ignored=info("Datasets that are neither images nor one row per frame."),
 )
-
-Kind = Literal["pixels", "encoded", "numbers", "other"]
 
 SUFFIXES = (".hdf5", ".h5", ".hdf")
 _LARGEST_FIELD = 2**28  # bytes
@@ -61,11 +85,16 @@ _MOST_PIXELS = 2**26
 CACHE = 2**27  # bytes of decoded chunks of a camera
 _MAX_DEPTH = 16
 _MAX_LISTED = 6
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG")
-# Observations that a robot measures of itself; others, such as poses of objects, are not observed.
-# Groups and datasets with a row per frame; others may have any length.
+# Groups whose datasets have a row per frame; others may have any length.
 _PER_FRAME = ("obs/", "observations/", "states", "rewards", "dones")
+_OTHER_TIMES = {
+    "next_obs/": "the observations of the next frames",
+    "initial_state/": "the state before the first frame",
+}
+# Observations that a robot measures of itself; others, such as poses of objects, are not observed.
 _MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel")
+_SAMPLED = 3  # rows that show what a dataset holds
+_LONGEST_TEXT = 1000  # characters of an attribute that a person wrote
 
 
 @contextmanager
@@ -96,27 +125,30 @@ class FileLayout:
     name: str
     groups: tuple[str, ...]  # of the episodes, in natural order
     actions: str = ""  # dataset of the actions in an episode; empty: a mapping names it
+    preset: str = ""  # mapping of a known layout
 
 
 def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLayout:
     """The layout of a mapping, or the one that the structure of a file shows."""
     with readable(path):
         if mapping is not None:
-            groups = list(_matching(file, PurePosixPath(mapping.episodes).parts))
-            return FileLayout("mapping", tuple(groups))
-        data = _member(file, "data")
+            return FileLayout(mapping.layout or "mapping", _episodes(file, mapping, path))
+        data = member_at(file, "data")
         demos = [] if data is None else sorted(_groups(data), key=natural_key)
         if data is not None and demos and "actions" in data[demos[0]]:
             groups = [f"data/{name}" for name in demos]
             name = _kind_of(data[demos[0]])
             return FileLayout(name, tuple(groups), "actions")
-        if "action" in file and _member(file, "observations") is not None:
+        if "action" in file and member_at(file, "observations") is not None:
             return FileLayout("ALOHA", ("/",), "action")
+        for name, known in known_layouts():
+            if all(has_path(file, pattern) for pattern in known.recognized_by):
+                return FileLayout(known.layout, _episodes(file, known, path), preset=name)
     raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
 
 
 def _kind_of(demo: Any) -> str:
-    states, images = _member(demo, "states"), _member(demo, "obs/agentview_rgb")
+    states, images = member_at(demo, "states"), member_at(demo, "obs/agentview_rgb")
     if states is not None and hasattr(states, "keys"):
         return "Isaac Lab"
     return "LIBERO" if images is not None else "robomimic"
@@ -129,22 +161,41 @@ def _names(file: Any) -> str:
 
 
 def _groups(group: Any) -> list[str]:
-    return [name for name in group if hasattr(_member(group, name), "keys")]
+    return [name for name in group if hasattr(member_at(group, name), "keys")]
+
+
+def _episodes(file: Any, mapping: RecordingMapping, path: Path) -> tuple[str, ...]:
+    """Paths of the groups or datasets that are episodes; DataError if the pattern fits none."""
+    parts = tuple(part for part in PurePosixPath(mapping.episodes).parts if part != "/")
+    found = tuple(_matching(file, parts)) if parts else ("/",)
+    if not found:
+        reason = f"episodes: no group or dataset {mapping.episodes!r}; {_names(file)}"
+        raise HDF5.error("missing_dataset", path, reason)
+    return found
 
 
 def _matching(group: Any, parts: tuple[str, ...], at: str = "") -> Iterator[str]:
-    """Paths of the groups that a pattern names; `*` stands for one name."""
-    parts = tuple(part for part in parts if part != "/")
-    if not parts:
-        yield at or "/"
-        return
-    for name in sorted(_groups(group), key=natural_key):
-        if PurePosixPath(name).match(parts[0]):
-            yield from _matching(group[name], parts[1:], f"{at}/{name}".lstrip("/"))
+    """Paths of the groups and datasets that a pattern names; `*` stands for one name."""
+    for name in sorted(group, key=natural_key):
+        member = member_at(group, name)
+        if member is None or not PurePosixPath(name).match(parts[0]):
+            continue
+        place = f"{at}/{name}".lstrip("/")
+        if len(parts) == 1:
+            yield place
+        elif hasattr(member, "keys"):
+            yield from _matching(member, parts[1:], place)
 
 
-def _member(group: Any, path: str) -> Any:
+def has_path(file: Any, pattern: str) -> bool:
+    """True if a group or dataset fits a pattern."""
+    return any(_matching(file, PurePosixPath(pattern.strip("/")).parts))
+
+
+def member_at(group: Any, path: str) -> Any:
     """A group or dataset below a group; None if there is none, or only a link to one."""
+    if path.strip("/") == "":
+        return group
     h5py = installed("h5py")
     for name in path.strip("/").split("/"):
         links = group.id.links if isinstance(group, h5py.Group) else None
@@ -160,7 +211,7 @@ def _member(group: Any, path: str) -> Any:
 def datasets_of(group: Any, at: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """(path, dataset) below a group, in natural order; links are not followed."""
     for name in sorted(group, key=natural_key):
-        member = _member(group, name)
+        member = member_at(group, name)
         if member is None or depth >= _MAX_DEPTH:
             continue
         if hasattr(member, "keys"):
@@ -169,17 +220,47 @@ def datasets_of(group: Any, at: str = "", depth: int = 0) -> Iterator[tuple[str,
             yield f"{at}{name}", member
 
 
-def kind_of(dataset: Any) -> Kind:
-    """Content of the rows of a dataset, by type, shape and first bytes."""
-    shape, dtype = dataset.shape or (), dataset.dtype
-    if dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3:
-        return "pixels"
-    is_bytes = (len(shape) == 2 and dtype == np.uint8) or (len(shape) == 1 and dtype.kind in "SVO")
-    if is_bytes and len(dataset):
-        check_dataset(dataset, Path(dataset.file.filename or "file"))
-        if row_bytes(dataset, 0).startswith(_STARTS):
-            return "encoded"
-    return "numbers" if shape and dtype.kind in "fiub" else "other"
+def thing_of(name: str, dataset: Any, path: Path) -> Stored:
+    """What a dataset stores, by its type, its shape and at most its first row."""
+    h5py = installed("h5py")
+    shape, dtype = dataset.shape, dataset.dtype
+    if shape is None or not dataset.size:
+        return Stored(name, "other", rows=0, note="it is empty")
+    if dtype.names:
+        return Stored(name, "other", note=f"a table of the columns {', '.join(dtype.names)}")
+    is_bytes = dtype.kind in "SV" or h5py.check_vlen_dtype(dtype) == np.uint8
+    is_bytes = is_bytes or (dtype == np.uint8 and len(shape) == 2)
+    if is_bytes and shape:
+        check_dataset(dataset, path)
+        first = row_bytes(dataset, 0)
+        if is_encoded(first):
+            return encoded_thing(name, first, shape[0])
+    if h5py.check_string_dtype(dtype) is not None:
+        return Stored(name, "text", rows=shape[0] if shape else None)
+    if dtype.kind not in "fiub":
+        return Stored(name, "other", note=f"values of {dtype}")
+    if not shape:
+        return Stored(name, "other", note="one value, not one for each frame")
+
+    def look() -> Array:
+        check_dataset(dataset, path)
+        rows = sorted({0, shape[0] // 2, shape[0] - 1})[:_SAMPLED]
+        return np.stack([dataset[row] for row in rows])
+
+    return Stored(name, "array", shape[1:], dtype.name, shape[0], look=look)
+
+
+def things_of(group: Any, path: Path) -> list[Stored]:
+    """All that an episode stores: datasets below its group, and texts in attributes of it."""
+    if not hasattr(group, "keys"):
+        return [thing_of(".", group, path)]
+    things = [thing_of(name, dataset, path) for name, dataset in datasets_of(group)]
+    for name, value in group.attrs.items():
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        is_document = isinstance(text, str) and text[:1] in ("{", "[", "<")
+        if isinstance(text, str) and not is_document and len(text) <= _LONGEST_TEXT:
+            things.append(Stored(f"@{name}", "text"))
+    return things
 
 
 def row_bytes(dataset: Any, index: int) -> bytes:
@@ -206,170 +287,140 @@ def check_dataset(dataset: Any, path: Path) -> None:
         raise HDF5.error("too_large", path, name, f"has chunks of {chunk:,} bytes", field=name)
 
 
-def _by_structure(actions: str, datasets: Mapping[str, Any]) -> RecordingMapping:
-    """Mapping of an episode whose actions are `actions`, and whose other datasets have as many rows
-    or are left out.
+def plan_of_layout(
+    actions: str, stored: Sequence[Stored], decided: Mapping[str, Decision] | None
+) -> EpisodePlan:
+    """Plan of an episode of a layout found by structure: its other datasets have as many rows as
+    the actions, or are left out.
     """
-    commands = datasets.get(actions)
-    count = len(commands) if commands is not None and commands.shape else 0
-    cameras: dict[str, CameraMapping] = {}
-    fields: dict[str, str] = {actions: actions}
-    for path, dataset in datasets.items():
-        if path.startswith(("next_obs/", "initial_state/")):
-            continue
-        kind = kind_of(dataset)
-        if kind in ("pixels", "encoded"):
-            cameras[path.rpartition("/")[2]] = CameraMapping(path=path)
-        elif kind == "numbers" and (len(dataset) == count or path.startswith(_PER_FRAME)):
-            fields[path.replace("/", ".")] = path
-    observed = [
-        name
-        for name, path in fields.items()
-        if path.startswith(("obs/", "observations/")) and _MEASURED.search(path)
-    ]
-    return RecordingMapping(
-        cameras=cameras, fields=fields, action_fields=[actions], proprioception_fields=observed
-    )
-
-
-@dataclass
-class Contents:
-    """Datasets that a mapping names in an episode."""
-
-    num_frames: int
-    # camera to (path of its dataset in the file, kind, (height, width))
-    images: dict[str, tuple[str, Kind, tuple[int, int]]] = field(default_factory=dict)
-    fields: dict[str, Any] = field(default_factory=dict)  # datasets [F, ...]
-    others: list[str] = field(default_factory=list)  # datasets that it does not name
-
-
-def contents_of(
-    group: Any, mapping: RecordingMapping, path: Path, listed: Mapping[str, Any]
-) -> Contents:
-    """Checks every dataset of a mapping without reading its rows; `listed`: those of the group.
-
-    Raises:
-        DataError: One is missing, of another length, too large or outside of the file.
-    """
-    place = group.name
-
-    def dataset_of(reference: str) -> Any:
-        known = listed.get(reference)
-        return dataset_at(group, reference, path) if known is None else known
-
-    datasets = {name: dataset_of(reference) for name, reference in mapping.fields.items()}
-    files = {name: camera.path for name, camera in mapping.cameras.items() if camera.path}
-    images = {name: dataset_of(reference) for name, reference in files.items()}
-    used = {*mapping.fields.values(), *files.values(), mapping.instruction}
-    used |= {*mapping.language.values()}
-    for name, dataset in {**datasets, **images}.items():
-        if not dataset.shape:
-            raise HDF5.error("not_numeric", path, dataset.name, "is a single value", field=name)
-        check_dataset(dataset, path)
-    lengths = {name: len(dataset) for name, dataset in {**datasets, **images}.items()}
-    if not lengths:
-        raise HDF5.error("missing_dataset", path, place, "the mapping names no dataset")
-    count = lengths.get(next(iter(mapping.action_fields), ""), next(iter(lengths.values())))
-    for name, length in lengths.items():
-        if length != count:
-            reason = f"{name} has {length} rows, the others {count}"
-            raise HDF5.error("length_mismatch", path, place, reason, field=name)
-    if not count:
-        raise HDF5.error("empty_episode", path, place, "has no frames")
-    _check_fields(datasets, path)
-    sizes = {name: _image_facts(name, dataset, path) for name, dataset in images.items()}
-    return Contents(count, sizes, datasets, [name for name in listed if name not in used])
-
-
-def _check_fields(datasets: Mapping[str, Any], path: Path) -> None:
-    total = 0
-    for name, dataset in datasets.items():
-        if dataset.dtype.kind not in "fiub":
-            raise HDF5.error("not_numeric", path, dataset.name, f"is {dataset.dtype}", field=name)
-        total += dataset.nbytes
-        if dataset.nbytes > _LARGEST_FIELD or total > _LARGEST_FIELDS:
-            reason = f"{dataset.nbytes:,} bytes, {total:,} with the fields before it"
-            raise HDF5.error("too_large", path, dataset.name, reason, field=name)
-
-
-def _image_facts(name: str, dataset: Any, path: Path) -> tuple[str, Kind, tuple[int, int]]:
-    from vlatool.artifacts.images import image_info
-
-    kind = kind_of(dataset)
-    if kind == "pixels":
-        size = (dataset.shape[1], dataset.shape[2])
-    elif kind == "encoded":
-        try:
-            info = image_info(row_bytes(dataset, 0))
-        except ValueError as error:
-            raise HDF5.error("not_numeric", path, dataset.name, str(error), camera=name) from error
-        size = (info.height, info.width)
-    else:
-        shape = f"{dataset.dtype} {list(dataset.shape)}"
-        raise HDF5.error("not_numeric", path, dataset.name, f"{shape} is no images", camera=name)
-    if math.prod(size) > _MOST_PIXELS or not math.prod(size):
-        reason = f"images of {size[1]} x {size[0]} pixels"
-        raise HDF5.error("too_large", path, dataset.name, reason, camera=name)
-    return dataset.name, kind, size
+    by_path = {each.path: each for each in stored}
+    count = by_path[actions].rows or 0 if actions in by_path else 0
+    excluded: dict[str, str] = {}
+    for each in stored:
+        for prefix, reason in _OTHER_TIMES.items():
+            if each.path.startswith(prefix):
+                excluded[each.path] = reason
+        is_per_frame = each.path.startswith(_PER_FRAME)
+        if not is_per_frame and each.rows is not None and abs(each.rows - count) > 1:
+            excluded[each.path] = f"{each.rows} rows, the episode has {count}"
+    plan = plan_by_structure(stored, decided, excluded)
+    observed: list[str] = []
+    for name, path in plan.fields.items():
+        if path.startswith(("obs/", "observations/")) and _MEASURED.search(path):
+            observed.append(name)
+    plan.actions = tuple(name for name, path in plan.fields.items() if path == actions)
+    plan.observed = tuple(observed)
+    return plan
 
 
 def dataset_at(group: Any, reference: str, path: Path) -> Any:
-    """The dataset of a reference; DataError if there is none."""
-    root = group.file if reference.startswith("/") else group
-    member = _member(root, reference)
-    if member is None or hasattr(member, "keys"):
-        link = "is a link, which is not followed" if reference in root else "is missing"
-        code = "data_outside" if reference in root and member is None else "missing_dataset"
-        raise HDF5.error(code, path, f"{group.name}/{reference}".lstrip("/"), link, field=reference)
-    return member
+    """The dataset of a reference; DataError if there is none, or several fit it."""
+    if reference == "." and not hasattr(group, "keys"):
+        return group
+    root = group.file if reference.startswith("/") or not hasattr(group, "keys") else group
+    place = f"{root.name}/{reference}".replace("//", "/").lstrip("/")
+    member = member_at(root, reference)
+    if member is not None and not hasattr(member, "keys"):
+        return member
+    if member is None and reference in root and root.get(reference, getlink=True) is not None:
+        link = root.get(reference, getlink=True)
+        if type(link).__name__ != "HardLink":
+            reason = "is a link, which is not followed"
+            raise HDF5.error("data_outside", path, place, reason, field=reference)
+    names = [name for name, _ in datasets_of(root)]
+    try:
+        fitting = matching(reference.strip("/"), names)
+    except ValueError as error:
+        raise HDF5.error("missing_dataset", path, place, str(error), field=reference) from error
+    if fitting is not None:
+        return member_at(root, fitting)
+    state = "is a group, not a dataset" if member is not None else "is missing"
+    reason = f"{state}; {nearest(reference.strip('/'), names)}"
+    raise HDF5.error("missing_dataset", path, place, reason, field=reference)
 
 
 def value_at(group: Any, reference: str, path: Path) -> Any:
-    """The single value of a reference: an attribute (`PATH@NAME`), or the first of a dataset."""
+    """The single value of a reference: an attribute (`PATH@NAME`), or the last of a dataset."""
+    if is_beside(reference):
+        return value_beside(reference, path)
     place, has_name, name = reference.rpartition("@")
     if not has_name:
         dataset = dataset_at(group, reference, path)
         check_dataset(dataset, path)
-        value = dataset[()] if not dataset.shape else dataset[0]
+        value = dataset[()] if not dataset.shape else dataset[-1]
     else:
         root = group.file if place.startswith("/") else group
-        owner = _member(root, place) if place.strip("/") else root
+        owner = member_at(root, place) if place.strip("/") else root
         if owner is None or name not in owner.attrs:
-            raise HDF5.error("missing_dataset", path, reference, "is missing", field=reference)
+            there = nearest(name, [] if owner is None else [*owner.attrs])
+            reason = f"is missing; {there}"
+            raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
         value = owner.attrs[name]
     value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[str]:
-    """The text of each frame, or the only one."""
+    """The text of each frame, or the only one; of a list of texts the first."""
     if "@" in reference:
-        return [str(value_at(group, reference, path))]
+        value = value_at(group, reference, path)
+        texts = value if isinstance(value, list | np.ndarray) else [value]
+        return [str(text) for text in texts][:1]
     dataset = dataset_at(group, reference, path)
     name, count = dataset.name, dataset.size
     if dataset.dtype.kind not in "SO":
         raise HDF5.error("not_text", path, name, f"is {dataset.dtype}, not text")
-    if count not in (1, num_frames):
+    if count != 1 and not num_frames <= count <= num_frames + 1:
         reason = f"has {count} texts, the episode {num_frames} frames"
         raise HDF5.error("length_mismatch", path, name, reason)
     check_dataset(dataset, path)
+    if not dataset.size:
+        raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
     if dataset.nbytes > _LARGEST_FIELD:
         raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes")
     with readable(path, name):
         rows = np.asarray(dataset[()]).reshape(-1).tolist()
-    return [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
+    texts = [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
+    return texts[:num_frames]
 
 
-def columns(dataset: Any, path: Path) -> Array:
-    """The rows of a field [F, C]."""
-    with readable(path, dataset.name):
+def columns(dataset: Any, path: Path, rows: Array | None = None) -> Array:
+    """The rows of a field [F, C]; DataError if they are no numbers, too large or never written."""
+    name = dataset.name
+    if dataset.dtype.kind not in "fiub" or not dataset.shape:
+        what = "a single value" if dataset.dtype.kind in "fiub" else str(dataset.dtype)
+        raise HDF5.error("not_numeric", path, name, f"is {what}", field=name)
+    if not dataset.size:
+        raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
+    if dataset.nbytes > _LARGEST_FIELD:
+        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes", field=name)
+    check_dataset(dataset, path)
+    check_written(dataset, path)
+    with readable(path, name):
         values: Array = dataset[()]
-    return values.reshape(len(values), -1)
+    values = values.reshape(len(values), -1)
+    return values if rows is None else values[rows]
+
+
+def check_written(dataset: Any, path: Path) -> None:
+    """Raises DataError if rows of a dataset were never written, and would be read as zeros."""
+    if not dataset.size or dataset.external or dataset.is_virtual:
+        return
+    if dataset.chunks is None:
+        is_whole = dataset.id.get_storage_size() > 0
+    else:
+        places = [
+            math.ceil(n / side) for n, side in zip(dataset.shape, dataset.chunks, strict=True)
+        ]
+        is_whole = dataset.id.get_num_chunks() >= math.prod(places)
+    if not is_whole:
+        reason = f"some of its {len(dataset):,} rows were never written"
+        raise HDF5.error("never_written", path, dataset.name, reason, field=dataset.name)
 
 
 def stored_facts(file: Any) -> tuple[float | None, str, str]:
     """(frames per second, instruction, task) of the attributes of robomimic that are there."""
-    data = _member(file, "data")
+    data = member_at(file, "data")
     if data is None:
         return None, "", ""
     env, problem = (_document(data, name) for name in ("env_args", "problem_info"))
@@ -401,7 +452,7 @@ def _document(group: Any, name: str) -> dict[str, Any]:
 
 def masked(file: Any, name: str, path: Path) -> frozenset[str]:
     """Names of the episodes in the list `mask/NAME`."""
-    mask = _member(file, "mask")
+    mask = member_at(file, "mask")
     known = [] if mask is None else list(mask)
     if name not in known:
         raise DataError.at(
@@ -418,71 +469,46 @@ def masked(file: Any, name: str, path: Path) -> frozenset[str]:
     )
 
 
-@contextmanager
-def episode_at(
-    path: Path, name: str, actions: str, mapping: RecordingMapping | None
-) -> Iterator[tuple[Any, RecordingMapping, Contents]]:
-    """The group of an episode, its mapping, and what that names."""
-    with opened(path) as file, readable(path, name):
-        group = file if name == "/" else _member(file, name)
-        if group is None:
-            raise HDF5.error("missing_dataset", path, name, "is missing")
-        listed = dict(datasets_of(group))
-        parts = mapping or _by_structure(actions, listed)
-        yield group, parts, contents_of(group, parts, path, listed)
+def image_size(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
+    """(height, width) of the images of a dataset; DataError if they are too large or none."""
+    size = thing.shape[:2]
+    if thing.kind == "array":
+        sides = image_shape(thing.shape, smallest=1)
+        size = sides[:2] if sides else (0, 0)
+    if not 0 < math.prod(size) <= _MOST_PIXELS:
+        reason = f"images of {size[1]} x {size[0]} pixels"
+        code = "too_large" if math.prod(size) else "not_numeric"
+        raise HDF5.error(code, path, dataset.name, reason, field=dataset.name)
+    return size[0], size[1]
 
 
-def proposed(file: Any) -> tuple[RecordingMapping, dict[str, str]]:
-    """A mapping of any file, and what to check about its keys.
-
-    The episodes are the groups of equal names but for a number; the fields are the datasets of the
-    first one with the most frequent number of rows.
-    """
-    pattern = _episode_pattern(file)
-    group = file if pattern == "/" else file[next(_matching(file, PurePosixPath(pattern).parts))]
-    listed = [(path, dataset, kind_of(dataset)) for path, dataset in datasets_of(group)]
-    texts = [path for path, data, kind in listed if kind == "other" and data.dtype.kind in "SO"]
-    lengths = [len(dataset) for _, dataset, kind in listed if kind != "other"]
-    count = max(lengths, key=lengths.count, default=0)
-    notes = {
-        "episodes": "each such group is an episode? / : the file is one",
-        "fps": "PATH@NAME of the frames per second, or give --fps",
-        "instruction": "PATH or PATH@NAME of the sentence, or give --instruction",
-        "language": f"KIND: PATH of a text, or of one per frame; texts here: {texts}",
-        "success": "PATH@NAME of the success flag, if there is one",
-        "action_fields": "which fields are commands?",
-        "proprioception_fields": "which fields does the robot measure of itself?",
-    }
-    cameras: dict[str, CameraMapping] = {}
-    fields: dict[str, str] = {}
-    for path, dataset, kind in listed:
-        shape = f"{dataset.dtype} {list(dataset.shape)}"
-        if kind == "other" or len(dataset) != count:
-            notes[f"fields.{path}"] = shape
-        elif kind == "numbers":
-            fields[path.replace("/", ".")] = path
-            notes[f"fields.{path.replace('/', '.')}"] = shape
-        else:
-            name = path.rpartition("/")[2]
-            cameras[name] = CameraMapping(path=path)
-            notes[f"cameras.{name}"] = f"{shape}; colors swapped? then bgr: true"
-    actions = [name for name in fields if "action" in name.rpartition(".")[2]]
-    observed = [name for name in fields if name not in actions and _MEASURED.search(name)]
-    mapping = RecordingMapping(
-        episodes=pattern,
-        cameras=cameras,
-        fields=fields,
-        action_fields=actions,
-        proprioception_fields=observed,
-    )
-    return mapping, notes
+def rate_of(value: Any, path: Path, reference: str) -> float:
+    """A stored rate; DataError if it is no positive number."""
+    rate = _number(value)
+    if not rate:
+        reason = f"{reference} is {value!r}, no number of frames per second"
+        hint = "correct fps in the mapping; a number is allowed, too"
+        raise HDF5.error("not_numeric", path, reason, hint=hint, field=reference)
+    return rate
 
 
-def _episode_pattern(file: Any) -> str:
-    """The first group below the root with members that are equal but for a number; `/` if none."""
+def first_episode(file: Any) -> tuple[str, Any]:
+    """Pattern of the episodes, and the first of them: groups of equal names but for a number."""
     for at in ("", *(f"{name}/" for name in _groups(file))):
-        names = _groups(file[at] if at else file)
+        names = sorted(_groups(file[at] if at else file), key=natural_key)
         stems = {name.rstrip("0123456789") for name in names}
-        if len(names) > 0 and len(stems) == 1 and names[0] != (stem := stems.pop()):
-            return f"{at}{stem}*"
-    return "/"
+        if len(stems) == 1 and names[0] != (stem := stems.pop()):
+            return f"{at}{stem}*", file[f"{at}{names[0]}"]
+    return "/", file
+
+
+def attributes_of(group: Any) -> dict[str, Any]:
+    """Reference to the value of the attributes of a group, and of the root of its file."""
+    values: dict[str, Any] = {}
+    for prefix, owner in (("@", group), ("/@", group.file)):
+        for name, stored in owner.attrs.items():
+            value = stored.item() if hasattr(stored, "item") and np.size(stored) == 1 else stored
+            text = value.decode(errors="replace") if isinstance(value, bytes) else value
+            if owner is not group or prefix == "@":
+                values[f"{prefix}{name}"] = text
+    return values

@@ -1,0 +1,156 @@
+"""A mapping to start from: what the things of the first episode may be, with questions."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array, StoredPart
+from vlatool.sources.inventory import Stored, is_action
+from vlatool.sources.language import kind_of_name
+from vlatool.sources.mapping import CameraMapping, RecordingMapping, proposal
+from vlatool.sources.plan import EpisodePlan, plan_by_structure
+
+_MEASURED = re.compile(
+    r"state|proprio|joint|qpos|qvel|eef|ee_|tcp|cartesian|pose|gripper|agent_pos|robot\d", re.I
+)
+_RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I)
+_TIME = re.compile(r"time|stamp", re.I)
+_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_RATES = (0.5, 1000.0)  # of recordings, frames per second
+_EPOCH = (1e9, 4e9)  # seconds since 1970 that a recent clock shows
+_STATES = re.compile(r"qpos|joint|eef|pose|tcp|state", re.I)
+
+
+@dataclass
+class Clues:
+    """What a recording shows of its first episode."""
+
+    things: Sequence[Stored]
+    # reference to the value of attributes and metadata
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    numbers: Callable[[str], Array] | None = None  # rows of a field, by path
+
+
+def proposed_mapping(
+    clues: Clues, kind: type[RecordingMapping] = RecordingMapping, **keys: Any
+) -> str:
+    """YAML of a mapping; `keys`: keys that the format knows, such as `episodes`."""
+    count = _most_rows(clues.things)
+    excluded: dict[str, str] = {}
+    for thing in clues.things:
+        if thing.rows is not None and abs(thing.rows - count) > 1:
+            excluded[thing.path] = f"{thing.rows} rows, others {count}"
+    plan = plan_by_structure(clues.things, None, excluded)
+    things = {thing.path: thing for thing in clues.things}
+    notes = _notes(plan, things)
+    actions = [name for name, path in plan.fields.items() if is_action(path)]
+    states = [name for name, path in plan.fields.items() if _MEASURED.search(path)]
+    observed = [name for name in states if name not in actions]
+    if not actions:
+        example = next((name for name in states if _STATES.search(name)), "FIELD")
+        notes["action_fields"] = (
+            f"no field is named as a command: which is one? [next({example})] takes the next state"
+        )
+    mapping: dict[str, Any] = {
+        "cameras": {name: CameraMapping(path=each.path) for name, each in plan.cameras.items()},
+        "depth": {name: each.path for name, each in plan.depth.items()},
+        "labels": {name: each.path for name, each in plan.labels.items()},
+        "fields": plan.fields,
+        "action_fields": actions,
+        "proprioception_fields": observed,
+    }
+    mapping |= _texts(plan, clues, notes)
+    mapping |= _rate(clues, notes)
+    success = [name for name in clues.values if name.rpartition("@")[2] in ("success", "ok")]
+    if plan.success or success:
+        mapping["success"] = plan.success or success[0]
+    text = proposal(kind(**{**mapping, **keys}), notes)
+    left = [part for part in plan.parts if part.role == "left_out"]
+    return text + "".join(_left_out_line(part) for part in left)
+
+
+def _left_out_line(part: StoredPart) -> str:
+    return f"# left out: {part.path}: {part.note}\n"
+
+
+def _most_rows(things: Sequence[Stored]) -> int:
+    rows = [thing.rows for thing in things if thing.rows and thing.kind != "text"]
+    return max(rows, key=rows.count, default=0)
+
+
+def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
+    """Questions by key, and the shape and the reason of what was guessed."""
+    notes = {
+        "episodes": "each such group is an episode? / : the file is one",
+        "fps": "a number, or PATH@NAME of it; or give --fps",
+        "instruction": "PATH, PATH@NAME or FILE.json@KEY of the sentence; or give --instruction",
+        "success": "PATH@NAME of the success flag, if there is one",
+        "action_fields": "which fields are commands?",
+        "proprioception_fields": "which fields does the robot measure of itself?",
+    }
+    roles = {"camera": "cameras", "depth": "depth", "labels": "labels", "field": "fields"}
+    for part in plan.parts:
+        if part.role not in roles:
+            continue
+        thing = things[part.path]
+        shape = list(thing.shape) if thing.rows is None else [thing.rows, *thing.shape]
+        note = f"{thing.dtype} {shape}" if thing.kind == "array" else f"{thing.kind} {shape}"
+        if part.note:
+            note += f"; {part.note}"
+        if part.role == "camera":
+            note += "; colors swapped? then bgr: true"
+        notes[f"{roles[part.role]}.{part.name}"] = note
+    return notes
+
+
+def _texts(plan: EpisodePlan, clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
+    """Keys of the instruction and of other texts."""
+    named = [reference for kind, reference in plan.texts if kind in ("original", "alternative")]
+    for reference, value in clues.values.items():
+        is_text = isinstance(value, str) and value.strip()
+        if is_text and reference not in named and kind_of_name(reference.rpartition("@")[2]):
+            named.append(reference)
+    others = {k: ref for k, ref in plan.texts if k not in ("original", "alternative")}
+    unnamed = [part.path for part in plan.parts if part.content == "text" and not part.name]
+    notes["language"] = f"KIND: PATH of a text, or of one per frame; texts here: {unnamed}"
+    if not named and len(unnamed) == 1:
+        named = unnamed
+    if not named:
+        return {"language": others}
+    return {"language": others, "instruction": named[0] if len(named) == 1 else named}
+
+
+def _rate(clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
+    """Key of the rate: a number that is stored, or that timestamps show."""
+    for reference, value in clues.values.items():
+        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if is_number and _RATE.search(reference) and _RATES[0] <= value <= _RATES[1]:
+            return {"fps": reference}
+    for thing in clues.things:
+        is_column = thing.kind == "array" and thing.shape in ((), (1,))
+        if not (is_column and clues.numbers and _TIME.search(thing.path)):
+            continue
+        rate = rate_of_times(clues.numbers(thing.path).reshape(-1))
+        if rate is not None:
+            notes["fps"] = f"by the times of {thing.path}"
+            return {"fps": rate}
+    return {}
+
+
+def rate_of_times(times: Array) -> float | None:
+    """Frames per second of ascending times in any usual unit; None if they show none."""
+    intervals = np.diff(times.astype(np.float64))
+    if not len(intervals) or not np.isfinite(intervals).all() or (intervals <= 0).any():
+        return None
+    fitting: list[float] = []
+    for factor in _UNITS.values():
+        rate = factor / float(np.median(intervals))
+        if _EPOCH[0] < times[0] / factor < _EPOCH[1]:
+            fitting.insert(0, rate)  # the unit in which the clock shows today
+        elif times[0] < _EPOCH[0]:
+            fitting.append(rate)
+    plausible = [rate for rate in fitting if _RATES[0] <= rate <= _RATES[1]]
+    return float(f"{plausible[0]:.3g}") if plausible else None
