@@ -186,8 +186,11 @@ def test_a_camera_without_any_file_and_one_of_depth_are_left_out(tmp_path: Path)
     features[FRONT]["video_info"] = {"video.is_depth_map": True}
     edit_info(root, features=features)
     reader, refs = discover(root)
-    assert "lerobot.depth_camera" in codes(reader.source_findings)
-    assert dict(reader.read(refs[0]).cameras) == {}
+    episode = reader.read(refs[0])
+    assert (dict(episode.cameras), dict(episode.depth)) == ({}, {})
+    [part] = [part for part in episode.parts if part.path == FRONT]
+    assert (part.role, part.is_loss) == ("left_out", True)
+    assert "no number depth_min" in part.note
 
 
 def test_missing_long_and_other_videos_than_described_are_reported_with_their_episode(
@@ -237,7 +240,7 @@ def test_tasks_that_change_within_an_episode_are_spans_and_a_column_may_hold_the
         LanguageSpan("original", TASKS[0], 0, 3),
         LanguageSpan("original", TASKS[1], 4, 5),
     )
-    assert codes(episode.findings) == ["lerobot.several_tasks"]
+    assert codes(episode.findings) == ["lerobot.several_tasks", "left_out.data"]
     other = read(root, task_column="said")
     assert (other.language, other.language_spans) == ({"original": ["wave"]}, ())
 

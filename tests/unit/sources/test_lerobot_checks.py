@@ -87,7 +87,6 @@ def test_a_good_data_set_has_no_findings(tmp_path: Path, version: str) -> None:
         (column("episode_index", lambda v: np.full(4, 5)), "episode_index", {}),
         (without_motion, "no_motion", {}),
         (lambda n, c: c.pop("action") if n else None, "missing_column", {"field": "action"}),
-        (lambda n, c: c.update(extra=c["index"]), "undeclared_column", {"field": "extra"}),
     ],
 )
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

@@ -197,7 +197,7 @@ def swapped_numbers(root: Path) -> None:
         (
             edited(("data/file_index", 1, 1)),
             [],
-            {1: ["episode_index"], 3: ["row_offsets"], 4: ["row_offsets"]},
+            {1: ["rows_elsewhere"], 3: ["row_offsets"], 4: ["row_offsets"]},
         ),
         (
             remove_from_list(1),

@@ -8,16 +8,17 @@ Source: formats/lerobot 3.1, 5.1.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
 
-from vlatool.artifacts.lerobot import meta
+from vlatool.artifacts.lerobot import meta, places
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
+    DATA_PATH,
     EPISODE_STATS_FILE,
     EPISODES_FILE,
     INFO_FILE,
@@ -27,6 +28,7 @@ from vlatool.artifacts.lerobot.format import (
     STATS_FILE,
     TASKS_FILE,
     TASKS_TABLE,
+    VIDEO_PATH,
     EpisodeLine,
     Span,
     split_spans,
@@ -87,9 +89,10 @@ def _template_error(key: str, problem: str) -> DataError:
 class FileFinder:
     """Paths of the parquet file and the videos of an episode.
 
-    If the path of a template does not exist, the only file of that name is used, of v3.0 that of
-    the usual template, with one finding per template. Source: formats/lerobot 3.1. If nothing can
-    be listed, paths are not checked; reading an episode reports missing files.
+    If the path of a template does not exist, the only file of that name is used, of v3.0 in a
+    folder of that chunk, of a video in one of that camera, with one finding per template. Source:
+    formats/lerobot 3.1. If nothing can be listed, paths are not checked; reading an episode reports
+    missing files.
     """
 
     def __init__(self, root: Path, info: meta.Info, findings: list[Finding]) -> None:
@@ -105,8 +108,8 @@ class FileFinder:
         template = self._template("data_path", self._info.data_path, SHARED_DATA_PATH)
         values = self._values(line.number, line.rows)
         relative = fill_template(template, values, "data_path")
-        usual = line.rows and fill_template(SHARED_DATA_PATH, values, "data_path")
-        return self._locate("data_path", relative, "data", usual=usual)
+        usual = fill_template(SHARED_DATA_PATH if line.rows else DATA_PATH, values, "data_path")
+        return self._locate("data_path", relative, usual)
 
     def video_file(self, line: EpisodeLine, camera: str) -> Path | None:
         """Path of the video of a camera, which may not exist; None if the list names none."""
@@ -116,8 +119,8 @@ class FileFinder:
         template = self._template("video_path", self._info.video_path, SHARED_VIDEO_PATH)
         values = {**self._values(line.number, span), "video_key": camera}
         relative = fill_template(template, values, "video_path")
-        usual = span and fill_template(SHARED_VIDEO_PATH, values, "video_path")
-        return self._locate("video_path", relative, "videos", camera, usual)
+        usual = fill_template(SHARED_VIDEO_PATH if span else VIDEO_PATH, values, "video_path")
+        return self._locate("video_path", relative, usual, camera)
 
     def _template(self, key: str, template: str, default: str) -> str:
         """The template, or that of v3.0 if it is one of v2, which cannot name shared files."""
@@ -135,25 +138,30 @@ class FileFinder:
                 numbered[int(match.group(1))] = self.root / paths[0]
         return numbered
 
-    def _locate(
-        self, key: str, relative: str, folder: str, camera: str = "", usual: str | None = None
-    ) -> Path:
-        """The path, or the file that a template should name: of v3.0 `usual`, else by its name."""
+    def _locate(self, key: str, relative: str, usual: str, camera: str = "") -> Path:
+        """The path, or the file that the template should name; `usual`: path of the default
+        template.
+        """
         path = self.root / relative
         if not self._can_list:
             self.existing.add(path)
             return path
-        matches = self._by_name.get((folder, path.name), [])
-        if relative not in matches and not path.exists():
-            candidates = [
-                name
-                for name in matches
-                if (name == usual if usual else not camera or camera in PurePosixPath(name).parts)
-            ]
-            if len(candidates) != 1:
+        folder, *parents, name = PurePosixPath(usual).parts
+        listed = [
+            *self._by_name.get((folder, path.name), ()),
+            *(self._by_name.get((folder, name), ()) if name != path.name else ()),
+        ]
+        if relative not in listed and not path.exists():
+            needed = {camera} if camera else set[str]()
+            if self._info.is_shared:
+                needed.add(next(part for part in parents if part != camera))
+            found = [other for other in listed if needed <= {*PurePosixPath(other).parts}]
+            if usual in found:
+                found = [usual]
+            if len(found) != 1:
                 return path
-            path = self.root / candidates[0]
-            problem = f"{key} gives {relative}, but the file is {candidates[0]}"
+            path = self.root / found[0]
+            problem = f"{key} gives {relative}, but the file is {found[0]}"
             self._report(key, f"{problem}; using the files found")
         self.existing.add(path)
         return path
@@ -240,8 +248,7 @@ def _overlaps(
 def _defect(number: int, camera: str, problem: str, code: str) -> DataError:
     return DataError(
         f"episode {number}, camera {camera}: {problem}, says the list of episodes",
-        hint="the list is of another version, or was merged wrongly; download meta/ again, or "
-        "exclude the episode with `preprocess --exclude`",
+        hint=LEROBOT.codes[code].action,
         code=f"data.{code}",
         details={"episode": number, "camera": camera},
     )
@@ -315,6 +322,8 @@ class Dataset:
     # no video of its cameras is there; a finding of the set says so
     is_without_videos: bool = False
     declared: tuple[Declaration, ...] = ()  # of the actions
+    # map from column of numbers besides `task_index` to the table of their texts
+    text_tables: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
     @property
     def name(self) -> str:
@@ -358,6 +367,10 @@ class EpisodeFiles:
     def number(self) -> int:
         return self.line.number
 
+    def segments(self) -> tuple[RowSegment, ...]:
+        """Its rows by their `episode_index`, wherever they are; DataError if there are none."""
+        return places.episode_segments(self.root, self.rows, self.number, self.line.length)
+
     @property
     def tasks(self) -> Sequence[str]:
         """Sentences in the list of episodes, in its order."""
@@ -376,6 +389,12 @@ class EpisodeFiles:
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""
         return meta.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
+
+
+def text_tables(root: Path, columns: Iterable[str]) -> dict[str, Path]:
+    """Map from columns whose numbers stand for texts of a table of their own to this table."""
+    tables = {column: meta.texts_path(root, column) for column in columns}
+    return {column: path for column, path in tables.items() if path is not None}
 
 
 def task_sentences(recording: EpisodeFiles) -> Mapping[int, str]:
@@ -417,7 +436,10 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
     paths += meta.episode_tables(root) if info.is_shared else ()
     needed = (INFO_FILE,) if info.is_shared else (INFO_FILE, EPISODES_FILE)
     tasks = TASKS_TABLE if info.is_shared else TASKS_FILE
-    optional = (tasks, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE)
+    texts = [
+        path.relative_to(root).as_posix() for path in text_tables(root, info.features).values()
+    ]
+    optional = (tasks, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE, *texts)
     return [
         *((name, True) for name in needed),
         *((name, False) for name in optional),

@@ -4,6 +4,13 @@ from vlatool.findings import FindingCodes, error, info, warning
 
 _AGAIN = "download the data set again"
 _LEAVE_OUT = "download the file again, or exclude the episode with `preprocess --exclude`"
+# Of files that are whole: another download has the same values.
+_CORRECT = "correct the column, or exclude the episode with `preprocess --exclude`"
+_LIST = (
+    "download meta/ again if it is of another revision, else correct the list of episodes, or "
+    "exclude the episode with `preprocess --exclude`"
+)
+_ROWS = "exclude the episode with `preprocess --exclude`, or get the set from its publisher"
 _BY_ROW = "none if the images match the rows: vlatool pairs them by number"
 _META_SHAPE = "correct its shape in meta/info.json, or name other columns"
 _META = "correct the number in meta/info.json; vlatool does not use it"
@@ -13,29 +20,27 @@ LEROBOT = FindingCodes(
     missing_file=error("A file of the data set or an episode is missing.", _AGAIN),
     lfs_pointer=error("A file is a Git LFS pointer.", "run `git lfs pull` in the data set"),
     bad_metadata=error("A file in meta/ is invalid.", _AGAIN),
-    bad_modality=warning("meta/modality.json is invalid; its names are not used.", _AGAIN),
-    bad_parquet=error("A parquet file cannot be read or has no rows.", _LEAVE_OUT),
-    length_mismatch=error(
-        "A file has another number of rows than the list of episodes.", _LEAVE_OUT
+    bad_modality=warning(
+        "meta/modality.json is invalid, or does not fit the features; these names are not used.",
+        "correct the entry in meta/modality.json",
     ),
-    missing_column=error("A feature has no column in the file.", _LEAVE_OUT),
+    bad_parquet=error("A parquet file cannot be read or has no rows.", _LEAVE_OUT),
+    length_mismatch=error("A file has another number of rows than the list of episodes.", _LIST),
+    missing_column=error("A feature has no column in the file.", _CORRECT),
     feature_without_column=warning(
         "No file has a declared feature.", "correct `features` in meta/info.json"
     ),
-    undeclared_column=info("A column is not a feature in meta/info.json."),
-    ragged_rows=error("Rows of a vector differ in width.", _LEAVE_OUT),
-    missing_value=error("A row has no value.", _LEAVE_OUT),
-    non_finite=error("A row holds NaN or infinity.", _LEAVE_OUT),
-    not_a_vector=error("A numeric column has nested rows.", _LEAVE_OUT),
-    not_numeric=error("A numeric feature has values that are not numbers.", _LEAVE_OUT),
-    frame_index_gap=error(
-        "frame_index is not 0, 1, 2, ...: rows are missing or repeated.", _LEAVE_OUT
-    ),
+    ragged_rows=error("Rows of a vector differ in width.", _CORRECT),
+    missing_value=error("A row has no value.", _CORRECT),
+    non_finite=error("A row holds NaN or infinity.", _CORRECT),
+    not_a_vector=error("A numeric column has nested rows.", _CORRECT),
+    not_numeric=error("A numeric feature has values that are not numbers.", _CORRECT),
+    frame_index_gap=error("frame_index is not 0, 1, 2, ...: rows are missing or repeated.", _ROWS),
     rows_unsorted=info("Rows are not in the order of frame_index."),
     index_gap=warning(
         "index is not continuous over the data set.", "none: vlatool does not use it"
     ),
-    episode_index=error("Rows have the episode_index of another episode.", _LEAVE_OUT),
+    episode_index=error("Rows have the episode_index of another episode.", _ROWS),
     timestamps=warning("Timestamps differ from row / fps.", _BY_ROW),
     unknown_task=error(
         "task_index is missing or not in the list of tasks.", "download meta/tasks again"
@@ -47,14 +52,19 @@ LEROBOT = FindingCodes(
     language_left_out=info(
         "Annotations that are no sentences are left out: tool calls, those of an image."
     ),
-    split_rows=error("Rows of an episode are in several places of a file.", _LEAVE_OUT),
-    rows_outside=error("The list of episodes names rows that a file does not have.", _LEAVE_OUT),
+    split_rows=error("Rows of an episode are in several places of a file.", _ROWS),
+    rows_outside=error("The list of episodes names rows that a file does not have.", _LIST),
     row_offsets=warning(
         "Row numbers in the list of episodes do not fit the rows.",
         "none: vlatool takes rows by their episode_index",
     ),
-    clip_outside=error("The times of a clip are outside its video.", _LEAVE_OUT),
-    clips_overlap=error("Two episodes have the same frames of a video.", _LEAVE_OUT),
+    rows_elsewhere=warning(
+        "Rows of an episode are in another data file than the list of episodes says.",
+        "none: vlatool takes rows by their episode_index; for other readers, write the set again "
+        "with --sink lerobot",
+    ),
+    clip_outside=error("The times of a clip are outside its video.", _LIST),
+    clips_overlap=error("Two episodes have the same frames of a video.", _LIST),
     clip_gap=info("Frames of a video belong to no episode."),
     list_gap=warning(
         "The list of episodes lacks numbers.",
@@ -68,7 +78,9 @@ LEROBOT = FindingCodes(
     duplicate_episode=warning(
         "Two episodes have the same rows.", "leave one of them out with `preprocess --exclude`"
     ),
-    no_motion=warning("No value changes in the whole episode.", _LEAVE_OUT),
+    no_motion=warning(
+        "No value changes in the whole episode.", "exclude it with `preprocess --exclude`"
+    ),
     missing_video=error("A camera has no video of the episode.", _LEAVE_OUT),
     no_videos=error(
         "No video of the data set is here.",
@@ -98,8 +110,10 @@ LEROBOT = FindingCodes(
         "The list of episodes does not have the episode of a file.",
         "download meta/ again, or exclude the episode with `preprocess --exclude`",
     ),
-    field_left_out=warning("A feature cannot be used and is left out."),
-    depth_camera=info("A depth camera is left out."),
+    mixed_units=warning(
+        "Values of some episodes are 57.3 times those of the others: radians and degrees.",
+        "convert one part, or preprocess the parts separately with --episodes",
+    ),
     camera_without_files=warning("A camera has no images in any episode."),
     tasks_unreadable=warning(
         "The list of tasks cannot be read; the list of episodes has the sentences.", _AGAIN

@@ -6,7 +6,7 @@ groups of GR00T sets. Source: formats/lerobot 4.2, 4.3, 5, 9.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count, takewhile
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
+    AUTOMATIC,
     CHUNKS_SIZE,
     DATA_PATH,
     EPISODE_INDEX,
@@ -47,6 +48,9 @@ LARGEST_COUNT = 2**63 - 1
 _SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
 _LONGEST_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
+_LANCE = ("*.lance", "data/*.lance")
+# Keys of the 12-bit codes of depth videos. Source: lerobot 0.6, datasets/depth_utils.py
+_QUANTIZER = ("depth_min", "depth_max", "shift", "use_log", "depth_unit")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Feature:
     shape: tuple[int, ...] | None
     names: tuple[str, ...] = ()  # texts of `names` in order, at any depth, or names of groups
     is_depth: bool = False  # True if the images hold depth
+    # of depth: how codes or values become meters, as declared; None where it is not
+    quantizer: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def is_camera(self) -> bool:
@@ -125,6 +131,7 @@ def read_info(root: Path) -> Info:
     if not path.exists():
         layout_of(root)  # v1 has no such file
     tree = read_object(path)
+    _check_storage(root, str(tree.get("storage_format") or "parquet"))
     version = str(tree.get("codebase_version") or "")
     layout = layout_of(root, version)
     is_shared = layout == "v3.0"
@@ -144,6 +151,21 @@ def read_info(root: Path) -> Info:
         features={feature.name: feature for feature in parsed},
         document=tree,
     )
+
+
+def _check_storage(root: Path, storage: str) -> None:
+    """Raises DataError if the rows are in no parquet files but in those of a database."""
+    if storage.lower() == "parquet" and next(episode_tables(root), None) is None:
+        has_lance = can_list(root) and any(any(root.glob(name)) for name in _LANCE)
+        storage = "lance" if has_lance else storage
+    if storage.lower() != "parquet":
+        raise DataError.at(
+            root,
+            f"is stored as {storage.capitalize()} tables",
+            hint="export it with lerobot as parquet and videos, and read the export",
+            code="data.unsupported_storage",
+            storage=storage,
+        )
 
 
 def layout_of(root: Path, version: str = "") -> str:
@@ -215,20 +237,25 @@ def _feature(path: Path, name: str, value: object) -> Feature:
         for size in cast(list[Any], shape)
     ):
         shape = None
-    # Writers put the flag in three places. Source: formats/lerobot 4.1
-    sections = [tree, tree.get("info"), tree.get("video_info")]
-    is_depth = any(
-        bool(section.get("is_depth_map") or section.get("video.is_depth_map"))
-        for section in sections
-        if isinstance(section, Mapping)
-    )
     return Feature(
         name=name,
         dtype=tree["dtype"],
         shape=None if shape is None else tuple(shape),
         names=feature_names(tree.get("names")),
-        is_depth=is_depth,
+        is_depth=bool(_video_key(tree, "is_depth_map")),
+        quantizer={key: _video_key(tree, key) for key in _QUANTIZER},
     )
+
+
+def _video_key(tree: Mapping[str, Any], key: str) -> Any:
+    """A fact on a video, which writers put in three places, with and without a prefix; else None.
+    Source: formats/lerobot 4.1.
+    """
+    for section in (tree, _mapping(tree.get("info")), _mapping(tree.get("video_info"))):
+        for name in (key, f"video.{key}"):
+            if section.get(name) is not None and section[name] is not False:
+                return section[name]
+    return False if key in ("is_depth_map", "use_log") else None
 
 
 def feature_names(value: object) -> tuple[str, ...]:
@@ -346,14 +373,12 @@ _NUMBERED = re.compile(r"^(.*?)\d+$")
 def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
     """The info, with the names of groups for features whose own names are only numbered."""
     groups: dict[str, dict[int, str]] = {}
-    for _, column, name, start, end, _ in _groups(root, findings):
+    for _, column, name, start, end, _ in _groups(root, info, findings):
         for index in range(start, end):
             label = name if end - start == 1 else f"{name}.{index - start}"
             groups.setdefault(column, {})[index] = label
     named_features = {
-        column: _with_names(info.features[column], names)
-        for column, names in groups.items()
-        if column in info.features
+        column: _with_names(info.features[column], names) for column, names in groups.items()
     }
     return replace(info, features={**info.features, **named_features})
 
@@ -402,7 +427,7 @@ _ROTATION_TYPES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def declarations(root: Path) -> tuple[Declaration, ...]:
+def declarations(root: Path, info: Info) -> tuple[Declaration, ...]:
     """Declarations of modality.json on the actions: `absolute` and `rotation_type` of groups."""
     return tuple(
         Declaration(
@@ -413,28 +438,44 @@ def declarations(root: Path) -> tuple[Declaration, ...]:
             _RELATIONS.get(str(group.get("absolute")), ""),
             _ROTATION_TYPES.get(str(group.get("rotation_type")), ()),
         )
-        for section, column, name, start, end, group in _groups(root, [])
+        for section, column, name, start, end, group in _groups(root, info, [])
         if section == "action" and ("absolute" in group or "rotation_type" in group)
     )
 
 
 def _groups(
-    root: Path, findings: list[Finding]
+    root: Path, info: Info, findings: list[Finding]
 ) -> Iterator[tuple[str, str, str, int, int, Mapping[str, Any]]]:
-    """(section, column, name, first dimension, end, entry) of all groups in modality.json."""
+    """(section, column, name, first dimension, end, entry) of the groups in modality.json that fit
+    their columns; `findings` gets the others, and cameras and texts that the set does not have.
+    """
     path = root / MODALITY_FILE
     try:
-        tree = read_json(path) if path.exists() else {}
+        tree = _mapping(read_json(path) if path.exists() else {})
     except (DocumentError, OSError) as error:
         message = f"{path} cannot be read ({error}); its names are not used"
         findings.append(LEROBOT("bad_modality", message, path=str(path)))
         return
-    for section, column in _SECTIONS.items():
-        for name, value in _mapping(_mapping(tree).get(section)).items():
+    for section, groups in tree.items():
+        for name, value in _mapping(groups).items():
             group = _mapping(value)
+            column = str(group.get("original_key") or _SECTIONS.get(section, ""))
             start, end = group.get("start"), group.get("end")
-            if isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= 10_000:
-                yield section, str(group.get("original_key") or column), name, start, end, group
+            width = info.features[column].width if column in info.features else None
+            problem = ""
+            if column and column not in (*info.features, *AUTOMATIC):
+                problem = f"is in {column}, which is no feature of {INFO_FILE}"
+            elif section not in _SECTIONS:
+                continue
+            elif not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end:
+                problem = f"has no range of dimensions, but start {start} and end {end}"
+            elif width is None or end > width:
+                problem = f"is {start} to {end} of {column}, which has {width} dimensions"
+            else:
+                yield section, column, name, start, end, group
+            if problem:
+                name = f"{section}.{name}"
+                findings.append(LEROBOT.at("bad_modality", path, f"{name} {problem}", field=name))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -543,43 +584,66 @@ def _read(path: Path, columns: Sequence[str]) -> pa.Table:
 def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
     """Map from task index to sentence; empty without a list of tasks."""
     path = root / (TASKS_TABLE if info.is_shared else TASKS_FILE)
-    if not path.exists():
-        return {}
-    return _tasks(path, path.stat().st_mtime_ns)
+    return read_texts(path, "task") if path.exists() else {}
+
+
+def texts_path(root: Path, column: str) -> Path | None:
+    """Table of the texts that the numbers of a column `NAME_index` stand for, such as
+    `meta/subtasks.parquet` of lerobot 0.5; None if there is none.
+    """
+    name = text_kind(column)
+    if column in AUTOMATIC or not column.endswith("_index"):
+        return None
+    for plural in (f"{name}s", name, f"{name.removesuffix('y')}ies"):
+        for suffix in (".parquet", ".jsonl"):
+            path = root / "meta" / f"{plural}{suffix}"
+            if path.is_file():
+                return path
+    return None
+
+
+def text_kind(column: str) -> str:
+    """`NAME` of a column `NAME_index`, which may have groups before it."""
+    return column.rpartition(".")[2].removesuffix("_index")
+
+
+def read_texts(path: Path, name: str) -> Mapping[int, str]:
+    """Map from `NAME_index` to the text of a table with both."""
+    return _texts(path, name, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)  # each episode needs it
-def _tasks(path: Path, changed: int) -> Mapping[int, str]:
+def _texts(path: Path, name: str, changed: int) -> Mapping[int, str]:
     if path.name.endswith(".parquet"):
-        return _tasks_of_table(path)
-    tasks: dict[int, str] = {}
+        return _texts_of_table(path, name)
+    found: dict[int, str] = {}
     for position, line in read_lines(path):
-        number, sentence = optional_int(line.get("task_index")), line.get("task")
-        if number is None or not isinstance(sentence, str):
-            raise metadata_error(
-                path, "task_index, task", "are not a number and a sentence", position
-            )
-        tasks[number] = sentence
-    return tasks
+        number, text = optional_int(line.get(f"{name}_index")), line.get(name)
+        if number is None or not isinstance(text, str):
+            problem = "are not a number and a sentence"
+            raise metadata_error(path, f"{name}_index, {name}", problem, position)
+        found[number] = text
+    return found
 
 
-def _tasks_of_table(path: Path) -> dict[int, str]:
-    """Tasks of `meta/tasks.parquet`, whose sentences may be the index of a pandas table."""
+def _texts_of_table(path: Path, name: str) -> dict[int, str]:
+    """Texts of a table such as `meta/tasks.parquet`, which may be the index of a pandas table."""
     try:
         names = table_columns(path)
     except (pa.ArrowException, OSError) as error:
         raise metadata_error(path, "content", f"cannot be read: {error}") from error
-    others = [name for name in names if name != "task_index"]
-    known = [name for name in ("task", _UNNAMED_INDEX) if name in names]
+    key = f"{name}_index"
+    others = [other for other in names if other != key]
+    known = [other for other in (name, _UNNAMED_INDEX) if other in names]
     column = next(iter([*known, *(others if len(others) == 1 else ())]), None)
     if column is None:
-        raise metadata_error(path, "task", "has no column")
-    columns = _table(path, ["task_index"], [column])
-    sentences = columns.get(column, [None] * len(columns["task_index"]))
+        raise metadata_error(path, name, "has no column")
+    columns = _table(path, [key], [column])
+    sentences = columns.get(column, [None] * len(columns[key]))
     for row, sentence in enumerate(sentences, 1):
         if not isinstance(sentence, str):
             raise metadata_error(path, column, "is not a sentence", row)
-    return dict(zip(columns["task_index"], sentences, strict=True))
+    return dict(zip(columns[key], sentences, strict=True))
 
 
 def episode_statistics(root: Path, info: Info) -> Mapping[int, Statistics]:

@@ -3,7 +3,7 @@
 import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX
 from vlatool.episode import Array, RowSegment
 from vlatool.errors import DataError
@@ -166,7 +167,7 @@ def episode_spans(path: Path) -> Spans | None:
     return _episode_spans(_file(path))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)  # a search reads many files
 def _episode_spans(file: _File) -> Spans | None:
     footer = _footer(file)
     schema = footer.metadata.schema.to_arrow_schema()
@@ -215,18 +216,18 @@ def _only_number(group: pq.RowGroupMetaData) -> int | None:
 class Rows:
     """Requested columns of one episode, in frame order."""
 
-    segment: RowSegment  # their place in a parquet file
+    segments: tuple[RowSegment, ...]  # their places in parquet files
     episode: str  # name of the episode in errors, such as `episode 3`
     table: pa.Table  # the columns
-    order: Array  # row in the file of each frame, int [F]
-    columns: tuple[str, ...]  # all columns of the file, read or not
+    order: Array  # place of each frame among the rows of the segments, int [F]
+    columns: tuple[str, ...]  # all columns of the first file, read or not
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     @property
     def path(self) -> Path:
-        return self.segment.path
+        return self.segments[0].path
 
     def require(self, name: str) -> None:
         """Raises DataError unless the file has the column `name`."""
@@ -322,68 +323,48 @@ class Rows:
         )
 
 
-def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Rows:
-    """The `requested` columns that exist, sorted by `frame_index` if the file has it."""
+def read_rows(
+    places: RowSegment | Sequence[RowSegment], episode: str, requested: Sequence[str]
+) -> Rows:
+    """The `requested` columns that exist, sorted by `frame_index` if the file has it; `places`: the
+    rows of the episode, most often in one file.
+    """
+    segments = (places,) if isinstance(places, RowSegment) else tuple(places)
+    tables = [_rows_of(segment, episode, [*requested, FRAME_INDEX]) for segment in segments]
+    table = tables[0]
+    if len(tables) > 1:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    order = frame_order(table)
+    if order is None:
+        order = np.arange(len(table))
+    elif not np.array_equal(order, np.arange(len(table))):
+        table = table.take(pa.array(order))
+    return Rows(segments, episode, table, order, table_columns(segments[0].path))
+
+
+def _rows_of(segment: RowSegment, episode: str, columns: Sequence[str]) -> pa.Table:
     path = segment.path
     check_is_data_file(path, episode)
     try:
-        columns = table_columns(path)
-        table = read_segment(segment, [*requested, FRAME_INDEX])
+        table = read_segment(segment, columns)
         total = _footer(_file(path)).metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise _damaged_error(path, episode, str(error)) from error
+        raise damaged_error(path, episode, str(error)) from error
     if not total:
-        raise _damaged_error(path, episode, "the file has no rows")
+        raise damaged_error(path, episode, "the file has no rows")
     num_rows = min(total - segment.first, total if segment.count is None else segment.count)
     if segment.count is not None and num_rows < segment.count:
         raise _outside_error(segment, episode, total)
     if not num_rows:
-        raise _damaged_error(path, episode, "the list of episodes gives it no rows")
-    order = frame_order(table)
-    if order is None:
-        order = np.arange(num_rows)
-    elif not np.array_equal(order, np.arange(num_rows)):
-        table = table.take(pa.array(order))
-    return Rows(segment, episode, table, order + segment.first, columns)
-
-
-def actual_segment(segment: RowSegment, number: int, episode: str) -> RowSegment:
-    """Rows of an episode in a file of many, by their `episode_index`. The stated segment, if the
-    file has no such column.
-    """
-    check_is_data_file(segment.path, episode)
-    try:
-        spans = episode_spans(segment.path)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged_error(segment.path, episode, str(error)) from error
-    if spans is None:
-        return segment
-    runs = spans.get(number, ())
-    if not runs:
-        raise DataError(
-            f"{episode}: {segment.path} has no rows with its episode_index",
-            hint="the list of episodes names another file, or files were mixed up; download both "
-            "again, or exclude the episode with `preprocess --exclude`",
-            code="data.episode_index",
-            details={"path": str(segment.path), "field": EPISODE_INDEX},
-        )
-    if len(runs) > 1:
-        starts = ", ".join(str(first) for first, _ in runs[:5])
-        raise DataError(
-            f"{episode}: {segment.path} has its rows in {len(runs)} places, from rows {starts}",
-            hint="episodes were written twice or merged with equal numbers; download the file "
-            "again, or exclude the episode with `preprocess --exclude`",
-            code="data.split_rows",
-            details={"path": str(segment.path), "field": EPISODE_INDEX, "row": runs[1][0]},
-        )
-    return replace(segment, first=runs[0][0], count=runs[0][1])
+        raise LEROBOT.error("rows_outside", path, "the list of episodes gives no rows to", episode)
+    return table
 
 
 def _outside_error(segment: RowSegment, episode: str, total: int) -> DataError:
     stop = segment.first + (segment.count or 0)
     return DataError(
         f"{episode}: its rows are {segment.first} to {stop} of {segment.path}, which has {total}",
-        hint="the file or the list is of another version; download both again",
+        hint=LEROBOT.codes["rows_outside"].action,
         code="data.rows_outside",
         details={"path": str(segment.path), "row": segment.first},
     )
@@ -436,7 +417,7 @@ def _is_list(dtype: pa.DataType) -> bool:
     return types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)
 
 
-def _damaged_error(path: Path, episode: str, reason: str) -> DataError:
+def damaged_error(path: Path, episode: str, reason: str) -> DataError:
     return DataError(
         f"{episode}: {path} cannot be read as parquet: {reason}",
         hint="download the file again, exclude the episode with --exclude, or save what is whole: "

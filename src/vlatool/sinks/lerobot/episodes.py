@@ -483,7 +483,11 @@ def copied_rows(
     path, columns = recording.rows.path, layout.columns
     depth = [name for name in layout.depth if name not in layout.videos]
     try:
-        table = read_segment(recording.rows, [*columns, *depth, TASK_INDEX, FRAME_INDEX])
+        names = [*columns, *depth, TASK_INDEX, FRAME_INDEX]
+        tables = [read_segment(segment, names) for segment in recording.segments()]
+        table = tables[0]
+        if len(tables) > 1:
+            table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowException, OSError) as error:
         raise DataError.at(path, f"cannot be read: {error}", code="data.bad_parquet") from error
     if (order := frame_order(table)) is not None:

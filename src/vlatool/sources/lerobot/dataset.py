@@ -12,6 +12,7 @@ from vlatool.artifacts.lerobot.dataset import (
     FileFinder,
     clip_defects,
     first_rows,
+    text_tables,
 )
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
@@ -30,6 +31,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes, unknown_field
+from vlatool.sources.inventory import Stored, decide
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list, is_remote
 
@@ -144,9 +146,10 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         info,
         _required_cameras(root, info, config.camera_columns)
         or tuple(_usable_cameras(root, info, videos, finder.existing, columns, findings)),
-        select_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
-        select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
-        declared=meta.declarations(root),
+        select_fields(root, info, config.observation_keys, OBSERVED, columns),
+        select_fields(root, info, config.action_keys, PREDICTED, action_columns),
+        declared=meta.declarations(root, info),
+        text_tables=text_tables(root, dict.fromkeys([*info.features, *(columns or ())])),
     )
     known = dict.fromkeys([*info.features, *(columns or ())])
     if config.task_column is not None and config.task_column not in known:
@@ -240,16 +243,14 @@ def _usable_cameras(
     # If no camera has files, all are kept, so that each episode reports the loss.
     is_lost = all(camera.is_depth or camera.name in absent for camera in cameras)
     for feature in cameras:
-        code = "camera_without_files"
         if feature.is_depth:
-            code, problem = "depth_camera", f"{feature.name} holds depth, not RGB"
-        elif feature.name in absent and not is_lost:
-            missing = "video for any episode" if feature.dtype == "video" else "column in the data"
-            problem = f"camera {feature.name} has no {missing}"
-        else:
+            continue
+        if feature.name not in absent or is_lost:
             yield feature
             continue
-        findings.append(LEROBOT(code, f"{root}: {problem}; left out", camera=feature.name))
+        missing = "video for any episode" if feature.dtype == "video" else "column in the data"
+        message = f"{root}: camera {feature.name} has no {missing}; left out"
+        findings.append(LEROBOT("camera_without_files", message, camera=feature.name))
 
 
 def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Finding | None:
@@ -288,13 +289,12 @@ def select_fields(
     requested: Sequence[str] | None,
     convention: tuple[str, str],
     columns: Sequence[str] | None,
-    findings: list[Finding],
 ) -> tuple[str, ...]:
     """The requested columns, else those of the naming convention.
 
-    `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, or
-    not among the `columns` of a file (None if no file can be read), are left out; `findings`
-    reports them.
+    `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, too
+    wide to be observed, or not among the `columns` of a file (None if no file can be read), are
+    left out, as the parts of the episodes say.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
@@ -319,14 +319,17 @@ def select_fields(
             reason = "is not a vector"
         elif columns is not None and name not in columns:
             reason = "has no column in the data"
-        else:
+        elif convention is PREDICTED or not wide_note(info.features[name]):
             selected.append(name)
-            continue
-        message = f"{root}: {name} {reason}; left out"
-        findings.append(LEROBOT("field_left_out", message, field=name))
     if names and not selected and convention is PREDICTED:
         raise _unusable_error(root, names[0], reason, convention)
     return tuple(selected)
+
+
+def wide_note(feature: meta.Feature) -> str:
+    """Why a vector is too wide for a field unless it is asked for; empty if it is not."""
+    decision = decide(Stored(feature.name, "array", (feature.width or 1,), "float32"))
+    return decision.note.partition(";")[0] if decision.role == "left_out" else ""
 
 
 def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:

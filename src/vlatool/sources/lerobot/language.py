@@ -1,21 +1,97 @@
-"""Columns `language_persistent` and `language_events` of LeRobot. Source: formats/lerobot 8."""
+"""Columns of texts besides the task, and the annotations of LeRobot. Source: formats/lerobot 8."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from vlatool.artifacts.lerobot import meta
+from vlatool.artifacts.lerobot.dataset import Dataset
 from vlatool.artifacts.lerobot.format import PERSISTENT, PERSISTENT_STYLES
 from vlatool.artifacts.lerobot.tables import Rows, is_annotations
 from vlatool.episode import Array, LanguageSpan
+from vlatool.errors import DataError
 from vlatool.findings import Collector
-from vlatool.sources.language import Language
+from vlatool.sources.language import Language, kind_of_name, language_of
 
-EVENTS = "language_events"
+EVENTS, ANNOTATION = "language_events", "annotation."
+# Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
+LABELS = frozenset({"valid", "invalid"})
+FrameTexts = tuple[str, Sequence[str]]  # kind of annotation, and the text of each frame
 _TOLERANCE = 1e-4  # seconds; the library accepts as much between a time and that of its frame
 _REPHRASED = "task_aug"  # sentences for the whole episode, whatever their time
+
+
+def text_columns(dataset: Dataset) -> dict[str, str]:
+    """Map from column besides the task to the kind of its texts: columns of numbers with a table of
+    their texts, and columns of text whose name says what they are.
+    """
+    kinds = {column: meta.text_kind(column) for column in dataset.text_tables}
+    for name, feature in dataset.info.features.items():
+        kind = kind_of_name(name.rpartition(".")[2]) if feature.dtype == "string" else ""
+        if kind and not name.startswith(ANNOTATION):
+            kinds[name] = kind
+    return kinds
+
+
+def column_texts(dataset: Dataset, rows: Rows, report: Collector) -> dict[str, FrameTexts]:
+    """Texts of the frames by column; a frame whose number has no text in the table has none."""
+    found: dict[str, FrameTexts] = {}
+    for column, kind in text_columns(dataset).items():
+        if column not in rows.columns:
+            continue
+        try:
+            values = rows.labels(column)
+            table = {}
+            if column in dataset.text_tables:
+                table = meta.read_texts(dataset.text_tables[column], kind)
+        except DataError as error:
+            report.note("bad_language", error.message, field=column)
+            continue
+        texts = [value if isinstance(value, str) else table.get(value, "") for value in values]
+        unknown = {value for value in values if isinstance(value, int) and value >= 0} - {*table}
+        if unknown:
+            problem = f"{column} {min(unknown)} is not in {dataset.text_tables[column]}"
+            report.note("bad_language", f"{rows.episode}: {problem}", field=column)
+        found[column] = kind, texts
+    return found
+
+
+def joined_language(
+    instructions: Sequence[str], others: Mapping[str, FrameTexts], annotations: Language
+) -> tuple[Language, dict[str, str]]:
+    """Language of an episode, and the kind of the texts of each column.
+
+    Instructions of a column that differ from those of the task are alternatives.
+    """
+    pairs = [("original", instructions)]
+    spans: list[LanguageSpan] = []
+    kinds: dict[str, str] = {}
+    for column, (kind, texts) in others.items():
+        if kind == "original" and not are_equal(texts, instructions):
+            kind = "alternative"
+        kinds[column] = kind
+        if len({*texts}) == 1:
+            pairs.append((kind, texts))
+            continue
+        first = 0
+        for text, run in groupby(texts):
+            stop = first + len(list(run))
+            if text.strip() and kind != "original":
+                spans.append(LanguageSpan(kind, text, first, stop - 1))
+            first = stop
+    whole, several = language_of(pairs)
+    more, annotated_spans = annotations
+    return ({**whole, **more}, [*several, *spans, *annotated_spans]), kinds
+
+
+def are_equal(texts: Sequence[str], instructions: Sequence[str]) -> bool:
+    """True if texts of frames are the instruction of each frame, or the only one."""
+    frames = [*instructions] * (len(texts) if len(instructions) == 1 else 1)
+    return [*texts] == frames
 
 
 def annotated(rows: Rows, times: Array, report: Collector) -> Language:

@@ -23,9 +23,11 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
+from vlatool.sources.inventory import left_out_findings
 from vlatool.sources.language import check_language, first_text
 from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
+from vlatool.sources.lerobot.parts import NO_IMAGES
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
@@ -89,7 +91,9 @@ class LeRobotReader(FormatReader):
             episode.fps,
             episode.action_fields,
             episode.proprioception_fields,
+            text_kinds=tuple(kind for kind in episode.texts() if kind != "original"),
             declared=episode.declared,
+            parts=episode.parts,
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -112,10 +116,14 @@ class LeRobotReader(FormatReader):
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
             missing_cameras=contents.missing,
+            depth=contents.depth,
+            success=contents.success,
             declared=dataset.declared,
+            parts=contents.parts,
             findings=(
                 *report.findings,
                 *check_language(ref.id, len(contents.rows), contents.language),
+                *_left_out(ref.id, contents),
             ),
             extras={
                 "dataset": dataset.name,
@@ -130,11 +138,21 @@ class LeRobotReader(FormatReader):
         rules.check_values(_episode_files(ref), contents, report)
         yield from report.findings
         yield from check_language(ref.id, len(contents.rows or ()), contents.language)
+        yield from _left_out(ref.id, contents)
         if deep:
             yield from check_cameras(ref.id, contents.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         yield from check_sets(sources, self.config)
+
+
+_TAKE = "none if the policy does not need them; else use the option that is named with each"
+
+
+def _left_out(episode: str, contents: rules.EpisodeContents) -> list[Finding]:
+    stored = [part for part in contents.parts if part.note != NO_IMAGES]
+    found = left_out_findings(episode, stored)
+    return [replace(each, action=_TAKE if each.action else "") for each in found]
 
 
 def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:
@@ -163,12 +181,6 @@ def _metadata(root: Path, info: Info) -> list[Path]:
     return [*files_named(root, META_FILES), *tables]
 
 
-def _videos(episode: EpisodeFiles) -> Iterator[Path]:
-    for camera in episode.dataset.cameras:
-        if camera.name in episode.clips:
-            yield episode.clips[camera.name].path
-
-
 def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
     """Refs of data sets; the second data set of the same name gets the suffix `-2`."""
     seen: Counter[str] = Counter()
@@ -177,7 +189,7 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
         name = id_part(dataset.name)
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        metadata = _metadata(dataset.root, dataset.info)
+        metadata = [*_metadata(dataset.root, dataset.info), *dataset.text_tables.values()]
         for episode in episodes:
             number = episode.number
             sentences = rules.without_labels(episode.line.tasks)
@@ -187,7 +199,7 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
                 source=str(source),
                 number=number if len(datasets) == 1 else None,
                 task=sentences[0] if sentences else rules.name_to_sentence(dataset.name),
-                files=(*_videos(episode), *metadata),
+                files=(*(clip.path for clip in episode.clips.values()), *metadata),
                 extras={"recording": episode},
             )
 

@@ -5,6 +5,7 @@ dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -13,39 +14,35 @@ from typing import Any, Self
 import numpy as np
 
 from vlatool.artifacts.field_summary import dimension_label
-from vlatool.artifacts.lerobot.dataset import EpisodeFiles
-from vlatool.artifacts.lerobot.format import (
-    AUTOMATIC,
-    EPISODES_FILE,
-    EPISODES_FOLDER,
-    FRAME_INDEX,
-    moments,
-)
-from vlatool.artifacts.lerobot.meta import (
-    Feature,
-    Statistics,
-)
-from vlatool.artifacts.lerobot.tables import (
-    Rows,
-    actual_segment,
-    check_is_data_file,
-    read_rows,
-    timestamp_problem,
-)
-from vlatool.episode import Array, Clip, FrameSource, RowSegment
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles, task_sentences
+from vlatool.artifacts.lerobot.findings import LEROBOT
+from vlatool.artifacts.lerobot.format import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
+from vlatool.artifacts.lerobot.meta import Statistics
+from vlatool.artifacts.lerobot.tables import Rows, read_rows, timestamp_problem
+from vlatool.episode import Array, FrameSource, RowSegment, StoredPart
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import id_part
-from vlatool.sources.frames import ParquetImages, VideoFrames, VideoInfo, probe_video
-from vlatool.sources.language import Language, language_of
+from vlatool.sources.frames import SingleImages
+from vlatool.sources.language import Language
 from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.language import EVENTS, PERSISTENT, annotated
+from vlatool.sources.lerobot.images import missing_cameras, open_cameras, open_depth
+from vlatool.sources.lerobot.language import (
+    ANNOTATION,
+    EVENTS,
+    LABELS,
+    PERSISTENT,
+    FrameTexts,
+    annotated,
+    column_texts,
+    joined_language,
+    text_columns,
+)
+from vlatool.sources.lerobot.parts import SUCCESS, TASK_INDEX, annotation_part, stored_parts
 from vlatool.sources.rules import SOURCE
 
 _TASK_DESCRIPTION = "task_description"
-# Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
-_LABELS = frozenset({"valid", "invalid"})
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,10 @@ class EpisodeContents:
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     # map from field to its values [F, C]
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    # map from camera to its depth in millimeters
+    depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
+    success: bool | None = None  # True if a row says that the task was completed
+    parts: tuple[StoredPart, ...] = ()  # all that the episode stores
 
 
 def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
@@ -68,59 +69,76 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     if not files.is_listed:
         report.add_error(_unlisted_error(files))
     dataset = files.dataset
-    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
+    annotations = [name for name in dataset.info.features if name.startswith(ANNOTATION)]
     task_column = [config.task_column] if config.task_column else []
     columns = [*dataset.field_names, *AUTOMATIC, *annotations, *task_column, PERSISTENT, EVENTS]
-    segment = _segment(files, name, report)
-    rows = report.attempt(partial(read_rows, segment, name, columns)) if segment else None
-    missing = dict(_missing_cameras(files, rows))
+    columns += [*text_columns(dataset), *SUCCESS]
+    segments = _segments(files, name, report)
+    rows = report.attempt(partial(read_rows, segments, name, columns)) if segments else None
+    missing = dict(missing_cameras(files, rows))
     if rows is None:
-        return EpisodeContents(None, _cameras(files, None, missing, report), missing)
+        return EpisodeContents(None, open_cameras(files, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
     length = files.line.length
     if length is not None and length != len(rows):
-        report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
-                f"the list of episodes says {length}",
-                hint="the file or the list is of another version; download both again",
-                code="data.length_mismatch",
-                details={"path": str(rows.path), "rows": len(rows), "length": length},
-            )
-        )
+        problem = f"has {counted(len(rows), 'row')}, the list of episodes says {length}"
+        report.add_error(LEROBOT.error("length_mismatch", rows.path, problem, rows=len(rows)))
     metadata = _bookkeeping(rows, report)
-    texts = report.attempt(partial(_instructions, files, rows, config, report)) or ()
+    frame_texts = column_texts(dataset, rows, report)
+    texts = report.attempt(partial(_instructions, files, rows, config, frame_texts, report)) or ()
     times = np.array(metadata.get("timestamp", ()), np.float64)
     if not len(times) or not np.isfinite(times).all():
         times = np.arange(len(rows)) / files.dataset.info.fps
-    whole, spans = language_of({"original": texts})
-    more, others = annotated(rows, times, report)
-    language = {**whole, **more}, [*spans, *others]
+    language, kinds = joined_language(texts, frame_texts, annotated(rows, times, report))
     _check_bookkeeping(files, rows, metadata, report)
-    cameras = _cameras(files, rows, missing, report)
+    cameras = open_cameras(files, rows, missing, report)
     fields: dict[str, Array] = {}
     for name in files.dataset.field_names:
         width = files.dataset.info.features[name].width
         values = report.attempt(partial(rows.vectors, name, width))
         if values is not None:
             fields[name] = values
-    return EpisodeContents(rows, cameras, missing, language, metadata, fields)
+    depth, lost_depth = open_depth(files, rows)
+    kinds[config.task_column or TASK_INDEX] = "original"
+    others = [
+        annotation_part(rows, column, texts, task_sentences(files))
+        for column in annotations
+        if column in rows.columns and column != config.task_column
+    ]
+    parts = stored_parts(files, rows.columns, kinds, lost_depth, others)
+    return EpisodeContents(
+        rows, cameras, missing, language, metadata, fields, depth, _success(rows), parts
+    )
 
 
-def _segment(files: EpisodeFiles, name: str, report: Collector) -> RowSegment | None:
+def _segments(files: EpisodeFiles, name: str, report: Collector) -> tuple[RowSegment, ...] | None:
     """The rows of the episode; in a file of many those with its number, wherever they are."""
     stated = files.rows
-    if stated.count is None:
-        return stated
-    segment = report.attempt(partial(actual_segment, stated, files.number, name))
-    if segment is not None and segment.first != stated.first:
+    segments = report.attempt(files.segments)
+    if segments is None or stated.count is None:
+        return segments
+    paths = [segment.path for segment in segments]
+    if paths != [stated.path]:
+        found = " and ".join(map(str, paths))
+        message = f"{name}: its rows are in {found}; the list of episodes says {stated.path}"
+        report.note("rows_elsewhere", message, path=str(stated.path))
+    elif segments[0].first != stated.first:
         message = (
-            f"{name}: its rows start at row {segment.first} of {stated.path}, and at "
+            f"{name}: its rows start at row {segments[0].first} of {stated.path}, and at "
             f"{stated.first} in the list of episodes; they are taken by episode_index"
         )
-        report.note("row_offsets", message, path=str(stated.path), row=segment.first)
-    return segment
+        report.note("row_offsets", message, path=str(stated.path), row=segments[0].first)
+    return segments
+
+
+def _success(rows: Rows) -> bool | None:
+    """True if a row says that the task was completed; None if no column says it."""
+    for name in SUCCESS:
+        if name in rows.columns:
+            with suppress(DataError):
+                return bool(rows.vectors(name, None).any())
+    return None
 
 
 def _unlisted_error(files: EpisodeFiles) -> DataError:
@@ -160,8 +178,7 @@ def _check_bookkeeping(
             DataError(
                 f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
                 f"expected {frame}",
-                hint="rows are missing or repeated; download the file again, or exclude the "
-                "episode with `preprocess --exclude`",
+                hint=LEROBOT.codes["frame_index_gap"].action,
                 code="data.frame_index_gap",
                 details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
             )
@@ -171,138 +188,22 @@ def _check_bookkeeping(
         report.add_error(
             DataError(
                 f"{rows.episode}: {rows.path} has rows of episode_index {sorted(others, key=str)}",
-                hint="the file is another one, or files were mixed up; download it again, or "
-                "exclude the episode with `preprocess --exclude`",
+                hint=LEROBOT.codes["episode_index"].action,
                 code="data.episode_index",
                 details={**location, "field": "episode_index"},
             )
         )
 
 
-# Images
-
-
-def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
-    """Errors of cameras that the data set declares, but that have no file or column here. The
-    caller decides by the selected cameras whether the episode is used nevertheless.
-    """
-    for camera in files.dataset.cameras:
-        code, path, problem = "data.missing_column", files.rows.path, "has no such column"
-        if camera.dtype == "video":
-            clip = files.clips.get(camera.name)
-            code = "data.missing_video"
-            path, problem = (
-                (clip.path, "is missing")
-                if clip
-                else (files.dataset.root / EPISODES_FOLDER, "names no video")
-            )
-            if clip is not None and path.exists():
-                try:
-                    check_is_data_file(path, f"episode {files.number}, camera {camera.name}")
-                except DataError as error:
-                    yield camera.name, error
-                continue
-        elif rows is None or camera.name in rows.columns:
-            continue
-        yield (
-            camera.name,
-            DataError(
-                f"episode {files.number}, camera {camera.name}: {path} {problem}",
-                hint="download the file again; `preprocess` reads what is here with "
-                "--camera-names, --exclude or --skip-episodes-missing-cameras",
-                code=code,
-                details={"path": str(path), "camera": camera.name},
-            ),
-        )
-
-
-def _cameras(
-    files: EpisodeFiles,
-    rows: Rows | None,
-    missing: Mapping[str, DataError],
-    report: Collector,
-) -> dict[str, FrameSource]:
-    cameras: dict[str, FrameSource] = {}
-    for camera in files.dataset.cameras:
-        if camera.name in missing:
-            if not (report.strict or files.dataset.is_without_videos):
-                report.add_error(missing[camera.name], camera=camera.name)
-            continue
-        read = _video if camera.dtype == "video" else _images
-        frames = report.attempt(partial(read, files, camera, rows, report), camera=camera.name)
-        if frames is not None:
-            cameras[camera.name] = frames
-    return cameras
-
-
-def _images(
-    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
-) -> ParquetImages | None:
-    if rows is None:
-        return None
-    return ParquetImages(rows.path, camera.name, files.dataset.root, rows.order.tolist())
-
-
-def _video(
-    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
-) -> VideoFrames | None:
-    clip = files.clips[camera.name]
-    path = clip.path
-    label = f"episode {files.number}, camera {camera.name}"
-    location = {"camera": camera.name, "path": str(path)}
-    if camera.name in files.defects:
-        raise files.defects[camera.name]
-    info = probe_video(clip)
-    if rows is None:
-        return None
-    if info.num_frames < len(rows):
-        raise _too_short_error(clip, info, label, len(rows), location)
-    fps = files.dataset.info.fps
-    for code, problem in _video_problems(info, camera, len(rows), fps):
-        report.note(code, f"{label}: {path} {problem}", **location)
-    return VideoFrames(clip, len(rows))
-
-
-def _too_short_error(
-    clip: Clip, info: VideoInfo, label: str, num_rows: int, location: Mapping[str, str]
-) -> DataError:
-    frames, data = counted(info.num_frames, "frame"), f"the data has {counted(num_rows, 'row')}"
-    code, problem = "video_too_short", f"{clip.path} has {frames}, {data}"
-    if clip.stop is not None:
-        part = f"{clip.start:.2f} s to {clip.stop:.2f} s"
-        problem = f"{clip.path} has {frames} from {part}, {data}"
-        if info.duration is not None and clip.stop > info.duration + 0.01:
-            code = "clip_outside"
-            problem = f"its frames are {part} of {clip.path}, which ends at {info.duration:.2f} s"
-    return DataError(
-        f"{label}: {problem}",
-        hint="the video is incomplete; download it again, or exclude the episode with "
-        "`preprocess --exclude`",
-        code=f"data.{code}",
-        details={**location, "frames": info.num_frames},
-    )
-
-
-def _video_problems(
-    info: VideoInfo, camera: Feature, num_rows: int, fps: float
-) -> Iterator[tuple[str, str]]:
-    """(code, problem) of a usable video that differs from the rows or from info.json."""
-    if info.num_frames > num_rows:
-        more = f"has {counted(info.num_frames, 'frame')} for {counted(num_rows, 'row')}"
-        yield "extra_frames", f"{more}; the last ones are unused"
-    if info.fps is not None and abs(float(info.fps) - fps) > 0.01:
-        yield "video_fps", f"has {float(info.fps):g} fps, the data {fps:g}"
-    if camera.shape and not set(info.size) <= set(camera.shape):
-        height, width = info.size
-        declared = f"meta/info.json says {list(camera.shape)}"
-        yield "picture_size", f"is {width}x{height} (w x h), {declared}"
-
-
 # Instruction
 
 
 def _instructions(
-    files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector
+    files: EpisodeFiles,
+    rows: Rows,
+    config: LeRobotConfig,
+    others: Mapping[str, FrameTexts],  # texts of further columns
+    report: Collector,
 ) -> Sequence[str]:
     """Instruction of each frame by the rows, else one from the list, else the folder name."""
     table = _task_table(files, report)
@@ -319,6 +220,9 @@ def _instructions(
         texts = [_instruction_of_list(rows, files.line.tasks, table, config.task_join)]
     if any(text.strip() for text in texts):
         return texts
+    for kind, recorded in others.values():
+        if kind == "original" and any(recorded):
+            return recorded
     if config.needs_instruction:
         raise DataError(
             f"{rows.episode}: no instruction in the list of episodes or its rows",
@@ -335,7 +239,7 @@ def _instructions(
 def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
     """Distinct sentences among the tasks of an episode, without quality labels."""
     distinct = tuple(dict.fromkeys(text for text in tasks if text.strip()))
-    return tuple(text for text in distinct if text not in _LABELS) or distinct
+    return tuple(text for text in distinct if text not in LABELS) or distinct
 
 
 def name_to_sentence(name: str) -> str:
@@ -406,17 +310,13 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     if rows is None:
         return
     _check_counting(rows, contents, report)
-    for name in rows.columns:
-        if name not in files.dataset.info.features:
-            message = f"{rows.path}: the column {name!r} is not a feature in meta/info.json"
-            report.note("undeclared_column", message, path=str(rows.path), field=name)
     for name, values in contents.fields.items():
         names = files.dataset.info.features[name].dimension_names
         report.attempt(partial(check_finite, rows, name, values, names))
     vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
     _check_motion(rows, contents, report)
     for name, frames in contents.cameras.items():
-        if isinstance(frames, ParquetImages):
+        if isinstance(frames, SingleImages):
             report.attempt(partial(frames.read, [0]), camera=name)
     published = files.statistics()
     summaries = {name: Moments.of(values) for name, values in vectors.items() if len(values)}
@@ -463,13 +363,13 @@ def _other_fields(
         if name in rows.columns and name not in used
     ]
     try:
-        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
+        columns = [read_rows(rows.segments, rows.episode, others)] * len(others)
     except DataError:  # at least one column is broken: each is read alone below
         columns = []
     for name, column in zip_longest(others, columns):
         try:
             if column is None:
-                column = read_rows(rows.segment, rows.episode, [name])
+                column = read_rows(rows.segments, rows.episode, [name])
             values = column.vectors(name, features[name].width)
             check_finite(column, name, values)
         except DataError as error:

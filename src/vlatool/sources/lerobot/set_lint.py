@@ -27,7 +27,7 @@ from vlatool.artifacts.lerobot.format import (
     merge_stats,
     split_spans,
 )
-from vlatool.artifacts.lerobot.tables import Rows, actual_segment, episode_spans, read_rows
+from vlatool.artifacts.lerobot.tables import Rows, episode_spans, read_rows
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -229,7 +229,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
             summary.is_whole = False
     info_path = str(root / INFO_FILE)
     for name, feature in dataset.info.features.items() if summary.columns else ():
-        if feature.dtype != "video" and name not in summary.columns:
+        if feature.dtype not in ("video", "audio") and name not in summary.columns:
             problem = f"no file has the feature {name!r}"
             yield LEROBOT.at("feature_without_column", info_path, problem, field=name)
     merged = dict(summary.moments())
@@ -243,10 +243,8 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
 
 def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
     """Adds the rows of an episode; checks `index`, and that the rows are new."""
-    name, segment = f"episode {episode.number}", episode.rows
-    if segment.count is not None:
-        segment = actual_segment(segment, episode.number, name)
-    rows = read_rows(segment, name, [*summary.names, "index"])
+    name = f"episode {episode.number}"
+    rows = read_rows(episode.segments(), name, [*summary.names, "index"])
     first = rows.first("index") if "index" in rows.columns else summary.expected
     if first != summary.expected and summary.is_whole:
         problem = f"index starts at {first}, expected {summary.expected}"

@@ -1,0 +1,110 @@
+"""What a LeRobot episode stores: each feature and each further column has one role.
+
+Source: formats/lerobot 4; the rules of all formats are those of `sources.inventory`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles
+from vlatool.artifacts.lerobot.format import AUTOMATIC, PERSISTENT
+from vlatool.artifacts.lerobot.meta import Feature
+from vlatool.artifacts.lerobot.tables import Rows
+from vlatool.episode import Content, StoredPart
+from vlatool.errors import DataError
+from vlatool.sources.inventory import is_action
+from vlatool.sources.lerobot.dataset import wide_note
+from vlatool.sources.lerobot.language import EVENTS, LABELS, are_equal
+
+TASK_INDEX = "task_index"
+SUCCESS = ("next.success", "success", "is_success")
+NO_IMAGES = "no images in any episode"  # which a finding of the set says
+_TIME = re.compile(r"(next\.)?(done|terminated|truncated)|is_(first|last|terminal)")
+_TAKES_FIELD, _TAKES_TEXT = "--observation-keys NAME takes it", "--task-column NAME reads it"
+
+
+def stored_parts(
+    files: EpisodeFiles,
+    columns: Sequence[str],  # of the file of the episode
+    kinds: Mapping[str, str],  # column of texts to their kind of annotation
+    lost_depth: Mapping[str, str],  # depth that cannot be read to the reason
+    annotations: Sequence[StoredPart],
+) -> tuple[StoredPart, ...]:
+    """All features in the order of info.json, then columns that it does not declare."""
+    dataset = files.dataset
+    features = dataset.info.features
+    others = [name for name in columns if name not in features and not name.startswith("__")]
+    parts = {part.path: part for part in annotations}
+    found: list[StoredPart] = []
+    content: Content
+    for name in (*features, *others):
+        if name in parts:
+            found.append(parts[name])
+        elif name in kinds:
+            found.append(StoredPart(name, "language", kinds[name], "text"))
+        elif name in (PERSISTENT, EVENTS):
+            found.append(StoredPart(name, "language", "", "text"))
+        elif name in AUTOMATIC or _TIME.fullmatch(name):
+            found.append(StoredPart(name, "time"))
+        elif name in SUCCESS:
+            found.append(StoredPart(name, "success"))
+        elif name in dataset.field_names:
+            content = "actions" if name in dataset.action_keys else "numbers"
+            found.append(StoredPart(name, "field", name, content))
+        elif name not in features:
+            note = "no feature of meta/info.json"
+            content = "actions" if is_action(name) else "other"
+            found.append(StoredPart(name, "left_out", content=content, note=note))
+        elif features[name].is_camera:
+            found.append(_images_part(files, features[name], columns, lost_depth))
+        else:
+            found.append(_left_out(features[name], columns))
+    return tuple(found)
+
+
+def _images_part(
+    files: EpisodeFiles, feature: Feature, columns: Sequence[str], lost_depth: Mapping[str, str]
+) -> StoredPart:
+    name = feature.name
+    if name in files.dataset.camera_names:
+        return StoredPart(name, "camera", name, "images")
+    if feature.is_depth and name not in lost_depth:
+        return StoredPart(name, "depth", name, "images", "depth in millimeters")
+    is_stored = name in files.clips or name in columns
+    note = lost_depth.get(name, "no camera of this format" if is_stored else NO_IMAGES)
+    return StoredPart(name, "left_out", content="images", note=note)
+
+
+def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
+    """A feature that is not read, with the reason and what would read it."""
+    name = feature.name
+    content: Content = "actions" if is_action(name) else "numbers"
+    if feature.dtype == "string":
+        content, note = "text", f"a text that is no instruction; {_TAKES_TEXT}"
+    elif not feature.is_readable_number:
+        content, note = "other", "sound" if feature.dtype == "audio" else f"holds {feature.dtype}"
+    elif name not in columns:
+        note = "it has no column in the data"
+    elif feature.width is None:
+        note = f"its rows have the shape {list(feature.shape or ())}, no vector"
+    else:
+        note = f"{wide_note(feature) or 'not observed'}; {_TAKES_FIELD}"
+    return StoredPart(name, "left_out", content=content, note=note)
+
+
+def annotation_part(
+    rows: Rows, column: str, instructions: Sequence[str], tasks: Mapping[int, str]
+) -> StoredPart:
+    """A column of GR00T sets that names texts of the list of tasks: the instruction, a quality
+    label, or further texts, which are left out.
+    """
+    try:
+        values = rows.labels(column)
+    except DataError:
+        return StoredPart(column, "left_out", content="other", note="it names no texts")
+    texts = [value if isinstance(value, str) else tasks.get(value, "") for value in values]
+    if are_equal(texts, instructions):
+        return StoredPart(column, "language", "original", "text")
+    if {*texts} <= LABELS | {""}:
+        return StoredPart(column, "left_out", content="other", note="labels of quality")
+    return StoredPart(column, "left_out", content="text", note=f"further texts; {_TAKES_TEXT}")
