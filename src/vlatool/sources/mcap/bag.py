@@ -1,4 +1,4 @@
-"""Bags and their messages in the order of the files: MCAP as far as it goes, ROS 1 and db3."""
+"""Bags and their messages in the order of the files, each as far as it goes."""
 
 import struct
 import zlib
@@ -14,15 +14,11 @@ from typing import Any, NamedTuple
 
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding
+from vlatool.sources.mcap.files import local_file, parts_of_bag
+from vlatool.sources.mcap.ros import open_reader
 from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
-from vlatool.storage.cache import local_copy
-from vlatool.storage.documents import DocumentError, read_yaml
-from vlatool.storage.tree import natural_key, walk
-from vlatool.storage.uri import can_list
 
-SUFFIXES = (".mcap", ".bag", ".db3")
-_METADATA = "metadata.yaml"
 _MAGIC = b"\x89MCAP0\r\n"
 _HEAD = struct.Struct("<BQ")  # opcode and length of a record
 _CHUNK = struct.Struct("<QQQII")  # start, end, size, CRC, length of the name of the compression
@@ -79,11 +75,12 @@ class BagFile:
     """Everything in a file but its messages."""
 
     path: Path
+    local: Path  # the file, or its copy in the cache
     segments: list[Segment] = field(default_factory=list[Segment])  # of MCAP
     channels: dict[int, BagChannel] = field(default_factory=dict[int, BagChannel])
     counts: Counter[int] = field(default_factory=Counter[int])  # messages of each channel
     metadata: dict[str, str] = field(default_factory=dict[str, str])  # `NAME@KEY` to value
-    attachments: list[str] = field(default_factory=list[str])
+    attachments: dict[str, int] = field(default_factory=dict[str, int])  # name to bytes
     findings: list[Finding] = field(default_factory=list[Finding])
     schemas: dict[int, tuple[str, str, bytes]] = field(default_factory=dict)
 
@@ -110,12 +107,12 @@ class BagFile:
         elif kind == "Metadata":
             self.metadata |= {f"{record.name}@{k}": value for k, value in record.metadata.items()}
         elif kind == "AttachmentIndex":
-            self.attachments.append(f"{record.name} ({record.data_size:,} bytes)")
+            self.attachments[record.name] = record.data_size
         elif kind == "Statistics":
             self.counts.update(record.channel_message_counts)
         elif kind == "MetadataIndex":
             start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
-            self.add_stored(_RECORD, read_byte_range(ByteRange(self.path, start, stop)))
+            self.add_stored(_RECORD, read_byte_range(ByteRange(self.local, start, stop)))
         elif kind == "ChunkIndex":
             start, stop = record.chunk_start_offset, record.chunk_start_offset + record.chunk_length
             times = record.message_start_time, record.message_end_time
@@ -134,27 +131,35 @@ def _readable(path: Path, place: str = "") -> Generator[None]:
         raise
     except Exception as error:
         reason = f"cannot be read: {str(error) or type(error).__name__}"
-        raise MCAP.error("unreadable", path, place, reason) from error
+        is_database = ".db3" in path.name
+        hint = f"sqlite3 {path} .recover | sqlite3 whole.db3 saves what is whole"
+        raise MCAP.error(
+            "unreadable", path, place, reason, hint=hint if is_database else ""
+        ) from error
 
 
 @lru_cache(maxsize=64)
 def _bag_file(path: Path, size: int, changed: int) -> BagFile:
     with _readable(path):
-        if path.suffix != ".mcap":
-            return _ros_file(path)
-        return _by_summary(path, size) or _by_scan(path, size)
+        file = BagFile(path, local_file(path))
+        if file.local.suffix != ".mcap":
+            return _ros_file(file)
+        if file.local != path:
+            size = file.local.stat().st_size
+        return _by_summary(path, file.local, size) or _by_scan(file, size)
 
 
-def _by_summary(path: Path, size: int) -> BagFile | None:
+def _by_summary(path: Path, local: Path, size: int) -> BagFile | None:
     """The file by the summary at its end; None if there is none, or it is damaged."""
-    tail = read_byte_range(ByteRange(path, max(0, size - _TAIL), size))
+    tail = read_byte_range(ByteRange(local, max(0, size - _TAIL), size))
     start, _, crc = struct.unpack_from("<QQI", tail, 9) if len(tail) == _TAIL else (0, 0, 0)
     if tail[-8:] != _MAGIC or not 0 < start < size or size - start > _LARGEST:
         return None
-    data = read_byte_range(ByteRange(path, start, size))
+    data = read_byte_range(ByteRange(local, start, size))
     if crc and zlib.crc32(data[:-12]) != crc:
         return None
-    file, stream = BagFile(path), installed("mcap.stream_reader")
+    file = BagFile(path, local)
+    stream = installed("mcap.stream_reader")
     try:
         for record in stream.StreamReader(BytesIO(data), skip_magic=True).records:
             file.add(record)
@@ -165,9 +170,8 @@ def _by_summary(path: Path, size: int) -> BagFile | None:
     return file if is_whole and bool(file.segments) == bool(file.counts) else None
 
 
-def _by_scan(path: Path, size: int) -> BagFile:
+def _by_scan(file: BagFile, size: int) -> BagFile:
     """The file by reading it once, up to the first record that is cut off."""
-    file = BagFile(path)
     file.report("bad_index", "has no index that can be used; it is read from start to end")
     end = _find_segments(file, size)
     for segment in file.segments:
@@ -184,9 +188,10 @@ def _by_scan(path: Path, size: int) -> BagFile:
 
 def _find_segments(file: BagFile, size: int) -> int | None:
     """Adds all segments; returns the start of a record that is cut off, or None."""
-    with open_forward(file.path) as stream:
+    with open_forward(file.local) as stream:
         if stream.read(8) != _MAGIC:
-            raise MCAP.error("unreadable", file.path, "does not start as MCAP")
+            hint = "check the path: it is no MCAP file"
+            raise MCAP.error("unreadable", file.path, "does not start as MCAP", hint=hint)
         stop = 8
         while True:
             start, head = stop, stream.read(_HEAD.size)
@@ -201,7 +206,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
                     file.segments.append(Segment(start, size, 1))
                 return start
             if opcode == _ATTACHMENT:
-                file.attachments.append(f"at byte {start} ({length:,} bytes)")
+                file.attachments[f"at byte {start}"] = length
             elif opcode == _CHUNKS or is_apart:
                 file.segments.append(Segment(start, stop, int(opcode == _CHUNKS)))
             else:
@@ -219,7 +224,7 @@ def _records(
     """(opcode, start in the segment, content) of records, up to the first damaged one."""
     offset = 0
     try:
-        data = _content(file.path, segment)
+        data = _content(file.path, file.local, segment)
         while offset < len(data):
             opcode, length = _HEAD.unpack_from(data, offset)
             start, offset = offset + _HEAD.size, offset + _HEAD.size + length
@@ -231,16 +236,17 @@ def _records(
         findings.append(MCAP.at("damaged_chunk", file.path, reason))
 
 
-def _content(path: Path, segment: Segment) -> bytes:
+def _content(path: Path, local: Path, segment: Segment) -> bytes:
     """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
     start, length = segment.start + _HEAD.size * segment.is_chunk, segment.stop - segment.start
-    data = read_byte_range(ByteRange(path, start, min(segment.stop, start + _LARGEST)))
+    data = read_byte_range(ByteRange(local, start, min(segment.stop, start + _LARGEST)))
     size, crc, name = length, 0, 0
     if segment.is_chunk:
         _, _, size, crc, name = _CHUNK.unpack_from(data)
     if max(size, length) > _LARGEST:
-        reason = f"{max(size, length):,} bytes at once"
-        raise MCAP.error("too_large", path, f"byte {segment.start}", reason)
+        reason = f"a chunk of {max(size, length):,} bytes; the limit is {_LARGEST:,}"
+        hint = f"write smaller chunks: mcap compress {path} -o smaller.mcap"
+        raise MCAP.error("too_large", path, f"byte {segment.start}", reason, hint=hint)
     if not segment.is_chunk:
         return data
     head = _CHUNK.size + name
@@ -261,21 +267,13 @@ def _content(path: Path, segment: Segment) -> bytes:
     return data
 
 
-def _ros_reader(path: Path) -> Any:
-    """An open reader of rosbags; a remote file is copied to the cache first."""
-    module = installed("rosbags.rosbag1" if path.suffix == ".bag" else "rosbags.rosbag2")
-    reader = module.Reader(local_copy(path.parent, [path.name]) / path.name)
-    reader.open()
-    return reader
-
-
-def _ros_file(path: Path) -> BagFile:
-    file, reader = BagFile(path), _ros_reader(path)
-    encoding = "ros1" if path.suffix == ".bag" else "cdr"
+def _ros_file(file: BagFile) -> BagFile:
+    reader = open_reader(file.path, file.local, file.findings)
+    encoding = "ros1" if isinstance(reader, installed("rosbags.rosbag1").Reader) else "cdr"
     for link in reader.connections:
-        form, text = "ros2idl" if link.msgdef.format.name == "IDL" else "", link.msgdef.data
-        channel = BagChannel(link.topic, encoding, link.msgtype, form, text.encode())
-        file.channels[link.id] = channel
+        form = "ros2idl" if link.msgdef.format.name == "IDL" else ""
+        schema = link.msgdef.data.encode()
+        file.channels[link.id] = BagChannel(link.topic, encoding, link.msgtype, form, schema)
         file.counts[link.id] = link.msgcount
     reader.close()
     return file
@@ -303,7 +301,7 @@ class Bag:
         for number, file in enumerate(self.files):
             findings += file.findings
             with _readable(file.path):
-                find = _mcap_messages if file.path.suffix == ".mcap" else _ros_messages
+                find = _mcap_messages if file.local.suffix == ".mcap" else _ros_messages
                 yield from find(number, file, span, findings)
 
 
@@ -339,7 +337,8 @@ def _mcap_messages(
 def _ros_messages(
     number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
-    reader, last = _ros_reader(file.path), dict[int, tuple[int, int]]()
+    reader = open_reader(file.path, file.local, [])
+    last: dict[int, tuple[int, int]] = {}
     for link, time, data in reader.messages(start=span.start, stop=span.stop):
         same, index = last.get(link.id, (-1, 0))
         last[link.id] = time, (index + 1 if same == time else 0)
@@ -353,64 +352,37 @@ class TopicReader:
 
     def __init__(self, bag: Bag) -> None:
         self._bag = bag
+        self._local: dict[int, Path] = {}
         self._last: tuple[tuple[int, Segment] | None, Any] = None, b""  # chunk, or reader of ROS
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_bag": self._bag, "_last": (None, b"")}
+        return {"_bag": self._bag, "_local": {}, "_last": (None, b"")}
 
     def read(self, position: Sequence[int]) -> bytes:
         number, *place, start, size = map(int, position)
         path, segment = self._bag.parts[number], Segment(*place)
         with _readable(path, f"byte {segment.start}"):
-            if path.suffix != ".mcap":
-                return self._ros_message(number, path, place)
+            if number not in self._local:
+                self._local[number] = local_file(path)
+            local = self._local[number]
+            if local.suffix != ".mcap":
+                return self._ros_message(number, place)
             if not segment.is_chunk:
                 start += segment.start
-                return read_byte_range(ByteRange(path, start, start + size))
+                return read_byte_range(ByteRange(local, start, start + size))
             if self._last[0] != (number, segment):
-                self._last = (number, segment), _content(path, segment)
+                self._last = (number, segment), _content(path, local, segment)
             return self._last[1][start : start + size]
 
-    def _ros_message(self, number: int, path: Path, place: Sequence[int]) -> bytes:
+    def _ros_message(self, number: int, place: Sequence[int]) -> bytes:
         key = number, Segment(0, 0, 0)
         if self._last[0] != key:
-            self._last = key, _ros_reader(path)
+            self._last = key, open_reader(self._bag.parts[number], self._local[number], [])
         reader, (link, time, index) = self._last[1], place
         chosen = [connection for connection in reader.connections if connection.id == link]
         return next(islice(reader.messages(chosen, time, time + 1), index, None))[2]
 
 
-def bags_below(source: Path) -> list[Path]:
-    """Bags at or below a source, in natural order: files, and folders with metadata.yaml."""
-    if source.name.endswith(SUFFIXES) and not (can_list(source) and source.is_dir()):
-        return [source]
-    bags: list[Path] = []
-    for folder, _, files in walk(source) if can_list(source) else ():
-        has_parts = _METADATA in files and any(s in name for name in files for s in SUFFIXES)
-        listed = _listed(folder) if has_parts else None
-        bags += [folder] * (listed is not None)
-        others = (name for name in files if name not in (listed or ()))
-        bags += [folder / name for name in others if name.endswith(SUFFIXES)]
-    return sorted(bags, key=natural_key)
-
-
-def _listed(folder: Path) -> list[str] | None:
-    """Names of the files in metadata.yaml; None if it is not that of a bag."""
-    try:
-        document: Any = read_yaml(folder / _METADATA)
-        facts = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
-        return None if facts is None else [Path(str(n)).name for n in facts["relative_file_paths"]]
-    except (DocumentError, LookupError, TypeError) as error:
-        raise MCAP.error("unreadable", folder / _METADATA, repr(error)) from error
-
-
 def bag_at(path: Path) -> Bag:
     """The bag of a file, or of a folder with metadata.yaml."""
-    if path.name.endswith(SUFFIXES) and not (can_list(path) and path.is_dir()):
-        return Bag(path, (path,))
-    parts = tuple(path / name for name in _listed(path) or ())
-    for part in parts:
-        if not part.name.endswith(SUFFIXES) or not part.is_file():
-            reason = f"is listed in {_METADATA}, and not there or compressed as a whole"
-            raise MCAP.error("missing_part", part, reason)
-    return Bag(path, parts)
+    return Bag(path, parts_of_bag(path))

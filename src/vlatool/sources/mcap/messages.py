@@ -31,6 +31,9 @@ _IMAGES: dict[str, Literal["raw", "file", "video"]] = {
 }
 _IMAGE_PACKAGES = ("sensor_msgs", "foxglove", "foxglove_msgs", "ffmpeg_image_transport_msgs")
 _NO_VALUES = ("header", "stamp", "timestamp", "frame_id", "child_frame_id", "layout")
+_ZSTD = b"\x28\xb5\x2f\xfd"  # no start of a message in CDR
+_LARGEST = 2**28  # bytes of an inflated message
+_STEP = re.compile(r"\[(?P<frame>[^\]]*)\]|(?P<member>[^.\[\]]+)")
 _LONG_ARRAY = re.compile(rb"\[(<=)?\d{6}")  # the decoder of an array may have code for each item
 _LARGEST_FIELD = 2**16  # numbers of a message
 
@@ -40,11 +43,6 @@ def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
     parts = re.split(r"[./]", channel.type)
     is_image = parts[0] in _IMAGE_PACKAGES and channel.encoding != "json"
     return _IMAGES.get(parts[-1]) if is_image else None
-
-
-def is_encoded(data: Any) -> bool:
-    """True if the bytes of an image are JPEG or PNG."""
-    return bytes(data[:4]).startswith((b"\xff\xd8\xff", b"\x89PNG"))
 
 
 def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
@@ -74,12 +72,18 @@ def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
 
 def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
     """A message as an object; DataError if its data do not fit the schema."""
+    topic = channel.topic
     try:
+        if channel.encoding == "cdr" and data.startswith(_ZSTD):  # `--compression-mode message`
+            stream = installed("zstandard").ZstdDecompressor().stream_reader(data)
+            data = stream.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                reason = f"a message inflates to more than {_LARGEST:,} bytes"
+                raise MCAP.error("too_large", path, topic, reason, field=topic)
         return _decoder(channel)(data)
     except VlatoolError:
         raise
     except Exception as error:
-        topic = channel.topic
         raise MCAP.error("bad_message", path, topic, repr(error), field=topic) from error
 
 
@@ -143,14 +147,72 @@ def stamp_of(message: Any) -> int | None:
     return (seconds * 10**9 + rest or None) if is_time else None
 
 
-def member_at(message: Any, path: str) -> Any:
-    """The member of a path such as `pose.position` or `transforms.0`; LookupError without it."""
-    for name in filter(None, path.split(".")):
+@dataclasses.dataclass
+class Frames:
+    """Frames of transforms, as `parent>child`."""
+
+    used: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
+    others: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
+
+
+def member_at(message: Any, path: str, frames: Frames | None = None) -> Any:
+    """The member of a path such as `pose.position`, `list.0` or `transforms[tool0].transform`.
+
+    None if no transform has the child frame, or `parent>child`, in brackets. `frames` gets the
+    frames on the way. Raises LookupError without the member.
+    """
+    if frames is not None and not path.startswith("["):
+        frames.used.update(dict.fromkeys(frames_of(message)))
+    for step in _STEP.finditer(path):
+        name, frame = step["member"], step["frame"]
+        if name is None:
+            message = _with_frame(message, frame, frames or Frames())
+            if message is None:
+                return None
+            continue
         try:
             message = message[int(name)] if name.isdecimal() else getattr(message, name)
         except (AttributeError, TypeError, IndexError):
             raise LookupError(f"there is no {name!r}") from None
+        if frames is not None and name.isdecimal():
+            frames.used.update(dict.fromkeys(frames_of(message)))
     return message
+
+
+def _with_frame(value: Any, frame: str, frames: Frames) -> Any:
+    """The transform with a child frame, or `parent>child`; None if there is none."""
+    items = value if isinstance(value, Sequence) else [value]
+    chosen: list[Any] = []
+    for item in items:
+        for name in frames_of(item):
+            is_chosen = frame.lstrip("/") in (name, name.partition(">")[2])
+            (frames.used if is_chosen else frames.others)[name] = None
+            if is_chosen:
+                chosen.append(item)
+    return chosen[0] if chosen else None
+
+
+def frames_of(value: Any) -> list[str]:
+    """`parent>child` of a transform, or of a list of them; empty for others."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [name for item in value for name in frames_of(item)]
+    child = getattr(value, "child_frame_id", None)
+    if not isinstance(child, str):
+        return []
+    header = getattr(value, "header", None)
+    parent = getattr(value, "parent_frame_id", getattr(header, "frame_id", ""))
+    return [f"{str(parent).lstrip('/')}>{child.lstrip('/')}"]
+
+
+def list_of_frames(message: Any) -> list[str]:
+    """`parent>child` of the transforms of a message, or of a list in it."""
+    return [*frames_of(message), *frames_of(getattr(message, "transforms", ()))]
+
+
+def with_frame(path: str, frame: str) -> str:
+    """A path with the transform of a frame in place of that of a number or another frame."""
+    named, count = re.subn(r"(\.\d+|\[[^\]]*\])(?=\.|$)", f"[{frame}]", path, count=1)
+    return named if count else f"[{frame}].{path}".rstrip(".")
 
 
 def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:

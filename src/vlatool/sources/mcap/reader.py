@@ -1,31 +1,41 @@
 """Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 5."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import model_validator
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, StoredPart, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
+from vlatool.sources.inventory import left_out_findings
 from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import proposal, read_mapping
-from vlatool.sources.mcap.bag import SUFFIXES, TimeSpan, bag_at, bags_below
-from vlatool.sources.mcap.messages import decoded
+from vlatool.sources.mcap.bag import TimeSpan, bag_at
+from vlatool.sources.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
 from vlatool.sources.mcap.rules import MCAP
-from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, proposed
-from vlatool.sources.mcap.tracks import MOST_ROWS, BagRows, Track, fill, make_rows, make_tracks
+from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, is_of_bag, parts_of, proposed
+from vlatool.sources.mcap.tracks import (
+    MOST_ROWS,
+    BagRows,
+    Track,
+    fill,
+    fill_first,
+    make_rows,
+    make_tracks,
+)
 from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.uri import location
 
+_TEXT = "texts."  # start of the keys of tracks
 _FAILED = TimeSpan(0, 0)  # of a bag that could not be divided
 _MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": False, "end": False}
 
@@ -77,10 +87,21 @@ class McapReader(base.FormatReader):
         name = self.config.mapping
         return None if name is None else read_mapping(location(name), BagMapping)
 
-    def _open(self, path: Path) -> tuple[Topics, BagMapping, dict[str, Track]]:
+    def _open(self, path: Path) -> "_OpenBag":
         topics = Topics(bag_at(path))
-        mapping = self._mapping or proposed(topics)[0].model_copy(update={"joints": {}})
-        return topics, mapping, make_tracks(topics, mapping)
+        given = self._mapping or BagMapping()
+        mapping, left_out = given, ()
+        if self._mapping is None or given.rest == "assign":
+            found = proposed(topics, given)
+            # Without a choice of a user, joints are sorted by name.
+            mapping = found.mapping.model_copy(update={"joints": given.joints})
+            left_out = found.left_out
+        for name in (*mapping.action_fields, *mapping.proprioception_fields):
+            if name not in mapping.fields:
+                reason = f"is no field; there are: {', '.join(mapping.fields) or 'none'}"
+                raise MCAP.error("missing_field", path, name, reason, field=name)
+        parts = parts_of(topics, mapping, left_out)
+        return _OpenBag(topics, mapping, make_tracks(topics, mapping), parts)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every bag, or the parts of it by a marker or by gaps, for which all messages are read."""
@@ -89,33 +110,34 @@ class McapReader(base.FormatReader):
         self.source_findings = findings
         used: dict[str, int] = {}  # name of a bag to the number of its last namesake
         for path, source in bags:
-            parts, spans = (path,), [(_FAILED, "")]
+            parts, spans = (path,), [(_FAILED, dict[str, str]())]
             with suppress(DataError):  # which `read` raises again
-                parts = bag_at(path).parts
+                parts = parts_of_bag(path)
                 spans = self._spans(path, findings)
-            stem = base.id_part(path.stem if parts == (path,) else path.name)
+            stem = base.id_part(stem_of(path) if parts == (path,) else path.name)
             name = base.unused_id(stem, used)
-            for number, (span, text) in enumerate(spans):
+            for number, (span, texts) in enumerate(spans):
                 yield EpisodeRef(
                     id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",
                     path=path,
                     source=str(source),
                     files=() if parts == (path,) else parts,
-                    extras={"span": tuple(span), "text": text},
+                    extras={"span": tuple(span), "texts": texts},
                 )
 
-    def _spans(self, path: Path, findings: list[Finding]) -> list[tuple[TimeSpan, str]]:
-        """Spans of the episodes of a bag, and the last text of the instruction before each."""
+    def _spans(self, path: Path, findings: list[Finding]) -> list[tuple[TimeSpan, dict[str, str]]]:
+        """Spans of the episodes of a bag, and the last text of each topic before each."""
         mapping, gap = self._mapping or BagMapping(), self.config.gap_s
         marker = self.config.marker or mapping.episodes
         if marker == "/" and gap is None:
-            return [(TimeSpan(), "")]
-        topics, _, tracks = self._open(path)
-        texts = {key: track for key, track in tracks.items() if key == "instruction"}
+            return [(TimeSpan(), {})]
+        topics, _, tracks, _ = self._open(path)
+        texts = {key: track for key, track in tracks.items() if key.startswith(_TEXT)}
+        marks = None
         if marker != "/":
-            texts["marker"] = Track(path, *topics.find(marker), "text")
-        times = fill(texts, topics.bag, TimeSpan(), [])
-        marks, text = texts.get("marker"), texts.get("instruction")
+            marks = Track(path, *topics.find(marker), "text")
+        used = texts if marks is None else {**texts, "marker": marks}
+        times = fill(used, topics.bag, TimeSpan(), [])
         # Spans between gaps of all messages.
         gap_s = gap or 0.0
         ordered = np.sort(np.asarray(times, np.int64))
@@ -128,11 +150,13 @@ class McapReader(base.FormatReader):
                 episodes = counted(len(spans), "episode")
                 reason = f"{marker}: {unused} of {len(marks)} messages; {episodes}"
                 findings.append(MCAP.at("bad_marker", path, reason, field=marker))
-        if text is None:
-            return [(span, "") for span in spans]
-        text.sort()
-        before = np.searchsorted(text.times, [span.start for span in spans])
-        return [(span, ["", *text.texts][index]) for span, index in zip(spans, before, strict=True)]
+        before: list[dict[str, str]] = [{} for _ in spans]
+        for key, track in texts.items():
+            track.sort()
+            numbers = np.searchsorted(track.times, [span.start for span in spans])
+            for known, number in zip(before, numbers, strict=True):
+                known[key.removeprefix(_TEXT)] = ["", *track.texts][number]
+        return [*zip(spans, before, strict=True)]
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras and fields by the first messages of the topics; the number of rows is unknown."""
@@ -142,26 +166,27 @@ class McapReader(base.FormatReader):
         return base.merge_surveys(surveys, reasons)
 
     def _survey(self, path: Path) -> Survey:
-        topics, mapping, tracks = self._open(path)
-        first = topics.first_messages({track.channel.topic for track in tracks.values()})
-        for stored in first.values():
-            message = decoded(path, stored.channel, stored.data)
-            for track in tracks.values():
-                if track.channel == stored.channel:
-                    track.take(message, stored.time, stored.position)
+        topics, mapping, tracks, parts = self._open(path)
+        fill_first({k: t for k, t in tracks.items() if not k.startswith(_TEXT)}, topics.bag)
         sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(mapping.cameras)
         for name in mapping.cameras:
             with suppress(DataError, IndexError):  # which reading the image raises again
                 sizes[name] = tracks[f"cameras.{name}"].images(topics.bag, np.zeros(1, int)).size
-        names = {name: tracks[f"fields.{name}"].names for name in mapping.fields}
+        fields: dict[str, FieldSpec] = {}
+        for name in mapping.fields:
+            track = tracks[f"fields.{name}"]
+            if not len(track):
+                raise _no_value(path, name, track)
+            fields[name] = FieldSpec(len(track.names), track.names)
         return Survey(
             1,
             sizes,
-            {name: FieldSpec(len(columns), columns) for name, columns in names.items()},
-            None,
-            self._fps(topics, mapping),
-            tuple(mapping.action_fields),
-            tuple(mapping.proprioception_fields),
+            fields,
+            fps=self._fps(topics, mapping),
+            action_fields=tuple(mapping.action_fields),
+            proprioception_fields=tuple(mapping.proprioception_fields),
+            text_kinds=tuple(kind for kind in mapping.language if kind != "original"),
+            parts=parts,
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -169,34 +194,31 @@ class McapReader(base.FormatReader):
         span = TimeSpan(*ref.extras["span"])
         if span == _FAILED:
             self._spans(ref.path, [])
-        topics, mapping, tracks = self._open(ref.path)
+        topics, mapping, tracks, parts = self._open(ref.path)
         bag, findings = topics.bag, list[Finding]()
         fill(tracks, bag, span, findings, self.config.time_source)
-        text = tracks.pop("instruction", None)
+        texts = {k.removeprefix(_TEXT): tracks.pop(k) for k in [*tracks] if k.startswith(_TEXT)}
+        for track in texts.values():
+            track.sort()
         fps = self._fps(topics, mapping)
         rows = self._rows(ref, tracks, fps, findings)
-        texts = self._texts(ref, topics, mapping, text, rows.times)
+        spoken = self._texts(ref, topics, mapping, texts, rows.times)
         option = self.config.instruction
-        language, others = recorded_language(ref, len(rows.times), {"original": texts}, option)
+        language, others = recorded_language(ref, len(rows.times), spoken, option)
         findings += others
-        findings += [
-            MCAP.from_error(error, field=topic)
-            for topic, error in topics.channels.items()
-            if isinstance(error, DataError)
-        ]
-        used = {track.channel.topic for track in tracks.values()}
-        unread = [] if self._mapping else [t for t in topics.images if t not in used]
-        if unread:
-            reason = f"{', '.join(unread)}: neither JPEG nor PNG; no camera without a mapping"
-            findings.append(MCAP.at("unread_images", ref.path, reason))
-        left = topics.left_out({t.channel.topic for t in (*tracks.values(), text) if t is not None})
-        if left:
-            findings.append(MCAP.at("left_out", ref.path, left))
-        values: dict[str, dict[str, Any]] = {"cameras": {}, "depth": {}, "fields": {}}
+        for topic, error in topics.channels.items():
+            if isinstance(error, DataError):
+                findings.append(MCAP.from_error(error, field=topic))
+        findings += left_out_findings(ref.id, parts)
+        values: dict[str, dict[str, Any]] = {"cameras": {}, "depth": {}, "labels": {}, "fields": {}}
         for key, track in tracks.items():
             part, _, name = key.partition(".")
-            values_of = track.rows if part == "fields" else partial(track.images, bag)
-            values[part][name] = values_of(rows.taken[key])
+            taken = rows.taken[key]
+            values[part][name] = track.images(bag, taken) if track.is_image else track.rows(taken)
+            if not track.is_image and np.isnan(values[part][name]).all():
+                hint = "leave it out of the mapping, or exclude the episode with --exclude"
+                reason = f"all {len(taken)} rows are NaN"
+                raise MCAP.error("missing_field", ref.path, f"{ref.id}: {key}", reason, hint=hint)
         success = topics.metadata(mapping.success or "success").lower()
         return Episode(
             id=ref.id,
@@ -205,6 +227,7 @@ class McapReader(base.FormatReader):
             num_frames=len(rows.times),
             cameras=values["cameras"],
             depth=values["depth"],
+            labels=values["labels"],
             lowdim=values["fields"],
             dimension_names={name: tracks[f"fields.{name}"].names for name in mapping.fields},
             language=language[0],
@@ -212,6 +235,7 @@ class McapReader(base.FormatReader):
             success={"true": True, "1": True, "false": False, "0": False}.get(success),
             action_fields=tuple(mapping.action_fields),
             proprioception_fields=tuple(mapping.proprioception_fields),
+            parts=parts,
             findings=tuple(findings),
             extras={"source_episode": ref.path.name, "start_ns": int(rows.times[0])},
         )
@@ -224,16 +248,17 @@ class McapReader(base.FormatReader):
         late = {key: track.sort() for key, track in tracks.items()}
         absent = [key for key, track in tracks.items() if not len(track)]
         if absent:
-            reason = f"no message, {tracks[absent[0]].skipped} left out{damages}"
-            raise MCAP.error("missing_topic", ref.path, f"{ref.id}: {absent[0]}", reason)
+            raise _no_value(ref.path, f"{ref.id}: {absent[0]}", tracks[absent[0]], damages)
         max_age = self.config.max_age_s
         rows = make_rows(tracks, fps, max_age) if tracks else None
         if rows is None or not len(rows.times):
             reason = "no time with a value of each topic" if rows else "no images and no numbers"
-            raise MCAP.error("empty_episode", ref.path, ref.id, f"{reason}{damages}")
+            hint = "" if rows else "exclude it with --exclude"
+            raise MCAP.error("empty_episode", ref.path, ref.id, f"{reason}{damages}", hint=hint)
         if len(rows.times) == MOST_ROWS:
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
-            raise MCAP.error("too_large", ref.path, ref.id, reason)
+            hint = "divide the bag at the jump with --gap-s 60, or exclude it with --exclude"
+            raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
         counts: dict[str, str] = {}
         for key, track in tracks.items():
             topic, ages = track.channel.topic, rows.ages[key] / 1e9
@@ -242,10 +267,14 @@ class McapReader(base.FormatReader):
                 reason = f"the value in row {row} is {ages[row]:.3g} s old"
                 raise MCAP.error("stale_value", ref.path, f"{ref.id}: {key}", reason, frame=row)
             text, gaps = track.timing(rows.taken[key])
-            numbers = {"out_of_order": late[key], "skipped": track.skipped}
-            problems = {code: f"{number} messages" for code, number in numbers.items() if number}
-            for code, problem in ({"gaps": gaps} | problems if gaps else problems).items():
-                if topic not in counts:
+            problems = {"gaps": gaps}
+            numbers = {"out_of_order": late[key], "skipped": track.skipped, "joined": track.joined}
+            for code, number in numbers.items():
+                problems[code] = f"{number} messages" if number else ""
+            if track.unordered:
+                problems["color_order"] = f"{track.unordered}, read as blue, green, red"
+            for code, problem in problems.items():
+                if problem and topic not in counts:
                     findings.append(MCAP(code, f"{ref.id}: {topic}: {problem}", episode=ref.id))
             counts.setdefault(topic, text)
         text = "; ".join(f"{topic}: {text}" for topic, text in counts.items())
@@ -258,32 +287,74 @@ class McapReader(base.FormatReader):
     def _fps(self, topics: Topics, mapping: BagMapping) -> float | None:
         if self.config.fps is not None:
             return self.config.fps
-        stored, fps = topics.metadata(mapping.fps or "fps"), 0.0
+        if isinstance(mapping.fps, float) and mapping.fps > 0:
+            return mapping.fps
+        reference = str(mapping.fps or "")
+        stored, fps = topics.metadata(reference or "fps"), 0.0
         with suppress(ValueError):
             fps = float(stored or 0)
-        if mapping.fps and not 0 < fps < np.inf:
+        if reference and not 0 < fps < np.inf:
             reason = f"is no rate: {stored!r}"
-            raise MCAP.error("missing_field", topics.bag.path, mapping.fps, reason)
+            hint = "give --fps, or a reference NAME@KEY in the mapping"
+            raise MCAP.error("missing_field", topics.bag.path, reference, reason, hint=hint)
         return fps if 0 < fps < np.inf else None
 
     @staticmethod
     def _texts(
-        ref: EpisodeRef, topics: Topics, mapping: BagMapping, track: Track | None, times: Array
-    ) -> list[str]:
-        """Instructions of the rows, or the one of all; rows before the first have none."""
-        if mapping.instruction == STEM:
-            return [ref.path.stem.replace("_", " ")]
-        if track is None:
-            return [topics.metadata(mapping.instruction or "instruction")]
-        track.sort()
-        texts = [ref.extras["text"], *track.texts]
-        return [texts[number] for number in np.searchsorted(track.times, times, side="right")]
+        ref: EpisodeRef,
+        topics: Topics,
+        mapping: BagMapping,
+        tracks: Mapping[str, Track],
+        times: Array,
+    ) -> list[tuple[str, list[str]]]:
+        """Texts of the rows, or the one of all, by kind; rows before the first have none."""
+
+        def rows_of(reference: str) -> list[str]:
+            if reference == STEM:
+                return [stem_of(ref.path).replace("_", " ")]
+            if not is_of_bag(reference):
+                return [topics.metadata(reference)]
+            track = tracks[reference]
+            texts = [ref.extras["texts"].get(reference, ""), *track.texts]
+            return [texts[number] for number in np.searchsorted(track.times, times, side="right")]
+
+        texts: list[tuple[str, list[str]]] = []
+        if not mapping.instructions:
+            texts.append(("original", [topics.metadata("instruction")]))
+        for reference in mapping.instructions:
+            rows = rows_of(reference)
+            if any(text.strip() for text in rows):
+                texts.append(("original", rows))
+                break
+        for kind, reference in mapping.language.items():
+            texts.append((kind, rows_of(reference)))
+        return texts
 
     @staticmethod
     def propose(source: Path) -> str | None:
         """A mapping of the first bag, with questions as comments."""
         path = next(iter(bags_below(source)), None)
-        return None if path is None else proposal(*proposed(Topics(bag_at(path))))
+        if path is None:
+            return None
+        found = proposed(Topics(bag_at(path)))
+        return proposal(found.mapping, found.notes)
+
+
+class _OpenBag(NamedTuple):
+    """A bag, its mapping, empty tracks of it, and all that it stores."""
+
+    topics: Topics
+    mapping: BagMapping
+    tracks: dict[str, Track]
+    parts: tuple[StoredPart, ...]
+
+
+def _no_value(path: Path, key: str, track: Track, damages: str = "") -> DataError:
+    """Error for a part of the mapping without a value."""
+    reason = f"no message, {track.skipped} left out{damages}"
+    if track.frames.others:
+        reason = f"no transform of it; there are: {', '.join(track.frames.others)}"
+    return MCAP.error("missing_topic", path, key, reason, field=track.reference)
 
 
 def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:

@@ -3,22 +3,23 @@
 A row takes the last value before its time. Times are in nanoseconds; F is the number of rows.
 """
 
+import struct
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from vlatool.episode import Array
+from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.mcap import messages
+from vlatool.sources.mcap import images, messages
 from vlatool.sources.mcap.bag import Bag, BagChannel, TimeSpan
-from vlatool.sources.mcap.images import BagImages, is_keyframe
 from vlatool.sources.mcap.rules import MCAP
-from vlatool.sources.mcap.topics import JOINT_VALUES, STEM, BagMapping, Topics
+from vlatool.sources.mcap.topics import JOINT_VALUES, BagMapping, Topics, is_of_bag
 from vlatool.storage.tree import natural_key
 
 _TOLERANCE = 0.01  # of an interval, by which a value may be later than its row: stamps are rounded
@@ -33,12 +34,17 @@ class Track:
     path: Path
     channel: BagChannel
     member: str
-    use: Literal["numbers", "text", "rgb", "bgr", "depth"]
+    use: Literal["numbers", "text"] | images.ImageUse
     joints: tuple[str, ...] = ()
     names: tuple[str, ...] = ()  # of the numbers
     skipped: int = 0  # messages without the joints, or before the first keyframe
+    joined: int = 0  # messages with some of the joints; the others have their last value
+    unordered: str = ""  # encoding of images that does not say the order of colors
     texts: list[str] = field(default_factory=list[str])
+    frames: messages.Frames = field(default_factory=messages.Frames)
+    _latest: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     _times: "array[int]" = field(default_factory=lambda: array("q"))
+    _lags: "array[int]" = field(default_factory=lambda: array("q"))
     _order: Array | slice = field(default_factory=lambda: slice(None))
 
     def __post_init__(self) -> None:
@@ -49,16 +55,25 @@ class Track:
         return len(self._times)
 
     @property
-    def _is_image(self) -> bool:
-        return self.use in ("rgb", "bgr", "depth")
+    def is_image(self) -> bool:
+        return self.use in get_args(images.ImageUse)
+
+    @property
+    def reference(self) -> str:
+        return f"{self.channel.topic}/{self.member}".rstrip("/")
 
     @property
     def needs_message(self) -> bool:
-        return not self._is_image or messages.image_kind(self.channel) == "video"
+        return not self.is_image or not len(self) or messages.image_kind(self.channel) == "video"
 
     @property
     def times(self) -> Array:
         return np.array(self._times, np.int64)[self._order]
+
+    @property
+    def lags(self) -> Array:
+        """Nanoseconds that the oldest joint of a value is older than its message."""
+        return np.array(self._lags or [0] * len(self), np.int64)[self._order]
 
     def rows(self, taken: Array) -> Array:
         """Numbers [F, C], or positions of images [F, 7], of the messages `taken`."""
@@ -67,50 +82,98 @@ class Track:
 
     def take(self, message: Any, time: int, position: tuple[int, ...]) -> None:
         """Adds a message; DataError if it has not what the mapping names."""
-        code = "bad_image" if self._is_image else "missing_field"
-        place = f"{self.channel.topic}/{self.member}".rstrip("/")
+        code = "bad_image" if self.is_image else "missing_field"
+        place = self.reference
         try:
-            value = self._value(message, position)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            value = self._value(message, time, position)
+        except (LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
             raise MCAP.error(code, self.path, place, error, field=place) from error
+        if len(self.frames.used) > 1:
+            raise self._mixed_frames(message)
         if value is None:
-            self.skipped += 1
             return
         if self.use == "numbers" and not 0 < len(value) == len(self.names):
             reason = f"has {len(value)} numbers, not {len(self.names)}"
-            raise MCAP.error("bad_message", self.path, place, reason, field=place)
+            hint = "the number changes within the bag: leave the topic out of a mapping"
+            raise MCAP.error("bad_message", self.path, place, reason, field=place, hint=hint)
         self._times.append(time)
         if self.use == "text":
             self.texts.append(value)
         else:
             self._values.extend(value)
 
-    def _value(self, message: Any, position: tuple[int, ...]) -> Any:
-        if self.use == "numbers":
-            return self._numbers(message)
-        if not self._is_image:
-            text = messages.member_at(message, self.member or "data")
-            if not isinstance(text, str | bool):
-                raise TypeError("is no text")
-            return str(text).strip()
-        is_key = messages.image_kind(self.channel) != "video" or is_keyframe(message)
-        return (*position, is_key) if is_key or len(self) else None
+    def _value(self, message: Any, time: int, position: tuple[int, ...]) -> Any:
+        """The value of a message; None if it has none for this track."""
+        if not self.is_image:
+            value = messages.member_at(message, self.member, self.frames)
+            if value is None:
+                return None
+            return self._text(value) if self.use == "text" else self._numbers(message, value, time)
+        if not len(self):
+            images.check_use(self.channel, message, self.use)  # pyright: ignore[reportArgumentType]
+            if self.use == "camera":
+                self.unordered = images.unordered_encoding(message)
+        is_key = messages.image_kind(self.channel) != "video" or images.is_keyframe(message)
+        if not is_key and not len(self):
+            self.skipped += 1
+            return None
+        return (*position, is_key)
 
-    def _numbers(self, message: Any) -> Array | None:
-        parts = list(messages.numbers_of(messages.member_at(message, self.member)))
+    def _text(self, value: Any) -> str:
+        text = value if isinstance(value, str | bool) else getattr(value, "data", None)
+        if not isinstance(text, str | bool):
+            raise TypeError("is no text")
+        return str(text).strip()
+
+    def _numbers(self, message: Any, value: Any, time: int) -> Array | list[float] | None:
+        parts = list(messages.numbers_of(value))
         numbers = np.concatenate([part for _, part in parts])
         joints = messages.joints_of(message) if self.member in JOINT_VALUES else []
-        if not joints:
+        if joints:
+            return self._joint_values(joints, numbers, time)
+        if not self.names:
             is_plain = all(name and len(part) == 1 for name, part in parts)
-            names = ((n if is_plain else f"{n}.{i}") for n, p in parts for i in range(len(p)))
-            self.names = self.names or tuple(name.lstrip(".") for name in names)
-            return numbers
-        self.names = self.names or self.joints or tuple(sorted(joints, key=natural_key))
-        order = {name: index for index, name in enumerate(joints)}
-        if not order.keys() >= {*self.names}:
+            names: list[str] = []
+            for name, part in parts:
+                for index in range(len(part)):
+                    names.append((name if is_plain else f"{name}.{index}").lstrip("."))
+            self.names = tuple(names)
+        return numbers
+
+    def _joint_values(
+        self, joints: list[str], numbers: Array, time: int
+    ) -> Array | list[float] | None:
+        """Values of all joints, those that a message lacks from earlier ones; None if one has no
+        value yet, or none is in the message.
+        """
+        self.names = self.names or self.joints
+        if len(numbers) and len(numbers) != len(joints):
+            return numbers[:0]  # which is an error
+        for joint, number in zip(joints, numbers, strict=False):
+            self._latest[joint] = float(number), time
+        has_one = len(numbers) > 0 and any(joint in self.names for joint in joints)
+        if not has_one or not self._latest.keys() >= {*self.names}:
+            self.skipped += 1
             return None
-        is_whole = len(numbers) == len(joints)
-        return numbers[[order[name] for name in self.names]] if is_whole else numbers[:0]
+        latest = [self._latest[name] for name in self.names]
+        self._lags.append(time - min(stamp for _, stamp in latest))
+        if not {*joints} >= {*self.names}:
+            self.joined += 1
+        return [number for number, _ in latest]
+
+    def _mixed_frames(self, message: Any) -> DataError:
+        """Error for values of transforms between different frames."""
+        there = [*self.frames.used]
+        for name in messages.list_of_frames(message):
+            if name not in there:
+                there.append(name)
+        used = [name.partition(">")[2] for name in self.frames.used]
+        frame = used[-1] if len({*used}) == len(used) else [*self.frames.used][-1]
+        reference = f"{self.channel.topic}/{messages.with_frame(self.member, frame)}"
+        reason = f"messages are of different frames: {', '.join(there)}"
+        hint = f"name the frame, such as {reference}"
+        place = self.reference
+        return MCAP.error("mixed_frames", self.path, place, reason, field=place, hint=hint)
 
     def sort(self) -> int:
         """Sorts by time; returns the number of messages that were earlier than one before them."""
@@ -119,8 +182,10 @@ class Track:
         self.texts = [self.texts[index] for index in self._order] if self.texts else []
         return int((times < np.maximum.accumulate(times)).sum())
 
-    def images(self, bag: Bag, taken: Array) -> BagImages:
-        return BagImages(bag, self.channel, self.rows(np.arange(len(self))), taken, self.use)
+    def images(self, bag: Bag, taken: Array) -> images.BagImages:
+        assert self.is_image
+        use: Any = self.use
+        return images.BagImages(bag, self.channel, self.rows(np.arange(len(self))), taken, use)
 
     def timing(self, taken: Array) -> tuple[str, str]:
         """Counts, of which the values `taken` are used, and gaps; empty: none."""
@@ -136,26 +201,35 @@ class Track:
 
 
 def make_tracks(topics: Topics, mapping: BagMapping) -> dict[str, Track]:
-    """Empty tracks by the key of the mapping (`cameras.front`, `instruction`); DataError if the bag
-    has not what it names.
+    """Empty tracks by the key of the mapping (`cameras.front`, `language.original`); DataError if
+    the bag has not what it names.
     """
     tracks: dict[str, Track] = {}
 
-    def add(key: str, reference: str, use: Any, joints: tuple[str, ...] = ()) -> None:
+    def add(key: str, reference: str, use: Any, joints: Sequence[str] = ()) -> None:
         channel, member = topics.find(reference)
-        tracks[key] = Track(topics.bag.path, channel, member, use, joints)
-        if use in ("rgb", "bgr", "depth") and (member or not messages.image_kind(channel)):
+        tracks[key] = Track(topics.bag.path, channel, member, use, tuple(joints))
+        if tracks[key].is_image and (member or not messages.image_kind(channel)):
             reason = f"{channel.type} is no image"
             raise MCAP.error("missing_field", topics.bag.path, reference, reason, field=reference)
 
     for name, camera in mapping.cameras.items():
-        add(f"cameras.{name}", camera.path or camera.video, "bgr" if camera.bgr else "rgb")
+        use = "camera"
+        if "bgr" in camera.model_fields_set:
+            use = "bgr" if camera.bgr else "rgb"
+        add(f"cameras.{name}", camera.path or camera.video, use)
     for name, reference in mapping.depth.items():
         add(f"depth.{name}", reference, "depth")
+    for name, reference in mapping.labels.items():
+        add(f"labels.{name}", reference, "labels")
     for name, reference in mapping.fields.items():
-        add(f"fields.{name}", reference, "numbers", tuple(mapping.joints.get(name, ())))
-    if mapping.instruction not in ("", STEM) and "@" not in mapping.instruction:
-        add("instruction", mapping.instruction, "text")
+        joints = mapping.joints.get(name) or []
+        if not joints:
+            joints = sorted(topics.joints(*topics.find(reference)), key=natural_key)
+        add(f"fields.{name}", reference, "numbers", joints)
+    for reference in (*mapping.instructions, *mapping.language.values()):
+        if is_of_bag(reference):
+            add(f"texts.{reference}", reference, "text")
     return tracks
 
 
@@ -185,6 +259,20 @@ def fill(
         if count:
             findings.append(MCAP.at("no_stamp", bag.path, f"{topic}: {count} messages"))
     return times
+
+
+def fill_first(tracks: Mapping[str, Track], bag: Bag) -> None:
+    """Adds the first value of each track, up to the message at which all have one."""
+    empty = {*tracks}
+    for stored in bag.messages(TimeSpan(), []) if empty else ():
+        taking = [key for key in empty if tracks[key].channel == stored.channel]
+        message = messages.decoded(bag.path, stored.channel, stored.data) if taking else None
+        for key in taking:
+            tracks[key].take(message, stored.time, stored.position)
+            if len(tracks[key]):
+                empty.discard(key)
+        if not empty:
+            break
 
 
 class BagRows(NamedTuple):
@@ -218,4 +306,5 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     taken = {n: np.searchsorted(t, rows + int(slack), side="right") - 1 for n, t in times.items()}
     before = int((start - first) * fps / 1e9) if fps else int((clock < start).sum())
     after = int((clock > rows[-1]).sum()) if len(rows) else 0
-    return BagRows(rows, taken, {n: rows - times[n][taken[n]] for n in times}, (before, after))
+    age_of_rows = {n: rows - times[n][taken[n]] + tracks[n].lags[taken[n]] for n in times}
+    return BagRows(rows, taken, age_of_rows, (before, after))
