@@ -386,6 +386,14 @@ class EpisodeFiles:
         """Map from task index to sentence; raises as `read_tasks`."""
         return meta.read_tasks(self.dataset.root, self.dataset.info)
 
+    def number_texts(self, column: str) -> Mapping[int, str]:
+        """Map from number to text of a column with a table of its own; empty if it has none."""
+        path = self.dataset.text_tables.get(column)
+        try:
+            return meta.read_texts(path, meta.text_kind(column)) if path else {}
+        except DataError:  # reading the episode reports it
+            return {}
+
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""
         return meta.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})

@@ -198,6 +198,8 @@ WRITTEN_FILES = (
     "videos/chunk-*/*/*.mp4",
     "videos/*/chunk-*/*.mp4",
     EPISODES_TABLES,
+    "meta/*s.parquet",
+    "meta/*s.jsonl",
     *CLOSING_FILES,
 )
 MEGABYTE = 1 << 20
@@ -263,20 +265,24 @@ class WrittenEpisode:
     )
 
 
-def write_tasks(output: Path, version: Version, tasks: Sequence[str]) -> str:
-    """Writes the list of tasks; returns its name."""
+def write_texts(output: Path, version: Version, name: str, texts: Mapping[int, str]) -> str:
+    """Writes the table of the texts that numbers `NAME_index` stand for, such as `meta/tasks`;
+    returns the name of the file.
+    """
+    key, path = f"{name}_index", f"meta/{name}s"
     if version == "v2.1":
-        lines = [{"task_index": number, "task": task} for number, task in enumerate(tasks)]
-        write_lines(output / TASKS_FILE, lines)
-        return TASKS_FILE
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": [*tasks]})
+        path = f"{path}.jsonl"
+        write_lines(output / path, [{key: number, name: text} for number, text in texts.items()])
+        return path
+    path = f"{path}.parquet"
+    table = pa.table({key: pa.array(texts.keys(), pa.int64()), name: [*texts.values()]})
     # The official loader reads the file with pandas and takes the index for the sentences.
-    columns = [_pandas_column("task_index", "int64"), _pandas_column("task", "unicode")]
-    described = {"index_columns": ["task"], "column_indexes": [], "columns": columns}
+    columns = [_pandas_column(key, "int64"), _pandas_column(name, "unicode")]
+    described = {"index_columns": [name], "column_indexes": [], "columns": columns}
     table = table.replace_schema_metadata({"pandas": json.dumps(described)})
-    with open_atomic(output / TASKS_TABLE) as file:
+    with open_atomic(output / path) as file:
         pq.write_table(table, file)
-    return TASKS_TABLE
+    return path
 
 
 def _pandas_column(name: str, kind: str) -> dict[str, Any]:

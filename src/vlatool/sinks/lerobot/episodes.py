@@ -116,6 +116,8 @@ class SetLayout:
     # features that are stored as videos
     videos: frozenset[str] = field(default_factory=frozenset[str])
     field_widths: Mapping[str, int] = field(default_factory=dict[str, int])
+    # map from column of numbers besides tasks to the texts that they stand for
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict[str, Mapping[int, str]])
 
     @property
     def columns(self) -> dict[str, Mapping[str, Any]]:
@@ -243,7 +245,32 @@ def _copied_layout(
     if config.use_videos is not None:
         videos = {*(cameras if config.use_videos else ()), *(videos & {*depth})}
     features |= automatic_features()
-    return SetLayout(rate, features, {}, cameras, depth, frozenset(videos), _widths(setup))
+    widths, texts = _widths(setup), _merged_texts(sets, tuple(features))
+    return SetLayout(rate, features, {}, cameras, depth, frozenset(videos), widths, texts)
+
+
+def _merged_texts(
+    sets: Sequence[EpisodeFiles], columns: Sequence[str]
+) -> dict[str, dict[int, str]]:
+    """Texts by number of each column of numbers, of all data sets; those of the first keep theirs.
+
+    Raises DataError if a data set has no table for a column for which another one has one.
+    """
+    merged: dict[str, dict[int, str]] = {}
+    for column in sorted({name for recording in sets for name in recording.dataset.text_tables}):
+        if column not in columns:
+            continue
+        texts: dict[int, str] = {}
+        for recording in sets:
+            own = recording.number_texts(column)
+            if not own:
+                raise _merge_error(f"{recording.root} has no texts for {column}", [column])
+            for number, text in own.items() if texts else ():
+                if text not in texts.values():
+                    texts[number if number not in texts else max(texts) + 1] = text
+            texts = texts or dict(own)
+        merged[column] = texts
+    return merged
 
 
 def _stored_schema(recording: EpisodeFiles) -> pa.Schema | None:
@@ -285,17 +312,18 @@ def _check_equal(sets: Sequence[EpisodeFiles], cameras: Sequence[str]) -> None:
 
 
 def _comparable(recording: EpisodeFiles, cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
-    declared = {
-        name: {"type": tree.get("dtype"), "shape": tree.get("shape"), "names": tree.get("names")}
-        for name, tree in recording.document["features"].items()
-        if name not in AUTOMATIC
-    }
-    is_camera = {name: tree["type"] in _CAMERA_TYPES for name, tree in declared.items()}
-    return {
-        name: {"type": "camera", "shape": tree["shape"]} if is_camera[name] else tree
-        for name, tree in declared.items()
-        if name in cameras or not is_camera[name]
-    }
+    """What data sets must agree in, by column, camera and depth camera."""
+    comparable: dict[str, dict[str, Any]] = {}
+    for name, tree in recording.document["features"].items():
+        feature = recording.dataset.info.features[name]
+        shape = {"shape": tree.get("shape")}
+        if feature.is_camera and feature.is_depth:
+            comparable[name] = {"type": "depth", **shape, **feature.quantizer}
+        elif feature.is_camera and name in cameras:
+            comparable[name] = {"type": "camera", **shape}
+        elif not feature.is_camera and name not in AUTOMATIC:
+            comparable[name] = {"type": feature.dtype, **shape, "names": tree.get("names")}
+    return comparable
 
 
 def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, Any] | None) -> str:
@@ -412,7 +440,7 @@ class LerobotEpisodeWriter:
             ref.id,
             counts=counts,
             files=tuple(parts.files),
-            findings=tuple(_left_out(episode, self._text_kinds(recording))),
+            findings=tuple(_left_out(episode, self._text_kinds(recording), self.layout.depth)),
             facts=facts,
             arrays=arrays | (to_arrays(rows_statistics(columns)) if columns else {}),
         )
@@ -517,6 +545,19 @@ def copied_rows(
             tasks[first] = episode.task
         indices = pa.array(np.full(len(table), first, np.int64))
     arrays[TASK_INDEX] = pa.array(indices.to_numpy(), pa.int64())
+    for name, texts in layout.texts.items():
+        numbers: dict[str, int] = {}
+        for number, text in texts.items():
+            numbers.setdefault(text, number)
+        renumbered = {
+            number: numbers[text]
+            for number, text in recording.number_texts(name).items()
+            if texts.get(number) != text
+        }
+        if renumbered:
+            column = arrays[name]
+            values = [renumbered.get(value, value) for value in column.to_pylist()]
+            arrays[name] = pa.chunked_array([pa.array(values, column.type)])
     return pa.table(arrays), tasks, recording.tasks
 
 
@@ -579,13 +620,16 @@ def _tasks(episode: Episode) -> tuple[list[str], list[int]]:
     return listed, [numbers[text] for text in rows]
 
 
-def _left_out(episode: Episode, stored: Collection[str] | None) -> Iterator[Finding]:
+def _left_out(
+    episode: Episode, stored: Collection[str] | None, copied_depth: Collection[str]
+) -> Iterator[Finding]:
     kinds = {span.kind for span in episode.language_spans}.difference(stored or ())
     if kinds and stored is not None:
         named = ", ".join(sorted(kinds))
         problem = f"left out: {named} of single frames; --sink lbm stores them"
         yield LEROBOT_SINK("left_out", f"{episode.id}: {problem}", episode=episode.id)
-    parts = {"depth": episode.depth, "labels": episode.labels, "calibration": episode.calibration}
+    depth = () if copied_depth else episode.depth
+    parts = {"depth": depth, "labels": episode.labels, "calibration": episode.calibration}
     cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
     if not cameras:
         return

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from vlatool.artifacts.clips import join_clips
 from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names, task_sentences
+from vlatool.artifacts.lerobot.meta import text_kind
 from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
     MEGABYTE,
@@ -41,7 +42,7 @@ from vlatool.artifacts.lerobot.output import (
     write_episodes,
     write_info,
     write_statistics,
-    write_tasks,
+    write_texts,
 )
 from vlatool.artifacts.lerobot.tables import is_annotations
 from vlatool.episode import Array
@@ -557,7 +558,10 @@ class LeRobotSink(Sink):
         output, config, layout = self._setup.output, self._config, self._layout
         version, fps = config.layout_version, float(layout.rate)
         names = [write_statistics(output, numbering.set_statistics())]
-        names += [write_tasks(output, version, numbering.tasks), *lists]
+        tables = {"task": dict(enumerate(numbering.tasks))}
+        tables |= {text_kind(column): texts for column, texts in layout.texts.items()}
+        names += [write_texts(output, version, name, texts) for name, texts in tables.items()]
+        names += lists
         fields = {"state": self.proprioception_fields, "action": self.action_fields}
         modality = modality_of(layout, self._sets, fields if config.modality else {})
         if modality:

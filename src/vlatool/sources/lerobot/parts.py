@@ -20,7 +20,8 @@ TASK_INDEX = "task_index"
 SUCCESS = ("next.success", "success", "is_success")
 NO_IMAGES = "no images in any episode"  # which a finding of the set says
 _TIME = re.compile(r"(next\.)?(done|terminated|truncated)|is_(first|last|terminal)")
-_TAKES_FIELD, _TAKES_TEXT = "--observation-keys NAME takes it", "--task-column NAME reads it"
+_TAKES_FIELD = "--observation-keys {} observes it, --sink lerobot copies it"
+_TAKES_TEXT = "--task-column {} makes it the instruction, --sink lerobot copies it"
 
 
 def stored_parts(
@@ -80,7 +81,7 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
     name = feature.name
     content: Content = "actions" if is_action(name) else "numbers"
     if feature.dtype == "string":
-        content, note = "text", f"a text that is no instruction; {_TAKES_TEXT}"
+        content, note = "text", f"a text that is no instruction; {_TAKES_TEXT.format(name)}"
     elif not feature.is_readable_number:
         content, note = "other", "sound" if feature.dtype == "audio" else f"holds {feature.dtype}"
     elif name not in columns:
@@ -88,7 +89,7 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
     elif feature.width is None:
         note = f"its rows have the shape {list(feature.shape or ())}, no vector"
     else:
-        note = f"{wide_note(feature) or 'not observed'}; {_TAKES_FIELD}"
+        note = f"{wide_note(feature) or 'not observed'}; {_TAKES_FIELD.format(name)}"
     return StoredPart(name, "left_out", content=content, note=note)
 
 
@@ -107,4 +108,5 @@ def annotation_part(
         return StoredPart(column, "language", "original", "text")
     if {*texts} <= LABELS | {""}:
         return StoredPart(column, "left_out", content="other", note="labels of quality")
-    return StoredPart(column, "left_out", content="text", note=f"further texts; {_TAKES_TEXT}")
+    note = f"further texts; {_TAKES_TEXT.format(column)}"
+    return StoredPart(column, "left_out", content="text", note=note)

@@ -29,6 +29,7 @@ from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.parts import NO_IMAGES
 from vlatool.sources.lerobot.set_lint import check_sets
+from vlatool.sources.lerobot.units import unit_findings
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
@@ -53,6 +54,7 @@ class LeRobotReader(FormatReader):
                     episodes = open_dataset(root, self.config, findings)
                     if self.config.split is not None:
                         episodes = _of_split(root, episodes, self.config.split)
+                    findings += unit_findings(episodes)
                     datasets[root.resolve()] = (source, episodes)
         self.source_findings = findings
         return _refs(list(datasets.values()))

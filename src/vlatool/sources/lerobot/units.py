@@ -1,0 +1,84 @@
+"""Parts of a merged set that differ by the factor between degrees and radians.
+
+Legend of shapes: E episodes, C dimensions.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles
+from vlatool.artifacts.lerobot.findings import LEROBOT
+from vlatool.artifacts.lerobot.tables import read_rows
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.storage.uri import is_remote
+
+_FACTOR = math.log(180 / math.pi)
+_MEDIAN_WITHIN = math.log(1.4)  # 57.3 is told from 100 of percent, and from 1000 of millimeters
+_EACH_WITHIN = math.log(2)  # of a dimension, whose motion differs from episode to episode
+_FULL_TURN = 2 * math.pi  # radians that a joint hardly exceeds
+_MOVE_IN = 0.8  # of the episodes, dimensions that count move
+_MOST_EPISODES = 64  # that are read, evenly spaced
+
+
+def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """A finding for each column that has both units; reads rows of local sets only."""
+    dataset = episodes[0].dataset
+    if len(episodes) < 2 or is_remote(dataset.root):
+        return
+    chosen = np.linspace(0, len(episodes) - 1, min(len(episodes), _MOST_EPISODES)).round()
+    features = dataset.info.features
+    names = [name for name in dataset.field_names if (features[name].width or 0) > 1]
+    numbers: list[int] = []  # of the episodes that can be read
+    largest: dict[str, list[Array]] = {name: [] for name in names}
+    for episode in [episodes[int(index)] for index in dict.fromkeys(chosen.tolist())]:
+        with suppress(DataError):  # the check of the episode reports it
+            rows = read_rows(episode.segments(), f"episode {episode.number}", names)
+            vectors = {name: rows.vectors(name, features[name].width) for name in names}
+            numbers.append(episode.number)
+            for name, values in vectors.items():
+                is_moving = np.ptp(values, axis=0) > 0
+                largest[name].append(np.where(is_moving, np.abs(values).max(axis=0), np.nan))
+    for name, parts in largest.items() if numbers else ():
+        degrees = [numbers[index] for index in degrees_of(np.array(parts, np.float64))]
+        if degrees:
+            shown = ", ".join(map(str, degrees[:5])) + (", ..." if len(degrees) > 5 else "")
+            problem = (
+                f"{name} of {counted(len(degrees), 'episode')} of {len(numbers)} ({shown}) is about"
+                " 57.3 times that of the others: degrees and radians"
+            )
+            yield LEROBOT.at("mixed_units", dataset.root, problem, field=name)
+
+
+def degrees_of(largest: Array) -> list[int]:
+    """Episodes whose values are degrees while those of the others are radians, as rows.
+
+    `largest` [E, C] has the largest absolute value of each dimension, NaN where it does not move.
+    Episodes fall in two groups, by the median of their dimensions; the factor between the groups is
+    57.3 in the median of the dimensions, and about so in most of them, of which there are two.
+    """
+    is_moving = np.isfinite(largest)
+    dimensions = is_moving.mean(axis=0) >= _MOVE_IN
+    rows = np.flatnonzero(is_moving[:, dimensions].all(axis=1))
+    logs = np.log(largest[rows][:, dimensions])
+    if len(rows) < 2 or logs.shape[1] < 2:
+        return []
+    sizes = np.median(logs - np.median(logs, axis=0), axis=1)
+    ordered = np.sort(sizes)
+    gap = int(np.diff(ordered).argmax())
+    if ordered[gap + 1] - ordered[gap] < _FACTOR / 2:
+        return []
+    is_large = sizes > ordered[gap]
+    large, small = np.median(logs[is_large], axis=0), np.median(logs[~is_large], axis=0)
+    factors = large - small
+    is_near = np.abs(factors - _FACTOR) < _EACH_WITHIN
+    is_factor = abs(float(np.median(factors)) - _FACTOR) < _MEDIAN_WITHIN
+    if not is_factor or is_near.sum() < max(2, 0.6 * len(factors)):
+        return []
+    are_radians = np.exp(small[is_near]).max() <= _FULL_TURN < np.exp(large[is_near]).max()
+    return rows[is_large].tolist() if are_radians else []
