@@ -20,10 +20,13 @@ from vlatool.sources.language import kind_of_name
 
 SMALLEST_SIDE = 24  # pixels; smaller arrays are numbers
 WIDEST_FIELD = 256  # numbers of a row
+_EMBEDDING, _WIDEST_EMBEDDING = re.compile(r"embedding", re.I), 4096
 _MOST_LABELS = 64  # distinct values of images that are labels
 _LEVELS = 255
 _CHANNELS = (1, 2, 3, 4)
 _LABELS = re.compile(r"mask|seg|label", re.I)
+# Texts that a recorder writes for itself.
+_METADATA = re.compile(r"(^|[_/@.])(path|folder\w*|file\w*|uuid|id|date|user|version)$", re.I)
 _SOUND = re.compile(r"(^|[_/.])(audio|mic|microphone|sound)", re.I)
 _ACTION = re.compile(r"(^|[_/.])(actions?|commands?|cmd)([_/.\d]|$)", re.I)
 # Parts of a path that say nothing about which camera or field it is.
@@ -33,6 +36,7 @@ _SAYS_NOTHING = re.compile(
     re.I,
 )
 _ORTHONORMAL = 1e-3
+_MOST_PATHS = 12  # that a line names
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_HEAD = struct.Struct(">8s8s2I2B")
 _PNG_GRAY = (0, 4)
@@ -61,6 +65,7 @@ class Stored:
         rows: Number of rows; None: unknown, or one value for the whole episode.
         name: Name that the format gives it; empty: one that is made from the path.
         note: Of `other`: what it is, as `a point cloud`.
+        role: Role that the format itself gives it; None: what it is decides.
         look: A few rows [N, ...], decoded; called only where header and name do not decide.
     """
 
@@ -71,6 +76,7 @@ class Stored:
     rows: int | None = None
     name: str = ""
     note: str = ""
+    role: Role | None = None
     look: Callable[[], Array] | None = field(default=None, compare=False)
 
 
@@ -95,10 +101,13 @@ class Decision:
 
 def decide(stored: Stored) -> Decision:
     """Role of a thing by its kind, shape, dtype and name; sampled rows decide the rest."""
+    if stored.role is not None:
+        return Decision(stored.role, _numbers(stored.path), stored.note)
     if stored.kind == "text":
         if kind_of_name(stored.path.rpartition("/")[2]):
             return Decision("language", "text")
-        return _left_out("text", "a text that is no instruction", "language: {KIND: PATH}")
+        content: Content = "other" if _METADATA.search(stored.path) else "text"
+        return _left_out(content, "a text that is no instruction", "language: {KIND: PATH}")
     if stored.kind == "video":
         return Decision("camera", "images")
     if stored.kind in ("jpeg", "png"):
@@ -112,7 +121,8 @@ def decide(stored: Stored) -> Decision:
         return _image_role(stored)
     if len(stored.shape) == 2 and stored.shape[0] >= SMALLEST_SIDE and 3 <= stored.shape[1] <= 6:
         return _left_out("other", f"points {list(stored.shape)}")
-    if size <= WIDEST_FIELD:
+    widest = _WIDEST_EMBEDDING if _EMBEDDING.search(stored.path) else WIDEST_FIELD
+    if size <= widest:
         is_matrix = stored.shape in ((3, 3), (4, 4))
         note = _pose_note(stored) if is_matrix else ""
         return Decision("field", _numbers(stored.path), note, is_sampled=is_matrix)
@@ -381,9 +391,15 @@ def left_out_findings(episode: str, parts: Iterable[StoredPart]) -> list[Finding
 
 
 def left_out_text(parts: Iterable[StoredPart]) -> str:
-    """`PATH (why), ...` of parts that are left out, those that may be wanted first."""
-    ordered = sorted(parts, key=lambda part: not part.is_loss)
-    return ", ".join(f"{part.path} ({part.note})" if part.note else part.path for part in ordered)
+    """`PATH, PATH (why), ...` of parts that are left out, those that may be wanted first."""
+    by_reason: dict[tuple[bool, str], list[str]] = {}
+    for part in sorted(parts, key=lambda part: not part.is_loss):
+        by_reason.setdefault((part.is_loss, part.note), []).append(part.path)
+    texts: list[str] = []
+    for (_, note), paths in by_reason.items():
+        more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
+        texts.append(f"{', '.join(paths[:_MOST_PATHS])}{more} ({note})")
+    return "; ".join(texts)
 
 
 # Pixels

@@ -38,8 +38,8 @@ class CameraMapping(ConfigModel):
     path: str = option("", "Reference of the images.")
     video: str = option(
         "",
-        "Video beside the file: a path relative to it, with {stem} (of the file), {parent} (its "
-        "folder), {episode} (last part of the group) and {FILE.json@KEY}.",
+        "Video beside the file: a path relative to it, with {stem} (of the file), {parent} and "
+        "{grandparent} (its folders), {episode} (last part of the group) and {FILE.json@KEY}.",
     )
     bgr: bool = option(False, "Colors are stored as blue, green, red.")
     optional: bool = option(False, "Episodes may lack this video.")
@@ -66,7 +66,7 @@ class RecordingMapping(ConfigModel):
         {}, "Field to its reference, or to next(FIELD): the next row of another field."
     )
     action_fields: list[str] = option([], "Fields that a policy predicts, or next(FIELD).")
-    proprioception_fields: list[str] = option([], "Fields that it observes.")
+    proprioception_fields: list[str] = option([], "Fields that it observes; * stands for any name.")
     instruction: str | list[str] = option(
         "", "Reference of the instruction, or of texts; of a list the first that is not empty."
     )
@@ -112,7 +112,7 @@ def read_mapping(path: Path, kind: type[Mapped]) -> Mapped:
     for name in (*mapping.action_fields, *mapping.proprioception_fields):
         match = NEXT.fullmatch(name)
         used = match["field"] if match else name
-        if used not in mapping.fields and mapping.rest == "leave":
+        if used not in mapping.fields and "*" not in used and mapping.rest == "leave":
             hint = f"add it to fields, as {used}: PATH"
             raise _broken(path, f"{used!r} is no key of fields", hint)
     for name, camera in mapping.cameras.items():
@@ -176,7 +176,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def filled(text: str, file: Path, episode: str) -> str:
-    """A reference with the values of {stem}, {parent}, {episode} and {FILE.json@KEY}.
+    """A reference with the values of {stem}, {parent}, {grandparent}, {episode}, {FILE.json@KEY}.
 
     A value that is a path is replaced by its last part: no file can lead out of the folder.
 
@@ -186,7 +186,12 @@ def filled(text: str, file: Path, episode: str) -> str:
 
     def value_of(match: re.Match[str]) -> str:
         name = match[1]
-        known = {"stem": file.stem, "parent": file.parent.name, "episode": episode}
+        known = {
+            "stem": file.stem,
+            "parent": file.parent.name,
+            "grandparent": file.parent.parent.name,
+            "episode": episode,
+        }
         if name in known:
             return known[name]
         if "@" in name:

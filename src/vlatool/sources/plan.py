@@ -3,14 +3,33 @@
 Shapes: F frames, C numbers of a field.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
 
 from vlatool.artifacts.images import decode_rgb, decode_values
-from vlatool.episode import Array, EpisodeRef, FrameSource, Role, StoredPart
+from vlatool.episode import (
+    Array,
+    Clip,
+    Episode,
+    EpisodeRef,
+    FieldSpec,
+    FrameSource,
+    Role,
+    StoredPart,
+    Survey,
+)
+from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.sources.frames import SingleImages
+from vlatool.findings import FindingCodes
+from vlatool.sources.base import unused_id
+from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
 from vlatool.sources.inventory import (
     Decision,
     Stored,
@@ -22,10 +41,21 @@ from vlatool.sources.inventory import (
     left_out_findings,
     matrix_names,
     rgb_image,
+    sampled_decisions,
 )
 from vlatool.sources.language import first_text, recorded_language
-from vlatool.sources.mapping import NEXT, RecordingMapping, nearest
+from vlatool.sources.mapping import (
+    NEXT,
+    RecordingMapping,
+    file_beside,
+    filled,
+    is_beside,
+    matching,
+    nearest,
+    value_beside,
+)
 from vlatool.sources.rules import SOURCE
+from vlatool.transforms.rates import NearestFrames
 
 _CAMERA = Decision("camera", "images")
 
@@ -159,11 +189,12 @@ def plan_by_mapping(
         if (thing := find(reference)) is not None:
             used.setdefault(thing.path, StoredPart(thing.path, "language", kind, "text"))
     plan.success = mapping.success
-    for reference, role in ((mapping.success, "success"), (mapping.rows.index, "time")):
+    times = [mapping.rows.index, mapping.fps if isinstance(mapping.fps, str) else ""]
+    for reference in times:
         if reference and (thing := find(reference)) is not None:
-            used.setdefault(thing.path, StoredPart(thing.path, role))
-    if isinstance(mapping.fps, str) and mapping.fps and (thing := find(mapping.fps)) is not None:
-        used.setdefault(thing.path, StoredPart(thing.path, "time"))
+            used.setdefault(thing.path, StoredPart(thing.path, "time"))
+    if mapping.success and (thing := find(mapping.success)) is not None:
+        used.setdefault(thing.path, StoredPart(thing.path, "success"))
     _add_rest(plan, mapping, stored, used, decided)
     _add_policy(plan, mapping, unusable)
     return plan
@@ -210,6 +241,9 @@ def _add_rest(
             note = "the mapping does not name it"
             rest[part.path] = StoredPart(part.path, "left_out", "", part.content, note)
             continue
+        taken = {*plan.cameras, *plan.depth, *plan.labels, *plan.names}
+        if part.name in taken and part.role != "language":
+            part = replace(part, name=unused_id(part.name, dict.fromkeys(taken, 1)))
         rest[part.path] = part
         _add(plan, part, decisions[part.path])
     in_order = [used.get(thing.path) or rest[thing.path] for thing in stored]
@@ -226,11 +260,15 @@ def _add_policy(plan: EpisodePlan, mapping: RecordingMapping, unusable: Collecti
             name = f"{following['field']}_next"
             plan.following[name] = following["field"]
         actions.append(name)
-    for name in (*actions, *mapping.proprioception_fields, *plan.following.values()):
+    observed: list[str] = []
+    for pattern in mapping.proprioception_fields:
+        fitting = [name for name in plan.names if fnmatchcase(name, pattern)]
+        observed += fitting if "*" in pattern else [pattern]
+    for name in (*actions, *observed, *plan.following.values()):
         if name not in (*plan.names, *unusable):
             raise ValueError(f"{name!r} is no field; {nearest(name, plan.names)}")
     plan.actions = tuple(name for name in actions if name not in unusable)
-    plan.observed = tuple(name for name in mapping.proprioception_fields if name not in unusable)
+    plan.observed = tuple(name for name in observed if name not in unusable)
 
 
 # Episodes
@@ -271,74 +309,305 @@ class PlannedFrames(SingleImages):
             raise self.image_error(index, str(error)) from error
 
 
-class PartReader(Protocol):
-    """Rows of the things that an episode stores.
+class PlannedEpisode:
+    """An episode of a container: its plan, and the rows of its parts.
+
+    A format says how things are found and read; everything else is the same for all.
 
     Attributes:
-        lengths: Rows of each part of the plan that has some.
-        count: Frames of the episode.
+        codes: Its findings; they have `not_numeric`, `length_mismatch` and `empty_episode`.
+        missing: Code of a thing that a mapping names and that is not there.
+        things: What the episode stores, by path.
+        plan: The role of each.
+        index: Numbers of the rows that are frames; None: all.
     """
 
-    @property
-    def lengths(self) -> Mapping[str, int]: ...
+    codes: ClassVar[FindingCodes]
+    missing: ClassVar[str]
+
+    def __init__(
+        self, ref: EpisodeRef, mapping: RecordingMapping | None, config: Any, episode: str
+    ) -> None:
+        """`config`: keys of the format, `fps` and `instruction` among them; `episode`: for
+        {episode}.
+        """
+        self.ref, self.mapping, self.config = ref, mapping, config
+        self.things: dict[str, Stored] = {}
+        self.plan = EpisodePlan()
+        self.index: Array | None = None
+        self._episode = episode
+        self._videos: dict[str, tuple[Path, int]] = {}  # pattern to file and frames
+
+    # What a format says
+
+    def find_stored(self, name: str) -> Stored:
+        """The thing of a name that is not in `things`; DataError if there is none."""
+        try:
+            fitting = matching(name, [*self.things])
+        except ValueError as error:
+            raise self.error(self.missing, f"{name}: {error}", field=name) from error
+        if fitting is None:
+            reason = f"{name}: is missing; {nearest(name, [*self.things])}"
+            raise self.error(self.missing, reason, field=name)
+        return self.things[fitting]
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        """The images of a thing, all its rows."""
+        raise NotImplementedError(planned)
+
+    def numbers(self, path: str) -> Array:
+        """The rows of a field [N, C]."""
+        raise NotImplementedError(path)
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        """One text, or one for each of `count` frames."""
+        raise NotImplementedError(name, count)
+
+    def value_of(self, name: str) -> Any:
+        """A single value: an attribute, or the last row of a thing."""
+        raise NotImplementedError(name)
+
+    def name_of(self, reference: str) -> str:
+        """A reference of a mapping as the format writes it."""
+        return reference
+
+    # What is the same for all
+
+    def error(self, code: str, reason: str, **details: Any) -> DataError:
+        """An error of this episode."""
+        return self.codes.error(code, self.ref.path, self.ref.id, reason, **details)
+
+    def make_plan(self, stored: Sequence[Stored], by_structure: Callable[[], EpisodePlan]) -> None:
+        """Sets things and plan, by the mapping if there is one."""
+        self.things = {each.path: each for each in stored}
+        try:
+            if self.mapping is None:
+                self.plan = by_structure()
+            else:
+                decided = self.ref.extras.get("decided")
+                self.plan = plan_by_mapping(stored, self.mapping, self.find, decided)
+        except ValueError as error:
+            raise self.error("not_numeric", str(error)) from error
+        reference = self.mapping.rows.index if self.mapping else ""
+        if reference:
+            rows = self.numbers(self._filled(reference))[:, 0].astype(np.int64)
+            if not len(rows) or (np.diff(rows) <= 0).any() or rows[0] < 0:
+                raise self.error("length_mismatch", f"{reference}: no ascending numbers of rows")
+            self.index = rows
+        self._find_videos()
+
+    def _filled(self, reference: str) -> str:
+        return self.name_of(filled(reference, self.ref.path, self._episode))
+
+    def find(self, reference: str) -> Stored | None:
+        """The thing that a reference of the mapping names; None for attributes and files beside."""
+        name = self._filled(reference)
+        if name in self.things:
+            return self.things[name]
+        if "@" in name or is_beside(name):
+            return None
+        thing = self.find_stored(name)
+        self.things.setdefault(thing.path, thing)
+        return thing
+
+    def _find_videos(self) -> None:
+        """Finds the videos of the plan, and names those beside them that it does not use."""
+        folder = self.ref.path.parent
+        parts: list[StoredPart] = []
+        for name, planned in list(self.plan.cameras.items()):
+            if not planned.video:
+                continue
+            try:
+                path = file_beside(self._filled(planned.video), self.ref.path)
+            except DataError:
+                if not planned.optional:
+                    raise
+                del self.plan.cameras[name]
+                continue
+            self._videos[planned.video] = path, probe_video(Clip(path)).num_frames
+            parts.append(StoredPart(_below(path, folder), "camera", name, "images"))
+        used = {path for path, _ in self._videos.values()}
+        for pattern, (video, _) in self._videos.items():
+            # A pattern with the name of the episode stands among videos of other episodes.
+            if "{stem}" in pattern or "{episode}" in pattern:
+                continue
+            for path in sorted(video.parent.glob(f"*{video.suffix}")):
+                if path not in used:
+                    used.add(path)
+                    note = "the mapping does not name it"
+                    parts.append(StoredPart(_below(path, folder), "left_out", "", "images", note))
+        self.plan.parts = (*self.plan.parts, *parts)
 
     @property
-    def count(self) -> int: ...
+    def lengths(self) -> dict[str, int]:
+        """Rows of each part of the plan that has some; those that `index` chooses count as one."""
+        paths = [*self.plan.fields.values()]
+        for images in (self.plan.cameras, self.plan.depth, self.plan.labels):
+            paths += [planned.path for planned in images.values() if planned.path]
+        lengths = {path: self.things[path].rows or 0 for path in paths}
+        for pattern, (_, frames) in self._videos.items():
+            lengths[pattern] = frames
+        for path, rows in lengths.items():
+            if self._is_chosen(rows):
+                lengths[path] = len(self.index) if self.index is not None else rows
+        return lengths
+
+    def _is_chosen(self, rows: int) -> bool:
+        return self.index is not None and rows > int(self.index[-1])
+
+    @property
+    def count(self) -> int:
+        """Number of frames; DataError if parts differ or there are none."""
+        lengths = self.lengths
+        if not lengths:
+            raise self.error(self.missing, "the mapping names no images and no fields")
+        try:
+            count = frame_count(self.plan, lengths) - bool(self.plan.following)
+        except ValueError as error:
+            raise self.error("length_mismatch", str(error)) from error
+        if count < 1:
+            raise self.error("empty_episode", "has no frames")
+        return count
 
     def images(self, planned: PlannedImages, count: int) -> FrameSource:
-        """Images of a camera, of depth or of labels."""
-        ...
+        """The images of a camera, of depth or of labels, one for each frame."""
+        if planned.video:
+            path, frames = self._videos[planned.video]
+            source: FrameSource = VideoFrames(Clip(path), frames)
+        else:
+            source = self.open_images(planned)
+        if self.index is not None and self._is_chosen(len(source)):
+            return NearestFrames(source, self.index[:count])
+        return source if len(source) == count else NearestFrames(source, np.arange(count))
 
-    def numbers(self, path: str, count: int) -> Array:
-        """Numbers [F, C]."""
-        ...
+    def field(self, path: str, rows: int) -> Array:
+        """The first rows of a field."""
+        values = self.numbers(path)
+        if self.index is not None and self._is_chosen(len(values)):
+            values = values[self.index]
+        return values[:rows]
 
     def texts(self, reference: str, count: int) -> list[str]:
-        """One text, or one for each frame."""
-        ...
+        """One text, or one for each frame; of a list of texts the first."""
+        if reference.startswith(PLAIN):
+            return [reference.removeprefix(PLAIN)]
+        name = self._filled(reference)
+        if name not in self.things and "@" in name:
+            value = self.value(reference)
+            texts = value if isinstance(value, list | np.ndarray) else [value]
+            return [str(text) for text in texts][:1]
+        return self.texts_of(name, count)
+
+    def value(self, reference: str) -> Any:
+        """The single value of a reference."""
+        name = self._filled(reference)
+        return value_beside(name, self.ref.path) if is_beside(name) else self.value_of(name)
+
+    def fps(self, stored: float | None) -> float:
+        """Frames per second, 0 if unknown; the option comes before the mapping and the data."""
+        named = self.mapping.fps if self.mapping else ""
+        if self.config.fps:
+            return float(self.config.fps)
+        if isinstance(named, str) and named:
+            value = self.value(named)
+            is_rate = isinstance(value, int | float | np.number) and 0 < value < np.inf
+            if not is_rate:
+                reason = f"fps: {named} is {value!r}, no number of frames per second"
+                raise self.error("not_numeric", reason, hint="correct fps in the mapping")
+            named = float(value)
+        return float(named or stored or 0.0)
+
+    def success(self, stored: Any = None) -> bool | None:
+        """The success flag of the plan, else the stored one."""
+        value = self.value(self.plan.success) if self.plan.success else stored
+        return None if value is None else bool(value)
+
+    def survey(self, fps: float | None) -> Survey:
+        """Cameras, fields and length, from shapes."""
+        plan, count = self.plan, self.count
+        names = plan.dimension_names(self.things)
+        fields: dict[str, FieldSpec] = {}
+        for name, path in plan.fields.items():
+            width = math.prod(self.things[path].shape)
+            fields[name] = FieldSpec(width, names.get(name, ()))
+        for name, source in plan.following.items():
+            fields[name] = fields[source]
+        cameras = {name: self.images(each, count).size for name, each in plan.cameras.items()}
+        kinds = dict.fromkeys(kind for kind, _ in plan.texts if kind != "original")
+        return Survey(
+            1,
+            cameras,
+            fields,
+            count,
+            self.fps(fps) or None,
+            plan.actions,
+            plan.observed,
+            text_kinds=tuple(kinds),
+            parts=plan.parts,
+        )
+
+    def episode(self, *, fps: float | None, success: Any = None, task: str = "") -> Episode:
+        """The episode; its images stay on disk."""
+        plan, count, episode = self.plan, self.count, self.ref.id
+        longest = max(self.lengths.values())
+        rows = count + bool(plan.following)
+        fields = {name: self.field(path, rows) for name, path in plan.fields.items()}
+        for name, source in plan.following.items():
+            fields[name] = fields[source][1:]
+        texts = [(kind, self.texts(reference, count)) for kind, reference in plan.texts]
+        language, findings = recorded_language(
+            self.ref, count, preferred(texts), self.config.instruction
+        )
+        if longest > count:
+            frames = counted(longest - count, "frame")
+            message = f"{episode}: {frames} at its end without an action or an image; cut"
+            findings.append(SOURCE("frames_cut", message, episode=episode, frame=count))
+        return Episode(
+            id=episode,
+            task=task or first_text(language),
+            fps=self.fps(fps),
+            num_frames=count,
+            cut_frames=longest - count,
+            cameras={name: self.images(each, count) for name, each in plan.cameras.items()},
+            depth={name: self.images(each, count) for name, each in plan.depth.items()},
+            labels={name: self.images(each, count) for name, each in plan.labels.items()},
+            lowdim={name: values[:count] for name, values in fields.items()},
+            dimension_names=plan.dimension_names(self.things),
+            language=language[0],
+            language_spans=tuple(language[1]),
+            success=self.success(success),
+            action_fields=plan.actions,
+            proprioception_fields=plan.observed,
+            parts=plan.parts,
+            findings=(*findings, *left_out_findings(episode, plan.parts)),
+        )
+
+    def decisions(self) -> dict[str, Decision]:
+        """Decisions that rows of this episode make, and that other episodes take."""
+        count = self.count
+        things = [each for each in self.things.values() if abs((each.rows or 0) - count) <= 1]
+        return sampled_decisions(things, lambda thing: self.numbers(thing.path))
 
 
-def planned_parts(
-    ref: EpisodeRef,
-    plan: EpisodePlan,
-    reader: PartReader,
-    instruction: str | None,
-) -> dict[str, Any]:
-    """What an `Episode` gets from a plan: its images, fields, texts and their findings."""
-    count = reader.count
-    longest = max(reader.lengths.values(), default=count)
-    rows = count + bool(plan.following)
-    fields = {name: reader.numbers(path, rows) for name, path in plan.fields.items()}
-    for name, source in plan.following.items():
-        fields[name] = fields[source][1:]
-    fields = {name: values[:count] for name, values in fields.items()}
-    images: dict[str, dict[str, FrameSource]] = {}
-    for role, planned in (
-        ("cameras", plan.cameras),
-        ("depth", plan.depth),
-        ("labels", plan.labels),
-    ):
-        images[role] = {name: reader.images(each, count) for name, each in planned.items()}
-    texts = [(kind, reader.texts(reference, count)) for kind, reference in plan.texts]
-    language, findings = recorded_language(ref, count, preferred(texts), instruction)
-    if longest > count:
-        text = counted(longest - count, "frame")
-        message = f"{ref.id}: {text} at its end without an action or an image; cut"
-        findings.append(SOURCE("frames_cut", message, episode=ref.id, frame=count))
-    return {
-        "id": ref.id,
-        "task": first_text(language),
-        "num_frames": count,
-        "cut_frames": longest - count,
-        **images,
-        "lowdim": fields,
-        "language": language[0],
-        "language_spans": tuple(language[1]),
-        "action_fields": plan.actions,
-        "proprioception_fields": plan.observed,
-        "parts": plan.parts,
-        "findings": (*findings, *left_out_findings(ref.id, plan.parts)),
-    }
+def _below(path: Path, folder: Path) -> str:
+    """Path from a folder on, if it is below."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def with_decisions(
+    refs: Sequence[EpisodeRef],
+    opened: Callable[[EpisodeRef], AbstractContextManager[PlannedEpisode]],
+) -> Iterator[EpisodeRef]:
+    """The refs with the decisions that rows of the first readable episode make."""
+    decided: dict[str, Decision] = {}
+    for ref in refs:
+        with suppress(DataError):
+            with opened(ref) as episode:
+                decided = episode.decisions()
+            break
+    for ref in refs:
+        extras = {**ref.extras, "decided": decided} if decided else ref.extras
+        yield replace(ref, extras=extras)
 
 
 def preferred(texts: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:

@@ -26,11 +26,9 @@ from vlatool.sources.inventory import (
 )
 from vlatool.sources.mapping import (
     RecordingMapping,
-    is_beside,
     known_layouts,
     matching,
     nearest,
-    value_beside,
 )
 from vlatool.sources.plan import EpisodePlan, plan_by_structure
 from vlatool.storage.tree import natural_key
@@ -139,11 +137,11 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
             groups = [f"data/{name}" for name in demos]
             name = _kind_of(data[demos[0]])
             return FileLayout(name, tuple(groups), "actions")
-        if "action" in file and member_at(file, "observations") is not None:
-            return FileLayout("ALOHA", ("/",), "action")
         for name, known in known_layouts():
             if all(has_path(file, pattern) for pattern in known.recognized_by):
                 return FileLayout(known.layout, _episodes(file, known, path), preset=name)
+        if "action" in file and member_at(file, "observations") is not None:
+            return FileLayout("ALOHA", ("/",), "action")
     raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
 
 
@@ -341,8 +339,6 @@ def dataset_at(group: Any, reference: str, path: Path) -> Any:
 
 def value_at(group: Any, reference: str, path: Path) -> Any:
     """The single value of a reference: an attribute (`PATH@NAME`), or the last of a dataset."""
-    if is_beside(reference):
-        return value_beside(reference, path)
     place, has_name, name = reference.rpartition("@")
     if not has_name:
         dataset = dataset_at(group, reference, path)
@@ -363,9 +359,7 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
 def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[str]:
     """The text of each frame, or the only one; of a list of texts the first."""
     if "@" in reference:
-        value = value_at(group, reference, path)
-        texts = value if isinstance(value, list | np.ndarray) else [value]
-        return [str(text) for text in texts][:1]
+        return [str(value_at(group, reference, path))]
     dataset = dataset_at(group, reference, path)
     name, count = dataset.name, dataset.size
     if dataset.dtype.kind not in "SO":
@@ -384,7 +378,7 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     return texts[:num_frames]
 
 
-def columns(dataset: Any, path: Path, rows: Array | None = None) -> Array:
+def columns(dataset: Any, path: Path) -> Array:
     """The rows of a field [F, C]; DataError if they are no numbers, too large or never written."""
     name = dataset.name
     if dataset.dtype.kind not in "fiub" or not dataset.shape:
@@ -398,8 +392,7 @@ def columns(dataset: Any, path: Path, rows: Array | None = None) -> Array:
     check_written(dataset, path)
     with readable(path, name):
         values: Array = dataset[()]
-    values = values.reshape(len(values), -1)
-    return values if rows is None else values[rows]
+    return values.reshape(len(values), -1)
 
 
 def check_written(dataset: Any, path: Path) -> None:
@@ -480,16 +473,6 @@ def image_size(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
         code = "too_large" if math.prod(size) else "not_numeric"
         raise HDF5.error(code, path, dataset.name, reason, field=dataset.name)
     return size[0], size[1]
-
-
-def rate_of(value: Any, path: Path, reference: str) -> float:
-    """A stored rate; DataError if it is no positive number."""
-    rate = _number(value)
-    if not rate:
-        reason = f"{reference} is {value!r}, no number of frames per second"
-        hint = "correct fps in the mapping; a number is allowed, too"
-        raise HDF5.error("not_numeric", path, reason, hint=hint, field=reference)
-    return rate
 
 
 def first_episode(file: Any) -> tuple[str, Any]:

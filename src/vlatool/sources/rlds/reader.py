@@ -3,22 +3,32 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vlatool.artifacts import tfrecord
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import SingleImages
-from vlatool.sources.language import first_text, kind_of_name, recorded_language
+from vlatool.sources.inventory import Stored, encoded_thing
+from vlatool.sources.mapping import MAPPING, RecordingMapping, mapping_file, read_mapping
+from vlatool.sources.plan import (
+    EpisodePlan,
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedImages,
+    plan_by_structure,
+    with_decisions,
+)
+from vlatool.sources.propose import Clues, proposed_mapping
 from vlatool.sources.rlds.rules import RLDS, StepFeature, features_of
 from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
@@ -31,30 +41,42 @@ _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-o
 _MEASURED = re.compile(r"state|proprio|joint|eef|ee_|gripper|cartesian|pose")
 # Flags that mark the first and the last step, which the order of the steps says.
 _FLAGS = ("is_first", "is_last", "is_terminal")
+_CUT = (0, 0)  # span of what is behind a broken record
+_CUT_HINT = "the file is cut off or damaged: copy it again, or exclude this episode with --exclude"
 
 
 class RldsConfig(ConfigModel):
     """Options of RLDS data sets. What they do not store is given here."""
 
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+
     fps: float | None = option(None, "Frames per second.", gt=0)
     instruction: str | None = option(None, "Instruction of all episodes; null: that of the data.")
+    mapping: str | None = option(None, MAPPING)
     split: str | None = option(None, "Split, such as train; null: all.")
 
 
-class StepImages(SingleImages):
+class StepImages(PlannedFrames):
     """Encoded images of the steps of an episode, in memory."""
 
-    def __init__(self, path: Path, place: str, files: Sequence[memoryview]) -> None:
-        self._path, self._place, self._files = path, place, files
+    def __init__(self, path: Path, planned: PlannedImages, files: Sequence[memoryview]) -> None:
+        self._path, self.planned, self._files = path, planned, files
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def encoded(self, index: int) -> bytes:
+    @property
+    def size(self) -> tuple[int, int]:
+        thing = encoded_thing("", bytes(self._files[0]))
+        if thing.kind == "png" and self.planned.decision.role != "camera":
+            return thing.shape[0], thing.shape[1]
+        return super().size
+
+    def row(self, index: int) -> bytes:
         return bytes(self._files[index])
 
     def image_error(self, index: int, reason: str) -> DataError:
-        place = f"{self._place}: frame {index}"
+        place = f"{self.planned.path}: frame {index}"
         return RLDS.error("unreadable", self._path, place, reason, frame=index)
 
 
@@ -70,38 +92,54 @@ class RldsReader(base.FormatReader):
         findings: list[Finding] = []
         searched = f"{_FEATURES} beside NAME-SPLIT.tfrecord files"
         folders = distinct_recordings(sources, _folders, searched, findings)
-        refs = [
-            ref
-            for path, source in folders
-            for ref in self._refs(path, source, findings, is_only=len(folders) == 1)
-        ]
+        refs: list[EpisodeRef] = []
+        used: dict[str, int] = {}
+        for path, source in folders:
+            for ref in self._refs(path, source, findings, used):
+                refs.append(ref if len(folders) == 1 else replace(ref, number=None))
+        if all(ref.extras["span"] == _CUT for ref in refs):
+            self._episode(refs[0])  # raises the error of the first shard
         self.source_findings = findings
-        yield from refs
+        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
 
     def _refs(
-        self, folder: Path, source: Path, findings: list[Finding], *, is_only: bool
+        self, folder: Path, source: Path, findings: list[Finding], used: dict[str, int]
     ) -> Iterator[EpisodeRef]:
         shards = _shards(folder, self.config.split)
         lengths = _shard_lengths(folder)
         findings += _lacking(folder, shards, lengths, self.config.split)
         name, number = base.id_part(next(iter(shards))[0].name.partition("-")[0]), 0
+        if name in used:  # another version, or another set of this name
+            name = base.id_part(f"{folder.parent.name}_{folder.name}")
+        name = base.unused_id(name, used)
         for path, split, shard in shards:
+            spans: list[ByteRange] = []
+            broken: tfrecord.TfRecordError | None = None
             try:
-                spans = list(tfrecord.record_spans(path))
+                for span in tfrecord.record_spans(path):
+                    spans.append(span)
             except tfrecord.TfRecordError as error:
-                raise RLDS.error(error.code, path, str(error)) from error
+                broken = error
             declared = lengths.get(split, ())
-            if shard < len(declared) and declared[shard] != len(spans):
+            if broken is None and shard < len(declared) and declared[shard] != len(spans):
                 reason = f"has {counted(len(spans), 'record')}, {_INFO} says {declared[shard]}"
                 findings.append(RLDS.at("record_count", path, reason))
-            for span in spans:
+            places: list[tuple[int, int]] = [(span.start, span.stop) for span in spans]
+            if broken is not None:
+                places.append(_CUT)
+            for place in places:
                 yield EpisodeRef(
                     id=f"{name}_{base.id_part(split)}_{number:06d}",
                     path=path,
                     source=str(source),
-                    number=number if is_only else None,
+                    number=number,
                     files=(folder / _FEATURES,),
-                    extras={"span": (span.start, span.stop), "split": split},
+                    extras={"span": place, "split": split},
                 )
                 number += 1
 
@@ -111,123 +149,159 @@ class RldsReader(base.FormatReader):
         surveys: dict[Path, Survey] = {}
         for ref in refs:
             if ref.path.parent not in surveys:
-                read = base.survey_each(lambda r: base.survey_episode(self.read(r)), [ref], reasons)
-                for survey in read:
+                for survey in base.survey_each(self._survey, [ref], reasons):
                     surveys[ref.path.parent] = survey
         merged = base.merge_surveys(surveys.values(), reasons)
         return replace(merged, episodes=len(refs), frames=None)
 
+    def _survey(self, ref: EpisodeRef) -> Survey:
+        opened = self._episode(ref)
+        return opened.survey(opened.stored_fps)
+
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; the record is in memory, its images are encoded."""
+        opened = self._episode(ref)
+        first = ref.extras["span"][0]
+        extras = {"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{first}"}
+        return replace(opened.episode(fps=opened.stored_fps), extras=extras)
+
+    def _episode(self, ref: EpisodeRef) -> "RldsEpisode":
         features = _features(ref.path.parent / _FEATURES)
         first, stop = ref.extras["span"]
         try:
+            if (first, stop) == _CUT:
+                for _ in tfrecord.record_spans(ref.path):
+                    pass
             parsed = tfrecord.parse_example(tfrecord.read_record(ByteRange(ref.path, first, stop)))
         except tfrecord.TfRecordError as error:
-            raise RLDS.error(error.code, ref.path, f"record at byte {first}: {error}") from error
-        episode = _Steps(ref, features, parsed)
-        lowdim = episode.fields()
-        option = self.config.instruction
-        language, findings = recorded_language(ref, episode.count, episode.texts(), option)
-        actions = tuple(name for name in lowdim if name.split(".")[0] in ("action", "actions"))
-        observed = tuple(
-            name
-            for name in lowdim
-            if name.startswith("observation.") and _MEASURED.search(name.rpartition(".")[2])
-        )
-        unknown = [feature.name for feature in features if feature.kind == "unknown"]
-        if unknown:
-            findings.append(RLDS("unknown_feature", f"{ref.id}: left out: {', '.join(unknown)}"))
-        return Episode(
-            id=ref.id,
-            task=first_text(language),
-            fps=self.config.fps or episode.fps,
-            num_frames=episode.count,
-            cameras=episode.cameras(),
-            lowdim=lowdim,
-            language=language[0],
-            language_spans=tuple(language[1]),
-            action_fields=actions,
-            proprioception_fields=observed,
-            findings=tuple(findings),
-            extras={"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{first}"},
-        )
+            place = "" if (first, stop) == _CUT else f"record at byte {first}: "
+            hint = "" if place else _CUT_HINT
+            raise RLDS.error(error.code, ref.path, f"{place}{error}", hint=hint) from error
+        return RldsEpisode(ref, features, parsed, self._mapping, self.config)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first record, with questions as comments."""
+        reader = RldsReader(RldsConfig())
+        if not _folders(source):
+            return None
+        ref = next(iter(reader.discover([source])))
+        opened = reader._episode(ref)
+        values = {}
+        if opened.stored_fps:
+            values["episode_metadata/fps"] = opened.stored_fps
+        return proposed_mapping(Clues([*opened.things.values()], values, opened.numbers))
 
 
-class _Steps:
-    """The features of a record as arrays with a row per step."""
+class RldsEpisode(PlannedEpisode):
+    """An episode of a record."""
+
+    codes: ClassVar[FindingCodes] = RLDS
+    missing: ClassVar[str] = "missing_feature"
 
     def __init__(
         self,
         ref: EpisodeRef,
         features: Sequence[StepFeature],
         parsed: Mapping[str, "list[memoryview] | Array"],
+        mapping: RecordingMapping | None,
+        config: RldsConfig,
     ) -> None:
-        self._ref, self._parsed = ref, parsed
-        self._features = [feature for feature in features if feature.is_step]
-        counts = {f.name: self._rows(f) for f in self._features if f.kind != "unknown"}
-        self.count = next(iter(counts.values()), 0)
-        for name, count in counts.items():
-            if count != self.count:
-                raise self._error(f"{name} has {count} steps, others {self.count}")
-        if not self.count:
+        super().__init__(ref, mapping, config, ref.id)
+        self._features = {_path_of(feature.name): feature for feature in features}
+        self._parsed = {_path_of(name): values for name, values in parsed.items()}
+        stored = [self._thing(path, feature) for path, feature in self._features.items()]
+        counts = {each.path: each.rows for each in stored if self._features[each.path].is_step}
+        known = [rows for rows in counts.values() if rows is not None]
+        for path, rows in counts.items():
+            if rows is not None and rows != known[0]:
+                raise self.error("missing_feature", f"{path} has {rows} steps, others {known[0]}")
+        if not any(known):
             raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
+        self.make_plan(stored, lambda: self._by_structure(stored))
 
-    def _rows(self, feature: StepFeature) -> int:
-        """Number of steps of a feature, by its length and shape."""
-        values = self._parsed.get(feature.name)
+    def _thing(self, path: str, feature: StepFeature) -> Stored:
+        """What a feature stores; DataError if the record contradicts its declaration."""
+        if feature.kind == "unknown":
+            return Stored(path, "other", note="a feature of another kind, such as sound")
+        values = self._parsed.get(path)
         if values is None:
-            raise self._error(f"{feature.name} is missing")
+            if not feature.is_step:
+                return Stored(path, "other", rows=0, note="the record lacks it")
+            raise self.error("missing_feature", f"{path} is missing")
         if (feature.kind == "numbers") == isinstance(values, list) and len(values):
-            raise self._error(f"{feature.name} is no list of {feature.kind}")
-        width = math.prod(feature.shape) if feature.kind == "numbers" else 1
+            raise self.error("missing_feature", f"{path} is no list of {feature.kind}")
+        if feature.kind == "text":
+            return Stored(path, "text", rows=len(values) if feature.is_step else None)
+        if feature.kind == "image":
+            if not len(values) or not isinstance(values, list):
+                return Stored(path, "other", rows=0, note="it is empty")
+            return encoded_thing(path, bytes(values[0]), len(values))
+        width = math.prod(feature.shape)
         if width < 1 or len(values) % width:
-            raise self._error(
-                f"{feature.name} has {len(values)} values, a step {list(feature.shape)}"
-            )
-        return len(values) // width
+            shape = list(feature.shape)
+            raise self.error("missing_feature", f"{path} has {len(values)} values, a step {shape}")
+        if not feature.is_step:
+            return Stored(path, "other", note="one value for the episode")
+        role: Role | None = "time" if path in _FLAGS else None
+        dtype = feature.dtype if _is_number(feature.dtype) else np.asarray(values).dtype.name
+        rows = len(values) // width
 
-    def fields(self) -> dict[str, Array]:
-        """Map from field to values [S, C]."""
-        fields: dict[str, Array] = {}
-        for feature in self._features:
-            name = feature.name.removeprefix("steps/")
-            if feature.kind == "numbers" and name not in _FLAGS:
-                values = np.asarray(self._parsed[feature.name])
-                typed = values.astype(feature.dtype) if _is_number(feature.dtype) else values
-                fields[name.replace("/", ".")] = typed.reshape(self.count, -1)
-        return fields
+        def look() -> Array:
+            return self.numbers(path).reshape(rows, *feature.shape)[[0, rows // 2, rows - 1]]
 
-    def cameras(self) -> dict[str, FrameSource]:
-        """Map from camera to its images."""
-        cameras: dict[str, FrameSource] = {}
-        for feature in self._features:
-            if feature.kind == "image" and feature.shape[-1:] in ((3,), ()):
-                place = f"{self._ref.id}: {feature.name}"
-                rows = self._parsed[feature.name]
-                files = rows if isinstance(rows, list) else []
-                cameras[feature.name.rpartition("/")[2]] = StepImages(self._ref.path, place, files)
-        return cameras
+        return Stored(path, "array", feature.shape, dtype, rows, role=role, look=look)
+
+    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+        plan = plan_by_structure(stored, self.ref.extras.get("decided"))
+        actions: list[str] = []
+        observed: list[str] = []
+        for name in plan.fields:
+            if name.split(".")[0] in ("action", "actions"):
+                actions.append(name)
+            elif name.startswith("observation.") and _MEASURED.search(name.rpartition(".")[2]):
+                observed.append(name)
+        plan.actions, plan.observed = tuple(actions), tuple(observed)
+        return plan
+
+    def name_of(self, reference: str) -> str:
+        return _path_of(reference)
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        values = self._parsed[planned.path]
+        if isinstance(values, list):
+            return StepImages(self.ref.path, planned, values)
+        reason = f"{planned.path} holds arrays; images are JPEG or PNG"
+        raise self.error("missing_feature", reason, hint="leave it out of the mapping")
+
+    def numbers(self, path: str) -> Array:
+        feature, values = self._features[path], np.asarray(self._parsed[path])
+        typed = values.astype(feature.dtype) if _is_number(feature.dtype) else values
+        return typed.reshape(-1, max(1, math.prod(feature.shape)))
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        path = (self.things.get(name) or self.find_stored(name)).path
+        texts: list[str] = []
+        for row in self._parsed[path]:
+            text = bytes(row).decode(errors="replace") if isinstance(row, memoryview) else str(row)
+            texts.append(text.strip())
+        return texts[:count]
+
+    def value_of(self, name: str) -> Any:
+        path = (self.things.get(name) or self.find_stored(name)).path
+        value = self._parsed[path][-1]
+        return bytes(value).decode() if isinstance(value, memoryview) else value.item()
 
     @property
-    def fps(self) -> float:
+    def stored_fps(self) -> float:
         """The rate in `episode_metadata/fps`; 0 if it is not there."""
         values = self._parsed.get("episode_metadata/fps", ())
         fps = float(values[0]) if isinstance(values, np.ndarray) and len(values) else 0.0
         return fps if math.isfinite(fps) and fps > 0 else 0.0
 
-    def texts(self) -> dict[str, list[str]]:
-        """Map from kind of annotation to the text of each step."""
-        texts: dict[str, list[str]] = {}
-        for feature in self._features:
-            kind = kind_of_name(feature.name.rpartition("/")[2])
-            if feature.kind == "text" and kind and kind not in texts:
-                rows = self._parsed[feature.name]
-                texts[kind] = [bytes(row).decode(errors="replace").strip() for row in rows]
-        return texts
 
-    def _error(self, reason: str) -> DataError:
-        return RLDS.error("missing_feature", self._ref.path, f"{self._ref.id}: {reason}")
+def _path_of(name: str) -> str:
+    return name.removeprefix("steps/")
 
 
 def _is_number(dtype: str) -> bool:
@@ -249,14 +323,18 @@ def _features(path: Path) -> tuple[StepFeature, ...]:
 
 
 def _folders(source: Path) -> list[Path]:
-    """Folders with features.json and shards at or below a source, in natural order."""
-    if not can_list(source):
-        return []
-    folders = [
-        folder
-        for folder, _, files in walk(source)
-        if _FEATURES in files and any(map(_SHARD.fullmatch, files))
-    ]
+    """Folders with features.json and shards at or below a source, in natural order.
+
+    Raises DataError for shards of ArrayRecord.
+    """
+    folders: list[Path] = []
+    for folder, _, files in walk(source) if can_list(source) else ():
+        if _FEATURES not in files:
+            continue
+        if any(_SHARD.fullmatch(name) for name in files):
+            folders.append(folder)
+        elif any(".array_record-" in name for name in files):
+            raise RLDS.error("array_record", folder, "its shards are ArrayRecord, not TFRecord")
     return sorted(folders, key=natural_key)
 
 

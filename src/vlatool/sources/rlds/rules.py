@@ -6,26 +6,34 @@ from typing import Any, Literal
 
 from vlatool.findings import FindingCodes, error, info
 
-_AGAIN = "copy the file again, or exclude the episode with --exclude"
+_EXCLUDE = "exclude the episode with --exclude"
+_AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
+_CHANGE = f"correct features.json or the mapping, or {_EXCLUDE}"
 
 RLDS = FindingCodes(
     "rlds",
     unreadable=error("A file or a record is damaged or truncated.", _AGAIN),
     checksum=error("The checksum of a record is wrong.", _AGAIN),
     broken_features=error(
-        "features.json is not that of episodes with steps.", "copy the file again"
+        "features.json is not that of episodes with steps.",
+        "give the folder of one version of an RLDS data set",
     ),
     missing_feature=error(
-        "A record lacks a declared feature, or has another type or length.", _AGAIN
+        "A record lacks a declared feature, or has another type or length.", _CHANGE
     ),
-    unknown_feature=info("A feature has a kind that is not read, such as audio; it is left out."),
+    not_numeric=error("A feature cannot have the role that the mapping gives it.", _CHANGE),
+    length_mismatch=error("Features of an episode differ in their number of steps.", _CHANGE),
+    array_record=error(
+        "Shards are in ArrayRecord, which is not read.",
+        "convert the data set to TFRecord with tfds convert_format of tensorflow_datasets",
+    ),
     missing_shard=error("A shard of a split is missing.", "download the missing files"),
     missing_split=info("A split of dataset_info.json has no file here."),
     record_count=error(
         "A shard has another number of records than dataset_info.json says.", _AGAIN
     ),
-    too_large=error("A record is larger than 1 GiB.", _AGAIN),
-    empty_episode=error("An episode has no steps.", _AGAIN),
+    too_large=error("A record is larger than 1 GiB.", _EXCLUDE),
+    empty_episode=error("An episode has no steps.", _EXCLUDE),
 )
 
 

@@ -5,22 +5,38 @@ of each, exclusive.
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, FrameSource, Survey, UInt8Array
-from vlatool.errors import VlatoolError, installed
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
+from vlatool.errors import DataError, VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.frames import SingleImages, video_beside
-from vlatool.sources.language import first_text, kind_of_name, recorded_language
+from vlatool.sources.inventory import Stored, image_shape
+from vlatool.sources.mapping import (
+    MAPPING,
+    RecordingMapping,
+    mapping_file,
+    nearest,
+    read_mapping,
+)
+from vlatool.sources.plan import (
+    PLAIN,
+    EpisodePlan,
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedImages,
+    plan_by_structure,
+    with_decisions,
+)
+from vlatool.sources.propose import Clues, proposed_mapping
 from vlatool.sources.rules import distinct_recordings
 from vlatool.sources.zarr.rules import ZARR
 from vlatool.storage.tree import natural_key, walk
@@ -29,18 +45,22 @@ from vlatool.storage.uri import can_list
 _LARGEST_FIELD = 2**28
 _LARGEST_CHUNK = 2**29
 _MOST_PIXELS = 2**26
-_LEVELS = 255
+_MOST_DEPTH = 8
+_MEASURED = ("state", "agent_pos", "robot")
 
 
 class ZarrConfig(ConfigModel):
     """Options of replay buffers. What stores do not have is given here."""
 
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+
     fps: float | None = option(None, "Frames per second.", gt=0)
     instruction: str | None = option(None, "Instruction of all episodes.")
-    missing_chunks: Literal["error", "fill"] = option(
-        "error",
-        "What to do about chunks that are not there: Zarr 3 leaves out those that have "
-        "only the fill value.",
+    mapping: str | None = option(None, MAPPING)
+    missing_chunks: Literal["error", "fill"] | None = option(
+        None,
+        "Chunks that are not there: an error, or the fill value; null: an error in Zarr 2, the "
+        "fill value in Zarr 3, which leaves out chunks that have only this value.",
     )
 
 
@@ -49,19 +69,22 @@ class Buffer:
     """An open replay buffer."""
 
     path: Path
-    arrays: Mapping[str, Any]  # name to array [N, ...]
+    arrays: Mapping[str, Any]  # path below `data`, or from the root with a slash, to the array
     stops: tuple[int, ...]  # end of each episode, exclusive
-    cameras: Mapping[str, tuple[int, int]]  # name of an array to (height, width)
-    fields: tuple[str, ...]  # names of the arrays of numbers
-    texts: Mapping[str, str]  # kind of annotation to the name of its array [N]
-    ignored: tuple[str, ...]  # names of all others
     num_rows: int  # N
-    fps: float | None  # attribute of the store
-    instruction: str  # attribute of the store; empty if it has none
+    attributes: Mapping[str, Any]  # of the root
 
     def rows(self, number: int) -> tuple[int, int]:
         """First row of an episode and the one after its last."""
         return (self.stops[number - 1] if number else 0), self.stops[number]
+
+    @property
+    def fps(self) -> float | None:
+        """The rate in the attributes of the store."""
+        fps = self.attributes.get("fps")
+        if isinstance(fps, int | float) and math.isfinite(fps) and fps > 0:
+            return float(fps)
+        return None
 
 
 @contextmanager
@@ -77,47 +100,41 @@ def _readable(path: Path, place: str) -> Generator[None]:
 
 
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
-def open_buffer(path: Path, *, may_fill: bool = False) -> Buffer:
+def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
     """The arrays of a store; no row but the ends of episodes is read."""
     with _readable(path, ""):
         zarr = _library()
         from vlatool.sources.zarr.store import CheckedStore
 
-        store = CheckedStore(path, may_fill=may_fill)
+        store = CheckedStore(path, missing_chunks)
         root = zarr.open_group(store, mode="r", use_consolidated=False)
         if "data" not in store.names("") or "episode_ends" not in store.names("meta"):
             raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
-        arrays = {
-            name: root[f"data/{name}"]
-            for name in sorted(store.names("data"), key=natural_key)
-            if not name.startswith(".") and name != "zarr.json"
-        }
-        arrays = {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
+        arrays: dict[str, Any] = {}
+        for name in _array_paths(store, ""):
+            array = root[name]
+            if isinstance(array, zarr.Array) and name != "meta/episode_ends":
+                arrays[name.removeprefix("data/") if name.startswith("data/") else f"/{name}"] = (
+                    array
+                )
         stops = np.asarray(root["meta/episode_ends"][...])  # pyright: ignore[reportIndexIssue, reportArgumentType]
-    rows = {name: array.shape[0] for name, array in arrays.items() if array.shape}
-    count = min(rows.values(), default=0)
-    for name, length in rows.items():
-        if length != count:
-            other = next(name for name, length in rows.items() if length == count)
-            reason = f"has {length} rows, data/{other} has {count}"
-            raise ZARR.error("length_mismatch", path, f"data/{name}", reason)
+    lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
+    count = max(lengths, key=lengths.count, default=0)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
     if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
         raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
-    cameras = {name: array.shape[1:3] for name, array in arrays.items() if _is_images(array)}
-    numbers = (name for name, a in arrays.items() if a.shape and a.dtype.kind in "fiub")
-    fields = tuple(name for name in numbers if name not in cameras)
-    texts = {kind_of_name(name): name for name, array in arrays.items() if _is_text(name, array)}
-    used = {*cameras, *fields, *texts.values()}
-    ignored = tuple(name for name in arrays if name not in used)
-    for name in (*cameras, *fields, *texts.values()):
-        _check(path, name, arrays[name])
-    fps, instruction = root.attrs.get("fps"), root.attrs.get("instruction")
-    is_rate = isinstance(fps, int | float) and math.isfinite(fps) and fps > 0
-    sentence = instruction if isinstance(instruction, str) else ""
-    rate = float(fps) if is_rate else None
-    stops = tuple(stops.tolist())
-    return Buffer(path, arrays, stops, cameras, fields, texts, ignored, count, rate, sentence)
+    return Buffer(path, arrays, tuple(stops.tolist()), count, dict(root.attrs))
+
+
+def _array_paths(store: Any, at: str, depth: int = 0) -> Iterator[str]:
+    """Paths of the arrays of a store, in natural order."""
+    names = set(store.names(at))
+    if ".zarray" in names or store.is_array(at):
+        yield at
+        return
+    for name in sorted(names, key=natural_key):
+        if depth < _MOST_DEPTH and not name.startswith(".") and name != "zarr.json":
+            yield from _array_paths(store, f"{at}/{name}".lstrip("/"), depth + 1)
 
 
 def _library() -> Any:
@@ -142,32 +159,21 @@ def _library() -> Any:
         from imagecodecs.numcodecs import register_codecs  # pyright: ignore[reportMissingImports]
 
         register_codecs(verbose=False)
+    from vlatool.sources.zarr.store import check_chunks_of_blosc
+
+    check_chunks_of_blosc()
     return zarr
 
 
-def _is_images(array: Any) -> bool:
-    is_color = len(array.shape) == 4 and array.shape[-1] == 3
-    return is_color and (array.dtype == np.uint8 or array.dtype.kind == "f")
-
-
-def _is_text(name: str, array: Any) -> bool:
-    return bool(kind_of_name(name)) and len(array.shape) == 1 and array.dtype.kind in "UT"
-
-
-def _check(path: Path, name: str, array: Any) -> None:
-    chunk = math.prod(array.chunks) * array.dtype.itemsize
-    row = math.prod(array.shape[1:])
-    if chunk > _LARGEST_CHUNK or row > 3 * _MOST_PIXELS or not row:
-        reason = f"chunks of {chunk:,} bytes, {row:,} values in a row"
-        raise ZARR.error("too_large", path, f"data/{name}", reason)
-
-
-class ZarrImages(SingleImages):
+class ZarrImages(PlannedFrames):
     """Images of an episode, read by whole chunks; the last chunk stays in memory."""
 
-    def __init__(self, path: Path, name: str, rows: tuple[int, int], *, may_fill: bool) -> None:
-        self._path, self._name, self._rows, self._may_fill = path, name, rows, may_fill
-        self._last: tuple[int, UInt8Array] | None = None
+    def __init__(
+        self, path: Path, planned: PlannedImages, rows: tuple[int, int], missing_chunks: str | None
+    ) -> None:
+        self._path, self.planned, self._rows = path, planned, rows
+        self._missing_chunks = missing_chunks
+        self._last: tuple[int, Array] | None = None
 
     def __len__(self) -> int:
         return self._rows[1] - self._rows[0]
@@ -176,33 +182,159 @@ class ZarrImages(SingleImages):
         return {**self.__dict__, "_last": None}
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self._buffer.cameras[self._name]
+    def _array(self) -> Any:
+        return open_buffer(self._path, self._missing_chunks).arrays[self.planned.path]
 
     @property
-    def _buffer(self) -> Buffer:
-        return open_buffer(self._path, may_fill=self._may_fill)
+    def size(self) -> tuple[int, int]:
+        form = image_shape(self._array.shape[1:], smallest=1)
+        return (form.height, form.width) if form else (0, 0)
 
-    def image(self, index: int) -> UInt8Array:
-        array, (first, stop) = self._buffer.arrays[self._name], self._rows
+    def row(self, index: int) -> Array:
+        array, (first, stop) = self._array, self._rows
         chunk = (first + index) // array.chunks[0]
         low = max(first, chunk * array.chunks[0])
         if self._last is None or self._last[0] != chunk:
             rows = slice(low, min(stop, (chunk + 1) * array.chunks[0]))
-            with _readable(self._path, f"data/{self._name}: frame {index}"):
-                self._last = chunk, self._levels(array[rows], index)
+            with _readable(self._path, f"data/{self.planned.path}: frame {index}"):
+                self._last = chunk, np.asarray(array[rows])
         return self._last[1][first + index - low]
 
-    def _levels(self, values: Array, index: int) -> UInt8Array:
-        """Values as uint8; float images must be whole levels from 0 to 255, with one above 1."""
-        if values.dtype == np.uint8:
-            return values
-        levels = values.astype(np.uint8, casting="unsafe")
-        if (levels == values).all() and (values.max(initial=0) > 1 or not values.any()):
-            return levels
-        place = f"data/{self._name}: frame {index}"
-        reason = f"values of {values.dtype} are no whole levels from 0 to {_LEVELS}"
-        raise ZARR.error("not_numeric", self._path, place, reason)
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"data/{self.planned.path}: frame {index}"
+        return ZARR.error("not_numeric", self._path, place, reason, frame=index)
+
+
+class ZarrEpisode(PlannedEpisode):
+    """An episode of an open buffer."""
+
+    codes: ClassVar[FindingCodes] = ZARR
+    missing: ClassVar[str] = "missing_array"
+
+    def __init__(
+        self, ref: EpisodeRef, buffer: Buffer, mapping: RecordingMapping | None, config: ZarrConfig
+    ) -> None:
+        super().__init__(ref, mapping, config, str(ref.extras["number"]))
+        self.buffer = buffer
+        self.first, self.stop = buffer.rows(ref.extras["number"])
+        if self.first == self.stop:
+            raise ZARR.error(
+                "bad_ends", ref.path, "meta/episode_ends", f"episode {self._episode} has no rows"
+            )
+        stored = _things(buffer, self.first, self.stop)
+        self.make_plan(stored, lambda: self._by_structure(stored))
+
+    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+        """`action` is predicted; what is named after the robot or its state is observed."""
+        plan = plan_by_structure(stored, self.ref.extras.get("decided"))
+        plan.actions = tuple(name for name in plan.fields if name in ("action", "actions"))
+        observed = [name for name in plan.fields if name.startswith(_MEASURED)]
+        plan.observed = tuple(name for name in observed if "demo_" not in name)
+        folder = self.ref.path.parent
+        videos = folder / "videos" / self._episode
+        for path in sorted(videos.glob("*.mp4")) if can_list(videos) and videos.is_dir() else ():
+            plan.cameras[path.stem] = PlannedImages(video=f"videos/{{episode}}/{path.name}")
+        instruction = self.buffer.attributes.get("instruction")
+        if isinstance(instruction, str) and not any(kind == "original" for kind, _ in plan.texts):
+            plan.texts.append(("original", f"{PLAIN}{instruction}"))
+        return plan
+
+    def name_of(self, reference: str) -> str:
+        return reference.removeprefix("data/")
+
+    def _array(self, path: str) -> Any:
+        """The array of a part; DataError if it is too large, or has another number of rows."""
+        array = self.buffer.arrays[path]
+        chunk = math.prod(array.chunks) * array.dtype.itemsize
+        row = math.prod(array.shape[1:])
+        if chunk > _LARGEST_CHUNK or row > 3 * _MOST_PIXELS or not row:
+            reason = f"chunks of {chunk:,} bytes, {row:,} values in a row"
+            raise ZARR.error("too_large", self.ref.path, f"data/{path}", reason)
+        if not array.shape or array.shape[0] != self.buffer.num_rows:
+            rows = array.shape[0] if array.shape else "no"
+            reason = f"has {rows} rows, the others {self.buffer.num_rows}"
+            raise ZARR.error("length_mismatch", self.ref.path, f"data/{path}", reason)
+        return array
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        self._array(planned.path)
+        rows = (self.first, self.stop)
+        return ZarrImages(self.ref.path, planned, rows, self.config.missing_chunks)
+
+    def numbers(self, path: str) -> Array:
+        array, rows = self._array(path), self.stop - self.first
+        if array.dtype.kind not in "fiub":
+            raise ZARR.error("not_numeric", self.ref.path, f"data/{path}", f"is {array.dtype}")
+        if math.prod(array.shape[1:]) * rows * array.dtype.itemsize > _LARGEST_FIELD:
+            reason = f"an episode of {rows} rows is too large"
+            raise ZARR.error("too_large", self.ref.path, f"data/{path}", reason)
+        return self._rows(path, slice(self.first, self.stop)).reshape(rows, -1)
+
+    def _rows(self, path: str, rows: slice) -> Array:
+        place = f"data/{path}: rows {rows.start} to {rows.stop - 1}"
+        with _readable(self.ref.path, place):
+            return np.asarray(self.buffer.arrays[path][rows])
+
+    def _own_rows(self, path: str) -> slice:
+        """Rows of the episode in an array that has one for each frame, or for each episode."""
+        if self.buffer.arrays[path].shape[:1] == (self.buffer.num_rows,):
+            return slice(self.first, self.stop)
+        number = self.ref.extras["number"]
+        return slice(number, number + 1)
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        path = (self.things.get(name) or self.find_stored(name)).path
+        texts = [
+            value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+            for value in self._rows(path, self._own_rows(path))
+        ]
+        return texts[:count]
+
+    def value_of(self, name: str) -> Any:
+        place, has_attribute, attribute = name.partition("@")
+        if not has_attribute:
+            path = (self.things.get(name) or self.find_stored(name)).path
+            return self._rows(path, self._own_rows(path)).reshape(-1)[-1].item()
+        attributes = self.buffer.attributes
+        if place.strip("/") or attribute not in attributes:
+            reason = f"{name}: is missing; {nearest(attribute, [*attributes])}"
+            raise self.error(self.missing, reason, field=name)
+        return attributes[attribute]
+
+
+def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
+    """What an episode of a buffer stores, in its rows from `first` to `stop`."""
+    frames = stop - first
+    things: list[Stored] = []
+    for path, array in buffer.arrays.items():
+        shape, dtype = array.shape, array.dtype
+        is_per_row = bool(shape) and shape[0] == buffer.num_rows
+        if dtype.kind in "UTSO" and len(shape) == 1:
+            things.append(Stored(path, "text", rows=frames if is_per_row else None))
+        elif dtype.kind not in "fiub":
+            things.append(Stored(path, "other", note=f"values of {dtype}"))
+        elif path.startswith("/") and not is_per_row:
+            is_by_episode = bool(shape) and shape[0] == len(buffer.stops)
+            note = "one row for each episode" if is_by_episode else "it is not below data"
+            things.append(Stored(path, "other", note=note))
+        elif not is_per_row and shape and shape[0] == len(buffer.stops):
+            things.append(Stored(path, "other", note="one row for each episode"))
+        else:
+            rows = frames if is_per_row else shape[0] if shape else None
+            look = _look(buffer.path, path, array, first, stop)
+            things.append(Stored(path, "array", shape[1:], dtype.name, rows, look=look))
+    return things
+
+
+def _look(path: Path, name: str, array: Any, first: int, stop: int) -> Callable[[], Array]:
+    """Reader of the first, the middle and the last of some rows."""
+
+    def look() -> Array:
+        rows = sorted({first, (first + stop) // 2, stop - 1})
+        with _readable(path, f"data/{name}"):
+            return np.stack([np.asarray(array[row]) for row in rows])
+
+    return look
 
 
 class ZarrReader(base.FormatReader):
@@ -213,31 +345,52 @@ class ZarrReader(base.FormatReader):
     config: ZarrConfig
     layout: str = "replay buffer"
 
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """The episodes of all stores; a store that cannot be opened is one broken episode."""
         findings: list[Finding] = []
         searched = "a folder or zip of Zarr with meta/episode_ends"
         stores = distinct_recordings(sources, _stores, searched, findings)
+        refs: list[EpisodeRef] = []
         used: dict[str, int] = {}
+        errors: list[DataError] = []
         for path, source in stores:
-            buffer = self._open(path)
+            name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
+            name = base.unused_id(name, used)
+            try:
+                buffer = self._open(path)
+            except DataError as error:
+                errors.append(error)
+                refs.append(EpisodeRef(name, path, str(source), extras={"number": 0}))
+                continue
             left = buffer.num_rows - buffer.stops[-1]
             if left:
                 reason = f"{left} of {buffer.num_rows} rows are after the last episode"
                 findings.append(ZARR.at("rows_without_episode", path, reason))
-            name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
-            name = base.unused_id(name, used)
             for number in range(len(buffer.stops)):
-                yield EpisodeRef(
-                    id=f"{name}_episode_{number:06d}",
-                    path=path,
-                    source=str(source),
-                    number=number if len(stores) == 1 else None,
-                    extras={"number": number},
+                refs.append(
+                    EpisodeRef(
+                        id=f"{name}_episode_{number:06d}",
+                        path=path,
+                        source=str(source),
+                        number=number if len(stores) == 1 else None,
+                        extras={"number": number},
+                    )
                 )
+        if len(errors) == len(stores):
+            raise errors[0]
         self.source_findings = findings
+        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
 
     def _open(self, path: Path) -> Buffer:
-        return open_buffer(path, may_fill=self.config.missing_chunks == "fill")
+        return open_buffer(path, self.config.missing_chunks)
+
+    def _episode(self, ref: EpisodeRef) -> ZarrEpisode:
+        return ZarrEpisode(ref, self._open(ref.path), self._mapping, self.config)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths from shapes; no row is read."""
@@ -245,81 +398,25 @@ class ZarrReader(base.FormatReader):
         return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
 
     def _survey(self, ref: EpisodeRef) -> Survey:
-        buffer, (first, stop) = self._open(ref.path), self._rows(ref)
-        actions, observed = _policy_fields(buffer)
-        videos = {name: frames.size for name, frames in self._videos(ref, stop - first).items()}
-        return Survey(
-            1,
-            {**buffer.cameras, **videos},
-            {name: FieldSpec(math.prod(buffer.arrays[name].shape[1:])) for name in buffer.fields},
-            stop - first,
-            self.config.fps or buffer.fps,
-            actions,
-            observed,
-            text_kinds=tuple(kind for kind in buffer.texts if kind != "original"),
-        )
+        episode = self._episode(ref)
+        return episode.survey(episode.buffer.fps)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        buffer, (first, stop) = self._open(ref.path), self._rows(ref)
-        lowdim: dict[str, Array] = {}
-        for name in buffer.fields:
-            array = buffer.arrays[name]
-            if math.prod(array.shape[1:]) * (stop - first) * array.dtype.itemsize > _LARGEST_FIELD:
-                reason = f"an episode of {stop - first} rows is too large"
-                raise ZARR.error("too_large", ref.path, f"data/{name}", reason)
-            with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
-                lowdim[name] = np.asarray(array[first:stop]).reshape(stop - first, -1)
-        may_fill = self.config.missing_chunks == "fill"
-        cameras: dict[str, FrameSource] = {
-            name: ZarrImages(ref.path, name, (first, stop), may_fill=may_fill)
-            for name in buffer.cameras
-        }
-        actions, observed = _policy_fields(buffer)
-        texts = {"original": [buffer.instruction]}
-        for kind, name in buffer.texts.items():
-            with _readable(ref.path, f"data/{name}: rows {first} to {stop - 1}"):
-                texts[kind] = [str(text) for text in buffer.arrays[name][first:stop]]
-        language, findings = recorded_language(ref, stop - first, texts, self.config.instruction)
-        if buffer.ignored:
-            names = ", ".join(buffer.ignored)
-            findings.append(ZARR("ignored", f"{ref.id}: left out: {names}"))
-        return Episode(
-            id=ref.id,
-            task=first_text(language),
-            fps=self.config.fps or buffer.fps or 0.0,
-            num_frames=stop - first,
-            cameras={**cameras, **self._videos(ref, stop - first)},
-            lowdim=lowdim,
-            language=language[0],
-            language_spans=tuple(language[1]),
-            action_fields=actions,
-            proprioception_fields=observed,
-            findings=tuple(findings),
-            extras={"source_episode": f"{ref.path.name}:{ref.extras['number']}"},
-        )
-
-    def _rows(self, ref: EpisodeRef) -> tuple[int, int]:
-        buffer, number = self._open(ref.path), ref.extras["number"]
-        first, stop = buffer.rows(number)
-        if first == stop:
-            reason = f"episode {number} has no rows"
-            raise ZARR.error("bad_ends", ref.path, "meta/episode_ends", reason)
-        return first, stop
+        opened = self._episode(ref)
+        extras = {"source_episode": f"{ref.path.name}:{ref.extras['number']}"}
+        return replace(opened.episode(fps=opened.buffer.fps), extras=extras)
 
     @staticmethod
-    def _videos(ref: EpisodeRef, frames: int) -> dict[str, FrameSource]:
-        """Cameras of `videos/NUMBER/CAMERA.mp4` beside the store."""
-        folder = ref.path.parent / "videos" / str(ref.extras["number"])
-        files = sorted(folder.glob("*.mp4")) if can_list(folder) and folder.is_dir() else ()
-        return {file.stem: video_beside(file, frames, ZARR) for file in files}
-
-
-def _policy_fields(buffer: Buffer) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Predicted and observed fields: `action`, and what is named after the robot or its state."""
-    actions = tuple(name for name in buffer.fields if name in ("action", "actions"))
-    measured = ("state", "agent_pos", "robot")
-    observed = tuple(name for name in buffer.fields if name.startswith(measured))
-    return actions, tuple(name for name in observed if "demo_" not in name)
+    def propose(source: Path) -> str | None:
+        """A mapping of the first store, with questions as comments."""
+        path = next(iter(_stores(source)), None)
+        if path is None:
+            return None
+        ref = EpisodeRef("episode", path, str(source), extras={"number": 0})
+        episode = ZarrEpisode(ref, open_buffer(path), None, ZarrConfig())
+        values = {f"@{name}": value for name, value in episode.buffer.attributes.items()}
+        things = [*episode.things.values()]
+        return proposed_mapping(Clues(things, values, episode.numbers))
 
 
 def _stores(source: Path) -> list[Path]:

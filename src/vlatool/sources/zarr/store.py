@@ -1,18 +1,25 @@
 """A folder or zip of Zarr v2 or v3, read only: nothing that is missing becomes zeros.
 
-Zarr's own stores return the fill value for a chunk that is not there. Here it is an error, unless
-the user allows it: Zarr 3 leaves out chunks that have only the fill value.
+Zarr's own stores return the fill value for a chunk that is not there. Here it is an error in Zarr
+2, unless the user allows it. Zarr 3 leaves out chunks that have only the fill value.
 """
 
 import json
+import math
 import re
+import struct
 import zipfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
+from zarr.codecs import BloscCodec
+from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.config import config
+from zarr.registry import register_codec
 
 from vlatool.sources.zarr.rules import ZARR
 from vlatool.storage.byte_ranges import open_file
@@ -21,6 +28,7 @@ from vlatool.storage.uri import as_native_file
 METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
 _LARGEST_DOCUMENT = 2**24
 _LARGEST_CHUNK = 2**29
+_BLOSC = struct.Struct("<4xI4xI")  # of a chunk: bytes when inflated, bytes as stored
 # Names of codecs that only transform bytes; others, such as pickle, may run code.
 _CODECS = re.compile(
     r"blosc|zlib|gzip|zstd|lz4|bz2|lzma|shuffle|delta|fixedscaleoffset|quantize|bitround|packbits"
@@ -29,19 +37,54 @@ _CODECS = re.compile(
 )
 
 
+def check_blosc(data: bytes, size: int | None) -> None:
+    """Raises ValueError for a chunk of Blosc that is shorter than its header says, or that does not
+    inflate to `size` bytes: the library would read or give memory that is not the chunk's.
+    """
+    if len(data) < _BLOSC.size:
+        raise ValueError(f"is cut off: {len(data)} bytes, less than the header of Blosc")
+    inflated, stored = _BLOSC.unpack_from(data)
+    if stored > len(data):
+        raise ValueError(f"is cut off: {len(data):,} of {stored:,} bytes")
+    if inflated != size if size is not None else inflated > _LARGEST_CHUNK:
+        raise ValueError(
+            f"its header says {inflated:,} bytes, the array {size or _LARGEST_CHUNK:,}"
+        )
+
+
+class CheckedBlosc(BloscCodec):
+    """The codec Blosc of Zarr 3, which looks at the header of a chunk first."""
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        dtype = chunk_spec.dtype.to_native_dtype()
+        is_plain = dtype.kind in "fiub"
+        size = math.prod(chunk_spec.shape) * dtype.itemsize if is_plain else None
+        check_blosc(chunk_bytes.to_bytes(), size)
+        return await super()._decode_single(chunk_bytes, chunk_spec)
+
+
+def check_chunks_of_blosc() -> None:
+    """Registers `CheckedBlosc` for arrays of Zarr 3, those in shards among them."""
+    register_codec("blosc", CheckedBlosc)
+    config.set({"codecs.blosc": f"{CheckedBlosc.__module__}.{CheckedBlosc.__name__}"})
+
+
 class CheckedStore(Store):
     """Keys of a store to bytes, from a folder of any scheme or from a zip."""
 
-    def __init__(self, path: Path, *, may_fill: bool = False) -> None:
+    def __init__(self, path: Path, missing_chunks: str | None = None) -> None:
+        """`missing_chunks`: `error` or `fill`; None: what the version of the format says."""
         super().__init__(read_only=True)
         self._path = path
-        self._may_fill = may_fill
+        self._arrays: dict[str, Any] = {}  # folder to its document of Zarr 2, None without one
         self._zip: zipfile.ZipFile | None = None
         if path.suffix == ".zip":
             try:
                 self._zip = zipfile.ZipFile(as_native_file(path))  # closed with the process
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise ZARR.error("unreadable", path, f"cannot be read: {error}") from error
+        is_latest = self._bytes("zarr.json", 0) is not None
+        self._may_fill = missing_chunks == "fill" or (missing_chunks is None and is_latest)
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, CheckedStore) and value._path == self._path
@@ -59,6 +102,8 @@ class CheckedStore(Store):
             raise ZARR.error("too_large", self._path, key, f"more than {limit:,} bytes")
         if data is not None and key.endswith(METADATA):
             self._check_document(key, data)
+        elif data is not None:
+            self._check_blosc(key, data)
         if data is None and not key.endswith(METADATA) and not self._may_fill:
             hint = "--missing-chunks fill reads it as the fill value, which Zarr 3 leaves out"
             raise ZARR.error("missing_chunk", self._path, key, "the chunk is missing", hint=hint)
@@ -86,6 +131,31 @@ class CheckedStore(Store):
         for name in _codec_names(document):
             if not _CODECS.fullmatch(name):
                 raise ZARR.error("unsafe_codec", self._path, key, f"uses the codec {name!r}")
+
+    def is_array(self, folder: str) -> bool:
+        """True if a folder is an array of Zarr 3."""
+        data = self._bytes(f"{folder}/zarr.json".lstrip("/"), _LARGEST_DOCUMENT)
+        try:
+            return data is not None and json.loads(data).get("node_type") == "array"
+        except (ValueError, AttributeError, RecursionError):
+            return False
+
+    def _check_blosc(self, key: str, data: bytes) -> None:
+        """Refuses a chunk of Zarr 2 whose header of Blosc does not fit it or its array."""
+        folder = key.rpartition("/")[0]
+        if folder not in self._arrays:
+            document = self._bytes(f"{folder}/.zarray".lstrip("/"), _LARGEST_DOCUMENT)
+            self._arrays[folder] = None if document is None else json.loads(document)
+        array = self._arrays[folder]
+        if array is None or (array.get("compressor") or {}).get("id") != "blosc":
+            return
+        size = None
+        if not array.get("filters") and isinstance(array.get("dtype"), str):
+            size = math.prod(array["chunks"]) * np.dtype(array["dtype"]).itemsize
+        try:
+            check_blosc(data, size)
+        except ValueError as error:
+            raise ZARR.error("unreadable", self._path, key, str(error)) from error
 
     # The interface of Zarr.
 
