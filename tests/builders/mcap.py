@@ -1,5 +1,6 @@
 """Bags as their own libraries write them: CDR, ROS 1 and Foxglove protobuf."""
 
+import struct
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from functools import cache
@@ -11,7 +12,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from mcap.writer import CompressionType, Writer
 from rosbags.rosbag1 import Writer as Writer1
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores, get_typestore
 
@@ -56,6 +57,19 @@ def image(pixels: np.ndarray, encoding: str, seconds: float = 0.0, padding: int 
     data = np.pad(rows, ((0, 0), (0, padding)))
     step = data.shape[1]
     return ros(IMAGE, header(seconds), height, width, encoding, 0, step, data.ravel())
+
+
+def transforms(seconds: float, **positions: tuple[float, float, float]) -> Any:
+    """A TFMessage; `positions`: PARENT__CHILD to the translation."""
+    items: list[Any] = []
+    rotation = ros("geometry_msgs/msg/Quaternion", 0.0, 0.0, 0.0, 1.0)
+    for name, position in positions.items():
+        parent, child = name.split("__")
+        place = ros("geometry_msgs/msg/Vector3", *map(float, position))
+        head = ros("std_msgs/msg/Header", header(seconds).stamp, parent)
+        pose = ros("geometry_msgs/msg/Transform", place, rotation)
+        items.append(ros("geometry_msgs/msg/TransformStamped", head, child, pose))
+    return ros("tf2_msgs/msg/TFMessage", items)
 
 
 def encoded(data: bytes, seconds: float = 0.0, form: str = "png") -> Any:
@@ -173,13 +187,20 @@ def foxglove(name: str, seconds: float = 0.0, **values: Any) -> Any:
     return message
 
 
-def other_bag(path: Path, sent: Iterable[Sent]) -> Path:
-    """A ROS 1 bag (`.bag`), or a folder with metadata.yaml and a db3 file."""
+def other_bag(
+    path: Path,
+    sent: Iterable[Sent],
+    plugin: StoragePlugin = StoragePlugin.SQLITE3,
+    compression: CompressionMode = CompressionMode.NONE,
+) -> Path:
+    """A ROS 1 bag (`.bag`), or a folder with metadata.yaml and a db3 or MCAP file."""
     version = 1 if path.suffix == ".bag" else 2
     if version == 1:
         writer: Any = Writer1(path)
+        writer.chunk_threshold = 1000
     else:
-        writer = Writer2(path, version=9, storage_plugin=StoragePlugin.SQLITE3)
+        writer = Writer2(path, version=9, storage_plugin=plugin)
+        writer.set_compression(compression, CompressionFormat.ZSTD)
     with writer:
         links: dict[str, Any] = {}
         for topic, seconds, message in sent:
@@ -205,4 +226,28 @@ def damaged(path: Path, place: int, data: bytes) -> Path:
 
 def cut(path: Path, stop: int) -> Path:
     path.write_bytes(path.read_bytes()[:stop])
+    return path
+
+
+def unindexed(path: Path, cut: int = 0, *, is_open: bool = False) -> Path:
+    """A ROS 1 bag as a recorder leaves it that was killed; `cut`: bytes of its last chunk.
+
+    `is_open`: the last chunk has no length yet.
+    """
+    data = bytearray(path.read_bytes())
+    place = data.index(b"index_pos=") + len(b"index_pos=")
+    (index,) = struct.unpack_from("<Q", data, place)
+    struct.pack_into("<Q", data, place, 0)
+    at, chunk, stop = len(b"#ROSBAG V2.0\n"), 0, 0
+    while at < index:
+        (header,) = struct.unpack_from("<I", data, at)
+        head = at + 4 + header
+        (length,) = struct.unpack_from("<I", data, head)
+        if b"op=\x05" in data[at:head]:
+            chunk, stop = head, head + 4 + length
+        at = head + 4 + length
+    del data[stop - cut :]
+    if is_open:
+        struct.pack_into("<I", data, chunk, 0)
+    path.write_bytes(data)
     return path

@@ -170,12 +170,13 @@ def member_at(message: Any, path: str, frames: Frames | None = None) -> Any:
             if message is None:
                 return None
             continue
+        if frames is not None and name.isdecimal():
+            frames.others.update(dict.fromkeys(frames_of(message)))
+            frames.used.update(dict.fromkeys(frames_of(message)[int(name) :][:1]))
         try:
             message = message[int(name)] if name.isdecimal() else getattr(message, name)
         except (AttributeError, TypeError, IndexError):
             raise LookupError(f"there is no {name!r}") from None
-        if frames is not None and name.isdecimal():
-            frames.used.update(dict.fromkeys(frames_of(message)))
     return message
 
 

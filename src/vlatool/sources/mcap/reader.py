@@ -176,7 +176,7 @@ class McapReader(base.FormatReader):
         for name in mapping.fields:
             track = tracks[f"fields.{name}"]
             if not len(track):
-                raise _no_value(path, name, track)
+                raise _no_value(path, f"fields.{name}", track)
             fields[name] = FieldSpec(len(track.names), track.names)
         return Survey(
             1,
@@ -351,10 +351,12 @@ class _OpenBag(NamedTuple):
 
 def _no_value(path: Path, key: str, track: Track, damages: str = "") -> DataError:
     """Error for a part of the mapping without a value."""
+    place, hint = track.reference, ""
     reason = f"no message, {track.skipped} left out{damages}"
     if track.frames.others:
-        reason = f"no transform of it; there are: {', '.join(track.frames.others)}"
-    return MCAP.error("missing_topic", path, key, reason, field=track.reference)
+        reason = f"{place}: no such frame; there are: {', '.join(track.frames.others)}"
+        hint = "name one of these frames in the mapping"
+    return MCAP.error("missing_topic", path, key, reason, field=place, hint=hint)
 
 
 def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:

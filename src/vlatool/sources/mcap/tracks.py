@@ -89,7 +89,7 @@ class Track:
         except (LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
             raise MCAP.error(code, self.path, place, error, field=place) from error
         if len(self.frames.used) > 1:
-            raise self._mixed_frames(message)
+            raise self._mixed_frames()
         if value is None:
             return
         if self.use == "numbers" and not 0 < len(value) == len(self.names):
@@ -161,14 +161,12 @@ class Track:
             self.joined += 1
         return [number for number, _ in latest]
 
-    def _mixed_frames(self, message: Any) -> DataError:
+    def _mixed_frames(self) -> DataError:
         """Error for values of transforms between different frames."""
-        there = [*self.frames.used]
-        for name in messages.list_of_frames(message):
-            if name not in there:
-                there.append(name)
-        used = [name.partition(">")[2] for name in self.frames.used]
-        frame = used[-1] if len({*used}) == len(used) else [*self.frames.used][-1]
+        used = [*self.frames.used]
+        children = [name.partition(">")[2] for name in used]
+        frame = children[0] if len({*children}) == len(children) else used[0]
+        there = dict.fromkeys([*used, *self.frames.others])
         reference = f"{self.channel.topic}/{messages.with_frame(self.member, frame)}"
         reason = f"messages are of different frames: {', '.join(there)}"
         hint = f"name the frame, such as {reference}"
