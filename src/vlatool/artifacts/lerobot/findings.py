@@ -11,6 +11,7 @@ _LIST = (
     "exclude the episode with `preprocess --exclude`"
 )
 _ROWS = "exclude the episode with `preprocess --exclude`, or get the set from its publisher"
+METADATA = "correct the value, or download the file again if it is damaged"
 _BY_ROW = "none if the images match the rows: vlatool pairs them by number"
 _META_SHAPE = "correct its shape in meta/info.json, or name other columns"
 _META = "correct the number in meta/info.json; vlatool does not use it"
@@ -19,7 +20,7 @@ LEROBOT = FindingCodes(
     "lerobot",
     missing_file=error("A file of the data set or an episode is missing.", _AGAIN),
     lfs_pointer=error("A file is a Git LFS pointer.", "run `git lfs pull` in the data set"),
-    bad_metadata=error("A file in meta/ is invalid.", _AGAIN),
+    bad_metadata=error("A file in meta/ is invalid.", METADATA),
     bad_modality=warning(
         "meta/modality.json is invalid, or does not fit the features; these names are not used.",
         "correct the entry in meta/modality.json",
@@ -43,7 +44,9 @@ LEROBOT = FindingCodes(
     episode_index=error("Rows have the episode_index of another episode.", _ROWS),
     timestamps=warning("Timestamps differ from row / fps.", _BY_ROW),
     unknown_task=error(
-        "task_index is missing or not in the list of tasks.", "download meta/tasks again"
+        "task_index is missing or not in the list of tasks.",
+        "add its sentence to meta/tasks, name another column with --task-column, or exclude the "
+        "episode with `preprocess --exclude`",
     ),
     several_tasks=info("Rows of one episode name several tasks."),
     bad_language=warning(

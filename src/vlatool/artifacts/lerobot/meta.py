@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from vlatool.artifacts.lerobot.findings import LEROBOT
+from vlatool.artifacts.lerobot.findings import LEROBOT, METADATA
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     CHUNKS_SIZE,
@@ -359,7 +359,7 @@ def metadata_error(path: Path, key: str, problem: str, line: int | None = None) 
     location = f"{path}" if line is None else f"{path}:{line}"
     return DataError(
         f"{location}: {key} {problem}",
-        hint="the metadata of the data set is damaged; download it again",
+        hint=METADATA,
         code="data.bad_metadata",
         details={"path": str(path), "field": key, "line": line},
     )

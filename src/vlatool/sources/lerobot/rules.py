@@ -298,7 +298,7 @@ def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) 
     span = f"{min(table)}..{max(table)}" if table else "it is empty"
     raise DataError(
         f"{rows.episode}: {column} {value!r} is not in the list of tasks ({span})",
-        hint="the metadata is older than the data; download meta/ again",
+        hint=LEROBOT.codes["unknown_task"].action,
         code="data.unknown_task",
         details={"episode": rows.episode, "field": column},
     )
