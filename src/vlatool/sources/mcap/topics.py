@@ -387,5 +387,5 @@ def _unnamed(topic: str, channel: BagChannel | DataError, count: int) -> StoredP
         content = "images"
     elif channel.type == messages.TEXT:
         content = "text"
-    reason = "not in the mapping" if count else "no message"
+    reason = "the mapping does not name it" if count else "no message"
     return StoredPart(topic, "left_out", "", content if count else "other", reason)
