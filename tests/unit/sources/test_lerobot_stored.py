@@ -387,29 +387,37 @@ def angles(rng: np.random.Generator, count: int) -> Array:
 def test_episodes_in_degrees_are_told_from_those_in_radians() -> None:
     largest = angles(np.random.default_rng(0), 9)
     largest[[2, 5]] *= 180 / np.pi
-    assert degrees_of(largest) == [2, 5]
+    assert degrees_of(largest, largest) == [2, 5]
 
 
 @pytest.mark.parametrize("factor", [1, 10, 100, 1000])
 def test_other_factors_are_no_units_of_angles(factor: float) -> None:
     largest = angles(np.random.default_rng(1), 8)
     largest[4:] *= factor
-    assert degrees_of(largest) == []
+    assert degrees_of(largest, largest) == []
 
 
 def test_a_gripper_that_opens_in_some_episodes_is_no_change_of_units() -> None:
     largest = angles(np.random.default_rng(2), 8)
     largest[:4, 6] = 1.0
     largest[4:, 6] = 57.3
-    assert degrees_of(largest) == []
+    assert degrees_of(largest, largest) == []
+
+
+def test_values_that_are_larger_and_move_no_more_are_no_change_of_units() -> None:
+    largest = angles(np.random.default_rng(4), 8)
+    ranges = largest.copy()
+    largest[4:] *= 180 / np.pi
+    assert degrees_of(largest, ranges) == []
 
 
 def test_dimensions_that_rest_do_not_count() -> None:
     largest = angles(np.random.default_rng(3), 8)
-    largest[:, 4:] = np.nan
-    assert degrees_of(largest) == []
-    largest[6:] *= 180 / np.pi
-    assert degrees_of(largest) == [6, 7]
+    ranges = largest.copy()
+    ranges[:, 4:] = 0
+    assert degrees_of(largest, ranges) == []
+    scale = np.where(np.arange(8) < 6, 1, 180 / np.pi)[:, None]
+    assert degrees_of(largest * scale, ranges * scale) == [6, 7]
 
 
 def test_a_set_of_degrees_and_radians_is_reported_once_for_each_column(tmp_path: Path) -> None:

@@ -35,17 +35,17 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     features = dataset.info.features
     names = [name for name in dataset.field_names if (features[name].width or 0) > 1]
     numbers: list[int] = []  # of the episodes that can be read
-    largest: dict[str, list[Array]] = {name: [] for name in names}
+    sizes: dict[str, list[Array]] = {name: [] for name in names}  # [2, C] of each episode
     for episode in [episodes[int(index)] for index in dict.fromkeys(chosen.tolist())]:
         with suppress(DataError):  # the check of the episode reports it
             rows = read_rows(episode.segments(), f"episode {episode.number}", names)
             vectors = {name: rows.vectors(name, features[name].width) for name in names}
             numbers.append(episode.number)
             for name, values in vectors.items():
-                is_moving = np.ptp(values, axis=0) > 0
-                largest[name].append(np.where(is_moving, np.abs(values).max(axis=0), np.nan))
-    for name, parts in largest.items() if numbers else ():
-        degrees = [numbers[index] for index in degrees_of(np.array(parts, np.float64))]
+                sizes[name].append(np.stack([np.abs(values).max(axis=0), np.ptp(values, axis=0)]))
+    for name, parts in sizes.items() if numbers else ():
+        largest, ranges = np.array(parts, np.float64).swapaxes(0, 1)
+        degrees = [numbers[index] for index in degrees_of(largest, ranges)]
         if degrees:
             shown = ", ".join(map(str, degrees[:5])) + (", ..." if len(degrees) > 5 else "")
             problem = (
@@ -55,19 +55,19 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
             yield LEROBOT.at("mixed_units", dataset.root, problem, field=name)
 
 
-def degrees_of(largest: Array) -> list[int]:
+def degrees_of(largest: Array, ranges: Array) -> list[int]:
     """Episodes whose values are degrees while those of the others are radians, as rows.
 
-    `largest` [E, C] has the largest absolute value of each dimension, NaN where it does not move.
+    `largest` and `ranges` [E, C] are the largest absolute value and the range of each dimension.
     Episodes fall in two groups, by the median of their dimensions; the factor between the groups is
     57.3 in the median of the dimensions, and about so in most of them, of which there are two.
     """
-    is_moving = np.isfinite(largest)
+    is_moving = np.isfinite(largest) & (ranges > 0)
     dimensions = is_moving.mean(axis=0) >= _MOVE_IN
     rows = np.flatnonzero(is_moving[:, dimensions].all(axis=1))
-    logs = np.log(largest[rows][:, dimensions])
-    if len(rows) < 2 or logs.shape[1] < 2:
+    if len(rows) < 2 or dimensions.sum() < 2:
         return []
+    logs = np.log(largest[rows][:, dimensions])
     sizes = np.median(logs - np.median(logs, axis=0), axis=1)
     ordered = np.sort(sizes)
     gap = int(np.diff(ordered).argmax())
@@ -75,10 +75,12 @@ def degrees_of(largest: Array) -> list[int]:
         return []
     is_large = sizes > ordered[gap]
     large, small = np.median(logs[is_large], axis=0), np.median(logs[~is_large], axis=0)
-    factors = large - small
-    is_near = np.abs(factors - _FACTOR) < _EACH_WITHIN
-    is_factor = abs(float(np.median(factors)) - _FACTOR) < _MEDIAN_WITHIN
-    if not is_factor or is_near.sum() < max(2, 0.6 * len(factors)):
+    is_near = np.abs(large - small - _FACTOR) < _EACH_WITHIN
+    is_factor = abs(np.median(large - small) - _FACTOR) < _MEDIAN_WITHIN
+    logs = np.log(ranges[rows][:, dimensions])
+    motion = np.median(logs[is_large], axis=0) - np.median(logs[~is_large], axis=0)
+    is_motion = abs(np.median(motion) - _FACTOR) < _EACH_WITHIN
+    if not (is_factor and is_motion) or is_near.sum() < max(2, 0.6 * len(is_near)):
         return []
     are_radians = np.exp(small[is_near]).max() <= _FULL_TURN < np.exp(large[is_near]).max()
     return rows[is_large].tolist() if are_radians else []
