@@ -154,6 +154,12 @@ def test_a_joint_that_stops_is_too_old_although_others_go_on(tmp_path: Path) -> 
         read(path, max_age_s=0.3)
 
 
+def test_joints_that_no_message_has_are_named(tmp_path: Path) -> None:
+    text = "{fields: {q: /joint_states/position}, joints: {q: [l1, elbow]}}"
+    with pytest.raises(DataError, match="joints without a value: elbow"):
+        read(build.bag(tmp_path / "a.mcap", arms()), text)
+
+
 def test_values_that_only_one_publisher_has_are_a_field_of_its_joints(tmp_path: Path) -> None:
     sent = arms()
     for _, _, message in sent[::2]:
@@ -275,8 +281,26 @@ def test_the_rest_of_a_mapping_may_be_assigned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["action_fields", "proprioception_fields"])
 def test_a_field_of_the_mapping_that_is_not_there_is_named(key: str, tmp_path: Path) -> None:
     path = build.bag(tmp_path / "a.mcap", build.standard())
-    with pytest.raises(DataError, match=r"nothing: is no field; there are: action, joint_states"):
+    with pytest.raises(DataError, match="nothing: is no field; there is action, joint_states"):
         read(path, f"{{{key}: [nothing], rest: assign}}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{fields: {q: /joint_states/position}, action_fields: ['next(q)']}",
+        "{fields: {q: /joint_states/position, q_next: next(q)}, action_fields: [q_next]}",
+    ],
+)
+def test_an_action_may_be_the_next_state(text: str, tmp_path: Path) -> None:
+    path = build.bag(tmp_path / "a.mcap", build.standard())
+    episode = read(path, text)
+    assert (episode.num_frames, episode.cut_frames) == (4, 1)
+    assert episode.action_fields == ("q_next",)
+    assert episode.lowdim["q_next"][:, 0].tolist() == [1, 2, 3, 4]
+    assert episode.lowdim["q"][:, 0].tolist() == [0, 1, 2, 3]
+    reader = reader_of(path, text)
+    assert reader.survey(list(reader.discover([path]))).fields["q_next"].names == ("a", "b")
 
 
 def test_two_topics_never_get_one_name(tmp_path: Path) -> None:
@@ -316,7 +340,7 @@ def test_the_instruction_is_the_first_that_is_not_empty(
         tmp_path / "a_take.mcap", sent, change=lambda w: w.add_metadata("lab", {"task": "third"})
     )
     episode = read(path, f"{{fields: {{a: /action}}, instruction: {references}}}")
-    assert episode.language["original"] == [sentence]
+    assert episode.task == sentence
 
 
 def test_other_kinds_of_texts_are_those_of_the_mapping(tmp_path: Path) -> None:
@@ -342,7 +366,9 @@ def test_a_rate_of_the_mapping_may_be_a_number(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_whole_is_not_to_be_copied_again(tmp_path: Path) -> None:
-    path = build.bag(tmp_path / "a.mcap", [*build.standard(), ("/action", 7e9, build.numbers(1, 1))])
+    path = build.bag(
+        tmp_path / "a.mcap", [*build.standard(), ("/action", 7e9, build.numbers(1, 1))]
+    )
     with pytest.raises(DataError) as caught:
         read(path, "fields: {a: /action}")
     assert (caught.value.code, "--gap-s" in caught.value.hint) == ("data.too_large", True)

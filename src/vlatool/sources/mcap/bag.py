@@ -131,11 +131,12 @@ def _readable(path: Path, place: str = "") -> Generator[None]:
         raise
     except Exception as error:
         reason = f"cannot be read: {str(error) or type(error).__name__}"
-        is_database = ".db3" in path.name
-        hint = f"sqlite3 {path} .recover | sqlite3 whole.db3 saves what is whole"
-        raise MCAP.error(
-            "unreadable", path, place, reason, hint=hint if is_database else ""
-        ) from error
+        hint = ""
+        if isinstance(error, PermissionError):
+            hint = "make the file readable"
+        elif ".db3" in path.name:
+            hint = f"sqlite3 {path} .recover | sqlite3 whole.db3 saves what is whole"
+        raise MCAP.error("unreadable", path, place, reason, hint=hint) from error
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.inventory import left_out_findings
 from vlatool.sources.language import first_text, recorded_language
-from vlatool.sources.mapping import proposal, read_mapping
+from vlatool.sources.mapping import NEXT, nearest, proposal, read_mapping
 from vlatool.sources.mcap.bag import TimeSpan, bag_at
 from vlatool.sources.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
 from vlatool.sources.mcap.rules import MCAP
@@ -32,6 +33,7 @@ from vlatool.sources.mcap.tracks import (
     make_rows,
     make_tracks,
 )
+from vlatool.sources.plan import preferred
 from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.uri import location
 
@@ -96,12 +98,9 @@ class McapReader(base.FormatReader):
             # Without a choice of a user, joints are sorted by name.
             mapping = found.mapping.model_copy(update={"joints": given.joints})
             left_out = found.left_out
-        for name in (*mapping.action_fields, *mapping.proprioception_fields):
-            if name not in mapping.fields:
-                reason = f"is no field; there are: {', '.join(mapping.fields) or 'none'}"
-                raise MCAP.error("missing_field", path, name, reason, field=name)
+        mapping, following = _with_policy(path, mapping)
         parts = parts_of(topics, mapping, left_out)
-        return _OpenBag(topics, mapping, make_tracks(topics, mapping), parts)
+        return _OpenBag(topics, mapping, following, make_tracks(topics, mapping), parts)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every bag, or the parts of it by a marker or by gaps, for which all messages are read."""
@@ -131,7 +130,8 @@ class McapReader(base.FormatReader):
         marker = self.config.marker or mapping.episodes
         if marker == "/" and gap is None:
             return [(TimeSpan(), {})]
-        topics, _, tracks, _ = self._open(path)
+        bag = self._open(path)
+        topics, tracks = bag.topics, bag.tracks
         texts = {key: track for key, track in tracks.items() if key.startswith(_TEXT)}
         marks = None
         if marker != "/":
@@ -166,7 +166,7 @@ class McapReader(base.FormatReader):
         return base.merge_surveys(surveys, reasons)
 
     def _survey(self, path: Path) -> Survey:
-        topics, mapping, tracks, parts = self._open(path)
+        topics, mapping, following, tracks, parts = self._open(path)
         fill_first({k: t for k, t in tracks.items() if not k.startswith(_TEXT)}, topics.bag)
         sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(mapping.cameras)
         for name in mapping.cameras:
@@ -178,6 +178,8 @@ class McapReader(base.FormatReader):
             if not len(track):
                 raise _no_value(path, f"fields.{name}", track)
             fields[name] = FieldSpec(len(track.names), track.names)
+        for name, source in following.items():
+            fields[name] = fields[source]
         return Survey(
             1,
             sizes,
@@ -194,7 +196,7 @@ class McapReader(base.FormatReader):
         span = TimeSpan(*ref.extras["span"])
         if span == _FAILED:
             self._spans(ref.path, [])
-        topics, mapping, tracks, parts = self._open(ref.path)
+        topics, mapping, following, tracks, parts = self._open(ref.path)
         bag, findings = topics.bag, list[Finding]()
         fill(tracks, bag, span, findings, self.config.time_source)
         texts = {k.removeprefix(_TEXT): tracks.pop(k) for k in [*tracks] if k.startswith(_TEXT)}
@@ -202,34 +204,44 @@ class McapReader(base.FormatReader):
             track.sort()
         fps = self._fps(topics, mapping)
         rows = self._rows(ref, tracks, fps, findings)
-        spoken = self._texts(ref, topics, mapping, texts, rows.times)
+        count = len(rows.times) - bool(following)
+        spoken = self._texts(ref, topics, mapping, texts, rows.times[:count])
         option = self.config.instruction
-        language, others = recorded_language(ref, len(rows.times), spoken, option)
+        language, others = recorded_language(ref, count, preferred(spoken), option)
         findings += others
         for topic, error in topics.channels.items():
             if isinstance(error, DataError):
                 findings.append(MCAP.from_error(error, field=topic))
         findings += left_out_findings(ref.id, parts)
         values: dict[str, dict[str, Any]] = {"cameras": {}, "depth": {}, "labels": {}, "fields": {}}
+        names: dict[str, tuple[str, ...]] = {}
         for key, track in tracks.items():
             part, _, name = key.partition(".")
-            taken = rows.taken[key]
-            values[part][name] = track.images(bag, taken) if track.is_image else track.rows(taken)
-            if not track.is_image and np.isnan(values[part][name]).all():
+            if track.is_image:
+                values[part][name] = track.images(bag, rows.taken[key][:count])
+                continue
+            names[name] = track.names
+            numbers = track.rows(rows.taken[key])
+            if np.isnan(numbers).all():
                 hint = "leave it out of the mapping, or exclude the episode with --exclude"
-                reason = f"all {len(taken)} rows are NaN"
+                reason = f"all {len(numbers)} rows are NaN"
                 raise MCAP.error("missing_field", ref.path, f"{ref.id}: {key}", reason, hint=hint)
+            values[part][name] = numbers[:count]
+            for other, source in following.items():
+                if source == name:
+                    values[part][other], names[other] = numbers[1:], track.names
         success = topics.metadata(mapping.success or "success").lower()
         return Episode(
             id=ref.id,
             task=first_text(language),
             fps=fps or 0.0,
-            num_frames=len(rows.times),
+            num_frames=count,
+            cut_frames=len(rows.times) - count,
             cameras=values["cameras"],
             depth=values["depth"],
             labels=values["labels"],
             lowdim=values["fields"],
-            dimension_names={name: tracks[f"fields.{name}"].names for name in mapping.fields},
+            dimension_names=names,
             language=language[0],
             language_spans=tuple(language[1]),
             success={"true": True, "1": True, "false": False, "0": False}.get(success),
@@ -322,10 +334,7 @@ class McapReader(base.FormatReader):
         if not mapping.instructions:
             texts.append(("original", [topics.metadata("instruction")]))
         for reference in mapping.instructions:
-            rows = rows_of(reference)
-            if any(text.strip() for text in rows):
-                texts.append(("original", rows))
-                break
+            texts.append(("original", rows_of(reference)))
         for kind, reference in mapping.language.items():
             texts.append((kind, rows_of(reference)))
         return texts
@@ -345,15 +354,48 @@ class _OpenBag(NamedTuple):
 
     topics: Topics
     mapping: BagMapping
+    following: dict[str, str]  # field to the one whose next rows it has
     tracks: dict[str, Track]
     parts: tuple[StoredPart, ...]
+
+
+def _with_policy(path: Path, mapping: BagMapping) -> tuple[BagMapping, dict[str, str]]:
+    """The mapping without `next(FIELD)` and patterns, and the fields that are next rows of others.
+
+    DataError if a policy predicts or observes a field that is not there.
+    """
+    fields, following = dict[str, str](), dict[str, str]()
+    for name, reference in mapping.fields.items():
+        if match := NEXT.fullmatch(reference):
+            following[name] = match["field"]
+        else:
+            fields[name] = reference
+    actions: list[str] = []
+    for name in mapping.action_fields:
+        match = NEXT.fullmatch(name)
+        actions.append(f"{match['field']}_next" if match else name)
+        if match:
+            following[actions[-1]] = match["field"]
+    observed: list[str] = []
+    for pattern in mapping.proprioception_fields:
+        fitting = [name for name in fields if fnmatchcase(name, pattern)]
+        observed += fitting if "*" in pattern else [pattern]
+    for name in (*actions, *observed, *following.values()):
+        if name not in fields and (name not in following or name in following.values()):
+            reason = f"is no field; {nearest(name, [*fields])}"
+            raise MCAP.error("missing_field", path, name, reason, field=name)
+    new = {"fields": fields, "action_fields": actions, "proprioception_fields": observed}
+    return mapping.model_copy(update=new), following
 
 
 def _no_value(path: Path, key: str, track: Track, damages: str = "") -> DataError:
     """Error for a part of the mapping without a value."""
     place, hint = track.reference, ""
     reason = f"no message, {track.skipped} left out{damages}"
-    if track.frames.others:
+    if track.missing_joints:
+        reason = f"joints without a value: {', '.join(track.missing_joints)}"
+        hint = "correct joints in the mapping"
+    elif track.frames.others:
         reason = f"{place}: no such frame; there are: {', '.join(track.frames.others)}"
         hint = "name one of these frames in the mapping"
     return MCAP.error("missing_topic", path, key, reason, field=place, hint=hint)

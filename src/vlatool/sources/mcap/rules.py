@@ -3,7 +3,7 @@
 from vlatool.findings import FindingCodes, error, info, warning
 
 _AGAIN = "copy the bag again if the original is longer; what is whole is read"
-_PROPOSE = "name the topics in a mapping: vlatool inspect BAG --propose mapping.yaml"
+_PROPOSE = "correct the reference; vlatool inspect BAG --propose mapping.yaml lists what is there"
 _EXCLUDE = "exclude the episode with --exclude, or leave the topic out of a mapping"
 
 MCAP = FindingCodes(
@@ -39,7 +39,7 @@ MCAP = FindingCodes(
     no_stamp=warning("Messages have no header stamp; their log time is used."),
     gaps=warning("A topic is silent for a multiple of its interval."),
     out_of_order=warning("Messages of a topic were not in the order of their times."),
-    skipped=warning("Messages before all joints have a value, or before the first keyframe."),
+    skipped=info("Messages before all joints have a value, or before the first keyframe."),
     joined=info("Messages with some of the joints; the others have their last value."),
     color_order=warning(
         "The encoding of images does not say the order of their colors.",

@@ -15,7 +15,7 @@ import numpy as np
 from vlatool.config.base import option
 from vlatool.episode import Content, LanguageKind, Role, StoredPart
 from vlatool.errors import DataError
-from vlatool.sources.base import id_part
+from vlatool.sources.base import id_part, unused_id
 from vlatool.sources.inventory import Stored, decide, is_action
 from vlatool.sources.language import kind_of_name
 from vlatool.sources.mapping import CameraMapping, RecordingMapping
@@ -50,7 +50,7 @@ _NO_FIELD = {
 _TRANSFORMS = ("TFMessage", "FrameTransforms")
 _OPENING_NS = 10**9  # in which a topic shows which joints it has, and that it is not all NaN
 _MOST_IN_OPENING = 1024  # messages
-_LARGEST_IN_OPENING = 2**16  # bytes of a message
+_LARGEST_IN_OPENING = 2**14  # bytes of a message
 
 
 class BagMapping(RecordingMapping):
@@ -127,10 +127,10 @@ class Topics:
                 self._openings[topic] = opening
         return {topic: self._openings[topic] for topic in known if topic in self._openings}
 
-    def opening(self, topic: str) -> list[Any]:
+    def opening(self, topic: str) -> Iterator[Any]:
         """The messages of a topic in `openings`, decoded."""
-        stored = self.openings([topic]).get(topic, ())
-        return [messages.decoded(self.bag.path, each.channel, each.data) for each in stored]
+        for stored in self.openings([topic]).get(topic, ()):
+            yield messages.decoded(self.bag.path, stored.channel, stored.data)
 
     def joints(self, channel: BagChannel, member: str) -> list[str]:
         """Joints that have a value in the first second, of all publishers of the topic."""
@@ -275,8 +275,8 @@ def _propose_numbers(
     try:
         size = sum(part.size for _, part in messages.numbers_of(message))
     except (TypeError, ValueError) as error:
-        content = "actions" if is_action(topic) else "other"
-        proposal.leave_out(topic, content, _NO_FIELD.get(kind, f"{channel.type}: {error}"))
+        reason = _NO_FIELD.get(kind, f"{channel.type}: {error}")
+        proposal.leave_out(topic, _content_of(channel), reason)
         return
     decision = decide(Stored(topic, "array", (size,), "float64"))
     if kind in _NO_FIELD and kind != "CameraInfo":
@@ -284,7 +284,10 @@ def _propose_numbers(
     elif kind == "Clock":
         proposal.left_out.append(StoredPart(topic, "time", note="the time of a simulation"))
     elif decision.role == "left_out":
-        proposal.leave_out(topic, decision.content, decision.note)
+        content = _content_of(channel)
+        proposal.leave_out(
+            topic, decision.content if content == "other" else content, decision.note
+        )
     else:
         _propose_field(proposal, topics, name, topic, note)
 
@@ -298,7 +301,7 @@ def _propose_field(
         reason = "NaN throughout the first second; if numbers follow, a mapping takes it with "
         proposal.leave_out(reference, "unusable", f"{reason}fields: {{NAME: {reference}}}")
         return
-    name = _unused(name, mapping.fields)
+    name = unused_id(name, dict.fromkeys(mapping.fields, 1))
     mapping.fields[name] = reference
     proposal.notes[f"fields.{name}"] = note
     if member in JOINT_VALUES:
@@ -319,15 +322,9 @@ def _camera_name(topic: str, taken: Collection[str]) -> str:
     parts = [part for part in topic.split("/") if part]
     short = [part for part in parts if part not in _GENERIC and "depth" not in part]
     name = id_part("_".join(short or parts))
-    return name if name not in taken else _unused(id_part("_".join(parts)), taken)
-
-
-def _unused(name: str, taken: Collection[str]) -> str:
-    unused, number = name, 1
-    while unused in taken:
-        number += 1
-        unused = f"{name}-{number}"
-    return unused
+    if name in taken:
+        name = unused_id(id_part("_".join(parts)), dict.fromkeys(taken, 1))
+    return name
 
 
 # Roles
@@ -378,14 +375,21 @@ def _named_parts(topics: Topics, mapping: BagMapping) -> Iterator[StoredPart]:
 
 def _unnamed(topic: str, channel: BagChannel | DataError, count: int) -> StoredPart:
     """Part of a topic that no mapping names, or that cannot be read."""
-    content: Content = "actions" if is_action(topic) else "other"
     if isinstance(channel, DataError):
+        content: Content = "actions" if is_action(topic) else "other"
         return StoredPart(
             topic, "left_out", "", content, channel.message.partition(f"{topic}: ")[2]
         )
-    if messages.image_kind(channel):
-        content = "images"
-    elif channel.type == messages.TEXT:
-        content = "text"
-    reason = "the mapping does not name it" if count else "no message"
-    return StoredPart(topic, "left_out", "", content if count else "other", reason)
+    if not count:
+        return StoredPart(topic, "left_out", "", "other", "no message")
+    note = "the mapping does not name it"
+    return StoredPart(topic, "left_out", "", _content_of(channel), note)
+
+
+def _content_of(channel: BagChannel) -> Content:
+    """What the messages of a topic that is left out may be, by names."""
+    if messages.image_kind(channel) or "image" in channel.type.lower():
+        return "images"
+    if channel.type == messages.TEXT:
+        return "text"
+    return "actions" if is_action(channel.topic) else "other"

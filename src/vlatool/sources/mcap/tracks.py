@@ -140,19 +140,18 @@ class Track:
             self.names = tuple(names)
         return numbers
 
-    def _joint_values(
-        self, joints: list[str], numbers: Array, time: int
-    ) -> Array | list[float] | None:
+    def _joint_values(self, joints: list[str], numbers: Array, time: int) -> list[float] | None:
         """Values of all joints, those that a message lacks from earlier ones; None if one has no
         value yet, or none is in the message.
         """
         self.names = self.names or self.joints
-        if len(numbers) and len(numbers) != len(joints):
-            return numbers[:0]  # which is an error
-        for joint, number in zip(joints, numbers, strict=False):
+        if not len(numbers) or not any(joint in self.names for joint in joints):
+            return None
+        if len(numbers) != len(joints):
+            raise ValueError(f"has {len(numbers)} numbers of {len(joints)} joints")
+        for joint, number in zip(joints, numbers, strict=True):
             self._latest[joint] = float(number), time
-        has_one = len(numbers) > 0 and any(joint in self.names for joint in joints)
-        if not has_one or not self._latest.keys() >= {*self.names}:
+        if self.missing_joints:
             self.skipped += 1
             return None
         latest = [self._latest[name] for name in self.names]
@@ -160,6 +159,11 @@ class Track:
         if not {*joints} >= {*self.names}:
             self.joined += 1
         return [number for number, _ in latest]
+
+    @property
+    def missing_joints(self) -> list[str]:
+        """Joints of the mapping without a value so far."""
+        return [name for name in self.joints if name not in self._latest]
 
     def _mixed_frames(self) -> DataError:
         """Error for values of transforms between different frames."""
