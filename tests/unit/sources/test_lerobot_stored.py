@@ -204,6 +204,17 @@ def test_a_text_column_is_language_by_its_name_or_left_out_by_name(tmp_path: Pat
     assert (finding.code, "observation.note" in finding.message) == ("left_out.wanted", True)
 
 
+def test_a_text_column_that_repeats_the_task_is_the_instruction(tmp_path: Path) -> None:
+    def change(_number: int, columns: Columns) -> None:
+        columns["task"] = ["put the ball in the box"] * 3
+
+    root = lerobot_dataset(tmp_path / "set", [3], cameras={}, change=change)
+    declare(root, task={"dtype": "string", "shape": [1], "names": None})
+    [episode] = episodes(root)
+    assert (roles(episode)["task"], codes_of(episode)) == ("language", [])
+    assert episode.language == {"original": ["put the ball in the box"]}
+
+
 def test_an_annotation_is_the_instruction_a_label_or_left_out(tmp_path: Path) -> None:
     def change(_number: int, columns: Columns) -> None:
         frames = len(columns["index"])

@@ -12,7 +12,7 @@ from vlatool.artifacts.lerobot.meta import Feature
 from vlatool.artifacts.lerobot.tables import Rows
 from vlatool.episode import Content, StoredPart
 from vlatool.errors import DataError
-from vlatool.sources.inventory import is_action
+from vlatool.sources.inventory import Stored, decide, is_action
 from vlatool.sources.lerobot.dataset import wide_note
 from vlatool.sources.lerobot.language import EVENTS, LABELS, are_equal
 
@@ -29,13 +29,13 @@ def stored_parts(
     columns: Sequence[str],  # of the file of the episode
     kinds: Mapping[str, str],  # column of texts to their kind of annotation
     lost_depth: Mapping[str, str],  # depth that cannot be read to the reason
-    annotations: Sequence[StoredPart],
+    texts: Sequence[StoredPart],  # of further columns
 ) -> tuple[StoredPart, ...]:
     """All features in the order of info.json, then columns that it does not declare."""
     dataset = files.dataset
     features = dataset.info.features
     others = [name for name in columns if name not in features and not name.startswith("__")]
-    parts = {part.path: part for part in annotations}
+    parts = {part.path: part for part in texts}
     found: list[StoredPart] = []
     content: Content
     for name in (*features, *others):
@@ -80,24 +80,26 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
     """A feature that is not read, with the reason and what would read it."""
     name = feature.name
     content: Content = "actions" if is_action(name) else "numbers"
-    if feature.dtype == "string":
-        content, note = "text", f"a text that is no instruction; {_TAKES_TEXT.format(name)}"
-    elif not feature.is_readable_number:
-        content, note = "other", "sound" if feature.dtype == "audio" else f"holds {feature.dtype}"
+    if feature.dtype == "audio":
+        content, note = "other", "sound"
     elif name not in columns:
         note = "it has no column in the data"
+    elif not feature.is_readable_number:
+        content, note = "other", f"holds {feature.dtype}"
     elif feature.width is None:
-        note = f"its rows have the shape {list(feature.shape or ())}, no vector"
+        shape = feature.shape or ()
+        content = decide(Stored(name, "array", shape, feature.dtype)).content
+        note = f"its rows have the shape {list(shape)}, no vector"
     else:
         note = f"{wide_note(feature) or 'not observed'}; {_TAKES_FIELD.format(name)}"
     return StoredPart(name, "left_out", content=content, note=note)
 
 
-def annotation_part(
+def text_part(
     rows: Rows, column: str, instructions: Sequence[str], tasks: Mapping[int, str]
 ) -> StoredPart:
-    """A column of GR00T sets that names texts of the list of tasks: the instruction, a quality
-    label, or further texts, which are left out.
+    """A further column of texts, or of numbers of the list of tasks as GR00T sets have: the
+    instruction, a quality label, or other texts, which are left out.
     """
     try:
         values = rows.labels(column)
@@ -107,6 +109,6 @@ def annotation_part(
     if are_equal(texts, instructions):
         return StoredPart(column, "language", "original", "text")
     if {*texts} <= LABELS | {""}:
-        return StoredPart(column, "left_out", content="other", note="labels of quality")
-    note = f"further texts; {_TAKES_TEXT.format(column)}"
+        return StoredPart(column, "left_out", content="other", note="labels of quality, or empty")
+    note = f"a text that is no instruction; {_TAKES_TEXT.format(column)}"
     return StoredPart(column, "left_out", content="text", note=note)

@@ -39,7 +39,7 @@ from vlatool.sources.lerobot.language import (
     joined_language,
     text_columns,
 )
-from vlatool.sources.lerobot.parts import SUCCESS, TASK_INDEX, annotation_part, stored_parts
+from vlatool.sources.lerobot.parts import SUCCESS, TASK_INDEX, stored_parts, text_part
 from vlatool.sources.rules import SOURCE
 
 _TASK_DESCRIPTION = "task_description"
@@ -69,9 +69,13 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     if not files.is_listed:
         report.add_error(_unlisted_error(files))
     dataset = files.dataset
-    annotations = [name for name in dataset.info.features if name.startswith(ANNOTATION)]
+    further_texts = [
+        name
+        for name, feature in dataset.info.features.items()
+        if name.startswith(ANNOTATION) or feature.dtype == "string"
+    ]
     task_column = [config.task_column] if config.task_column else []
-    columns = [*dataset.field_names, *AUTOMATIC, *annotations, *task_column, PERSISTENT, EVENTS]
+    columns = [*dataset.field_names, *AUTOMATIC, *further_texts, *task_column, PERSISTENT, EVENTS]
     columns += [*text_columns(dataset), *SUCCESS]
     segments = _segments(files, name, report)
     rows = report.attempt(partial(read_rows, segments, name, columns)) if segments else None
@@ -102,9 +106,9 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     depth, lost_depth = open_depth(files, rows)
     kinds[config.task_column or TASK_INDEX] = "original"
     others = [
-        annotation_part(rows, column, texts, task_sentences(files))
-        for column in annotations
-        if column in rows.columns and column != config.task_column
+        text_part(rows, column, texts, task_sentences(files))
+        for column in further_texts
+        if column in rows.columns and column not in kinds
     ]
     parts = stored_parts(files, rows.columns, kinds, lost_depth, others)
     return EpisodeContents(

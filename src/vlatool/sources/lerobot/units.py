@@ -23,7 +23,7 @@ _MEDIAN_WITHIN = math.log(1.4)  # 57.3 is told from 100 of percent, and from 100
 _EACH_WITHIN = math.log(2)  # of a dimension, whose motion differs from episode to episode
 _FULL_TURN = 2 * math.pi  # radians that a joint hardly exceeds
 _MOVE_IN = 0.8  # of the episodes, dimensions that count move
-_MOST_EPISODES = 64  # that are read, evenly spaced
+_MOST_EPISODES = 32  # that are read, evenly spaced
 
 
 def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
