@@ -160,6 +160,12 @@ def test_joints_that_no_message_has_are_named(tmp_path: Path) -> None:
         read(build.bag(tmp_path / "a.mcap", arms()), text)
 
 
+def test_messages_without_joints_are_passed_over(tmp_path: Path) -> None:
+    sent = [("/joint_states", 0.02, build.joints(0.02)), *arms()]
+    episode = read(build.bag(tmp_path / "a.mcap", sent), fps=20)
+    assert episode.lowdim["joint_states.position"].tolist()[0] == [0, 0.5, 0]
+
+
 def test_values_that_only_one_publisher_has_are_a_field_of_its_joints(tmp_path: Path) -> None:
     sent = arms()
     for _, _, message in sent[::2]:

@@ -265,8 +265,10 @@ def _propose_numbers(
         proposal.leave_out(topic, "other", f"transforms {frames}; a mapping takes one with {taken}")
         return
     name = ".".join(id_part(part) for part in topic.split("/") if part) or "topic"
-    if messages.joints_of(message):
+    members: list[str] = []
+    if hasattr(message, "position") and not isinstance(getattr(message, "name", ""), str):
         members = [member for member in JOINT_VALUES if topics.joints(channel, member)]
+    if members or messages.joints_of(message):
         if not members:
             proposal.leave_out(topic, "other", "joints without values")
         for member in members:

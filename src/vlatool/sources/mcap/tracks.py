@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Track:
     frames: messages.Frames = field(default_factory=messages.Frames)
     _latest: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     _times: "array[int]" = field(default_factory=lambda: array("q"))
+    _lag: int = 0  # nanoseconds that the oldest joint is older than the last message
     _lags: "array[int]" = field(default_factory=lambda: array("q"))
     _order: Array | slice = field(default_factory=lambda: slice(None))
 
@@ -56,7 +57,7 @@ class Track:
 
     @property
     def is_image(self) -> bool:
-        return self.use in get_args(images.ImageUse)
+        return self.use not in ("numbers", "text")
 
     @property
     def reference(self) -> str:
@@ -73,7 +74,7 @@ class Track:
     @property
     def lags(self) -> Array:
         """Nanoseconds that the oldest joint of a value is older than its message."""
-        return np.array(self._lags or [0] * len(self), np.int64)[self._order]
+        return np.array(self._lags, np.int64)[self._order]
 
     def rows(self, taken: Array) -> Array:
         """Numbers [F, C], or positions of images [F, 7], of the messages `taken`."""
@@ -97,6 +98,7 @@ class Track:
             hint = "the number changes within the bag: leave the topic out of a mapping"
             raise MCAP.error("bad_message", self.path, place, reason, field=place, hint=hint)
         self._times.append(time)
+        self._lags.append(self._lag)
         if self.use == "text":
             self.texts.append(value)
         else:
@@ -110,7 +112,8 @@ class Track:
                 return None
             return self._text(value) if self.use == "text" else self._numbers(message, value, time)
         if not len(self):
-            images.check_use(self.channel, message, self.use)  # pyright: ignore[reportArgumentType]
+            use: Any = self.use
+            images.check_use(self.channel, message, use)
             if self.use == "camera":
                 self.unordered = images.unordered_encoding(message)
         is_key = messages.image_kind(self.channel) != "video" or images.is_keyframe(message)
@@ -129,7 +132,7 @@ class Track:
         parts = list(messages.numbers_of(value))
         numbers = np.concatenate([part for _, part in parts])
         joints = messages.joints_of(message) if self.member in JOINT_VALUES else []
-        if joints:
+        if joints or self.joints:
             return self._joint_values(joints, numbers, time)
         if not self.names:
             is_plain = all(name and len(part) == 1 for name, part in parts)
@@ -145,6 +148,8 @@ class Track:
         value yet, or none is in the message.
         """
         self.names = self.names or self.joints
+        if not self.names and len(numbers):
+            self.names = tuple(sorted(joints, key=natural_key))
         if not len(numbers) or not any(joint in self.names for joint in joints):
             return None
         if len(numbers) != len(joints):
@@ -155,14 +160,14 @@ class Track:
             self.skipped += 1
             return None
         latest = [self._latest[name] for name in self.names]
-        self._lags.append(time - min(stamp for _, stamp in latest))
+        self._lag = time - min(stamp for _, stamp in latest)
         if not {*joints} >= {*self.names}:
             self.joined += 1
         return [number for number, _ in latest]
 
     @property
     def missing_joints(self) -> list[str]:
-        """Joints of the mapping without a value so far."""
+        """Joints without a value so far."""
         return [name for name in self.joints if name not in self._latest]
 
     def _mixed_frames(self) -> DataError:
