@@ -194,6 +194,7 @@ HEAD = struct.pack("<iff", 0, 0.0, 0.0)
         ("16UC1; compressedDepth png", HEAD, True),
         ("16UC1; compressedDepth", HEAD, True),
         ("16UC1; compressedDepth rvl", HEAD, False),
+        ("16UC1; compressedDepth png", b"", True),
         ("16UC1; png compressed ", b"", True),
         ("png", b"", True),
     ],

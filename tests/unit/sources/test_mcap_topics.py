@@ -73,6 +73,12 @@ def test_a_number_that_leads_to_different_frames_is_an_error(tmp_path: Path) -> 
     assert caught.value.hint.endswith("/tf/transforms[tool].transform.translation")
 
 
+def test_a_proposal_shows_how_to_choose_a_frame(tmp_path: Path) -> None:
+    text = McapReader.propose(tf_bag(tmp_path)) or ""
+    assert "# left out: /tf: transforms base>tool" in text
+    assert "/tf/transforms[CHILD].transform" in text
+
+
 def test_a_number_that_leads_to_one_frame_is_read(tmp_path: Path) -> None:
     path = tf_bag(tmp_path, ("base__tool",))
     episode = read(path, "fields: {tip: /tf/transforms.0.transform.translation}")
@@ -158,6 +164,20 @@ def test_joints_that_no_message_has_are_named(tmp_path: Path) -> None:
     text = "{fields: {q: /joint_states/position}, joints: {q: [l1, elbow]}}"
     with pytest.raises(DataError, match="joints without a value: elbow"):
         read(build.bag(tmp_path / "a.mcap", arms()), text)
+
+
+def test_joints_that_come_later_are_left_out_by_name(tmp_path: Path) -> None:
+    sent: list[build.Sent] = []
+    for step in range(15):
+        sent.append(("/joint_states", step / 10, build.joints(step / 10, a=step)))
+    sent.append(("/joint_states", 1.3, build.joints(1.3, grip=1)))
+    path = build.bag(tmp_path / "a.mcap", sorted(sent, key=lambda item: item[1]))
+    episode = read(path)
+    assert episode.dimension_names["joint_states.position"] == ("a",)
+    messages = {finding.code: finding.message for finding in episode.findings}
+    assert messages["mcap.late_joints"].endswith("joint_states.velocity: grip")
+    text = "{fields: {q: /joint_states/position}, joints: {q: [a, grip]}}"
+    assert read(path, text).lowdim["q"].tolist() == [[13, 1], [14, 1]]
 
 
 def test_messages_without_joints_are_passed_over(tmp_path: Path) -> None:

@@ -204,10 +204,10 @@ def image_thing(channel: BagChannel, message: Any, use: ImageUse = "camera") -> 
 
 def _file_thing(topic: str, message: Any) -> Stored:
     data, form = bytes(message.data), _format(message)
-    if "compressedDepth" not in form:
-        if not is_encoded(data):
-            raise ValueError(f"neither JPEG nor PNG, of the format {form!r}")
+    if is_encoded(data):
         return encoded_thing(topic, data)
+    if "compressedDepth" not in form:
+        raise ValueError(f"neither JPEG nor PNG, of the format {form!r}")
     data = data[_DEPTH_HEAD.size :]
     if is_encoded(data):
         return replace(encoded_thing(topic, data), dtype="uint16")
@@ -329,9 +329,9 @@ def _single_channel(message: Any) -> tuple[Array, float]:
         _, values = _raw_values(message)
         return values[..., 0], 1000.0 if values.dtype.kind == "f" else 1.0
     data, form = bytes(message.data), _format(message)
-    if "compressedDepth" in form:
-        return _compressed_depth(data, form), 1.0
-    return decode_values(data), 1.0
+    if is_encoded(data):
+        return decode_values(data), 1.0
+    return _compressed_depth(data, form), 1.0
 
 
 def _compressed_depth(data: bytes, form: str) -> Array:

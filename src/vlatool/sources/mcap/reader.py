@@ -221,6 +221,9 @@ class McapReader(base.FormatReader):
                 values[part][name] = track.images(bag, rows.taken[key][:count])
                 continue
             names[name] = track.names
+            if track.other_joints and name not in mapping.joints:
+                text = f"{ref.id}: {name}: {', '.join(track.other_joints)}"
+                findings.append(MCAP("late_joints", text, episode=ref.id, field=name))
             numbers = track.rows(rows.taken[key])
             if np.isnan(numbers).all():
                 hint = "leave it out of the mapping, or exclude the episode with --exclude"
@@ -346,7 +349,10 @@ class McapReader(base.FormatReader):
         if path is None:
             return None
         found = proposed(Topics(bag_at(path)))
-        return proposal(found.mapping, found.notes)
+        text = proposal(found.mapping, found.notes)
+        for part in found.left_out:
+            text += f"# left out: {part.path}: {part.note}\n"
+        return text
 
 
 class _OpenBag(NamedTuple):

@@ -41,6 +41,10 @@ MCAP = FindingCodes(
     out_of_order=warning("Messages of a topic were not in the order of their times."),
     skipped=info("Messages before all joints have a value, or before the first keyframe."),
     joined=info("Messages with some of the joints; the others have their last value."),
+    late_joints=warning(
+        "Joints without a value in the first second of their topic are left out.",
+        "name all joints of the field in a mapping: joints: {FIELD: [JOINT, ...]}",
+    ),
     color_order=warning(
         "The encoding of images does not say the order of their colors.",
         "if red and blue are swapped, set bgr: false for the camera in a mapping, else bgr: true",

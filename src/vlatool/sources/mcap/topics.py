@@ -47,7 +47,6 @@ _NO_FIELD = {
     "CameraInfo": "the calibration of a camera",
     "Log": "the log of the nodes",
 }
-_TRANSFORMS = ("TFMessage", "FrameTransforms")
 _OPENING_NS = 10**9  # in which a topic shows which joints it has, and that it is not all NaN
 _MOST_IN_OPENING = 1024  # messages
 _LARGEST_IN_OPENING = 2**14  # bytes of a message
@@ -259,7 +258,7 @@ def _propose_numbers(
     """Fields of the numbers of a topic, or why there are none."""
     topic = channel.topic
     kind = re.split(r"[./]", channel.type)[-1]
-    if kind in _TRANSFORMS:
+    if hasattr(message, "transforms"):
         frames = ", ".join(messages.list_of_frames(message)[:6])
         taken = f"fields: {{NAME: '{topic}/transforms[CHILD].transform'}}"
         proposal.leave_out(topic, "other", f"transforms {frames}; a mapping takes one with {taken}")

@@ -150,12 +150,14 @@ class Track:
         self.names = self.names or self.joints
         if not self.names and len(numbers):
             self.names = tuple(sorted(joints, key=natural_key))
-        if not len(numbers) or not any(joint in self.names for joint in joints):
+        if not len(numbers):
             return None
         if len(numbers) != len(joints):
             raise ValueError(f"has {len(numbers)} numbers of {len(joints)} joints")
         for joint, number in zip(joints, numbers, strict=True):
             self._latest[joint] = float(number), time
+        if not any(joint in self.names for joint in joints):
+            return None
         if self.missing_joints:
             self.skipped += 1
             return None
@@ -169,6 +171,11 @@ class Track:
     def missing_joints(self) -> list[str]:
         """Joints without a value so far."""
         return [name for name in self.joints if name not in self._latest]
+
+    @property
+    def other_joints(self) -> list[str]:
+        """Joints of the topic that the field does not have."""
+        return [name for name in self._latest if name not in self.names]
 
     def _mixed_frames(self) -> DataError:
         """Error for values of transforms between different frames."""
