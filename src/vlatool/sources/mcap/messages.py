@@ -148,14 +148,14 @@ def stamp_of(message: Any) -> int | None:
 
 
 @dataclasses.dataclass
-class Frames:
-    """Frames of transforms, as `parent>child`."""
+class FrameNames:
+    """FrameNames of transforms, as `parent>child`."""
 
     used: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
     others: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
 
 
-def member_at(message: Any, path: str, frames: Frames | None = None) -> Any:
+def member_at(message: Any, path: str, frames: FrameNames | None = None) -> Any:
     """The member of a path such as `pose.position`, `list.0` or `transforms[tool0].transform`.
 
     None if no transform has the child frame, or `parent>child`, in brackets. `frames` gets the
@@ -166,7 +166,7 @@ def member_at(message: Any, path: str, frames: Frames | None = None) -> Any:
     for step in _STEP.finditer(path):
         name, frame = step["member"], step["frame"]
         if name is None:
-            message = _with_frame(message, frame, frames or Frames())
+            message = _with_frame(message, frame, frames or FrameNames())
             if message is None:
                 return None
             continue
@@ -180,7 +180,7 @@ def member_at(message: Any, path: str, frames: Frames | None = None) -> Any:
     return message
 
 
-def _with_frame(value: Any, frame: str, frames: Frames) -> Any:
+def _with_frame(value: Any, frame: str, frames: FrameNames) -> Any:
     """The transform with a child frame, or `parent>child`; None if there is none."""
     items = value if isinstance(value, Sequence) else [value]
     chosen: list[Any] = []

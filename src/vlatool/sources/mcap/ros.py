@@ -31,7 +31,7 @@ def open_reader(path: Path, local: Path, findings: list[Finding]) -> Any:
         status = local.stat()
         index = _index(local, status.st_size, status.st_mtime_ns)
         if not index.messages:
-            hint = "exclude it with --exclude; rosbag reindex finds no more"
+            hint = "check that it is a bag of ROS 1, or exclude it with --exclude"
             raise MCAP.error("unreadable", path, error, "no message is whole", hint=hint) from error
         reader.bio = local.open("rb")
         reader.connections = list(index.connections.values())
@@ -61,8 +61,7 @@ def _index(path: Path, size: int, changed: int) -> _Index:
     index = _Index()
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            hint = "check the path: it is no bag of ROS 1"
-            raise MCAP.error("unreadable", path, "does not start as a ROS 1 bag", hint=hint)
+            return index
         end = file.tell()
         while end < size:
             try:

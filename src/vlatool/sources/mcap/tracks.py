@@ -41,7 +41,7 @@ class Track:
     joined: int = 0  # messages with some of the joints; the others have their last value
     unordered: str = ""  # encoding of images that does not say the order of colors
     texts: list[str] = field(default_factory=list[str])
-    frames: messages.Frames = field(default_factory=messages.Frames)
+    frames: messages.FrameNames = field(default_factory=messages.FrameNames)
     _latest: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     _times: "array[int]" = field(default_factory=lambda: array("q"))
     _lag: int = 0  # nanoseconds that the oldest joint is older than the last message
