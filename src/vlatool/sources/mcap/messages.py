@@ -149,7 +149,7 @@ def stamp_of(message: Any) -> int | None:
 
 @dataclasses.dataclass
 class FrameNames:
-    """FrameNames of transforms, as `parent>child`."""
+    """Frames of transforms, as `parent>child`."""
 
     used: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
     others: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
