@@ -1,11 +1,18 @@
 """Registries: names of built-in objects, and of plugins in installed distributions."""
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from vlatool.errors import EnvironmentProblem, UsageError
@@ -14,6 +21,10 @@ T = TypeVar("T")
 
 # Names that a hint lists.
 _MAX_KNOWN = 8
+# A class in a local file, as `./reader.py:Reader`.
+_IN_FILE = re.compile(r"(?P<file>(?![a-z0-9]+://).+\.py):(?P<name>[A-Za-z_]\w*)", re.S)
+_FILE_MODULE = "vlatool_file_"  # start of the names of modules that are such files
+_loaded: set[str] = set()  # top-level names of the modules of plugins
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,10 @@ class Registry(Generic[T]):
         label: str,
         builtins: Mapping[str, str | T],  # map from name to built-in object
         about: Mapping[str, str] | None = None,
+        *,
+        takes_files: bool = False,  # a name may be a class in a local file
     ) -> None:
+        self.takes_files = takes_files
         self.group = group  # entry-point group; may be empty
         self.label = label  # name of the type of objects in messages
         self._builtins = dict(builtins)
@@ -57,6 +71,8 @@ class Registry(Generic[T]):
         if name in self._builtins:
             target = self._builtins[name]
             return cast(T, _load(target)) if isinstance(target, str) else target
+        if self.takes_files and _IN_FILE.fullmatch(name):
+            return cast(T, _load_file(name))
         for point in self._entry_points():
             if point.name == name:
                 return cast(T, self._load_plugin(point))
@@ -109,6 +125,7 @@ class Registry(Generic[T]):
 
     def _load_plugin(self, point: EntryPoint) -> object:
         distribution = _distribution(point)
+        _loaded.add(point.value.partition(":")[0].partition(".")[0])
         try:
             return _load(point.value)
         except Exception as error:
@@ -118,6 +135,73 @@ class Registry(Generic[T]):
                 code="environment.broken_plugin",
                 details={"plugin": point.name, "distribution": distribution},
             ) from error
+
+
+def is_class_in_file(name: str) -> bool:
+    """True for a name such as `./reader.py:Reader`."""
+    return _IN_FILE.fullmatch(name) is not None
+
+
+def file_digest_of(name: str) -> str:
+    """Digest of the file of a class in a file; empty for other names."""
+    match = _IN_FILE.fullmatch(name)
+    return hashlib.sha256(Path(match["file"]).read_bytes()).hexdigest()[:16] if match else ""
+
+
+def _load_file(name: str) -> object:
+    """The class in a local file; the file is run, once in a process."""
+    match = _IN_FILE.fullmatch(name)
+    assert match is not None, "the caller has checked it"
+    path = Path(match["file"]).resolve()
+    module_name = _FILE_MODULE + hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    module: ModuleType | None = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise UsageError(
+                f"{match['file']}: no such file",
+                hint="give the path of a Python file and the name of a reader in it, such as "
+                "./reader.py:Reader",
+                code="usage.no_reader_file",
+            )
+        module = importlib.util.module_from_spec(spec)
+        _loaded.add(module_name)
+        sys.modules[module_name] = module  # objects of the file can be pickled
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            place = plugin_place(error) or str(path)
+            raise EnvironmentProblem(
+                f"{match['file']} cannot be imported: {type(error).__name__}: {error} ({place})",
+                hint="correct the file, then run the same command again",
+                code="environment.broken_plugin",
+            ) from error
+    known = [key for key, value in vars(module).items() if isinstance(value, type)]
+    if not isinstance(getattr(module, match["name"], None), type):
+        raise UsageError(
+            f"{match['file']}: has no class {match['name']!r}",
+            hint=did_you_mean(match["name"], known),
+            code="usage.no_reader_file",
+        )
+    return getattr(module, match["name"])
+
+
+def load_early(name: str) -> None:
+    """Imports a module, or runs the file of a class in a file, so that its objects unpickle."""
+    if is_class_in_file(name):
+        _load_file(name)
+    elif name:
+        importlib.import_module(name)
+
+
+def plugin_place(error: BaseException) -> str:
+    """`FILE:LINE` of the last call in a plugin that led to an error; empty if none did."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _loaded:
+            place = f"{Path(frame.f_code.co_filename).name}:{line}"
+    return place
 
 
 def load_data_kind(target: str) -> Any:
@@ -180,6 +264,7 @@ FORMATS: Registry[Any] = Registry(
         "image-shards": "tars of images",
         "frames": "what `--sink frames` wrote, for training shards",
     },
+    takes_files=True,
 )
 MODELS: Registry[Any] = Registry(
     "vlatool.models",

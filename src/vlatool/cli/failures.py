@@ -80,6 +80,15 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
         return _stopped(InterruptedByUserError, "interrupted")
     if isinstance(error, Terminated) or code == 143:
         return _stopped(TerminatedError, "terminated")
+    from vlatool.plugins import plugin_place
+
+    place = plugin_place(error)
+    if place and _known_error(error) is None:
+        return BugError(
+            f"{type(error).__name__}: {error} (in the plugin, at {place})",
+            hint="this is a bug of the plugin; check_reader of vlatool.testing finds it",
+            details={"exception": type(error).__name__},
+        )
     return _known_error(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
         hint="run again with --debug and report the traceback",

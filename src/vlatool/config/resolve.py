@@ -18,7 +18,7 @@ from vlatool.config.problems import Problem, config_error, unknown_keys, validat
 from vlatool.config.rules import sections
 from vlatool.config.schema import execution_keys, flat_keys, mark, section_models
 from vlatool.errors import UsageError
-from vlatool.plugins import Registry
+from vlatool.plugins import Registry, is_class_in_file
 from vlatool.storage.documents import MAX_DEPTH
 from vlatool.storage.uri import check_no_credentials, location
 
@@ -268,6 +268,8 @@ def load_config(
         UsageError: The name of a preset is unknown, or its kind is not allowed here.
     """
     read = _reader(schema, read_options, preset_roots).read(presets, files, overrides)
+    for tree in read.trees:
+        _check_no_code(tree)
     problems: list[Problem] = []
     layers = [_apply_aliases(layer, schema.aliases, problems) for layer in read.trees]
     layers = [_expand_types(layer, schema) for layer in layers]
@@ -293,6 +295,20 @@ def _reader(
         preset_roots,
         frozenset(schema.model_fields) - execution_keys(schema),
     )
+
+
+def _check_no_code(tree: coerce.Node) -> None:
+    """Raises for a class in a file that a file names: it would run code that nobody typed."""
+    for node in tree.value.values() if isinstance(tree.value, dict) else ():
+        is_typed = node.origin.startswith(coerce.TYPED_ORIGIN)
+        value = node.value
+        if not is_typed and isinstance(value, str) and is_class_in_file(value):
+            raise UsageError(
+                f"{node.origin}: {value}: a reader in a file is run only when it is typed on the "
+                "command line or in Python",
+                hint=f"type it: vlatool preprocess {value} SOURCE",
+                code="usage.reader_in_file",
+            )
 
 
 def _check_no_credentials(node: coerce.Node) -> None:

@@ -1,6 +1,5 @@
 """Executors, which call a function for many items: sequentially or in a pool of processes."""
 
-import importlib
 import multiprocessing
 import os
 import queue
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError, name_error
+from vlatool.plugins import load_early, plugin_place
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
 
@@ -276,10 +276,15 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
     except UnicodeEncodeError as error:
         return Outcome(item, error=name_error(error))
     except Exception as error:  # noqa: BLE001 - the error of an item must not stop the others
+        place = plugin_place(error)
+        hint = "this is a bug in vlatool; --json and .vlatool/run.json show the traceback"
+        if place:
+            hint = (
+                f"this is a bug of the plugin, at {place}; check_reader of vlatool.testing finds it"
+            )
         problem = BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",
-            hint="this is a bug in vlatool or a plugin; --json and .vlatool/run.json show the"
-            " traceback",
+            hint=hint,
             code=BugError.unexpected,
             details={"traceback": _calls(error)},
         )
@@ -333,7 +338,7 @@ def _start_worker(preload: Sequence[str], warnings: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     end_with_driver()
     for module in preload:
-        importlib.import_module(module)
+        load_early(module)
 
 
 def end_with_driver() -> None:

@@ -6,7 +6,7 @@ episodes and stays in the main process; its `work` is sent to the workers.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +125,7 @@ class Sink(Protocol):
         fields: Map from each stored field to its number of dimensions, 0 for text.
         action_fields: Fields that a policy predicts by default, by their stored names.
         proprioception_fields: Fields that a policy observes by default, by their stored names.
+        stored_roles: Roles of what it stores; parts of others are named as left out.
     """
 
     Config: ClassVar[type[SinkConfig]]
@@ -141,6 +142,7 @@ class Sink(Protocol):
     fields: Mapping[str, int]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
+    stored_roles: Collection[str] = ("camera", "field", "language")
 
     def __init__(self, config: Any, setup: SinkSetup) -> None: ...
 

@@ -4,7 +4,7 @@ Windows are cut when training reads them, or by `vlatool preprocess frames` for 
 published shards; neither encodes an image again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,6 @@ from vlatool.artifacts.shards.format import RECORDED_SIZES, write_preprocessing_
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.config.base import option
 from vlatool.episode import Episode, EpisodeRef
-from vlatool.errors import DataError
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -30,6 +29,8 @@ from vlatool.sinks.lbm import (
     estimated_windows,
     image_streams,
     missing_findings,
+    no_samples,
+    stored_roles,
     write_index,
 )
 from vlatool.storage.atomic import open_atomic, remove_file
@@ -133,6 +134,7 @@ class FramesSink(base.Sink):
     def __init__(self, config: FramesConfig, setup: base.SinkSetup) -> None:
         check_names(setup.survey.fields)
         self._config, self._setup = config, setup
+        self.stored_roles: Collection[str] = stored_roles(config)
         self._writer = FramesEpisodeWriter(setup.output, config)
         self.work: base.Work = self._writer
         self._example = self.stored(setup.survey.example(config.window_spec().length))
@@ -164,13 +166,8 @@ class FramesSink(base.Sink):
                 episodes.append(frames_format.FramesEpisode(receipt.item, tar.sha256, count))
             for camera, size in receipt.facts.get(base.SIZES, {}).items():
                 sizes.setdefault(camera, set()).add(tuple(size))
-        if not episodes:
-            raise DataError(
-                "no episode was written",
-                hint="select other episodes",
-                code="data.no_samples",
-                details={"dropped": dict(run.dropped)},
-            )
+        if not samples:
+            raise no_samples(run.dropped)
         recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
         write_preprocessing_config(output, {**self._options(), RECORDED_SIZES: recorded})
         rows = [asdict(episode) for episode in episodes]

@@ -3,7 +3,7 @@
 A tar has the images camera by camera, in frame order. Source: reference/future-vla 2.1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -180,6 +180,7 @@ class ImageShardsSink(base.Sink):
     findings: ClassVar[FindingCodes | None] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
     needs_rate: ClassVar[bool] = False
+    stored_roles: Collection[str] = ("camera",)
     next_step: ClassVar[str] = "vlatool verify {output}"
 
     def __init__(self, config: ImageShardsConfig, setup: base.SinkSetup) -> None:

@@ -9,7 +9,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -546,6 +546,26 @@ def check_names(fields: Iterable[str]) -> None:
             )
 
 
+def no_samples(dropped: Mapping[str, int]) -> DataError:
+    """Error of an output without any sample; `dropped`: number of samples by reason."""
+    main_reason = max(dropped, key=lambda reason: dropped[reason], default="padding")
+    listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
+    return DataError(
+        f"no sample was written; dropped: {listed or 'none'}",
+        hint=_DROP_HINTS.get(
+            main_reason, f"relax the rule that drops the most samples: {main_reason}"
+        ),
+        code="data.no_samples",
+        details={"dropped": dict(dropped)},
+    )
+
+
+def stored_roles(config: StoredImagesConfig) -> tuple[str, ...]:
+    """Roles of what is stored with these keys."""
+    asked = {"depth": config.depth, "labels": config.labels}
+    return ("camera", "field", "language", *(role for role, is_asked in asked.items() if is_asked))
+
+
 class LbmSink(base.Sink):
     """Writes training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1,
     2.
@@ -565,6 +585,7 @@ class LbmSink(base.Sink):
     def __init__(self, config: LbmConfig, setup: base.SinkSetup) -> None:
         self._config = config
         self._setup = setup
+        self.stored_roles: Collection[str] = stored_roles(config)
         if not setup.survey.fields:
             raise DataError(
                 "the episodes have no field; windows need at least one",
@@ -627,18 +648,7 @@ class LbmSink(base.Sink):
             if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
-            main_reason = max(
-                run.dropped, key=lambda reason: run.dropped[reason], default="padding"
-            )
-            listed = ", ".join(f"{count} for {reason}" for reason, count in run.dropped.items())
-            raise DataError(
-                f"no sample was written; dropped: {listed or 'none'}",
-                hint=_DROP_HINTS.get(
-                    main_reason, f"relax the rule that drops the most samples: {main_reason}"
-                ),
-                code="data.no_samples",
-                details={"dropped": dict(run.dropped)},
-            )
+            raise no_samples(run.dropped)
         recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
         shards_format.write_preprocessing_config(
             output / shards_format.SHARDS_NAME,

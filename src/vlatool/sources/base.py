@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import NO_CAMERAS, Episode, EpisodeRef, FieldSpec, StoredPart, Survey
+from vlatool.episode import NO_CAMERAS, Episode, EpisodeRef, FieldSpec, Role, StoredPart, Survey
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
@@ -168,6 +168,23 @@ def _majority_fields(variants: Counter[tuple[tuple[str, FieldSpec], ...]]) -> di
     return majority
 
 
+def parts_of(episode: Episode) -> tuple[StoredPart, ...]:
+    """What an episode stores; of a reader that does not say it, what it uses."""
+    if episode.parts:
+        return episode.parts
+    parts: list[StoredPart] = []
+    images: Sequence[tuple[Role, Iterable[str]]] = (
+        ("camera", [*episode.cameras, *episode.missing_cameras]),
+        ("depth", episode.depth),
+        ("labels", episode.labels),
+    )
+    for role, names in images:
+        parts += [StoredPart(f"{role}/{name}", role, name, "images") for name in names]
+    parts += [StoredPart(name, "field", name) for name in episode.lowdim]
+    parts += [StoredPart(f"language/{k}", "language", k, "text") for k in episode.texts()]
+    return tuple(parts)
+
+
 def survey_episode(episode: Episode) -> Survey:
     """Survey of one episode that has been read."""
     return Survey(
@@ -180,7 +197,7 @@ def survey_episode(episode: Episode) -> Survey:
         frames=episode.num_frames,
         fps=episode.fps or None,
         text_kinds=tuple(kind for kind in episode.texts() if kind != "original"),
-        parts=episode.parts,
+        parts=parts_of(episode),
         **{name: getattr(episode, name) for name in POLICY_KEYS},
     )
 

@@ -1,5 +1,6 @@
 """Detection of the dataset format of a location: each format is asked to find episodes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from vlatool.artifacts.base import other_contents_error
 from vlatool.config.base import ConfigModel
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
-from vlatool.plugins import FORMATS
+from vlatool.plugins import FORMATS, is_class_in_file
 from vlatool.sources.base import FormatReader
 from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.tree import walk
+from vlatool.storage.uri import can_list
 
+_MOST_SEEN, _MOST_ENDINGS = 100_000, 6
 # Formats that read what vlatool wrote, by the `format` of the manifest: no other one is asked.
 _READ_WITH = {"vlatool.windows": "images", "vlatool.image-shards": "image-shards"}
 
@@ -35,7 +39,7 @@ class DetectedSource:
 
 def is_source(word: str) -> bool:
     """True if a word is a location and not the (perhaps misspelled) name of a format."""
-    if word in FORMATS.names():
+    if word in FORMATS.names() or is_class_in_file(word):
         return False
     try:
         return "/" in word or Path(word).exists()
@@ -109,6 +113,7 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
         is_of_data = isinstance(error, DataError | EnvironmentProblem)
         if is_of_data and error.code != "data.no_episodes":
             return error
+    seen = _seen_text(location)
     known = other_contents_error(
         location,
         "raw episodes, windows or image shards",
@@ -123,8 +128,26 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
     }
     return DataError.at(
         location,
-        "no run, no shards, and no episodes of a known format",
-        hint="; ".join(f"{name}: {text}" for name, text in searched.items()),
+        f"no run, no shards, and no episodes of a known format{seen}",
+        hint=f"known formats: {', '.join(FORMATS.names())}; another layout of HDF5, Zarr, RLDS, "
+        "bags or LeRobot needs a mapping (vlatool inspect SOURCE --propose mapping.yaml, "
+        "docs/mappings.md), other files a reader in one file (vlatool preprocess "
+        "./reader.py:Reader SOURCE, docs/plugins.md)",
         code="data.no_episodes",
         searched=searched,
     )
+
+
+def _seen_text(location: Path) -> str:
+    """What is at a location: the number of files by their endings."""
+    counts: Counter[str] = Counter()
+    for _, _, names in walk(location) if can_list(location) and location.is_dir() else ():
+        counts.update(
+            Path(name).suffix.lower().lstrip(".") or "without an ending" for name in names
+        )
+        if counts.total() > _MOST_SEEN:
+            break
+    if not counts:
+        return ""
+    common = counts.most_common(_MOST_ENDINGS)
+    return "; it has " + ", ".join(f"{count:,} {ending}" for ending, count in common)

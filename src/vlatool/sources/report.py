@@ -18,7 +18,7 @@ from vlatool.artifacts.clips import browser_clip
 from vlatool.artifacts.conventions import Conventions, conventions_table
 from vlatool.artifacts.curation.choice import numbered, select
 from vlatool.artifacts.field_summary import unit
-from vlatool.episode import Episode, EpisodeRef
+from vlatool.episode import Episode, EpisodeRef, Role, StoredPart
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
@@ -42,10 +42,11 @@ from vlatool.pages.images import (
 from vlatool.pages.layout import code, group, tiles
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
-from vlatool.sources.base import FormatReader
+from vlatool.sources.base import FormatReader, parts_of
 from vlatool.sources.conventions import ConventionFits, SampledEpisodes
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.image_lags import ImageLags, lag_text
+from vlatool.sources.inventory import left_out_text
 from vlatool.storage.tree import files_below_each, size_text
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.geometry import make_geometry
@@ -103,6 +104,9 @@ class SourceFacts:
     broken: tuple[Mapping[str, str], ...]
     conventions: Conventions | None
     image_lags: Mapping[str, Mapping[str, Any]]  # of cameras behind the joints
+    depth: tuple[str, ...]  # cameras with depth images
+    labels: tuple[str, ...]  # cameras with segmentation labels
+    left_out: tuple[StoredPart, ...]  # stored things that nothing uses
 
     @property
     def lengths(self) -> str:
@@ -147,6 +151,9 @@ def report_source(
     layout = f" ({source.reader.layout})" if source.reader.layout else ""
     duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
     document = asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}}
+    document["left_out"] = [
+        {"path": part.path, "content": part.content, "reason": part.note} for part in facts.left_out
+    ]
     for name in ("language_spans", "conventions", "image_lags"):
         if not document[name]:
             del document[name]
@@ -163,6 +170,9 @@ def report_source(
             "actions": facts.action_fields or "none",
             "proprioception": facts.proprioception_fields or "none",
             **({"texts of frames": ", ".join(spans)} if spans else {}),
+            **({"depth": facts.depth} if facts.depth else {}),
+            **({"labels": facts.labels} if facts.labels else {}),
+            **({"left out": left_out_text(facts.left_out)} if facts.left_out else {}),
             **({"images behind joints": ", ".join(lags)} if lags else {}),
         },
         tables=_tables(facts),
@@ -336,6 +346,7 @@ class _Survey:
     sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     spans: Counter[str] = field(default_factory=Counter[str])
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    parts: dict[str, StoredPart] = field(default_factory=dict[str, StoredPart])
     fits: ConventionFits | None = None
     image_lags: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
@@ -344,6 +355,8 @@ class _Survey:
         for name, (height, width) in sizes.items():
             self.sizes.setdefault(name, Counter())[width, height] += 1
         self.lengths.append(episode.num_frames)
+        for part in parts_of(episode):
+            self.parts.setdefault(part.path, part)
         if episode.fps:
             self.seconds += episode.num_frames / episode.fps
             self.rates.add(episode.fps)
@@ -431,7 +444,14 @@ class _Survey:
             broken=tuple(self.broken),
             conventions=self.fits.conventions if self.fits else None,
             image_lags=self.image_lags,
+            depth=self._named("depth"),
+            labels=self._named("labels"),
+            left_out=tuple(part for part in self.parts.values() if part.role == "left_out"),
         )
+
+    def _named(self, role: Role) -> tuple[str, ...]:
+        """Names of the parts with a role."""
+        return tuple(part.name for part in self.parts.values() if part.role == role)
 
 
 # Name of the section of broken episodes in links.

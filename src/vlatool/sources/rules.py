@@ -17,6 +17,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, finding_of_error, warning
 from vlatool.jobs.command import make_executor
+from vlatool.plugins import is_class_in_file
 from vlatool.sources.base import (
     FormatReader,
     camera_name_problem,
@@ -191,9 +192,10 @@ def check_source(
         expected = survey.fields
     errors, sizes = 0, dict[Path, int]()
     work = partial(_check_ref, reader, expected, deep=check.is_full)
+    module = source.format if is_class_in_file(source.format) else type(reader).__module__
     workers = max(1, min(check.workers, len(refs) // _EPISODES_PER_WORKER))
     with (
-        make_executor(workers, preload=[type(reader).__module__]) as executor,
+        make_executor(workers, preload=[module]) as executor,
         check.reporter.progress("episodes", len(refs), "episodes") as bar,
     ):
         for outcome in executor.map(work, refs):

@@ -131,6 +131,7 @@ class SelectedEpisodes:
     # map from reason to number of episodes that are excluded on purpose
     excluded: Mapping[str, int]
     survey: Survey  # survey of the episodes, with the selected cameras
+    stored: Survey  # survey of the episodes, with all that they store
     selection: EpisodeSelection  # cameras, fields and conditions for each episode
     findings: tuple[Finding, ...]  # findings on the sources as a whole
     available: int  # number of episodes in the sources
@@ -159,6 +160,7 @@ def select_episodes(
             details={"held_out": held_out_counts},
         )
     reader, survey, names = read_with_names(reader, refs, config.rename)
+    stored = survey
     survey = _with_cameras(survey, config.camera_names, required_cameras)
     for problem in filter(None, map(base.camera_name_problem, survey.cameras)):
         raise problem
@@ -172,7 +174,7 @@ def select_episodes(
     )
     findings = (*reader.source_findings, *capitals)
     return SelectedEpisodes(
-        refs, held_out_counts, survey, selection, findings, available, names, chosen
+        refs, held_out_counts, survey, stored, selection, findings, available, names, chosen
     )
 
 

@@ -36,7 +36,7 @@ from vlatool.jobs.command import JobResult, executor_of, make_executor
 from vlatool.jobs.record import read_record
 from vlatool.jobs.run import run_command
 from vlatool.pages import layout
-from vlatool.plugins import SINKS
+from vlatool.plugins import SINKS, is_class_in_file
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.curation import CurationConfig
 from vlatool.storage.atomic import write_text
@@ -148,7 +148,8 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     """
     check_required(config, "vlatool curate [FORMAT] SOURCE... --output DIR")
     rules = _rules(config)
-    preload = ("vlatool.sources.selection", SINKS.target("curation"))
+    preload = ["vlatool.sources.selection", SINKS.target("curation")]
+    preload += [config.format] if is_class_in_file(config.format) else []
     with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
         job = PreprocessJob(config)
         job.log_selection(reporter)

@@ -1,5 +1,6 @@
 """Training data of any sink from raw episodes of any format."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,7 @@ from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
 from vlatool.pages.text import few_text
-from vlatool.plugins import FORMATS, SINKS
+from vlatool.plugins import FORMATS, SINKS, file_digest_of, is_class_in_file
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
 from vlatool.sinks.lbm import LbmConfig
@@ -41,6 +42,8 @@ from vlatool.sources.selection import (
 from vlatool.storage.uri import location, pinned
 from vlatool.transforms.relative import declarations, stored_from
 from vlatool.workflows import road
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,8 @@ class PreprocessResult(JobResult):
     # Counts besides those of samples and shards.
     amounts: Mapping[str, int] = field(default_factory=dict[str, int], metadata=OPTIONAL)
     left_out_fields: tuple[str, ...] = ()  # of the source, which the sink does not store
+    # What else the source stores and the output does not: `path`, `content` and `reason` of each.
+    left_out: Sequence[Mapping[str, str]] = ()
 
     def summary(self) -> str:
         shards = f" in {counted(self.shards, 'shard')}" if self.shards else ""
@@ -82,8 +87,9 @@ class PreprocessResult(JobResult):
             yield f"actions: {', '.join(self.action_fields)}"
         if self.proprioception_fields:
             yield f"proprioception: {', '.join(self.proprioception_fields)}"
-        if self.left_out_fields:
-            yield f"left out: {few_text(self.left_out_fields)}"
+        left_out = [*self.left_out_fields, *(part["path"] for part in self.left_out)]
+        if left_out:
+            yield f"left out: {few_text(left_out)}"
         yield from (f"{name}: {count}" for name, count in self.amounts.items())
         yield from (f"dropped {count}: {reason}" for reason, count in self.dropped.items())
         yield from (f"no samples from {name}" for name in self.empty_episodes)
@@ -196,7 +202,15 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         PartialFailure: The data are written without the episodes that failed.
         BugError: As PartialFailure, but at least one failure is a bug.
     """
-    preload = ("vlatool.sources.selection", SINKS.target(config.sink.type))
+    preload = ["vlatool.sources.selection", SINKS.target(config.sink.type)]
+    if is_class_in_file(config.format):
+        preload.append(config.format)
+        if config.engine == "ray":
+            raise UsageError(
+                f"{config.format}: nodes of a Ray cluster do not have this file",
+                hint="use --engine local, or install the reader as a package: docs/plugins.md",
+                code="usage.reader_in_file",
+            )
     with ExitStack() as stack:
         pool = make_executor(config.workers) if config.dry_run else executor_of(config, preload)
         executor = stack.enter_context(pool)  # workers start meanwhile
@@ -360,6 +374,8 @@ class PreprocessJob:
                 f"{counted(len(actions), 'action field')}, "
                 f"{counted(len(observed), 'proprioception field')}"
             )
+        for part in self._left_out_parts():
+            _log.info("left out: %s: %s", part["path"], part["reason"])
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{counted(count, 'episode is', 'episodes are')} left out: {reason}")
 
@@ -370,8 +386,26 @@ class PreprocessJob:
         sources = {*stored, *(stored_from(name, known) for name in stored)}
         return tuple(name for name, field in known.items() if field.width and name not in sources)
 
+    def _left_out_parts(self) -> list[dict[str, str]]:
+        """Stored things that the output lacks, other than fields, each with the reason."""
+        kind, stored_roles = self._config.sink.type, self._sink.stored_roles
+        parts: list[dict[str, str]] = []
+        for part in self._chosen.stored.parts:
+            reason = part.note
+            if part.role in ("depth", "labels", "language") and part.role not in stored_roles:
+                reason = f"--sink {kind} does not store {part.role}"
+                if hasattr(self._config.sink, part.role):
+                    reason = f"--{part.role} true stores it"
+            elif part.role == "camera" and part.name not in self._chosen.survey.cameras:
+                reason = "it is not among --camera-names"
+            elif part.role != "left_out":
+                continue
+            parts.append({"path": part.path, "content": part.content, "reason": reason})
+        return parts
+
     def result(self, run: JobRun) -> PreprocessResult:
         return PreprocessResult(
+            left_out=self._left_out_parts(),
             left_out_fields=self._left_out,
             cameras=tuple(self._chosen.survey.cameras),
             action_fields=self._sink.action_fields,
@@ -463,7 +497,7 @@ def source_options(
     return {
         **recorded_options(resolved, section),
         **config.model_dump(mode="json", exclude=excluded),
-        "type": config.format,
+        "type": location(config.format).name if is_class_in_file(config.format) else config.format,
         "source_episodes": [location(source).name for source in config.sources],
     }
 
@@ -474,4 +508,6 @@ def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[
     options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
+    if digest := file_digest_of(config.format):
+        options |= {"format": location(config.format).name, "format content": digest}
     return options | {"source": recorded_options(section, section), **side_files(section)}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -480,6 +480,7 @@ class LeRobotSink(Sink):
     owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
     temporary: Sequence[str] = PART_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
+    stored_roles: Collection[str] = ("camera", "field", "language", "depth")
 
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:
         self._config, self._setup = config, setup

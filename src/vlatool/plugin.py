@@ -1,0 +1,87 @@
+"""What the author of a reader imports; these names stay where they are.
+
+A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE`. See docs/plugins.md.
+"""
+
+from pathlib import Path
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import (
+    Array,
+    Clip,
+    Episode,
+    EpisodeRef,
+    FieldSpec,
+    FrameSource,
+    LanguageSpan,
+    StoredPart,
+    Survey,
+)
+from vlatool.errors import DataError
+from vlatool.findings import Finding, FindingCodes
+from vlatool.sources.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
+from vlatool.sources.frames import VideoFrames, probe_video
+from vlatool.sources.images import ImageFiles as ImageFrames
+from vlatool.storage.tree import natural_key
+from vlatool.storage.uri import as_native_file
+
+__all__ = [
+    "Array",
+    "Clip",
+    "ConfigModel",
+    "DataError",
+    "Episode",
+    "EpisodeRef",
+    "FieldSpec",
+    "Finding",
+    "FindingCodes",
+    "FormatReader",
+    "FrameSource",
+    "ImageFrames",
+    "LanguageSpan",
+    "StoredPart",
+    "Survey",
+    "VideoFrames",
+    "merge_surveys",
+    "natural_key",
+    "no_episodes",
+    "option",
+    "probe_video",
+    "read_table",
+    "survey_by_reading",
+    "video",
+]
+
+
+def read_table(path: Path) -> dict[str, Array]:
+    """Columns of a CSV or parquet file, by name: numbers [F], or texts [F].
+
+    Raises:
+        DataError: The file cannot be read, or a column has neither numbers nor texts.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        if path.suffix == ".parquet":
+            table = parquet.read_table(as_native_file(path))
+        else:
+            table = csv.read_csv(as_native_file(path))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError.at(
+            path,
+            f"is no table: {error}",
+            hint="a table is CSV with a header line, or parquet",
+            code="data.unreadable",
+        ) from error
+    columns: dict[str, Array] = {}
+    for name in table.column_names:
+        values = table[name].to_numpy()
+        columns[name] = values.astype(str) if values.dtype == object else values
+    return columns
+
+
+def video(path: Path) -> VideoFrames:
+    """All frames of a video file; DataError if it is none."""
+    clip = Clip(path)
+    return VideoFrames(clip, probe_video(clip).num_frames)
