@@ -16,10 +16,10 @@ from vlatool.artifacts.lerobot.tables import check_is_data_file, damaged_error, 
 from vlatool.episode import RowSegment
 from vlatool.errors import DataError
 from vlatool.storage.tree import natural_key
-from vlatool.storage.uri import can_list
+from vlatool.storage.uri import can_list, is_remote
 
-_FARTHEST = 64  # files before and after the stated one
-_FARTHEST_UNLISTED = 3  # where each file that does not exist costs a request
+# Files before and after the stated one that are searched; in storage each takes a few requests.
+_FARTHEST, _FARTHEST_REMOTE = 64, 4
 _SHARED_FILE = re.compile(r"chunk-(\d+)/file-(\d+)\.parquet")
 
 
@@ -85,11 +85,12 @@ def _nearby_files(root: Path, path: Path) -> Iterator[Path]:
     if can_list(root):
         files = sorted((root / "data").rglob("*.parquet"), key=natural_key)
         place = natural_key(path)
-        before = [other for other in files if natural_key(other) < place][: -_FARTHEST - 1 : -1]
-        after = islice((other for other in files if natural_key(other) > place), _FARTHEST)
+        before = [other for other in reversed(files) if natural_key(other) < place]
+        after = [other for other in files if natural_key(other) > place]
     else:
         before, after = _numbered_files(path)
-    for pair in zip_longest(after, before):
+    farthest = _FARTHEST_REMOTE if is_remote(root) else _FARTHEST
+    for pair in islice(zip_longest(after, before), farthest):
         yield from filter(None, pair)
 
 
@@ -99,7 +100,7 @@ def _numbered_files(path: Path) -> tuple[list[Path], list[Path]]:
     if match is None:
         return [], []
     chunk, file = int(match[1]), int(match[2])
-    numbers = range(1, _FARTHEST_UNLISTED + 1)
+    numbers = range(1, _FARTHEST_REMOTE)
     before = [path.with_name(f"file-{file - n:03d}.parquet") for n in numbers if n <= file]
     after = [path.with_name(f"file-{file + n:03d}.parquet") for n in numbers]
     after.append(path.parent.with_name(f"chunk-{chunk + 1:03d}") / "file-000.parquet")

@@ -354,20 +354,12 @@ def _rows_of(segment: RowSegment, episode: str, columns: Sequence[str]) -> pa.Ta
         raise damaged_error(path, episode, "the file has no rows")
     num_rows = min(total - segment.first, total if segment.count is None else segment.count)
     if segment.count is not None and num_rows < segment.count:
-        raise _outside_error(segment, episode, total)
+        stop = segment.first + segment.count
+        problem = f"its rows are {segment.first} to {stop} of {total}"
+        raise LEROBOT.error("rows_outside", path, episode, problem, row=segment.first)
     if not num_rows:
-        raise LEROBOT.error("rows_outside", path, "the list of episodes gives no rows to", episode)
+        raise LEROBOT.error("rows_outside", path, episode, "the list of episodes gives it no rows")
     return table
-
-
-def _outside_error(segment: RowSegment, episode: str, total: int) -> DataError:
-    stop = segment.first + (segment.count or 0)
-    return DataError(
-        f"{episode}: its rows are {segment.first} to {stop} of {segment.path}, which has {total}",
-        hint=LEROBOT.codes["rows_outside"].action,
-        code="data.rows_outside",
-        details={"path": str(segment.path), "row": segment.first},
-    )
 
 
 def column_names(path: Path) -> tuple[str, ...] | None:

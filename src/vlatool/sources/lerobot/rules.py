@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
@@ -67,7 +66,9 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     """Content of an episode as far as it can be read; images stay on disk."""
     name = f"episode {files.number}"
     if not files.is_listed:
-        report.add_error(_unlisted_error(files))
+        problem = f"exists, but {EPISODES_FILE} does not list the episode"
+        path = files.rows.path
+        report.add_error(LEROBOT.error("unlisted_episode", path, problem, episode=files.number))
     dataset = files.dataset
     further_texts = [
         name
@@ -145,16 +146,6 @@ def _success(rows: Rows) -> bool | None:
     return None
 
 
-def _unlisted_error(files: EpisodeFiles) -> DataError:
-    return DataError(
-        f"episode {files.number}: {files.rows.path} exists, but {EPISODES_FILE} does not "
-        "list the episode",
-        hint="download meta/ again, or exclude the episode with `preprocess --exclude`",
-        code="data.unlisted_episode",
-        details={"path": str(files.rows.path), "episode": files.number},
-    )
-
-
 def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
     metadata: dict[str, Sequence[Any]] = {}
     for name in AUTOMATIC:
@@ -178,25 +169,16 @@ def _check_bookkeeping(
     numbers = metadata.get(FRAME_INDEX, ())
     frame = next((row for row, number in enumerate(numbers) if number != row), None)
     if frame is not None:
+        problem = f"frame_index is {numbers[frame]} at row {frame}, expected {frame}"
+        place = {"field": FRAME_INDEX, "frame": frame}
         report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
-                f"expected {frame}",
-                hint=LEROBOT.codes["frame_index_gap"].action,
-                code="data.frame_index_gap",
-                details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
-            )
+            LEROBOT.error("frame_index_gap", rows.path, rows.episode, problem, **place)
         )
     others = set(metadata.get("episode_index", ())) - {files.number}
     if others:
-        report.add_error(
-            DataError(
-                f"{rows.episode}: {rows.path} has rows of episode_index {sorted(others, key=str)}",
-                hint=LEROBOT.codes["episode_index"].action,
-                code="data.episode_index",
-                details={**location, "field": "episode_index"},
-            )
-        )
+        problem = f"has rows of episode_index {sorted(others, key=str)}"
+        place = {"field": "episode_index"}
+        report.add_error(LEROBOT.error("episode_index", rows.path, rows.episode, problem, **place))
 
 
 # Instruction
@@ -360,21 +342,13 @@ def _other_fields(
 ) -> Iterator[tuple[str, Array]]:
     """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
     used, features = files.dataset.field_names, files.dataset.info.features
-    others = [
-        name
-        for name, feature in features.items()
-        if feature.width is not None and feature.is_readable_number
-        if name in rows.columns and name not in used
-    ]
-    try:
-        columns = [read_rows(rows.segments, rows.episode, others)] * len(others)
-    except DataError:  # at least one column is broken: each is read alone below
-        columns = []
-    for name, column in zip_longest(others, columns):
+    for name, feature in features.items():
+        is_number = feature.width is not None and feature.is_readable_number
+        if not is_number or name not in rows.columns or name in used:
+            continue
         try:
-            if column is None:
-                column = read_rows(rows.segments, rows.episode, [name])
-            values = column.vectors(name, features[name].width)
+            column = read_rows(rows.segments, rows.episode, [name])
+            values = column.vectors(name, feature.width)
             check_finite(column, name, values)
         except DataError as error:
             report.note("unused_column", error.message, path=str(rows.path), field=name)
