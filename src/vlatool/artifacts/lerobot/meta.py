@@ -470,7 +470,8 @@ def _groups(
             elif not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end:
                 problem = f"has no range of dimensions, but start {start} and end {end}"
             elif width is None or end > width:
-                problem = f"is {start} to {end} of {column}, which has {width} dimensions"
+                size = f"has {width} dimensions" if width else "is no vector"
+                problem = f"is {start} to {end} of {column}, which {size}"
             else:
                 yield section, column, name, start, end, group
             if problem:
