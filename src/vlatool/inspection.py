@@ -19,7 +19,7 @@ from vlatool.pages.layout import GENERATOR, page
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.conventions import CONVENTION
-from vlatool.sources.detection import DetectedSource, detect_source
+from vlatool.sources.detection import DetectedSource, SourceKeys, detect_source
 from vlatool.sources.names_table import NamedSet, names_report, set_of_shards, set_of_source
 from vlatool.sources.renaming import read_with_names
 from vlatool.sources.report import report_source
@@ -32,30 +32,29 @@ _HEAD_BYTES = 1000
 
 def inspect_location(
     location: Path,
-    format_name: str | None,
+    keys: SourceKeys,  # format of raw episodes, and its keys
     episodes: str | None,
     reporter: Reporter,
     names: NameMap | None = None,  # new names of cameras and fields of raw episodes
 ) -> tuple[str, Report]:
     """Name of the kind in the table of artifacts, or `source`, and the report."""
     names = names or NameMap()
-    artifact = recognize(location) if format_name is None else None
+    artifact = recognize(location) if _may_be_artifact(keys) else None
     if artifact is None:
-        source = _with_names(detect_source(location, format_name), episodes, names)
+        detected = detect_source(location, keys.format, keys.source_keys)
+        source = _with_names(detected, episodes, names)
         return "source", report_source(location, source, episodes, reporter)
     _check_raw_options(location, episodes, names)
     return artifact.kind, artifact.inspect()
 
 
-def inspect_names(
-    locations: Sequence[Path], format_name: str | None, episodes: str | None
-) -> Report:
+def inspect_names(locations: Sequence[Path], keys: SourceKeys, episodes: str | None) -> Report:
     """Report of the cameras and fields of several sources and folders of shards."""
     sets: list[NamedSet] = []
     for location in locations:
-        artifact = recognize(location) if format_name is None else None
+        artifact = recognize(location) if _may_be_artifact(keys) else None
         if artifact is None:
-            source = detect_source(location, format_name)
+            source = detect_source(location, keys.format, keys.source_keys)
             sets.append(set_of_source(str(location), source, select(source.refs, episodes)))
             continue
         facts = artifact.inspect().facts if artifact.kind == "output" else {}
@@ -67,6 +66,11 @@ def inspect_names(
             )
         sets.append(set_of_shards(str(location), facts))
     return names_report(sets)
+
+
+def _may_be_artifact(keys: SourceKeys) -> bool:
+    """True if a location need not be raw episodes."""
+    return keys.format is None and not keys.source_keys
 
 
 def _check_raw_options(location: Path, episodes: str | None, names: NameMap) -> None:
@@ -129,13 +133,13 @@ def verify_location(
     location: Path,  # an existing file or folder
     options: CheckOptions,
     *,
-    format_name: str | None = None,  # format of raw episodes; None: detect artifacts, then formats
+    keys: SourceKeys | None = None,  # format of raw episodes, and its keys; None: detect all
     episodes: str | None = None,  # raw episodes to verify; None for all
     names: NameMap | None = None,  # new names of cameras and fields of raw episodes
 ) -> Verification:
     """Starts the verification of an artifact or of a source."""
     names = names or NameMap()
-    verification = _verification(location, options, format_name, episodes, names)
+    verification = _verification(location, options, keys or SourceKeys(), episodes, names)
     every = chain(verification.findings, check_kinds_of_files(location))
     findings = _with_counts(every, verification.root, options)
     return replace(verification, findings=findings)
@@ -155,21 +159,21 @@ def _with_counts(
 def _verification(
     location: Path,
     options: CheckOptions,
-    format_name: str | None,
+    keys: SourceKeys,
     episodes: str | None,
     names: NameMap,
 ) -> Verification:
-    artifact = recognize(location) if format_name is None else None
+    artifact = recognize(location) if _may_be_artifact(keys) else None
     if artifact is not None:
         _check_raw_options(location, None, names)
         root = location.parent if location.is_file() else location
         return Verification(artifact.kind, root, artifact.check(options))
-    record = read_record(location) if format_name is None else None
+    record = read_record(location) if _may_be_artifact(keys) else None
     is_download = record is not None and record.is_download
     is_output = record_file(location).exists()  # such as the images of `decode`
     files = check_record_and_files(location, location, options) if is_output else ()
     try:
-        source = detect_source(location, format_name)
+        source = detect_source(location, keys.format, keys.source_keys)
     except DataError as error:
         if is_download:  # of anything
             return Verification("download", location, files)

@@ -36,7 +36,7 @@ LAYERS = [
     {"serving", "launching"},
     {"inspection"},
     {"workflows"},
-    {"cli", "testing"},
+    {"cli", "testing", "plugin"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
 from vlatool.artifacts.base import other_contents_error
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
+from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
 from vlatool.plugins import FORMATS, is_class_in_file
@@ -47,18 +49,45 @@ def is_source(word: str) -> bool:
         return True
 
 
-def detect_source(location: Path, forced: str | None) -> DetectedSource:
+class SourceKeys(ConfigModel):
+    """Keys of commands that read raw episodes of a format that they may detect."""
+
+    format: str | None = option(None, "Format of raw episodes; null: detect it.")
+    mapping: str | None = option(
+        None, "Mapping of raw episodes, as for `preprocess`: a YAML file, or the name of a preset."
+    )
+    format_keys: dict[str, Any] = option(
+        {}, "Other keys of the format of raw episodes, such as {fps: 20}."
+    )
+
+    @property
+    def source_keys(self) -> dict[str, Any]:
+        """Keys of the format that are given."""
+        return with_mapping(self.format_keys, self.mapping)
+
+
+def with_mapping(keys: Mapping[str, Any], mapping: str | None) -> dict[str, Any]:
+    """Keys of a format, with the mapping if one is given."""
+    return {**keys} if mapping is None else {**keys, "mapping": mapping}
+
+
+def detect_source(
+    location: Path, forced: str | None, keys: Mapping[str, Any] | None = None
+) -> DetectedSource:
     """The format `forced`, that of the manifest, or the one that finds episodes at `location`. A
     format takes precedence over its `base_format`, and any format over one with `is_fallback`.
+
+    With `keys` of the format only formats that have these keys are tried.
     """
+    given = keys or {}
     name = forced or _format_of_manifest(location)
     if name is not None:
-        return _discover(name, location)
+        return _discover(name, location, given)
     detected: list[DetectedSource] = []
     errors: dict[str, VlatoolError] = {}
-    for name in FORMATS.names():
+    for name in _formats_with(given):
         try:
-            detected.append(_discover(name, location))
+            detected.append(_discover(name, location, given))
         except VlatoolError as error:
             errors[name] = error
     general = {source.reader.base_format for source in detected}
@@ -85,25 +114,41 @@ def _format_of_manifest(location: Path) -> str | None:
     return _READ_WITH.get(str(document.get("format"))) if isinstance(document, dict) else None
 
 
-def _discover(name: str, location: Path) -> DetectedSource:
-    reader = _reader(name)
+def _formats_with(keys: Mapping[str, Any]) -> list[str]:
+    """Names of the formats that have keys; UsageError if none has all of them."""
+    names: list[str] = []
+    for name in FORMATS.names():
+        if all(key in FORMATS.get(name).Config.model_fields for key in keys):
+            names.append(name)
+    if not names:
+        raise UsageError(
+            f"no format has the keys {', '.join(keys)}",
+            hint="vlatool preprocess FORMAT --help-all lists the keys of a format",
+            code="usage.unknown_format_key",
+        )
+    return names
+
+
+def _discover(name: str, location: Path, keys: Mapping[str, Any]) -> DetectedSource:
+    reader = _reader(name, keys)
     refs = list(reader.discover([location]))
     if not refs:
         raise DataError(f"{location}: no {name} episodes", code="data.no_episodes")
     return DetectedSource(name, reader, refs)
 
 
-def _reader(name: str) -> FormatReader:
+def _reader(name: str, keys: Mapping[str, Any]) -> FormatReader:
     kind = FORMATS.get(name)
+    typed = [Override(key, value, f"the {name} key {key}") for key, value in keys.items()]
     try:
-        return kind(kind.Config())
+        return kind(load_config(kind.Config, overrides=typed).config if keys else kind.Config())
     except ValidationError as error:
-        keys = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+        missing = [".".join(map(str, problem["loc"])) for problem in error.errors()]
         raise UsageError(
-            f"the format {name!r} requires values for: {', '.join(keys)}",
+            f"the format {name!r} requires values for: {', '.join(missing)}",
             hint=f"run vlatool preprocess {name} ... --dry-run, which accepts these keys",
             code="usage.format_needs_keys",
-            details={"format": name, "keys": keys},
+            details={"format": name, "keys": missing},
         ) from None
 
 

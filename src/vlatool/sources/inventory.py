@@ -81,7 +81,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Assignment:
     """Role of a stored thing before it has a name.
 
     Attributes:
@@ -99,17 +99,17 @@ class Decision:
     is_sampled: bool = False
 
 
-def decide(stored: Stored) -> Decision:
+def decide(stored: Stored) -> Assignment:
     """Role of a thing by its kind, shape, dtype and name; sampled rows decide the rest."""
     if stored.role is not None:
-        return Decision(stored.role, _numbers(stored.path), stored.note)
+        return Assignment(stored.role, _numbers(stored.path), stored.note)
     if stored.kind == "text":
         if kind_of_name(stored.path.rpartition("/")[2]):
-            return Decision("language", "text")
+            return Assignment("language", "text")
         content: Content = "other" if _METADATA.search(stored.path) else "text"
         return _left_out(content, "a text that is no instruction", "language: {KIND: PATH}")
     if stored.kind == "video":
-        return Decision("camera", "images")
+        return Assignment("camera", "images")
     if stored.kind in ("jpeg", "png"):
         return _encoded_role(stored)
     if stored.kind == "other" or np.dtype(stored.dtype).kind not in "fiub":
@@ -125,15 +125,15 @@ def decide(stored: Stored) -> Decision:
     if size <= widest:
         is_matrix = stored.shape in ((3, 3), (4, 4))
         note = _pose_note(stored) if is_matrix else ""
-        return Decision("field", _numbers(stored.path), note, is_sampled=is_matrix)
+        return Assignment("field", _numbers(stored.path), note, is_sampled=is_matrix)
     if _SOUND.search(stored.path):
         return _left_out("other", f"sound, {size} samples a row")
     return _left_out(_numbers(stored.path), f"{size} numbers a row", "fields: {NAME: PATH}")
 
 
-def _left_out(content: Content, reason: str, takes: str = "") -> Decision:
+def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
     taken = f"; a mapping takes it with {takes}" if takes else ""
-    return Decision("left_out", content, reason + taken)
+    return Assignment("left_out", content, reason + taken)
 
 
 def _numbers(path: str) -> Content:
@@ -189,16 +189,16 @@ def is_encoded(data: bytes) -> bool:
     return data.startswith((JPEG_START, PNG_START))
 
 
-def _encoded_role(stored: Stored) -> Decision:
+def _encoded_role(stored: Stored) -> Assignment:
     is_single = len(stored.shape) == 2
     if is_single and stored.dtype == "uint16":
-        return Decision("depth", "images", "depth in millimeters, 16-bit PNG")
+        return Assignment("depth", "images", "depth in millimeters, 16-bit PNG")
     if is_single and stored.kind == "png" and _LABELS.search(stored.path):
-        return Decision("labels", "images", "labels by its name")
-    return Decision("camera", "images")
+        return Assignment("labels", "images", "labels by its name")
+    return Assignment("camera", "images")
 
 
-def _image_role(stored: Stored) -> Decision:
+def _image_role(stored: Stored) -> Assignment:
     form = image_shape(stored.shape)
     assert form is not None, "the caller has checked it"
     channels, dtype = form.channels, np.dtype(stored.dtype)
@@ -208,29 +208,29 @@ def _image_role(stored: Stored) -> Decision:
     if channels >= 3:
         if dtype == np.uint8:
             alpha = "; alpha is cut" if channels == 4 else ""
-            return Decision("camera", "images", alpha.lstrip("; "))
+            return Assignment("camera", "images", alpha.lstrip("; "))
         if dtype.kind == "f" and channels == 3:
             return _float_camera(stored, what)
         return _left_out("images", f"{what}, neither uint8 nor float with three channels")
     if dtype == np.uint8:
         return _one_channel(stored)
     if dtype == np.uint16:
-        return Decision("depth", "images", "depth in millimeters, by its type uint16")
+        return Assignment("depth", "images", "depth in millimeters, by its type uint16")
     if dtype.kind == "f":
         note = f"depth in meters, by its type {dtype}"
-        return Decision("depth", "images", note, scale=1000.0)
-    return Decision("labels", "images", f"labels, by its type {dtype}")
+        return Assignment("depth", "images", note, scale=1000.0)
+    return Assignment("labels", "images", f"labels, by its type {dtype}")
 
 
-def _float_camera(stored: Stored, what: str) -> Decision:
+def _float_camera(stored: Stored, what: str) -> Assignment:
     values = stored.look() if stored.look else np.empty(0)
     low, high = _range(values)
     if not (low >= 0 and high <= _LEVELS):
         reason = f"{what}, with values from {low:.3g} to {high:.3g}"
-        return Decision("left_out", "images", reason, is_sampled=True)
+        return Assignment("left_out", "images", reason, is_sampled=True)
     scale = float(_LEVELS) if 0 < high <= 1 else 1.0
     note = "float images from 0 to " + ("1" if scale > 1 else "255")
-    return Decision("camera", "images", note, scale, is_sampled=True)
+    return Assignment("camera", "images", note, scale, is_sampled=True)
 
 
 def _range(values: Array) -> tuple[float, float]:
@@ -240,16 +240,16 @@ def _range(values: Array) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _one_channel(stored: Stored) -> Decision:
+def _one_channel(stored: Stored) -> Assignment:
     if _LABELS.search(stored.path):
-        return Decision("labels", "images", "labels by its name")
+        return Assignment("labels", "images", "labels by its name")
     values = np.unique(stored.look()) if stored.look else np.empty(0)
     # Noise and shading of a camera fill neighboring levels.
     is_sparse = 1 < len(values) <= _MOST_LABELS and bool((np.diff(values.astype(int)) > 1).all())
     if is_sparse:
         note = f"labels by its {len(values)} distinct values"
-        return Decision("labels", "images", note, is_sampled=True)
-    return Decision("camera", "images", "gray", is_sampled=True)
+        return Assignment("labels", "images", note, is_sampled=True)
+    return Assignment("camera", "images", "gray", is_sampled=True)
 
 
 def _pose_note(stored: Stored) -> str:
@@ -261,11 +261,11 @@ def _pose_note(stored: Stored) -> str:
     return "pose matrix, row by row" if is_rotation else ""
 
 
-def decide_as(role: Role, stored: Stored) -> Decision:
+def decide_as(role: Role, stored: Stored) -> Assignment:
     """The decision of a mapping that gives a thing a role; ValueError if it cannot have it."""
     natural = decide(stored)
     if natural.role == role or stored.kind in ("jpeg", "video"):
-        return Decision(role, "images", scale=natural.scale)
+        return Assignment(role, "images", scale=natural.scale)
     is_array = stored.kind == "array" and np.dtype(stored.dtype).kind in "fiub"
     sides = image_shape(stored.shape, smallest=1) if is_array else None
     what = f"{stored.path} holds {stored.dtype or stored.kind} {list(stored.shape)}"
@@ -280,7 +280,7 @@ def decide_as(role: Role, stored: Stored) -> Decision:
                 raise ValueError(decision.note)
             return decision
     is_meters = role == "depth" and is_array and np.dtype(stored.dtype).kind == "f"
-    return Decision(role, "images", scale=1000.0 if is_meters else 1.0)
+    return Assignment(role, "images", scale=1000.0 if is_meters else 1.0)
 
 
 def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -294,13 +294,13 @@ def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def assign(
-    stored: Sequence[Stored], decided: Mapping[str, Decision] | None = None
-) -> tuple[dict[str, Decision], tuple[StoredPart, ...]]:
-    """Decision by path, and the named part, of each thing; two of a role never have one name.
+    stored: Sequence[Stored], decided: Mapping[str, Assignment] | None = None
+) -> tuple[dict[str, Assignment], tuple[StoredPart, ...]]:
+    """Assignment by path, and the named part, of each thing; two of a role never have one name.
 
     `decided`: decisions of the first episode, which later ones take.
     """
-    decisions: dict[str, Decision] = {}
+    decisions: dict[str, Assignment] = {}
     for each in stored:
         known = (decided or {}).get(each.path)
         decisions[each.path] = decide(each) if known is None else known
@@ -320,18 +320,18 @@ def assign(
 
 def sampled_decisions(
     stored: Sequence[Stored], numbers: Callable[[Stored], Array]
-) -> dict[str, Decision]:
+) -> dict[str, Assignment]:
     """Decisions that rows of one episode make, and that all episodes then take.
 
     `numbers` reads all rows of a field, to find those that are NaN throughout.
     """
-    sampled: dict[str, Decision] = {}
+    sampled: dict[str, Assignment] = {}
     for each in stored:
         decision = decide(each)
         is_float = decision.role == "field" and np.dtype(each.dtype).kind == "f"
         may_be_nan = is_float and each.look is not None and np.isnan(each.look()).all()
         if may_be_nan and np.isnan(numbers(each)).all():
-            decision = Decision("left_out", "unusable", "NaN throughout", is_sampled=True)
+            decision = Assignment("left_out", "unusable", "NaN throughout", is_sampled=True)
         if decision.is_sampled:
             sampled[each.path] = decision
     return sampled

@@ -31,7 +31,7 @@ from vlatool.findings import FindingCodes
 from vlatool.sources.base import unused_id
 from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
 from vlatool.sources.inventory import (
-    Decision,
+    Assignment,
     Stored,
     assign,
     decide,
@@ -57,7 +57,7 @@ from vlatool.sources.mapping import (
 from vlatool.sources.rules import SOURCE
 from vlatool.transforms.rates import NearestFrames
 
-_CAMERA = Decision("camera", "images")
+_CAMERA = Assignment("camera", "images")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PlannedImages:
     """Images that an episode has."""
 
     path: str = ""  # of the stored thing; empty: a video beside the file
-    decision: Decision = _CAMERA
+    decision: Assignment = _CAMERA
     bgr: bool = False
     video: str = ""
     optional: bool = False
@@ -104,7 +104,7 @@ class EpisodePlan:
 
 def plan_by_structure(
     stored: Sequence[Stored],
-    decided: Mapping[str, Decision] | None = None,
+    decided: Mapping[str, Assignment] | None = None,
     excluded: Mapping[str, str] | None = None,
 ) -> EpisodePlan:
     """The plan of an episode whose things are used by what they are; it predicts nothing yet.
@@ -126,7 +126,7 @@ def plan_by_structure(
     return plan
 
 
-def _add(plan: EpisodePlan, part: StoredPart, decision: Decision) -> None:
+def _add(plan: EpisodePlan, part: StoredPart, decision: Assignment) -> None:
     images = {"camera": plan.cameras, "depth": plan.depth, "labels": plan.labels}
     if part.role in images:
         images[part.role][part.name] = PlannedImages(part.path, decision)
@@ -142,7 +142,7 @@ def plan_by_mapping(
     stored: Sequence[Stored],
     mapping: RecordingMapping,
     find: Callable[[str], Stored | None],
-    decided: Mapping[str, Decision] | None = None,
+    decided: Mapping[str, Assignment] | None = None,
 ) -> EpisodePlan:
     """The plan of a mapping.
 
@@ -230,7 +230,7 @@ def _add_rest(
     mapping: RecordingMapping,
     stored: Sequence[Stored],
     used: Mapping[str, StoredPart],
-    decided: Mapping[str, Decision] | None,
+    decided: Mapping[str, Assignment] | None,
 ) -> None:
     """Adds what the mapping does not name: left out, or used by what it is."""
     others = [thing for thing in stored if thing.path not in used]
@@ -582,7 +582,7 @@ class PlannedEpisode:
             findings=(*findings, *left_out_findings(episode, plan.parts)),
         )
 
-    def decisions(self) -> dict[str, Decision]:
+    def decisions(self) -> dict[str, Assignment]:
         """Decisions that rows of this episode make, and that other episodes take."""
         count = self.count
         things = [each for each in self.things.values() if abs((each.rows or 0) - count) <= 1]
@@ -599,7 +599,7 @@ def with_decisions(
     opened: Callable[[EpisodeRef], AbstractContextManager[PlannedEpisode]],
 ) -> Iterator[EpisodeRef]:
     """The refs with the decisions that rows of the first readable episode make."""
-    decided: dict[str, Decision] = {}
+    decided: dict[str, Assignment] = {}
     for ref in refs:
         with suppress(DataError):
             with opened(ref) as episode:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlatool.artifacts.curation.choice import select
 from vlatool.config.base import ConfigModel, check_required, option, required_field
@@ -13,7 +13,7 @@ from vlatool.errors import DataError, PartialFailure
 from vlatool.events import NULL, Reporter, counted
 from vlatool.results import Result
 from vlatool.sources.base import FormatReader
-from vlatool.sources.detection import detect_source
+from vlatool.sources.detection import detect_source, with_mapping
 from vlatool.sources.differences import DataComparison, Difference
 from vlatool.storage.uri import require_existing
 
@@ -28,6 +28,10 @@ class CompareDataConfig(ConfigModel):
     b: str = required_field("", "Second data set, such as one that was made from the first.")
     format_a: str | None = option(None, "Format of A; null: detect it.")
     format_b: str | None = option(None, "Format of B; null: detect it.")
+    mapping_a: str | None = option(None, "Mapping of A, as for `preprocess`.")
+    mapping_b: str | None = option(None, "Mapping of B, as for `preprocess`.")
+    format_keys_a: dict[str, Any] = option({}, "Other keys of the format of A.")
+    format_keys_b: dict[str, Any] = option({}, "Other keys of the format of B.")
     episodes: str | None = option(None, "Episodes to compare, such as 0:4,7; null: all.")
     images: int | None = option(
         5, "Images of each camera and episode to compare, evenly spaced; null: all, 0: none.", ge=0
@@ -85,9 +89,11 @@ def compare_data(config: CompareDataConfig, *, reporter: Reporter = NULL) -> Com
         PartialFailure: The sets differ; its `result` has the differences.
     """
     check_required(config, "vlatool compare A B")
+    keys_a = with_mapping(config.format_keys_a, config.mapping_a)
+    keys_b = with_mapping(config.format_keys_b, config.mapping_b)
     sources = [
-        detect_source(require_existing(place), name)
-        for place, name in ((config.a, config.format_a), (config.b, config.format_b))
+        detect_source(require_existing(config.a), config.format_a, keys_a),
+        detect_source(require_existing(config.b), config.format_b, keys_b),
     ]
     first, second = (select(source.refs, config.episodes) for source in sources)
     comparison = DataComparison(config.images, config.tolerance, config.shared)

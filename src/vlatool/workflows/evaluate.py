@@ -35,7 +35,7 @@ from vlatool.pages.layout import escape
 from vlatool.pages.text import number_text
 from vlatool.results import Result
 from vlatool.sources.base import id_part
-from vlatool.sources.detection import detect_source
+from vlatool.sources.detection import SourceKeys, detect_source
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import is_remote, local_path, pinned
 
@@ -333,7 +333,7 @@ def weights_text(weights: str) -> str:
 VIDEO = "futures.mp4"
 
 
-class PredictConfig(SamplingOptions):
+class PredictConfig(SamplingOptions, SourceKeys):
     """Options of `vlatool predict`."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
@@ -351,7 +351,6 @@ class PredictConfig(SamplingOptions):
         "Visual tokenizer of the codes of a policy that predicts images, to draw them; "
         "null: predict no images.",
     )
-    format: str | None = option(None, "Format of raw episodes; null: detect it.")
     allow: list[str] = allow_option()
 
 
@@ -568,11 +567,12 @@ def _recorded_frame(
     config: PredictConfig, source: Path, policy: "Policy", trained: Trained, sizes: "ImageSizes"
 ) -> "RecordedFrame":
     """The chosen frame of raw episodes or of preprocessed data."""
-    if config.format is None and recognize(source) is not None:
+    is_named = config.format is not None or bool(config.source_keys)
+    if not is_named and recognize(source) is not None:
         return _preprocessed_frame(config, str(source), policy, trained, sizes)
     from vlatool.evaluation.offline import frame_of_episode
 
-    detected = detect_source(source, config.format)
+    detected = detect_source(source, config.format, config.source_keys)
     refs = numbered(detected.refs)
     ids = {number: ref.id for number, ref in refs.items()}
     name = episode_named(ids, config.episode)

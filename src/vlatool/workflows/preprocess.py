@@ -464,7 +464,10 @@ def default_sink_of(format_name: str) -> str:
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
     """Adds the detected format of the first source and its default sink, if these are not given."""
-    name = config.format or detect_source(require_input(config.sources[0]), None).format
+    name = config.format
+    if not name:
+        keys = config.source.model_extra
+        name = detect_source(require_input(config.sources[0]), None, keys).format
     sink = default_sink_of(name)
     is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:

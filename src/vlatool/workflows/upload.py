@@ -31,6 +31,7 @@ from vlatool.jobs.record import OutputRecord, is_being_written
 from vlatool.pages.report import Report
 from vlatool.pages.text import few_text
 from vlatool.results import Result, outcome
+from vlatool.sources.detection import SourceKeys
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
 from vlatool.storage.hub import RepositoryWriter, UploadFile
@@ -453,7 +454,7 @@ def _files(
     if cards:
         reporter.note(f"{CARD} of the folder is the card")
         return [*(file for file in files if file.name != CARD), *cards]
-    _, report = inspect_location(folder, None, None, NULL)
+    _, report = inspect_location(folder, SourceKeys(), None, NULL)
     sizes = [file.size for file in files]
     content = card_text(folder, report, config.location, sizes, config.license).encode()
     return [*files, UploadFile(CARD, content, len(content))]

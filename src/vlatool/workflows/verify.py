@@ -10,7 +10,7 @@ from typing import ClassVar
 from vlatool import inspection
 from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.run.locations import require_weights
-from vlatool.config.base import ConfigModel, option, required_field
+from vlatool.config.base import option, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
@@ -19,18 +19,18 @@ from vlatool.pages.images import PageVideos
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS
 from vlatool.results import MERGED, OPTIONAL, Result, columns
+from vlatool.sources.detection import SourceKeys
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, require_existing
 from vlatool.transforms.names import NameMap
 
 
-class InspectConfig(ConfigModel):
+class InspectConfig(SourceKeys):
     """Options of `vlatool inspect`."""
 
     location: str = required_field("", "Folder or shard to inspect.")
     others: list[str] = option([], "Further sources and folders of shards, to compare names.")
-    format: str | None = option(None, "Format of raw episodes; null: detect it.")
     episodes: str | None = option(
         None, "Raw episodes to read, such as 0:4,7; the end of a range is excluded."
     )
@@ -48,8 +48,8 @@ class InspectConfig(ConfigModel):
     )
     propose: str | None = option(
         None,
-        "YAML file to write with a mapping of the recordings (hdf5, mcap): its cameras "
-        "and fields, and questions as comments.",
+        "YAML file to write with a mapping of the recordings: its cameras and fields, and "
+        "questions as comments.",
     )
 
 
@@ -123,7 +123,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
     else:
         inspection.check_target(target)
     kind, report = inspection.inspect_location(
-        path, config.format, config.episodes, reporter, config.rename
+        path, config, config.episodes, reporter, config.rename
     )
     if target is not None:
         if report.page is None:
@@ -151,7 +151,7 @@ def _inspect_names(config: InspectConfig) -> InspectResult:
             )
     locations = [config.location, *config.others]
     paths = [require_existing(text) for text in locations]
-    report = inspection.inspect_names(paths, config.format, config.episodes)
+    report = inspection.inspect_names(paths, config, config.episodes)
     return InspectResult(report.kind, ", ".join(locations), None, report)
 
 
@@ -185,11 +185,10 @@ _MAX_PER_CODE = 100
 _MAX_SHOWN = 3
 
 
-class VerifyConfig(ConfigModel):
+class VerifyConfig(SourceKeys):
     """Options of `vlatool verify`."""
 
     location: str = required_field("", "Output, shard, run, checkpoint or source to verify.")
-    format: str | None = option(None, "Format of raw episodes; null: detect it.")
     episodes: str | None = option(
         None, "Raw episodes to verify, such as 0:4,7; the end of a range is excluded."
     )
@@ -294,7 +293,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     verification = inspection.verify_location(
         require_existing(config.location),
         options,
-        format_name=config.format,
+        keys=config,
         episodes=config.episodes,
         names=config.rename,
     )

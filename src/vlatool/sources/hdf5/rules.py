@@ -18,7 +18,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, installed
 from vlatool.findings import FindingCodes, error, warning
 from vlatool.sources.inventory import (
-    Decision,
+    Assignment,
     Stored,
     encoded_thing,
     image_shape,
@@ -286,7 +286,7 @@ def check_dataset(dataset: Any, path: Path) -> None:
 
 
 def plan_of_layout(
-    actions: str, stored: Sequence[Stored], decided: Mapping[str, Decision] | None
+    actions: str, stored: Sequence[Stored], decided: Mapping[str, Assignment] | None
 ) -> EpisodePlan:
     """Plan of an episode of a layout found by structure: its other datasets have as many rows as
     the actions, or are left out.

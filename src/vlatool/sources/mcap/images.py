@@ -14,7 +14,7 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.sources.frames import SingleImages
 from vlatool.sources.inventory import (
-    Decision,
+    Assignment,
     Stored,
     decide,
     depth_image,
@@ -217,7 +217,7 @@ def _file_thing(topic: str, message: Any) -> Stored:
     return Stored(topic, "array", (height, width), "uint16")
 
 
-def image_role(thing: Stored) -> Decision:
+def image_role(thing: Stored) -> Assignment:
     """Role of the images of a topic: labels by their name, depth by their type."""
     by_name = decide(replace(thing, kind="png", dtype="uint8"))
     if len(thing.shape) == 2 and thing.kind != "jpeg" and by_name.role == "labels":
@@ -225,9 +225,9 @@ def image_role(thing: Stored) -> Decision:
     if thing.kind != "array":
         return decide(thing)
     if thing.dtype == "int32":
-        return Decision("labels", "images", "labels, by their type int32")
+        return Assignment("labels", "images", "labels, by their type int32")
     unit = "meters" if thing.dtype == "float32" else "millimeters"
-    return Decision("depth", "images", f"depth in {unit}, by its type {thing.dtype}")
+    return Assignment("depth", "images", f"depth in {unit}, by its type {thing.dtype}")
 
 
 def check_use(channel: BagChannel, message: Any, use: ImageUse) -> None:
