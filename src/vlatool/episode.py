@@ -256,7 +256,7 @@ class Survey:
     pose_groups: tuple[PoseGroup, ...] = ()
     text_kinds: tuple[str, ...] = ()
     declared: tuple[Declaration, ...] = ()
-    parts: tuple[StoredPart, ...] = ()
+    parts: tuple[StoredPart, ...] = field(default=(), compare=False)
 
     def example(self, frames: int = 1) -> "Episode":
         """Made-up episode with these fields and no images; its values are arbitrary."""

@@ -1,7 +1,7 @@
 """What an episode stores, and the one role of each thing: the same rules for every format.
 
 A reader lists what it finds as `Stored`, whatever it is, from headers or one row. `assign` gives
-each of them a role and a name. Source: formats/raw. Shapes: H, W image, C numbers of a row.
+each of them a role and a name. Shapes: H, W image, C numbers of a row.
 """
 
 import math
@@ -104,7 +104,7 @@ def decide(stored: Stored) -> Assignment:
     if stored.role is not None:
         return Assignment(stored.role, _numbers(stored.path), stored.note)
     if stored.kind == "text":
-        if kind_of_name(stored.path.rpartition("/")[2]):
+        if text_kind(stored.path):
             return Assignment("language", "text")
         content: Content = "other" if _METADATA.search(stored.path) else "text"
         return _left_out(content, "a text that is no instruction", "language: {KIND: PATH}")
@@ -129,6 +129,11 @@ def decide(stored: Stored) -> Assignment:
     if _SOUND.search(stored.path):
         return _left_out("other", f"sound, {size} samples a row")
     return _left_out(_numbers(stored.path), f"{size} numbers a row", "fields: {NAME: PATH}")
+
+
+def text_kind(path: str) -> str:
+    """Kind of annotation that texts of a path or an attribute are; empty if they are none."""
+    return kind_of_name(re.split("[/@]", path)[-1])
 
 
 def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
@@ -313,7 +318,7 @@ def assign(
         decision = decisions[each.path]
         name = names.get(each.path, "")
         if decision.role == "language":
-            name = kind_of_name(each.path.rpartition("/")[2])
+            name = text_kind(each.path)
         parts.append(StoredPart(each.path, decision.role, name, decision.content, decision.note))
     return decisions, tuple(parts)
 
@@ -370,15 +375,13 @@ def _doubled(names: Mapping[str, str]) -> list[str]:
 
 
 def short_names(path: str) -> Iterator[str]:
-    """Ends of a path that may name a camera, the shortest first: `front`, `front_rgb`, ..."""
+    """Names that a path may give a camera: `front`, `obs_front`, `front_rgb`, ..."""
     parts = [part for part in path.split("/") if part]
     speaking = [n for n, part in enumerate(parts) if not _SAYS_NOTHING.fullmatch(part)]
-    last = len(parts) - 1
-    if speaking:
-        yield parts[speaking[-1]]
-        last = speaking[-1]
-    for first in range(last, -1, -1):
-        yield "_".join(parts[first:])
+    start = speaking[-1] if speaking else len(parts) - 1
+    for last in (start, len(parts) - 1):
+        for first in range(start, -1, -1):
+            yield "_".join(parts[first : last + 1])
 
 
 def left_out_findings(episode: str, parts: Iterable[StoredPart]) -> list[Finding]:

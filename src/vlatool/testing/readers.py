@@ -6,7 +6,7 @@ Legend of shapes: F frames, N images, C dimensions.
 import pickle
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,37 @@ def _check_episode(episode: Episode) -> None:
     known = {*lowdim, *(key + SUFFIX for key in poses)}
     for name in (*episode.action_fields, *episode.proprioception_fields):
         assert name in known, f"{label}: {name!r} is neither in lowdim nor a pose with {SUFFIX!r}"
+    _check_parts(label, episode)
     for kind, values in episode.language.items():
         has_texts = not isinstance(values, str) and any(isinstance(text, str) for text in values)
         assert has_texts, f"{label}: language {kind!r} is not a list of texts"
     for name, values in episode.frame_metadata.items():
         assert len(values) == frames, (
             f"{label}: frame_metadata {name!r} does not have one value per frame"
+        )
+
+
+def _check_parts(label: str, episode: Episode) -> None:
+    """Each stored thing has one role; cameras, depth, labels and fields are those of the parts."""
+    paths = [part.path for part in episode.parts]
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    assert not twice, f"{label}: parts have {twice} more than once"
+    silent = [part.path for part in episode.parts if part.role == "left_out" and not part.note]
+    assert not silent, f"{label}: {silent} are left out without a reason"
+    used: Mapping[str, Collection[str]] = {
+        "camera": {*episode.cameras, *episode.missing_cameras},
+        "depth": episode.depth,
+        "labels": episode.labels,
+        "field": episode.lowdim,
+    }
+    for role, names in used.items() if episode.parts else ():
+        named = [part.name for part in episode.parts if part.role == role]
+        assert len(named) == len(set(named)), (
+            f"{label}: two parts with the role {role} have one name"
+        )
+        strange = sorted({*named} - {*names})
+        assert not strange, (
+            f"{label}: the parts {strange} with the role {role} are not in the episode"
         )
 
 

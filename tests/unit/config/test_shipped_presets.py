@@ -8,6 +8,7 @@ import pytest
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.models.future_vla.token_ids import TINY_RESERVED
+from vlatool.sources.mapping import RecordingMapping
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig
 from vlatool.workflows.curate import CurateConfig
@@ -16,6 +17,7 @@ from vlatool.workflows.preprocess import PreprocessConfig
 PRESETS = Path(__file__).parents[3] / "presets"
 SCHEMAS = {
     "curation": CurateConfig,
+    "mappings": RecordingMapping,
     "preprocess": PreprocessConfig,
     "rollouts": RolloutConfig,
     "samples": BuildDatasetConfig,

@@ -103,6 +103,6 @@ def test_a_defect_of_an_annotation_has_its_code_and_frame(
 def test_frames_without_a_text_between_others_are_a_finding(
     rows: list[str], codes: list[str]
 ) -> None:
-    findings = list(check_language("e", len(rows), language_of({"original": rows})))
+    findings = list(check_language("e", len(rows), language_of([("original", rows)])))
     assert [finding.code for finding in findings] == codes
     assert all(finding.place["frame"] == 0 for finding in findings)
