@@ -243,8 +243,8 @@ def field_mismatch(
     for name in [*expected_widths, *widths]:
         if widths.get(name) != expected_widths.get(name):
             return DataError(
-                f"{episode}: field {name!r} is {_width(widths.get(name))}, "
-                f"in the other episodes {_width(expected_widths.get(name))}",
+                f"{episode}: field {name!r} is {width_text(widths.get(name))}, "
+                f"in the other episodes {width_text(expected_widths.get(name))}",
                 hint="episodes of one run must have the same fields; leave the field out or "
                 "preprocess these episodes separately",
                 code="data.schema_mismatch",
@@ -253,7 +253,8 @@ def field_mismatch(
     return None
 
 
-def _width(width: int | None) -> str:
+def width_text(width: int | None) -> str:
+    """Width of a field in a message; 0 is text, None absent."""
     if width is None:
         return "absent"
     return "text" if width == 0 else f"{width} wide"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from vlatool.findings import Finding
 from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
+from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources import base
 from vlatool.sources.renaming import read_with_names, with_names
@@ -160,6 +162,7 @@ def select_episodes(
             details={"held_out": held_out_counts},
         )
     reader, survey, names = read_with_names(reader, refs, config.rename)
+    _check_sources(reader, refs)
     stored = survey
     survey = _with_cameras(survey, config.camera_names, required_cameras)
     for problem in filter(None, map(base.camera_name_problem, survey.cameras)):
@@ -202,6 +205,42 @@ def _discover(
         )
     limit = config.max_episodes
     return len(discovered), refs if limit is None or limit <= 0 else refs[:limit], chosen
+
+
+def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> None:
+    """Raises one error if the sources are of unlike robots, in place of one for each episode.
+
+    A single odd episode is no other robot: it fails alone.
+    """
+    by_source: dict[str, list[EpisodeRef]] = {}
+    for ref in refs:
+        by_source.setdefault(ref.source, []).append(ref)
+    if len(by_source) < 2:
+        return
+    kinds: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for source, members in by_source.items():
+        with suppress(DataError):  # each episode raises it again
+            fields = reader.survey(members[:1]).fields
+            kind = tuple(sorted((name, spec.width) for name, spec in fields.items()))
+            kinds.setdefault(kind, []).append(source)
+    groups = sorted(kinds.items(), key=lambda item: -sum(len(by_source[s]) for s in item[1]))
+    if len(groups) < 2 or sum(len(by_source[source]) for source in groups[1][1]) < 2:
+        return
+    (first, firsts), (other, others) = groups[0], groups[1]
+    widths, other_widths = dict(first), dict(other)
+    rows: list[str] = []
+    for name in sorted({*widths, *other_widths}):
+        if widths.get(name) != other_widths.get(name):
+            texts = [base.width_text(each.get(name)) for each in (widths, other_widths)]
+            rows.append(f"{name!r} is {texts[0]} in {firsts[0]}, {texts[1]} in {others[0]}")
+    raise DataError(
+        f"the sources store different fields: {few_text(rows)}",
+        hint="preprocess each into its own --output and train on both (--data A --data B, with "
+        "--data.pad-missing-fields true where one lacks a field); or give the fields one name and "
+        "width with --rename or a mapping (vlatool inspect A B lists them)",
+        code="data.sources_differ",
+        details={"sources": [firsts[0], others[0]]},
+    )
 
 
 def _with_cameras(

@@ -105,6 +105,7 @@ class StatsPart:
     statistics: Statistics  # its stats.json
     past: int | None = None  # steps of its windows before the anchor; None if unknown
     weight: float | None = None  # share of the mixture; None weights all rows equally
+    location: str = ""  # of the data set, for messages
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,12 @@ def merge_parts(
         missing = len(parts) - len(owners)
         widths = {_width(part.statistics[name]) for part in owners}
         if missing and not of_some:
-            left_out[name] = f"not in {missing} of {len(parts)}"
+            lacking = [part.location for part in parts if name not in part.statistics]
+            where = ", ".join(filter(None, lacking)) or f"{missing} of {len(parts)}"
+            left_out[name] = f"not in {where}"
         elif leave_out_unequal and len(widths) > 1:
-            left_out[name] = f"of different widths: {', '.join(map(str, sorted(widths)))}"
+            rows = [f"{_width(part.statistics[name])} wide in {part.location}" for part in owners]
+            left_out[name] = "; ".join(rows)
         else:
             merged[name] = _merge_field(name, owners, window)
     if not merged:

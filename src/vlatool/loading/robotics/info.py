@@ -99,8 +99,9 @@ class RoboticsInfo:
             if name in self.left_out:
                 raise DataError(
                     f"the field {name!r} cannot be used: {self.left_out[name]}",
-                    hint="remove the field or one of these data sets from the config, preprocess "
-                    "them with the same options, or set data.pad_missing_fields to use zeros",
+                    hint="leave the field out of data.action_fields or "
+                    "data.proprioception_fields, rename it (`vlatool inspect A B`), train on one "
+                    "of them, or use zeros where it is missing: data.pad_missing_fields true",
                     code="data.datasets_differ",
                     details={"field": name},
                 )
@@ -252,7 +253,11 @@ def _merged(
     # By size if all are 0 or one is less; `SampleOrder` raises an error for these.
     if not weights or min(config.dataset_weighting) < 0 or not any(weights):
         weights = [None] * len(parts)
-    rows = zip(parts, pasts, weights, strict=True)
+    names = (
+        config.dataset_manifest if len(config.dataset_manifest) == len(parts) else [""] * len(parts)
+    )
+    folders = [name.rpartition("/")[0] or name for name in names]
+    rows = zip(parts, pasts, weights, folders, strict=True)
     return stats_format.merge_parts(
         [stats_format.StatsPart(*row) for row in rows if row[2] != 0],  # what is never read
         leave_out_unequal=True,

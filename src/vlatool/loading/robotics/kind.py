@@ -36,6 +36,7 @@ from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info, 
 from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
 from vlatool.loading.robotics.statistics import (
     Normalizer,
+    report_blind,
     report_conventions,
     report_ranges,
     select_statistics,
@@ -160,6 +161,7 @@ class RoboticsKind(base.DataKind):
         """
         report_ranges(config, info, reporter)
         report_conventions(config, info, reporter)
+        report_blind(config, info, reporter)
         report_padding(config, info, reporter)
 
     def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:

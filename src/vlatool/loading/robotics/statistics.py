@@ -34,6 +34,7 @@ from vlatool.transforms.normalize import (
     field_width,
     normalized_range,
 )
+from vlatool.transforms.relative import SUFFIX
 
 
 class Normalizer:
@@ -250,6 +251,18 @@ def select_statistics(
             f"weights: {', '.join(changes[:_MAX_LISTED])}{more}",
         )
     return _replaced(info, known, folder) if is_init else info
+
+
+def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+    """Warns if the data have numbers that a policy could observe, and it observes none."""
+    predicted = {name.removesuffix(SUFFIX) for name in config.action_fields}
+    others = [name for name in info.statistics if name.removesuffix(SUFFIX) not in predicted]
+    if others and not config.proprioception_fields:
+        reporter.warn(
+            "data.nothing_observed",
+            f"the policy observes images only; the data have {few_text(others)}: name what the "
+            "robot measures with --data.proprioception-fields",
+        )
 
 
 def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:

@@ -488,10 +488,10 @@ def first_episode(file: Any) -> tuple[str, Any]:
 def attributes_of(group: Any) -> dict[str, Any]:
     """Reference to the value of the attributes of a group, and of the root of its file."""
     values: dict[str, Any] = {}
-    for prefix, owner in (("@", group), ("/@", group.file)):
+    owners = {"@": group} if group.name == "/" else {"@": group, "/@": group.file}
+    for prefix, owner in owners.items():
         for name, stored in owner.attrs.items():
             value = stored.item() if hasattr(stored, "item") and np.size(stored) == 1 else stored
-            text = value.decode(errors="replace") if isinstance(value, bytes) else value
-            if owner is not group or prefix == "@":
-                values[f"{prefix}{name}"] = text
+            is_bytes = isinstance(value, bytes)
+            values[f"{prefix}{name}"] = value.decode(errors="replace") if is_bytes else value
     return values
