@@ -50,6 +50,7 @@ class RepairResult(command.OutputResult):
 
     files: int = 0  # in the output
     damaged: int = 0  # of them not whole in the source
+    not_checked: int = 0  # of them of a kind that repair does not know; they are copied
     resumed: int = 0  # of them written by an earlier run
     cut: tuple[Mapping[str, Any], ...] = ()  # files that are there in part: file, content, lost
     bytes: int = 0
@@ -57,8 +58,12 @@ class RepairResult(command.OutputResult):
     def summary(self) -> str:
         if self.is_planned:
             return f"would write {counted(self.files, 'file')}, {self.damaged} of them damaged"
-        whole = f"{counted(self.files - self.damaged, 'whole file')} copied"
-        return f"{whole}, {self.damaged} damaged as far as they go, {self.bytes / 1e6:.1f} MB"
+        whole = counted(self.files - self.damaged - self.not_checked, "whole file")
+        others = f", {self.not_checked} not checked" if self.not_checked else ""
+        return (
+            f"{whole} copied, {self.damaged} damaged as far as they go{others}, "
+            f"{self.bytes / 1e6:.1f} MB"
+        )
 
     def details(self) -> Iterable[str]:
         for row in self.cut:
@@ -140,6 +145,7 @@ class _RepairJob:
         return RepairResult(
             files=len(self.items if is_planned else self._receipts),
             damaged=run.sums.get("damaged", 0),
+            not_checked=run.sums.get("not_checked", 0),
             cut=tuple(receipt.facts for receipt in self._receipts if receipt.facts),
             bytes=run.bytes_on_disk,
         )
@@ -180,7 +186,12 @@ def _container(file: _File) -> Any:
 
 
 def _check(file: _File) -> Receipt:
-    return Receipt(file.name, counts={"damaged": int(_container(file) is not None)})
+    return Receipt(file.name, counts=_counts(file, is_damaged=_container(file) is not None))
+
+
+def _counts(file: _File, *, is_damaged: bool) -> dict[str, int]:
+    is_known = file.path.suffix.lower() in _CONTAINERS
+    return {"damaged": int(is_damaged), "not_checked": int(not is_known)}
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,8 @@ class _Repair:
         module, target = _container(file), self.output / file.name
         if module is None:
             copy_file(file.path, target)
-            return Receipt(file.name, files=(file_entry(self.output, file.name),))
+            entry = file_entry(self.output, file.name)
+            return Receipt(file.name, counts=_counts(file, is_damaged=False), files=(entry,))
         whole = filter(module.is_whole, file.others)
         try:
             with atomic_path(target) as partial:
@@ -208,7 +220,7 @@ class _Repair:
         lost = [part.replace(f"{file.path}", file.name) for part in salvaged.lost]
         return Receipt(
             file.name,
-            counts={"damaged": 1},
+            counts=_counts(file, is_damaged=True),
             files=(file_entry(self.output, file.name),),
             facts={"file": file.name, "content": salvaged.content, "lost": lost},
         )

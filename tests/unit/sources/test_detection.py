@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
-from vlatool.errors import UsageError
+from vlatool.errors import DataError, UsageError
 from vlatool.sources.detection import detect_source
 
 READERS = """\
@@ -57,3 +57,17 @@ def test_unrelated_formats_are_ambiguous(
         detect_source(source, None)
     assert caught.value.code == "usage.ambiguous_format"
     assert caught.value.details["formats"] == ["lerobot", "twin"]
+
+
+def test_an_unknown_folder_says_what_is_in_it_and_the_ways_on(tmp_path: Path) -> None:
+    for name in ("a.npy", "b.npy", "notes.csv"):
+        (tmp_path / name).write_bytes(b"0")
+    with pytest.raises(DataError, match="it has 2 npy, 1 csv") as caught:
+        detect_source(tmp_path, None)
+    for way in ("hdf5", "--propose", "./reader.py:Reader"):
+        assert way in caught.value.hint
+
+
+def test_keys_of_a_format_choose_among_formats(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no format has the keys colour"):
+        detect_source(tmp_path, None, {"colour": 1})

@@ -230,3 +230,41 @@ def test_a_remote_record_is_one_request(
     remote = reader.read(refs[1])
     np.testing.assert_array_equal(remote.lowdim["count"], read(folder, 1).lowdim["count"])
     assert len(s3_proxy.faults.requests) == 1
+
+
+def test_a_shard_that_is_cut_gives_the_records_before_the_cut(tmp_path: Path) -> None:
+    folder = written(tmp_path / "toy", {}, {}, {})
+    shard = folder / "toy-train.tfrecord-00000-of-00001"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    reader = RldsReader(RldsConfig())
+    refs = list(reader.discover([folder]))
+    assert len(refs) == 3
+    assert reader.read(refs[1]).num_frames == STEPS
+    with pytest.raises(DataError, match="truncated") as caught:
+        reader.read(refs[2])
+    assert "--exclude" in caught.value.hint
+
+
+def test_sets_of_one_name_in_two_folders_have_ids_of_their_folders(tmp_path: Path) -> None:
+    for name in ("1.0.0", "2.0.0"):
+        (tmp_path / "toy").mkdir(exist_ok=True)
+        written(tmp_path / "toy" / name, {})
+    ids = [ref.id for ref in RldsReader(RldsConfig()).discover([tmp_path])]
+    assert ids == ["toy_train_000000", "toy_2_0_0_train_000000"]
+
+
+def test_shards_of_array_record_are_named(tmp_path: Path) -> None:
+    folder = written(tmp_path / "toy", {})
+    shard = folder / "toy-train.tfrecord-00000-of-00001"
+    shard.rename(folder / "toy-train.array_record-00000-of-00001")
+    with pytest.raises(DataError, match="ArrayRecord"):
+        list(RldsReader(RldsConfig()).discover([folder]))
+
+
+def test_the_first_instruction_that_says_something_is_taken(tmp_path: Path) -> None:
+    names = ("language_instruction", "language_instruction_2", "language_instruction_3")
+    features = FEATURES | {name: {"text": {}} for name in names[1:]}
+    texts = dict(zip(names, (b"", b"wave", b"greet"), strict=True))
+    values = {name: [text] * STEPS for name, text in texts.items()}
+    episode = read(written(tmp_path / "toy", values, features=features))
+    assert episode.language == {"original": ["wave"], "alternative": ["greet"]}

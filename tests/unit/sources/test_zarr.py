@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -219,3 +220,76 @@ def test_remote_store_is_read_chunk_by_chunk(
     np.testing.assert_array_equal(images, local.cameras["camera0_rgb"].read([0, 1]))
     np.testing.assert_array_equal(remote.lowdim["action"], local.lowdim["action"])
     assert len(s3_proxy.faults.requests) <= 2
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("damage", ["cut", "stored", "inflated"])
+def test_a_chunk_of_blosc_that_contradicts_its_header_is_broken(
+    version: Literal[2, 3], damage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zarr"
+    root = zarr.open_group(str(path), mode="w", zarr_format=version)
+    codec = zarr.codecs.BloscCodec() if version == 3 else numcodecs.Blosc()
+    values = np.random.default_rng(0).random((9, 200))
+    for name, array in (("data/action", values), ("meta/episode_ends", np.array(STOPS))):
+        root.create_array(name, data=array, chunks=array.shape, compressors=[codec])
+    chunk = path / ("data/action/c/0/0" if version == 3 else "data/action/0.0")
+    content = bytearray(chunk.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        place = 12 if damage == "stored" else 4
+        content[place : place + 4] = (2**30).to_bytes(4, "little")
+    chunk.write_bytes(content)
+    with pytest.raises(DataError, match=r"is cut off|its header says") as caught:
+        read(path)
+    assert caught.value.code == "data.unreadable"
+
+
+def test_a_chunk_that_zarr_3_leaves_out_is_the_fill_value(tmp_path: Path) -> None:
+    still = np.concatenate([np.zeros((3, 2)), np.ones((6, 2))])
+    path = store(tmp_path / "a.zarr", 3, data__gripper=still)
+    assert not (path / "data/gripper/c/0").exists()
+    np.testing.assert_array_equal(read(path).lowdim["gripper"], still[:4])
+
+
+def test_nested_arrays_have_names_of_their_own(tmp_path: Path) -> None:
+    cameras = {"data__front__rgb": hdf5.images(9), "data__wrist__rgb": hdf5.images(9)}
+    path = store(tmp_path / "a.zarr", **cameras)
+    assert {*read(path).cameras} == {"camera0_rgb", "front", "wrist"}
+
+
+def test_points_depth_and_channels_first_are_what_they_are(tmp_path: Path) -> None:
+    path = store(
+        tmp_path / "a.zarr",
+        data__cloud=np.ones((9, 64, 3)),
+        data__depth=np.full((9, 24, 32), 0.25, np.float32),
+        data__img=hdf5.images(9).transpose(0, 3, 1, 2),
+    )
+    episode = read(path)
+    np.testing.assert_array_equal(episode.cameras["img"].read([2])[0], hdf5.image(2))
+    assert episode.depth["depth"].read([0]).max() == 250
+    (left,) = [part for part in episode.parts if part.role == "left_out"]
+    assert (left.path, left.note) == ("cloud", "points [64, 3]")
+
+
+def test_a_mapping_makes_the_next_pose_the_action(tmp_path: Path) -> None:
+    path = store(tmp_path / "a.zarr", data__action=None)
+    (tmp_path / "m.yaml").write_text(
+        "fields: {hand: robot0_eef_pos}\naction_fields: ['next(hand)']\nfps: 30"
+    )
+    episode = read(path, 1, mapping=str(tmp_path / "m.yaml"))
+    poses = np.arange(27, dtype=np.float32).reshape(9, 3)[4:]
+    np.testing.assert_array_equal(episode.lowdim["hand_next"], poses[1:])
+    assert (episode.num_frames, episode.cut_frames, episode.fps) == (4, 1, 30)
+
+
+def test_one_broken_store_of_a_folder_costs_only_itself(tmp_path: Path) -> None:
+    store(tmp_path / "a.zarr")
+    broken = store(tmp_path / "b.zarr")
+    (broken / "meta/episode_ends/.zarray").write_bytes(b"{")
+    reader = ZarrReader(ZarrConfig())
+    refs = list(reader.discover([tmp_path]))
+    assert [ref.id for ref in refs] == ["a_episode_000000", "a_episode_000001", "b"]
+    with pytest.raises(DataError, match=r"b\.zarr"):
+        reader.read(refs[2])
