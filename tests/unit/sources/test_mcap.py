@@ -173,16 +173,17 @@ def test_raw_images_are_rgb(encoding: str, select: list[int], tmp_path: Path) ->
 
 
 def test_depth_is_in_millimeters(tmp_path: Path) -> None:
-    depth = np.arange(48, dtype=np.uint16).reshape(6, 8) * 300
+    depth = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80
     path = build.bag(tmp_path / "a.mcap", [("/front/depth", 0, build.image(depth, "16UC1"))])
     np.testing.assert_array_equal(read(path).depth["front"].read([0]), depth[None])
 
 
 def test_depth_in_meters_becomes_millimeters_and_0_where_it_is_unknown(tmp_path: Path) -> None:
-    depth = np.array([[0.5, 1.0004], [np.nan, np.inf], [-np.inf, 70.0]], np.float32)
+    cell = np.array([[0.5, 1.0004], [np.nan, np.inf], [-np.inf, 70.0]], np.float32)
+    depth = np.tile(cell, (8, 12))
     path = build.bag(tmp_path / "a.mcap", [("/front/depth", 0, build.image(depth, "32FC1"))])
-    expected = [[[500, 1000], [0, 0], [0, 0]]]
-    np.testing.assert_array_equal(read(path).depth["front"].read([0]), expected)
+    expected = np.tile([[500, 1000], [0, 0], [0, 0]], (8, 12))
+    np.testing.assert_array_equal(read(path).depth["front"].read([0])[0], expected)
 
 
 def test_numbers_and_texts_of_json_messages(tmp_path: Path) -> None:
@@ -374,11 +375,27 @@ def test_images_that_cannot_be_decoded_are_named_and_no_camera(tmp_path: Path) -
 def test_a_proposed_mapping_reads_the_same_values(tmp_path: Path) -> None:
     path = build.bag(tmp_path / "a.mcap", build.standard())
     text = McapReader.propose(path) or ""
-    assert '["b", "a"]  # that of the policy?' in text
+    assert '"joint_states.position": ["b", "a"]' in text
     expected, episode = read(path), mapped(path, text)
     assert [*episode.lowdim] == [*expected.lowdim]
     columns = episode.lowdim["joint_states.position"]
     np.testing.assert_array_equal(columns[:, ::-1], expected.lowdim["joint_states.position"])
+
+
+@pytest.mark.parametrize("metadata", [{}, {"fps": "5"}])
+def test_a_proposed_mapping_has_a_rate(metadata: dict[str, str], tmp_path: Path) -> None:
+    images = [("/front", i / 4, build.image(hdf5.image(i), "rgb8")) for i in range(4)]
+    slow = [("/back", i / 2.001, build.image(hdf5.image(i), "rgb8")) for i in range(3)]
+    sent = [*build.standard(20), *images, *slow]
+    path = build.bag(tmp_path / "a.mcap", sent, change=lambda w: w.add_metadata("lab", metadata))
+    episode = mapped(path, McapReader.propose(path) or "", fps=None)
+    assert episode.fps == (5 if metadata else 2)
+
+
+def test_a_proposed_rate_is_that_of_the_slowest_field_without_cameras(tmp_path: Path) -> None:
+    sent = [*build.standard(30), *[("/slow", i / 3, build.numbers(i)) for i in range(6)]]
+    path = build.bag(tmp_path / "a.mcap", sent)
+    assert "\nfps: 3.0 " in (McapReader.propose(path) or "")
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
@@ -563,7 +580,7 @@ def test_a_topic_whose_name_is_not_utf_8_is_left_out_and_named(tmp_path: Path) -
     [
         ("fields: {a: /nothing}", "data.missing_topic", "there are: /action"),
         ("fields: {a: /action/date}", "data.missing_field", "there is no 'date'"),
-        ("cameras: {a: {path: /action}}", "data.missing_field", "is no image"),
+        ("cameras: {a: {path: /action}}", "data.missing_field", "no images"),
         ("{fields: {a: /action}, instruction: /action}", "data.missing_field", "is no text"),
         ("{fields: {a: /action}, fps: 'note@fps'}", "data.missing_field", "is no rate"),
         ("{fields: {a: /action}, joint: {}}", "data.bad_mapping", "joint"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def read(path: Path) -> list[Episode]:
-    reader = McapReader(McapConfig(fps=10))
+def read(path: Path, **options: Any) -> list[Episode]:
+    reader = McapReader(McapConfig(fps=10, **options))
     return [reader.read(ref) for ref in reader.discover([path])]
 
 
@@ -124,8 +125,11 @@ def test_a_message_that_inflates_to_more_than_the_limit_is_named(
         tmp_path / "take", build.standard(), StoragePlugin.SQLITE3, CompressionMode.MESSAGE
     )
     monkeypatch.setattr("vlatool.sources.mcap.messages._LARGEST", 10)
-    with pytest.raises(DataError, match="more than 10 bytes") as caught:
+    (tmp_path / "mapping.yaml").write_text("fields: {a: /action}")
+    with pytest.raises(DataError, match=r"left out: /action .*more than 10 bytes"):
         read(path)
+    with pytest.raises(DataError, match="more than 10 bytes") as caught:
+        read(path, mapping=str(tmp_path / "mapping.yaml"))
     assert caught.value.code == "data.too_large"
 
 

@@ -45,17 +45,19 @@ def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
     return _IMAGES.get(parts[-1]) if is_image else None
 
 
-def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
-    """Topic, in natural order, to the kind of its messages, or to the error of decoding them."""
-    kinds: dict[str, dict[BagChannel, None]] = {}
-    for channel in (channel for file in bag.files for channel in file.channels.values()):
-        kinds.setdefault(channel.topic, {})[channel] = None
-    known: dict[str, BagChannel | DataError] = {}
-    for topic in sorted(kinds, key=natural_key):
-        known[topic] = channel = next(iter(kinds[topic]))
+def channels_of(bag: Bag) -> tuple[dict[str, BagChannel], dict[str, DataError]]:
+    """Topic, in natural order, to the kind of its messages, and to the error of decoding them."""
+    by_topic: dict[str, set[BagChannel]] = {}
+    for file in bag.files:
+        for channel in file.channels.values():
+            by_topic.setdefault(channel.topic, set()).add(channel)
+    channels: dict[str, BagChannel] = {}
+    errors: dict[str, DataError] = {}
+    for topic in sorted(by_topic, key=natural_key):
+        channel = next(iter(by_topic[topic]))
         reason, code = "", "missing_schema"
-        if len(kinds[topic]) > 1:
-            reason, code = f"has messages of {len(kinds[topic])} types", "two_types"
+        if len(by_topic[topic]) > 1:
+            reason, code = f"has messages of {len(by_topic[topic])} types", "two_types"
         elif channel.encoding not in ("cdr", "ros1", "protobuf", "json"):
             reason, code = f"is encoded as {channel.encoding!r}", "unknown_encoding"
         else:
@@ -66,8 +68,10 @@ def channels_of(bag: Bag) -> dict[str, BagChannel | DataError]:
             except Exception as error:  # noqa: BLE001 - the parser of the library
                 reason = f"has no usable schema {channel.type!r}: {error!r}"[:400]
         if reason:
-            known[topic] = MCAP.error(code, bag.path, topic, reason, field=topic)
-    return known
+            errors[topic] = MCAP.error(code, bag.path, topic, reason, field=topic)
+        else:
+            channels[topic] = channel
+    return channels, errors
 
 
 def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
@@ -99,12 +103,7 @@ def _decoder(channel: BagChannel) -> Callable[[bytes], Any]:
         if _LONG_ARRAY.search(channel.schema):
             raise ValueError("an array of 100,000 items or more")
         known = {name: known[name] for name in known if name.startswith("builtin_interfaces")}
-        text = channel.schema.decode()
-        if channel.schema_encoding == "ros2idl":
-            for part in re.split(r"^=+\nIDL: [^\n]*\n", text, flags=re.MULTILINE):
-                known |= types.get_types_from_idl(part) if part else {}
-        else:
-            known |= types.get_types_from_msg(text, channel.type)
+        known |= types.get_types_from_msg(channel.schema.decode(), channel.type)
     store = types.get_typestore(types.Stores.EMPTY)
     store.register(known)
     store.get_msgdef(channel.type)
@@ -114,26 +113,15 @@ def _decoder(channel: BagChannel) -> Callable[[bytes], Any]:
 
 def _protobuf_class(channel: BagChannel) -> Any:
     try:
-        from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, timestamp_pb2
-        from google.protobuf.message_factory import GetMessageClass
+        from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
+        from google.protobuf.message_factory import GetMessages
     except ModuleNotFoundError:
         raise missing_package("protobuf") from None
-    parse = descriptor_pb2.FileDescriptorProto.FromString
-    common = [parse(m.DESCRIPTOR.serialized_pb) for m in (timestamp_pb2, duration_pb2)]
-    listed = descriptor_pb2.FileDescriptorSet.FromString(channel.schema).file
-    files = {file.name: file for file in (*common, *listed)}
-    pool = descriptor_pool.DescriptorPool()
-
-    def add(name: str) -> None:
-        file = files.pop(name, None)  # an import that is missing is an error of `Add`
-        for needed in file.dependency if file else ():
-            add(needed)
-        if file:
-            pool.Add(file)
-
-    for name in list(files):
-        add(name)
-    return GetMessageClass(pool.FindMessageTypeByName(channel.type))
+    files = descriptor_pb2.FileDescriptorSet.FromString(channel.schema).file
+    for common in (timestamp_pb2, duration_pb2):
+        if all(file.name != common.DESCRIPTOR.name for file in files):
+            common.DESCRIPTOR.CopyToProto(files.add())
+    return GetMessages(files)[channel.type]
 
 
 def stamp_of(message: Any) -> int | None:
@@ -161,53 +149,54 @@ def member_at(message: Any, path: str, frames: FrameNames | None = None) -> Any:
     None if no transform has the child frame, or `parent>child`, in brackets. `frames` gets the
     frames on the way. Raises LookupError without the member.
     """
-    if frames is not None and not path.startswith("["):
-        frames.used.update(dict.fromkeys(frames_of(message)))
+    frames = frames or FrameNames()
     for step in _STEP.finditer(path):
-        name, frame = step["member"], step["frame"]
+        name = step["member"]
         if name is None:
-            message = _with_frame(message, frame, frames or FrameNames())
+            message = _with_frame(message, step["frame"], frames)
             if message is None:
                 return None
             continue
-        if frames is not None and name.isdecimal():
-            frames.others.update(dict.fromkeys(frames_of(message)))
-            frames.used.update(dict.fromkeys(frames_of(message)[int(name) :][:1]))
+        _note_frame(message, frames.used)
         try:
-            message = message[int(name)] if name.isdecimal() else getattr(message, name)
+            if name.isdecimal():
+                for item in message:
+                    _note_frame(item, frames.others)
+                message = message[int(name)]
+            else:
+                message = getattr(message, name)
         except (AttributeError, TypeError, IndexError):
             raise LookupError(f"there is no {name!r}") from None
+    _note_frame(message, frames.used)
     return message
+
+
+def _note_frame(value: Any, names: dict[str, None]) -> None:
+    if name := frame_of(value):
+        names[name] = None
 
 
 def _with_frame(value: Any, frame: str, frames: FrameNames) -> Any:
     """The transform with a child frame, or `parent>child`; None if there is none."""
-    items = value if isinstance(value, Sequence) else [value]
-    chosen: list[Any] = []
-    for item in items:
-        for name in frames_of(item):
-            is_chosen = frame.lstrip("/") in (name, name.partition(">")[2])
-            (frames.used if is_chosen else frames.others)[name] = None
-            if is_chosen:
-                chosen.append(item)
-    return chosen[0] if chosen else None
+    chosen: Any = None
+    for item in value if isinstance(value, Sequence) else [value]:
+        name = frame_of(item)
+        if frame.lstrip("/") in (name, name.partition(">")[2]):
+            frames.used[name] = None
+            chosen = chosen or item
+        else:
+            frames.others[name] = None
+    return chosen
 
 
-def frames_of(value: Any) -> list[str]:
-    """`parent>child` of a transform, or of a list of them; empty for others."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [name for item in value for name in frames_of(item)]
+def frame_of(value: Any) -> str:
+    """`parent>child` of a transform; empty for others."""
     child = getattr(value, "child_frame_id", None)
     if not isinstance(child, str):
-        return []
+        return ""
     header = getattr(value, "header", None)
     parent = getattr(value, "parent_frame_id", getattr(header, "frame_id", ""))
-    return [f"{str(parent).lstrip('/')}>{child.lstrip('/')}"]
-
-
-def list_of_frames(message: Any) -> list[str]:
-    """`parent>child` of the transforms of a message, or of a list in it."""
-    return [*frames_of(message), *frames_of(getattr(message, "transforms", ()))]
+    return f"{str(parent).lstrip('/')}>{child.lstrip('/')}"
 
 
 def with_frame(path: str, frame: str) -> str:
@@ -222,12 +211,10 @@ def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
     Raises TypeError for text and lists of messages.
     """
     members: list[str] = []
-    if dataclasses.is_dataclass(value):
-        members = [member.name for member in dataclasses.fields(value)]
-    elif isinstance(value, SimpleNamespace):
-        members = [*vars(value)]
-    elif hasattr(value, "DESCRIPTOR"):
+    if hasattr(value, "DESCRIPTOR"):
         members = [member.name for member in value.DESCRIPTOR.fields]
+    elif hasattr(value, "__dict__"):
+        members = [*vars(value)]
     elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
         raise TypeError(f"{name or 'it'} is no number")
     for member in members:
@@ -240,7 +227,11 @@ def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
         yield name, array.astype(np.float64)
 
 
+def is_of_joints(message: Any) -> bool:
+    """True for a JointState."""
+    return hasattr(message, "position") and not isinstance(getattr(message, "name", ""), str)
+
+
 def joints_of(message: Any) -> list[str]:
     """Names of the joints of a JointState; empty for other messages."""
-    names = getattr(message, "name", "")
-    return [] if isinstance(names, str) or not hasattr(message, "position") else [*map(str, names)]
+    return [*map(str, message.name)] if is_of_joints(message) else []
