@@ -113,7 +113,7 @@ def check_equal(first: Any, second: Any) -> None:
 
 
 def test_the_sink_fulfills_its_contract() -> None:
-    check_sink(FramesSink, {})
+    check_sink(FramesSink, {"past_lowdim_steps": 0, "future_lowdim_steps": 1})
 
 
 @pytest.mark.parametrize("name", WINDOWS)

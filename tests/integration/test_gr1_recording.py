@@ -99,7 +99,7 @@ def test_values_sentences_and_names_are_those_of_the_recording(episodes: list[Ep
     assert (names[0], names[7], names[24], names[43]) == joints
     assert names == episodes[0].dimension_names["observation.state"]
     codes = {finding.code for episode in episodes for finding in episode.findings}
-    assert codes == {"lerobot.timestamps"}
+    assert codes == {"lerobot.timestamps", "left_out.data"}
     image = episodes[2].cameras[CAMERA].read([251])[0]
     assert image.shape == (256, 256, 3)
     # Black bars above and below, up to errors of the codec.

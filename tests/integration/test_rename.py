@@ -123,7 +123,7 @@ def test_shards_are_compared_with_recordings(recording: Path, tmp_path: Path) ->
     assert "2 cameras and 2 fields differ" in result.text()
     assert document["renames"] == {str(tmp_path / "a"): ["fields.obs.robot0_eef_pos=hand"]}
     assert document["questions"] == [f"{tmp_path / 'a'}: cameras.front_image=top"]
-    assert document["sets"][1]["cameras"] == {"top": (8, 6)}
+    assert document["sets"][1]["cameras"] == {"top": (32, 24)}
 
 
 @pytest.mark.parametrize(("stored", "asked"), [(np.flipud, 1), (np.rot90, 0), (np.copy, 0)])

@@ -182,9 +182,12 @@ def _source(format_name: str, folder: Path) -> Path:
         for frame in range(_FRAMES):
             write_bytes(source / f"episode_000000/{frame}.png", png)
     else:
-        first = "spartan" if format_name == "frames" else "images"
+        is_frames = format_name == "frames"
+        first = "spartan" if is_frames else "images"
+        # Windows that fit the short episode.
+        windows = {"past_lowdim_steps": 0, "future_lowdim_steps": 1} if is_frames else {}
         tree = {"format": first, "sources": [str(_source(first, folder))]}
-        tree |= {"output": str(source), "workers": 1, "sink": {"type": format_name}}
+        tree |= {"output": str(source), "workers": 1, "sink": {"type": format_name, **windows}}
         preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return source
 

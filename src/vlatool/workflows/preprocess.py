@@ -466,7 +466,8 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
     """Adds the detected format of the first source and its default sink, if these are not given."""
     name = config.format
     if not name:
-        keys = config.source.model_extra
+        typed = config.source.model_extra or {}
+        keys = {key: value for key, value in typed.items() if FORMATS.names_with_key(key)}
         name = detect_source(require_input(config.sources[0]), None, keys).format
     sink = default_sink_of(name)
     is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
