@@ -83,26 +83,6 @@ def test_rows_are_found_in_files_before_and_after_the_listed_one(
     assert found == elsewhere
 
 
-def split_after(root: Path, rows: int) -> None:
-    """Moves the first rows of the second file to the end of the first one."""
-    first, second = (root / f"data/chunk-000/file-{file:03d}.parquet" for file in (0, 1))
-    table = pq.read_table(second)
-    pq.write_table(pa.concat_tables([pq.read_table(first), table.slice(0, rows)]), first)
-    pq.write_table(table.slice(rows), second)
-
-
-@pytest.mark.parametrize("kind", ["video", "image"])
-def test_rows_at_the_end_of_a_file_and_the_start_of_the_next_are_one_episode(
-    kind: str, tmp_path: Path
-) -> None:
-    root = shared(tmp_path, cameras={FRONT: kind})
-    split_after(root, 2)
-    episode = episodes(root)[2]
-    assert episode.lowdim["observation.state"][:, 0].tolist() == [200, 201, 202, 203, 204]
-    images = episode.cameras[FRONT].read(range(5))
-    assert [frame_of(image) for image in images] == [0, 1, 2, 3, 4]
-
-
 def test_rows_in_no_file_are_an_error_that_asks_for_no_download(tmp_path: Path) -> None:
     root = shared(tmp_path)
     columns = {name: [*values, values[-1]] for name, values in read_list(root).items()}
@@ -121,29 +101,15 @@ def test_rows_are_found_where_files_cannot_be_listed(tmp_path: Path) -> None:
     assert read[2].lowdim["observation.state"][:, 0].tolist() == [200, 201, 202, 203, 204]
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-def test_videos_are_found_in_another_folder_than_that_of_the_template(
-    version: str, tmp_path: Path
-) -> None:
-    wrong = "videos/{video_key}/{chunk_index}_{file_index}.mp4"
-    info = {"video_path": wrong if version == "v3.0" else "clips/{video_key}_{episode_index}.mp4"}
-    root = lerobot_dataset(tmp_path / "set", (4, 4), version=version, info=info)
-    if version == "v3.0":  # chunk and camera in the order of v2.1
-        (root / "videos/chunk-000").mkdir()
-        (root / f"videos/{FRONT}/chunk-000").rename(root / f"videos/chunk-000/{FRONT}")
-    assert [code for code, _ in source_findings(root)] == ["lerobot.template_mismatch"]
-    assert frame_of(episodes(root)[1].cameras[FRONT].read([3])[0]) == 3
-
-
 # Texts
 
 
-def write_subtasks(path: Path, texts: Sequence[str], key: str = "subtask") -> None:
+def write_subtasks(path: Path, texts: Sequence[str]) -> None:
     numbers = list(range(len(texts)))
     if path.suffix == ".parquet":
-        pq.write_table(pa.table({f"{key}_index": numbers, "__index_level_0__": [*texts]}), path)
+        pq.write_table(pa.table({"subtask_index": numbers, "__index_level_0__": [*texts]}), path)
     else:
-        write_lines(path, [{f"{key}_index": n, key: texts[n]} for n in numbers])
+        write_lines(path, [{"subtask_index": n, "subtask": texts[n]} for n in numbers])
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
@@ -166,13 +132,13 @@ def test_numbers_with_a_table_are_texts_and_frames_without_one_are_silent(
 
 def test_one_text_of_some_frames_does_not_hold_for_the_others(tmp_path: Path) -> None:
     def change(_number: int, columns: Columns) -> None:
-        columns["memory_index"] = np.array([-1, 0, 0, -1])
+        columns["subtask_index"] = np.array([-1, 0, 0, -1])
 
     root = lerobot_dataset(tmp_path / "set", [4], cameras={}, change=change)
-    write_subtasks(root / "meta/memories.jsonl", ["the box is open"], "memory")
-    declare(root, memory_index=number(dtype="int64"))
+    write_subtasks(root / "meta/subtasks.jsonl", ["the box is open"])
+    declare(root, subtask_index=number(dtype="int64"))
     [episode] = episodes(root)
-    assert episode.language_spans == (LanguageSpan("memory", "the box is open", 1, 2),)
+    assert episode.language_spans == (LanguageSpan("subtask", "the box is open", 1, 2),)
 
 
 def test_a_number_that_its_table_lacks_is_reported(tmp_path: Path) -> None:
@@ -480,15 +446,10 @@ def test_entries_of_modality_that_fit_are_not_reported(tmp_path: Path) -> None:
     assert episode.dimension_names["observation.state"] == ("arm.0", "arm.1", "arm.2")
 
 
-@pytest.mark.parametrize("is_stated", [True, False])
-def test_lance_tables_are_named(is_stated: bool, tmp_path: Path) -> None:
+def test_lance_tables_are_named(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", [3], version="v3.0")
-    (root / "frames.lance/data").mkdir(parents=True)
     path = root / "meta/info.json"
-    if is_stated:
-        path.write_text(json.dumps({**json.loads(path.read_text()), "storage_format": "lance"}))
-    else:
-        (root / "meta/episodes/chunk-000/file-000.parquet").unlink()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "storage_format": "lance"}))
     with pytest.raises(DataError, match="is stored as Lance tables") as caught:
         episodes(root)
     assert "lerobot" in (caught.value.hint or "")

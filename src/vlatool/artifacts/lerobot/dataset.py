@@ -89,10 +89,9 @@ def _template_error(key: str, problem: str) -> DataError:
 class FileFinder:
     """Paths of the parquet file and the videos of an episode.
 
-    If the path of a template does not exist, the only file of that name is used, of v3.0 in a
-    folder of that chunk, of a video in one of that camera, with one finding per template. Source:
-    formats/lerobot 3.1. If nothing can be listed, paths are not checked; reading an episode reports
-    missing files.
+    If the path of a template does not exist, the only file of the usual name is used, of v3.0 that
+    of the usual template, with one finding per template. Source: formats/lerobot 3.1. If nothing
+    can be listed, paths are not checked; reading an episode reports missing files.
     """
 
     def __init__(self, root: Path, info: meta.Info, findings: list[Finding]) -> None:
@@ -146,18 +145,14 @@ class FileFinder:
         if not self._can_list:
             self.existing.add(path)
             return path
-        folder, *parents, name = PurePosixPath(usual).parts
-        listed = [
-            *self._by_name.get((folder, path.name), ()),
-            *(self._by_name.get((folder, name), ()) if name != path.name else ()),
-        ]
-        if relative not in listed and not path.exists():
-            needed = {camera} if camera else set[str]()
-            if self._info.is_shared:
-                needed.add(next(part for part in parents if part != camera))
-            found = [other for other in listed if needed <= {*PurePosixPath(other).parts}]
-            if usual in found:
-                found = [usual]
+        folder, *_, name = PurePosixPath(usual).parts
+        if relative not in self._by_name.get((folder, path.name), ()) and not path.exists():
+            found: list[str] = []
+            for other in self._by_name.get((folder, name), ()):
+                # Names repeat in each chunk of v3.0, and in the folder of each camera.
+                is_it = other == usual if self._info.is_shared else True
+                if is_it and (not camera or camera in PurePosixPath(other).parts):
+                    found.append(other)
             if len(found) != 1:
                 return path
             path = self.root / found[0]
@@ -367,9 +362,9 @@ class EpisodeFiles:
     def number(self) -> int:
         return self.line.number
 
-    def segments(self) -> tuple[RowSegment, ...]:
-        """Its rows by their `episode_index`, wherever they are; DataError if there are none."""
-        return places.episode_segments(self.root, self.rows, self.number, self.line.length)
+    def segment(self) -> RowSegment:
+        """Its rows by their `episode_index`, in whatever file; DataError if there are none."""
+        return places.episode_segment(self.rows, self.number)
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -381,18 +376,12 @@ class EpisodeFiles:
         """Content of meta/info.json as written."""
         return self.dataset.info.document
 
-    @property
-    def task_table(self) -> Mapping[int, str]:
-        """Map from task index to sentence; raises as `read_tasks`."""
-        return meta.read_tasks(self.dataset.root, self.dataset.info)
-
-    def number_texts(self, column: str) -> Mapping[int, str]:
-        """Map from number to text of a column with a table of its own; empty if it has none."""
+    def texts_by_number(self, column: str = "task_index") -> Mapping[int, str]:
+        """Map from number to text of a column, by its own table or the tasks; raises DataError."""
         path = self.dataset.text_tables.get(column)
-        try:
-            return meta.read_texts(path, meta.text_kind(column)) if path else {}
-        except DataError:  # reading the episode reports it
-            return {}
+        if path is None:
+            return meta.read_tasks(self.dataset.root, self.dataset.info)
+        return meta.read_texts(path, meta.text_kind(column))
 
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""
@@ -405,10 +394,10 @@ def text_tables(root: Path, columns: Iterable[str]) -> dict[str, Path]:
     return {column: path for column, path in tables.items() if path is not None}
 
 
-def task_sentences(recording: EpisodeFiles) -> Mapping[int, str]:
-    """Map from task index to sentence; empty if the list cannot be read, which reading reports."""
+def known_texts(recording: EpisodeFiles, column: str = "task_index") -> Mapping[int, str]:
+    """Map from number to text; empty if the table cannot be read, which reading reports."""
     try:
-        return recording.task_table
+        return recording.texts_by_number(column)
     except DataError:
         return {}
 

@@ -27,6 +27,10 @@ LEROBOT = FindingCodes(
     ),
     bad_parquet=error("A parquet file cannot be read or has no rows.", _LEAVE_OUT),
     length_mismatch=error("A file has another number of rows than the list of episodes.", _LIST),
+    empty_episode=error(
+        "A mapping leaves an episode without frames.",
+        "exclude the episode with `preprocess --exclude`",
+    ),
     missing_column=error("A feature has no column in the file.", _CORRECT),
     feature_without_column=warning(
         "No file has a declared feature.", "correct `features` in meta/info.json"

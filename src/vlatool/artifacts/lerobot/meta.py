@@ -48,7 +48,6 @@ LARGEST_COUNT = 2**63 - 1
 _SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
 _LONGEST_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
-_LANCE = ("*.lance", "data/*.lance")
 # Keys of the 12-bit codes of depth videos. Source: lerobot 0.6, datasets/depth_utils.py
 _QUANTIZER = ("depth_min", "depth_max", "shift", "use_log", "depth_unit")
 
@@ -155,9 +154,6 @@ def read_info(root: Path) -> Info:
 
 def _check_storage(root: Path, storage: str) -> None:
     """Raises DataError if the rows are in no parquet files but in those of a database."""
-    if storage.lower() == "parquet" and next(episode_tables(root), None) is None:
-        has_lance = can_list(root) and any(any(root.glob(name)) for name in _LANCE)
-        storage = "lance" if has_lance else storage
     if storage.lower() != "parquet":
         raise DataError.at(
             root,
@@ -595,11 +591,10 @@ def texts_path(root: Path, column: str) -> Path | None:
     name = text_kind(column)
     if column in AUTOMATIC or not column.endswith("_index"):
         return None
-    for plural in (f"{name}s", name, f"{name.removesuffix('y')}ies"):
-        for suffix in (".parquet", ".jsonl"):
-            path = root / "meta" / f"{plural}{suffix}"
-            if path.is_file():
-                return path
+    for suffix in (".parquet", ".jsonl"):
+        path = root / "meta" / f"{name}s{suffix}"
+        if path.is_file():
+            return path
     return None
 
 

@@ -216,18 +216,18 @@ def _only_number(group: pq.RowGroupMetaData) -> int | None:
 class Rows:
     """Requested columns of one episode, in frame order."""
 
-    segments: tuple[RowSegment, ...]  # their places in parquet files
+    segment: RowSegment  # their place in a parquet file
     episode: str  # name of the episode in errors, such as `episode 3`
     table: pa.Table  # the columns
-    order: Array  # place of each frame among the rows of the segments, int [F]
-    columns: tuple[str, ...]  # all columns of the first file, read or not
+    order: Array  # place of each frame among the rows of the segment, int [F]
+    columns: tuple[str, ...]  # all columns of the file, read or not
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     @property
     def path(self) -> Path:
-        return self.segments[0].path
+        return self.segment.path
 
     def require(self, name: str) -> None:
         """Raises DataError unless the file has the column `name`."""
@@ -323,30 +323,12 @@ class Rows:
         )
 
 
-def read_rows(
-    places: RowSegment | Sequence[RowSegment], episode: str, requested: Sequence[str]
-) -> Rows:
-    """The `requested` columns that exist, sorted by `frame_index` if the file has it; `places`: the
-    rows of the episode, most often in one file.
-    """
-    segments = (places,) if isinstance(places, RowSegment) else tuple(places)
-    tables = [_rows_of(segment, episode, [*requested, FRAME_INDEX]) for segment in segments]
-    table = tables[0]
-    if len(tables) > 1:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    order = frame_order(table)
-    if order is None:
-        order = np.arange(len(table))
-    elif not np.array_equal(order, np.arange(len(table))):
-        table = table.take(pa.array(order))
-    return Rows(segments, episode, table, order, table_columns(segments[0].path))
-
-
-def _rows_of(segment: RowSegment, episode: str, columns: Sequence[str]) -> pa.Table:
+def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Rows:
+    """The `requested` columns that exist, sorted by `frame_index` if the file has it."""
     path = segment.path
     check_is_data_file(path, episode)
     try:
-        table = read_segment(segment, columns)
+        table = read_segment(segment, [*requested, FRAME_INDEX])
         total = _footer(_file(path)).metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise damaged_error(path, episode, str(error)) from error
@@ -359,7 +341,12 @@ def _rows_of(segment: RowSegment, episode: str, columns: Sequence[str]) -> pa.Ta
         raise LEROBOT.error("rows_outside", path, episode, problem, row=segment.first)
     if not num_rows:
         raise LEROBOT.error("rows_outside", path, episode, "the list of episodes gives it no rows")
-    return table
+    order = frame_order(table)
+    if order is None:
+        order = np.arange(num_rows)
+    elif not np.array_equal(order, np.arange(num_rows)):
+        table = table.take(pa.array(order))
+    return Rows(segment, episode, table, order, table_columns(path))
 
 
 def column_names(path: Path) -> tuple[str, ...] | None:

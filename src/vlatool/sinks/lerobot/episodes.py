@@ -19,10 +19,7 @@ import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.lerobot.dataset import (
-    EpisodeFiles,
-    task_sentences,
-)
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles, known_texts
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     CHUNKS_SIZE,
@@ -148,16 +145,21 @@ class SetLayout:
         return {name: width for name, width in widths.items() if width is not None}
 
 
-def recordings_of(refs: Sequence[EpisodeRef]) -> list[EpisodeFiles]:
-    """Recordings of the episodes if all come from LeRobot data sets, else none."""
-    recordings = [ref.extras.get("recording") for ref in refs]
-    known = [value for value in recordings if isinstance(value, EpisodeFiles)]
-    return known if len(known) == len(refs) else []
+def copied_sets(setup: base.SinkSetup) -> list[EpisodeFiles]:
+    """The first recording of each data set whose columns are copied.
 
-
-def one_per_set(recordings: Sequence[EpisodeFiles]) -> list[EpisodeFiles]:
-    """The first recording of each data set."""
-    return [*{recording.root: recording for recording in reversed(recordings)}.values()][::-1]
+    Empty if an episode is of no LeRobot set, or has the names of a mapping or of `--rename`.
+    """
+    by_root: dict[Path, EpisodeFiles] = {}
+    names = {*setup.survey.cameras, *setup.survey.fields}
+    for ref in setup.refs:
+        recording = ref.extras.get("recording")
+        if not isinstance(recording, EpisodeFiles):
+            return []
+        by_root.setdefault(recording.root, recording)
+    for recording in by_root.values():
+        names -= {*recording.dataset.info.features}
+    return [] if names else [*by_root.values()]
 
 
 def set_layout(
@@ -182,7 +184,16 @@ def set_layout(
     joined = {_STATE: survey.proprioception_fields, _ACTION: actions}
     sources = {column: tuple(fields) for column, fields in joined.items() if fields}
     used = {name for fields in sources.values() for name in fields}
-    sources |= {name.replace("/", "."): (name,) for name in survey.fields if name not in used}
+    for name in survey.fields:
+        column = name.replace("/", ".")
+        if name not in used and column in sources:
+            raise DataError(
+                f"the field {name!r} and {few_text(sources[column])} would be one column",
+                hint=f"give the field another name, as --rename fields.NEW={name}",
+                code="data.name_taken",
+            )
+        if name not in used:
+            sources[column] = (name,)
     features: dict[str, Any] = {}
     for column, fields in sources.items():
         specs = [(name, survey.fields[name]) for name in fields]
@@ -192,7 +203,7 @@ def set_layout(
         ]
         dtype = "float32" if width else "string"
         features[column] = feature(dtype, [width or 1], names or None)
-    cameras = {name: f"{_CAMERAS}{name}" for name in survey.cameras}
+    cameras = {name: f"{_CAMERAS}{name.removeprefix(_CAMERAS)}" for name in survey.cameras}
     videos = frozenset(() if config.use_videos is False else cameras.values())
     for name, column in cameras.items():
         height, width = survey.cameras[name] or (0, 0)
@@ -262,7 +273,7 @@ def _merged_texts(
             continue
         texts: dict[int, str] = {}
         for recording in sets:
-            own = recording.number_texts(column)
+            own = known_texts(recording, column) if column in recording.dataset.text_tables else {}
             if not own:
                 raise _merge_error(f"{recording.root} has no texts for {column}", [column])
             for number, text in own.items() if texts else ():
@@ -512,10 +523,7 @@ def copied_rows(
     depth = [name for name in layout.depth if name not in layout.videos]
     try:
         names = [*columns, *depth, TASK_INDEX, FRAME_INDEX]
-        tables = [read_segment(segment, names) for segment in recording.segments()]
-        table = tables[0]
-        if len(tables) > 1:
-            table = pa.concat_tables(tables, promote_options="permissive")
+        table = read_segment(recording.segment(), names)
     except (pa.ArrowException, OSError) as error:
         raise DataError.at(path, f"cannot be read: {error}", code="data.bad_parquet") from error
     if (order := frame_order(table)) is not None:
@@ -528,7 +536,7 @@ def copied_rows(
         name: layout.features[name] for name in depth
     }
     arrays = {name: _cast(table, name, declared, path) for name, declared in taken.items()}
-    known = task_sentences(recording)
+    known = known_texts(recording)
     used: set[int] = set()
     for name in (
         TASK_INDEX,
@@ -551,7 +559,7 @@ def copied_rows(
             numbers.setdefault(text, number)
         renumbered = {
             number: numbers[text]
-            for number, text in recording.number_texts(name).items()
+            for number, text in known_texts(recording, name).items()
             if texts.get(number) != text
         }
         if renumbered:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import join_clips
 from vlatool.artifacts.lerobot import format as lerobot_format
-from vlatool.artifacts.lerobot.dataset import EpisodeFiles, split_names, task_sentences
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles, known_texts, split_names
 from vlatool.artifacts.lerobot.meta import text_kind
 from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
@@ -59,8 +59,7 @@ from vlatool.sinks.lerobot.episodes import (
     LerobotEpisodeWriter,
     LeRobotSinkConfig,
     SetLayout,
-    one_per_set,
-    recordings_of,
+    copied_sets,
     set_layout,
 )
 from vlatool.storage.atomic import as_storage_error, open_atomic, remove_file, write_json
@@ -485,7 +484,7 @@ class LeRobotSink(Sink):
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:
         self._config, self._setup = config, setup
         survey = setup.survey
-        self._sets = one_per_set(recordings_of(setup.refs))
+        self._sets = copied_sets(setup)
         self.fields: Mapping[str, int] = {name: spec.width for name, spec in survey.fields.items()}
         # Poses are stored as recorded, not relative to a window.
         actions = dict.fromkeys(stored_from(name, self.fields) for name in survey.action_fields)
@@ -502,7 +501,7 @@ class LeRobotSink(Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Numbers the episodes, writes tables and videos and, last, `meta/info.json`."""
         output, config, layout = self._setup.output, self._config, self._layout
-        numbering = Numbering(config, layout, [*map(task_sentences, self._sets)])
+        numbering = Numbering(config, layout, [*map(known_texts, self._sets)])
         parts: list[FileEntry] = []
         splits = {
             ref.id: split_names(recording)

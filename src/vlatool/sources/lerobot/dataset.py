@@ -32,6 +32,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes, unknown_field
 from vlatool.sources.inventory import Stored, decide
+from vlatool.sources.mapping import MAPPING
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list, is_remote
 
@@ -47,6 +48,7 @@ class LeRobotConfig(ConfigModel):
         known_names: Map from feature to its dimension names, used if info.json has none.
     """
 
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
     camera_columns: ClassVar[tuple[str, ...]] = ()
     needed_columns: ClassVar[tuple[str, ...]] = ()
     is_list_first: ClassVar[bool] = False
@@ -67,6 +69,7 @@ class LeRobotConfig(ConfigModel):
     task_join: str | None = option(
         None, "Separator that joins several tasks of an episode whose rows name none."
     )
+    mapping: str | None = option(None, MAPPING)
     split: str | None = option(
         None, "Read only this split of meta/info.json, such as train; default: all episodes."
     )

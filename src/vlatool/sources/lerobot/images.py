@@ -1,4 +1,4 @@
-"""Cameras and depth of a LeRobot episode: clips of videos, or columns of images."""
+"""Cameras, depth and labels of a LeRobot episode: clips of videos, or columns of images."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,48 +15,63 @@ from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.frames import (
     ParquetImages,
-    SingleImages,
     VideoFrames,
     VideoInfo,
     probe_video,
 )
-from vlatool.sources.lerobot.depth import DepthImages, DepthVideo, code_millimeters
+from vlatool.sources.inventory import label_image
+from vlatool.sources.lerobot.depth import (
+    DepthVideo,
+    ValueImages,
+    code_millimeters,
+    depth_of_values,
+)
 
 # Parts of a name that depth and color of a camera do not share.
 _SAYS_NOTHING = re.compile(r"observations?|images?|rgb|colors?|depth", re.I)
 
 
-def missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
-    """Errors of cameras that the data set declares, but that have no file or column here. The
-    caller decides by the selected cameras whether the episode is used nevertheless.
+def missing_images(
+    files: EpisodeFiles, feature: Feature, columns: Sequence[str] | None
+) -> DataError | None:
+    """Error of a camera that has no file or column in this episode, None if it has one.
+
+    `columns`: those of the file of the episode; None if it cannot be read.
     """
-    for camera in files.dataset.cameras:
-        code, path, problem = "data.missing_column", files.rows.path, "has no such column"
-        hint = ""
-        if camera.dtype == "video":
-            clip = files.clips.get(camera.name)
-            code, problem = "data.missing_video", "names no video"
-            path = files.dataset.root / EPISODES_FOLDER
-            if clip is not None:
-                path, problem, hint = clip.path, "is missing", "download the file again; "
-            if clip is not None and path.exists():
-                try:
-                    check_is_data_file(path, f"episode {files.number}, camera {camera.name}")
-                except DataError as error:
-                    yield camera.name, error
-                continue
-        elif rows is None or camera.name in rows.columns:
-            continue
-        yield (
-            camera.name,
-            DataError(
-                f"episode {files.number}, camera {camera.name}: {path} {problem}",
-                hint=f"{hint}`preprocess` reads what is here with "
-                "--camera-names, --exclude or --skip-episodes-missing-cameras",
-                code=code,
-                details={"path": str(path), "camera": camera.name},
-            ),
-        )
+    label = f"episode {files.number}, camera {feature.name}"
+    code, path, problem = "data.missing_column", files.rows.path, "has no such column"
+    hint = ""
+    if feature.dtype != "video":
+        if columns is None or feature.name in columns:
+            return None
+    elif feature.name in files.clips:
+        path, code = files.clips[feature.name].path, "data.missing_video"
+        problem, hint = "is missing", "download the file again; "
+        if path.exists():
+            try:
+                check_is_data_file(path, label)
+            except DataError as error:
+                return error
+            return None
+    else:
+        path, code = files.dataset.root / EPISODES_FOLDER, "data.missing_video"
+        problem = "names no video"
+    return DataError(
+        f"{label}: {path} {problem}",
+        hint=f"{hint}`preprocess` reads what is here with --camera-names, --exclude or "
+        "--skip-episodes-missing-cameras",
+        code=code,
+        details={"path": str(path), "camera": feature.name},
+    )
+
+
+def open_camera(
+    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
+) -> FrameSource | None:
+    """The images of a camera that has some; without rows only its video is checked."""
+    if camera.dtype == "video":
+        return _video(files, camera, rows, report)
+    return None if rows is None else column_images(files, camera, rows, ParquetImages)
 
 
 def open_cameras(
@@ -71,71 +86,46 @@ def open_cameras(
             if not (report.strict or files.dataset.is_without_videos):
                 report.add_error(missing[camera.name], camera=camera.name)
             continue
-        read = _video if camera.dtype == "video" else _images
-        frames = report.attempt(partial(read, files, camera, rows, report), camera=camera.name)
+        step = partial(open_camera, files, camera, rows, report)
+        frames = report.attempt(step, camera=camera.name)
         if frames is not None:
             cameras[camera.name] = frames
     return cameras
 
 
-def _images(
-    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
-) -> SingleImages | None:
-    return None if rows is None else column_images(files, camera, rows, ParquetImages)
-
-
 def column_images(
     files: EpisodeFiles, camera: Feature, rows: Rows, kind: Callable[..., ParquetImages]
-) -> SingleImages:
-    """Images of a column, of files one after the other if the rows are in several."""
-    if len(rows.segments) == 1:
-        segment = rows.segments[0]
-        numbers = (rows.order + segment.first).tolist()
-        return kind(segment.path, camera.name, files.root, numbers)
-    parts: list[ParquetImages] = []
-    for segment in rows.segments:
-        assert segment.count is not None, "rows of a shared file are counted"
-        numbers = range(segment.first, segment.first + segment.count)
-        parts.append(kind(segment.path, camera.name, files.root, numbers))
-    return JoinedImages(parts, rows.order.tolist())
+) -> ParquetImages:
+    """Images of a column."""
+    numbers = (rows.order + rows.segment.first).tolist()
+    return kind(rows.path, camera.name, files.root, numbers)
 
 
-class JoinedImages(SingleImages):
-    """Image columns of several files, one after the other."""
+def open_labels(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource:
+    """Segmentation labels of an image column; ValueError if it is a video, which changes them."""
+    if feature.dtype != "image":
+        raise ValueError(f"{feature.name} is a video; labels are images in the table")
+    return column_images(files, feature, rows, partial(ValueImages, convert=label_image))
 
-    def __init__(self, parts: Sequence[ParquetImages], order: Sequence[int]) -> None:
-        """`order`: place of each frame among the rows of all parts."""
-        self._parts, self._order = parts, order
+
+class SwappedColors(FrameSource):
+    """Images whose colors are stored as blue, green, red."""
+
+    def __init__(self, frames: FrameSource) -> None:
+        self._frames = frames
 
     def __len__(self) -> int:
-        return len(self._order)
-
-    def _part(self, index: int) -> tuple[ParquetImages, int]:
-        row = self._order[index]
-        for part in self._parts:
-            if row < len(part):
-                return part, row
-            row -= len(part)
-        raise IndexError(f"frame {index} of {len(self)}")
+        return len(self._frames)
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._parts[0].size
+        return self._frames.size
 
-    def encoded(self, index: int) -> bytes:
-        part, row = self._part(index)
-        return part.encoded(row)
-
-    def image(self, index: int) -> Array:
-        part, row = self._part(index)
-        return part.image(row)
-
-    def image_error(self, index: int, reason: str) -> DataError:
-        part, row = self._part(index)
-        return part.image_error(row, reason)
+    def read(self, indices: Sequence[int]) -> Array:
+        return self._frames.read(indices)[..., ::-1]
 
 
-def open_depth(files: EpisodeFiles, rows: Rows) -> tuple[dict[str, FrameSource], dict[str, str]]:
+def open_depths(files: EpisodeFiles, rows: Rows) -> tuple[dict[str, FrameSource], dict[str, str]]:
     """Map from camera to its depth, and from depth that cannot be read to the reason."""
     depth: dict[str, FrameSource] = {}
     lost: dict[str, str] = {}
@@ -143,24 +133,24 @@ def open_depth(files: EpisodeFiles, rows: Rows) -> tuple[dict[str, FrameSource],
         if not (feature.is_camera and feature.is_depth):
             continue
         try:
-            source = _open_depth(files, feature, rows)
+            source = open_depth(files, feature, rows)
         except ValueError as error:
             lost[feature.name] = str(error)
         except DataError as error:
             lost[feature.name] = error.message
         else:
-            camera = _camera_of(feature.name, files)
+            camera = camera_of_depth(feature.name, files)
             depth[feature.name if camera in depth else camera] = source
     return depth, lost
 
 
-def _open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource:
+def open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource:
     """Depth of a feature; ValueError or DataError says why it cannot be read."""
     if feature.dtype == "image":
         if feature.name not in rows.columns:
             raise ValueError("it has no column in the data")
-        unit = feature.quantizer["depth_unit"]
-        images = column_images(files, feature, rows, partial(DepthImages, unit=unit))
+        convert = partial(depth_of_values, unit=feature.quantizer["depth_unit"])
+        images = column_images(files, feature, rows, partial(ValueImages, convert=convert))
         images.image(0)
         return images
     if feature.name in files.defects:
@@ -175,7 +165,7 @@ def _open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSourc
     return source
 
 
-def _camera_of(depth: str, files: EpisodeFiles) -> str:
+def camera_of_depth(depth: str, files: EpisodeFiles) -> str:
     """Camera with the depth: the only one of that name but for words such as `depth`, else the
     feature itself.
     """
@@ -190,40 +180,34 @@ def _stem(name: str) -> list[str]:
 def _video(
     files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> VideoFrames | None:
-    clip = files.clips[camera.name]
-    path = clip.path
-    label = f"episode {files.number}, camera {camera.name}"
-    location = {"camera": camera.name, "path": str(path)}
     if camera.name in files.defects:
         raise files.defects[camera.name]
+    clip = files.clips[camera.name]
+    label = f"episode {files.number}, camera {camera.name}"
     info = probe_video(clip)
     if rows is None:
         return None
     if info.num_frames < len(rows):
-        raise _too_short_error(clip, info, label, len(rows), location)
-    fps = files.dataset.info.fps
-    for code, problem in _video_problems(info, camera, len(rows), fps):
-        report.note(code, f"{label}: {path} {problem}", **location)
+        raise _too_short_error(clip, info, label, len(rows), camera.name)
+    for code, problem in _video_problems(info, camera, len(rows), files.dataset.info.fps):
+        message = f"{label}: {clip.path} {problem}"
+        report.note(code, message, camera=camera.name, path=str(clip.path))
     return VideoFrames(clip, len(rows))
 
 
 def _too_short_error(
-    clip: Clip, info: VideoInfo, label: str, num_rows: int, location: Mapping[str, str]
+    clip: Clip, info: VideoInfo, label: str, num_rows: int, camera: str
 ) -> DataError:
-    frames, data = counted(info.num_frames, "frame"), f"the data has {counted(num_rows, 'row')}"
-    code, problem = "video_too_short", f"{clip.path} has {frames}, {data}"
+    code = "video_too_short"
+    problem = f"has {counted(info.num_frames, 'frame')}"
     if clip.stop is not None:
-        part = f"{clip.start:.2f} s to {clip.stop:.2f} s"
-        problem = f"{clip.path} has {frames} from {part}, {data}"
+        problem += f" from {clip.start:.2f} s to {clip.stop:.2f} s"
         if info.duration is not None and clip.stop > info.duration + 0.01:
             code = "clip_outside"
-            problem = f"its frames are {part} of {clip.path}, which ends at {info.duration:.2f} s"
-    return DataError(
-        f"{label}: {problem}",
-        hint=LEROBOT.codes[code].action,
-        code=f"data.{code}",
-        details={**location, "frames": info.num_frames},
-    )
+            problem += f", it ends at {info.duration:.2f} s"
+    problem += f"; the data has {counted(num_rows, 'row')}"
+    place = {"camera": camera, "frames": info.num_frames}
+    return LEROBOT.error(code, clip.path, label, problem, **place)
 
 
 def _video_problems(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlatool.artifacts.lerobot import meta
-from vlatool.artifacts.lerobot.dataset import Dataset
+from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles
 from vlatool.artifacts.lerobot.format import PERSISTENT, PERSISTENT_STYLES
 from vlatool.artifacts.lerobot.tables import Rows, is_annotations
 from vlatool.episode import Array, LanguageSpan
@@ -37,26 +37,32 @@ def text_columns(dataset: Dataset) -> dict[str, str]:
     return kinds
 
 
-def column_texts(dataset: Dataset, rows: Rows, report: Collector) -> dict[str, FrameTexts]:
-    """Texts of the frames by column; a frame whose number has no text in the table has none."""
+def frame_texts(files: EpisodeFiles, rows: Rows, column: str, report: Collector) -> list[str]:
+    """Text of each frame of a column of texts, or of numbers that stand for texts.
+
+    Empty where a number has no text: reported, unless it is negative. Raises DataError if the
+    column has neither, or the table cannot be read.
+    """
+    values = rows.labels(column)
+    numbers = {value for value in values if isinstance(value, int)}
+    table = files.texts_by_number(column) if numbers else {}
+    unknown = {number for number in numbers if number >= 0} - {*table}
+    if unknown:
+        place = files.dataset.text_tables.get(column, "the list of tasks")
+        message = f"{rows.episode}: {column} {min(unknown)} is not in {place}"
+        report.note("bad_language", message, field=column)
+    return [value if isinstance(value, str) else table.get(value, "") for value in values]
+
+
+def column_texts(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, FrameTexts]:
+    """Texts of the frames by column besides the task; a column with a defect is left out."""
     found: dict[str, FrameTexts] = {}
-    for column, kind in text_columns(dataset).items():
-        if column not in rows.columns:
-            continue
-        try:
-            values = rows.labels(column)
-            table = {}
-            if column in dataset.text_tables:
-                table = meta.read_texts(dataset.text_tables[column], kind)
-        except DataError as error:
-            report.note("bad_language", error.message, field=column)
-            continue
-        texts = [value if isinstance(value, str) else table.get(value, "") for value in values]
-        unknown = {value for value in values if isinstance(value, int) and value >= 0} - {*table}
-        if unknown:
-            problem = f"{column} {min(unknown)} is not in {dataset.text_tables[column]}"
-            report.note("bad_language", f"{rows.episode}: {problem}", field=column)
-        found[column] = kind, texts
+    for column, kind in text_columns(files.dataset).items():
+        if column in rows.columns:
+            try:
+                found[column] = kind, frame_texts(files, rows, column, report)
+            except DataError as error:
+                report.note("bad_language", error.message, field=column)
     return found
 
 
@@ -94,12 +100,17 @@ def are_equal(texts: Sequence[str], instructions: Sequence[str]) -> bool:
     return [*texts] == frames
 
 
-def annotated(rows: Rows, times: Array, report: Collector) -> Language:
-    """Sentences and spans of both columns; `times` [F] are those of the frames.
+def annotated(
+    rows: Rows, metadata: Mapping[str, Sequence[Any]], fps: float, report: Collector
+) -> Language:
+    """Sentences and spans of both columns; `metadata` has the times of the frames.
 
     A text of `language_persistent` holds until the next one of its style, which has no content
     where nothing follows; an event holds at its frame.
     """
+    times = np.array(metadata.get("timestamp", ()), np.float64)
+    if not len(times) or not np.isfinite(times).all():
+        times = np.arange(len(rows)) / fps
     whole: list[str] = []
     spans: list[LanguageSpan] = []
     left_out: Counter[str] = Counter()

@@ -12,9 +12,18 @@ from vlatool.artifacts.lerobot.meta import Feature
 from vlatool.artifacts.lerobot.tables import Rows
 from vlatool.episode import Content, StoredPart
 from vlatool.errors import DataError
+from vlatool.findings import Collector
 from vlatool.sources.inventory import Stored, decide, is_action
 from vlatool.sources.lerobot.dataset import wide_note
-from vlatool.sources.lerobot.language import EVENTS, LABELS, are_equal
+from vlatool.sources.lerobot.images import camera_of_depth
+from vlatool.sources.lerobot.language import (
+    ANNOTATION,
+    EVENTS,
+    LABELS,
+    are_equal,
+    frame_texts,
+    text_columns,
+)
 
 TASK_INDEX = "task_index"
 SUCCESS = ("next.success", "success", "is_success")
@@ -96,19 +105,46 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
 
 
 def text_part(
-    rows: Rows, column: str, instructions: Sequence[str], tasks: Mapping[int, str]
+    files: EpisodeFiles, rows: Rows, column: str, instructions: Sequence[str], report: Collector
 ) -> StoredPart:
     """A further column of texts, or of numbers of the list of tasks as GR00T sets have: the
     instruction, a quality label, or other texts, which are left out.
     """
     try:
-        values = rows.labels(column)
+        texts = frame_texts(files, rows, column, report)
     except DataError:
         return StoredPart(column, "left_out", content="other", note="it names no texts")
-    texts = [value if isinstance(value, str) else tasks.get(value, "") for value in values]
     if are_equal(texts, instructions):
         return StoredPart(column, "language", "original", "text")
     if {*texts} <= LABELS | {""}:
         return StoredPart(column, "left_out", content="other", note="labels of quality, or empty")
     note = f"a text that is no instruction; {_TAKES_TEXT.format(column)}"
     return StoredPart(column, "left_out", content="text", note=note)
+
+
+def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None) -> list[Stored]:
+    """What an episode of `count` rows stores, for a mapping; columns have the role of the format.
+
+    `columns`: those of the file of the episode.
+    """
+    features = files.dataset.info.features
+    kinds = {**text_columns(files.dataset), TASK_INDEX: "original"}
+    things: list[Stored] = []
+    for part in stored_parts(files, columns, kinds, {}, ()):
+        path, note = part.path, part.note
+        feature = features.get(path)
+        dtype = feature.dtype if feature else ""
+        shape = (feature.shape if feature else None) or ()
+        if feature is not None and feature.is_camera:
+            # A camera has the role of its kind, which a mapping may change.
+            role = None if part.role == "camera" else part.role
+            name = camera_of_depth(path, files) if part.role == "depth" else path
+            kind = "video" if dtype == "video" else "png"
+            things.append(Stored(path, kind, shape, "uint8", count, name, note, role))
+        elif path in (PERSISTENT, EVENTS):
+            things.append(Stored(path, "other", rows=count, note="annotations of frames"))
+        elif part.role == "language" or dtype == "string" or path.startswith(ANNOTATION):
+            things.append(Stored(path, "text", rows=count))
+        else:
+            things.append(Stored(path, "array", shape, dtype, count, path, note, part.role))
+    return things

@@ -6,6 +6,7 @@ LIBERO has two image columns and one instruction per episode. Source: reference/
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,14 +23,22 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
-from vlatool.sources.base import FormatReader, field_specs, id_part, merge_surveys, survey_each
+from vlatool.sources.base import (
+    FormatReader,
+    id_part,
+    merge_surveys,
+    survey_each,
+    survey_episode,
+)
 from vlatool.sources.inventory import left_out_findings
 from vlatool.sources.language import check_language, first_text
 from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
+from vlatool.sources.lerobot.mapped import MappedEpisode, proposal_of
 from vlatool.sources.lerobot.parts import NO_IMAGES
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.lerobot.units import unit_findings
+from vlatool.sources.mapping import RecordingMapping, mapping_file, read_mapping
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
@@ -40,6 +49,12 @@ class LeRobotReader(FormatReader):
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
     findings: ClassVar[FindingCodes | None] = LEROBOT
+    config: LeRobotConfig
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All listed episodes; reads and checks all metadata before the first one."""
@@ -57,7 +72,18 @@ class LeRobotReader(FormatReader):
                     findings += unit_findings(episodes)
                     datasets[root.resolve()] = (source, episodes)
         self.source_findings = findings
-        return _refs(list(datasets.values()))
+        refs = list(_refs(list(datasets.values()), is_mapped=self._mapping is not None))
+        if self._mapping is not None:
+            self._check_mapping(self._mapping, refs)
+        return iter(refs)
+
+    def _check_mapping(self, mapping: RecordingMapping, refs: Sequence[EpisodeRef]) -> None:
+        """Raises DataError if the mapping does not fit the first episode that is here."""
+        for ref in refs:
+            files = _episode_files(ref)
+            if files.rows.path in files.present and files.line.length is not None:
+                MappedEpisode(ref, files, mapping)
+                return
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Declared cameras, fields and lengths of the data sets.
@@ -83,23 +109,26 @@ class LeRobotReader(FormatReader):
 
     def _survey_episode(self, ref: EpisodeRef) -> Survey:
         """Survey of an episode that is read; sizes of images are the declared ones."""
-        episode, dataset = self.read(ref), _episode_files(ref).dataset
-        sizes = {camera.name: camera.image_size for camera in dataset.cameras}
-        return Survey(
-            1,
-            sizes,
-            field_specs(episode),
-            episode.num_frames,
-            episode.fps,
-            episode.action_fields,
-            episode.proprioception_fields,
-            text_kinds=tuple(kind for kind in episode.texts() if kind != "original"),
-            declared=episode.declared,
-            parts=episode.parts,
-        )
+        survey = survey_episode(self.read(ref))
+        if self._mapping is not None:
+            return survey
+        cameras = _episode_files(ref).dataset.cameras
+        return replace(survey, cameras={camera.name: camera.image_size for camera in cameras})
 
     def read(self, ref: EpisodeRef) -> Episode:
         files = _episode_files(ref)
+        if self._mapping is not None:
+            episode = MappedEpisode(ref, files, self._mapping).read()
+        else:
+            episode = self._read(ref, files)
+        extras = {
+            "dataset": files.dataset.name,
+            "robot_type": files.dataset.info.robot_type,
+            "source_episode_index": files.number,
+        }
+        return replace(episode, extras=extras)
+
+    def _read(self, ref: EpisodeRef, files: EpisodeFiles) -> Episode:
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
         contents = rules.walk_episode(files, self.config, report)
@@ -127,14 +156,13 @@ class LeRobotReader(FormatReader):
                 *check_language(ref.id, len(contents.rows), contents.language),
                 *_left_out(ref.id, contents),
             ),
-            extras={
-                "dataset": dataset.name,
-                "robot_type": dataset.info.robot_type,
-                "source_episode_index": files.number,
-            },
         )
 
-    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
+        """Findings by the rules of the format; with a mapping by those of all formats."""
+        return self._check(ref, deep=deep) if self._mapping is None else None
+
+    def _check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
         report = Collector(LEROBOT, strict=False, episode=ref.id)
         contents = rules.walk_episode(_episode_files(ref), self.config, report)
         rules.check_values(_episode_files(ref), contents, report)
@@ -146,6 +174,14 @@ class LeRobotReader(FormatReader):
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         yield from check_sets(sources, self.config)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first data set, which reads it as it is read without one."""
+        for root in dataset_roots(source) if can_list(source) and source.is_dir() else ():
+            if (root / INFO_FILE).is_file():
+                return proposal_of(open_dataset(root, LeRobotConfig(), [])[0])
+        return None
 
 
 _TAKE = "none if the policy does not need them; else use the option that is named with each"
@@ -173,7 +209,7 @@ def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[
 
 
 def _episode_files(ref: EpisodeRef) -> EpisodeFiles:
-    return ref.extras["recording"]
+    return ref.extras["files"]
 
 
 def _metadata(root: Path, info: Info) -> list[Path]:
@@ -183,7 +219,9 @@ def _metadata(root: Path, info: Info) -> list[Path]:
     return [*files_named(root, META_FILES), *tables]
 
 
-def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
+def _refs(
+    datasets: Sequence[tuple[Path, list[EpisodeFiles]]], *, is_mapped: bool
+) -> Iterator[EpisodeRef]:
     """Refs of data sets; the second data set of the same name gets the suffix `-2`."""
     seen: Counter[str] = Counter()
     for source, episodes in datasets:
@@ -195,6 +233,9 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
         for episode in episodes:
             number = episode.number
             sentences = rules.without_labels(episode.line.tasks)
+            extras = {"files": episode}
+            if not is_mapped:  # the sink `lerobot` copies a recording
+                extras["recording"] = episode
             yield EpisodeRef(
                 id=f"{prefix}_episode_{number:06d}",
                 path=episode.rows.path,
@@ -202,7 +243,7 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
                 number=number if len(datasets) == 1 else None,
                 task=sentences[0] if sentences else rules.name_to_sentence(dataset.name),
                 files=(*(clip.path for clip in episode.clips.values()), *metadata),
-                extras={"recording": episode},
+                extras=extras,
             )
 
 
@@ -211,4 +252,10 @@ class LiberoReader(LeRobotReader):
 
     Config: ClassVar[type[ConfigModel]] = LiberoConfig
     base_format: ClassVar[str] = "lerobot"
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """None: such a set is read as `lerobot` with a mapping."""
+        return None
+
     default_sink: ClassVar[str] = "jsonl"

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from vlatool.artifacts.field_summary import dimension_label
-from vlatool.artifacts.lerobot.dataset import EpisodeFiles, task_sentences
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
 from vlatool.artifacts.lerobot.meta import Statistics
@@ -26,7 +26,7 @@ from vlatool.sources.base import id_part
 from vlatool.sources.frames import SingleImages
 from vlatool.sources.language import Language
 from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.images import missing_cameras, open_cameras, open_depth
+from vlatool.sources.lerobot.images import missing_images, open_cameras, open_depths
 from vlatool.sources.lerobot.language import (
     ANNOTATION,
     EVENTS,
@@ -64,11 +64,6 @@ class EpisodeContents:
 
 def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
     """Content of an episode as far as it can be read; images stay on disk."""
-    name = f"episode {files.number}"
-    if not files.is_listed:
-        problem = f"exists, but {EPISODES_FILE} does not list the episode"
-        path = files.rows.path
-        report.add_error(LEROBOT.error("unlisted_episode", path, problem, episode=files.number))
     dataset = files.dataset
     further_texts = [
         name
@@ -76,38 +71,33 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         if name.startswith(ANNOTATION) or feature.dtype == "string"
     ]
     task_column = [config.task_column] if config.task_column else []
-    columns = [*dataset.field_names, *AUTOMATIC, *further_texts, *task_column, PERSISTENT, EVENTS]
+    columns = [*dataset.field_names, *further_texts, *task_column]
     columns += [*text_columns(dataset), *SUCCESS]
-    segments = _segments(files, name, report)
-    rows = report.attempt(partial(read_rows, segments, name, columns)) if segments else None
-    missing = dict(missing_cameras(files, rows))
+    rows, metadata = open_rows(files, columns, report)
+    missing: dict[str, DataError] = {}
+    for camera in dataset.cameras:
+        error = missing_images(files, camera, rows.columns if rows else None)
+        if error is not None:
+            missing[camera.name] = error
     if rows is None:
         return EpisodeContents(None, open_cameras(files, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
-    length = files.line.length
-    if length is not None and length != len(rows):
-        problem = f"has {counted(len(rows), 'row')}, the list of episodes says {length}"
-        report.add_error(LEROBOT.error("length_mismatch", rows.path, problem, rows=len(rows)))
-    metadata = _bookkeeping(rows, report)
-    frame_texts = column_texts(dataset, rows, report)
+    frame_texts = column_texts(files, rows, report)
     texts = report.attempt(partial(_instructions, files, rows, config, frame_texts, report)) or ()
-    times = np.array(metadata.get("timestamp", ()), np.float64)
-    if not len(times) or not np.isfinite(times).all():
-        times = np.arange(len(rows)) / files.dataset.info.fps
-    language, kinds = joined_language(texts, frame_texts, annotated(rows, times, report))
-    _check_bookkeeping(files, rows, metadata, report)
+    annotations = annotated(rows, metadata, dataset.info.fps, report)
+    language, kinds = joined_language(texts, frame_texts, annotations)
     cameras = open_cameras(files, rows, missing, report)
     fields: dict[str, Array] = {}
-    for name in files.dataset.field_names:
-        width = files.dataset.info.features[name].width
+    for name in dataset.field_names:
+        width = dataset.info.features[name].width
         values = report.attempt(partial(rows.vectors, name, width))
         if values is not None:
             fields[name] = values
-    depth, lost_depth = open_depth(files, rows)
+    depth, lost_depth = open_depths(files, rows)
     kinds[config.task_column or TASK_INDEX] = "original"
     others = [
-        text_part(rows, column, texts, task_sentences(files))
+        text_part(files, rows, column, texts, report)
         for column in further_texts
         if column in rows.columns and column not in kinds
     ]
@@ -117,24 +107,49 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     )
 
 
-def _segments(files: EpisodeFiles, name: str, report: Collector) -> tuple[RowSegment, ...] | None:
-    """The rows of the episode; in a file of many those with its number, wherever they are."""
-    stated = files.rows
-    segments = report.attempt(files.segments)
-    if segments is None or stated.count is None:
-        return segments
-    paths = [segment.path for segment in segments]
-    if paths != [stated.path]:
-        found = " and ".join(map(str, paths))
-        message = f"{name}: its rows are in {found}; the list of episodes says {stated.path}"
-        report.note("rows_elsewhere", message, path=str(stated.path))
-    elif segments[0].first != stated.first:
+def open_rows(
+    files: EpisodeFiles, columns: Sequence[str], report: Collector
+) -> tuple[Rows | None, Mapping[str, Sequence[Any]]]:
+    """Rows of an episode with some columns, and its bookkeeping columns; None if they are broken.
+
+    Checks that the rows are those of the episode, in order and complete.
+    """
+    name, path = f"episode {files.number}", files.rows.path
+    if not files.is_listed:
+        problem = f"exists, but {EPISODES_FILE} does not list the episode"
+        report.add_error(LEROBOT.error("unlisted_episode", path, problem, episode=files.number))
+    segment = report.attempt(files.segment)
+    if segment is None:
+        return None, {}
+    if segment.count is not None:
+        _note_other_place(files.rows, segment, name, report)
+    read = partial(read_rows, segment, name, [*columns, *AUTOMATIC, PERSISTENT, EVENTS])
+    rows = report.attempt(read)
+    if rows is None:
+        return None, {}
+    length = files.line.length
+    if length is not None and length != len(rows):
+        problem = f"has {counted(len(rows), 'row')}, the list of episodes says {length}"
+        report.add_error(LEROBOT.error("length_mismatch", rows.path, problem, rows=len(rows)))
+    metadata = _bookkeeping(rows, report)
+    _check_bookkeeping(files, rows, metadata, report)
+    return rows, metadata
+
+
+def _note_other_place(
+    stated: RowSegment, segment: RowSegment, name: str, report: Collector
+) -> None:
+    """Reports rows of v3.0 that are not where the list of episodes says."""
+    place = {"path": str(stated.path)}
+    if segment.path != stated.path:
+        message = f"{name}: its rows are in {segment.path}; the list of episodes says {stated.path}"
+        report.note("rows_elsewhere", message, **place)
+    elif segment.first != stated.first:
         message = (
-            f"{name}: its rows start at row {segments[0].first} of {stated.path}, and at "
+            f"{name}: its rows start at row {segment.first} of {stated.path}, and at "
             f"{stated.first} in the list of episodes; they are taken by episode_index"
         )
-        report.note("row_offsets", message, path=str(stated.path), row=segments[0].first)
-    return segments
+        report.note("row_offsets", message, **place, row=segment.first)
 
 
 def _success(rows: Rows) -> bool | None:
@@ -236,7 +251,7 @@ def name_to_sentence(name: str) -> str:
 def _task_table(files: EpisodeFiles, report: Collector) -> Mapping[int, str]:
     """Map from task index to sentence; empty, with a warning, if the table cannot be read."""
     try:
-        return files.task_table
+        return files.texts_by_number()
     except DataError as error:
         report.note("tasks_unreadable", error.message, path=error.details.get("path"))
         return {}
@@ -347,7 +362,7 @@ def _other_fields(
         if not is_number or name not in rows.columns or name in used:
             continue
         try:
-            column = read_rows(rows.segments, rows.episode, [name])
+            column = read_rows(rows.segment, rows.episode, [name])
             values = column.vectors(name, feature.width)
             check_finite(column, name, values)
         except DataError as error:

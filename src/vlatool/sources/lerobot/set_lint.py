@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vlatool.artifacts.field_summary import dimension_label
 from vlatool.artifacts.lerobot import meta
-from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, list_problems, task_sentences
+from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles, known_texts, list_problems
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
@@ -52,7 +52,7 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path, info = root / INFO_FILE, episodes[0].dataset.info
     for code, field, problem in (
-        *_totals(info, len(task_sentences(episodes[0])), episodes),
+        *_totals(info, len(known_texts(episodes[0])), episodes),
         *_splits(info.document, len(episodes)),
         *_names(info.document),
     ):
@@ -244,7 +244,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
 def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
     """Adds the rows of an episode; checks `index`, and that the rows are new."""
     name = f"episode {episode.number}"
-    rows = read_rows(episode.segments(), name, [*summary.names, "index"])
+    rows = read_rows(episode.segment(), name, [*summary.names, "index"])
     first = rows.first("index") if "index" in rows.columns else summary.expected
     if first != summary.expected and summary.is_whole:
         problem = f"index starts at {first}, expected {summary.expected}"

@@ -38,7 +38,7 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     sizes: dict[str, list[Array]] = {name: [] for name in names}  # [2, C] of each episode
     for episode in [episodes[int(index)] for index in dict.fromkeys(chosen.tolist())]:
         with suppress(DataError):  # the check of the episode reports it
-            rows = read_rows(episode.segments(), f"episode {episode.number}", names)
+            rows = read_rows(episode.segment(), f"episode {episode.number}", names)
             vectors = {name: rows.vectors(name, features[name].width) for name in names}
             numbers.append(episode.number)
             for name, values in vectors.items():

@@ -1,0 +1,206 @@
+"""Episodes of LeRobot sets whose features have the roles of a mapping, and a mapping to start from.
+
+Source: sources.mapping; references are names of features and columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, get_args
+
+from vlatool.artifacts.lerobot.dataset import EpisodeFiles
+from vlatool.artifacts.lerobot.findings import LEROBOT
+from vlatool.artifacts.lerobot.format import AUTOMATIC, PERSISTENT
+from vlatool.artifacts.lerobot.tables import Rows, column_names, read_rows
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, LanguageKind, StoredPart
+from vlatool.errors import DataError
+from vlatool.findings import Collector, Finding, FindingCodes
+from vlatool.sources.lerobot.images import (
+    SwappedColors,
+    missing_images,
+    open_camera,
+    open_depth,
+    open_labels,
+)
+from vlatool.sources.lerobot.language import EVENTS, annotated, frame_texts, text_columns
+from vlatool.sources.lerobot.parts import TASK_INDEX, stored_things
+from vlatool.sources.lerobot.rules import name_to_sentence, open_rows
+from vlatool.sources.mapping import RecordingMapping
+from vlatool.sources.plan import EpisodePlan, PlannedEpisode, PlannedImages
+from vlatool.sources.propose import Clues, proposed_mapping
+from vlatool.sources.rules import SOURCE
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Keys that the format does not have."""
+
+    instruction: str | None = None
+    fps: float | None = None
+
+
+class MappedEpisode(PlannedEpisode):
+    """An episode with the roles of a mapping; its rows are read when they are needed."""
+
+    codes: ClassVar[FindingCodes] = LEROBOT
+    missing: ClassVar[str] = "missing_column"
+
+    def __init__(self, ref: EpisodeRef, files: EpisodeFiles, mapping: RecordingMapping) -> None:
+        if mapping.rest == "assign":
+            mapping = _with_texts(mapping, text_columns(files.dataset))
+        super().__init__(ref, mapping, _Keys(), str(files.number))
+        self._files, self._features = files, files.dataset.info.features
+        self._keeps_rest = mapping.rest == "assign"
+        self._report = Collector(LEROBOT, strict=True, episode=ref.id)
+        self.missing_cameras: dict[str, DataError] = {}
+        columns = column_names(files.rows.path)
+        count = files.line.length
+        if count is None:
+            count = len(read_rows(files.segment(), f"episode {files.number}", []))
+        things = stored_things(files, columns or (), count)
+        if mapping.success:  # else the column of the format is it
+            things = [replace(x, role="left_out") if x.role == "success" else x for x in things]
+        self.make_plan(things, EpisodePlan)
+        for path in self.plan.fields.values():
+            thing = self.things[path]
+            if thing.kind != "array":
+                raise self.error("not_numeric", f"{path} is {thing.kind}, no column of numbers")
+        self.plan.parts = tuple(map(self._with_role_of_format, self.plan.parts))
+        for name, planned in list(self.plan.cameras.items()):
+            error = None
+            if not planned.video:
+                error = missing_images(files, self._features[planned.path], columns)
+            if error is not None:
+                self.missing_cameras[name] = error
+                del self.plan.cameras[name]
+
+    def _with_role_of_format(self, part: StoredPart) -> StoredPart:
+        """Columns that the format itself needs, and annotations, which have no single kind."""
+        if part.role == "left_out" and part.path in AUTOMATIC and part.path != TASK_INDEX:
+            return StoredPart(part.path, "time")
+        if part.path in (PERSISTENT, EVENTS) and self._keeps_rest:
+            return StoredPart(part.path, "language", "", "text")
+        return part
+
+    def error(self, code: str, reason: str, **details: Any) -> DataError:
+        return super().error(code, reason, **{"hint": "change the mapping", **details})
+
+    @cached_property
+    def _rows(self) -> tuple[Rows, Mapping[str, Sequence[Any]]]:
+        """Rows of the columns that the plan uses, and the bookkeeping columns."""
+        used = [part.path for part in self.plan.parts if part.role != "left_out"]
+        columns = [name for name in used if name not in self._features or not self._is_image(name)]
+        rows, metadata = open_rows(self._files, columns, self._report)
+        assert rows is not None, "a strict collector raises before"
+        return rows, metadata
+
+    def _is_image(self, name: str) -> bool:
+        return self._features[name].is_camera
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        feature, (rows, _) = self._features[planned.path], self._rows
+        try:
+            if planned.decision.role == "depth":
+                return open_depth(self._files, feature, rows)
+            if planned.decision.role == "labels":
+                return open_labels(self._files, feature, rows)
+        except ValueError as error:
+            raise self.error("not_numeric", f"{planned.path}: {error}") from error
+        frames = open_camera(self._files, feature, rows, self._report)
+        assert frames is not None, "there are rows"
+        return SwappedColors(frames) if planned.bgr else frames
+
+    def numbers(self, path: str) -> Array:
+        width = self._features[path].width if path in self._features else None
+        return self._rows[0].vectors(path, width)
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        return frame_texts(self._files, self._rows[0], self._column(name), self._report)[:count]
+
+    def value_of(self, name: str) -> float:
+        """The largest value: a column of success is true from some row on, or in the last one."""
+        return float(self._rows[0].vectors(self._column(name), None).max())
+
+    def _column(self, name: str) -> str:
+        return (self.things.get(name) or self.find_stored(name)).path
+
+    def read(self) -> Episode:
+        """The episode, with what the format knows of its fields."""
+        info = self._files.dataset.info
+        findings: list[Finding] = []
+        texts: list[str] = []
+        for kind, reference in self.plan.texts:
+            if kind in ("original", "alternative"):
+                texts += self.texts(reference, self.count)
+        if not any(text.strip() for text in texts):
+            sentence = name_to_sentence(self._files.dataset.name)
+            self.config = _Keys(instruction=sentence)
+            message = f"{self.ref.id}: no instruction; using {sentence!r}"
+            findings.append(SOURCE("language_fallback", message, episode=self.ref.id))
+        episode = self.episode(fps=info.fps)
+        rows, metadata = self._rows
+        whole: Mapping[str, Sequence[str]] = {}
+        spans = episode.language_spans
+        if self._keeps_rest:
+            whole, further = annotated(rows, metadata, info.fps, self._report)
+            spans = (*spans, *further)
+        names: dict[str, tuple[str, ...]] = {}
+        declared = []
+        for name, path in self.plan.fields.items():
+            if path in self._features and self._features[path].dimension_names:
+                names[name] = self._features[path].dimension_names
+            declarations = self._files.dataset.declared
+            declared += [replace(x, field=name) for x in declarations if x.field == path]
+        for name, source in self.plan.following.items():
+            if source in names:
+                names[name] = names[source]
+        return replace(
+            episode,
+            language={**episode.language, **whole},
+            language_spans=spans,
+            dimension_names=names,
+            missing_cameras=self.missing_cameras,
+            declared=tuple(declared),
+            frame_metadata={name: values[: self.count] for name, values in metadata.items()},
+            findings=(*self._report.findings, *findings, *episode.findings),
+        )
+
+
+def _with_texts(mapping: RecordingMapping, kinds: Mapping[str, str]) -> RecordingMapping:
+    """The mapping with the texts of the set that it does not name."""
+    instructions = mapping.instructions
+    language: dict[Any, str] = dict(mapping.language)
+    for column, kind in {TASK_INDEX: "original", **kinds}.items():
+        if column in (*instructions, *language.values()):
+            continue
+        if kind == "original":
+            instructions.append(column)
+        else:
+            language.setdefault(kind, column)
+    return mapping.model_copy(update={"instruction": instructions, "language": language})
+
+
+def proposal_of(files: EpisodeFiles) -> str:
+    """A mapping that reads the set as it is read without one, as YAML with comments."""
+    dataset = files.dataset
+    columns = column_names(files.rows.path) or ()
+    language: dict[str, str] = {}
+    instructions = [TASK_INDEX] if TASK_INDEX in columns else []
+    for column, kind in text_columns(dataset).items():
+        if kind == "original":
+            instructions.append(column)
+        elif kind in get_args(LanguageKind):
+            language.setdefault(kind, column)
+    named = (*instructions, *language.values())
+    things = stored_things(files, columns, files.line.length)
+    text = proposed_mapping(
+        Clues([thing for thing in things if thing.path not in named]),
+        fps=dataset.info.fps,
+        action_fields=[*dataset.action_keys],
+        proprioception_fields=[*dataset.observation_keys],
+        instruction=instructions[0] if len(instructions) == 1 else instructions,
+        language=language,
+    )
+    # The set itself lists its episodes.
+    lines = [line for line in text.splitlines() if not line.startswith("episodes:")]
+    return "\n".join(lines) + "\n"
