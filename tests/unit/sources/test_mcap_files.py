@@ -228,7 +228,7 @@ def test_a_chunk_that_cannot_be_inflated_is_left_out(tmp_path: Path) -> None:
     build.damaged(path, place, b"xxxx")
     (episode,) = read(path)
     assert len(np.unique(episode.lowdim["a"])) < 30
-    assert "mcap.cut_off" in codes(episode)
+    assert "mcap.damaged_chunk" in codes(episode)
 
 
 def test_a_bag_without_a_whole_message_is_an_error_with_its_hint(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding
+from vlatool.sources.mcap import ros
 from vlatool.sources.mcap.files import local_file, parts_of_bag
-from vlatool.sources.mcap.ros import open_reader
 from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
 
@@ -27,6 +27,7 @@ _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _SCHEMA, _CHANNEL, _MESSAGES, _CHUNKS, _ATTACHMENT, _RECORD = 3, 4, 5, 6, 9, 12  # opcodes
 _ENDS = (2, 15)
 _READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
+_CHUNK_OF_MCAP = 1  # kind of a segment
 _TAIL = 37  # bytes of the footer and the magic
 _LARGEST = 2**28  # bytes of a chunk or a message
 _RANGE = 2**20  # bytes of records outside of chunks that are read at once
@@ -46,7 +47,7 @@ class Segment(NamedTuple):
 
     start: int  # byte in the file
     stop: int
-    is_chunk: int  # 1 or 0
+    kind: int  # 0: records, 1: chunk of MCAP; of ROS 1 as `ros.KINDS`; -1: see `BagMessage`
     first: int = 0  # log time in nanoseconds
     last: int = 2**63 - 1
 
@@ -56,8 +57,8 @@ class BagMessage(NamedTuple):
 
     channel: BagChannel
     time: int  # log time, in nanoseconds
-    # number of the file; start, stop and kind of the segment, start and length in it; of ROS 1 and
-    # db3: number of the connection, log time, number among equal times, 0, 0
+    # number of the file; start, stop and kind of the segment, start and length in it; of readers of
+    # rosbags: number of the connection, log time, -1, number among equal times, 0
     position: tuple[int, int, int, int, int, int]
     data: bytes
 
@@ -196,7 +197,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
             last = file.segments[-1] if file.segments else Segment(0, 0, 1)
-            is_apart = last.is_chunk or last.stop < start or stop > last.start + _RANGE
+            is_apart = last.kind or last.stop < start or stop > last.start + _RANGE
             if opcode in _ENDS and stop <= size:
                 return None
             if not opcode or stop > size:
@@ -223,6 +224,9 @@ def _records(
     offset = 0
     try:
         data = _content(file.path, file.local, segment)
+        if segment.kind in ros.KINDS.values():
+            yield from _ros_records(file, data)
+            return
         while offset < len(data):
             opcode, length = _HEAD.unpack_from(data, offset)
             start, offset = offset + _HEAD.size, offset + _HEAD.size + length
@@ -234,19 +238,39 @@ def _records(
         findings.append(MCAP.at("damaged_chunk", file.path, reason))
 
 
+def _ros_records(file: BagFile, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Messages of a chunk of ROS 1 as records of MCAP; adds the connections to the file."""
+    for header, start, content in ros.records(data):
+        kind = header.get_uint8("op")
+        if kind == ros.CONNECTION:
+            topic, name, schema = ros.connection(header, content)
+            file.channels[header.get_uint32("conn")] = BagChannel(topic, "ros1", name, schema)
+        elif kind == ros.MESSAGE:
+            time = header.get_time("time")
+            head = _MESSAGE.pack(header.get_uint32("conn"), 0, time, time)
+            yield _MESSAGES, start - _MESSAGE.size, head + content
+
+
 def _content(path: Path, local: Path, segment: Segment) -> bytes:
     """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
-    start, length = segment.start + _HEAD.size * segment.is_chunk, segment.stop - segment.start
+    start, length = segment.start, segment.stop - segment.start
+    if segment.kind == _CHUNK_OF_MCAP:
+        start += _HEAD.size
     data = read_byte_range(ByteRange(local, start, min(segment.stop, start + _LARGEST)))
     size, crc, name = length, 0, 0
-    if segment.is_chunk:
+    if segment.kind == _CHUNK_OF_MCAP:
         _, _, size, crc, name = _CHUNK.unpack_from(data)
     if max(size, length) > _LARGEST:
         reason = f"a chunk of {max(size, length):,} bytes; the limit is {_LARGEST:,}"
         hint = f"write smaller chunks: mcap compress {path} -o smaller.mcap"
         raise MCAP.error("too_large", path, f"byte {segment.start}", reason, hint=hint)
-    if not segment.is_chunk:
+    if segment.kind == 0:
         return data
+    if segment.kind != _CHUNK_OF_MCAP:
+        try:
+            return ros.inflated(data, segment.kind, _LARGEST)
+        except (OSError, ValueError, EOFError, RuntimeError) as error:
+            raise _DamageError(f"cannot be inflated: {error}") from error
     head = _CHUNK.size + name
     compression, (stored,) = data[_CHUNK.size : head], _LENGTH.unpack_from(data, head)
     data = data[head + _LENGTH.size :]
@@ -266,13 +290,35 @@ def _content(path: Path, local: Path, segment: Segment) -> bytes:
 
 
 def _ros_file(file: BagFile) -> BagFile:
-    reader = open_reader(file.path, file.local, file.findings)
+    reader = ros.open_reader(file.local)
+    if reader is None:
+        return _by_chunks(file)
     encoding = "ros1" if isinstance(reader, installed("rosbags.rosbag1").Reader) else "cdr"
     for link in reader.connections:
         schema = link.msgdef.data.encode()
         file.channels[link.id] = BagChannel(link.topic, encoding, link.msgtype, schema)
         file.counts[link.id] = link.msgcount
     reader.close()
+    return file
+
+
+def _by_chunks(file: BagFile) -> BagFile:
+    """A ROS 1 bag by reading it once, up to the first record that is cut off."""
+    file.report("bad_index", "has no index that can be used; it is read from start to end")
+    size, is_cut = file.local.stat().st_size, False
+    for start, stop, kind in ros.chunks(file.local):
+        segment = Segment(start, min(stop, size), kind)
+        file.segments.append(segment)
+        for opcode, _, body in _records(file, segment, file.findings):
+            file.add_stored(opcode, body)
+        is_cut = stop > size
+    if not file.counts:
+        hint = "check that it is a bag of ROS 1, or exclude it with --exclude"
+        raise MCAP.error("unreadable", file.path, "no message is whole", hint=hint)
+    if is_cut:
+        start, count = file.segments[-1].start, file.counts.total()
+        reason = f"ends in the chunk at byte {start} of {size}, read up to message {count}"
+        file.report("cut_off", reason)
     return file
 
 
@@ -298,11 +344,13 @@ class Bag:
         for number, file in enumerate(self.files):
             findings += file.findings
             with _readable(file.path):
-                find = _mcap_messages if file.local.suffix == ".mcap" else _ros_messages
-                yield from find(number, file, span, findings)
+                if file.segments or file.local.suffix == ".mcap":
+                    yield from _stored_messages(number, file, span, findings)
+                else:
+                    yield from _reader_messages(number, file, span)
 
 
-def _mcap_messages(
+def _stored_messages(
     number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
 ) -> Iterator[BagMessage]:
     unusable = Counter[int]()
@@ -310,7 +358,7 @@ def _mcap_messages(
     for segment in file.segments:
         if segment.last < span.start or segment.first >= span.stop:
             continue
-        place = segment.start, segment.stop, segment.is_chunk
+        place = segment.start, segment.stop, segment.kind
         for opcode, start, body in _records(file, segment, damages):
             if opcode != _MESSAGES or len(body) < _MESSAGE.size:
                 continue
@@ -327,15 +375,13 @@ def _mcap_messages(
         findings.append(MCAP.at("cut_off", file.path, reason))
 
 
-def _ros_messages(
-    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
-) -> Iterator[BagMessage]:
-    reader = open_reader(file.path, file.local, [])
+def _reader_messages(number: int, file: BagFile, span: TimeSpan) -> Iterator[BagMessage]:
+    reader = ros.open_reader(file.local)
     last: dict[int, tuple[int, int]] = {}
     for link, time, data in reader.messages(start=span.start, stop=span.stop):
         same, index = last.get(link.id, (-1, 0))
         last[link.id] = time, (index + 1 if same == time else 0)
-        position = number, link.id, time, last[link.id][1], 0, 0
+        position = number, link.id, time, -1, last[link.id][1], 0
         yield BagMessage(file.channels[link.id], time, position, data)
     reader.close()
 
@@ -358,20 +404,20 @@ class TopicReader:
             if number not in self._local:
                 self._local[number] = local_file(path)
             local = self._local[number]
-            if local.suffix != ".mcap":
-                return self._ros_message(number, place)
-            if not segment.is_chunk:
+            if segment.kind < 0:
+                return self._read_by_reader(local, number, place[:2], start)
+            if segment.kind == 0:
                 start += segment.start
                 return read_byte_range(ByteRange(local, start, start + size))
             if self._last[0] != (number, segment):
                 self._last = (number, segment), _content(path, local, segment)
             return self._last[1][start : start + size]
 
-    def _ros_message(self, number: int, place: Sequence[int]) -> bytes:
-        key = number, Segment(0, 0, 0)
+    def _read_by_reader(self, local: Path, number: int, place: Sequence[int], index: int) -> bytes:
+        key = number, Segment(0, 0, -1)
         if self._last[0] != key:
-            self._last = key, open_reader(self._bag.parts[number], self._local[number], [])
-        reader, (link, time, index) = self._last[1], place
+            self._last = key, ros.open_reader(local)
+        reader, (link, time) = self._last[1], place
         chosen = [connection for connection in reader.connections if connection.id == link]
         return next(islice(reader.messages(chosen, time, time + 1), index, None))[2]
 

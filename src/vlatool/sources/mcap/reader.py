@@ -1,9 +1,8 @@
-"""Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 5."""
+"""Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 4."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -199,14 +198,14 @@ class McapReader(base.FormatReader):
         valued = {key: track for key, track in tracks.items() if key not in texts}
         if not valued:
             left = left_out_text(part for part in plan.parts if part.role == "left_out")
-            reason, hint = (
-                f"no images and no numbers; left out: {left}",
-                "exclude it with --exclude",
-            )
+            reason = f"no images and no numbers; left out: {left}"
+            hint = "exclude it with --exclude"
             raise MCAP.error("empty_episode", ref.path, ref.id, reason, hint=hint)
         fps = self._fps(topics)
         rows = self._rows(ref, valued, fps, findings)
         count = len(rows.times) - bool(plan.following)
+        if count < 1:
+            raise MCAP.error("empty_episode", ref.path, ref.id, "one row has no next one")
         spoken = self._texts(ref, topics, plan, texts, rows.times[:count])
         option = self.config.instruction
         language, others = recorded_language(ref, count, preferred(spoken), option)
@@ -384,12 +383,16 @@ def _between_gaps(times: Sequence[int], gap: float) -> list[TimeSpan]:
 
 def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:
     """Spans from each start to the next mark, and the number of marks without effect."""
-    known = [(time, _MARKS[text.lower()]) for time, text in marks if text.lower() in _MARKS]
     spans: list[TimeSpan] = []
-    unused, is_open = len(marks) - len(known), False
-    for (time, is_start), (following, _) in pairwise([*known, (TimeSpan().stop - 1, False)]):
-        unused += is_start == is_open
-        is_open = is_start
-        if is_start:
-            spans.append(TimeSpan(time, following + 1))
+    unused, start = 0, None
+    for time, text in marks:
+        is_start = _MARKS.get(text.lower())
+        if is_start is None or (not is_start and start is None):
+            unused += 1
+            continue
+        if start is not None:
+            spans.append(TimeSpan(start, time + 1))
+        start = time if is_start else None
+    if start is not None:
+        spans.append(TimeSpan(start, TimeSpan().stop))
     return spans, unused

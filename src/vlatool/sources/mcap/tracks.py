@@ -47,6 +47,11 @@ class Track:
     def times(self) -> Array:
         return np.array(self._times, np.int64)[self._order]
 
+    @property
+    def interval(self) -> float:
+        """Median nanoseconds between two values; 0 of one value."""
+        return float(np.median(np.diff(self.times))) if len(self) > 1 else 0.0
+
     def ages(self, rows: Array, taken: Array) -> Array:
         """Age of the values `taken` at the times of rows."""
         return rows - self.times[taken]
@@ -73,15 +78,14 @@ class Track:
 
     def timing(self, taken: Array) -> tuple[str, str]:
         """Counts, of which the values `taken` are used, and gaps; empty: none."""
-        seconds = np.diff(self.times) / 1e9
         text = f"{len(self)} messages, {len(self) - len(np.unique(taken))} unused"
-        if not len(seconds):
+        if len(self) < 2:
             return text, ""
-        median = float(np.median(seconds))
-        is_gap = seconds > _GAP * median
+        seconds, interval = np.diff(self.times) / 1e9, self.interval / 1e9
+        is_gap = seconds > _GAP * interval
         jitter = float(np.std(seconds[~is_gap])) * 1000
         gaps = f"{is_gap.sum()} gaps, the longest {seconds.max():.3g} s" if is_gap.any() else ""
-        return f"{text}, every {median * 1000:.4g} ms, jitter {jitter:.1f} ms", gaps
+        return f"{text}, every {interval * 1000:.4g} ms, jitter {jitter:.1f} ms", gaps
 
 
 class TextTrack(Track):
@@ -317,20 +321,26 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     value does not end. Without `fps`, rows are at the values of the longest track.
     """
     times = {name: track.times for name, track in tracks.items()}
-    first, start = (pick(int(t[0]) for t in times.values()) for pick in (min, max))
-    last = max(int(t[-1]) for t in times.values())
-    ages = {n: float(np.median(np.diff(t))) for n, t in times.items() if len(t) > 1}
-    if max_age is not None:
-        ages = dict.fromkeys(times, max_age * 1e9)
-    stop = min((times[name][-1] + age for name, age in ages.items()), default=np.inf)
+    first = min(int(stamps[0]) for stamps in times.values())
+    start = max(int(stamps[0]) for stamps in times.values())
+    stop = np.inf
+    for name, track in tracks.items():
+        if max_age is not None:
+            stop = min(stop, times[name][-1] + max_age * 1e9)
+        elif len(track) > 1:
+            stop = min(stop, times[name][-1] + track.interval)
     clock, slack = max(times.values(), key=len), 0.0
     if fps is not None:
         slack = _TOLERANCE * 1e9 / fps
+        last = max(int(stamps[-1]) for stamps in times.values())
         count = min(int((last - start) * fps / 1e9 + _TOLERANCE) + 1, MOST_ROWS)
         clock = start + np.round(np.arange(count) * (1e9 / fps)).astype(np.int64)
     rows = clock[(clock >= start) & (clock <= start + max(0.0, stop - start - slack))]
-    taken = {n: np.searchsorted(t, rows + int(slack), side="right") - 1 for n, t in times.items()}
+    taken: dict[str, Array] = {}
+    ages: dict[str, Array] = {}
+    for name, track in tracks.items():
+        taken[name] = np.searchsorted(times[name], rows + int(slack), side="right") - 1
+        ages[name] = track.ages(rows, taken[name])
     before = int((start - first) * fps / 1e9) if fps else int((clock < start).sum())
     after = int((clock > rows[-1]).sum()) if len(rows) else 0
-    age_of_rows = {name: track.ages(rows, taken[name]) for name, track in tracks.items()}
-    return BagRows(rows, taken, age_of_rows, (before, after))
+    return BagRows(rows, taken, ages, (before, after))
