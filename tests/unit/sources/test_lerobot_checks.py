@@ -165,7 +165,6 @@ def test_a_broken_image_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -
         ({"total_episodes": 7}, "totals_mismatch", "total_episodes"),
         ({"total_tasks": 7}, "totals_mismatch", "total_tasks"),
         ({"total_videos": 7}, "totals_mismatch", "total_videos"),
-        ({"total_chunks": 0}, "chunks", "total_chunks"),
         ({"splits": {"train": "0:100"}}, "splits", "splits.train"),
     ],
 )

@@ -249,7 +249,7 @@ def _defect(number: int, camera: str, problem: str, code: str) -> DataError:
     )
 
 
-def list_problems(lines: Sequence[EpisodeLine], chunks_size: int, fps: float) -> Iterator[Problem]:
+def list_problems(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
     """(code, problem, episode) of numbers, rows and clips of the list that do not fit together."""
     numbers = [line.number for line in lines]
     missing = next((n for n, number in enumerate(numbers) if n != number), None)
@@ -258,18 +258,6 @@ def list_problems(lines: Sequence[EpisodeLine], chunks_size: int, fps: float) ->
         yield "list_gap", f"{problem} the episodes after it", missing
     yield from _row_problems(lines)
     yield from _gaps(lines, fps)
-    spans = [(line.number, span) for line in lines for span in _spans(line)]
-    beyond = next((pair for pair in spans if pair[1].file >= chunks_size), None)
-    if beyond is not None:
-        number, span = beyond
-        problem = f"file {span.file} of chunk {span.chunk} exceeds chunks_size {chunks_size}"
-        yield "chunks", problem, number
-
-
-def _spans(line: EpisodeLine) -> Iterator[Span]:
-    if line.rows is not None:
-        yield line.rows
-    yield from line.clips.values()
 
 
 def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:

@@ -77,7 +77,6 @@ LEROBOT = FindingCodes(
         "The list of episodes lacks numbers.",
         "none: vlatool reads by number; for other readers, write the set again",
     ),
-    file_sizes=info("A file is larger than meta/info.json says."),
     constant_dimensions=warning(
         "Dimensions of an observation or action never change.",
         "none if these parts of the robot rested; else check the recording",
@@ -104,7 +103,6 @@ LEROBOT = FindingCodes(
         "none: vlatool computes its own from the rows",
     ),
     totals_mismatch=warning("A total in meta/info.json is wrong.", _META),
-    chunks=info("total_chunks or chunks_size do not match the files.", _META),
     splits=info(
         "A split exceeds the number of episodes, or is no range of them.",
         "correct the range in meta/info.json; --split reads the episodes in it",

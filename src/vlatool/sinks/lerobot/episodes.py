@@ -44,7 +44,7 @@ from vlatool.artifacts.lerobot.output import (
     rows_statistics,
     sampled_frames,
 )
-from vlatool.artifacts.lerobot.tables import frame_order, read_segment
+from vlatool.artifacts.lerobot.tables import read_rows
 from vlatool.config.base import option
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
@@ -263,7 +263,7 @@ def _copied_layout(
 def _merged_texts(
     sets: Sequence[EpisodeFiles], columns: Sequence[str]
 ) -> dict[str, dict[int, str]]:
-    """Texts by number of each column of numbers, of all data sets; those of the first keep theirs.
+    """Texts by number of each column of numbers, of all data sets; a text keeps its first number.
 
     Raises DataError if a data set has no table for a column for which another one has one.
     """
@@ -273,13 +273,11 @@ def _merged_texts(
             continue
         texts: dict[int, str] = {}
         for recording in sets:
-            own = known_texts(recording, column) if column in recording.dataset.text_tables else {}
-            if not own:
+            if column not in recording.dataset.text_tables:
                 raise _merge_error(f"{recording.root} has no texts for {column}", [column])
-            for number, text in own.items() if texts else ():
+            for number, text in known_texts(recording, column).items():
                 if text not in texts.values():
                     texts[number if number not in texts else max(texts) + 1] = text
-            texts = texts or dict(own)
         merged[column] = texts
     return merged
 
@@ -519,31 +517,19 @@ def copied_rows(
     recording: EpisodeFiles, episode: Episode, layout: SetLayout
 ) -> tuple[pa.Table, dict[int, str], Sequence[str]]:
     """Columns of a recording, sentences by the indices that rows use, and its listed sentences."""
-    path, columns = recording.rows.path, layout.columns
-    depth = [name for name in layout.depth if name not in layout.videos]
-    try:
-        names = [*columns, *depth, TASK_INDEX, FRAME_INDEX]
-        table = read_segment(recording.segment(), names)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError.at(path, f"cannot be read: {error}", code="data.bad_parquet") from error
-    if (order := frame_order(table)) is not None:
-        table = table.take(pa.array(order))
-    if len(table) != episode.num_frames:
-        raise DataError.at(
-            path, f"has {len(table)} rows, expected {episode.num_frames}", code="data.bad_parquet"
-        )
-    taken = {name: columns[name] for name in columns} | {
-        name: layout.features[name] for name in depth
-    }
-    arrays = {name: _cast(table, name, declared, path) for name, declared in taken.items()}
+    declared = dict(layout.columns)
+    for name in layout.depth:
+        if name not in layout.videos:
+            declared[name] = layout.features[name]
+    rows = read_rows(recording.segment(), episode.id, [*declared, TASK_INDEX])
+    table = rows.table
+    arrays = {name: _cast(table, name, tree, rows.path) for name, tree in declared.items()}
     known = known_texts(recording)
     used: set[int] = set()
-    for name in (
-        TASK_INDEX,
-        *(name for name in table.column_names if name.startswith(_ANNOTATION)),
-    ):
-        if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
-            used |= {value for value in table.column(name).to_pylist() if value is not None}
+    for column in table.schema:
+        is_task = column.name == TASK_INDEX or column.name.startswith(_ANNOTATION)
+        if is_task and pa.types.is_integer(column.type):
+            used |= {value for value in rows.values(column.name) if value is not None}
     tasks = {index: known[index] for index in sorted(used) if index in known}
     indices = table.column(TASK_INDEX) if TASK_INDEX in table.column_names and len(tasks) else None
     if indices is None or not {*indices.to_pylist()} <= {*tasks}:
@@ -554,18 +540,11 @@ def copied_rows(
         indices = pa.array(np.full(len(table), first, np.int64))
     arrays[TASK_INDEX] = pa.array(indices.to_numpy(), pa.int64())
     for name, texts in layout.texts.items():
-        numbers: dict[str, int] = {}
-        for number, text in texts.items():
-            numbers.setdefault(text, number)
-        renumbered = {
-            number: numbers[text]
-            for number, text in known_texts(recording, name).items()
-            if texts.get(number) != text
-        }
-        if renumbered:
-            column = arrays[name]
-            values = [renumbered.get(value, value) for value in column.to_pylist()]
-            arrays[name] = pa.chunked_array([pa.array(values, column.type)])
+        own = known_texts(recording, name)
+        numbers = {text: number for number, text in texts.items()}
+        column = arrays[name]
+        values = [numbers[own[value]] if value in own else value for value in column.to_pylist()]
+        arrays[name] = pa.chunked_array([pa.array(values, column.type)])
     return pa.table(arrays), tasks, recording.tasks
 
 

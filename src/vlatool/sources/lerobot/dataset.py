@@ -305,46 +305,44 @@ def select_fields(
     conventional = [
         name for name in info.features if name == prefix or name.startswith(f"{prefix}.")
     ]
-    numeric = [name for name, feature in info.features.items() if feature.is_number]
-    names = [name for name in conventional if name in numeric]
-    names = names or [name for name in numeric if name == plain]
-    if conventional and not names and convention is PREDICTED:
-        declared = info.features[conventional[0]].dtype
-        raise _unusable_error(
-            root, conventional[0], f"holds {declared}, expected numbers", convention
-        )
+    names = [name for name in conventional if info.features[name].is_number]
+    if not names:
+        names = [plain] if plain in info.features and info.features[plain].is_number else []
+    is_action = convention is PREDICTED
     selected: list[str] = []
-    reason = ""
     for name in names:
-        if info.features[name].shape is None:
-            raise _unusable_error(root, name, "has no shape of positive integers", convention)
-        if info.features[name].width is None:
-            reason = "is not a vector"
-        elif columns is not None and name not in columns:
-            reason = "has no column in the data"
-        elif convention is PREDICTED or not wide_note(info.features[name]):
+        reason = unusable_reason(info.features[name], columns)
+        if not reason and not is_action:
+            reason = wide_note(info.features[name])
+        if not reason:
             selected.append(name)
-    if names and not selected and convention is PREDICTED:
-        raise _unusable_error(root, names[0], reason, convention)
+    if is_action and (names or conventional) and not selected:
+        name = (names or conventional)[0]
+        raise DataError.at(
+            root / INFO_FILE,
+            f"the feature {name!r} {unusable_reason(info.features[name], columns)}",
+            hint="correct the file, or name the columns to use with --action-keys",
+            code="data.unusable_feature",
+            field=name,
+        )
     return tuple(selected)
+
+
+def unusable_reason(feature: meta.Feature, columns: Sequence[str] | None) -> str:
+    """Why a feature cannot be a field; empty if it can; `columns`: those of a file."""
+    if not feature.is_readable_number:
+        return f"holds {feature.dtype}, no numbers"
+    if columns is not None and feature.name not in columns:
+        return "has no column in the data"
+    if feature.shape is None:
+        return "has no shape of positive integers"
+    return "" if feature.width else f"has rows of the shape {list(feature.shape)}, no vector"
 
 
 def wide_note(feature: meta.Feature) -> str:
     """Why a vector is too wide for a field unless it is asked for; empty if it is not."""
     decision = decide(Stored(feature.name, "array", (feature.width or 1,), "float32"))
     return decision.note.partition(";")[0] if decision.role == "left_out" else ""
-
-
-def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
-    path = root / INFO_FILE
-    option = "--action-keys" if convention is PREDICTED else "--observation-keys"
-    return DataError.at(
-        path,
-        f"the feature {name!r} {reason}",
-        hint=f"correct the file, or name the columns to use with {option}",
-        code="data.unusable_feature",
-        field=name,
-    )
 
 
 def _requested_field(root: Path, info: meta.Info, name: str) -> str:

@@ -13,8 +13,8 @@ from vlatool.artifacts.lerobot.tables import Rows
 from vlatool.episode import Content, StoredPart
 from vlatool.errors import DataError
 from vlatool.findings import Collector
-from vlatool.sources.inventory import Stored, decide, is_action
-from vlatool.sources.lerobot.dataset import wide_note
+from vlatool.sources.inventory import Stored, is_action
+from vlatool.sources.lerobot.dataset import unusable_reason, wide_note
 from vlatool.sources.lerobot.images import camera_of_depth
 from vlatool.sources.lerobot.language import (
     ANNOTATION,
@@ -89,17 +89,12 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
     """A feature that is not read, with the reason and what would read it."""
     name = feature.name
     content: Content = "actions" if is_action(name) else "numbers"
+    note = unusable_reason(feature, columns)
     if feature.dtype == "audio":
         content, note = "other", "sound"
-    elif name not in columns:
-        note = "it has no column in the data"
     elif not feature.is_readable_number:
-        content, note = "other", f"holds {feature.dtype}"
-    elif feature.width is None:
-        shape = feature.shape or ()
-        content = decide(Stored(name, "array", shape, feature.dtype)).content
-        note = f"its rows have the shape {list(shape)}, no vector"
-    else:
+        content = "other"
+    elif not note:
         note = f"{wide_note(feature) or 'not observed'}; {_TAKES_FIELD.format(name)}"
     return StoredPart(name, "left_out", content=content, note=note)
 

@@ -209,15 +209,8 @@ def _instructions(
     """Instruction of each frame by the rows, else one from the list, else the folder name."""
     table = _task_table(files, report)
     is_listed = config.is_list_first and any(files.line.tasks)
-    column = None if is_listed else _task_column(rows, config)
-    values = rows.labels(column) if column else []
-    if column and (table or isinstance(values[0], str)):
-        known = {value: _sentence(rows, column, value, table) for value in dict.fromkeys(values)}
-        if (count := len({*known.values()})) > 1:
-            message = f"{rows.episode}: its rows have {counted(count, 'task')}"
-            report.note("several_tasks", message, path=str(rows.path), field=column)
-        texts = [known[value] for value in values]
-    else:
+    texts = [] if is_listed else _instructions_of_rows(rows, config, table, report)
+    if not texts:
         texts = [_instruction_of_list(rows, files.line.tasks, table, config.task_join)]
     if any(text.strip() for text in texts):
         return texts
@@ -225,16 +218,44 @@ def _instructions(
         if kind == "original" and any(recorded):
             return recorded
     if config.needs_instruction:
-        raise DataError(
+        raise DataError.at(
+            rows.path,
             f"{rows.episode}: no instruction in the list of episodes or its rows",
             hint="add its task there, or exclude the episode with `preprocess --exclude`",
             code="data.no_instruction",
-            details={"episode": rows.episode, "path": str(rows.path)},
         )
     sentence = name_to_sentence(files.dataset.name)
     message = f"{rows.episode}: no instruction; using {sentence!r}"
     report.add(SOURCE, "language_fallback", message)
     return [sentence]
+
+
+def _instructions_of_rows(
+    rows: Rows, config: LeRobotConfig, table: Mapping[int, str], report: Collector
+) -> list[str]:
+    """Task of each frame by a column of numbers or sentences; empty if there is none."""
+    described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
+    usual = [TASK_INDEX] if TASK_INDEX in rows.columns else described
+    if config.task_column is not None:
+        rows.require(config.task_column)
+        usual = [config.task_column]
+    if not usual:
+        return []
+    values = rows.labels(usual[0])
+    if not (table or isinstance(values[0], str)):
+        return []
+    texts: list[str] = []
+    for value in values:
+        if not isinstance(value, str) and value not in table:
+            span = f"{min(table)}..{max(table)}" if table else "it is empty"
+            problem = f"{usual[0]} {value!r} is not in the list of tasks ({span})"
+            place = {"field": usual[0]}
+            raise LEROBOT.error("unknown_task", rows.path, rows.episode, problem, **place)
+        texts.append(value if isinstance(value, str) else table[value])
+    if (count := len({*texts})) > 1:
+        message = f"{rows.episode}: its rows have {counted(count, 'task')}"
+        report.note("several_tasks", message, path=str(rows.path), field=usual[0])
+    return texts
 
 
 def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -255,15 +276,6 @@ def _task_table(files: EpisodeFiles, report: Collector) -> Mapping[int, str]:
     except DataError as error:
         report.note("tasks_unreadable", error.message, path=error.details.get("path"))
         return {}
-
-
-def _task_column(rows: Rows, config: LeRobotConfig) -> str | None:
-    """Column that names the task, or None."""
-    if config.task_column is not None:
-        rows.require(config.task_column)
-        return config.task_column
-    described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
-    return "task_index" if "task_index" in rows.columns else next(iter(described), None)
 
 
 def _instruction_of_list(
@@ -288,20 +300,6 @@ def _instruction_of_list(
         hint="choose with --task-join ' / ' or --task-column NAME",
         code="data.ambiguous_task",
         details={"episode": rows.episode, "tasks": list(sentences)},
-    )
-
-
-def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) and value in table:
-        return table[value]
-    span = f"{min(table)}..{max(table)}" if table else "it is empty"
-    raise DataError(
-        f"{rows.episode}: {column} {value!r} is not in the list of tasks ({span})",
-        hint=LEROBOT.codes["unknown_task"].action,
-        code="data.unknown_task",
-        details={"episode": rows.episode, "field": column},
     )
 
 

@@ -6,7 +6,7 @@ Source: formats/lerobot 3, 5, 6, 9, 12.
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +37,6 @@ from vlatool.sources.lerobot.rules import Moments, check_finite, statistics_mism
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
-_MEBIBYTE = 2**20
 _MOST_NAMED = 4  # dimensions that are listed by name
 
 
@@ -61,10 +60,9 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
         yield finding
     if info.is_shared:
         lines = [episode.line for episode in episodes]
-        for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
+        for code, problem, number in list_problems(lines, info.fps):
             place = f"{root}: episode {number}"
             yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
-        yield from _check_sizes(info, episodes)
         listed = {line.number for line in lines}
         for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
             with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
@@ -87,16 +85,12 @@ def _totals(
         if name in episode.dataset.camera_names
     ]
     actual = {"total_episodes": len(episodes), "total_tasks": tasks or None}
-    if not info.is_shared:
-        chunks = max(episode.number for episode in episodes) // info.chunks_size + 1
-        if not episodes[0].dataset.is_without_videos:
-            actual |= {"total_videos": sum(clip.path.exists() for clip in clips)}
-        actual |= {"total_chunks": chunks}
+    if not (info.is_shared or episodes[0].dataset.is_without_videos):
+        actual["total_videos"] = sum(clip.path.exists() for clip in clips)
     for key, value in actual.items():
         stated = info.document.get(key)
         if value is not None and stated is not None and stated != value:
-            code = "chunks" if key == "total_chunks" else "totals_mismatch"
-            yield code, key, f"is {value_text(stated)}, there are {value}"
+            yield "totals_mismatch", key, f"is {value_text(stated)}, there are {value}"
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
@@ -144,23 +138,6 @@ def set_statistics(root: Path) -> meta.Statistics:
         return meta.feature_statistics(meta.read_object(root / STATS_FILE))
     except DataError:
         return {}
-
-
-# Files of v3.0
-
-
-def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    data = Counter(episode.rows.path for episode in episodes)
-    videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
-    for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
-        limit = info.document.get(key)
-        if isinstance(limit, bool) or not isinstance(limit, int | float):
-            continue
-        for path, count in files.items():
-            size = path.stat().st_size if count > 1 and path.exists() else 0
-            if size > limit * _MEBIBYTE:
-                problem = f"has {size / _MEBIBYTE:.0f} MiB, {key} is {value_text(limit)}"
-                yield LEROBOT.at("file_sizes", path, problem, field=key)
 
 
 # Rows
