@@ -73,6 +73,15 @@ def test_colors_without_an_order_are_bgr_unless_a_mapping_says_otherwise(
     assert ("mcap.color_order" in codes(episode)) == (not bgr)
 
 
+def test_a_proposal_says_the_order_of_colors_that_is_taken(tmp_path: Path) -> None:
+    path = raw_bag(tmp_path, hdf5.image(1)[..., ::-1], "8UC3")
+    text = McapReader.propose(path) or ""
+    assert f"{{path: {TOPIC!r}, bgr: true}}".replace("'", '"') in text
+    episode = read(path, text)
+    np.testing.assert_array_equal(episode.cameras["front"].read([0])[0], hdf5.image(1))
+    assert "mcap.color_order" not in codes(episode)
+
+
 def test_a_mapping_swaps_colors_that_are_named_wrongly(tmp_path: Path) -> None:
     path = raw_bag(tmp_path, hdf5.image(1), "bgr8")
     mapping = f"{{cameras: {{front: {{path: {TOPIC}, bgr: true}}}}, fields: {{a: /a}}}}"

@@ -17,7 +17,7 @@ from vlatool.episode import Content, Role, StoredPart
 from vlatool.errors import DataError
 from vlatool.sources.base import id_part
 from vlatool.sources.inventory import Assignment, Stored, is_action
-from vlatool.sources.mapping import RecordingMapping
+from vlatool.sources.mapping import CameraMapping, RecordingMapping
 from vlatool.sources.mcap import images, messages
 from vlatool.sources.mcap.bag import Bag, BagChannel, BagMessage, TimeSpan
 from vlatool.sources.mcap.rules import MCAP
@@ -314,7 +314,9 @@ class Topics:
     def proposal(self) -> str:
         """A mapping of the bag as YAML, with questions as comments."""
         plan = self.plan(None)
-        keys: dict[str, Any] = {"joints": {}}
+        keys: dict[str, Any] = {"cameras": {}, "joints": {}}
+        for name, planned in plan.cameras.items():
+            keys["cameras"][name] = CameraMapping(path=planned.path, bgr=planned.bgr)
         for name, path in plan.fields.items():
             if path in self.joints:
                 keys["joints"][name] = self.joints[path]
