@@ -212,41 +212,48 @@ def first_rows(lines: Sequence[EpisodeLine]) -> dict[int, int]:
 def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mapping[str, DataError]]:
     """Errors of clips by episode and camera: impossible times, and clips that share frames."""
     defects: defaultdict[int, dict[str, DataError]] = defaultdict(dict)
-    files: defaultdict[tuple[str, int, int], list[tuple[float, float, int]]] = defaultdict(list)
+
+    def add(number: int, camera: str, problem: str, code: str) -> None:
+        defects[number][camera] = DataError(
+            f"episode {number}, camera {camera}: {problem}, says the list of episodes",
+            hint=LEROBOT.codes[code].action,
+            code=f"data.{code}",
+            details={"episode": number, "camera": camera},
+        )
+
     for line in lines:
         for camera, clip in line.clips.items():
-            if not 0 <= clip.start < clip.stop <= _LONGEST_VIDEO:
+            if not _is_possible(clip):
                 problem = f"its clip is {clip.start:g} s to {clip.stop:g} s"
-                defects[line.number][camera] = _defect(line.number, camera, problem, "clip_outside")
-                continue
+                add(line.number, camera, problem, "clip_outside")
+    for camera, clips in _clips_of_files(lines):
+        last_stop, last_number = 0.0, -1
+        for clip, line in clips:
+            if last_number >= 0 and clip.start < last_stop - 0.5 / fps:
+                for number, other in ((last_number, line.number), (line.number, last_number)):
+                    problem = f"its clip has frames of episode {other}"
+                    add(number, camera, problem, "clips_overlap")
             stop = clip.stop if line.length is None else clip.start + line.length / fps
-            files[camera, clip.chunk, clip.file].append((clip.start, stop, line.number))
-    for (camera, _, _), clips in files.items():
-        for first, second in _overlaps(clips, 0.5 / fps):
-            for number, other in ((first, second), (second, first)):
-                problem = f"its clip has frames of episode {other}"
-                defects[number][camera] = _defect(number, camera, problem, "clips_overlap")
+            if stop > last_stop:
+                last_stop, last_number = stop, line.number
     return dict(defects)
 
 
-def _overlaps(
-    clips: Sequence[tuple[float, float, int]], tolerance: float
-) -> Iterator[tuple[int, int]]:
-    last: tuple[float, int] | None = None
-    for start, stop, number in sorted(clips):
-        if last is not None and start < last[0] - tolerance:
-            yield last[1], number
-        if last is None or stop > last[0]:
-            last = (stop, number)
+def _is_possible(clip: Span) -> bool:
+    return 0 <= clip.start < clip.stop <= _LONGEST_VIDEO
 
 
-def _defect(number: int, camera: str, problem: str, code: str) -> DataError:
-    return DataError(
-        f"episode {number}, camera {camera}: {problem}, says the list of episodes",
-        hint=LEROBOT.codes[code].action,
-        code=f"data.{code}",
-        details={"episode": number, "camera": camera},
-    )
+def _clips_of_files(
+    lines: Sequence[EpisodeLine],
+) -> Iterator[tuple[str, list[tuple[Span, EpisodeLine]]]]:
+    """(camera, clips by their start) of each video of v3.0; without impossible times."""
+    files: defaultdict[tuple[str, int, int], list[tuple[Span, EpisodeLine]]] = defaultdict(list)
+    for line in lines:
+        for camera, clip in line.clips.items():
+            if _is_possible(clip):
+                files[camera, clip.chunk, clip.file].append((clip, line))
+    for (camera, _, _), clips in files.items():
+        yield camera, sorted(clips, key=lambda pair: pair[0].start)
 
 
 def list_problems(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
@@ -278,19 +285,13 @@ def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:
 
 
 def _gaps(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
-    files: defaultdict[tuple[str, int, int], list[tuple[float, float, int]]] = defaultdict(list)
-    for line in lines:
-        for camera, clip in line.clips.items():
-            if 0 <= clip.start < clip.stop <= _LONGEST_VIDEO:
-                key = (camera, clip.chunk, clip.file)
-                files[key].append((clip.start, clip.stop, line.number))
-    for (camera, _, _), clips in files.items():
+    for camera, clips in _clips_of_files(lines):
         end = 0.0
-        for start, stop, number in sorted(clips):
-            if start > end + 0.5 / fps:
-                problem = f"{camera}: {end:g} s to {start:g} s before its clip belong to no episode"
-                yield "clip_gap", problem, number
-            end = max(end, stop)
+        for clip, line in clips:
+            if clip.start > end + 0.5 / fps:
+                problem = f"{camera}: {end:g} s to {clip.start:g} s before its clip"
+                yield "clip_gap", f"{problem} belong to no episode", line.number
+            end = max(end, clip.stop)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,6 @@ LEROBOT = FindingCodes(
     tasks_unreadable=warning(
         "The list of tasks cannot be read; the list of episodes has the sentences.", _AGAIN
     ),
-    unused_column=warning("An unused column has a defect."),
     unusable_feature=error("An action or observation is not usable as declared.", _META_SHAPE),
     stats_unreadable=warning(
         "Published statistics cannot be read; vlatool computes its own.", _AGAIN

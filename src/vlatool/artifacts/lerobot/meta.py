@@ -382,11 +382,9 @@ def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
 def with_known_names(info: Info, known: Mapping[str, tuple[str, ...]]) -> Info:
     """The info, with names that the format knows for features without informative names."""
     named_features = {
-        column: replace(feature, names=known[column])
-        for column, feature in info.features.items()
-        if column in known
-        and feature.width == len(known[column])
-        and not _are_informative(feature.dimension_names)
+        column: _with_names(info.features[column], dict(enumerate(names)))
+        for column, names in known.items()
+        if column in info.features and info.features[column].width == len(names)
     }
     return replace(info, features={**info.features, **named_features})
 
@@ -549,17 +547,17 @@ def _cell(columns: _Columns, name: str, row: int) -> Any:
     return columns[name][row] if name in columns else None
 
 
-def _table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> _Columns:
-    """Values of columns of a table in `meta/`; the needed ones are integers in every row."""
-    table = _read(path, [*needed, *optional])
-    columns: _Columns = {}
-    for name in (*needed, *optional):
-        position = table.schema.get_field_index(name)  # -1 for two columns of the name, too
-        if position >= 0:
-            columns[name] = table.column(position).to_pylist()
-        elif name in needed:
-            raise metadata_error(path, name, "has no column")
+def _table(path: Path, needed: Sequence[str], optional: Sequence[str] | None = ()) -> _Columns:
+    """Values of columns of a table in `meta/`, the needed ones integers; without `optional` all."""
+    check_is_data_file(path, "LeRobot data set")
+    try:
+        names = None if optional is None else [*needed, *optional]
+        columns: _Columns = read_segment(RowSegment(path), names).to_pydict()
+    except (pa.ArrowException, OSError) as error:
+        raise metadata_error(path, "content", f"cannot be read: {error}") from error
     for name in needed:
+        if name not in columns:
+            raise metadata_error(path, name, "has no column")
         row = next((n for n, value in enumerate(columns[name], 1) if not _is_int(value)), None)
         if row is not None:
             raise metadata_error(path, name, "is not a number", row)
@@ -568,14 +566,6 @@ def _table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> _
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and 0 <= value <= LARGEST_COUNT
-
-
-def _read(path: Path, columns: Sequence[str]) -> pa.Table:
-    check_is_data_file(path, "LeRobot data set")
-    try:
-        return read_segment(RowSegment(path), columns)
-    except (pa.ArrowException, OSError) as error:
-        raise metadata_error(path, "content", f"cannot be read: {error}") from error
 
 
 def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
@@ -624,22 +614,17 @@ def _texts(path: Path, name: str, changed: int) -> Mapping[int, str]:
 
 def _texts_of_table(path: Path, name: str) -> dict[int, str]:
     """Texts of a table such as `meta/tasks.parquet`, which may be the index of a pandas table."""
-    try:
-        names = table_columns(path)
-    except (pa.ArrowException, OSError) as error:
-        raise metadata_error(path, "content", f"cannot be read: {error}") from error
     key = f"{name}_index"
-    others = [other for other in names if other != key]
-    known = [other for other in (name, _UNNAMED_INDEX) if other in names]
-    column = next(iter([*known, *(others if len(others) == 1 else ())]), None)
-    if column is None:
+    columns = _table(path, [key], None)
+    others = [other for other in columns if other != key]
+    known = [other for other in (name, _UNNAMED_INDEX) if other in others]
+    if not known and len(others) != 1:
         raise metadata_error(path, name, "has no column")
-    columns = _table(path, [key], [column])
-    sentences = columns.get(column, [None] * len(columns[key]))
-    for row, sentence in enumerate(sentences, 1):
-        if not isinstance(sentence, str):
+    column = (known or others)[0]
+    for row, text in enumerate(columns[column], 1):
+        if not isinstance(text, str):
             raise metadata_error(path, column, "is not a sentence", row)
-    return dict(zip(columns[key], sentences, strict=True))
+    return dict(zip(columns[key], columns[column], strict=True))
 
 
 def episode_statistics(root: Path, info: Info) -> Mapping[int, Statistics]:

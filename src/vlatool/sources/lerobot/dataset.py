@@ -135,28 +135,34 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     columns = next(filter(None, map(column_names, dict.fromkeys(data_files.values()))), None)
     # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
-    cameras = [feature.name for feature in info.features.values() if feature.dtype == "video"]
-    videos = {
-        camera: {
-            line.number: path
-            for line in lines
-            if (path := finder.video_file(line, camera)) is not None
-        }
-        for camera in cameras
-    }
+    try:
+        actions = select_fields(root, info, config.action_keys, PREDICTED, action_columns)
+    except DataError:
+        if config.mapping is None:
+            raise
+        actions = ()
+    videos: dict[str, dict[int, Path]] = {}
+    absent: set[str] = set()  # images that no episode has
+    for feature in info.features.values():
+        if feature.dtype == "video":
+            paths = {line.number: finder.video_file(line, feature.name) for line in lines}
+            videos[feature.name] = {n: path for n, path in paths.items() if path is not None}
+            if finder.existing.isdisjoint(videos[feature.name].values()):
+                absent.add(feature.name)
+        elif columns is not None and feature.name not in columns:
+            absent.add(feature.name)
+    known = tuple(dict.fromkeys([*info.features, *(columns or ())]))
+    if config.task_column is not None and config.task_column not in known:
+        raise unknown_field(config.task_column, known, root / INFO_FILE, "task column")
     dataset = Dataset(
         root,
         info,
-        _required_cameras(root, info, config.camera_columns)
-        or tuple(_usable_cameras(root, info, videos, finder.existing, columns, findings)),
+        _cameras(root, info, config, absent, findings),
         select_fields(root, info, config.observation_keys, OBSERVED, columns),
-        select_fields(root, info, config.action_keys, PREDICTED, action_columns),
+        actions,
         declared=meta.declarations(root, info),
-        text_tables=text_tables(root, dict.fromkeys([*info.features, *(columns or ())])),
+        text_tables=text_tables(root, known),
     )
-    known = dict.fromkeys([*info.features, *(columns or ())])
-    if config.task_column is not None and config.task_column not in known:
-        raise unknown_field(config.task_column, list(known), root / INFO_FILE, "task column")
     if (lost := _lost_videos(dataset, videos, finder.existing)) is not None:
         findings.append(lost)
         dataset = replace(dataset, is_without_videos=True)
@@ -218,42 +224,32 @@ def _episode_lines(
     return lines
 
 
-def _required_cameras(
-    root: Path, info: meta.Info, names: Sequence[str]
-) -> tuple[meta.Feature, ...]:
-    """Cameras that all data sets of a format have; without them it is another format."""
-    cameras = [info.features[name] for name in names if name in info.features]
-    if len(cameras) < len(names) or not all(camera.is_camera for camera in cameras):
-        raise no_episodes(root, f"the cameras {', '.join(names)} in {INFO_FILE}")
-    return tuple(cameras)
-
-
-def _usable_cameras(
+def _cameras(
     root: Path,
     info: meta.Info,
-    videos: Mapping[str, Mapping[int, Path]],
-    existing: set[Path],
-    columns: Sequence[str] | None,
+    config: LeRobotConfig,
+    absent: Collection[str],
     findings: list[Finding],
-) -> Iterator[meta.Feature]:
-    cameras = [feature for feature in info.features.values() if feature.is_camera]
-    absent = {
-        camera.name
-        for camera in cameras
-        if (camera.dtype == "video" and existing.isdisjoint(videos[camera.name].values()))
-        or (camera.dtype == "image" and columns is not None and camera.name not in columns)
-    }
-    # If no camera has files, all are kept, so that each episode reports the loss.
-    is_lost = all(camera.is_depth or camera.name in absent for camera in cameras)
-    for feature in cameras:
-        if feature.is_depth:
-            continue
-        if feature.name not in absent or is_lost:
-            yield feature
-            continue
-        missing = "video for any episode" if feature.dtype == "video" else "column in the data"
-        message = f"{root}: camera {feature.name} has no {missing}; left out"
-        findings.append(LEROBOT("camera_without_files", message, camera=feature.name))
+) -> tuple[meta.Feature, ...]:
+    """Cameras of the format, or all but those of depth and `absent` ones, without any file.
+
+    If no camera has files, all are kept, so that each episode reports the loss.
+    """
+    needed = config.camera_columns
+    if needed:
+        cameras = [info.features[name] for name in needed if name in info.features]
+        if len(cameras) < len(needed) or not all(camera.is_camera for camera in cameras):
+            raise no_episodes(root, f"the cameras {', '.join(needed)} in {INFO_FILE}")
+        return tuple(cameras)
+    features = info.features.values()
+    colors = [feature for feature in features if feature.is_camera and not feature.is_depth]
+    present = [feature for feature in colors if feature.name not in absent]
+    for feature in colors:
+        if present and feature not in present:
+            missing = "video for any episode" if feature.dtype == "video" else "column in the data"
+            message = f"{root}: camera {feature.name} has no {missing}; left out"
+            findings.append(LEROBOT("camera_without_files", message, camera=feature.name))
+    return tuple(present or colors)
 
 
 def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Finding | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, get_args
 
-from vlatool.artifacts.lerobot.dataset import EpisodeFiles
+from vlatool.artifacts.lerobot.dataset import Dataset, EpisodeFiles
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import AUTOMATIC, PERSISTENT
 from vlatool.artifacts.lerobot.tables import Rows, column_names, read_rows
@@ -66,6 +66,8 @@ class MappedEpisode(PlannedEpisode):
             if thing.kind != "array":
                 raise self.error("not_numeric", f"{path} is {thing.kind}, no column of numbers")
         self.plan.parts = tuple(map(self._with_role_of_format, self.plan.parts))
+        if self._keeps_rest:
+            self._add_policy(mapping, files.dataset)
         for name, planned in list(self.plan.cameras.items()):
             error = None
             if not planned.video:
@@ -73,6 +75,14 @@ class MappedEpisode(PlannedEpisode):
             if error is not None:
                 self.missing_cameras[name] = error
                 del self.plan.cameras[name]
+
+    def _add_policy(self, mapping: RecordingMapping, dataset: Dataset) -> None:
+        """Sets the actions and observations of the format where the mapping has none."""
+        paths = self.plan.fields.items()
+        if not mapping.action_fields:
+            self.plan.actions = tuple(n for n, path in paths if path in dataset.action_keys)
+        if not mapping.proprioception_fields:
+            self.plan.observed = tuple(n for n, path in paths if path in dataset.observation_keys)
 
     def _with_role_of_format(self, part: StoredPart) -> StoredPart:
         """Columns that the format itself needs, and annotations, which have no single kind."""

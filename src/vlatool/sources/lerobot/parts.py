@@ -36,22 +36,18 @@ _TAKES_TEXT = "--task-column {} makes it the instruction, --sink lerobot copies 
 def stored_parts(
     files: EpisodeFiles,
     columns: Sequence[str],  # of the file of the episode
-    kinds: Mapping[str, str],  # column of texts to their kind of annotation
+    known: Mapping[str, StoredPart],  # columns of texts
     lost_depth: Mapping[str, str],  # depth that cannot be read to the reason
-    texts: Sequence[StoredPart],  # of further columns
 ) -> tuple[StoredPart, ...]:
     """All features in the order of info.json, then columns that it does not declare."""
     dataset = files.dataset
     features = dataset.info.features
     others = [name for name in columns if name not in features and not name.startswith("__")]
-    parts = {part.path: part for part in texts}
     found: list[StoredPart] = []
     content: Content
     for name in (*features, *others):
-        if name in parts:
-            found.append(parts[name])
-        elif name in kinds:
-            found.append(StoredPart(name, "language", kinds[name], "text"))
+        if name in known:
+            found.append(known[name])
         elif name in (PERSISTENT, EVENTS):
             found.append(StoredPart(name, "language", "", "text"))
         elif name in AUTOMATIC or _TIME.fullmatch(name):
@@ -70,6 +66,11 @@ def stored_parts(
         else:
             found.append(_left_out(features[name], columns))
     return tuple(found)
+
+
+def language_parts(kinds: Mapping[str, str]) -> dict[str, StoredPart]:
+    """Parts of columns of texts, whose kind of annotation is known."""
+    return {name: StoredPart(name, "language", kind, "text") for name, kind in kinds.items()}
 
 
 def _images_part(
@@ -123,9 +124,9 @@ def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None
     `columns`: those of the file of the episode.
     """
     features = files.dataset.info.features
-    kinds = {**text_columns(files.dataset), TASK_INDEX: "original"}
+    known = language_parts({**text_columns(files.dataset), TASK_INDEX: "original"})
     things: list[Stored] = []
-    for part in stored_parts(files, columns, kinds, {}, ()):
+    for part in stored_parts(files, columns, known, {}):
         path, note = part.path, part.note
         feature = features.get(path)
         dtype = feature.dtype if feature else ""

@@ -184,13 +184,8 @@ class LeRobotReader(FormatReader):
         return None
 
 
-_TAKE = "none if the policy does not need them; else use the option that is named with each"
-
-
 def _left_out(episode: str, contents: rules.EpisodeContents) -> list[Finding]:
-    stored = [part for part in contents.parts if part.note != NO_IMAGES]
-    found = left_out_findings(episode, stored)
-    return [replace(each, action=_TAKE if each.action else "") for each in found]
+    return left_out_findings(episode, [part for part in contents.parts if part.note != NO_IMAGES])
 
 
 def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:

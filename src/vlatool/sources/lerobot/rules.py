@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,13 @@ from vlatool.sources.lerobot.language import (
     joined_language,
     text_columns,
 )
-from vlatool.sources.lerobot.parts import SUCCESS, TASK_INDEX, stored_parts, text_part
+from vlatool.sources.lerobot.parts import (
+    SUCCESS,
+    TASK_INDEX,
+    language_parts,
+    stored_parts,
+    text_part,
+)
 from vlatool.sources.rules import SOURCE
 
 _TASK_DESCRIPTION = "task_description"
@@ -96,12 +102,11 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
             fields[name] = values
     depth, lost_depth = open_depths(files, rows)
     kinds[config.task_column or TASK_INDEX] = "original"
-    others = [
-        text_part(files, rows, column, texts, report)
-        for column in further_texts
-        if column in rows.columns and column not in kinds
-    ]
-    parts = stored_parts(files, rows.columns, kinds, lost_depth, others)
+    known = language_parts(kinds)
+    for column in further_texts:
+        if column in rows.columns and column not in kinds:
+            known[column] = text_part(files, rows, column, texts, report)
+    parts = stored_parts(files, rows.columns, known, lost_depth)
     return EpisodeContents(
         rows, cameras, missing, language, metadata, fields, depth, _success(rows), parts
     )
@@ -312,13 +317,12 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     for name, values in contents.fields.items():
         names = files.dataset.info.features[name].dimension_names
         report.attempt(partial(check_finite, rows, name, values, names))
-    vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
     _check_motion(rows, contents, report)
     for name, frames in contents.cameras.items():
         if isinstance(frames, SingleImages):
             report.attempt(partial(frames.read, [0]), camera=name)
     published = files.statistics()
-    summaries = {name: Moments.of(values) for name, values in vectors.items() if len(values)}
+    summaries = {name: moments_of(values) for name, values in contents.fields.items()}
     for name, problem in statistics_mismatches(published, summaries):
         message = f"published statistics of {rows.episode}: {name} {problem}"
         report.note("stats_contradict", message, field=name)
@@ -350,25 +354,6 @@ def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str]
         raise rows.error(name, problem, "data.non_finite", row)
 
 
-def _other_fields(
-    files: EpisodeFiles, rows: Rows, report: Collector
-) -> Iterator[tuple[str, Array]]:
-    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
-    used, features = files.dataset.field_names, files.dataset.info.features
-    for name, feature in features.items():
-        is_number = feature.width is not None and feature.is_readable_number
-        if not is_number or name not in rows.columns or name in used:
-            continue
-        try:
-            column = read_rows(rows.segment, rows.episode, [name])
-            values = column.vectors(name, feature.width)
-            check_finite(column, name, values)
-        except DataError as error:
-            report.note("unused_column", error.message, path=str(rows.path), field=name)
-        else:
-            yield name, values
-
-
 def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
     used = list(contents.fields.values())
     if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
@@ -380,20 +365,12 @@ def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> N
 _TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Statistics of the rows of a field; `min`, `max`, `mean`, `std` are float64 [C]."""
+Moments = dict[str, Array]  # `min`, `max`, `mean`, `std`, each float64 [C], and `count` [1]
 
-    min: Array
-    max: Array
-    mean: Array
-    std: Array
-    count: int
 
-    @classmethod
-    def of(cls, values: Array) -> Self:
-        """Statistics of rows [F, C], of which there is one at least."""
-        return cls(**moments(values), count=len(values))
+def moments_of(values: Array) -> Moments:
+    """Statistics of rows [F, C], of which there is one at least."""
+    return {**moments(values), "count": np.array([len(values)])}
 
 
 def statistics_mismatches(
@@ -404,14 +381,14 @@ def statistics_mismatches(
         entry = stated.get(name)
         if entry is None:
             continue
-        scale = np.maximum(np.maximum(np.abs(actual.min), np.abs(actual.max)), 1e-6)
+        scale = np.maximum(np.maximum(np.abs(actual["min"]), np.abs(actual["max"])), 1e-6)
         for key in ("min", "max", "mean", "std"):
-            problem = _difference(key, entry.get(key), getattr(actual, key), scale)
+            problem = _difference(key, entry.get(key), actual[key], scale)
             if problem:
                 yield name, problem
-        count = entry.get("count")
-        if count and count not in (actual.count, [actual.count]):
-            yield name, f"has count {str(count)[:40]}, there are {counted(actual.count, 'row')}"
+        count, rows_there = entry.get("count"), int(actual["count"][0])
+        if count and count not in (rows_there, [rows_there]):
+            yield name, f"has count {str(count)[:40]}, there are {counted(rows_there, 'row')}"
 
 
 def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:

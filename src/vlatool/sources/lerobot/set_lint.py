@@ -32,8 +32,9 @@ from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
+from vlatool.pages.text import few_text
 from vlatool.sources.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
-from vlatool.sources.lerobot.rules import Moments, check_finite, statistics_mismatches
+from vlatool.sources.lerobot.rules import Moments, check_finite, moments_of, statistics_mismatches
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
@@ -65,12 +66,13 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
             yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
         listed = {line.number for line in lines}
         for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
+            others: list[int] = []
             with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
-                spans = episode_spans(path)
-                if others := sorted(set(spans or ()) - listed):
-                    shown = ", ".join(map(str, others[:5])) + ("..." if len(others) > 5 else "")
-                    problem = f"has rows of episodes that the list of episodes lacks: {shown}"
-                    yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
+                others = sorted({*(episode_spans(path) or ())} - listed)
+            if others:
+                shown = few_text([*map(str, others)])
+                problem = f"has rows of episodes that the list of episodes lacks: {shown}"
+                yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
     yield from _check_rows(root, episodes)
 
 
@@ -170,11 +172,11 @@ class _Summary:
             values = self._vectors(rows, name)
             if values is None:
                 continue
-            moments = Moments.of(values)
+            moments = moments_of(values)
             self._moments[name].append(moments)
             if name in self._dataset.field_names:
                 digest.update(values.tobytes())
-                is_moving |= bool((moments.min != moments.max).any())
+                is_moving |= bool((moments["min"] != moments["max"]).any())
         same = self._episodes.setdefault(digest.digest(), number) if is_moving else number
         return -1 if same == number else same
 
@@ -188,9 +190,8 @@ class _Summary:
 
     def moments(self) -> Iterator[tuple[str, Moments]]:
         for name, parts in self._moments.items():
-            counts = [{**vars(part), "count": [part.count]} for part in parts]
-            merged = {key: np.array(value) for key, value in merge_stats(counts).items()}
-            yield name, Moments(**merged, count=sum(part.count for part in parts))
+            merged = {key: np.array(value) for key, value in merge_stats(parts).items()}
+            yield name, {**merged, "count": np.sum([part["count"] for part in parts], axis=0)}
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
@@ -214,7 +215,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     for name, problem in statistics_mismatches(published, merged) if summary.is_whole else ():
         yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
     for name in dataset.field_names:
-        if name in merged and merged[name].count > 1:
+        if name in merged and merged[name]["count"][0] > 1:
             yield from _constant_dimensions(dataset, name, merged[name])
 
 
@@ -234,8 +235,8 @@ def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
 
 
 def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Iterator[Finding]:
-    constant = np.flatnonzero(moments.min == moments.max).tolist()
-    width = len(moments.min)
+    constant = np.flatnonzero(moments["min"] == moments["max"]).tolist()
+    width = len(moments["min"])
     if not constant or width == 1:
         return
     labels = [

@@ -16,6 +16,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
+from vlatool.pages.text import few_text
 from vlatool.storage.uri import is_remote
 
 _FACTOR = math.log(180 / math.pi)
@@ -31,26 +32,29 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     dataset = episodes[0].dataset
     if len(episodes) < 2 or is_remote(dataset.root):
         return
-    chosen = np.linspace(0, len(episodes) - 1, min(len(episodes), _MOST_EPISODES)).round()
-    features = dataset.info.features
-    names = [name for name in dataset.field_names if (features[name].width or 0) > 1]
+    widths: dict[str, int] = {}
+    for name in dataset.field_names:
+        width = dataset.info.features[name].width or 0
+        if width > 1:
+            widths[name] = width
     numbers: list[int] = []  # of the episodes that can be read
-    sizes: dict[str, list[Array]] = {name: [] for name in names}  # [2, C] of each episode
-    for episode in [episodes[int(index)] for index in dict.fromkeys(chosen.tolist())]:
+    sizes: dict[str, list[Array]] = {name: [] for name in widths}  # [2, C] of each episode
+    count = min(len(episodes), _MOST_EPISODES)
+    for index in np.linspace(0, len(episodes) - 1, count).round().astype(int):
+        episode = episodes[index]
         with suppress(DataError):  # the check of the episode reports it
-            rows = read_rows(episode.segment(), f"episode {episode.number}", names)
-            vectors = {name: rows.vectors(name, features[name].width) for name in names}
+            rows = read_rows(episode.segment(), f"episode {episode.number}", [*widths])
+            vectors = [rows.vectors(name, width) for name, width in widths.items()]
             numbers.append(episode.number)
-            for name, values in vectors.items():
+            for name, values in zip(widths, vectors, strict=True):
                 sizes[name].append(np.stack([np.abs(values).max(axis=0), np.ptp(values, axis=0)]))
     for name, parts in sizes.items() if numbers else ():
         largest, ranges = np.array(parts, np.float64).swapaxes(0, 1)
-        degrees = [numbers[index] for index in degrees_of(largest, ranges)]
+        degrees = [str(numbers[index]) for index in degrees_of(largest, ranges)]
         if degrees:
-            shown = ", ".join(map(str, degrees[:5])) + (", ..." if len(degrees) > 5 else "")
             problem = (
-                f"{name} of {counted(len(degrees), 'episode')} of {len(numbers)} ({shown}) is about"
-                " 57.3 times that of the others: degrees and radians"
+                f"{name} of {counted(len(degrees), 'episode')} of {len(numbers)} "
+                f"({few_text(degrees)}) is about 57.3 times that of the others: degrees and radians"
             )
             yield LEROBOT.at("mixed_units", dataset.root, problem, field=name)
 
