@@ -241,9 +241,14 @@ def _add_rest(
             note = "the mapping does not name it"
             rest[part.path] = StoredPart(part.path, "left_out", "", part.content, note)
             continue
-        taken = {*plan.cameras, *plan.depth, *plan.labels, *plan.names}
-        if part.name in taken and part.role != "language":
-            part = replace(part, name=unused_id(part.name, dict.fromkeys(taken, 1)))
+        names = {
+            "camera": plan.cameras,
+            "depth": plan.depth,
+            "labels": plan.labels,
+            "field": plan.names,
+        }
+        taken = dict.fromkeys(names.get(part.role, ()), 1)
+        part = replace(part, name=unused_id(part.name, taken))
         rest[part.path] = part
         _add(plan, part, decisions[part.path])
     in_order = [used.get(thing.path) or rest[thing.path] for thing in stored]

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,21 @@ from vlatool.sources.inventory import Stored, is_action
 from vlatool.sources.language import kind_of_name
 from vlatool.sources.mapping import CameraMapping, RecordingMapping, proposal
 from vlatool.sources.plan import EpisodePlan, plan_by_structure
+from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.tree import walk
+from vlatool.storage.uri import can_list
 
+LEFT_OUT_LINE = "# left out: "
 _MEASURED = re.compile(
     r"state|proprio|joint|qpos|qvel|eef|ee_|tcp|cartesian|pose|gripper|agent_pos|robot\d", re.I
 )
 _RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I)
+_OTHERS = re.compile(r"env_state|actor|object", re.I)  # of which a robot measures nothing
 _TIME = re.compile(r"time|stamp", re.I)
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
+_TASK = re.compile(r"task|goal|instruction", re.I)
+_VIDEOS, _MOST_FILES = (".mp4", ".mkv", ".avi", ".mov", ".webm"), 20
 _EPOCH = (1e9, 4e9)  # seconds since 1970 that a recent clock shows
 _STATES = re.compile(r"qpos|joint|eef|pose|tcp|state", re.I)
 
@@ -30,8 +39,24 @@ class Clues:
 
     things: Sequence[Stored]
     # reference to the value of attributes and metadata
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     numbers: Callable[[str], Array] | None = None  # rows of a field, by path
+    videos: list[str] = field(default_factory=list[str])  # files beside, by relative path
+
+    def add_files_beside(self, path: Path) -> None:
+        """Adds the videos and the values of JSON files of the folder of a recording."""
+        if not can_list(path.parent):
+            return
+        for folder, _, names in walk(path.parent):
+            for name in sorted(names)[:_MOST_FILES]:
+                file = folder / name
+                if file.suffix.lower() in _VIDEOS:
+                    self.videos.append(file.relative_to(path.parent).as_posix())
+                if file.suffix == ".json" and folder == path.parent:
+                    with suppress(DocumentError, OSError):
+                        document = read_json(file)
+                        pairs = document.items() if isinstance(document, dict) else ()
+                        self.values |= {f"{name}@{key}": value for key, value in pairs}
 
 
 def proposed_mapping(
@@ -47,15 +72,23 @@ def proposed_mapping(
     things = {thing.path: thing for thing in clues.things}
     notes = _notes(plan, things)
     actions = [name for name, path in plan.fields.items() if is_action(path)]
-    states = [name for name, path in plan.fields.items() if _MEASURED.search(path)]
+    states: list[str] = []
+    for name, path in plan.fields.items():
+        if _MEASURED.search(path) and not (_TIME.search(path) or _OTHERS.search(path)):
+            states.append(name)
     observed = [name for name in states if name not in actions]
     if not actions:
         example = next((name for name in states if _STATES.search(name)), "FIELD")
         notes["action_fields"] = (
             f"no field is named as a command: which is one? [next({example})] takes the next state"
         )
+    cameras = {name: CameraMapping(path=each.path) for name, each in plan.cameras.items()}
+    for video in clues.videos:
+        name = Path(video).stem
+        cameras[name] = CameraMapping(video=video)
+        notes[f"cameras.{name}"] = "same name in each episode? else {stem} or {FILE.json@KEY}"
     mapping: dict[str, Any] = {
-        "cameras": {name: CameraMapping(path=each.path) for name, each in plan.cameras.items()},
+        "cameras": cameras,
         "depth": {name: each.path for name, each in plan.depth.items()},
         "labels": {name: each.path for name, each in plan.labels.items()},
         "fields": plan.fields,
@@ -73,7 +106,7 @@ def proposed_mapping(
 
 
 def _left_out_line(part: StoredPart) -> str:
-    return f"# left out: {part.path}: {part.note}\n"
+    return f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
 
 
 def _most_rows(things: Sequence[Stored]) -> int:
@@ -111,7 +144,9 @@ def _texts(plan: EpisodePlan, clues: Clues, notes: dict[str, str]) -> dict[str, 
     named = [reference for kind, reference in plan.texts if kind in ("original", "alternative")]
     for reference, value in clues.values.items():
         is_text = isinstance(value, str) and value.strip()
-        if is_text and reference not in named and kind_of_name(reference.rpartition("@")[2]):
+        key = reference.rpartition("@")[2]
+        says_task = kind_of_name(key) or (_TASK.search(key) and " " in str(value).strip())
+        if is_text and reference not in named and says_task:
             named.append(reference)
     others = {k: ref for k, ref in plan.texts if k not in ("original", "alternative")}
     unnamed = [part.path for part in plan.parts if part.content == "text" and not part.name]

@@ -1,11 +1,12 @@
 """Inspection and verification of a location: an artifact of any kind, or raw episodes."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlatool import inspection
 from vlatool.artifacts.check import CheckOptions
@@ -19,8 +20,10 @@ from vlatool.pages.images import PageVideos
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS
 from vlatool.results import MERGED, OPTIONAL, Result, columns
-from vlatool.sources.detection import SourceKeys
+from vlatool.sources.detection import SourceKeys, detect_source
+from vlatool.sources.propose import LEFT_OUT_LINE
 from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import read_yaml
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, require_existing
 from vlatool.transforms.names import NameMap
@@ -75,25 +78,55 @@ class ProposalResult(Result):
     location: str
     format: str
     mapping: str
+    questions: Sequence[str]  # what the recordings do not say
+    left_out: Sequence[str]  # what the mapping does not use, with the reasons
     next: str
 
-    def lines(self) -> list[str]:
-        return [f"{self.mapping}: check its lines, then", f"next: {self.next}"]
+    def lines(self) -> Iterator[str]:
+        yield f"{self.mapping}: check each line with a question mark"
+        yield from self.questions
+        if self.left_out:
+            yield f"left out: {'; '.join(self.left_out)}"
+        yield f"next: {self.next}"
 
 
-def _propose(source: Path, target: Path) -> ProposalResult:
-    for name in FORMATS.names():
-        text = FORMATS.get(name).propose(source)
+def _propose(source: Path, target: Path, config: InspectConfig) -> ProposalResult:
+    """Writes a mapping of the first format that has one for the source."""
+    for name in [config.format] if config.format else FORMATS.names():
+        try:
+            text = FORMATS.get(name).propose(source)
+        except DataError as error:
+            if error.code != "data.no_episodes":
+                raise
+            continue
         if text is not None:
             write_text(target, text)
-            command = f"vlatool preprocess {name} {source} --mapping {target} --output OUTPUT"
-            return ProposalResult(str(source), name, str(target), command)
+            return _proposal_result(source, target, name, text)
+    detected = detect_source(source, config.format)  # raises if there is nothing to read
     raise DataError.at(
         source,
-        "no recordings that a mapping describes",
-        hint="leave --propose out: the format is found by itself",
-        code="data.no_episodes",
+        f"the format {detected.format} has no mappings",
+        hint="leave --propose out; --rename gives cameras and fields other names",
+        code="data.no_mapping",
     )
+
+
+def _proposal_result(source: Path, target: Path, name: str, text: str) -> ProposalResult:
+    mapping: dict[str, Any] = read_yaml(target)
+    questions: list[str] = []
+    if not mapping.get("action_fields"):
+        questions.append("no field is named as a command: set action_fields")
+    if not mapping.get("instruction"):
+        questions.append("no instruction is stored: set instruction, or give --instruction")
+    words = ["vlatool", "preprocess", name, str(source), "--mapping", str(target)]
+    following = shlex.join([*words, "--output", "data"])
+    if not mapping.get("fps") and name != "lerobot":
+        questions.append("no rate is stored: set fps, or give --fps to preprocess")
+        following = shlex.join(["vlatool", "inspect", str(source), "--mapping", str(target)])
+    left_out = [
+        line.removeprefix(LEFT_OUT_LINE) for line in text.splitlines() if LEFT_OUT_LINE in line
+    ]
+    return ProposalResult(str(source), name, str(target), questions, left_out, following)
 
 
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult | ProposalResult:
@@ -116,7 +149,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         return _inspect_names(config)
     path = require_weights(config.location)
     if config.propose is not None:
-        return _propose(path, location(config.propose))
+        return _propose(path, location(config.propose), config)
     target = None if config.html is None else location(config.html)
     if target is None:
         _check_page_options(path, "", config)

@@ -20,7 +20,13 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.hdf5 import rules
 from vlatool.sources.inventory import Stored
-from vlatool.sources.mapping import MAPPING, RecordingMapping, mapping_file, read_mapping
+from vlatool.sources.mapping import (
+    MAPPING,
+    RecordingMapping,
+    known_layouts,
+    mapping_file,
+    read_mapping,
+)
 from vlatool.sources.plan import (
     PLAIN,
     PlannedEpisode,
@@ -250,9 +256,14 @@ class Hdf5Reader(base.FormatReader):
         if path is None:
             return None
         with rules.opened(path) as file, rules.readable(path):
+            for name, known in known_layouts():
+                if all(rules.has_path(file, pattern) for pattern in known.recognized_by):
+                    return mapping_file(name).read_text()
             pattern, group = rules.first_episode(file)
             clues = Clues(rules.things_of(group, path), rules.attributes_of(group))
             clues.numbers = lambda name: rules.columns(rules.dataset_at(group, name, path), path)
+            if pattern == "/":
+                clues.add_files_beside(path)
             return proposed_mapping(clues, episodes=pattern)
 
 
