@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.builders.lerobot import Columns, frame_of, lerobot_dataset, write_lines
+from tests.builders.lerobot import Columns, lerobot_dataset, write_lines
 from tests.builders.lerobot_shared import edit_list, read_list, write_list
 from tests.builders.web_server import web_server
 from vlatool.episode import Array, Episode, LanguageSpan

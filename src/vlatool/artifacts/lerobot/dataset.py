@@ -150,8 +150,10 @@ class FileFinder:
             found: list[str] = []
             for other in self._by_name.get((folder, name), ()):
                 # Names repeat in each chunk of v3.0, and in the folder of each camera.
-                is_it = other == usual if self._info.is_shared else True
-                if is_it and (not camera or camera in PurePosixPath(other).parts):
+                is_of_another = self._info.is_shared and other != usual
+                if camera and camera not in PurePosixPath(other).parts:
+                    is_of_another = True
+                if not is_of_another:
                     found.append(other)
             if len(found) != 1:
                 return path

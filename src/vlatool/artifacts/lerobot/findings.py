@@ -18,14 +18,20 @@ _META = "correct the number in meta/info.json; vlatool does not use it"
 
 LEROBOT = FindingCodes(
     "lerobot",
-    missing_file=error("A file of the data set or an episode is missing.", _AGAIN),
+    missing_file=error(
+        "A file of the data set or an episode is missing.",
+        "complete the download, or exclude the episode with `preprocess --exclude`",
+    ),
     lfs_pointer=error("A file is a Git LFS pointer.", "run `git lfs pull` in the data set"),
     bad_metadata=error("A file in meta/ is invalid.", METADATA),
     bad_modality=warning(
         "meta/modality.json is invalid, or does not fit the features; these names are not used.",
         "correct the entry in meta/modality.json",
     ),
-    bad_parquet=error("A parquet file cannot be read or has no rows.", _LEAVE_OUT),
+    bad_parquet=error(
+        "A parquet file cannot be read or has no rows.",
+        f"{_LEAVE_OUT}, or save what is whole: vlatool repair",
+    ),
     length_mismatch=error("A file has another number of rows than the list of episodes.", _LIST),
     empty_episode=error(
         "A mapping leaves an episode without frames.",

@@ -201,12 +201,9 @@ def episode_tables(root: Path) -> Iterator[Path]:
 
 def missing_list_error(path: Path) -> DataError:
     """Error for a data set of v3.0 without a list of episodes, which alone names their clips."""
-    return DataError.at(
-        path,
-        f"has no {EPISODES_TABLES.removeprefix(EPISODES_FOLDER).lstrip('/')}, the list of episodes",
-        hint="complete the download of meta/",
-        code="data.missing_file",
-    )
+    tables = EPISODES_TABLES.removeprefix(EPISODES_FOLDER).lstrip("/")
+    problem = f"has no {tables}, the list of episodes"
+    return LEROBOT.error("missing_file", path, problem, hint="complete the download of meta/")
 
 
 def _unsupported_error(path: Path, version: str) -> DataError:

@@ -89,19 +89,10 @@ def check_is_data_file(path: Path, label: str) -> None:
     try:
         head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError(
-            f"{label}: {path} is missing",
-            hint="complete the download, or exclude the episode with `preprocess --exclude`",
-            code="data.missing_file",
-            details={"path": str(path)},
-        ) from None
+        raise LEROBOT.error("missing_file", path, label, "is missing") from None
     if head == _LFS_HEADER:
-        raise DataError(
-            f"{label}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
-            hint="run `git lfs pull` in the data set, or download it again",
-            code="data.lfs_pointer",
-            details={"path": str(path)},
-        )
+        problem = f"is a Git LFS pointer ({path.stat().st_size} bytes), not data"
+        raise LEROBOT.error("lfs_pointer", path, label, problem)
 
 
 def read_segment(segment: RowSegment, columns: Sequence[str] | None = None) -> pa.Table:
@@ -233,7 +224,7 @@ class Rows:
         """Raises DataError unless the file has the column `name`."""
         if name not in self.columns:
             known = ", ".join(self.columns)
-            raise self.error(name, f"is missing; available: {known}", "data.missing_column")
+            raise self.error(name, f"is missing; available: {known}", "missing_column")
 
     def values(self, name: str) -> list[Any]:
         return self.table.column(name).to_pylist()
@@ -245,7 +236,7 @@ class Rows:
         """Values of a scalar numeric column; None for null, NaN and infinity."""
         dtype = self.table.schema.field(name).type
         if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
-            raise self.error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
+            raise self.error(name, f"holds {dtype}, expected numbers", "not_numeric")
         values = self.values(name)
         return [None if value is None or not np.isfinite(value) else value for value in values]
 
@@ -262,7 +253,7 @@ class Rows:
             ]
         if not pa.types.is_integer(dtype):
             problem = f"holds {dtype}, expected integers or texts"
-            raise self.error(name, problem, "data.not_numeric")
+            raise self.error(name, problem, "not_numeric")
         return self.values(name)
 
     def vectors(self, name: str, width: int | None) -> Array:
@@ -280,7 +271,7 @@ class Rows:
             self._check_widths(name, np.ones(len(array), np.int64), width)
             return array
         if _is_list(column.type.value_type):
-            raise self.error(name, "has 2 dimensions, expected 1", "data.not_a_vector")
+            raise self.error(name, "has 2 dimensions, expected 1", "not_a_vector")
         self._check_no_nulls(name, column)
         widths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
         width = self._check_widths(name, widths, width)
@@ -294,7 +285,7 @@ class Rows:
             raise self.error(
                 name,
                 f"has {counted(int(widths[row]), 'value')} at row {row}, expected {expected}",
-                "data.ragged_rows",
+                "ragged_rows",
                 row,
             )
         return expected
@@ -305,22 +296,19 @@ class Rows:
         if pa.types.is_boolean(dtype):
             values = values.cast(pa.uint8()).cast(pa.float32())
         elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
-            raise self.error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
+            raise self.error(name, f"holds {dtype}, expected numbers", "not_numeric")
         self._check_no_nulls(name, values, width)
         return values.to_numpy(zero_copy_only=False)
 
     def _check_no_nulls(self, name: str, values: Any, width: int = 1) -> None:
         if values.null_count:
             row = pc.index(values.is_null(), True).as_py() // max(width, 1)
-            raise self.error(name, f"has no value at row {row}", "data.missing_value", row)
+            raise self.error(name, f"has no value at row {row}", "missing_value", row)
 
     def error(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
-        return DataError(
-            f"{self.episode}: {self.path}: {field} {problem}",
-            hint="repair or record the episode again, or exclude it with `preprocess --exclude`",
-            code=code,
-            details={"path": str(self.path), "field": field, "row": row},
-        )
+        """Error of a column, with a code of the findings."""
+        reason = f"{field} {problem}"
+        return LEROBOT.error(code, self.path, self.episode, reason, field=field, row=row)
 
 
 def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Rows:
@@ -397,10 +385,4 @@ def _is_list(dtype: pa.DataType) -> bool:
 
 
 def damaged_error(path: Path, episode: str, reason: str) -> DataError:
-    return DataError(
-        f"{episode}: {path} cannot be read as parquet: {reason}",
-        hint="download the file again, exclude the episode with --exclude, or save what is whole: "
-        "vlatool repair",
-        code="data.bad_parquet",
-        details={"path": str(path)},
-    )
+    return LEROBOT.error("bad_parquet", path, episode, f"cannot be read as parquet: {reason}")

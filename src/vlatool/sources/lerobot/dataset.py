@@ -293,7 +293,8 @@ def select_fields(
 
     `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, too
     wide to be observed, or not among the `columns` of a file (None if no file can be read), are
-    left out, as the parts of the episodes say.
+    left out, as the parts of the episodes say; DataError if one has no valid shape, or if no action
+    is left.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
@@ -312,12 +313,15 @@ def select_fields(
             reason = wide_note(info.features[name])
         if not reason:
             selected.append(name)
-    if is_action and (names or conventional) and not selected:
-        name = (names or conventional)[0]
+    broken = [name for name in names if info.features[name].shape is None]
+    if is_action and not selected:
+        broken += names or conventional
+    if broken:
+        name, option = broken[0], "--action-keys" if is_action else "--observation-keys"
         raise DataError.at(
             root / INFO_FILE,
             f"the feature {name!r} {unusable_reason(info.features[name], columns)}",
-            hint="correct the file, or name the columns to use with --action-keys",
+            hint=f"correct the file, or name the columns to use with {option}",
             code="data.unusable_feature",
             field=name,
         )
@@ -328,10 +332,10 @@ def unusable_reason(feature: meta.Feature, columns: Sequence[str] | None) -> str
     """Why a feature cannot be a field; empty if it can; `columns`: those of a file."""
     if not feature.is_readable_number:
         return f"holds {feature.dtype}, no numbers"
-    if columns is not None and feature.name not in columns:
-        return "has no column in the data"
     if feature.shape is None:
         return "has no shape of positive integers"
+    if columns is not None and feature.name not in columns:
+        return "has no column in the data"
     return "" if feature.width else f"has rows of the shape {list(feature.shape)}, no vector"
 
 

@@ -39,13 +39,13 @@ def missing_images(
     `columns`: those of the file of the episode; None if it cannot be read.
     """
     label = f"episode {files.number}, camera {feature.name}"
-    code, path, problem = "data.missing_column", files.rows.path, "has no such column"
+    code, path, problem = "missing_column", files.rows.path, "has no such column"
     hint = ""
     if feature.dtype != "video":
         if columns is None or feature.name in columns:
             return None
     elif feature.name in files.clips:
-        path, code = files.clips[feature.name].path, "data.missing_video"
+        path, code = files.clips[feature.name].path, "missing_video"
         problem, hint = "is missing", "download the file again; "
         if path.exists():
             try:
@@ -54,15 +54,13 @@ def missing_images(
                 return error
             return None
     else:
-        path, code = files.dataset.root / EPISODES_FOLDER, "data.missing_video"
+        path, code = files.dataset.root / EPISODES_FOLDER, "missing_video"
         problem = "names no video"
-    return DataError(
-        f"{label}: {path} {problem}",
-        hint=f"{hint}`preprocess` reads what is here with --camera-names, --exclude or "
-        "--skip-episodes-missing-cameras",
-        code=code,
-        details={"path": str(path), "camera": feature.name},
+    hint += (
+        "`preprocess` reads what is here with --camera-names, --exclude or "
+        "--skip-episodes-missing-cameras"
     )
+    return LEROBOT.error(code, path, label, problem, hint=hint, camera=feature.name)
 
 
 def open_camera(

@@ -78,11 +78,11 @@ class MappedEpisode(PlannedEpisode):
 
     def _add_policy(self, mapping: RecordingMapping, dataset: Dataset) -> None:
         """Sets the actions and observations of the format where the mapping has none."""
-        paths = self.plan.fields.items()
+        fields = self.plan.fields
         if not mapping.action_fields:
-            self.plan.actions = tuple(n for n, path in paths if path in dataset.action_keys)
+            self.plan.actions = tuple(n for n in fields if fields[n] in dataset.action_keys)
         if not mapping.proprioception_fields:
-            self.plan.observed = tuple(n for n, path in paths if path in dataset.observation_keys)
+            self.plan.observed = tuple(n for n in fields if fields[n] in dataset.observation_keys)
 
     def _with_role_of_format(self, part: StoredPart) -> StoredPart:
         """Columns that the format itself needs, and annotations, which have no single kind."""
@@ -98,14 +98,11 @@ class MappedEpisode(PlannedEpisode):
     @cached_property
     def _rows(self) -> tuple[Rows, Mapping[str, Sequence[Any]]]:
         """Rows of the columns that the plan uses, and the bookkeeping columns."""
-        used = [part.path for part in self.plan.parts if part.role != "left_out"]
-        columns = [name for name in used if name not in self._features or not self._is_image(name)]
+        roles = ("field", "language", "success", "time")
+        columns = [part.path for part in self.plan.parts if part.role in roles]
         rows, metadata = open_rows(self._files, columns, self._report)
         assert rows is not None, "a strict collector raises before"
         return rows, metadata
-
-    def _is_image(self, name: str) -> bool:
-        return self._features[name].is_camera
 
     def open_images(self, planned: PlannedImages) -> FrameSource:
         feature, (rows, _) = self._features[planned.path], self._rows

@@ -351,7 +351,7 @@ def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str]
         label = dimension_label(name, column, values.shape[1], {name: dimensions})
         dimension = label.removeprefix(name).removeprefix(": ")
         problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
-        raise rows.error(name, problem, "data.non_finite", row)
+        raise rows.error(name, problem, "non_finite", row)
 
 
 def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
