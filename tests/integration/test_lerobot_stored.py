@@ -20,9 +20,11 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 
-def convert(sources: Sequence[Path], output: Path, **sink: Any) -> PreprocessResult:
+def convert(
+    sources: Sequence[Path], output: Path, keys: Mapping[str, Any] | None = None, **sink: Any
+) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [*map(str, sources)], "output": str(output)}
-    tree |= {"workers": 1, "sink": {"type": "lerobot", **sink}}
+    tree |= {"workers": 1, "sink": {"type": "lerobot", **sink}, **(keys or {})}
     return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
 
 
@@ -76,6 +78,56 @@ def test_a_set_without_the_table_of_another_cannot_be_merged(tmp_path: Path) -> 
     with fails("data.cannot_merge") as caught:
         convert([one, two], tmp_path / "out")
     assert "no texts for subtask_index" in caught.value.message
+
+
+MAPPING = """
+cameras: {top: {path: observation.images.front}}
+fields: {arm: observation.state, command: action}
+action_fields: [command]
+proprioception_fields: [arm]
+instruction: task_index
+"""
+
+
+def features_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "meta/info.json").read_text())["features"]
+
+
+def test_a_mapping_is_written_with_its_names_and_copies_clips(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", (4, 3))
+    (tmp_path / "m.yaml").write_text(MAPPING)
+    result = convert([root], tmp_path / "out", {"mapping": str(tmp_path / "m.yaml")})
+    assert (result.cameras, result.amounts["copied_clips"]) == (("top",), 2)
+    assert [part["path"] for part in result.left_out] == ["observation.gripper"]
+    names = [name for name in features_of(tmp_path / "out") if "index" not in name]
+    assert names == ["observation.state", "action", "observation.images.top", "timestamp"]
+    rows = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
+    assert [state[0] for state in rows["observation.state"].to_pylist()] == [
+        0,
+        1,
+        2,
+        3,
+        100,
+        101,
+        102,
+    ]
+    assert LeRobotReader(LeRobotConfig()).discover([tmp_path / "out"])
+
+
+def test_new_names_are_written(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", (4, 3))
+    convert([root], tmp_path / "out", {"rename": {"cameras": {"top": "observation.images.front"}}})
+    assert "observation.images.top" in features_of(tmp_path / "out")
+
+
+def test_a_field_that_would_hide_a_column_of_others_is_refused(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", (4, 3))
+    text = MAPPING.replace(
+        "arm: observation.state,", "arm: observation.state, action: observation.gripper,"
+    )
+    (tmp_path / "m.yaml").write_text(text)
+    with fails("data.name_taken"):
+        convert([root], tmp_path / "out", {"mapping": str(tmp_path / "m.yaml")})
 
 
 def test_depth_of_other_codes_cannot_be_merged(tmp_path: Path) -> None:

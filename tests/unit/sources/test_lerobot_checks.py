@@ -186,7 +186,6 @@ def change_feature(root: Path, name: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "code"),
     [
-        (STATE, {"names": ["x"]}, "names_mismatch"),
         (STATE, {"names": [["x", "y", "z"]]}, None),
         ("observation.force", {"dtype": "float32", "shape": [1]}, "feature_without_column"),
     ],

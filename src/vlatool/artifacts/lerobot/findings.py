@@ -113,7 +113,6 @@ LEROBOT = FindingCodes(
         "A split exceeds the number of episodes, or is no range of them.",
         "correct the range in meta/info.json; --split reads the episodes in it",
     ),
-    names_mismatch=info("A feature has more or fewer names than values."),
     version_mismatch=warning("The files have another version than stated."),
     template_mismatch=warning("A path template does not match the files, which were searched."),
     no_episode_list=warning("The list of episodes is missing."),

@@ -5,7 +5,7 @@ episodes. Legend of shapes: F frames, C dimensions. Source: formats/lerobot 4;
 formats/lerobot-writing 1, 2.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -449,15 +449,10 @@ class LerobotEpisodeWriter:
             ref.id,
             counts=counts,
             files=tuple(parts.files),
-            findings=tuple(_left_out(episode, self._text_kinds(recording), self.layout.depth)),
+            findings=tuple(_left_out(episode, self.layout, is_copied=recording is not None)),
             facts=facts,
             arrays=arrays | (to_arrays(rows_statistics(columns)) if columns else {}),
         )
-
-    def _text_kinds(self, recording: EpisodeFiles | None) -> Collection[str] | None:
-        """Kinds of texts of frames that are stored; None: all, as a recording is copied."""
-        styles = PERSISTENT_STYLES if PERSISTENT in self.layout.features else ()
-        return None if recording is not None else (_ORIGINAL, *styles)
 
     def _copied(self, clip: Clip | None, count: int) -> EncodedClip | None:
         if clip is None:
@@ -607,15 +602,15 @@ def _tasks(episode: Episode) -> tuple[list[str], list[int]]:
     return listed, [numbers[text] for text in rows]
 
 
-def _left_out(
-    episode: Episode, stored: Collection[str] | None, copied_depth: Collection[str]
-) -> Iterator[Finding]:
-    kinds = {span.kind for span in episode.language_spans}.difference(stored or ())
-    if kinds and stored is not None:
+def _left_out(episode: Episode, layout: SetLayout, *, is_copied: bool) -> Iterator[Finding]:
+    """What the layout has no place for; the columns of a recording are copied whole."""
+    stored = {_ORIGINAL, *(PERSISTENT_STYLES if PERSISTENT in layout.features else ())}
+    kinds = {span.kind for span in episode.language_spans} - stored
+    if kinds and not is_copied:
         named = ", ".join(sorted(kinds))
         problem = f"left out: {named} of single frames; --sink lbm stores them"
         yield LEROBOT_SINK("left_out", f"{episode.id}: {problem}", episode=episode.id)
-    depth = () if copied_depth else episode.depth
+    depth = () if layout.depth else episode.depth
     parts = {"depth": depth, "labels": episode.labels, "calibration": episode.calibration}
     cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
     if not cameras:

@@ -256,19 +256,21 @@ def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Find
     """Finding on a data set without any of its videos; None if one is there."""
     names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
     paths = dict.fromkeys(path for name in names for path in videos[name].values())
-    reason = "no file has their names"
-    for path in () if is_remote(dataset.root) else filter(existing.__contains__, paths):
-        try:
-            check_is_data_file(path, "")
-        except DataError as error:
-            if error.code == "data.lfs_pointer":
-                reason = "their files are Git LFS pointers"
-                continue
+    here = [path for path in paths if path in existing]
+    is_whole = bool(here) and is_remote(dataset.root)
+    if not paths or is_whole or not all(map(_is_pointer, here)):
         return None
-    if not paths or (is_remote(dataset.root) and not existing.isdisjoint(paths)):
-        return None
+    reason = "their files are Git LFS pointers" if here else "no file has their names"
     count = counted(len(paths), "video is", "videos are")
     return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        check_is_data_file(path, "")
+    except DataError as error:
+        return error.code == "data.lfs_pointer"
+    return False
 
 
 def _frame_total_findings(

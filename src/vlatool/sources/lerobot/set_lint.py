@@ -32,7 +32,7 @@ from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
-from vlatool.pages.text import few_text
+from vlatool.pages.text import few_text, indices_text
 from vlatool.sources.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.rules import Moments, check_finite, moments_of, statistics_mismatches
 from vlatool.storage.tree import natural_key
@@ -54,7 +54,6 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     for code, field, problem in (
         *_totals(info, len(known_texts(episodes[0])), episodes),
         *_splits(info.document, len(episodes)),
-        *_names(info.document),
     ):
         yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
     if (finding := _statistics_finding(root, info)) is not None:
@@ -103,20 +102,6 @@ def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, 
                 f"splits.{name}",
                 f"is {str(tree['splits'][name])[:40]!r}, there are {counted(episodes, 'episode')}",
             )
-
-
-def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(code, feature, problem) of vectors whose numbers of names and values differ."""
-    for name, feature in tree["features"].items():
-        if not isinstance(feature, dict):
-            continue
-        shape, names = feature.get("shape"), feature.get("names")
-        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
-            continue
-        count = len(meta.feature_names(names))
-        if count != shape[0]:
-            problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
-            yield "names_mismatch", name, problem
 
 
 def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
@@ -243,17 +228,8 @@ def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Itera
         dimension_label(name, index, width, {name: dataset.dimension_names.get(name, ())})
         for index in constant
     ]
-    shown = ", ".join(labels) if len(constant) <= _MOST_NAMED else f"{name}: {_ranges(constant)}"
+    shown = ", ".join(labels)
+    if len(constant) > _MOST_NAMED:
+        shown = f"{name}: {indices_text(constant)}"
     problem = f"{len(constant)} of {counted(width, 'dimension')} never change: {shown}"
     yield LEROBOT.at("constant_dimensions", dataset.root, problem, field=name)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as text, such as `7-21, 34-43`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
