@@ -166,8 +166,7 @@ class FileFinder:
     def _report(self, key: str, problem: str) -> None:
         if key not in self._reported:
             self._reported.add(key)
-            message = f"{self.root}: {problem}"
-            self._findings.append(LEROBOT("template_mismatch", message, field=key))
+            self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
 
     def _values(self, number: int, span: Span | None) -> dict[str, int | str]:
         if span is not None:

@@ -444,8 +444,7 @@ def _groups(
     try:
         tree = _mapping(read_json(path) if path.exists() else {})
     except (DocumentError, OSError) as error:
-        message = f"{path} cannot be read ({error}); its names are not used"
-        findings.append(LEROBOT("bad_modality", message, path=str(path)))
+        findings.append(LEROBOT.at("bad_modality", path, f"cannot be read: {error}"))
         return
     for section, groups in tree.items():
         for name, value in _mapping(groups).items():

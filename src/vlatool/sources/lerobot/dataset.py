@@ -122,10 +122,8 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     info = meta.with_group_names(root, meta.read_info(root), findings)
     info = meta.with_known_names(info, config.known_names)
     if f"v{info.version.removeprefix('v')}" != info.layout:
-        path = root / INFO_FILE
-        message = f"{path} says {info.version or 'no version'} but the files are {info.layout}"
-        message = f"{message}; reading as {info.layout}"
-        findings.append(LEROBOT("version_mismatch", message, path=str(path)))
+        problem = f"says {info.version or 'no version'}, the files are {info.layout}, which is read"
+        findings.append(LEROBOT.at("version_mismatch", root / INFO_FILE, problem))
     finder = FileFinder(root, info, findings)
     listed = _episode_lines(root, info, finder, findings)
     files = {} if info.is_shared else finder.numbered_data_files()
@@ -213,7 +211,7 @@ def _episode_lines(
     if info.is_shared or path.exists():
         lines = meta.read_episodes(root, info)
     else:
-        findings.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
+        findings.append(LEROBOT.at("no_episode_list", path, "is missing"))
         lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]
     if not lines:
         listed = (
@@ -247,8 +245,9 @@ def _cameras(
     for feature in colors:
         if present and feature not in present:
             missing = "video for any episode" if feature.dtype == "video" else "column in the data"
-            message = f"{root}: camera {feature.name} has no {missing}; left out"
-            findings.append(LEROBOT("camera_without_files", message, camera=feature.name))
+            problem = f"camera {feature.name} has no {missing}; left out"
+            finding = LEROBOT.at("camera_without_files", root, problem, camera=feature.name)
+            findings.append(finding)
     return tuple(present or colors)
 
 

@@ -3,7 +3,6 @@
 LIBERO has two image columns and one instruction per episode. Source: reference/future-vla 1.2.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from vlatool.sources.base import (
     merge_surveys,
     survey_each,
     survey_episode,
+    unused_id,
 )
 from vlatool.sources.inventory import left_out_findings
 from vlatool.sources.language import check_language, first_text
@@ -39,7 +39,7 @@ from vlatool.sources.lerobot.parts import NO_IMAGES
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.lerobot.units import unit_findings
 from vlatool.sources.mapping import RecordingMapping, mapping_file, read_mapping
-from vlatool.sources.rules import SOURCE, check_cameras
+from vlatool.sources.rules import check_cameras, distinct_recordings
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
 
@@ -59,20 +59,15 @@ class LeRobotReader(FormatReader):
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All listed episodes; reads and checks all metadata before the first one."""
         findings: list[Finding] = []
-        datasets: dict[Path, tuple[Path, list[EpisodeFiles]]] = {}
-        for source in sources:
-            for root in dataset_roots(source):
-                if root.resolve() in datasets:
-                    message = f"{root} is given twice; read once"
-                    findings.append(SOURCE("given_twice", message, path=str(root)))
-                else:
-                    episodes = open_dataset(root, self.config, findings)
-                    if self.config.split is not None:
-                        episodes = _of_split(root, episodes, self.config.split)
-                    findings += unit_findings(episodes)
-                    datasets[root.resolve()] = (source, episodes)
+        datasets: list[tuple[Path, list[EpisodeFiles]]] = []
+        for root, source in distinct_recordings(sources, dataset_roots, INFO_FILE, findings):
+            episodes = open_dataset(root, self.config, findings)
+            if self.config.split is not None:
+                episodes = _of_split(root, episodes, self.config.split)
+            findings += unit_findings(episodes)
+            datasets.append((source, episodes))
         self.source_findings = findings
-        refs = list(_refs(list(datasets.values()), is_mapped=self._mapping is not None))
+        refs = list(_refs(datasets, is_mapped=self._mapping is not None))
         if self._mapping is not None:
             self._check_mapping(self._mapping, refs)
         return iter(refs)
@@ -218,12 +213,10 @@ def _refs(
     datasets: Sequence[tuple[Path, list[EpisodeFiles]]], *, is_mapped: bool
 ) -> Iterator[EpisodeRef]:
     """Refs of data sets; the second data set of the same name gets the suffix `-2`."""
-    seen: Counter[str] = Counter()
+    used: dict[str, int] = {}
     for source, episodes in datasets:
         dataset = episodes[0].dataset
-        name = id_part(dataset.name)
-        seen[name] += 1
-        prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        prefix = unused_id(id_part(dataset.name), used)
         metadata = [*_metadata(dataset.root, dataset.info), *dataset.text_tables.values()]
         for episode in episodes:
             number = episode.number

@@ -18,7 +18,7 @@ from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
 from vlatool.artifacts.lerobot.meta import Statistics
 from vlatool.artifacts.lerobot.tables import Rows, read_rows, timestamp_problem
-from vlatool.episode import Array, FrameSource, RowSegment, StoredPart
+from vlatool.episode import Array, FrameSource, StoredPart
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
@@ -126,8 +126,9 @@ def open_rows(
     segment = report.attempt(files.segment)
     if segment is None:
         return None, {}
-    if segment.count is not None:
-        _note_other_place(files.rows, segment, name, report)
+    if segment.path != path:
+        message = f"{name}: its rows are in {segment.path}; the list of episodes says {path}"
+        report.note("rows_elsewhere", message, path=str(path))
     read = partial(read_rows, segment, name, [*columns, *AUTOMATIC, PERSISTENT, EVENTS])
     rows = report.attempt(read)
     if rows is None:
@@ -139,22 +140,6 @@ def open_rows(
     metadata = _bookkeeping(rows, report)
     _check_bookkeeping(files, rows, metadata, report)
     return rows, metadata
-
-
-def _note_other_place(
-    stated: RowSegment, segment: RowSegment, name: str, report: Collector
-) -> None:
-    """Reports rows of v3.0 that are not where the list of episodes says."""
-    place = {"path": str(stated.path)}
-    if segment.path != stated.path:
-        message = f"{name}: its rows are in {segment.path}; the list of episodes says {stated.path}"
-        report.note("rows_elsewhere", message, **place)
-    elif segment.first != stated.first:
-        message = (
-            f"{name}: its rows start at row {segment.first} of {stated.path}, and at "
-            f"{stated.first} in the list of episodes; they are taken by episode_index"
-        )
-        report.note("row_offsets", message, **place, row=segment.first)
 
 
 def _success(rows: Rows) -> bool | None:

@@ -79,18 +79,17 @@ def _totals(
     info: meta.Info, tasks: int, episodes: Sequence[EpisodeFiles]
 ) -> Iterator[tuple[str, str, str]]:
     """(code, key, problem) of totals that differ from the files."""
-    clips = [
-        clip
-        for episode in episodes
-        for name, clip in episode.clips.items()
-        if name in episode.dataset.camera_names
-    ]
-    actual = {"total_episodes": len(episodes), "total_tasks": tasks or None}
-    if not (info.is_shared or episodes[0].dataset.is_without_videos):
+    dataset = episodes[0].dataset
+    actual = {"total_episodes": len(episodes), "total_tasks": tasks}
+    if not (info.is_shared or dataset.is_without_videos):
+        cameras = dataset.camera_names
+        clips = [clip for each in episodes for name, clip in each.clips.items() if name in cameras]
         actual["total_videos"] = sum(clip.path.exists() for clip in clips)
+    if not tasks:  # the list cannot be read, which reading reports
+        del actual["total_tasks"]
     for key, value in actual.items():
         stated = info.document.get(key)
-        if value is not None and stated is not None and stated != value:
+        if stated is not None and stated != value:
             yield "totals_mismatch", key, f"is {value_text(stated)}, there are {value}"
 
 

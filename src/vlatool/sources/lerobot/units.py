@@ -32,7 +32,7 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     dataset = episodes[0].dataset
     if len(episodes) < 2 or is_remote(dataset.root):
         return
-    widths: dict[str, int] = {}
+    widths: dict[str, int] = {}  # of vectors
     for name in dataset.field_names:
         width = dataset.info.features[name].width or 0
         if width > 1:
