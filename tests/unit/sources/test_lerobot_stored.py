@@ -263,7 +263,7 @@ def write_codes(path: Path, codes: Array, pixels: str = "gray12le") -> None:
 
 
 def quantized(meters: Array, quantizer: Mapping[str, Any]) -> Array:
-    """12-bit codes of depth in meters, as lerobot 0.6 makes them."""
+    """12-bit codes of depth in meters, as the library makes them."""
     low, high, shift = (quantizer[key] for key in ("depth_min", "depth_max", "shift"))
     if quantizer["use_log"]:
         span = np.log(high + shift) - np.log(low + shift)

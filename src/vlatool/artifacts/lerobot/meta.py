@@ -48,7 +48,7 @@ LARGEST_COUNT = 2**63 - 1
 _SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
 _LONGEST_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
-# Keys of the 12-bit codes of depth videos. Source: lerobot 0.6, datasets/depth_utils.py
+# Keys of the 12-bit codes of depth videos. Source: formats/lerobot 4.1
 _QUANTIZER = ("depth_min", "depth_max", "shift", "use_log", "depth_unit")
 
 
@@ -572,7 +572,7 @@ def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
 
 def texts_path(root: Path, column: str) -> Path | None:
     """Table of the texts that the numbers of a column `NAME_index` stand for, such as
-    `meta/subtasks.parquet` of lerobot 0.5; None if there is none.
+    `meta/subtasks.parquet`; None if there is none.
     """
     name = text_kind(column)
     if column in AUTOMATIC or not column.endswith("_index"):

@@ -1,6 +1,6 @@
 """Depth of LeRobot sets in millimeters: codes in a video, or values in images of the table.
 
-Legend of shapes: H, W image, N frames. Source: lerobot 0.6, datasets/depth_utils.py.
+Legend of shapes: H, W image, N frames. Source: formats/lerobot 4.1.
 """
 
 import math

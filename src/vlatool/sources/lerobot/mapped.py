@@ -1,6 +1,6 @@
 """Episodes of LeRobot sets whose features have the roles of a mapping, and a mapping to start from.
 
-Source: sources.mapping; references are names of features and columns.
+References are names of features and columns. Source: formats/lerobot 4.5.
 """
 
 from collections.abc import Mapping, Sequence
