@@ -165,6 +165,7 @@ def test_a_broken_image_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -
         ({"total_episodes": 7}, "totals_mismatch", "total_episodes"),
         ({"total_tasks": 7}, "totals_mismatch", "total_tasks"),
         ({"total_videos": 7}, "totals_mismatch", "total_videos"),
+        ({"total_chunks": 0}, "chunks", "total_chunks"),
         ({"splits": {"train": "0:100"}}, "splits", "splits.train"),
     ],
 )
@@ -186,6 +187,7 @@ def change_feature(root: Path, name: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "code"),
     [
+        (STATE, {"names": ["x"]}, "names_mismatch"),
         (STATE, {"names": [["x", "y", "z"]]}, None),
         ("observation.force", {"dtype": "float32", "shape": [1]}, "feature_without_column"),
     ],

@@ -192,12 +192,12 @@ def swapped_numbers(root: Path) -> None:
         (
             edited(("dataset_from_index", 1, 7)),
             ["row_offsets", "row_offsets"],
-            {},
+            {1: ["row_offsets"]},
         ),
         (
             edited(("data/file_index", 1, 1)),
             [],
-            {1: ["rows_elsewhere"]},
+            {1: ["rows_elsewhere"], 3: ["row_offsets"], 4: ["row_offsets"]},
         ),
         (
             remove_from_list(1),

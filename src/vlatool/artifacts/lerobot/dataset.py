@@ -257,7 +257,7 @@ def _clips_of_files(
         yield camera, sorted(clips, key=lambda pair: pair[0].start)
 
 
-def list_problems(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
+def list_problems(lines: Sequence[EpisodeLine], chunks_size: int, fps: float) -> Iterator[Problem]:
     """(code, problem, episode) of numbers, rows and clips of the list that do not fit together."""
     numbers = [line.number for line in lines]
     missing = next((n for n, number in enumerate(numbers) if n != number), None)
@@ -266,6 +266,12 @@ def list_problems(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]
         yield "list_gap", f"{problem} the episodes after it", missing
     yield from _row_problems(lines)
     yield from _gaps(lines, fps)
+    spans = [(line.number, span) for line in lines for span in (line.rows, *line.clips.values())]
+    for number, span in spans:
+        if span is not None and span.file >= chunks_size:
+            problem = f"file {span.file} of chunk {span.chunk} exceeds chunks_size {chunks_size}"
+            yield "chunks", problem, number
+            break
 
 
 def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:

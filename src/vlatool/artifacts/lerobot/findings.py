@@ -83,6 +83,7 @@ LEROBOT = FindingCodes(
         "The list of episodes lacks numbers.",
         "none: vlatool reads by number; for other readers, write the set again",
     ),
+    file_sizes=info("A file is larger than meta/info.json says."),
     constant_dimensions=warning(
         "Dimensions of an observation or action never change.",
         "none if these parts of the robot rested; else check the recording",
@@ -109,10 +110,12 @@ LEROBOT = FindingCodes(
         "none: vlatool computes its own from the rows",
     ),
     totals_mismatch=warning("A total in meta/info.json is wrong.", _META),
+    chunks=info("total_chunks or chunks_size do not match the files.", _META),
     splits=info(
         "A split exceeds the number of episodes, or is no range of them.",
         "correct the range in meta/info.json; --split reads the episodes in it",
     ),
+    names_mismatch=info("A feature has more or fewer names than values."),
     version_mismatch=warning("The files have another version than stated."),
     template_mismatch=warning("A path template does not match the files, which were searched."),
     no_episode_list=warning("The list of episodes is missing."),
@@ -127,6 +130,9 @@ LEROBOT = FindingCodes(
     camera_without_files=warning("A camera has no images in any episode."),
     tasks_unreadable=warning(
         "The list of tasks cannot be read; the list of episodes has the sentences.", _AGAIN
+    ),
+    unused_column=warning(
+        "An unused column has a defect.", "none: vlatool does not use it; else correct the column"
     ),
     unusable_feature=error("An action or observation is not usable as declared.", _META_SHAPE),
     stats_unreadable=warning(

@@ -479,7 +479,6 @@ class LeRobotSink(Sink):
     owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
     temporary: Sequence[str] = PART_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
-    stored_roles: Collection[str] = ("camera", "field", "language", "depth")
 
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:
         self._config, self._setup = config, setup
@@ -492,6 +491,8 @@ class LeRobotSink(Sink):
         self.proprioception_fields: tuple[str, ...] = survey.proprioception_fields
         self._splits: dict[str, list[int]] = {}
         self._layout = set_layout(config, setup, self.action_fields, self._sets)
+        depth = ("depth",) if self._layout.depth else ()
+        self.stored_roles: Collection[str] = ("camera", "field", "language", *depth)
         self.work: Work = LerobotEpisodeWriter(setup.output, config, self._layout)
 
     def begin(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,12 @@ def open_rows(
     if segment.path != path:
         message = f"{name}: its rows are in {segment.path}; the list of episodes says {path}"
         report.note("rows_elsewhere", message, path=str(path))
+    elif files.rows.count is not None and segment.first != files.rows.first:
+        message = (
+            f"{name}: its rows start at row {segment.first} of {path}, and at {files.rows.first} "
+            "in the list of episodes; they are taken by episode_index"
+        )
+        report.note("row_offsets", message, path=str(path), row=segment.first)
     read = partial(read_rows, segment, name, [*columns, *AUTOMATIC, PERSISTENT, EVENTS])
     rows = report.attempt(read)
     if rows is None:
@@ -302,12 +309,13 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     for name, values in contents.fields.items():
         names = files.dataset.info.features[name].dimension_names
         report.attempt(partial(check_finite, rows, name, values, names))
+    vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
     _check_motion(rows, contents, report)
     for name, frames in contents.cameras.items():
         if isinstance(frames, SingleImages):
             report.attempt(partial(frames.read, [0]), camera=name)
     published = files.statistics()
-    summaries = {name: moments_of(values) for name, values in contents.fields.items()}
+    summaries = {name: moments_of(values) for name, values in vectors.items() if len(values)}
     for name, problem in statistics_mismatches(published, summaries):
         message = f"published statistics of {rows.episode}: {name} {problem}"
         report.note("stats_contradict", message, field=name)
@@ -337,6 +345,33 @@ def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str]
         dimension = label.removeprefix(name).removeprefix(": ")
         problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
         raise rows.error(name, problem, "non_finite", row)
+
+
+def _other_fields(
+    files: EpisodeFiles, rows: Rows, report: Collector
+) -> Iterator[tuple[str, Array]]:
+    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
+    used, features = files.dataset.field_names, files.dataset.info.features
+    others = [
+        name
+        for name, feature in features.items()
+        if feature.width is not None and feature.is_readable_number
+        if name in rows.columns and name not in used
+    ]
+    try:
+        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
+    except DataError:  # at least one column is broken: each is read alone below
+        columns = []
+    for name, column in zip_longest(others, columns):
+        try:
+            if column is None:
+                column = read_rows(rows.segment, rows.episode, [name])
+            values = column.vectors(name, features[name].width)
+            check_finite(column, name, values)
+        except DataError as error:
+            report.note("unused_column", error.message, path=str(rows.path), field=name)
+        else:
+            yield name, values
 
 
 def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:

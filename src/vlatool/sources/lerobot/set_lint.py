@@ -6,7 +6,7 @@ Source: formats/lerobot 3, 5, 6, 9, 12.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +38,7 @@ from vlatool.sources.lerobot.rules import Moments, check_finite, moments_of, sta
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
+_MEBIBYTE = 2**20
 _MOST_NAMED = 4  # dimensions that are listed by name
 
 
@@ -54,15 +55,17 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     for code, field, problem in (
         *_totals(info, len(known_texts(episodes[0])), episodes),
         *_splits(info.document, len(episodes)),
+        *_names(info.document),
     ):
         yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
     if (finding := _statistics_finding(root, info)) is not None:
         yield finding
     if info.is_shared:
         lines = [episode.line for episode in episodes]
-        for code, problem, number in list_problems(lines, info.fps):
+        for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
             place = f"{root}: episode {number}"
             yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
+        yield from _check_sizes(info, episodes)
         listed = {line.number for line in lines}
         for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
             others: list[int] = []
@@ -81,6 +84,8 @@ def _totals(
     """(code, key, problem) of totals that differ from the files."""
     dataset = episodes[0].dataset
     actual = {"total_episodes": len(episodes), "total_tasks": tasks}
+    if not info.is_shared:
+        actual["total_chunks"] = max(each.number for each in episodes) // info.chunks_size + 1
     if not (info.is_shared or dataset.is_without_videos):
         cameras = dataset.camera_names
         clips = [clip for each in episodes for name, clip in each.clips.items() if name in cameras]
@@ -90,7 +95,8 @@ def _totals(
     for key, value in actual.items():
         stated = info.document.get(key)
         if stated is not None and stated != value:
-            yield "totals_mismatch", key, f"is {value_text(stated)}, there are {value}"
+            code = "chunks" if key == "total_chunks" else "totals_mismatch"
+            yield code, key, f"is {value_text(stated)}, there are {value}"
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
@@ -101,6 +107,35 @@ def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, 
                 f"splits.{name}",
                 f"is {str(tree['splits'][name])[:40]!r}, there are {counted(episodes, 'episode')}",
             )
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(code, feature, problem) of vectors whose numbers of names and values differ."""
+    for name, feature in tree["features"].items():
+        if not isinstance(feature, dict):
+            continue
+        shape, names = feature.get("shape"), feature.get("names")
+        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
+            continue
+        count = len(meta.feature_names(names))
+        if count != shape[0]:
+            problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
+            yield "names_mismatch", name, problem
+
+
+def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Findings on files of several episodes that are larger than the set says (v3.0)."""
+    data = Counter(episode.rows.path for episode in episodes)
+    videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
+    for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
+        limit = info.document.get(key)
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            continue
+        for path, count in files.items():
+            size = path.stat().st_size if count > 1 and path.exists() else 0
+            if size > limit * _MEBIBYTE:
+                problem = f"has {size / _MEBIBYTE:.0f} MiB, {key} is {value_text(limit)}"
+                yield LEROBOT.at("file_sizes", path, problem, field=key)
 
 
 def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
