@@ -26,7 +26,7 @@ class _Encoding(NamedTuple):
     pixels: str = ""  # name of FFmpeg, which converts it; empty: no conversion is needed
 
 
-# Source: sensor_msgs/image_encodings.hpp, in lower case.
+# In lower case. Source: formats/mcap 3.
 _ENCODINGS = {
     "rgb8": _Encoding(3),
     "bgr8": _Encoding(3, is_bgr=True),
@@ -228,7 +228,7 @@ def _converted(values: UInt8Array, pixels: str) -> UInt8Array:
 
 
 def _compressed_depth(data: bytes, form: str) -> Array:
-    """Depth in millimeters. Source: compressed_depth_image_transport, codec.cpp."""
+    """Depth in millimeters. Source: formats/mcap 3."""
     _, quantum, offset = _DEPTH_HEAD.unpack_from(data)
     values = decode_values(data[_DEPTH_HEAD.size :])
     if not form.startswith("32FC1"):

@@ -17,6 +17,7 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, VlatoolError, installed, missing_package
+from vlatool.events import counted
 from vlatool.sources.mcap.bag import Bag, BagChannel
 from vlatool.sources.mcap.rules import MCAP
 from vlatool.storage.tree import natural_key
@@ -36,6 +37,10 @@ _LARGEST = 2**28  # bytes of an inflated message
 _STEP = re.compile(r"\[(?P<frame>[^\]]*)\]|(?P<member>[^.\[\]]+)")
 _LONG_ARRAY = re.compile(rb"\[(<=)?\d{6}")  # the decoder of an array may have code for each item
 _LARGEST_FIELD = 2**16  # numbers of a message
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
+    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
+}
 
 
 def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
@@ -230,6 +235,36 @@ def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
 def is_of_joints(message: Any) -> bool:
     """True for a JointState."""
     return hasattr(message, "position") and not isinstance(getattr(message, "name", ""), str)
+
+
+def flag_of(value: Any) -> bool | None:
+    """Meaning of a success flag; None: an empty text. ValueError if it has none."""
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text and text not in _FLAGS:
+            raise ValueError(f"success is {value!r}, neither true nor false")
+        return _FLAGS.get(text)
+    numbers = [number for _, part in numbers_of(value) for number in part]
+    if len(numbers) != 1 or not np.isfinite(numbers[0]):
+        raise ValueError(f"success is {numbers}, neither true nor false")
+    return bool(numbers[0])
+
+
+def is_flag(message: Any) -> bool:
+    """True for a Bool, a number or a text that says whether an episode succeeded."""
+    try:
+        flag_of(getattr(message, "data", message))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def unnamed_values(names: Sequence[str], count: int) -> str:
+    """Why numbers cannot be those of joints of these names; empty if they can, or are none."""
+    if count and count != len(names):
+        return f"has {counted(count, 'number')} of {counted(len(names), 'joint')}"
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return f"has two joints named {', '.join(twice)}" if count and twice else ""
 
 
 def joints_of(message: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,15 @@ import numpy as np
 from pydantic import model_validator
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FieldSpec, FrameSource, Survey
+from vlatool.episode import (
+    Array,
+    Episode,
+    EpisodeRef,
+    FieldSpec,
+    FrameSource,
+    StoredPart,
+    Survey,
+)
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
@@ -20,22 +29,27 @@ from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import read_mapping
 from vlatool.sources.mcap.bag import TimeSpan, bag_at
 from vlatool.sources.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
+from vlatool.sources.mcap.messages import flag_of
 from vlatool.sources.mcap.rules import MCAP
 from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, is_of_bag
 from vlatool.sources.mcap.tracks import (
     MOST_ROWS,
     TEXTS,
     BagRows,
+    FlagTrack,
     ImageTrack,
     NumberTrack,
     TextTrack,
     Track,
     fill,
+    late_joints,
+    leave_out_unusable,
     make_rows,
     make_tracks,
 )
 from vlatool.sources.plan import EpisodePlan, preferred
 from vlatool.sources.rules import distinct_recordings
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import location
 
 _FAILED = TimeSpan(0, 0)  # of a bag that could not be divided
@@ -193,7 +207,14 @@ class McapReader(base.FormatReader):
             self._spans(ref.path, [])
         topics, plan, tracks = self._open(ref.path)
         findings: list[Finding] = []
-        fill(tracks, topics.bag, span, findings, self.config.time_source)
+        flag, late = self._flag(topics, plan), late_joints(topics, tracks)
+        others = late if flag is None else {**late, "success": flag}
+        fill({**tracks, **others}, topics.bag, span, findings, self.config.time_source)
+        success, plan.parts = _success(topics, plan, flag)
+        for reference, track in late.items():
+            if track.note:
+                part = StoredPart(reference, "left_out", "", "unusable", track.note)
+                plan.parts = _with_part(plan.parts, part)
         texts = _texts_of(tracks)
         valued = {key: track for key, track in tracks.items() if key not in texts}
         if not valued:
@@ -235,7 +256,6 @@ class McapReader(base.FormatReader):
                     findings.append(MCAP("late_joints", text, episode=ref.id, field=name))
         for name, source in plan.following.items():
             fields[name], names[name] = fields[source][1:], names[source]
-        success = topics.metadata(plan.success or "success").lower()
         return Episode(
             id=ref.id,
             task=first_text(language),
@@ -249,13 +269,19 @@ class McapReader(base.FormatReader):
             dimension_names=names,
             language=language[0],
             language_spans=tuple(language[1]),
-            success={"true": True, "1": True, "false": False, "0": False}.get(success),
+            success=success,
             action_fields=plan.actions,
             proprioception_fields=plan.observed,
             parts=plan.parts,
             findings=tuple(findings),
             extras={"source_episode": ref.path.name, "start_ns": int(rows.times[0])},
         )
+
+    def _flag(self, topics: Topics, plan: EpisodePlan) -> FlagTrack | None:
+        """An empty track of the success flag; None if no topic has it."""
+        if not is_of_bag(plan.success):
+            return None
+        return FlagTrack(topics.bag.path, *topics.channel_of(plan.success))
 
     def _rows(
         self,
@@ -350,7 +376,39 @@ class McapReader(base.FormatReader):
         path = next(iter(bags_below(source)), None)
         if path is None:
             return None
-        return Topics(bag_at(path)).proposal()
+        topics = Topics(bag_at(path))
+        leave_out_unusable(topics)
+        return topics.proposal()
+
+
+def _success(
+    topics: Topics, plan: EpisodePlan, flag: FlagTrack | None
+) -> tuple[bool | None, tuple[StoredPart, ...]]:
+    """Success of an episode, None if it is unknown, and the parts of the episode."""
+    name, path = plan.success, topics.bag.path
+    if flag is not None and flag.last is None:
+        note = "no message; the success is unknown"
+        return None, _with_part(plan.parts, StoredPart(name, "left_out", "", "other", note))
+    value = topics.metadata(name or "success") if flag is None else flag.last
+    if name and value == "":
+        hint = "give a topic, or a reference NAME@KEY in the mapping"
+        raise MCAP.error("missing_field", path, name, "is not there", field=name, hint=hint)
+    try:
+        return flag_of(value), plan.parts
+    except (ValueError, TypeError) as error:
+        if name:
+            raise MCAP.error("missing_field", path, name, error, field=name) from error
+        parts = list(plan.parts)
+        for number, part in enumerate(parts):
+            if part.role == "success":
+                parts[number] = replace(part, role="left_out", note=str(error))
+        return None, tuple(parts)
+
+
+def _with_part(parts: Sequence[StoredPart], part: StoredPart) -> tuple[StoredPart, ...]:
+    """Parts with one more, or another one of its path, in natural order."""
+    others = [other for other in parts if other.path != part.path]
+    return tuple(sorted([*others, part], key=lambda each: natural_key(each.path)))
 
 
 def _texts_of(tracks: Mapping[str, Track]) -> dict[str, TextTrack]:

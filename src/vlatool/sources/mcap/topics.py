@@ -21,13 +21,14 @@ from vlatool.sources.mapping import CameraMapping, RecordingMapping
 from vlatool.sources.mcap import images, messages
 from vlatool.sources.mcap.bag import Bag, BagChannel, BagMessage, TimeSpan
 from vlatool.sources.mcap.rules import MCAP
-from vlatool.sources.plan import EpisodePlan, plan_by_mapping, plan_by_structure
+from vlatool.sources.plan import EpisodePlan, Known, plan_by_mapping, plan_by_structure
 from vlatool.sources.propose import Clues, proposed_mapping
 from vlatool.storage.tree import natural_key
 
 STEM = "{stem}"  # as the instruction: the name of the file
 JOINT_VALUES = ("position", "velocity", "effort")
 _MEASURED = re.compile(r"state|joint|gripper|pose|eef|ee_|odom|transform", re.I)
+_SUCCESS = re.compile(r"(^|/)(is_)?success$", re.I)
 # Parts of a topic that do not tell cameras apart.
 _GENERIC = re.compile(r"image(_raw|_rect|_color)?|raw|compressed|video|.*depth.*|compressedDepth")
 _ROLES_OF_METADATA: dict[str, Role] = {
@@ -71,6 +72,7 @@ class Topics:
         counts: Topic to the number of its messages.
         things: Everything that can have a role, by its reference.
         joints: Reference of joint values to the joints of all publishers.
+        late: Reference of joint values to the topic, of those that the first second does not have.
         unordered: Topic of images to its encoding, if neither this nor a mapping says the order of
             the colors.
     """
@@ -81,6 +83,7 @@ class Topics:
         self.counts = Counter[str]()
         self.things: dict[str, Stored] = {}
         self.joints: dict[str, list[str]] = {}
+        self.late: dict[str, str] = {}
         self.unordered: dict[str, str] = {}
         self._decided: dict[str, Assignment] = {}  # of things that are left out
         self._metadata: dict[str, str] = {}  # `NAME@KEY` to value
@@ -99,6 +102,10 @@ class Topics:
                 self._add(channel, openings[topic])
             else:
                 self._leave_out(topic, "other", "no message")
+        flags = [path for path, thing in self.things.items() if thing.role == "success"]
+        for path in flags[1:] and flags:
+            reason = "one of several flags; a mapping takes it with success: "
+            self._leave_out(path, "other", f"{reason}{path}")
 
     def _openings(self) -> dict[str, list[BagMessage]]:
         """The first message of each topic, and the small ones of a second from it on."""
@@ -134,7 +141,9 @@ class Topics:
             self._leave_out(topic, "unusable", error.message)
             return
         kind = re.split(r"[./]", channel.type)[-1]
-        if messages.image_kind(channel):
+        if _SUCCESS.search(topic) and messages.is_flag(first):
+            self.things[topic] = Stored(topic, "other", role="success")
+        elif messages.image_kind(channel):
             self._add_images(channel, first)
         elif topic.endswith("robot_description"):
             self._leave_out(topic, "other", "the description of the robot")
@@ -171,33 +180,54 @@ class Topics:
             return False
         decoded = [messages.decoded(self.bag.path, channel, stored.data) for stored in opening]
         has_names = has_values = False
+        late: list[str] = []
         for member in JOINT_VALUES:
+            path = f"{channel.topic}/{member}"
             joints: dict[str, None] = {}
+            reason = ""
             for message in decoded:
                 names = messages.joints_of(message)
                 has_names = has_names or bool(names)
-                if len(names) == len(getattr(message, member, ())):
+                count = len(getattr(message, member, ()))
+                reason = reason or messages.unnamed_values(names, count)
+                if count == len(names):
                     joints.update(dict.fromkeys(names))
-            if joints:
+            if has_names and reason:
                 has_values = True
-                self.joints[f"{channel.topic}/{member}"] = [*joints]
-                self._add_field(f"{channel.topic}/{member}", member, len(joints), decoded)
+                taken = f"fields: {{NAME: {path}.0}}"
+                reason = f"{reason}; a mapping takes a number by its place with {taken}"
+                self._leave_out(path, "unusable", reason)
+            elif joints:
+                has_values = True
+                self.joints[path] = [*joints]
+                self._add_field(path, member, len(joints), decoded)
+            else:
+                late.append(path)
         if has_names and not has_values:
             self._leave_out(channel.topic, "other", "joints without values")
+        elif has_names:
+            self.late |= dict.fromkeys(late, channel.topic)
         return has_names
 
     def _add_numbers(self, channel: BagChannel, first: Any, opening: Sequence[BagMessage]) -> None:
         topic = channel.topic
+        decoded = [messages.decoded(self.bag.path, channel, stored.data) for stored in opening]
+        sizes: dict[int, None] = {}
         try:
-            size = sum(len(numbers) for _, numbers in messages.numbers_of(first))
+            for message in [first, *decoded]:
+                sizes[sum(len(numbers) for _, numbers in messages.numbers_of(message))] = None
         except (TypeError, ValueError) as error:
             content: Content = "actions" if is_action(topic) else "other"
             if "image" in channel.type.lower():
                 content = "images"
             self._leave_out(topic, content, f"{channel.type}: {error}")
             return
-        decoded = (messages.decoded(self.bag.path, channel, stored.data) for stored in opening)
-        self._add_field(topic, "", size, decoded)
+        if len(sizes) > 1:
+            counts = ", ".join(map(str, sizes))
+            content = "actions" if is_action(topic) else "numbers"
+            self._leave_out(topic, content, f"its messages change their length: {counts}")
+            return
+        self._add_field(topic, "", next(iter(sizes)), decoded)
 
     def _add_field(self, path: str, member: str, size: int, opening: Iterable[Any]) -> None:
         """Adds a field, unless its first numbers are all NaN."""
@@ -238,6 +268,11 @@ class Topics:
             raise MCAP.error("bad_image", path, reference, thing.note, field=reference)
         return thing
 
+    def _is_there(self, reference: str) -> bool:
+        if is_of_bag(reference):
+            return bool(self.topic_of(reference))
+        return reference == STEM or reference in self._metadata
+
     def metadata(self, reference: str) -> str:
         """Value of `NAME@KEY`, or of `KEY` in any record; empty if there is none."""
         for name, value in self._metadata.items():
@@ -256,7 +291,7 @@ class Topics:
         marker = self.topic_of(marker)
         things = [thing for thing in self.things.values() if thing.path != marker]
         if mapping is None:
-            plan = plan_by_structure(things, self._decided)
+            plan = plan_by_structure(things, Known(self._decided))
             plan.actions = tuple(name for name, path in plan.fields.items() if is_action(path))
             states = [name for name, path in plan.fields.items() if _MEASURED.search(path)]
             plan.observed = tuple(name for name in states if name not in plan.actions)
@@ -269,13 +304,18 @@ class Topics:
         return plan
 
     def _plan_by_mapping(self, mapping: BagMapping, things: Sequence[Stored]) -> EpisodePlan:
-        named = [*mapping.fields.values(), *mapping.instructions, *mapping.language.values()]
+        if isinstance(mapping.instruction, list):
+            there = [name for name in mapping.instruction if self._is_there(name)]
+            # Without any, reading names the first one.
+            mapping = mapping.model_copy(update={"instruction": there or mapping.instruction})
+        texts = [*mapping.instructions, *mapping.language.values(), mapping.success]
+        named = [*mapping.fields.values(), *texts]
         # A topic of which members are named is used.
         used = {self.topic_of(reference) for reference in named} - {*named}
         decided = {path: each for path, each in self._decided.items() if path not in named}
         others = [thing for thing in things if thing.path not in used]
         try:
-            plan = plan_by_mapping(others, mapping, self.find, decided)
+            plan = plan_by_mapping(others, mapping, self.find, Known(decided))
             self._check_images(plan)
         except ValueError as error:
             raise MCAP.error("missing_field", self.bag.path, error) from error
@@ -310,6 +350,10 @@ class Topics:
             path = f"attachment {name}"
             parts[path] = StoredPart(path, "left_out", "", "other", f"{size:,} bytes")
         return tuple(parts[path] for path in sorted(parts, key=natural_key))
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """Leaves out what messages after the first second show to be unusable."""
+        self._leave_out(path, "unusable", reason)
 
     def proposal(self) -> str:
         """A mapping of the bag as YAML, with questions as comments."""

@@ -115,6 +115,51 @@ class TextTrack(Track):
         return True
 
 
+class FlagTrack(Track):
+    """The last Bool, number or text that is not empty, as the success of an episode."""
+
+    def __init__(self, path: Path, channel: BagChannel, member: str = "") -> None:
+        super().__init__(path, channel, member)
+        self._last: tuple[int, Any] = 0, None  # its time and value
+
+    @property
+    def last(self) -> Any:
+        """The last value; None without one."""
+        return self._last[1]
+
+    def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
+        value = messages.member_at(message, self.member)
+        value = getattr(value, "data", value)
+        if isinstance(value, str) and not value.strip():
+            return False
+        if time >= self._last[0]:
+            self._last = time, value
+        return True
+
+
+class LateJoints(Track):
+    """Joint values of which the first second has none: whether some come later."""
+
+    def __init__(self, path: Path, channel: BagChannel, member: str) -> None:
+        super().__init__(path, channel, member)
+        self._first, self._found = 0, ""
+
+    @property
+    def note(self) -> str:
+        """Why they are left out; empty if none come."""
+        taken = f"fields: {{NAME: {self.reference}}}"
+        return f"{self._found}; a mapping takes it with {taken}" if self._found else ""
+
+    def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
+        self._first = self._first or time
+        count = len(getattr(message, self.member, ()))
+        if count and not self._found:
+            reason = messages.unnamed_values(messages.joints_of(message), count)
+            place = f"{(time - self._first) / 1e9:.3g} s after the first message"
+            self._found = f"{reason or 'has its first numbers'} {place}"
+        return False
+
+
 class ImageTrack(Track):
     """Images of a topic, as the positions of their messages."""
 
@@ -176,8 +221,8 @@ class NumberTrack(Track):
         lag = 0
         joints = messages.joints_of(message) if self.member in JOINT_VALUES else []
         if joints or self.joints:
-            if len(numbers) != len(joints) and len(numbers):
-                raise ValueError(f"has {len(numbers)} numbers of {len(joints)} joints")
+            if reason := messages.unnamed_values(joints, len(numbers)):
+                raise ValueError(reason)
             if not self._has_all_joints(dict(zip(joints, numbers, strict=False)), time):
                 return False
             lag = time - min(self._latest[name][1] for name in self.names)
@@ -185,8 +230,11 @@ class NumberTrack(Track):
         elif not self.names:
             self.names = _names(parts)
         if not 0 < len(numbers) == len(self.names):
-            reason = f"has {len(numbers)} numbers, not {len(self.names)}"
-            hint = "the number changes within the bag: leave the topic out of a mapping"
+            count, before = len(numbers), len(self.names)
+            reason = f"its messages change their length: {count} numbers after {before}"
+            if not len(self):
+                reason = "its messages are empty"
+            hint = "leave it out of a mapping: vlatool inspect BAG --propose mapping.yaml does"
             place = self.reference
             raise MCAP.error("bad_message", self.path, place, reason, field=place, hint=hint)
         self._values.extend(numbers)
@@ -263,6 +311,47 @@ def make_tracks(
         if is_of_bag(reference):
             tracks[f"{TEXTS}{reference}"] = TextTrack(path, *topics.channel_of(reference))
     return tracks
+
+
+def late_joints(topics: Topics, tracks: Mapping[str, Track]) -> dict[str, LateJoints]:
+    """Tracks, by reference, of the late joint values of topics that are read anyway."""
+    read = {track.channel.topic for track in tracks.values()}
+    named = {track.reference for track in tracks.values()}
+    late: dict[str, LateJoints] = {}
+    for reference, topic in topics.late.items():
+        if topic in read and reference not in named:
+            late[reference] = LateJoints(topics.bag.path, *topics.channel_of(reference))
+    return late
+
+
+def leave_out_unusable(topics: Topics) -> None:
+    """Leaves out the fields that a message after the first second makes unusable."""
+    tracks = make_tracks(topics, topics.plan(None), {})
+    fields = {key: track for key, track in tracks.items() if isinstance(track, NumberTrack)}
+    late = late_joints(topics, fields)
+    by_topic: dict[str, dict[str, Track]] = {}
+    for key, track in [*fields.items(), *late.items()]:
+        by_topic.setdefault(track.channel.topic, {})[key] = track
+    for stored in topics.bag.messages(TimeSpan(), []):
+        taking = by_topic.get(stored.channel.topic)
+        if not taking:
+            continue
+        try:
+            message = messages.decoded(topics.bag.path, stored.channel, stored.data)
+        except DataError as error:
+            for key in [key for key, track in taking.items() if isinstance(track, NumberTrack)]:
+                topics.leave_out(taking.pop(key).reference, error.message)
+            continue
+        for key, track in [*taking.items()]:
+            try:
+                track.take(message, stored.time, stored.position)
+            except DataError as error:
+                del taking[key]
+                reason = error.message.rpartition(f"{track.reference}: ")[2]
+                topics.leave_out(track.reference, reason)
+    for reference, track in late.items():
+        if track.note:
+            topics.leave_out(reference, track.note)
 
 
 def fill(
