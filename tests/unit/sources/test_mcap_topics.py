@@ -398,3 +398,180 @@ def test_a_file_that_is_whole_is_not_to_be_copied_again(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(path, "fields: {a: /action}")
     assert (caught.value.code, "--gap-s" in caught.value.hint) == ("data.too_large", True)
+
+
+def test_references_of_a_list_may_be_missing_if_another_is_there(tmp_path: Path) -> None:
+    path = build.bag(tmp_path / "a.mcap", build.standard())
+    text = "{{fields: {{a: /action}}, instruction: {}}}"
+    assert read(path, text.format("[/task, lab@task, /instruction, /other]")).task == "push"
+    for references in ("[/task, /other]", "/task"):
+        with pytest.raises(DataError, match="/task: no such topic") as caught:
+            read(path, text.format(references))
+        assert caught.value.code == "data.missing_topic"
+
+
+# Success
+
+
+def flag(value: Any) -> Any:
+    kinds = {bool: build.BOOL, int: "std_msgs/msg/Int32", str: build.STRING}
+    return build.ros(kinds[type(value)], value)
+
+
+@pytest.mark.parametrize(
+    ("values", "success"),
+    [
+        ([False, True], True),
+        ([True, False], False),
+        ([0, 1], True),
+        ([1, 0], False),
+        (["running", "Success "], True),
+        (["yes", "failure"], False),
+        (["no", " "], False),
+    ],
+)
+def test_success_is_the_last_value_of_a_topic(
+    values: list[Any], success: bool, tmp_path: Path
+) -> None:
+    sent = [("/done", n / 10, flag(value)) for n, value in enumerate(values)]
+    path = build.bag(tmp_path / "a.mcap", [*build.standard(), *sent])
+    episode = read(path, "{fields: {a: /action}, success: /done}")
+    assert episode.success is success
+    assert parts(episode)["/done"].role == "success"
+    assert episode.num_frames == 5
+
+
+def test_a_success_that_says_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
+    sent = [*build.standard(), ("/done", 0.4, flag("perhaps"))]
+    path = build.bag(
+        tmp_path / "a.mcap", sent, change=lambda w: w.add_metadata("lab", {"success": "partly"})
+    )
+    for reference, reason in (("/done", "perhaps"), ("lab@success", "partly"), ("lab@ok", "not")):
+        with pytest.raises(DataError, match=f"{reference}: .*{reason}"):
+            read(path, f"{{fields: {{a: /action}}, success: {reference}}}")
+    episode = read(path)
+    assert episode.success is None
+    part = parts(episode)["lab@success"]
+    assert (part.role, part.note) == ("left_out", "success is 'partly', neither true nor false")
+
+
+def test_an_episode_without_a_message_of_success_names_the_topic(tmp_path: Path) -> None:
+    sent: list[build.Sent] = []
+    for number in range(2):
+        for topic, seconds, message in build.standard():
+            sent.append((topic, seconds + 10 * number, message))
+    sent.append(("/success", 10.4, flag(True)))
+    path = build.bag(tmp_path / "a.mcap", sorted(sent, key=lambda item: item[1]))
+    reader = reader_of(path, gap_s=2)
+    first, second = (reader.read(ref) for ref in reader.discover([path]))
+    assert (first.success, second.success) == (None, True)
+    assert parts(first)["/success"].note == "no message; the success is unknown"
+
+
+def test_a_topic_named_success_is_it_if_it_is_the_only_one(tmp_path: Path) -> None:
+    sent = [*build.standard(), ("/task/success", 0.4, flag(True))]
+    path = build.bag(tmp_path / "a.mcap", sent)
+    episode = read(path)
+    assert (episode.success, episode.num_frames) == (True, 5)
+    assert "success: /task/success" in (McapReader.propose(path) or "").replace('"', "")
+    sent += [("/other/success", 0.4, flag(False)), ("/third/success", 0.4, flag("perhaps"))]
+    episode = read(build.bag(tmp_path / "b.mcap", sent))
+    assert episode.success is None
+    notes = [parts(episode)[topic].note for topic in ("/task/success", "/other/success")]
+    assert all(note.startswith("one of several flags") for note in notes)
+    assert parts(episode)["/third/success"].role == "left_out"
+
+
+# Values that do not fit
+
+
+def joint_bag(path: Path, names: Sequence[str], count: int = 5, **values: Any) -> Path:
+    """JointState at 10 Hz; `values`: numbers of a member by step."""
+    sent = build.standard(count)
+    for step, (topic, _, message) in enumerate(sent[1::2]):
+        assert topic == "/joint_states"
+        message.name = [*names]
+        for member, numbers in values.items():
+            setattr(message, member, np.array(numbers(step), np.float64))
+    return build.bag(path, sent)
+
+
+def test_joint_values_of_another_number_are_named(tmp_path: Path) -> None:
+    path = joint_bag(tmp_path / "a.mcap", "ab", effort=lambda step: [step])
+    part = parts(read(path))["/joint_states/effort"]
+    assert (part.role, part.note.partition(";")[0]) == ("left_out", "has 1 number of 2 joints")
+    text = "fields: {e: /joint_states/effort.0}"
+    assert read(path, text).lowdim["e"].ravel().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match="has 1 number of 2 joints"):
+        read(path, "fields: {e: /joint_states/effort}")
+
+
+def test_two_joints_of_one_name_are_named(tmp_path: Path) -> None:
+    path = joint_bag(tmp_path / "a.mcap", "aa")
+    episode = read(path)
+    assert [*episode.lowdim] == ["action"]
+    for member in ("position", "velocity"):
+        part = parts(episode)[f"/joint_states/{member}"]
+        assert part.note.startswith("has two joints named a;")
+    with pytest.raises(DataError, match="has two joints named a"):
+        read(path, "fields: {q: /joint_states/position}")
+
+
+def test_joint_values_that_come_later_are_named(tmp_path: Path) -> None:
+    path = joint_bag(
+        tmp_path / "a.mcap", "ab", 20, effort=lambda step: [step, -step] if step > 13 else []
+    )
+    reason = "has its first numbers 1.4 s after the first message"
+    for text in ("", "fields: {q: /joint_states/position}"):
+        part = parts(read(path, text))["/joint_states/effort"]
+        assert (part.role, part.note.partition(";")[0]) == ("left_out", reason)
+    assert f"# left out: /joint_states/effort: {reason}" in (McapReader.propose(path) or "")
+    episode = read(path, "fields: {e: /joint_states/effort}")
+    assert episode.lowdim["e"][0].tolist() == [14, -14]
+    assert "left_out.wanted" not in [
+        each.code for each in episode.findings if "effort" in each.message
+    ]
+
+
+def test_joints_without_names_are_plain_numbers(tmp_path: Path) -> None:
+    episode = read(joint_bag(tmp_path / "a.mcap", []))
+    assert episode.lowdim["joint_states"].shape == (5, 4)
+    assert [path for path in parts(episode) if path.startswith("/joint")] == ["/joint_states"]
+
+
+def test_numbers_that_change_their_length_are_named(tmp_path: Path) -> None:
+    def changing(name: str, last: int) -> Path:
+        sent = build.standard(20)
+        for step in range(20):
+            numbers = build.numbers(*[1.0] * (4 if step > last else 3))
+            sent.append(("/length", step / 10, numbers))
+        return build.bag(tmp_path / name, sorted(sent, key=lambda item: item[1]))
+
+    late = changing("late.mcap", 15)
+    with pytest.raises(DataError, match="/length: its messages change their length: 4 numbers"):
+        read(late)
+    early = changing("early.mcap", 5)
+    note = "its messages change their length: 3, 4"
+    assert parts(read(early))["/length"].note == note
+    for path in (early, late):
+        text = McapReader.propose(path) or ""
+        assert "# left out: /length: its messages change their length: " in text
+        assert "length" not in read(path, text).lowdim
+
+
+def test_a_topic_with_a_damaged_message_is_left_out_of_a_proposal(tmp_path: Path) -> None:
+    def add_damage(writer: Any) -> None:
+        text = build.store().generate_msgdef(build.NUMBERS, ros_version=2)[0].encode()
+        schema = writer.register_schema(build.NUMBERS, "ros2msg", text)
+        channel = writer.register_channel("/broken", "cdr", schema)
+        good = bytes(build.store().serialize_cdr(build.numbers(1), build.NUMBERS))
+        for seconds, data in ((0, good), (1.5, good[:9])):
+            time = build.START + int(seconds * 1e9)
+            writer.add_message(channel, time, data, time)
+
+    path = build.bag(tmp_path / "a.mcap", build.standard(20), change=add_damage)
+    with pytest.raises(DataError, match="/broken"):
+        read(path)
+    text = McapReader.propose(path) or ""
+    assert "# left out: /broken: " in text
+    assert read(path, text).num_frames > 0
