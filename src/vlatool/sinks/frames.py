@@ -159,7 +159,7 @@ class FramesSink(base.Sink):
         files: list[FileEntry] = []
         samples, sizes = 0, dict[str, set[tuple[int, ...]]]()
         for receipt in receipts:
-            samples += receipt.counts["samples"]
+            samples += receipt.counts.get("samples", 0)
             files += receipt.files
             if receipt.files:
                 tar, count = receipt.files[0], receipt.counts["frames"]

@@ -269,11 +269,12 @@ def image_streams(
     extra = {"depth": episode.depth if config.depth else {}}
     extra["label"] = episode.labels if config.labels else {}
     for kind, sources in extra.items():
-        for name in episode.cameras:
-            if name in sources:
-                source = sources[name]
-                values = geometry(name, source.size)
-                yield ImageStream(f"{name}_{kind}", source, values, "values")
+        of_cameras = [name for name in episode.cameras if name in sources]
+        alone = [name for name in sources if name not in episode.cameras]
+        for name in (*of_cameras, *alone):
+            source = sources[name]
+            values = geometry(name, source.size)
+            yield ImageStream(f"{name}_{kind}", source, values, "values")
 
 
 def estimated_windows(survey: Survey, config: WindowsConfig, rate: float = 1.0) -> int | None:

@@ -125,7 +125,8 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
         rates.add(survey.fps)
         text_kinds.update(dict.fromkeys(survey.text_kinds))
         for part in survey.parts:
-            parts.setdefault(part.path, part)
+            if part.is_loss or part.path not in parts:  # what some episodes use, others may not
+                parts[part.path] = part
         for name, distinct in policy.items():
             distinct.update(dict.fromkeys(getattr(survey, name)))
     if not frames:

@@ -8,12 +8,14 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
 
+from vlatool.artifacts.images import image_info
 from vlatool.episode import Array, Content, Role, StoredPart, UInt8Array
 from vlatool.findings import Finding, FindingCodes, info, warning
 from vlatool.sources.language import kind_of_name
@@ -24,6 +26,8 @@ _EMBEDDING, _WIDEST_EMBEDDING = re.compile(r"embedding", re.I), 4096
 _MOST_LABELS = 64  # distinct values of images that are labels
 _LEVELS = 255
 _CHANNELS = (1, 2, 3, 4)
+_FARTHEST = 100.0  # meters; greater depths are millimeters
+_DEPTH = re.compile(r"depth", re.I)
 _LABELS = re.compile(r"mask|seg|label", re.I)
 # Texts that a recorder writes for itself.
 _METADATA = re.compile(r"(^|[_/@.])(path|folder\w*|file\w*|uuid|id|date|user|version)$", re.I)
@@ -35,9 +39,13 @@ _SAYS_NOTHING = re.compile(
     r"|image_(raw|rect|color)|compressed|mask|segmentation|labels?",
     re.I,
 )
+_KIND_WORDS = re.compile(
+    r"rgb|images?|img|colors?|depth|mask|seg|segmentation|labels?|instance|semantic|raw|data|obs"
+    r"|observations?"
+)
 _ORTHONORMAL = 1e-3
 _MOST_PATHS = 12  # that a line names
-JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+JPEG_START, PNG_START, RIFF_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
 _PNG_HEAD = struct.Struct(">8s8s2I2B")
 _PNG_GRAY = (0, 4)
 
@@ -102,7 +110,7 @@ class Assignment:
 def decide(stored: Stored) -> Assignment:
     """Role of a thing by its kind, shape, dtype and name; sampled rows decide the rest."""
     if stored.role is not None:
-        return Assignment(stored.role, _numbers(stored.path), stored.note)
+        return Assignment(stored.role, _content(stored), stored.note)
     if stored.kind == "text":
         if text_kind(stored.path):
             return Assignment("language", "text")
@@ -114,11 +122,14 @@ def decide(stored: Stored) -> Assignment:
         return _encoded_role(stored)
     if stored.kind == "other" or np.dtype(stored.dtype).kind not in "fiub":
         return _left_out("other", stored.note or f"values of {stored.dtype}")
-    size = math.prod(stored.shape)
+    shape = stored.shape
+    size = math.prod(shape)
     if size == 0 or stored.rows == 0:
         return _left_out("other", "it is empty")
-    if image_shape(stored.shape) is not None:
+    if image_shape(shape) is not None and not is_action(stored.path):
         return _image_role(stored)
+    if len(shape) == 4 and image_shape(shape[1:]) is not None:
+        return _left_out("images", f"{shape[0]} images a row")
     if len(stored.shape) == 2 and stored.shape[0] >= SMALLEST_SIDE and 3 <= stored.shape[1] <= 6:
         return _left_out("other", f"points {list(stored.shape)}")
     widest = _WIDEST_EMBEDDING if _EMBEDDING.search(stored.path) else WIDEST_FIELD
@@ -139,6 +150,18 @@ def text_kind(path: str) -> str:
 def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
     taken = f"; a mapping takes it with {takes}" if takes else ""
     return Assignment("left_out", content, reason + taken)
+
+
+def _content(stored: Stored) -> Content:
+    """What a thing holds whose role the format gives."""
+    is_images = stored.kind in ("jpeg", "png", "video") or image_shape(stored.shape) is not None
+    if is_images:
+        return "images"
+    return (
+        "unusable"
+        if stored.kind == "other" and stored.role == "left_out"
+        else _numbers(stored.path)
+    )
 
 
 def _numbers(path: str) -> Content:
@@ -162,6 +185,8 @@ class ImageShape(NamedTuple):
 def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageShape | None:
     """Form of a row of this shape; None if it is no image with sides of `smallest` pixels."""
     form: ImageShape | None = None
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
     if len(shape) == 2:
         form = ImageShape(shape[0], shape[1], 1, is_channels_first=False)
     elif len(shape) == 3 and shape[-1] in _CHANNELS and min(shape[:2]) >= smallest:
@@ -174,7 +199,11 @@ def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageSha
 
 
 def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
-    """Rows of JPEG or PNG files, of which `data` is one; its header has size and depth."""
+    """Rows of image files, of which `data` is one; its header has size and depth."""
+    if data.startswith(RIFF_START):
+        with suppress(ValueError):
+            info = image_info(data)
+            return Stored(path, "jpeg", (info.height, info.width, 3), "uint8", rows)
     if data.startswith(PNG_START) and len(data) >= _PNG_HEAD.size:
         *_, width, height, bits, color = _PNG_HEAD.unpack_from(data)
         channels = () if color in _PNG_GRAY else (3,)
@@ -190,8 +219,9 @@ def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
 
 
 def is_encoded(data: bytes) -> bool:
-    """True for the start of a JPEG or PNG file."""
-    return data.startswith((JPEG_START, PNG_START))
+    """True for the start of a JPEG, PNG or WebP file."""
+    is_webp = data.startswith(RIFF_START) and data[8:12] == b"WEBP"
+    return data.startswith((JPEG_START, PNG_START)) or is_webp
 
 
 def _encoded_role(stored: Stored) -> Assignment:
@@ -222,9 +252,31 @@ def _image_role(stored: Stored) -> Assignment:
     if dtype == np.uint16:
         return Assignment("depth", "images", "depth in millimeters, by its type uint16")
     if dtype.kind == "f":
-        note = f"depth in meters, by its type {dtype}"
-        return Assignment("depth", "images", note, scale=1000.0)
-    return Assignment("labels", "images", f"labels, by its type {dtype}")
+        return _float_depth(stored, dtype)
+    if _DEPTH.search(stored.path) and dtype != np.bool_:
+        return Assignment("depth", "images", f"depth in millimeters, by its type {dtype}")
+    return _labels(stored, dtype)
+
+
+def _float_depth(stored: Stored, dtype: np.dtype) -> Assignment:
+    """Depth in meters, or in millimeters where sampled rows are too far for meters."""
+    values = stored.look() if stored.look else np.empty(0)
+    known = values[np.isfinite(values)]
+    if len(known) and np.median(known) > _FARTHEST:
+        note = "depth in millimeters, by its values"
+        return Assignment("depth", "images", note, is_sampled=True)
+    note = f"depth in meters, by its type {dtype}"
+    return Assignment("depth", "images", note, scale=1000.0, is_sampled=True)
+
+
+def _labels(stored: Stored, dtype: np.dtype) -> Assignment:
+    """Labels, if the sampled rows fit 16 bits."""
+    if dtype != np.bool_ and stored.look is not None:
+        values = stored.look()
+        if values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
+            reason = f"labels from {values.min()} to {values.max()} do not fit 16 bits"
+            return Assignment("left_out", "images", reason, is_sampled=True)
+    return Assignment("labels", "images", f"labels, by its type {dtype}", is_sampled=True)
 
 
 def _float_camera(stored: Stored, what: str) -> Assignment:
@@ -269,13 +321,17 @@ def _pose_note(stored: Stored) -> str:
 def decide_as(role: Role, stored: Stored) -> Assignment:
     """The decision of a mapping that gives a thing a role; ValueError if it cannot have it."""
     natural = decide(stored)
-    if natural.role == role or stored.kind in ("jpeg", "video"):
+    if natural.role == role or (role == "camera" and stored.kind in ("jpeg", "video")):
         return Assignment(role, "images", scale=natural.scale)
     is_array = stored.kind == "array" and np.dtype(stored.dtype).kind in "fiub"
     sides = image_shape(stored.shape, smallest=1) if is_array else None
     what = f"{stored.path} holds {stored.dtype or stored.kind} {list(stored.shape)}"
     if sides is None and stored.kind != "png":
         raise ValueError(f"{what}, no images")
+    if role != "camera" and (stored.kind == "png" or is_array):
+        is_single = sides.channels == 1 if sides is not None else len(stored.shape) == 2
+        if not is_single:
+            raise ValueError(f"{what}, no {role} with one channel")
     if role == "camera" and is_array:
         if sides is None or sides.channels == 2 or stored.dtype == "uint16":
             raise ValueError(f"{what}, no images of a camera")
@@ -299,11 +355,14 @@ def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def assign(
-    stored: Sequence[Stored], decided: Mapping[str, Assignment] | None = None
+    stored: Sequence[Stored],
+    decided: Mapping[str, Assignment] | None = None,
+    known_names: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Assignment], tuple[StoredPart, ...]]:
     """Assignment by path, and the named part, of each thing; two of a role never have one name.
 
-    `decided`: decisions of the first episode, which later ones take.
+    `decided` and `known_names`: decisions and names by path of the first episodes, which later ones
+    take.
     """
     decisions: dict[str, Assignment] = {}
     for each in stored:
@@ -312,7 +371,8 @@ def assign(
     names: dict[str, str] = {}
     for role in ("camera", "depth", "labels", "field"):
         of_role = [each for each in stored if decisions[each.path].role == role]
-        names |= part_names(of_role, is_short=role != "field")
+        names |= part_names(of_role, known_names or {}, is_short=role != "field")
+    _pair_with_cameras(stored, decisions, names)
     parts: list[StoredPart] = []
     for each in stored:
         decision = decisions[each.path]
@@ -342,7 +402,32 @@ def sampled_decisions(
     return sampled
 
 
-def part_names(stored: Sequence[Stored], *, is_short: bool) -> dict[str, str]:
+def _pair_with_cameras(
+    stored: Sequence[Stored], decisions: Mapping[str, Assignment], names: dict[str, str]
+) -> None:
+    """Gives depth and labels the name of the only camera that is called as they are."""
+    cameras: dict[str, list[str]] = {}
+    for each in stored:
+        if decisions[each.path].role == "camera":
+            cameras.setdefault(_stem(each.path), []).append(names[each.path])
+    for role in ("depth", "labels"):
+        of_role = [each.path for each in stored if decisions[each.path].role == role]
+        for path in of_role:
+            same = cameras.get(_stem(path), [])
+            is_only = sum(_stem(other) == _stem(path) for other in of_role) == 1
+            if len(same) == 1 and is_only:
+                names[path] = same[0]
+
+
+def _stem(path: str) -> str:
+    """What a path says besides the kind of its images."""
+    words = re.split(r"[_/.\-]+", path.lower())
+    return " ".join(word for word in words if not _KIND_WORDS.fullmatch(word))
+
+
+def part_names(
+    stored: Sequence[Stored], known: Mapping[str, str] | None = None, *, is_short: bool
+) -> dict[str, str]:
     """Path to a name that no other of them has: the shortest end of the path that says something.
 
     Without `is_short` the whole path, with dots for slashes.
@@ -350,13 +435,17 @@ def part_names(stored: Sequence[Stored], *, is_short: bool) -> dict[str, str]:
     candidates: dict[str, Iterator[str]] = {}
     names: dict[str, str] = {}
     for each in stored:
+        if known and each.path in known:
+            candidates[each.path] = iter(())
+            names[each.path] = known[each.path]
+            continue
         whole = each.path.replace("/", "_" if is_short else ".")
         options = short_names(each.path) if is_short else iter(())
         first = [each.name] if each.name else []
         candidates[each.path] = iter([*first, *options, whole, each.path])
         names[each.path] = next(candidates[each.path])
     used: dict[str, int] = {}
-    while doubled := _doubled(names):
+    while doubled := [path for path in _doubled(names) if path not in (known or {})]:
         for path in doubled:
             longer = next(candidates[path], "")
             if not longer:
@@ -413,6 +502,8 @@ def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
 
     `scale` leads from float values to levels. Raises ValueError if values are not levels.
     """
+    while row.ndim > 3 and row.shape[0] == 1:
+        row = row[0]
     form = image_shape(row.shape, smallest=1)
     if form is None:
         raise ValueError(f"an array {list(row.shape)} is no image")

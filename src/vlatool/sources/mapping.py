@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.presets import list_presets, preset_path
@@ -74,7 +74,9 @@ class RecordingMapping(ConfigModel):
         {}, "Kind of annotation to the reference of its text, or of one for each frame."
     )
     success: str = option("", "Reference of the success flag.")
-    fps: float | str = option("", "Frames per second, or the reference of them.")
+    fps: Annotated[float, Field(gt=0)] | str = option(
+        "", "Frames per second, or the reference of them."
+    )
     rows: RowsMapping = option(RowsMapping(), "Which rows are frames; default: all.")
     rest: Literal["leave", "assign"] = option(
         "leave", "What is not named: leave it out, or use it by what it is."

@@ -4,6 +4,7 @@ Shapes: F frames, C numbers of a field.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,14 @@ class PlannedImages:
     optional: bool = False
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the first episodes decide for all: roles by their rows, and names, by path."""
+
+    decisions: Mapping[str, Assignment] = field(default_factory=dict[str, Assignment])
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 @dataclass
 class EpisodePlan:
     """Roles of what an episode stores, by name; a mapping comes before what things are."""
@@ -104,7 +113,7 @@ class EpisodePlan:
 
 def plan_by_structure(
     stored: Sequence[Stored],
-    decided: Mapping[str, Assignment] | None = None,
+    known: "Known | None" = None,
     excluded: Mapping[str, str] | None = None,
 ) -> EpisodePlan:
     """The plan of an episode whose things are used by what they are; it predicts nothing yet.
@@ -113,7 +122,9 @@ def plan_by_structure(
     """
     plan, parts = EpisodePlan(), list[StoredPart]()
     excluded = excluded or {}
-    decisions, assigned = assign([each for each in stored if each.path not in excluded], decided)
+    known = known or Known()
+    used = [each for each in stored if each.path not in excluded]
+    decisions, assigned = assign(used, known.decisions, known.names)
     by_path = {part.path: part for part in assigned}
     for each in stored:
         if each.path in excluded:
@@ -142,7 +153,7 @@ def plan_by_mapping(
     stored: Sequence[Stored],
     mapping: RecordingMapping,
     find: Callable[[str], Stored | None],
-    decided: Mapping[str, Assignment] | None = None,
+    known: "Known | None" = None,
 ) -> EpisodePlan:
     """The plan of a mapping.
 
@@ -154,6 +165,7 @@ def plan_by_mapping(
         ValueError: A thing cannot have its role.
     """
     plan = EpisodePlan()
+    decided = known.decisions if known else {}
     used: dict[str, StoredPart] = {}
     unusable: set[str] = set()
     roles: Sequence[tuple[Role, dict[str, PlannedImages]]] = (
@@ -167,7 +179,7 @@ def plan_by_mapping(
                 planned[name] = images
                 continue
             thing = _found(find, images.path)
-            decision = (decided or {}).get(thing.path)
+            decision = decided.get(thing.path)
             if decision is None or decision.role != role:
                 decision = decide_as(role, thing)
             planned[name] = PlannedImages(thing.path, decision, images.bgr)
@@ -177,10 +189,11 @@ def plan_by_mapping(
             plan.following[name] = following["field"]
             continue
         thing = _found(find, reference)
-        known = (decided or {}).get(thing.path)
-        if known is not None and known.content == "unusable":
+        decision = decided.get(thing.path)
+        if decision is not None and decision.content == "unusable":
             unusable.add(name)
-            used[thing.path] = StoredPart(thing.path, "left_out", "", known.content, known.note)
+            part = StoredPart(thing.path, "left_out", "", "unusable", decision.note)
+            used[thing.path] = part
             continue
         plan.fields[name] = thing.path
         used.setdefault(thing.path, StoredPart(thing.path, "field", name))
@@ -195,7 +208,7 @@ def plan_by_mapping(
             used.setdefault(thing.path, StoredPart(thing.path, "time"))
     if mapping.success and (thing := find(mapping.success)) is not None:
         used.setdefault(thing.path, StoredPart(thing.path, "success"))
-    _add_rest(plan, mapping, stored, used, decided)
+    _add_rest(plan, mapping, stored, used, known or Known())
     _add_policy(plan, mapping, unusable)
     return plan
 
@@ -230,13 +243,22 @@ def _add_rest(
     mapping: RecordingMapping,
     stored: Sequence[Stored],
     used: Mapping[str, StoredPart],
-    decided: Mapping[str, Assignment] | None,
+    known: "Known",
 ) -> None:
     """Adds what the mapping does not name: left out, or used by what it is."""
     others = [thing for thing in stored if thing.path not in used]
-    decisions, parts = assign(others, decided)
+    decisions, parts = assign(others, known.decisions, known.names)
     rest: dict[str, StoredPart] = {}
+    rows = {thing.path: thing.rows for thing in stored}
+    counts = [rows.get(path) for path in plan.fields.values() if rows.get(path)]
+    frames = max(counts, key=counts.count, default=None)
     for part in parts:
+        length = rows[part.path]
+        is_other = frames and length is not None and abs(length - frames) > 1
+        if mapping.rest == "assign" and is_other and not (part.role == "language" and length == 1):
+            note = f"{length} rows, the episode has {frames}"
+            rest[part.path] = StoredPart(part.path, "left_out", "", part.content, note)
+            continue
         if mapping.rest == "leave":
             note = "the mapping does not name it"
             rest[part.path] = StoredPart(part.path, "left_out", "", part.content, note)
@@ -252,26 +274,31 @@ def _add_rest(
         rest[part.path] = part
         _add(plan, part, decisions[part.path])
     in_order = [used.get(thing.path) or rest[thing.path] for thing in stored]
-    known = {thing.path for thing in stored}
-    elsewhere = [part for path, part in used.items() if path not in known]
+    paths = {thing.path for thing in stored}
+    elsewhere = [part for path, part in used.items() if path not in paths]
     plan.parts = (*in_order, *elsewhere)
 
 
 def _add_policy(plan: EpisodePlan, mapping: RecordingMapping, unusable: Collection[str]) -> None:
     """Adds the fields that a policy predicts and observes; ValueError if one is not there."""
     actions: list[str] = []
+    measured = [name for name in plan.names if name not in plan.following]
     for name in mapping.action_fields:
         if following := NEXT.fullmatch(name):
-            name = f"{following['field']}_next"
+            name = unused_id(f"{following['field']}_next", dict.fromkeys(plan.names, 1))
             plan.following[name] = following["field"]
         actions.append(name)
     observed: list[str] = []
     for pattern in mapping.proprioception_fields:
-        fitting = [name for name in plan.names if fnmatchcase(name, pattern)]
+        fitting = [name for name in measured if fnmatchcase(name, pattern)]
         observed += fitting if "*" in pattern else [pattern]
-    for name in (*actions, *observed, *plan.following.values()):
+    for name in (*actions, *observed):
         if name not in (*plan.names, *unusable):
             raise ValueError(f"{name!r} is no field; {nearest(name, plan.names)}")
+    for name in plan.following.values():
+        if name not in plan.fields:
+            there = nearest(name, [*plan.fields])
+            raise ValueError(f"next({name}): {name!r} is no stored field; {there}")
     plan.actions = tuple(name for name in actions if name not in unusable)
     plan.observed = tuple(name for name in observed if name not in unusable)
 
@@ -279,6 +306,11 @@ def _add_policy(plan: EpisodePlan, mapping: RecordingMapping, unusable: Collecti
 # Episodes
 
 PLAIN = "="  # before a text that is no reference
+_NO_TEXT = "name the key of a sentence in the mapping, such as FILE.json@KEY.text"
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
+    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
+}
 
 
 class PlannedFrames(SingleImages):
@@ -345,6 +377,11 @@ class PlannedEpisode:
 
     # What a format says
 
+    @property
+    def known(self) -> Known:
+        """What the first episodes decided."""
+        return self.ref.extras.get("known", Known())
+
     def find_stored(self, name: str) -> Stored:
         """The thing of a name that is not in `things`; DataError if there is none."""
         try:
@@ -389,8 +426,7 @@ class PlannedEpisode:
             if self.mapping is None:
                 self.plan = by_structure()
             else:
-                decided = self.ref.extras.get("decided")
-                self.plan = plan_by_mapping(stored, self.mapping, self.find, decided)
+                self.plan = plan_by_mapping(stored, self.mapping, self.find, self.known)
         except ValueError as error:
             raise self.error("not_numeric", str(error)) from error
         reference = self.mapping.rows.index if self.mapping else ""
@@ -419,9 +455,11 @@ class PlannedEpisode:
         """Finds the videos of the plan, and names those beside them that it does not use."""
         folder = self.ref.path.parent
         parts: list[StoredPart] = []
+        patterns: list[str] = []
         for name, planned in list(self.plan.cameras.items()):
             if not planned.video:
                 continue
+            patterns.append(_without_facts(planned.video))
             try:
                 path = file_beside(self._filled(planned.video), self.ref.path)
             except DataError:
@@ -432,11 +470,12 @@ class PlannedEpisode:
             self._videos[planned.video] = path, probe_video(Clip(path)).num_frames
             parts.append(StoredPart(_below(path, folder), "camera", name, "images"))
         used = {path for path, _ in self._videos.values()}
-        for pattern, (video, _) in self._videos.items():
+        for pattern in patterns:
             # A pattern with the name of the episode stands among videos of other episodes.
-            if "{stem}" in pattern or "{episode}" in pattern:
+            place = pattern.rpartition("/")[0]
+            if "{stem}" in pattern or "{episode}" in pattern or re.search(r"[{*]", place):
                 continue
-            for path in sorted(video.parent.glob(f"*{video.suffix}")):
+            for path in sorted((folder / place).glob(f"*{Path(pattern).suffix}")):
                 if path not in used:
                     used.add(path)
                     note = "the mapping does not name it"
@@ -497,11 +536,35 @@ class PlannedEpisode:
         if reference.startswith(PLAIN):
             return [reference.removeprefix(PLAIN)]
         name = self._filled(reference)
-        if name not in self.things and "@" in name:
+        if "@" in name:
             value = self.value(reference)
-            texts = value if isinstance(value, list | np.ndarray) else [value]
+            texts = [*value] if isinstance(value, list | np.ndarray) else [value]
+            if texts and isinstance(texts[0], dict | list):
+                raise self.error("not_numeric", f"{name} holds no text", hint=_NO_TEXT)
             return [str(text) for text in texts][:1]
+        if self.index is not None and name in self.things:
+            texts = self.texts_of(name, self.things[name].rows or 0)
+            if self._is_chosen(len(texts)):
+                return [texts[row] for row in self.index[:count]]
         return self.texts_of(name, count)
+
+    def _all_texts(self, count: int) -> list[tuple[str, list[str]]]:
+        """Texts by kind. Of several references of one kind those may be missing that another
+        stands in for; none is needed if the option gives the instruction.
+        """
+        texts: list[tuple[str, list[str]]] = []
+        kinds = [kind for kind, _ in self.plan.texts]
+        for kind, reference in self.plan.texts:
+            is_listed = self.mapping is not None and isinstance(self.mapping.instruction, list)
+            may_miss = kind == "original" and (
+                is_listed or kinds.count(kind) > 1 or self.config.instruction is not None
+            )
+            try:
+                texts.append((kind, self.texts(reference, count)))
+            except DataError:
+                if not may_miss:
+                    raise
+        return texts
 
     def value(self, reference: str) -> Any:
         """The single value of a reference."""
@@ -525,7 +588,14 @@ class PlannedEpisode:
     def success(self, stored: Any = None) -> bool | None:
         """The success flag of the plan, else the stored one."""
         value = self.value(self.plan.success) if self.plan.success else stored
-        return None if value is None else bool(value)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if not isinstance(value, str):
+            return None if value is None else bool(value)
+        meaning = _FLAGS.get(value.strip().lower())
+        if meaning is None:
+            raise self.error("not_numeric", f"success is {value!r}, neither true nor false")
+        return meaning
 
     def survey(self, fps: float | None) -> Survey:
         """Cameras, fields and length, from shapes."""
@@ -559,7 +629,7 @@ class PlannedEpisode:
         fields = {name: self.field(path, rows) for name, path in plan.fields.items()}
         for name, source in plan.following.items():
             fields[name] = fields[source][1:]
-        texts = [(kind, self.texts(reference, count)) for kind, reference in plan.texts]
+        texts = self._all_texts(count)
         language, findings = recorded_language(
             self.ref, count, preferred(texts), self.config.instruction
         )
@@ -588,10 +658,15 @@ class PlannedEpisode:
         )
 
     def decisions(self) -> dict[str, Assignment]:
-        """Decisions that rows of this episode make, and that other episodes take."""
+        """What rows of this episode decide for other episodes."""
         count = self.count
         things = [each for each in self.things.values() if abs((each.rows or 0) - count) <= 1]
         return sampled_decisions(things, lambda thing: self.numbers(thing.path))
+
+
+def _without_facts(pattern: str) -> str:
+    """A pattern whose values of JSON files are any name."""
+    return re.sub(r"\{[^{}]*@[^{}]*\}", "*", pattern)
 
 
 def _below(path: Path, folder: Path) -> str:
@@ -603,16 +678,31 @@ def with_decisions(
     refs: Sequence[EpisodeRef],
     opened: Callable[[EpisodeRef], AbstractContextManager[PlannedEpisode]],
 ) -> Iterator[EpisodeRef]:
-    """The refs with the decisions that rows of the first readable episode make."""
-    decided: dict[str, Assignment] = {}
+    """The refs with what rows and names of the first, middle and last episode decide for all."""
+    decisions: dict[str, list[Assignment]] = {}
+    names: dict[str, str] = {}
+    taken: set[tuple[Role, str]] = set()
+    for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
+        with suppress(DataError), opened(refs[number]) as episode:
+            for path, decision in episode.decisions().items():
+                decisions.setdefault(path, []).append(decision)
+            for part in episode.plan.parts:
+                if part.name and part.path not in names and (part.role, part.name) not in taken:
+                    names[part.path] = part.name
+                    taken.add((part.role, part.name))
+    merged = {path: _merged(several) for path, several in decisions.items()}
     for ref in refs:
-        with suppress(DataError):
-            with opened(ref) as episode:
-                decided = episode.decisions()
-            break
-    for ref in refs:
-        extras = {**ref.extras, "decided": decided} if decided else ref.extras
-        yield replace(ref, extras=extras)
+        yield replace(ref, extras={**ref.extras, "known": Known(merged, names)})
+
+
+def _merged(decisions: Sequence[Assignment]) -> Assignment:
+    """The decision that holds for all of some episodes.
+
+    A dark episode has no value above 1, a short one few values: what the others show counts.
+    """
+    order = ("field", "left_out", "camera", "depth", "labels")
+    usable = [each for each in decisions if each.content != "unusable"] or decisions
+    return min(usable, key=lambda each: (order.index(each.role), each.scale))
 
 
 def preferred(texts: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:

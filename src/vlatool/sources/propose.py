@@ -66,7 +66,8 @@ def proposed_mapping(
     count = _most_rows(clues.things)
     excluded: dict[str, str] = {}
     for thing in clues.things:
-        if thing.rows is not None and abs(thing.rows - count) > 1:
+        is_single_text = thing.kind == "text" and thing.rows == 1
+        if thing.rows is not None and abs(thing.rows - count) > 1 and not is_single_text:
             excluded[thing.path] = f"{thing.rows} rows, others {count}"
     plan = plan_by_structure(clues.things, None, excluded)
     things = {thing.path: thing for thing in clues.things}

@@ -356,7 +356,8 @@ class _Survey:
             self.sizes.setdefault(name, Counter())[width, height] += 1
         self.lengths.append(episode.num_frames)
         for part in parts_of(episode):
-            self.parts.setdefault(part.path, part)
+            if part.is_loss or part.path not in self.parts:
+                self.parts[part.path] = part
         if episode.fps:
             self.seconds += episode.num_frames / episode.fps
             self.rates.add(episode.fps)

@@ -268,7 +268,7 @@ def test_points_depth_and_channels_first_are_what_they_are(tmp_path: Path) -> No
     )
     episode = read(path)
     np.testing.assert_array_equal(episode.cameras["img"].read([2])[0], hdf5.image(2))
-    assert episode.depth["depth"].read([0]).max() == 250
+    assert episode.depth["img"].read([0]).max() == 250
     (left,) = [part for part in episode.parts if part.role == "left_out"]
     assert (left.path, left.note) == ("cloud", "points [64, 3]")
 

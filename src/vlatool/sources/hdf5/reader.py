@@ -107,9 +107,9 @@ class Hdf5Episode(PlannedEpisode):
     ) -> None:
         super().__init__(ref, mapping, config, group.name.rpartition("/")[2])
         self.group = group
-        actions, decided = ref.extras["actions"], ref.extras.get("decided")
+        actions = ref.extras["actions"]
         stored = rules.things_of(group, ref.path)
-        self.make_plan(stored, lambda: rules.plan_of_layout(actions, stored, decided))
+        self.make_plan(stored, lambda: rules.plan_of_layout(actions, stored, self.known))
         if mapping is None and not self.plan.actions:
             self.numbers(actions)
             raise self.error("empty_episode", f"{actions} has no rows of numbers")
@@ -264,7 +264,9 @@ class Hdf5Reader(base.FormatReader):
             clues.numbers = lambda name: rules.columns(rules.dataset_at(group, name, path), path)
             if pattern == "/":
                 clues.add_files_beside(path)
-            return proposed_mapping(clues, episodes=pattern)
+            stored_fps = rules.stored_facts(file)[0]
+            keys: dict[str, Any] = {"fps": stored_fps} if stored_fps else {}
+            return proposed_mapping(clues, episodes=pattern, **keys)
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, installed
 from vlatool.findings import FindingCodes, error, warning
 from vlatool.sources.inventory import (
-    Assignment,
+    RIFF_START,
     Stored,
     encoded_thing,
     image_shape,
@@ -30,7 +30,7 @@ from vlatool.sources.mapping import (
     matching,
     nearest,
 )
-from vlatool.sources.plan import EpisodePlan, plan_by_structure
+from vlatool.sources.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file
 
@@ -91,6 +91,10 @@ _OTHER_TIMES = {
 }
 # Observations that a robot measures of itself; others, such as poses of objects, are not observed.
 _MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel")
+_FIRST_ROWS = 4  # of which one has an image, if rows have images
+_MOST_LINKS = 8  # that lead to a dataset within the file
+_NOT_FOLLOWED = "a link out of the file or to nothing, or more than 16 groups deep; not followed"
+_USED_ATTRIBUTES = ("success", "num_samples")
 _SAMPLED = 3  # rows that show what a dataset holds
 _LONGEST_TEXT = 1000  # characters of an attribute that a person wrote
 
@@ -190,8 +194,11 @@ def has_path(file: Any, pattern: str) -> bool:
     return any(_matching(file, PurePosixPath(pattern.strip("/")).parts))
 
 
-def member_at(group: Any, path: str) -> Any:
-    """A group or dataset below a group; None if there is none, or only a link to one."""
+def member_at(group: Any, path: str, steps: int = 0) -> Any:
+    """A group or dataset below a group; None if there is none, or a link leads out of the file.
+
+    `steps`: links within the file that were followed so far.
+    """
     if path.strip("/") == "":
         return group
     h5py = installed("h5py")
@@ -200,19 +207,28 @@ def member_at(group: Any, path: str) -> Any:
         key = name.encode("utf-8", "surrogateescape")
         if not key or links is None or not links.exists(key):
             return None
-        if links.get_info(key).type != h5py.h5l.TYPE_HARD:
+        kind = links.get_info(key).type
+        if kind == h5py.h5l.TYPE_SOFT and steps < _MOST_LINKS:
+            place = group.get(name, getlink=True).path
+            start = group.file if place.startswith("/") else group
+            group = member_at(start, place, steps + 1)
+        elif kind == h5py.h5l.TYPE_HARD:
+            group = group[name]
+        else:
             return None
-        group = group[name]
     return group
 
 
 def datasets_of(group: Any, at: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(path, dataset) below a group, in natural order; links are not followed."""
+    """(path, dataset) below a group, in natural order; None: a link that is not followed, or a
+    group that is too deep.
+    """
     for name in sorted(group, key=natural_key):
         member = member_at(group, name)
-        if member is None or depth >= _MAX_DEPTH:
-            continue
-        if hasattr(member, "keys"):
+        is_deep = depth >= _MAX_DEPTH and hasattr(member, "keys")
+        if member is None or is_deep:
+            yield f"{at}{name}", None
+        elif hasattr(member, "keys"):
             yield from datasets_of(member, f"{at}{name}/", depth + 1)
         else:
             yield f"{at}{name}", member
@@ -221,6 +237,8 @@ def datasets_of(group: Any, at: str = "", depth: int = 0) -> Iterator[tuple[str,
 def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     """What a dataset stores, by its type, its shape and at most its first row."""
     h5py = installed("h5py")
+    if dataset is None:
+        return Stored(name, "other", note=_NOT_FOLLOWED, role="left_out")
     shape, dtype = dataset.shape, dataset.dtype
     if shape is None or not dataset.size:
         return Stored(name, "other", rows=0, note="it is empty")
@@ -230,9 +248,9 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     is_bytes = is_bytes or (dtype == np.uint8 and len(shape) == 2)
     if is_bytes and shape:
         check_dataset(dataset, path)
-        first = row_bytes(dataset, 0)
-        if is_encoded(first):
-            return encoded_thing(name, first, shape[0])
+        for row in range(min(shape[0], _FIRST_ROWS)):
+            if is_encoded(first := row_bytes(dataset, row)):
+                return encoded_thing(name, first, shape[0])
     if h5py.check_string_dtype(dtype) is not None:
         return Stored(name, "text", rows=shape[0] if shape else None)
     if dtype.kind not in "fiub":
@@ -253,18 +271,31 @@ def things_of(group: Any, path: Path) -> list[Stored]:
     if not hasattr(group, "keys"):
         return [thing_of(".", group, path)]
     things = [thing_of(name, dataset, path) for name, dataset in datasets_of(group)]
-    for name, value in group.attrs.items():
-        text = value.decode(errors="replace") if isinstance(value, bytes) else value
-        is_document = isinstance(text, str) and text[:1] in ("{", "[", "<")
-        if isinstance(text, str) and not is_document and len(text) <= _LONGEST_TEXT:
-            things.append(Stored(f"@{name}", "text"))
+    for name, value in attributes_of(group).items():
+        things += _attribute_things(name, value)
     return things
+
+
+def _attribute_things(name: str, value: Any) -> list[Stored]:
+    """What an attribute stores; none for what the reader uses without a mapping."""
+    key = name.rpartition("@")[2]
+    if key in _USED_ATTRIBUTES:
+        return [Stored(name, "other", role="success" if key == "success" else "time")]
+    is_document = isinstance(value, str) and value[:1] in ("{", "[", "<")
+    if isinstance(value, str) and not is_document and len(value) <= _LONGEST_TEXT:
+        return [Stored(name, "text")]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "SUO" and value.size:
+        return [Stored(name, "text", note="a list of texts")]
+    return [Stored(name, "other", note="an attribute")]
 
 
 def row_bytes(dataset: Any, index: int) -> bytes:
     """The bytes of a row without the zeros that fill it up."""
     row = dataset[index]
     data = row.tobytes() if hasattr(row, "tobytes") else bytes(row)
+    if data.startswith(RIFF_START):  # ends with zeros that strings of NumPy lose
+        size = 8 + int.from_bytes(data[4:8], "little")
+        return data[:size].ljust(size, b"\0")
     return data.rstrip(b"\0")
 
 
@@ -285,9 +316,7 @@ def check_dataset(dataset: Any, path: Path) -> None:
         raise HDF5.error("too_large", path, name, f"has chunks of {chunk:,} bytes", field=name)
 
 
-def plan_of_layout(
-    actions: str, stored: Sequence[Stored], decided: Mapping[str, Assignment] | None
-) -> EpisodePlan:
+def plan_of_layout(actions: str, stored: Sequence[Stored], known: Known) -> EpisodePlan:
     """Plan of an episode of a layout found by structure: its other datasets have as many rows as
     the actions, or are left out.
     """
@@ -299,9 +328,11 @@ def plan_of_layout(
             if each.path.startswith(prefix):
                 excluded[each.path] = reason
         is_per_frame = each.path.startswith(_PER_FRAME)
-        if not is_per_frame and each.rows is not None and abs(each.rows - count) > 1:
+        is_single_text = each.kind == "text" and each.rows == 1
+        is_other = each.rows is not None and abs(each.rows - count) > 1
+        if is_other and not (is_per_frame or is_single_text):
             excluded[each.path] = f"{each.rows} rows, the episode has {count}"
-    plan = plan_by_structure(stored, decided, excluded)
+    plan = plan_by_structure(stored, known, excluded)
     observed: list[str] = []
     for name, path in plan.fields.items():
         if path.startswith(("obs/", "observations/")) and _MEASURED.search(path):
@@ -325,7 +356,7 @@ def dataset_at(group: Any, reference: str, path: Path) -> Any:
         if type(link).__name__ != "HardLink":
             reason = "is a link, which is not followed"
             raise HDF5.error("data_outside", path, place, reason, field=reference)
-    names = [name for name, _ in datasets_of(root)]
+    names = [name for name, dataset in datasets_of(root) if dataset is not None]
     try:
         fitting = matching(reference.strip("/"), names)
     except ValueError as error:
@@ -478,9 +509,13 @@ def image_size(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
 def first_episode(file: Any) -> tuple[str, Any]:
     """Pattern of the episodes, and the first of them: groups of equal names but for a number."""
     for at in ("", *(f"{name}/" for name in _groups(file))):
-        names = sorted(_groups(file[at] if at else file), key=natural_key)
-        stems = {name.rstrip("0123456789") for name in names}
-        if len(stems) == 1 and names[0] != (stem := stems.pop()):
+        numbered: dict[str, list[str]] = {}
+        for name in sorted(_groups(file[at] if at else file), key=natural_key):
+            stem = name.rstrip("0123456789")
+            if stem != name:
+                numbered.setdefault(stem, []).append(name)
+        if numbered:
+            stem, names = max(numbered.items(), key=lambda item: len(item[1]))
             return f"{at}{stem}*", file[f"{at}{names[0]}"]
     return "/", file
 

@@ -18,7 +18,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.inventory import Stored, encoded_thing
+from vlatool.sources.inventory import Stored, encoded_thing, image_shape
 from vlatool.sources.mapping import MAPPING, RecordingMapping, mapping_file, read_mapping
 from vlatool.sources.plan import (
     EpisodePlan,
@@ -59,7 +59,9 @@ class RldsConfig(ConfigModel):
 class StepImages(PlannedFrames):
     """Encoded images of the steps of an episode, in memory."""
 
-    def __init__(self, path: Path, planned: PlannedImages, files: Sequence[memoryview]) -> None:
+    def __init__(
+        self, path: Path, planned: PlannedImages, files: Sequence[memoryview] | Array
+    ) -> None:
         self._path, self.planned, self._files = path, planned, files
 
     def __len__(self) -> int:
@@ -67,13 +69,17 @@ class StepImages(PlannedFrames):
 
     @property
     def size(self) -> tuple[int, int]:
+        if isinstance(self._files, np.ndarray):
+            form = image_shape(self._files.shape[1:], smallest=1)
+            return (form.height, form.width) if form else (0, 0)
         thing = encoded_thing("", bytes(self._files[0]))
         if thing.kind == "png" and self.planned.decision.role != "camera":
             return thing.shape[0], thing.shape[1]
         return super().size
 
-    def row(self, index: int) -> bytes:
-        return bytes(self._files[index])
+    def row(self, index: int) -> bytes | Array:
+        row = self._files[index]
+        return row if isinstance(row, np.ndarray) else bytes(row)
 
     def image_error(self, index: int, reason: str) -> DataError:
         place = f"{self.planned.path}: frame {index}"
@@ -211,7 +217,13 @@ class RldsEpisode(PlannedEpisode):
         self._features = {_path_of(feature.name): feature for feature in features}
         self._parsed = {_path_of(name): values for name, values in parsed.items()}
         stored = [self._thing(path, feature) for path, feature in self._features.items()]
-        counts = {each.path: each.rows for each in stored if self._features[each.path].is_step}
+        for path in self._parsed:
+            if path not in self._features:
+                stored.append(Stored(path, "other", note="features.json does not declare it"))
+        counts: dict[str, int | None] = {}
+        for each in stored:
+            if each.path in self._features and self._features[each.path].is_step:
+                counts[each.path] = each.rows
         known = [rows for rows in counts.values() if rows is not None]
         for path, rows in counts.items():
             if rows is not None and rows != known[0]:
@@ -231,12 +243,20 @@ class RldsEpisode(PlannedEpisode):
             raise self.error("missing_feature", f"{path} is missing")
         if (feature.kind == "numbers") == isinstance(values, list) and len(values):
             raise self.error("missing_feature", f"{path} is no list of {feature.kind}")
+        is_success = not feature.is_step and path.rpartition("/")[2] in ("success", "is_success")
+        if is_success and len(values) == 1 and feature.kind in ("text", "numbers"):
+            return Stored(path, "other", role="success")
         if feature.kind == "text":
             return Stored(path, "text", rows=len(values) if feature.is_step else None)
         if feature.kind == "image":
             if not len(values) or not isinstance(values, list):
                 return Stored(path, "other", rows=0, note="it is empty")
-            return encoded_thing(path, bytes(values[0]), len(values))
+            thing = encoded_thing(path, bytes(values[0]), len(values))
+            if feature.is_step:
+                return thing
+            return replace(thing, rows=None, role="left_out", note="one image for the episode")
+        if any(side < 0 for side in feature.shape):
+            return Stored(path, "other", note=f"values of a varying shape {list(feature.shape)}")
         width = math.prod(feature.shape)
         if width < 1 or len(values) % width:
             shape = list(feature.shape)
@@ -253,7 +273,7 @@ class RldsEpisode(PlannedEpisode):
         return Stored(path, "array", feature.shape, dtype, rows, role=role, look=look)
 
     def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
-        plan = plan_by_structure(stored, self.ref.extras.get("decided"))
+        plan = plan_by_structure(stored, self.known)
         actions: list[str] = []
         observed: list[str] = []
         for name in plan.fields:
@@ -271,8 +291,8 @@ class RldsEpisode(PlannedEpisode):
         values = self._parsed[planned.path]
         if isinstance(values, list):
             return StepImages(self.ref.path, planned, values)
-        reason = f"{planned.path} holds arrays; images are JPEG or PNG"
-        raise self.error("missing_feature", reason, hint="leave it out of the mapping")
+        rows = self.numbers(planned.path).reshape(-1, *self._features[planned.path].shape)
+        return StepImages(self.ref.path, planned, rows)
 
     def numbers(self, path: str) -> Array:
         feature, values = self._features[path], np.asarray(self._parsed[path])

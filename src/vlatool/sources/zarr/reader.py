@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
 from vlatool.errors import DataError, VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.inventory import Stored, image_shape
+from vlatool.sources.inventory import Stored, image_shape, is_action
 from vlatool.sources.mapping import (
     MAPPING,
     RecordingMapping,
@@ -222,18 +222,24 @@ class ZarrEpisode(PlannedEpisode):
                 "bad_ends", ref.path, "meta/episode_ends", f"episode {self._episode} has no rows"
             )
         stored = _things(buffer, self.first, self.stop)
+        for name, value in buffer.attributes.items():
+            is_text = isinstance(value, str)
+            if name not in ("fps", "instruction"):
+                note = "" if is_text else "an attribute"
+                stored.append(Stored(f"@{name}", "text" if is_text else "other", note=note))
         self.make_plan(stored, lambda: self._by_structure(stored))
 
     def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
         """`action` is predicted; what is named after the robot or its state is observed."""
-        plan = plan_by_structure(stored, self.ref.extras.get("decided"))
+        plan = plan_by_structure(stored, self.known)
         plan.actions = tuple(name for name in plan.fields if name in ("action", "actions"))
         observed = [name for name in plan.fields if name.startswith(_MEASURED)]
         plan.observed = tuple(name for name in observed if "demo_" not in name)
         folder = self.ref.path.parent
         videos = folder / "videos" / self._episode
         for path in sorted(videos.glob("*.mp4")) if can_list(videos) and videos.is_dir() else ():
-            plan.cameras[path.stem] = PlannedImages(video=f"videos/{{episode}}/{path.name}")
+            name = base.unused_id(path.stem, dict.fromkeys(plan.cameras, 1))
+            plan.cameras[name] = PlannedImages(video=f"videos/{{episode}}/{path.name}")
         instruction = self.buffer.attributes.get("instruction")
         if isinstance(instruction, str) and not any(kind == "original" for kind, _ in plan.texts):
             plan.texts.append(("original", f"{PLAIN}{instruction}"))
@@ -286,7 +292,7 @@ class ZarrEpisode(PlannedEpisode):
         path = (self.things.get(name) or self.find_stored(name)).path
         texts = [
             value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-            for value in self._rows(path, self._own_rows(path))
+            for value in self._rows(path, self._own_rows(path)).reshape(-1)
         ]
         return texts[:count]
 
@@ -309,16 +315,24 @@ def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
     for path, array in buffer.arrays.items():
         shape, dtype = array.shape, array.dtype
         is_per_row = bool(shape) and shape[0] == buffer.num_rows
-        if dtype.kind in "UTSO" and len(shape) == 1:
+        is_by_episode = bool(shape) and shape[0] == len(buffer.stops)
+        if dtype.kind in "UTSO" and math.prod(shape[1:]) == 1 and (is_per_row or is_by_episode):
             things.append(Stored(path, "text", rows=frames if is_per_row else None))
+        elif dtype.kind in "UTSO":
+            note = f"texts {list(shape)}, neither of each row nor of each episode"
+            things.append(Stored(path, "other", note=note))
         elif dtype.kind not in "fiub":
             things.append(Stored(path, "other", note=f"values of {dtype}"))
-        elif path.startswith("/") and not is_per_row:
-            is_by_episode = bool(shape) and shape[0] == len(buffer.stops)
-            note = "one row for each episode" if is_by_episode else "it is not below data"
+        elif path.startswith("/") and not (is_per_row or is_by_episode):
+            note = "it is not below data"
             things.append(Stored(path, "other", note=note))
-        elif not is_per_row and shape and shape[0] == len(buffer.stops):
-            things.append(Stored(path, "other", note="one row for each episode"))
+        elif not is_per_row and is_by_episode:
+            is_success = path.rpartition("/")[2] in ("success", "is_success")
+            role: Role | None = "success" if is_success else None
+            things.append(Stored(path, "other", note="one row for each episode", role=role))
+        elif not is_per_row and not is_action(path):
+            note = f"{shape[0] if shape else 'no'} rows, the others {buffer.num_rows}"
+            things.append(Stored(path, "array", shape[1:], dtype.name, note=note, role="left_out"))
         else:
             rows = frames if is_per_row else shape[0] if shape else None
             look = _look(buffer.path, path, array, first, stop)
