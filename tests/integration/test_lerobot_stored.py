@@ -1,14 +1,17 @@
 """The sink `lerobot` keeps what LeRobot sets store besides rows and cameras."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.builders.errors import fails
 from tests.builders.lerobot import Columns, lerobot_dataset
@@ -164,3 +167,39 @@ def test_rows_of_another_file_than_the_listed_one_are_found_in_s3(
     reader = LeRobotReader(LeRobotConfig())
     episode = reader.read(list(reader.discover([source]))[2])
     assert episode.lowdim["observation.state"][:, 0].tolist() == [*range(200, 205)]
+
+
+@pytest.mark.parametrize(("name", "role"), [("front_depth", "depth"), ("front_mask", "labels")])
+def test_columns_of_depth_and_labels_are_copied(name: str, role: str, tmp_path: Path) -> None:
+    feature = f"observation.images.{name}"
+    values = np.full((32, 48), 7, np.uint16 if role == "depth" else np.uint8)
+
+    def change(_number: int, columns: Columns) -> None:
+        stream = io.BytesIO()
+        Image.fromarray(values).save(stream, "PNG")
+        columns[feature] = [{"bytes": stream.getvalue(), "path": None}] * 3
+
+    root = lerobot_dataset(tmp_path / "set", [3], change=change)
+    path = root / "meta/info.json"
+    document = json.loads(path.read_text())
+    document["features"][feature] = {"dtype": "image", "shape": [32, 48, 1], "names": None}
+    path.write_text(json.dumps(document))
+    result = convert([root], tmp_path / "out")
+    assert result.left_out == []
+    reader = LeRobotReader(LeRobotConfig())
+    [ref] = reader.discover([tmp_path / "out"])
+    [images] = getattr(reader.read(ref), role).values()
+    assert np.array_equal(images.read([2])[0], values)
+
+
+def test_depth_of_another_format_is_named_as_left_out(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["action"] = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+        file["observations/qpos"] = np.random.default_rng(1).normal(size=(4, 3))
+        file["observations/images/front"] = np.zeros((4, 32, 48, 3), np.uint8)
+        file["observations/front_depth"] = np.full((4, 32, 48), 900, np.uint16)
+    tree = {"format": "hdf5", "sources": [str(tmp_path / "a.hdf5")], "fps": 10, "workers": 1}
+    tree |= {"output": str(tmp_path / "out"), "sink": {"type": "lerobot"}}
+    result = preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    [part] = [part for part in result.left_out if "depth" in part["path"]]
+    assert part["reason"] == "--sink lerobot does not store depth"

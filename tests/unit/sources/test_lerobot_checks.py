@@ -231,6 +231,30 @@ def test_statistics_of_the_set_are_compared_with_the_rows(
     assert codes == (["lerobot.stats_contradict"] if contradicts else [])
 
 
+def test_a_defect_of_a_column_that_nothing_uses_is_a_warning(tmp_path: Path) -> None:
+    def change(number: int, columns: Columns) -> None:
+        columns["next.reward"] = [np.nan if number else 0.0] * len(columns["index"])
+
+    root = lerobot_dataset(tmp_path / "pick", change=change)
+    change_feature(root, "next.reward", dtype="float32", shape=[1])
+    [finding] = [each for each in episode_findings(root) if each.code.startswith("lerobot")]
+    assert (finding.code, finding.severity) == ("lerobot.unused_column", "warning")
+    assert finding.place["field"] == "next.reward"
+
+
+@pytest.mark.parametrize(
+    ("info", "codes"),
+    [({"data_files_size_in_mb": 0.001}, ["file_sizes"]), ({"chunks_size": 1}, ["chunks"])],
+)
+def test_files_of_v3_that_exceed_the_stated_limits_are_reported(
+    info: dict[str, Any], codes: list[str], tmp_path: Path
+) -> None:
+    root = lerobot_dataset(tmp_path / "pick", (3, 3, 3, 3), cameras={}, version="v3.0", info=info)
+    found = [each for each in source_findings(root) if each.code != "lerobot.no_statistics"]
+    assert [*dict.fromkeys(each.code.removeprefix("lerobot.") for each in found)] == codes
+    assert {each.severity for each in found} == {"info"}
+
+
 @pytest.mark.parametrize("version", ["v2.0", "v2.1", "v3.0"])
 def test_a_data_set_without_statistics_is_reported(version: str, tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick", version=version)

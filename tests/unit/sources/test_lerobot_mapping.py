@@ -108,7 +108,7 @@ def test_what_the_mapping_does_not_name_is_left_out_by_name(root: Path) -> None:
 
 def test_the_rest_keeps_its_roles_if_the_mapping_says_so(root: Path) -> None:
     episode = mapped(root, f"cameras: {{top: {{path: {FRONT}}}}}\nrest: assign")
-    assert [*episode.cameras] == ["top", MASK]
+    assert ([*episode.cameras], [*episode.depth]) == (["top"], [MASK])
     assert episode.action_fields == ("action",)
     assert episode.proprioception_fields == (STATE, "observation.gripper")
     assert episode.task == TASKS[0]

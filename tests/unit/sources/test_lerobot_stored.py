@@ -353,6 +353,50 @@ def test_depth_images_of_the_table_are_millimeters(
     assert {*images.ravel().tolist()} == {expected}
 
 
+def with_images(root: Path, name: str, values: Array, kind: str = "PNG") -> Path:
+    """A set with a camera, and a column of images that info.json says nothing about."""
+
+    def change(_number: int, columns: Columns) -> None:
+        stream = io.BytesIO()
+        Image.fromarray(values).save(stream, kind)
+        columns[name] = [{"bytes": stream.getvalue(), "path": None}] * len(columns["index"])
+
+    folder = lerobot_dataset(root / "set", [3], change=change)
+    declare(folder, **{name: {"dtype": "image", "shape": [24, 32, 1], "names": None}})
+    return folder
+
+
+@pytest.mark.parametrize("name", [DEPTH, "observation.images.front_other"])
+def test_images_of_16_bits_are_depth_without_a_word_in_the_metadata(
+    name: str, tmp_path: Path
+) -> None:
+    [episode] = episodes(with_images(tmp_path, name, np.full((24, 32), 1250, np.uint16)))
+    assert [*episode.cameras] == [FRONT]
+    [images] = episode.depth.values()
+    assert {*images.read([1]).ravel().tolist()} == {1250}
+    assert roles(episode)[name] == "depth"
+
+
+@pytest.mark.parametrize("name", ["mask", "seg", "label"])
+def test_images_of_8_bits_with_such_a_name_are_labels(name: str, tmp_path: Path) -> None:
+    path = f"observation.images.front_{name}"
+    [episode] = episodes(with_images(tmp_path, path, np.full((24, 32), 7, np.uint8)))
+    assert ([*episode.cameras], [*episode.depth]) == ([FRONT], [])
+    [images] = episode.labels.values()
+    assert {*images.read([1]).ravel().tolist()} == {7}
+    assert roles(episode)[path] == "labels"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("observation.images.gray", "PNG"), ("observation.images.mask", "JPEG")]
+)
+def test_other_gray_images_are_a_camera(name: str, kind: str, tmp_path: Path) -> None:
+    root = with_images(tmp_path, name, np.full((24, 32), 7, np.uint8), kind)
+    [episode] = episodes(root)
+    assert {*episode.cameras} == {FRONT, name}
+    assert roles(episode)[name] == "camera"
+
+
 # Units
 
 
@@ -406,6 +450,72 @@ def test_a_set_of_degrees_and_radians_is_reported_once_for_each_column(tmp_path:
     [(code, message)] = source_findings(root)
     assert code == "lerobot.mixed_units"
     assert "observation.state of 1 episode of 3 (1)" in message
+
+
+# The list of episodes
+
+
+def with_listed(root: Path, version: str, listed: Mapping[str, Any], **options: Any) -> Path:
+    """A set of one episode of which the list of episodes says more."""
+    folder = lerobot_dataset(root / "set", [3], cameras={}, version=version, **options)
+    if version == "v3.0":
+        write_list(folder, {**read_list(folder), **{name: [listed[name]] for name in listed}})
+        return folder
+    path = folder / "meta/episodes.jsonl"
+    write_lines(path, [{**json.loads(line), **listed} for line in path.read_text().splitlines()])
+    return folder
+
+
+@pytest.mark.parametrize(("version", "prefix"), [("v2.1", ".jsonl"), ("v3.0", "")])
+@pytest.mark.parametrize(("value", "success"), [(True, True), (0, False), (1.0, True)])
+def test_what_the_list_of_episodes_says_is_used_or_named(
+    value: Any, success: bool, version: str, prefix: str, tmp_path: Path
+) -> None:
+    listed = {"success": value, "comment": "good", "scores": [1, 2], "prompt": "do it"}
+    [episode] = episodes(with_listed(tmp_path, version, listed))
+    parts = {part.path: part for part in episode.parts if part.path.startswith("meta/")}
+    folder = f"meta/episodes{prefix}/"
+    assert {path.removeprefix(folder): part.role for path, part in parts.items()} == {
+        "success": "success",
+        **dict.fromkeys(("comment", "scores", "prompt"), "left_out"),
+    }
+    assert {part.content for part in parts.values() if part.role == "left_out"} == {"other"}
+    assert (episode.success, episode.task) == (success, "put the ball in the box")
+    [finding] = episode.findings
+    assert (finding.code, "comment" in finding.message) == ("left_out.data", True)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_instruction_of_the_list_is_used_where_there_is_no_other(
+    version: str, tmp_path: Path
+) -> None:
+    def change(_number: int, columns: Columns) -> None:
+        columns.pop("task_index")
+
+    listed = {"language_instruction": "wipe it", "language_instruction_2": "clean it", "tasks": []}
+    if version == "v3.0":
+        listed["tasks"] = [""]
+    root = with_listed(tmp_path, version, listed, change=change)
+    [episode] = episodes(root)
+    assert episode.language == {"original": ["wipe it"], "alternative": ["clean it"]}
+    assert episode.task == "wipe it"
+    assert codes_of(episode) == []
+    found = [part.role for part in episode.parts if part.path.startswith("meta/")]
+    assert found == ["language", "language"]
+    (tmp_path / "mapping.yaml").write_text("fields: {a: action}\nrest: assign")
+    [mapped] = episodes(root, mapping=str(tmp_path / "mapping.yaml"))
+    assert mapped.task == "wipe it"
+
+
+def test_success_of_the_rows_comes_before_that_of_the_list(tmp_path: Path) -> None:
+    def change(_number: int, columns: Columns) -> None:
+        columns["next.success"] = np.array([False, False, True])
+
+    root = with_listed(tmp_path, "v2.1", {"success": False}, change=change)
+    declare(root, next__success=number(dtype="bool"))
+    [episode] = episodes(root)
+    assert episode.success is True
+    assert roles(episode)["meta/episodes.jsonl/success"] == "left_out"
 
 
 # Metadata

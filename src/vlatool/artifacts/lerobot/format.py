@@ -73,6 +73,8 @@ class EpisodeLine:
     rows: Span | None = None  # its rows (v3.0); None: it has a file of its own
     # map from camera to its part of a video (v3.0)
     clips: Mapping[str, Span] = field(default_factory=dict[str, Span])
+    # what else the list says of it: numbers, booleans and texts; None for other values
+    further: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

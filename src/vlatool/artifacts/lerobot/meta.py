@@ -34,7 +34,12 @@ from vlatool.artifacts.lerobot.format import (
     EpisodeLine,
     Span,
 )
-from vlatool.artifacts.lerobot.tables import check_is_data_file, read_segment, table_columns
+from vlatool.artifacts.lerobot.tables import (
+    check_is_data_file,
+    column_names,
+    read_segment,
+    table_columns,
+)
 from vlatool.episode import Declaration, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
@@ -64,6 +69,8 @@ class Feature:
     is_depth: bool = False  # True if the images hold depth
     # of depth: how codes or values become meters, as declared; None where it is not
     quantizer: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    is_labels: bool = False  # True if the images hold segmentation labels
+    found: str = ""  # what its files say of depth or labels, where meta/info.json does not
 
     @property
     def is_camera(self) -> bool:
@@ -481,6 +488,7 @@ _ROWS = ("data/chunk_index", "data/file_index", "dataset_from_index", "dataset_t
 _NEEDED = (EPISODE_INDEX, *_ROWS)
 _OPTIONAL = ("length", "tasks")
 _CLIP = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+_PREFIXES = (_STATS, "videos/", "data/", "meta/", "__")
 _UNNAMED_INDEX = "__index_level_0__"  # of a pandas table, written by earlier versions
 
 
@@ -504,7 +512,9 @@ def _lines_of_text(root: Path) -> Iterator[tuple[Path, int, EpisodeLine]]:
     for position, line in read_lines(path):
         number, length = optional_int(line.get(EPISODE_INDEX)), optional_int(line.get("length"))
         sentences = texts(line.get("tasks"))
-        yield path, position, EpisodeLine(-1 if number is None else number, sentences, length)
+        number = -1 if number is None else number
+        entry = EpisodeLine(number, sentences, length, further=_further(line))
+        yield path, position, entry
 
 
 def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, EpisodeLine]]:
@@ -515,7 +525,8 @@ def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, Episod
         raise missing_list_error(root)
     names = [*_OPTIONAL, *(f"videos/{video}/{key}" for video in videos for key in _CLIP)]
     for path in paths:
-        columns = _table(path, _NEEDED, names)
+        others = [name for name in column_names(path) or () if _is_further(name)]
+        columns = _table(path, _NEEDED, [*names, *others])
         for row, number in enumerate(columns[EPISODE_INDEX]):
             chunk, file, start, stop = (columns[name][row] for name in _ROWS)
             clips = {video: clip for video in videos if (clip := _clip(columns, video, row))}
@@ -525,8 +536,23 @@ def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, Episod
                 optional_int(_cell(columns, "length", row)),
                 Span(chunk, file, start, stop),
                 clips,
+                _further({name: columns[name][row] for name in others}),
             )
             yield path, row + 1, line
+
+
+def _is_further(name: str) -> bool:
+    known = (*AUTOMATIC, *_ROWS, *_OPTIONAL)
+    return name not in known and not name.startswith(_PREFIXES)
+
+
+def _further(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the list says of an episode and reading does not need; without empty values."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else None
+        for name, value in values.items()
+        if _is_further(name) and value is not None
+    }
 
 
 def _clip(columns: _Columns, video: str, row: int) -> Span | None:

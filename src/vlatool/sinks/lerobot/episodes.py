@@ -110,6 +110,7 @@ class SetLayout:
     sources: Mapping[str, Sequence[str]]
     cameras: Mapping[str, str]  # map from camera of the episodes to its feature
     depth: tuple[str, ...] = ()  # depth cameras of the source, which are copied
+    labels: tuple[str, ...] = ()  # columns of labels of the source, which are copied
     # features that are stored as videos
     videos: frozenset[str] = field(default_factory=frozenset[str])
     field_widths: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -135,8 +136,8 @@ class SetLayout:
 
     @property
     def camera_features(self) -> tuple[str, ...]:
-        """All cameras, depth cameras last."""
-        return (*self.cameras.values(), *self.depth)
+        """All cameras, those of depth and labels last."""
+        return (*self.cameras.values(), *self.depth, *self.labels)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -243,11 +244,16 @@ def _copied_layout(
         and feature.is_depth
         and (name in sets[0].clips or name in (stored.names if stored else ()))
     )
+    labels = tuple(
+        name
+        for name, feature in sets[0].dataset.info.features.items()
+        if feature.is_labels and name in (stored.names if stored else ())
+    )
     features: dict[str, Any] = {}
     for name, tree in declared.items():
         is_camera = tree.get("dtype") in _CAMERA_TYPES
         is_stored = stored is None or name in stored.names or name in AUTOMATIC
-        if name in (*cameras, *depth) or (not is_camera and is_stored):
+        if name in (*cameras, *depth, *labels) or (not is_camera and is_stored):
             features[name] = dict(tree)
     for column in stored if stored else ():
         if column.name not in declared and not column.name.startswith("__"):
@@ -257,7 +263,7 @@ def _copied_layout(
         videos = {*(cameras if config.use_videos else ()), *(videos & {*depth})}
     features |= automatic_features()
     widths, texts = _widths(setup), _merged_texts(sets, tuple(features))
-    return SetLayout(rate, features, {}, cameras, depth, frozenset(videos), widths, texts)
+    return SetLayout(rate, features, {}, cameras, depth, labels, frozenset(videos), widths, texts)
 
 
 def _merged_texts(
@@ -328,6 +334,8 @@ def _comparable(recording: EpisodeFiles, cameras: Sequence[str]) -> dict[str, di
         shape = {"shape": tree.get("shape")}
         if feature.is_camera and feature.is_depth:
             comparable[name] = {"type": "depth", **shape, **feature.quantizer}
+        elif feature.is_labels:
+            comparable[name] = {"type": "labels", **shape}
         elif feature.is_camera and name in cameras:
             comparable[name] = {"type": "camera", **shape}
         elif not feature.is_camera and name not in AUTOMATIC:
@@ -513,7 +521,7 @@ def copied_rows(
 ) -> tuple[pa.Table, dict[int, str], Sequence[str]]:
     """Columns of a recording, sentences by the indices that rows use, and its listed sentences."""
     declared = dict(layout.columns)
-    for name in layout.depth:
+    for name in (*layout.depth, *layout.labels):
         if name not in layout.videos:
             declared[name] = layout.features[name]
     rows = read_rows(recording.segment(), episode.id, [*declared, TASK_INDEX])
@@ -611,7 +619,8 @@ def _left_out(episode: Episode, layout: SetLayout, *, is_copied: bool) -> Iterat
         problem = f"left out: {named} of single frames; --sink lbm stores them"
         yield LEROBOT_SINK("left_out", f"{episode.id}: {problem}", episode=episode.id)
     depth = () if layout.depth else episode.depth
-    parts = {"depth": depth, "labels": episode.labels, "calibration": episode.calibration}
+    labels = () if layout.labels else episode.labels
+    parts = {"depth": depth, "labels": labels, "calibration": episode.calibration}
     cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
     if not cameras:
         return

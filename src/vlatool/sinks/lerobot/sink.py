@@ -491,8 +491,9 @@ class LeRobotSink(Sink):
         self.proprioception_fields: tuple[str, ...] = survey.proprioception_fields
         self._splits: dict[str, list[int]] = {}
         self._layout = set_layout(config, setup, self.action_fields, self._sets)
-        depth = ("depth",) if self._layout.depth else ()
-        self.stored_roles: Collection[str] = ("camera", "field", "language", *depth)
+        copied = {"depth": self._layout.depth, "labels": self._layout.labels}
+        roles = [role for role, features in copied.items() if features]
+        self.stored_roles: Collection[str] = ("camera", "field", "language", *roles)
         self.work: Work = LerobotEpisodeWriter(setup.output, config, self._layout)
 
     def begin(self) -> None:

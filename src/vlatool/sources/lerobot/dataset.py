@@ -32,6 +32,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes, unknown_field
 from vlatool.sources.inventory import Stored, decide
+from vlatool.sources.lerobot.images import with_image_roles
 from vlatool.sources.mapping import MAPPING
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list, is_remote
@@ -130,7 +131,13 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     unlisted = files.keys() - {line.number for line in listed}
     lines = [*listed, *(EpisodeLine(number, (), None) for number in sorted(unlisted))]
     data_files = {line.number: finder.data_file(line) for line in lines}
-    columns = next(filter(None, map(column_names, dict.fromkeys(data_files.values()))), None)
+    columns = None
+    for path in dict.fromkeys(data_files.values()):
+        columns = column_names(path)
+        if columns:
+            if not config.camera_columns:
+                info = with_image_roles(root, info, path, columns)
+            break
     # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
     try:
@@ -229,7 +236,7 @@ def _cameras(
     absent: Collection[str],
     findings: list[Finding],
 ) -> tuple[meta.Feature, ...]:
-    """Cameras of the format, or all but those of depth and `absent` ones, without any file.
+    """Cameras of the format, or all but depth, labels and `absent` ones, without any file.
 
     If no camera has files, all are kept, so that each episode reports the loss.
     """
@@ -240,7 +247,8 @@ def _cameras(
             raise no_episodes(root, f"the cameras {', '.join(needed)} in {INFO_FILE}")
         return tuple(cameras)
     features = info.features.values()
-    colors = [feature for feature in features if feature.is_camera and not feature.is_depth]
+    images = [feature for feature in features if feature.is_camera]
+    colors = [feature for feature in images if not (feature.is_depth or feature.is_labels)]
     present = [feature for feature in colors if feature.name not in absent]
     for feature in colors:
         if present and feature not in present:

@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles
 from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.artifacts.lerobot.format import EPISODES_FOLDER
-from vlatool.artifacts.lerobot.meta import Feature
+from vlatool.artifacts.lerobot.meta import Feature, Info
 from vlatool.artifacts.lerobot.tables import Rows, check_is_data_file
 from vlatool.episode import Array, Clip, FrameSource
 from vlatool.errors import DataError
@@ -19,16 +24,53 @@ from vlatool.sources.frames import (
     VideoInfo,
     probe_video,
 )
-from vlatool.sources.inventory import label_image
+from vlatool.sources.inventory import decide, encoded_thing, label_image
 from vlatool.sources.lerobot.depth import (
     DepthVideo,
     ValueImages,
     code_millimeters,
     depth_of_values,
 )
+from vlatool.storage.uri import as_native_file
 
-# Parts of a name that depth and color of a camera do not share.
-_SAYS_NOTHING = re.compile(r"observations?|images?|rgb|colors?|depth", re.I)
+# Parts of a name that depth, labels and color of a camera do not share.
+_SAYS_NOTHING = re.compile(
+    r"observations?|images?|rgb|colors?|depth|mask|seg|segmentation|labels?|instance|semantic", re.I
+)
+
+
+def with_image_roles(root: Path, info: Info, path: Path, columns: Sequence[str]) -> Info:
+    """The info, with depth and labels among the image columns by the first image of each.
+
+    `path`: a file of rows, `columns`: its columns. The rules are those of all formats.
+    """
+    features = dict(info.features)
+    for feature in info.features.values():
+        if feature.dtype != "image" or feature.is_depth or feature.name not in columns:
+            continue
+        images = _FirstImage(path, feature.name, root, [0])
+        try:
+            decision = decide(encoded_thing(feature.name, images.encoded(0)))
+        except (DataError, ValueError):  # reading the camera reports it
+            continue
+        finally:
+            images.close()
+        if decision.role == "depth":
+            features[feature.name] = replace(feature, is_depth=True, found=decision.note)
+        elif decision.role == "labels":
+            features[feature.name] = replace(feature, is_labels=True, found=decision.note)
+    return replace(info, features=features)
+
+
+class _FirstImage(ParquetImages):
+    """The image in the first row of a file; the others are not decoded."""
+
+    def _load_row_group(self, row: int) -> pa.ChunkedArray:
+        file = self._file = pq.ParquetFile(as_native_file(self.path), buffer_size=2**16)
+        for batch in file.iter_batches(1, columns=[self.column]):
+            if len(batch):
+                return pa.chunked_array([batch.column(0)])
+        raise pa.ArrowInvalid(f"row {row} of 0 does not exist")
 
 
 def missing_images(
@@ -103,6 +145,8 @@ def open_labels(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSourc
     """Segmentation labels of an image column; ValueError if it is a video, which changes them."""
     if feature.dtype != "image":
         raise ValueError(f"{feature.name} is a video; labels are images in the table")
+    if feature.name not in rows.columns:
+        raise ValueError("it has no column in the data")
     return column_images(files, feature, rows, partial(ValueImages, convert=label_image))
 
 
@@ -123,23 +167,27 @@ class SwappedColors(FrameSource):
         return self._frames.read(indices)[..., ::-1]
 
 
-def open_depths(files: EpisodeFiles, rows: Rows) -> tuple[dict[str, FrameSource], dict[str, str]]:
-    """Map from camera to its depth, and from depth that cannot be read to the reason."""
+def open_values(
+    files: EpisodeFiles, rows: Rows
+) -> tuple[dict[str, FrameSource], dict[str, FrameSource], dict[str, str]]:
+    """Maps from camera to its depth and its labels, and from what is lost to the reason."""
     depth: dict[str, FrameSource] = {}
+    labels: dict[str, FrameSource] = {}
     lost: dict[str, str] = {}
     for feature in files.dataset.info.features.values():
-        if not (feature.is_camera and feature.is_depth):
+        if not (feature.is_camera and (feature.is_depth or feature.is_labels)):
             continue
+        found, open_it = (depth, open_depth) if feature.is_depth else (labels, open_labels)
         try:
-            source = open_depth(files, feature, rows)
+            source = open_it(files, feature, rows)
         except ValueError as error:
             lost[feature.name] = str(error)
         except DataError as error:
             lost[feature.name] = error.message
         else:
             camera = camera_of_depth(feature.name, files)
-            depth[feature.name if camera in depth else camera] = source
-    return depth, lost
+            found[feature.name if camera in found else camera] = source
+    return depth, labels, lost
 
 
 def open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource:
@@ -164,8 +212,8 @@ def open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource
 
 
 def camera_of_depth(depth: str, files: EpisodeFiles) -> str:
-    """Camera with the depth: the only one of that name but for words such as `depth`, else the
-    feature itself.
+    """Camera with the depth or labels: the only one of that name but for words such as `depth`,
+    else the feature itself.
     """
     cameras = [name for name in files.dataset.camera_names if _stem(name) == _stem(depth)]
     return cameras[0] if len(cameras) == 1 else depth

@@ -43,6 +43,7 @@ def frame_texts(files: EpisodeFiles, rows: Rows, column: str, report: Collector)
     Empty where a number has no text: reported, unless it is negative. Raises DataError if the
     column has neither, or the table cannot be read.
     """
+    rows.require(column)
     values = rows.labels(column)
     numbers = {value for value in values if isinstance(value, int)}
     table = files.texts_by_number(column) if numbers else {}

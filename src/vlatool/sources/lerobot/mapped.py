@@ -23,7 +23,13 @@ from vlatool.sources.lerobot.images import (
     open_labels,
 )
 from vlatool.sources.lerobot.language import EVENTS, annotated, frame_texts, text_columns
-from vlatool.sources.lerobot.parts import TASK_INDEX, stored_things
+from vlatool.sources.lerobot.parts import (
+    TASK_INDEX,
+    listed_parts,
+    listed_success,
+    listed_texts,
+    stored_things,
+)
 from vlatool.sources.lerobot.rules import name_to_sentence, open_rows
 from vlatool.sources.mapping import RecordingMapping
 from vlatool.sources.plan import EpisodePlan, PlannedEpisode, PlannedImages
@@ -46,18 +52,25 @@ class MappedEpisode(PlannedEpisode):
     missing: ClassVar[str] = "missing_column"
 
     def __init__(self, ref: EpisodeRef, files: EpisodeFiles, mapping: RecordingMapping) -> None:
+        columns = column_names(files.rows.path)
         if mapping.rest == "assign":
-            mapping = _with_texts(mapping, text_columns(files.dataset))
+            kinds = {TASK_INDEX: "original", **text_columns(files.dataset)}
+            if columns is not None:
+                kinds = {column: kinds[column] for column in kinds if column in columns}
+            mapping = _with_texts(mapping, kinds)
         super().__init__(ref, mapping, _Keys(), str(files.number))
         self._files, self._features = files, files.dataset.info.features
         self._keeps_rest = mapping.rest == "assign"
         self._report = Collector(LEROBOT, strict=True, episode=ref.id)
         self.missing_cameras: dict[str, DataError] = {}
-        columns = column_names(files.rows.path)
         count = files.line.length
         if count is None:
             count = len(read_rows(files.segment(), f"episode {files.number}", []))
         things = stored_things(files, columns or (), count)
+        for name in mapping.labels.values():
+            if name in self._features and self._features[name].dtype == "video":
+                reason = f"{name} is a video; labels are images in the table"
+                raise self.error("not_numeric", reason)
         if mapping.success:  # else the column of the format is it
             things = [replace(x, role="left_out") if x.role == "success" else x for x in things]
         self.make_plan(things, EpisodePlan)
@@ -139,12 +152,21 @@ class MappedEpisode(PlannedEpisode):
         for kind, reference in self.plan.texts:
             if kind in ("original", "alternative"):
                 texts += self.texts(reference, self.count)
+        used: dict[str, str] = {}  # texts of the list of episodes to their kind
         if not any(text.strip() for text in texts):
             sentence = name_to_sentence(self._files.dataset.name)
+            listed = listed_texts(self._files) if self._keeps_rest else {}
+            for path, (_, own) in [*listed.items()][:1]:
+                sentence, used = own[0], {path: "original"}
             self.config = _Keys(instruction=sentence)
-            message = f"{self.ref.id}: no instruction; using {sentence!r}"
-            findings.append(SOURCE("language_fallback", message, episode=self.ref.id))
-        episode = self.episode(fps=info.fps)
+            if not used:
+                message = f"{self.ref.id}: no instruction; using {sentence!r}"
+                findings.append(SOURCE("language_fallback", message, episode=self.ref.id))
+        takes_success = self._keeps_rest and not self.plan.success
+        further = listed_parts(self._files, used, is_success=takes_success)
+        self.plan.parts = (*self.plan.parts, *further)
+        success = listed_success(self._files) if takes_success else None
+        episode = self.episode(fps=info.fps, success=success)
         rows, metadata = self._rows
         whole: Mapping[str, Sequence[str]] = {}
         spans = episode.language_spans
@@ -177,7 +199,7 @@ def _with_texts(mapping: RecordingMapping, kinds: Mapping[str, str]) -> Recordin
     """The mapping with the texts of the set that it does not name."""
     instructions = mapping.instructions
     language: dict[Any, str] = dict(mapping.language)
-    for column, kind in {TASK_INDEX: "original", **kinds}.items():
+    for column, kind in kinds.items():
         if column in (*instructions, *language.values()):
             continue
         if kind == "original":

@@ -3,23 +3,27 @@
 Source: formats/lerobot 4; the rules of all formats are those of `sources.inventory`.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles
-from vlatool.artifacts.lerobot.format import AUTOMATIC, PERSISTENT
+from vlatool.artifacts.lerobot.format import AUTOMATIC, EPISODES_FILE, EPISODES_FOLDER, PERSISTENT
 from vlatool.artifacts.lerobot.meta import Feature
 from vlatool.artifacts.lerobot.tables import Rows
 from vlatool.episode import Content, StoredPart
 from vlatool.errors import DataError
 from vlatool.findings import Collector
-from vlatool.sources.inventory import Stored, is_action
+from vlatool.sources.inventory import Stored, decide, is_action
+from vlatool.sources.language import kind_of_name
 from vlatool.sources.lerobot.dataset import unusable_reason, wide_note
 from vlatool.sources.lerobot.images import camera_of_depth
 from vlatool.sources.lerobot.language import (
     ANNOTATION,
     EVENTS,
     LABELS,
+    FrameTexts,
     are_equal,
     frame_texts,
     text_columns,
@@ -37,7 +41,7 @@ def stored_parts(
     files: EpisodeFiles,
     columns: Sequence[str],  # of the file of the episode
     known: Mapping[str, StoredPart],  # columns of texts
-    lost_depth: Mapping[str, str],  # depth that cannot be read to the reason
+    lost_depth: Mapping[str, str],  # depth or labels that cannot be read to the reason
 ) -> tuple[StoredPart, ...]:
     """All features in the order of info.json, then columns that it does not declare."""
     dataset = files.dataset
@@ -80,7 +84,9 @@ def _images_part(
     if name in files.dataset.camera_names:
         return StoredPart(name, "camera", name, "images")
     if feature.is_depth and name not in lost_depth:
-        return StoredPart(name, "depth", name, "images", "depth in millimeters")
+        return StoredPart(name, "depth", name, "images", feature.found or "depth in millimeters")
+    if feature.is_labels and name not in lost_depth:
+        return StoredPart(name, "labels", name, "images", feature.found)
     is_stored = name in files.clips or name in columns
     note = lost_depth.get(name, "no camera of this format" if is_stored else NO_IMAGES)
     return StoredPart(name, "left_out", content="images", note=note)
@@ -118,6 +124,55 @@ def text_part(
     return StoredPart(column, "left_out", content="text", note=note)
 
 
+# What the list of episodes says besides tasks and lengths
+
+
+def listed_texts(files: EpisodeFiles) -> dict[str, FrameTexts]:
+    """Instructions that the list of episodes has besides the tasks, by path."""
+    texts: dict[str, FrameTexts] = {}
+    for name, value in files.line.further.items():
+        kind = kind_of_name(name)
+        if isinstance(value, str) and value.strip() and kind in ("original", "alternative"):
+            texts[_listed_path(files, name)] = kind, [value]
+    return texts
+
+
+def listed_success(files: EpisodeFiles) -> bool | None:
+    """True if the list of episodes says that the task was completed; None if it does not say it."""
+    for name in SUCCESS:
+        value = files.line.further.get(name)
+        if isinstance(value, bool | int | float) and math.isfinite(value):
+            return value > 0
+    return None
+
+
+def listed_parts(
+    files: EpisodeFiles,
+    kinds: Mapping[str, str],  # used texts by path
+    *,
+    is_success: bool,  # True if the list says the success of the episode
+) -> Iterator[StoredPart]:
+    """What the list of episodes says of an episode besides its tasks, rows and clips."""
+    texts = listed_texts(files)
+    for name in files.line.further:
+        path = _listed_path(files, name)
+        if path in kinds:
+            yield StoredPart(path, "language", kinds[path], "text")
+        elif name in SUCCESS and is_success:
+            yield StoredPart(path, "success")
+            is_success = False
+        else:
+            note = "of the list of episodes; nothing uses it"
+            if path in texts:
+                note = "of the list of episodes; the episode has an instruction"
+            yield StoredPart(path, "left_out", content="other", note=note)
+
+
+def _listed_path(files: EpisodeFiles, name: str) -> str:
+    folder = EPISODES_FOLDER if files.dataset.info.is_shared else EPISODES_FILE
+    return f"{folder}/{name}"
+
+
 def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None) -> list[Stored]:
     """What an episode of `count` rows stores, for a mapping; columns have the role of the format.
 
@@ -134,9 +189,17 @@ def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None
         if feature is not None and feature.is_camera:
             # A camera has the role of its kind, which a mapping may change.
             role = None if part.role == "camera" else part.role
-            name = camera_of_depth(path, files) if part.role == "depth" else path
+            name = camera_of_depth(path, files) if part.role in ("depth", "labels") else path
             kind = "video" if dtype == "video" else "png"
-            things.append(Stored(path, kind, shape, "uint8", count, name, note, role))
+            values = "uint8"
+            if feature.found:  # its kind says it
+                role, values = None, "uint16" if feature.is_depth else "uint8"
+            if kind == "png" and (feature.found or shape[2:] == (1,)):
+                shape = shape[:2] if len(shape) > 1 else (1, 1)
+            thing = Stored(path, kind, shape, values, count, name, note, role)
+            if part.role == "camera" and decide(thing).role != "camera":
+                thing = replace(thing, kind="jpeg")
+            things.append(thing)
         elif path in (PERSISTENT, EVENTS):
             things.append(Stored(path, "other", rows=count, note="annotations of frames"))
         elif part.role == "language" or dtype == "string" or path.startswith(ANNOTATION):

@@ -35,7 +35,7 @@ from vlatool.sources.language import check_language, first_text
 from vlatool.sources.lerobot import rules
 from vlatool.sources.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
 from vlatool.sources.lerobot.mapped import MappedEpisode, proposal_of
-from vlatool.sources.lerobot.parts import NO_IMAGES
+from vlatool.sources.lerobot.parts import NO_IMAGES, listed_texts
 from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.lerobot.units import unit_findings
 from vlatool.sources.mapping import RecordingMapping, mapping_file, read_mapping
@@ -143,6 +143,7 @@ class LeRobotReader(FormatReader):
             frame_metadata=contents.metadata,
             missing_cameras=contents.missing,
             depth=contents.depth,
+            labels=contents.labels,
             success=contents.success,
             declared=dataset.declared,
             parts=contents.parts,
@@ -220,7 +221,8 @@ def _refs(
         metadata = [*_metadata(dataset.root, dataset.info), *dataset.text_tables.values()]
         for episode in episodes:
             number = episode.number
-            sentences = rules.without_labels(episode.line.tasks)
+            further = [text for _, texts in listed_texts(episode).values() for text in texts]
+            sentences = [*rules.without_labels(episode.line.tasks), *further]
             extras = {"files": episode}
             if not is_mapped:  # the sink `lerobot` copies a recording
                 extras["recording"] = episode

@@ -27,7 +27,7 @@ from vlatool.sources.base import id_part
 from vlatool.sources.frames import SingleImages
 from vlatool.sources.language import Language
 from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.images import missing_images, open_cameras, open_depths
+from vlatool.sources.lerobot.images import missing_images, open_cameras, open_values
 from vlatool.sources.lerobot.language import (
     ANNOTATION,
     EVENTS,
@@ -43,6 +43,9 @@ from vlatool.sources.lerobot.parts import (
     SUCCESS,
     TASK_INDEX,
     language_parts,
+    listed_parts,
+    listed_success,
+    listed_texts,
     stored_parts,
     text_part,
 )
@@ -65,7 +68,9 @@ class EpisodeContents:
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
     # map from camera to its depth in millimeters
     depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
-    success: bool | None = None  # True if a row says that the task was completed
+    # map from camera to its segmentation labels
+    labels: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
+    success: bool | None = None  # True if a row, or the list, says that the task was completed
     parts: tuple[StoredPart, ...] = ()  # all that the episode stores
 
 
@@ -92,6 +97,10 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         report.attempt(partial(rows.require, column))
     frame_texts = column_texts(files, rows, report)
     texts = report.attempt(partial(_instructions, files, rows, config, frame_texts, report)) or ()
+    further = listed_texts(files)
+    if any({*listed} == {*texts} for _, listed in further.values()):
+        # One is the instruction, or repeats it: the others are alternatives.
+        frame_texts |= {path: (kind, [*own] * len(rows)) for path, (kind, own) in further.items()}
     annotations = annotated(rows, metadata, dataset.info.fps, report)
     language, kinds = joined_language(texts, frame_texts, annotations)
     cameras = open_cameras(files, rows, missing, report)
@@ -101,15 +110,21 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         values = report.attempt(partial(rows.vectors, name, width))
         if values is not None:
             fields[name] = values
-    depth, lost_depth = open_depths(files, rows)
+    depth, labels, lost = open_values(files, rows)
     kinds[config.task_column or TASK_INDEX] = "original"
     known = language_parts(kinds)
     for column in further_texts:
         if column in rows.columns and column not in kinds:
             known[column] = text_part(files, rows, column, texts, report)
-    parts = stored_parts(files, rows.columns, known, lost_depth)
+    success = _success(rows)
+    is_listed = success is None
+    parts = (
+        *stored_parts(files, rows.columns, known, lost),
+        *listed_parts(files, kinds, is_success=is_listed),
+    )
+    success = listed_success(files) if is_listed else success
     return EpisodeContents(
-        rows, cameras, missing, language, metadata, fields, depth, _success(rows), parts
+        rows, cameras, missing, language, metadata, fields, depth, labels, success, parts
     )
 
 
@@ -214,6 +229,8 @@ def _instructions(
     for kind, recorded in others.values():
         if kind == "original" and any(recorded):
             return recorded
+    for _, listed in listed_texts(files).values():
+        return listed
     if config.needs_instruction:
         raise DataError.at(
             rows.path,
