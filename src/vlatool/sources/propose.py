@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.episode import Array, StoredPart
+from vlatool.episode import Array
 from vlatool.sources.inventory import Stored, is_action
 from vlatool.sources.language import kind_of_name
 from vlatool.sources.mapping import CameraMapping, RecordingMapping, proposal
@@ -101,13 +101,12 @@ def proposed_mapping(
     success = [name for name in clues.values if name.rpartition("@")[2] in ("success", "ok")]
     if plan.success or success:
         mapping["success"] = plan.success or success[0]
-    text = proposal(kind(**{**mapping, **keys}), notes)
-    left = [part for part in plan.parts if part.role == "left_out"]
-    return text + "".join(_left_out_line(part) for part in left)
-
-
-def _left_out_line(part: StoredPart) -> str:
-    return f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
+    proposed = kind(**{**mapping, **keys})
+    text = proposal(proposed, notes)
+    for part in plan.parts:
+        if part.role == "left_out" and part.path not in proposed.instructions:
+            text += f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
+    return text
 
 
 def _most_rows(things: Sequence[Stored]) -> int:

@@ -87,7 +87,6 @@ class ProposalResult(Result):
         yield from self.questions
         if self.left_out:
             yield f"left out: {'; '.join(self.left_out)}"
-        yield f"next: {self.next}"
 
 
 def _propose(source: Path, target: Path, config: InspectConfig) -> ProposalResult:

@@ -12,7 +12,7 @@ import pytest
 from tests.builders import hdf5
 from vlatool.artifacts.clips import encode_video
 from vlatool.episode import Episode
-from vlatool.errors import DataError
+from vlatool.errors import ConfigError, DataError
 from vlatool.sources.hdf5.reader import Hdf5Config, Hdf5Reader
 from vlatool.sources.propose import rate_of_times
 from vlatool.testing import check_reader
@@ -307,6 +307,74 @@ def test_rows_that_were_never_written_break_the_episode(chunks: Any, tmp_path: P
 def test_the_rate_follows_from_times_in_any_unit(factor: float, rate: float, start: float) -> None:
     times = (start + np.arange(20) / rate) * factor
     assert rate_of_times(times) == pytest.approx(rate, rel=0.01)
+
+
+def test_links_within_the_file_are_followed_and_links_out_of_it_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "other.h5", {"x": rows(2)})
+
+    def change(file: Any) -> None:
+        file["shared/q"] = rows(4, 3)
+        file["data/demo_0/obs/q"] = h5py.SoftLink("/shared/q")
+        file["data/demo_0/obs/gone"] = h5py.SoftLink("/shared/nothing")
+        file["data/demo_0/obs/x"] = h5py.ExternalLink("other.h5", "/x")
+
+    episode = read(hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change))
+    np.testing.assert_array_equal(episode.lowdim["obs.q"], rows(4, 3))
+    left = {part.path for part in episode.parts if part.role == "left_out"}
+    assert {"obs/gone", "obs/x"} <= left
+
+
+def test_attributes_of_an_episode_are_named(tmp_path: Path) -> None:
+    def change(file: Any) -> None:
+        file["data/demo_0"].attrs["operator"] = "ann"
+
+    episode = read(hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change))
+    (part,) = [part for part in episode.parts if part.path == "@operator"]
+    assert part.role == "left_out"
+    assert part.note.startswith("a text that is no instruction")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_dark_episode_does_not_decide_about_the_others(order: Any, tmp_path: Path) -> None:
+    for name, bright in zip(("a", "b"), order, strict=True):
+        images = np.full((3, 24, 32, 3), bright * 100, np.float32)
+
+        def change(file: Any, images: np.ndarray = images) -> None:
+            file["data/demo_0/obs/view/rgb"] = images
+
+        hdf5.robomimic(tmp_path / f"{name}.hdf5", {"demo_0": 3}, change)
+    reader = Hdf5Reader(Hdf5Config())
+    pixels = [reader.read(ref).cameras["view"].read([0]) for ref in reader.discover([tmp_path])]
+    assert [int(values.max()) for values in pixels] == [100 * bright for bright in order]
+
+
+def test_webp_of_strings_of_fixed_length_is_decoded(tmp_path: Path) -> None:
+    images = np.array([hdf5.encoded(row, "WEBP") for row in hdf5.images()])
+    path = write(
+        tmp_path / "a.h5", {"data/demo_0/obs/c/rgb": images, "data/demo_0/actions": rows(2)}
+    )
+    assert read(path).cameras["c"].read([*range(FRAMES)]).shape == (FRAMES, 24, 32, 3)
+
+
+@pytest.mark.parametrize(("stored", "value"), [(True, True), ("failure", False), ("yes", True)])
+def test_success_of_a_mapping_may_be_a_flag_or_a_text(
+    stored: Any, value: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.h5", {"q": rows(2)}, outcome=stored)
+    assert read(path, mapping="fields: {q: q}\nsuccess: '@outcome'").success is value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fields: {q: q, n: next(n)}",
+        "fields: {q: q}\nfps: 0",
+        "depth: {d: {path: a/rgb}}",
+    ],
+)
+def test_a_mapping_that_cannot_be_meant_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, DataError)):
+        read(write(tmp_path / "a.h5", LAYOUT), mapping=f"episodes: runs/*\n{text}")
 
 
 def test_a_proposal_has_the_rate_of_timestamps_and_what_is_left_out(tmp_path: Path) -> None:

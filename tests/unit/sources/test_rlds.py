@@ -268,3 +268,12 @@ def test_the_first_instruction_that_says_something_is_taken(tmp_path: Path) -> N
     values = {name: [text] * STEPS for name, text in texts.items()}
     episode = read(written(tmp_path / "toy", values, features=features))
     assert episode.language == {"original": ["wave"], "alternative": ["greet"]}
+
+
+def test_images_of_numbers_and_undeclared_features_are_not_lost(tmp_path: Path) -> None:
+    features = {**FEATURES, "pixels": tensor("uint8", 24, 32, 3)}
+    values = {"pixels": hdf5.images(STEPS).ravel().astype(np.int64), "extra": np.ones(STEPS)}
+    episode = read(written(tmp_path / "toy", values, features=features))
+    np.testing.assert_array_equal(episode.cameras["pixels"].read([2])[0], hdf5.image(2))
+    (left,) = [part for part in episode.parts if part.path == "extra"]
+    assert left.role == "left_out"

@@ -293,3 +293,11 @@ def test_one_broken_store_of_a_folder_costs_only_itself(tmp_path: Path) -> None:
     assert [ref.id for ref in refs] == ["a_episode_000000", "a_episode_000001", "b"]
     with pytest.raises(DataError, match=r"b\.zarr"):
         reader.read(refs[2])
+
+
+def test_arrays_of_other_lengths_and_attributes_are_named(tmp_path: Path) -> None:
+    path = store(
+        tmp_path / "a.zarr", data__calibration=np.ones((3, 4)), data__words=np.array(["a", "b"])
+    )
+    left = {part.path for part in read(path).parts if part.role == "left_out"}
+    assert {"calibration", "words"} <= left
