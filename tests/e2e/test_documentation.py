@@ -32,9 +32,9 @@ def commands() -> list[str]:
     """Lines of code blocks of all pages that start with vlatool, and the examples of all helps."""
     lines = [line for page in PAGES for line in code_lines(page.read_text())]
     lines += [example for row in COMMANDS.values() for example in row.examples]
-    # A model type of a plugin that the page explains, and a command of the shell.
+    # A plugin that the page explains, and a command of the shell.
     known = [line.split("  #")[0].partition(" | ")[0].partition(" > ")[0] for line in lines]
-    return list(dict.fromkeys(line for line in known if "acme" not in line))
+    return list(dict.fromkeys(line for line in known if "acme" not in line.lower()))
 
 
 def code_lines(text: str) -> list[str]:

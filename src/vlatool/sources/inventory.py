@@ -430,7 +430,8 @@ def part_names(
 ) -> dict[str, str]:
     """Path to a name that no other of them has: the shortest end of the path that says something.
 
-    Without `is_short` the whole path, with dots for slashes.
+    Without `is_short` the whole path, with dots for slashes; short names differ in lower case, too,
+    as loaders read names in shards.
     """
     candidates: dict[str, Iterator[str]] = {}
     names: dict[str, str] = {}
@@ -442,24 +443,25 @@ def part_names(
         whole = each.path.replace("/", "_" if is_short else ".")
         options = short_names(each.path) if is_short else iter(())
         first = [each.name] if each.name else []
-        candidates[each.path] = iter([*first, *options, whole, each.path])
+        candidates[each.path] = iter([*first, *options, whole, *([] if is_short else [each.path])])
         names[each.path] = next(candidates[each.path])
     used: dict[str, int] = {}
-    while doubled := [path for path in _doubled(names) if path not in (known or {})]:
+    key = str.lower if is_short else str
+    while doubled := [path for path in _doubled(names, key) if path not in (known or {})]:
         for path in doubled:
             longer = next(candidates[path], "")
             if not longer:
-                used[names[path]] = number = used.get(names[path], 1) + 1
+                used[key(names[path])] = number = used.get(key(names[path]), 1) + 1
                 longer = f"{names[path]}-{number}"
             names[path] = longer
     return names
 
 
-def _doubled(names: Mapping[str, str]) -> list[str]:
-    """Paths whose name another path has."""
+def _doubled(names: Mapping[str, str], key: Callable[[str], str]) -> list[str]:
+    """Paths whose name another path has, compared by `key`."""
     by_name: dict[str, list[str]] = {}
     for path, name in names.items():
-        by_name.setdefault(name, []).append(path)
+        by_name.setdefault(key(name), []).append(path)
     return [path for paths in by_name.values() if len(paths) > 1 for path in paths]
 
 

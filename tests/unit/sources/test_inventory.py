@@ -81,6 +81,7 @@ def test_role_follows_from_kind_shape_type_and_name(stored: Stored, role: str) -
         (["a/left/rgb", "b/left/rgb"], ["a_left", "b_left"]),
         (["left/rgb", "left/image"], ["left_rgb", "left_image"]),
         (["rgb"], ["rgb"]),
+        (["Wrist/rgb", "wrist/rgb"], ["Wrist_rgb-2", "wrist_rgb-3"]),
     ],
 )
 def test_names_are_the_shortest_ends_that_say_something(paths: list[str], names: list[str]) -> None:
