@@ -15,6 +15,7 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
 from vlatool.plugins import FORMATS, is_class_in_file
 from vlatool.sources.base import FormatReader
+from vlatool.sources.mapping import broken_mapping, mapping_file
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list
@@ -67,8 +68,13 @@ class SourceKeys(ConfigModel):
 
 
 def with_mapping(keys: Mapping[str, Any], mapping: str | None) -> dict[str, Any]:
-    """Keys of a format, with the mapping if one is given."""
-    return {**keys} if mapping is None else {**keys, "mapping": mapping}
+    """Keys of a format, with the mapping if one is given; errors if it is not there."""
+    if mapping is None:
+        return {**keys}
+    file = mapping_file(mapping)
+    if not file.is_file():
+        raise broken_mapping(file, "does not exist")
+    return {**keys, "mapping": mapping}
 
 
 def detect_source(

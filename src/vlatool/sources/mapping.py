@@ -104,26 +104,26 @@ def read_mapping(path: Path, kind: type[Mapped]) -> Mapped:
     try:
         mapping = kind.model_validate(read_yaml(path) or {})
     except DocumentError as error:
-        raise _broken(path, error.reason) from error
+        raise broken_mapping(path, error.reason) from error
     except FileNotFoundError as error:
-        raise _broken(path, "does not exist") from error
+        raise broken_mapping(path, "does not exist") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part not in ("float", "str"))
-        raise _broken(path, f"{place}: {first['msg']}") from error
+        raise broken_mapping(path, f"{place}: {first['msg']}") from error
     for name in (*mapping.action_fields, *mapping.proprioception_fields):
         match = NEXT.fullmatch(name)
         used = match["field"] if match else name
         if used not in mapping.fields and "*" not in used and mapping.rest == "leave":
             hint = f"add it to fields, as {used}: PATH"
-            raise _broken(path, f"{used!r} is no key of fields", hint)
+            raise broken_mapping(path, f"{used!r} is no key of fields", hint)
     for name, camera in mapping.cameras.items():
         if bool(camera.path) == bool(camera.video):
-            raise _broken(path, f"cameras.{name}: set one of path and video")
+            raise broken_mapping(path, f"cameras.{name}: set one of path and video")
     return mapping
 
 
-def _broken(path: Path, reason: str, hint: str = "") -> DataError:
+def broken_mapping(path: Path, reason: str, hint: str = "") -> DataError:
     return DataError.at(
         path,
         reason,
@@ -198,7 +198,9 @@ def filled(text: str, file: Path, episode: str) -> str:
             return known[name]
         if "@" in name:
             return str(value_beside(name, file)).rpartition("/")[2]
-        raise _broken(file, f"{text}: {{{name}}} is none of {', '.join(known)}, FILE.json@KEY")
+        raise broken_mapping(
+            file, f"{text}: {{{name}}} is none of {', '.join(known)}, FILE.json@KEY"
+        )
 
     return _PLACEHOLDER.sub(value_of, text)
 
@@ -215,7 +217,7 @@ def value_beside(reference: str, file: Path) -> Any:
     try:
         value: Any = read_json(path)
     except (DocumentError, OSError) as error:
-        raise _broken(path, f"cannot be read: {error}", "correct the file") from error
+        raise broken_mapping(path, f"cannot be read: {error}", "correct the file") from error
     for key in filter(None, keys.split(".")):
         members: Any = value
         if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
@@ -224,7 +226,7 @@ def value_beside(reference: str, file: Path) -> Any:
             value = value[key]
         else:
             there = nearest(key, [*members]) if isinstance(members, dict) else "it is no such table"
-            raise _broken(path, f"has no {key!r}; {there}", "change the mapping")
+            raise broken_mapping(path, f"has no {key!r}; {there}", "change the mapping")
     return value
 
 
@@ -236,12 +238,12 @@ def file_beside(name: str, file: Path) -> Path:
             return path
         folder = path.parent
         there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-        raise _broken(path, f"is missing; {nearest(path.name, there)}", "change the mapping")
+        raise broken_mapping(path, f"is missing; {nearest(path.name, there)}", "change the mapping")
     fitting = sorted(file.parent.glob(name))
     if len(fitting) == 1:
         return fitting[0]
     reason = f"fits {_few([each.name for each in fitting])}" if fitting else "fits no file"
-    raise _broken(file.parent / name, reason, "name one file in the mapping")
+    raise broken_mapping(file.parent / name, reason, "name one file in the mapping")
 
 
 def proposal(mapping: RecordingMapping, notes: Mapping[str, str]) -> str:

@@ -12,7 +12,8 @@ import pytest
 from tests.builders import hdf5
 from vlatool.artifacts.clips import encode_video
 from vlatool.episode import Episode
-from vlatool.errors import ConfigError, DataError
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.sources.detection import with_mapping
 from vlatool.sources.hdf5.reader import Hdf5Config, Hdf5Reader
 from vlatool.sources.propose import rate_of_times
 from vlatool.testing import check_reader
@@ -393,3 +394,10 @@ def test_a_proposal_has_the_rate_of_timestamps_and_what_is_left_out(tmp_path: Pa
     episode = read(path, mapping=text)
     assert (episode.fps, [*episode.cameras], episode.action_fields) == (20, ["front"], ("action",))
     assert episode.language == {"original": ["open the drawer"]}
+
+
+def test_a_mapping_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nope\.yaml: does not exist"):
+        with_mapping({}, str(tmp_path / "nope.yaml"))
+    with pytest.raises(UsageError, match="unknown preset 'nope'"):
+        with_mapping({}, "nope")
