@@ -250,6 +250,7 @@ FORMATS: Registry[Any] = Registry(
         "mcap": "vlatool.sources.mcap.reader:McapReader",
         "images": "vlatool.sources.images:ImagesReader",
         "image-shards": "vlatool.sources.image_shards:ImageShardsReader",
+        "folder": "vlatool.sources.folder.reader:FolderReader",
         "frames": "vlatool.sources.frames_folder:FramesReader",
     },
     {
@@ -262,6 +263,7 @@ FORMATS: Registry[Any] = Registry(
         "mcap": "bags of ROS 2, Foxglove and ROS 1",
         "images": "folders of images",
         "image-shards": "tars of images",
+        "folder": "folders of videos, images and tables",
         "frames": "what `--sink frames` wrote, for training shards",
     },
     takes_files=True,

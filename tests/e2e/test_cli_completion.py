@@ -74,7 +74,10 @@ def test_completion(light: Forks, line: str, expected: set[str], cache: Path) ->
         ("vlatool preprocess lerobot x --overwrite ", set()),
         ("vlatool preprocess lerobot ", set()),
         ("vlatool train --hparams.torchcompile ", {"true", "false"}),
-        ("vlatool sample ", {"spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap"}),
+        (
+            "vlatool sample ",
+            {"spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap", "folder"},
+        ),
         ("vlatool sample spartan out --size ", {"small", "medium", "large", "published"}),
         ("vlatool download --task PutKiwiOnS", {"PutKiwiOnSaucer"}),
         ("vlatool eval rollout run -p rollout-w", {"rollout-world", "rollout-world-libero"}),

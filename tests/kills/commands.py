@@ -59,6 +59,7 @@ _RECORDINGS: tuple[Any, ...] = (
     "zarr",
     "rlds",
     "mcap",
+    "folder",
 )  # formats that the world is written in
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 

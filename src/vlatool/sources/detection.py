@@ -89,16 +89,15 @@ def detect_source(
     name = forced or _format_of_manifest(location)
     if name is not None:
         return _discover(name, location, given)
-    detected: list[DetectedSource] = []
-    errors: dict[str, VlatoolError] = {}
-    for name in _formats_with(given):
-        try:
-            detected.append(_discover(name, location, given))
-        except VlatoolError as error:
-            errors[name] = error
+    names = _formats_with(given)
+    fallbacks = [name for name in names if FORMATS.get(name).is_fallback]
+    first = [name for name in names if name not in fallbacks]
+    detected, errors = _asked(first, location, given)
+    if not detected and not any(map(_is_of_data, errors.values())):
+        detected, others = _asked(fallbacks, location, given)
+        errors |= others
     general = {source.reader.base_format for source in detected}
     detected = [source for source in detected if source.format not in general]
-    detected = [source for source in detected if not source.reader.is_fallback] or detected
     if len(detected) > 1:
         counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(
@@ -158,11 +157,29 @@ def _reader(name: str, keys: Mapping[str, Any]) -> FormatReader:
         ) from None
 
 
+def _asked(
+    names: Sequence[str], location: Path, keys: Mapping[str, Any]
+) -> tuple[list[DetectedSource], dict[str, VlatoolError]]:
+    """The formats that find episodes at a location, and the errors of the others."""
+    detected: list[DetectedSource] = []
+    errors: dict[str, VlatoolError] = {}
+    for name in names:
+        try:
+            detected.append(_discover(name, location, keys))
+        except VlatoolError as error:
+            errors[name] = error
+    return detected, errors
+
+
+def _is_of_data(error: VlatoolError) -> bool:
+    """True for the error of a format that recognizes the data but cannot read it."""
+    return isinstance(error, DataError | EnvironmentProblem) and error.code != "data.no_episodes"
+
+
 def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
     """Error of a format that recognizes the data but cannot read it, else one for all formats."""
     for error in errors.values():
-        is_of_data = isinstance(error, DataError | EnvironmentProblem)
-        if is_of_data and error.code != "data.no_episodes":
+        if _is_of_data(error):
             return error
     seen = _seen_text(location)
     known = other_contents_error(

@@ -74,6 +74,7 @@ class Stored:
         name: Name that the format gives it; empty: one that is made from the path.
         note: Of `other`: what it is, as `a point cloud`.
         role: Role that the format itself gives it; None: what it is decides.
+        names: Names of the numbers of a row; empty: it has none.
         look: A few rows [N, ...], decoded; called only where header and name do not decide.
     """
 
@@ -85,6 +86,7 @@ class Stored:
     name: str = ""
     note: str = ""
     role: Role | None = None
+    names: tuple[str, ...] = ()
     look: Callable[[], Array] | None = field(default=None, compare=False)
 
 
@@ -144,7 +146,7 @@ def decide(stored: Stored) -> Assignment:
 
 def text_kind(path: str) -> str:
     """Kind of annotation that texts of a path or an attribute are; empty if they are none."""
-    return kind_of_name(re.split("[/@]", path)[-1])
+    return kind_of_name(re.split("[/@]", path)[-1].removesuffix(".txt"))
 
 
 def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
@@ -378,7 +380,7 @@ def assign(
         decision = decisions[each.path]
         name = names.get(each.path, "")
         if decision.role == "language":
-            name = text_kind(each.path)
+            name = text_kind(each.path) or "original"
         parts.append(StoredPart(each.path, decision.role, name, decision.content, decision.note))
     return decisions, tuple(parts)
 

@@ -65,7 +65,9 @@ class RecordingMapping(ConfigModel):
     fields: dict[str, str] = option(
         {}, "Field to its reference, or to next(FIELD): the next row of another field."
     )
-    action_fields: list[str] = option([], "Fields that a policy predicts, or next(FIELD).")
+    action_fields: list[str] = option(
+        [], "Fields that a policy predicts, or next(FIELD); * stands for any name."
+    )
     proprioception_fields: list[str] = option([], "Fields that it observes; * stands for any name.")
     instruction: str | list[str] = option(
         "", "Reference of the instruction, or of texts; of a list the first that is not empty."

@@ -102,12 +102,17 @@ class EpisodePlan:
         return (*self.fields, *self.following)
 
     def dimension_names(self, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
-        """Names of the numbers of pose matrices, by field."""
+        """Names of the numbers of fields that have some, pose matrices among them."""
         poses = {part.path for part in self.parts if part.note.startswith("pose")}
         names: dict[str, tuple[str, ...]] = {}
         for name, path in self.fields.items():
             if path in poses:
                 names[name] = matrix_names(stored[path].shape)
+            elif stored[path].names:
+                names[name] = stored[path].names
+        for name, source in self.following.items():
+            if source in names:
+                names[name] = names[source]
         return names
 
 
@@ -287,11 +292,10 @@ def _add_policy(plan: EpisodePlan, mapping: RecordingMapping, unusable: Collecti
         if following := NEXT.fullmatch(name):
             name = unused_id(f"{following['field']}_next", dict.fromkeys(plan.names, 1))
             plan.following[name] = following["field"]
-        actions.append(name)
+        actions += _fitting(name, measured)
     observed: list[str] = []
     for pattern in mapping.proprioception_fields:
-        fitting = [name for name in measured if fnmatchcase(name, pattern)]
-        observed += fitting if "*" in pattern else [pattern]
+        observed += _fitting(pattern, measured)
     for name in (*actions, *observed):
         if name not in (*plan.names, *unusable):
             raise ValueError(f"{name!r} is no field; {nearest(name, plan.names)}")
@@ -301,6 +305,13 @@ def _add_policy(plan: EpisodePlan, mapping: RecordingMapping, unusable: Collecti
             raise ValueError(f"next({name}): {name!r} is no stored field; {there}")
     plan.actions = tuple(name for name in actions if name not in unusable)
     plan.observed = tuple(name for name in observed if name not in unusable)
+
+
+def _fitting(pattern: str, names: Sequence[str]) -> list[str]:
+    """The names that a pattern fits; a name without `*` is itself."""
+    if "*" not in pattern:
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 # Episodes
@@ -354,13 +365,17 @@ class PlannedEpisode:
     Attributes:
         codes: Its findings; they have `not_numeric`, `length_mismatch` and `empty_episode`.
         missing: Code of a thing that a mapping names and that is not there.
+        most_cut: Rows by which parts may differ; those behind the shortest part are cut.
         things: What the episode stores, by path.
         plan: The role of each.
-        index: Numbers of the rows that are frames; None: all.
+        file: Where relative paths of a mapping start: in the folder of this file.
+        frame_rows: Path of a part, or pattern of a video, to the rows that are its frames; of
+            others that are all.
     """
 
     codes: ClassVar[FindingCodes]
     missing: ClassVar[str]
+    most_cut: ClassVar[int] = 1
 
     def __init__(
         self, ref: EpisodeRef, mapping: RecordingMapping | None, config: Any, episode: str
@@ -371,7 +386,8 @@ class PlannedEpisode:
         self.ref, self.mapping, self.config = ref, mapping, config
         self.things: dict[str, Stored] = {}
         self.plan = EpisodePlan()
-        self.index: Array | None = None
+        self.file = ref.path
+        self.frame_rows: dict[str, Array] = {}
         self._episode = episode
         self._videos: dict[str, tuple[Path, int]] = {}  # pattern to file and frames
 
@@ -429,16 +445,20 @@ class PlannedEpisode:
                 self.plan = plan_by_mapping(stored, self.mapping, self.find, self.known)
         except ValueError as error:
             raise self.error("not_numeric", str(error)) from error
+        self._find_videos()
         reference = self.mapping.rows.index if self.mapping else ""
         if reference:
             rows = self.numbers(self._filled(reference))[:, 0].astype(np.int64)
             if not len(rows) or (np.diff(rows) <= 0).any() or rows[0] < 0:
                 raise self.error("length_mismatch", f"{reference}: no ascending numbers of rows")
-            self.index = rows
-        self._find_videos()
+            counts = {path: thing.rows or 0 for path, thing in self.things.items()}
+            counts |= {pattern: frames for pattern, (_, frames) in self._videos.items()}
+            for path, count in counts.items():
+                if count > int(rows[-1]):
+                    self.frame_rows[path] = rows
 
     def _filled(self, reference: str) -> str:
-        return self.name_of(filled(reference, self.ref.path, self._episode))
+        return self.name_of(filled(reference, self.file, self._episode))
 
     def find(self, reference: str) -> Stored | None:
         """The thing that a reference of the mapping names; None for attributes and files beside."""
@@ -453,7 +473,7 @@ class PlannedEpisode:
 
     def _find_videos(self) -> None:
         """Finds the videos of the plan, and names those beside them that it does not use."""
-        folder = self.ref.path.parent
+        folder = self.file.parent
         parts: list[StoredPart] = []
         patterns: list[str] = []
         for name, planned in list(self.plan.cameras.items()):
@@ -461,7 +481,7 @@ class PlannedEpisode:
                 continue
             patterns.append(_without_facts(planned.video))
             try:
-                path = file_beside(self._filled(planned.video), self.ref.path)
+                path = file_beside(self._filled(planned.video), self.file)
             except DataError:
                 if not planned.optional:
                     raise
@@ -484,20 +504,17 @@ class PlannedEpisode:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Rows of each part of the plan that has some; those that `index` chooses count as one."""
+        """Number of frames of each part of the plan that has some."""
         paths = [*self.plan.fields.values()]
         for images in (self.plan.cameras, self.plan.depth, self.plan.labels):
             paths += [planned.path for planned in images.values() if planned.path]
         lengths = {path: self.things[path].rows or 0 for path in paths}
         for pattern, (_, frames) in self._videos.items():
             lengths[pattern] = frames
-        for path, rows in lengths.items():
-            if self._is_chosen(rows):
-                lengths[path] = len(self.index) if self.index is not None else rows
+        for path in lengths:
+            if path in self.frame_rows:
+                lengths[path] = len(self.frame_rows[path])
         return lengths
-
-    def _is_chosen(self, rows: int) -> bool:
-        return self.index is not None and rows > int(self.index[-1])
 
     @property
     def count(self) -> int:
@@ -506,7 +523,7 @@ class PlannedEpisode:
         if not lengths:
             raise self.error(self.missing, "the mapping names no images and no fields")
         try:
-            count = frame_count(self.plan, lengths) - bool(self.plan.following)
+            count = frame_count(self.plan, lengths, self.most_cut) - bool(self.plan.following)
         except ValueError as error:
             raise self.error("length_mismatch", str(error)) from error
         if count < 1:
@@ -520,15 +537,16 @@ class PlannedEpisode:
             source: FrameSource = VideoFrames(Clip(path), frames)
         else:
             source = self.open_images(planned)
-        if self.index is not None and self._is_chosen(len(source)):
-            return NearestFrames(source, self.index[:count])
+        rows = self.frame_rows.get(planned.video or planned.path)
+        if rows is not None:
+            return NearestFrames(source, rows[:count])
         return source if len(source) == count else NearestFrames(source, np.arange(count))
 
     def field(self, path: str, rows: int) -> Array:
         """The first rows of a field."""
         values = self.numbers(path)
-        if self.index is not None and self._is_chosen(len(values)):
-            values = values[self.index]
+        if path in self.frame_rows:
+            values = values[self.frame_rows[path]]
         return values[:rows]
 
     def texts(self, reference: str, count: int) -> list[str]:
@@ -542,10 +560,9 @@ class PlannedEpisode:
             if texts and isinstance(texts[0], dict | list):
                 raise self.error("not_numeric", f"{name} holds no text", hint=_NO_TEXT)
             return [str(text) for text in texts][:1]
-        if self.index is not None and name in self.things:
+        if name in self.frame_rows:
             texts = self.texts_of(name, self.things[name].rows or 0)
-            if self._is_chosen(len(texts)):
-                return [texts[row] for row in self.index[:count]]
+            return [texts[row] for row in self.frame_rows[name][:count]]
         return self.texts_of(name, count)
 
     def _all_texts(self, count: int) -> list[tuple[str, list[str]]]:
@@ -569,7 +586,7 @@ class PlannedEpisode:
     def value(self, reference: str) -> Any:
         """The single value of a reference."""
         name = self._filled(reference)
-        return value_beside(name, self.ref.path) if is_beside(name) else self.value_of(name)
+        return value_beside(name, self.file) if is_beside(name) else self.value_of(name)
 
     def fps(self, stored: float | None) -> float:
         """Frames per second, 0 if unknown; the option comes before the mapping and the data."""
@@ -720,11 +737,11 @@ def preferred(texts: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[st
     return ordered
 
 
-def frame_count(plan: EpisodePlan, lengths: Mapping[str, int]) -> int:
+def frame_count(plan: EpisodePlan, lengths: Mapping[str, int], most_cut: int = 1) -> int:
     """Number of frames of an episode whose parts have these numbers of rows.
 
-    A part may have one row more or less than the actions: observations after the last action, or a
-    clip that ends a frame early. The rows behind the shortest part are cut.
+    A part may have `most_cut` rows more or less than the actions: observations after the last
+    action, or a clip that ends a frame early. The rows behind the shortest part are cut.
 
     Raises ValueError if a part differs by more.
     """
@@ -734,6 +751,6 @@ def frame_count(plan: EpisodePlan, lengths: Mapping[str, int]) -> int:
         values = list(lengths.values())
         count = max(values, key=values.count, default=0)
     for path, length in lengths.items():
-        if abs(length - count) > 1:
+        if abs(length - count) > most_cut:
             raise ValueError(f"{path} has {length} rows, the others {count}")
     return min(lengths.values(), default=0)

@@ -19,7 +19,7 @@ from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list
 
 LEFT_OUT_LINE = "# left out: "
-_MEASURED = re.compile(
+MEASURED = re.compile(
     r"state|proprio|joint|qpos|qvel|eef|ee_|tcp|cartesian|pose|gripper|agent_pos|robot\d", re.I
 )
 _RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I)
@@ -75,7 +75,7 @@ def proposed_mapping(
     actions = [name for name, path in plan.fields.items() if is_action(path)]
     states: list[str] = []
     for name, path in plan.fields.items():
-        if _MEASURED.search(path) and not (_TIME.search(path) or _OTHERS.search(path)):
+        if MEASURED.search(path) and not (_TIME.search(path) or _OTHERS.search(path)):
             states.append(name)
     observed = [name for name in states if name not in actions]
     if not actions:
@@ -177,15 +177,26 @@ def _rate(clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
 
 def rate_of_times(times: Array) -> float | None:
     """Frames per second of ascending times in any usual unit; None if they show none."""
+    unit = unit_of_times(times)
+    if unit is None:
+        return None
+    return float(f"{unit / float(np.median(np.diff(times.astype(np.float64)))):.3g}")
+
+
+def unit_of_times(times: Array) -> float | None:
+    """Ticks in a second of ascending times, which show seconds, or a usual part of them.
+
+    None if they do not ascend, or no unit gives a rate that recordings have.
+    """
     intervals = np.diff(times.astype(np.float64))
     if not len(intervals) or not np.isfinite(intervals).all() or (intervals <= 0).any():
         return None
     fitting: list[float] = []
     for factor in _UNITS.values():
-        rate = factor / float(np.median(intervals))
+        if not _RATES[0] <= factor / float(np.median(intervals)) <= _RATES[1]:
+            continue
         if _EPOCH[0] < times[0] / factor < _EPOCH[1]:
-            fitting.insert(0, rate)  # the unit in which the clock shows today
+            fitting.insert(0, factor)  # the unit in which the clock shows today
         elif times[0] < _EPOCH[0]:
-            fitting.append(rate)
-    plausible = [rate for rate in fitting if _RATES[0] <= rate <= _RATES[1]]
-    return float(f"{plausible[0]:.3g}") if plausible else None
+            fitting.append(factor)
+    return fitting[0] if fitting else None

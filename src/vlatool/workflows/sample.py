@@ -26,7 +26,7 @@ from vlatool.world.defects import TRUTH_FILE, defect_of, shares_of, world_episod
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
-Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap"]
+Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap", "folder"]
 World = Literal["builtin", "metaworld"]
 
 

@@ -1,4 +1,4 @@
-"""Writers of HDF5, Zarr, RLDS and bags of ROS 2, a file per episode.
+"""Writers of HDF5, Zarr, RLDS, bags of ROS 2 and folders of plain files, one per episode.
 
 Source: formats/hdf5 1, 2; formats/zarr 1, 2; formats/rlds 1 to 3; formats/mcap 1, 3.
 """
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlatool.artifacts.clips import encode_video
 from vlatool.artifacts.images import encode_png
 from vlatool.artifacts.tfrecord import Value, example, record
 from vlatool.errors import installed
@@ -136,6 +137,29 @@ class McapWriter(EpisodeFileWriter):
         return buffer.getvalue()
 
 
+class FolderWriter(EpisodeFileWriter):
+    """Recorder of a video per camera, a CSV of states and actions, and a JSON of the episode."""
+
+    owned: ClassVar[Sequence[str]] = ("episode_*/*",)
+
+    def write_files(self, episode: WorldEpisode, name: str) -> Sequence[str]:
+        name = name.removesuffix("/*")
+        header = ["timestamp"]
+        for field in ("state", "action"):
+            header += [f"{field}.{axis}" for axis in ("x", "y", "z", "gripper")]
+        lines = [",".join(header)]
+        for step, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
+            lines.append(",".join(f"{value:.6f}" for value in (step / FPS, *state, *action)))
+        facts = {"instruction": episode.instruction, "success": episode.success, "fps": FPS}
+        with atomic_folder(self.setup.output / name) as folder:
+            for view in self.setup.views:
+                video = encode_video(episode.images(view), FPS)
+                (folder / f"{view.camera.name}.mp4").write_bytes(video)
+            (folder / "data.csv").write_text("\n".join(lines) + "\n")
+            (folder / "meta.json").write_text(json.dumps(facts, indent=1) + "\n")
+            return sorted(f"{name}/{path.name}" for path in folder.iterdir())
+
+
 _CLASSES = "tensorflow_datasets.core.features"
 
 
@@ -206,4 +230,10 @@ def _image(shape: Sequence[int], form: str) -> dict[str, Any]:
     return {"pythonClassName": f"{_CLASSES}.image_feature.Image", "image": image}
 
 
-WRITERS = {"hdf5": Hdf5Writer, "zarr": ZarrWriter, "rlds": RldsWriter, "mcap": McapWriter}
+WRITERS = {
+    "hdf5": Hdf5Writer,
+    "zarr": ZarrWriter,
+    "rlds": RldsWriter,
+    "mcap": McapWriter,
+    "folder": FolderWriter,
+}

@@ -102,28 +102,38 @@ def _readable(path: Path, place: str) -> Generator[None]:
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
 def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
     """The arrays of a store; no row but the ends of episodes is read."""
+    attributes, stored = open_arrays(path, missing_chunks)
+    ends = stored.pop("meta/episode_ends", None)
+    if ends is None or not any(name.startswith("data/") for name in stored):
+        raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
+    arrays: dict[str, Any] = {}
+    for name, array in stored.items():
+        arrays[name.removeprefix("data/") if name.startswith("data/") else f"/{name}"] = array
+    with _readable(path, ""):
+        stops = np.asarray(ends[...])
+    lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
+    count = max(lengths, key=lengths.count, default=0)
+    is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
+    if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
+        raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
+    return Buffer(path, arrays, tuple(stops.tolist()), count, attributes)
+
+
+def open_arrays(
+    path: Path, missing_chunks: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes of the root of a store, and its arrays by path; no row is read."""
     with _readable(path, ""):
         zarr = _library()
         from vlatool.sources.zarr.store import CheckedStore
 
         store = CheckedStore(path, missing_chunks)
         root = zarr.open_group(store, mode="r", use_consolidated=False)
-        if "data" not in store.names("") or "episode_ends" not in store.names("meta"):
-            raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
         arrays: dict[str, Any] = {}
         for name in _array_paths(store, ""):
-            array = root[name]
-            if isinstance(array, zarr.Array) and name != "meta/episode_ends":
-                arrays[name.removeprefix("data/") if name.startswith("data/") else f"/{name}"] = (
-                    array
-                )
-        stops = np.asarray(root["meta/episode_ends"][...])  # pyright: ignore[reportIndexIssue, reportArgumentType]
-    lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
-    count = max(lengths, key=lengths.count, default=0)
-    is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
-    if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
-        raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
-    return Buffer(path, arrays, tuple(stops.tolist()), count, dict(root.attrs))
+            if isinstance(array := root[name], zarr.Array):
+                arrays[name] = array
+        return dict(root.attrs), arrays
 
 
 def _array_paths(store: Any, at: str, depth: int = 0) -> Iterator[str]:

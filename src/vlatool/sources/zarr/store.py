@@ -214,7 +214,8 @@ class CheckedStore(Store):
             yield from sorted({name.partition("/")[0] for name in below} - {""})
             return
         folder = self._path / prefix.strip("/") if prefix.strip("/") else self._path
-        yield from sorted(path.name for path in folder.iterdir())
+        if folder.is_dir():
+            yield from sorted(path.name for path in folder.iterdir())
 
 
 def _codec_names(document: Any) -> Iterator[str]:

@@ -1,0 +1,262 @@
+"""What the files of an episode hold, each thing as `Stored`: read from headers and tables."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array, Clip
+from vlatool.findings import Finding
+from vlatool.sources.folder.clocks import seconds_of
+from vlatool.sources.folder.layout import (
+    EPISODE,
+    IMAGES,
+    TEXTS,
+    VIDEOS,
+    EpisodeFiles,
+    image_series,
+)
+from vlatool.sources.folder.tables import FOLDER, SUFFIXES, TIME, Table, flattened, read_table
+from vlatool.sources.frames import probe_video
+from vlatool.sources.inventory import Stored, encoded_thing
+from vlatool.sources.language import kind_of_name
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
+from vlatool.storage.documents import read_yaml
+
+RATE = re.compile(r"(.*[._])?(fps|hz|rate|frequency|freq|control_freq)", re.I)
+_HEAD = 2**16  # bytes of an image that have its size
+_COUNTER = re.compile(r"(\w*[._])?(frame|index|idx|step|frame_index|row|id|i|n|count|c0)", re.I)
+_SUCCESS = re.compile(r"(.*[._])?(is_)?success(ful)?", re.I)
+_TASK = re.compile(r"(.*[._])?(task|goal|instruction|description|prompt|sentence|text)", re.I)
+_SAYS_NOTHING = re.compile(r"(frames?|images?|img|rgb|colou?rs?|videos?|data)?[_.-]*\d*", re.I)
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth")
+_NOT_READ = "the format folder does not read such files"
+_PICKLED = "pickled objects, which can run code; write the episodes with vlatool.record"
+
+
+class Contents:
+    """What an episode holds.
+
+    Attributes:
+        files: Its files.
+        tables: File to its columns.
+        facts: Reference such as `meta.json@fps` to a value of the whole episode.
+        images: Reference to the image files of a camera.
+        clocks: File, video or series of images to its stored times, in any unit.
+        notes: Findings.
+    """
+
+    def __init__(self, files: EpisodeFiles, episode: str) -> None:
+        """`episode`: its id, for findings."""
+        self.files = files
+        self.tables: dict[str, Table] = {}
+        self.facts: dict[str, Any] = {}
+        self.images: dict[str, list[Path]] = {}
+        self.clocks: dict[str, Array] = {}
+        self.notes: list[Finding] = []
+        self._episode = episode
+
+    def note(self, code: str, text: str) -> None:
+        self.notes.append(FOLDER(code, f"{self._episode}: {text}", episode=self._episode))
+
+    def things(self) -> list[Stored]:
+        """All that the files hold, by their names and headers; tables are read."""
+        things: list[Stored] = []
+        for key, path in self.files.files.items():
+            suffix = path.suffix.lower()
+            if suffix in VIDEOS:
+                info = probe_video(Clip(path))
+                shape = (*info.size, 3)
+                name = self._camera_name(key)
+                things.append(Stored(key, "video", shape, "uint8", info.num_frames, name))
+            elif suffix in SUFFIXES:
+                self.tables[key] = table = read_table(path)
+                if table.is_cut:
+                    self.note("cut_row", f"{path}: its last row is cut off")
+                self._add_facts(key, table.facts)
+            elif suffix in (".yaml", ".yml"):
+                self._add_facts(key, flattened(read_yaml(path)))
+            elif suffix in TEXTS:
+                is_task = _TASK.fullmatch(stem_of(key)) is not None
+                things.append(Stored(key, "text", role="language" if is_task else None))
+            else:
+                note = _PICKLED if suffix in _PICKLES else f"a file {suffix}; {_NOT_READ}"
+                things.append(Stored(key, "other", note=note, role="left_out"))
+        used: set[Path] = set()
+        for key, table in self.tables.items():
+            things += self._columns(key, table, used)
+        things += self._series(used)
+        for key, value in self.facts.items():
+            things.append(self._fact(key, value))
+        for key in self.files.outside:
+            note = "a link that leads out of the source; not followed"
+            things.append(Stored(key, "other", note=note, role="left_out"))
+        return things
+
+    def _add_facts(self, key: str, values: Mapping[str, Any]) -> None:
+        self.facts |= {f"{key}@{name}": value for name, value in values.items()}
+
+    def _camera_name(self, key: str) -> str:
+        """Name of a video: what its file says, with its ending if another one says the same."""
+        name, suffix = series_name(key), Path(key).suffix
+        same = [other for other in self.files.files if other.startswith(key.removesuffix(suffix))]
+        videos = [other for other in same if Path(other).suffix.lower() in VIDEOS]
+        return name if len(videos) == 1 else f"{name}_{suffix[1:]}"
+
+    def _fact(self, reference: str, value: Any) -> Stored:
+        """A value of the whole episode."""
+        name = reference.rpartition("@")[2]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if _SUCCESS.fullmatch(name) and isinstance(value, bool | int | str):
+            return Stored(reference, "other", role="success")
+        if is_number and RATE.fullmatch(name):
+            return Stored(reference, "other", role="time")
+        if isinstance(value, str) and value.strip():
+            is_task = kind_of_name(name) or (_TASK.fullmatch(name) and " " in value.strip())
+            if is_task:
+                return Stored(reference, "text", role="language")
+            if " " in value.strip():
+                return Stored(reference, "text")
+        return Stored(reference, "other", note="a value of the whole episode", role="left_out")
+
+    def _columns(self, key: str, table: Table, used: set[Path]) -> Iterator[Stored]:
+        """Columns of a table; those with names of image files are cameras."""
+        for name, values in table.columns.items():
+            path, last = f"{key}/{name}".rstrip("/"), name.rpartition("/")[2]
+            rows = values.shape[0]
+            if values.dtype.kind == "U":
+                images = self._paths_of(values)
+                if images is None:
+                    yield Stored(path, "text", rows=rows)
+                    continue
+                used.update(images)
+                self.images[path] = images
+                yield replace(self._first_image(path, images), name=name.rpartition(".")[2])
+            elif values.ndim == 1 and (TIME.fullmatch(last.rpartition(".")[2]) or "time" in last):
+                self.clocks.setdefault(self._timed(key, last), np.asarray(values))
+                yield Stored(path, "array", (), values.dtype.name, rows, role="time")
+            elif values.ndim == 1 and _COUNTER.fullmatch(last) and _counts(np.asarray(values)):
+                yield Stored(path, "array", (), values.dtype.name, rows, role="time")
+            elif values.ndim == 1 and _SUCCESS.fullmatch(last):
+                yield Stored(path, "array", (), values.dtype.name, rows, role="success")
+            else:
+                names = table.names.get(name, ())
+
+                def look(values: Array = values, rows: int = rows) -> Array:
+                    sampled = sorted({0, rows // 2, rows - 1})
+                    return np.stack([np.asarray(values[row]) for row in sampled])
+
+                shape = tuple(values.shape[1:])
+                yield Stored(
+                    path,
+                    "array",
+                    shape,
+                    values.dtype.name,
+                    rows,
+                    last or stem_of(key),
+                    names=names,
+                    look=look,
+                )
+        for name, reason in table.left_out.items():
+            yield Stored(f"{key}/{name}", "other", note=reason, role="left_out")
+
+    def _timed(self, key: str, column: str) -> str:
+        """What a column of times is of: a video whose name it starts with, else its own table."""
+        folder = key.rpartition("/")[0]
+        for video in self.files.files:
+            if Path(video).suffix.lower() not in VIDEOS:
+                continue
+            is_beside = video.rpartition("/")[0] in (folder, key)
+            if is_beside and f"{stem_of(key)}_{column}".find(stem_of(video)) >= 0:
+                return video
+        return key
+
+    def _paths_of(self, values: Array) -> list[Path] | None:
+        """Image files that a column names; None if it names none."""
+        texts = values.tolist()
+        if not texts or not all(text.lower().endswith(IMAGES) for text in texts):
+            return None
+        known = self._image_files
+        paths: list[Path] = []
+        for text in texts:
+            parts = text.replace("\\", "/").split("/")
+            ends = ["/".join(parts[start:]) for start in range(len(parts))]
+            path = next((known[end] for end in ends if end in known), None)
+            if path is None:
+                reason = f"names the image {text}, which is not here"
+                raise FOLDER.error("missing_file", self.files.root, reason)
+            paths.append(path)
+        return paths
+
+    @cached_property
+    def _image_files(self) -> dict[str, Path]:
+        """Image files by their path below the root, and by their name where it is the only one."""
+        files: dict[str, Path] = {}
+        names: Counter[str] = Counter()
+        for folder, path in self.files.images.items():
+            at = folder.replace(EPISODE, self.files.name)
+            for file in sorted(path.iterdir()):
+                if file.suffix.lower() in IMAGES:
+                    files[f"{at}/{file.name}".lstrip("/")] = file
+                    names[file.name] += 1
+        for file in list(files.values()):
+            if names[file.name] == 1:
+                files.setdefault(file.name, file)
+        return files
+
+    def _series(self, used: set[Path]) -> Iterator[Stored]:
+        """Image files that no table names, by folder and by what their names have in common."""
+        for folder, path in self.files.images.items():
+            files = [file for file in path.iterdir() if file not in used]
+            by_name = {file.name: file for file in files}
+            for pattern, frames in image_series([*by_name]):
+                key = f"{folder}/{pattern}".lstrip("/")
+                numbers = np.array([number for number, _ in frames])
+                times = seconds_of(numbers) if len(frames) > 1 else None
+                steps = np.diff(numbers)
+                is_counted = not (steps % max(np.median(steps), 1)).any() if len(steps) else True
+                if is_counted and len(steps) and steps.max() > np.median(steps):
+                    first = int(numbers[int(steps.argmax())] + np.median(steps))
+                    raise FOLDER.error(
+                        "missing_frames", path / pattern, f"number {first} is missing"
+                    )
+                if times is not None and not is_counted:
+                    self.clocks[key] = numbers
+                self.images[key] = [by_name[name] for _, name in frames]
+                yield replace(self._first_image(key, self.images[key]), name=series_name(key))
+
+    def _first_image(self, path: str, images: Sequence[Path]) -> Stored:
+        return encoded_thing(path, read_byte_range(ByteRange(images[0], 0, _HEAD)), len(images))
+
+
+def key_of(path: str) -> str:
+    """File of a path such as `data.csv/q`."""
+    parts = path.split("/")
+    for number, part in enumerate(parts, 1):
+        if part.lower().endswith(SUFFIXES):
+            return "/".join(parts[:number])
+    return path
+
+
+def stem_of(key: str) -> str:
+    """Name of a file without folders, ending and the name of its episode."""
+    return Path(key).stem.replace(EPISODE, "").strip("_-. ")
+
+
+def series_name(key: str) -> str:
+    """Name of a camera with a file or pattern such as `front/*.png` or `*_color_0.jpg`."""
+    own = stem_of(key).replace("*", "").strip("_-. ")
+    for name in (own, *reversed(key.split("/")[:-1])):
+        if not _SAYS_NOTHING.fullmatch(name) and name != EPISODE:
+            return name
+    return own if re.search(r"[a-z].*\d", own, re.I) else "image"
+
+
+def _counts(values: Array) -> bool:
+    """True for numbers that count rows."""
+    return len(values) > 1 and bool((np.diff(values) == 1).all())
