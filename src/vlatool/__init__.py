@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from vlatool.workflows.launch_training import launch_status as launch_status
     from vlatool.workflows.launch_training import launch_stop as launch_stop
     from vlatool.workflows.preprocess import preprocess as preprocess
+    from vlatool.workflows.recorder import Recorder as Recorder
+    from vlatool.workflows.recorder import record as record
     from vlatool.workflows.repair import repair as repair
     from vlatool.workflows.resolve_config import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
@@ -61,6 +63,7 @@ __version__ = "0.2.0"
 _WORKFLOWS = "vlatool.workflows"
 # Every command has an entry under its name with underscores; `vlatool.plugins` is the registries.
 _PUBLIC = {
+    "Recorder": f"{_WORKFLOWS}.recorder:Recorder",
     "ControlLoop": "vlatool.evaluation.loop:ControlLoop",
     "Episode": "vlatool.episode:Episode",
     "EpisodeRef": "vlatool.episode:EpisodeRef",
@@ -96,6 +99,7 @@ _PUBLIC = {
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.catalog:presets",
     "presets_show": f"{_WORKFLOWS}.resolve_config:presets_show",
+    "record": f"{_WORKFLOWS}.recorder:record",
     "repair": f"{_WORKFLOWS}.repair:repair",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.rollout:rollout",

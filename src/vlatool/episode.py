@@ -445,3 +445,37 @@ class Observation:
     past_mask: Array | None = None
     image_masks: Mapping[str, Array] = field(default_factory=dict[str, Array])
     is_preprocessed: bool = False
+
+
+def channels_last(image: Array, *, is_first: bool = False) -> Array:
+    """Image [H, W, 3] of one that is [3, H, W]: if so declared, or if its last axis is not 3."""
+    shape = image.shape
+    if len(shape) == 3 and shape[0] == 3 and (is_first or shape[-1] != 3):
+        return image.transpose(1, 2, 0)
+    return image
+
+
+def _has_text(value: Any) -> bool:
+    """True for a text, and for lists that hold one."""
+    items: Any = value
+    if isinstance(value, list | tuple):
+        return any(_has_text(item) for item in items)
+    return isinstance(value, str | bytes)
+
+
+def as_array(name: str, values: Any) -> Array:
+    """A value of an observation as an array; raises a DataError if it cannot become one."""
+    kind = type(values).__name__
+    try:
+        if issubclass(type(values), list | tuple) and _has_text(values):
+            # As an array each would take the bytes of the longest.
+            raise TypeError("it holds texts")
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{name!r} is a {kind} that cannot become an array: {reason}",
+            hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
+            code="data.no_array",
+            details={"name": name},
+        ) from None

@@ -43,7 +43,7 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.errors import VlatoolError
 from vlatool.evaluation import policy_runner
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import channels_last
+from vlatool.episode import channels_last
 from vlatool.evaluation.controllers import KeyMap
 from vlatool.serving.access import bound_socket, listen
 from vlatool.serving.config import ServeConfig, ServeMap

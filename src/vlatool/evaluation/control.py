@@ -8,13 +8,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from vlatool.artifacts.contract import refuse, size_text
 from vlatool.config.coerce import value_text
-from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
+from vlatool.episode import (
+    Array,
+    Observation,
+    ObservationSpec,
+    UInt8Array,
+)
 from vlatool.errors import DataError
 from vlatool.evaluation.config import GripperConfig, ImageFit
 from vlatool.events import counted
@@ -485,35 +489,3 @@ def _checked_image(camera: str, image: Array) -> UInt8Array:
     if 0 in shape:
         raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.no_picture")
     return image
-
-
-def channels_last(image: Array, *, is_first: bool = False) -> Array:
-    """Image [H, W, 3] of one that is [3, H, W]: if so declared, or if its last axis is not 3."""
-    shape = image.shape
-    if len(shape) == _IMAGE_DIMENSIONS and shape[0] == 3 and (is_first or shape[-1] != 3):
-        return image.transpose(1, 2, 0)
-    return image
-
-
-def _has_text(values: Sequence[Any]) -> bool:
-    return any(
-        _has_text(value) if isinstance(value, list | tuple) else isinstance(value, str | bytes)
-        for value in values
-    )
-
-
-def as_array(name: str, values: Any) -> Array:
-    """A value of an observation as an array; raises a DataError if it cannot become one."""
-    try:
-        if isinstance(values, list | tuple) and _has_text(values):
-            # As an array each would take the bytes of the longest.
-            raise TypeError("it holds texts")
-        return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
-        reason = str(error).partition("\n")[0]
-        raise DataError(
-            f"{name!r} is a {type(values).__name__} that cannot become an array: {reason}",
-            hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
-            code="data.no_array",
-            details={"name": name},
-        ) from None

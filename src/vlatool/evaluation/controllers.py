@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlatool.episode import Array
+from vlatool.episode import Array, as_array, channels_last
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation import control
 from vlatool.evaluation.config import RolloutConfig
@@ -134,8 +134,8 @@ class KeyMap:
         return np.concatenate(self._commanded[group].numbers((xyz, rot6d), reference), axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
-        image = control.as_array(camera, observed_value(observation, self._cameras[camera]))
-        image = control.channels_last(image, is_first=camera in self._config.channels_first_cameras)
+        image = as_array(camera, observed_value(observation, self._cameras[camera]))
+        image = channels_last(image, is_first=camera in self._config.channels_first_cameras)
         if image.ndim and camera in self._config.flipped_cameras:
             image = image[::-1]
         turns = self._config.camera_rotations.get(camera, 0)
@@ -158,7 +158,7 @@ class KeyMap:
         return values
 
     def _numbers(self, observation: Mapping[str, Any], key: str) -> Array:
-        values = np.ravel(control.as_array(key, observed_value(observation, key)))
+        values = np.ravel(as_array(key, observed_value(observation, key)))
         if values.dtype.kind not in _NUMBERS:
             raise DataError(
                 f"{key!r} of the observation is {values.dtype}, not numbers",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.resolve import Override, load_config
-from vlatool.episode import Array
+from vlatool.episode import Array, as_array, channels_last
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import RolloutConfig, SamplingOptions
 from vlatool.evaluation.control import (
@@ -20,9 +20,7 @@ from vlatool.evaluation.control import (
     EpisodeControl,
     ImageSizes,
     RobotState,
-    as_array,
     begin_chunks,
-    channels_last,
 )
 from vlatool.evaluation.controllers import control_options
 from vlatool.events import NULL, Reporter, counted

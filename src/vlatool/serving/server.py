@@ -27,10 +27,10 @@ from websockets.protocol import State
 
 import vlatool
 from vlatool.config.resolve import load_config
-from vlatool.episode import Array, ObservationSpec
+from vlatool.episode import Array, ObservationSpec, as_array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.evaluation.config import ActionMap, RolloutConfig
-from vlatool.evaluation.control import EpisodeControl, ImageSizes, as_array
+from vlatool.evaluation.control import EpisodeControl, ImageSizes
 from vlatool.evaluation.controllers import KeyMap, control_options, has_mapping, steps_per_chunk
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.base import Policy

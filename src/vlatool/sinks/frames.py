@@ -128,6 +128,7 @@ class FramesSink(base.Sink):
     owned: ClassVar[Sequence[str]] = frames_format.OWNED_FILES
     findings: ClassVar[FindingCodes | None] = LBM
     has_arrays: ClassVar[bool] = False
+    may_lack_windows: ClassVar[bool] = False
     next_step: ClassVar[str] = LbmSink.next_step
     next_without_images: ClassVar[str] = LbmSink.next_without_images
 
@@ -166,7 +167,7 @@ class FramesSink(base.Sink):
                 episodes.append(frames_format.FramesEpisode(receipt.item, tar.sha256, count))
             for camera, size in receipt.facts.get(base.SIZES, {}).items():
                 sizes.setdefault(camera, set()).add(tuple(size))
-        if not samples:
+        if not samples and not self.may_lack_windows:
             raise no_samples(run.dropped)
         recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
         write_preprocessing_config(output, {**self._options(), RECORDED_SIZES: recorded})

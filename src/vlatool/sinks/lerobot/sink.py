@@ -248,7 +248,10 @@ class Numbering:
         config: LeRobotSinkConfig,
         layout: SetLayout,
         task_tables: Sequence[Mapping[int, str]],
+        *,
+        has_own_files: bool = False,
     ) -> None:
+        """`has_own_files`: no two episodes are in one file."""
         self.episodes = 0
         self.frames = 0  # number of rows of all episodes
         self._config, self._layout = config, layout
@@ -264,11 +267,11 @@ class Numbering:
         self._videos: dict[str, list[SetPart]] = {}
         self._delays: dict[str, int] = {}
         chunks = config.chunks_size
-        self._data_files = Rolling(config.data_files_size_in_mb * MEGABYTE, chunks)
-        self._video_files = {
-            camera: Rolling(config.video_files_size_in_mb * MEGABYTE, chunks)
-            for camera in layout.camera_features
-        }
+        unit = 0 if has_own_files else MEGABYTE
+        self._data_files = Rolling(config.data_files_size_in_mb * unit, chunks)
+        self._video_files: dict[str, Rolling] = {}
+        for camera in layout.camera_features:
+            self._video_files[camera] = Rolling(config.video_files_size_in_mb * unit, chunks)
         self._frames_in_file: dict[str, int] = {}
 
     @property
@@ -479,6 +482,7 @@ class LeRobotSink(Sink):
     owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
     temporary: Sequence[str] = PART_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
+    has_own_files: ClassVar[bool] = False  # True: no two episodes are in one file
 
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:
         self._config, self._setup = config, setup
@@ -503,7 +507,8 @@ class LeRobotSink(Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Numbers the episodes, writes tables and videos and, last, `meta/info.json`."""
         output, config, layout = self._setup.output, self._config, self._layout
-        numbering = Numbering(config, layout, [*map(known_texts, self._sets)])
+        tables = [*map(known_texts, self._sets)]
+        numbering = Numbering(config, layout, tables, has_own_files=self.has_own_files)
         parts: list[FileEntry] = []
         splits = {
             ref.id: split_names(recording)

@@ -212,7 +212,7 @@ class Contents:
     def _series(self, used: set[Path]) -> Iterator[Stored]:
         """Image files that no table names, by folder and by what their names have in common."""
         for folder, path in self.files.images.items():
-            files = [file for file in path.iterdir() if file not in used]
+            files = [file for file in sorted(path.iterdir()) if file not in used]
             by_name = {file.name: file for file in files}
             for pattern, frames in image_series([*by_name]):
                 key = f"{folder}/{pattern}".lstrip("/")

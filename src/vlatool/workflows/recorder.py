@@ -1,0 +1,510 @@
+"""Recording from Python: the steps of a robot, or of a script, as frames or as a LeRobot set.
+
+Images are encoded by a thread for each camera while the loop goes on. An episode is in the output,
+which is then whole, when `end_episode` returns.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
+
+import numpy as np
+
+from vlatool.artifacts.clips import VideoEncoder
+from vlatool.artifacts.images import decode_rgb, encode_jpeg
+from vlatool.episode import (
+    Array,
+    Clip,
+    Episode,
+    EpisodeRef,
+    FieldSpec,
+    FrameSource,
+    Survey,
+    as_array,
+    channels_last,
+)
+from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.events import NULL, counted
+from vlatool.jobs.executor import SerialExecutor
+from vlatool.jobs.files import FOLDER, remove_owned, write_file_list
+from vlatool.jobs.job import JobRun
+from vlatool.jobs.journal import Journal, Receipt
+from vlatool.jobs.ownership import claim_output, plan_output, resume_output
+from vlatool.jobs.record import OutputRecord, output_lock
+from vlatool.plugins import did_you_mean
+from vlatool.sinks.base import Sink, SinkSetup
+from vlatool.sinks.frames import FramesConfig, FramesSink
+from vlatool.sinks.lerobot.episodes import LeRobotSinkConfig
+from vlatool.sinks.lerobot.sink import LeRobotSink
+from vlatool.sources.base import camera_name_problem
+from vlatool.sources.frames import VideoFrames
+from vlatool.storage.atomic import as_storage_error, remove_tree
+from vlatool.storage.uri import location
+
+_log = logging.getLogger(__name__)
+
+Form = Literal["frames", "lerobot"]
+Values = Mapping[str, Any] | Sequence[float] | Array
+
+_LARGEST_QUEUE = 2**28  # bytes of images that wait to be encoded
+_LARGEST_DENOMINATOR = 1001  # of rates such as 30000/1001
+_CAMERAS, _FIELDS = "recorded_cameras", "recorded_fields"  # facts of receipts
+
+
+def record(output: str | Path, *, fps: float, form: Form = "frames") -> "Recorder":
+    """Opens a folder to record into; a folder with episodes is continued.
+
+    Args:
+        output: Local folder.
+        fps: Steps per second, at which your loop calls `add`.
+        form: `frames`, which `vlatool train` reads, or `lerobot`, a LeRobot v3.0 data set. Either
+            has the files that `vlatool preprocess` writes.
+
+    Raises:
+        UsageError: The folder holds something else, or was recorded with another `fps` or `form`,
+            or another process records into it.
+    """
+    return Recorder(location(output), fps, form)
+
+
+class Recorder:
+    """Writer of episodes; a context manager."""
+
+    def __init__(self, output: Path, fps: float, form: Form) -> None:
+        is_rate = isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps < np.inf
+        if not is_rate:
+            raise _usage(f"fps={fps!r}", "give the steps per second, such as fps=30")
+        if form not in get_args(Form):
+            raise _usage(f"form={form!r}", "choose frames or lerobot")
+        self._output, self._fps = output, float(fps)
+        self._form: Form = form
+        sink: type[Sink] = RecordedFrames if form == "frames" else RecordedSet
+        record = OutputRecord("record", {"fps": self._fps, "form": form}, owned=tuple(sink.owned))
+        self._cameras: dict[str, tuple[int, int]] = {}  # (height, width)
+        self._fields: dict[str, int] = {}
+        self._receipts: list[Receipt] = []
+        self._open: OpenEpisode | None = None
+        self._stack = ExitStack()
+        self._stack.enter_context(output_lock(output, "vlatool.record"))
+        try:
+            before = plan_output(output, record, overwrite=False, hint="record to another folder")
+            self._record = record.after(before)
+            self._journal = Journal(output)
+            if before is None:
+                claim_output(output, self._record, sink.owned)
+            else:
+                resume_output(output, replace(self._record, complete=before.complete))
+            remove_tree(_spool_folder(output))  # of an episode that a killed process had open
+            while (receipt := self._journal.find(f"{self.episodes:06d}", "")) is not None:
+                self._receipts.append(receipt)
+            if self._receipts:
+                self._take_schema(self._receipts[0].facts)
+                self._finish()  # of an episode that was written when the process was killed
+        except BaseException:
+            self._stack.close()
+            raise
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes in the output."""
+        return len(self._receipts)
+
+    def add(
+        self,
+        images: Mapping[str, Any],
+        *,
+        state: Values | None = None,
+        action: Values | None = None,
+    ) -> None:
+        """Adds a step.
+
+        It returns when images and values are copied. If encoding falls behind, it waits, and says
+        so once.
+
+        Args:
+            images: Camera to its image uint8 [H, W, 3], RGB.
+            state: What the robot measures of itself: name to numbers, or the numbers. They become
+                the fields `state.NAME`, or `state`, which a policy observes.
+            action: What it is told to do, the same way; a policy predicts these fields.
+
+        Raises:
+            DataError: A value has another shape or type than those of the first step, is not
+                finite, or is missing.
+            StorageError: An image of an earlier step cannot be written, as on a full disk.
+        """
+        if self._open is None:
+            self._open = OpenEpisode(self._output, self._form, self._fps)
+        step = self._open.frames
+        pixels = {name: _image(name, value) for name, value in images.items()}
+        values = {**_fields("state", state), **_fields("action", action)}
+        if not self._cameras and not self._fields:
+            for name in pixels:
+                if (problem := camera_name_problem(name)) is not None:
+                    raise problem
+            if not pixels and not values:
+                raise _step_error(step, "has neither images nor values", "give some")
+            self._cameras = {name: image.shape[:2] for name, image in pixels.items()}
+            self._fields = {name: len(row) for name, row in values.items()}
+        _check_names(step, "camera", pixels, self._cameras)
+        _check_names(step, "field", values, self._fields)
+        for name, image in pixels.items():
+            if image.shape[:2] != self._cameras[name]:
+                height, width = self._cameras[name]
+                size = f"{image.shape[1]} x {image.shape[0]}, the first one {width} x {height}"
+                raise _step_error(step, f"the camera {name!r} is {size}", "keep one size")
+        for name, row in values.items():
+            if len(row) != self._fields[name]:
+                problem = f"the field {name!r} has {len(row)} numbers, not {self._fields[name]}"
+                raise _step_error(step, problem, "keep one number of values")
+        self._open.add(pixels, values)
+
+    def end_episode(self, *, instruction: str = "", success: bool | None = None) -> None:
+        """Writes the open episode; it is in the output when this returns.
+
+        Args:
+            instruction: What the robot was asked to do; "" for nothing.
+            success: Whether it did; None if you do not know.
+
+        Raises:
+            UsageError: No step was added.
+            StorageError: It cannot be written. The episode stays open: free space, and call again.
+        """
+        if self._open is None or not self._open.frames:
+            raise _usage("end_episode() without a step", "call add for each step before")
+        if not isinstance(instruction, str):
+            raise _usage(f"instruction={instruction!r}", "give one sentence")
+        episode = self._open.episode(f"{self.episodes:06d}", instruction, success=success)
+        ref = EpisodeRef(episode.id, self._output, str(self._output))
+        survey = self._survey(self.episodes + 1)
+        receipt = self._sink(survey, [ref]).work(ref, episode)
+        facts = {_CAMERAS: self._cameras, _FIELDS: self._fields}
+        receipt = replace(receipt, facts={**receipt.facts, **facts})
+        self._journal.store(receipt)
+        self._receipts.append(receipt)
+        self._finish()
+        self._open.close()
+        self._open = None
+
+    def drop_episode(self) -> None:
+        """Forgets the open episode, such as one that failed."""
+        if self._open is not None:
+            if self._open.frames:
+                steps = counted(self._open.frames, "step")
+                _log.warning("%s: the open episode of %s is dropped", self._output, steps)
+            self._open.close()
+            self._open = None
+
+    def close(self) -> None:
+        """Ends recording; an open episode is dropped."""
+        try:
+            self.drop_episode()
+        finally:
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _take_schema(self, facts: Mapping[str, Any]) -> None:
+        self._cameras = {name: (size[0], size[1]) for name, size in facts[_CAMERAS].items()}
+        self._fields = dict(facts[_FIELDS])
+
+    def _survey(self, episodes: int) -> Survey:
+        fields = {name: FieldSpec(width) for name, width in self._fields.items()}
+        return Survey(
+            episodes,
+            self._cameras,
+            fields,
+            fps=self._fps,
+            action_fields=_of("action", fields),
+            proprioception_fields=_of("state", fields),
+        )
+
+    def _sink(self, survey: Survey, refs: Sequence[EpisodeRef]) -> Sink:
+        origin = {"type": "record"}
+        setup = SinkSetup(self._output, survey, refs, origin)
+        if self._form == "frames":
+            return RecordedFrames(FramesConfig(), setup)
+        return RecordedSet(LeRobotSinkConfig(), setup)
+
+    def _finish(self) -> None:
+        """Writes what the episodes have in common, the list of files and the record."""
+        refs = [
+            EpisodeRef(receipt.item, self._output, str(self._output)) for receipt in self._receipts
+        ]
+        sink = self._sink(self._survey(len(refs)), refs)
+        with SerialExecutor() as executor:
+            run = JobRun("written", self._record, executor, NULL)
+            for receipt in self._receipts:
+                run.add_receipt(receipt)
+            summary = sink.finish(iter(self._receipts), run)
+        remove_owned(self._output, sink.temporary)
+        write_file_list(self._output, summary.files)
+        result = {"episodes": len(refs), "frames": run.sums["frames"], "samples": summary.samples}
+        self._record = self._record.finished({}, result, has_failures=False)
+        self._record.save(self._output)
+
+
+class RecordedFrames(FramesSink):
+    """Frames of episodes that may all be shorter than a window."""
+
+    may_lack_windows: ClassVar[bool] = True
+
+
+class RecordedSet(LeRobotSink):
+    """A LeRobot set whose episodes have files of their own: a new one changes no other file."""
+
+    has_own_files: ClassVar[bool] = True
+
+
+# The open episode
+
+
+class Spool(Protocol):
+    """Encoded images of a camera of the open episode."""
+
+    def add(self, image: Array) -> None:
+        """Encodes an image uint8 [H, W, 3]."""
+        ...
+
+    def frames(self) -> FrameSource:
+        """All images, once none is added any more."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class JpegSpool:
+    """JPEG files one after the other in a temporary file."""
+
+    def __init__(self, folder: Path, quality: int) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
+        self._quality = quality
+        self._ends = [0]
+        self._size = (0, 0)
+
+    def add(self, image: Array) -> None:
+        data = encode_jpeg(image, self._quality)
+        self._file.write(data)
+        self._ends.append(self._ends[-1] + len(data))
+        self._size = (image.shape[0], image.shape[1])
+
+    def frames(self) -> FrameSource:
+        self._file.flush()
+        return SpooledJpegs(self._file.fileno(), self._ends, self._size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SpooledJpegs(FrameSource):
+    """Images of a `JpegSpool`, as they are written to the output."""
+
+    is_prepared = True
+
+    def __init__(self, file: int, ends: Sequence[int], size: tuple[int, int]) -> None:
+        self._file, self._ends, self._size = file, ends, size
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    def encoded(self, index: int) -> bytes:
+        start, stop = self._ends[index : index + 2]
+        return os.pread(self._file, stop - start, start)
+
+    def read(self, indices: Sequence[int]) -> Array:
+        return np.stack([decode_rgb(self.encoded(index)) for index in indices])
+
+
+class VideoSpool:
+    """A video, encoded in memory and written to a temporary file at its end."""
+
+    def __init__(self, folder: Path, fps: float, config: LeRobotSinkConfig) -> None:
+        rate = Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR)
+        self._encoder = VideoEncoder(
+            rate, crf=config.video_crf, keyframe_interval=config.keyframe_interval
+        )
+        self._file = tempfile.NamedTemporaryFile(dir=folder, suffix=".mp4")  # noqa: SIM115
+        self._count = 0
+        self._is_done = False
+
+    def add(self, image: Array) -> None:
+        self._encoder.add(image)
+        self._count += 1
+
+    def frames(self) -> FrameSource:
+        if not self._is_done:
+            self._file.write(self._encoder.finish())
+            self._file.flush()
+            self._is_done = True
+        return VideoFrames(Clip(Path(self._file.name)), self._count)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _spool_folder(output: Path) -> Path:
+    return output / FOLDER / "recording"
+
+
+class OpenEpisode:
+    """Steps that are not in the output yet."""
+
+    def __init__(self, output: Path, form: Form, fps: float) -> None:
+        self.frames = 0
+        self._folder, self._form, self._fps = _spool_folder(output), form, fps
+        with as_storage_error(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._rows: dict[str, list[Array]] = {}
+        self._spools: dict[str, Spool] = {}
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._waiting = 0  # bytes of images
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._has_said = False
+
+    def add(self, images: Mapping[str, Array], values: Mapping[str, Array]) -> None:
+        """Copies a step; images are encoded later."""
+        self._raise_error()
+        size = sum(image.nbytes for image in images.values())
+        with self._changed:
+            if self._waiting and self._waiting + size > _LARGEST_QUEUE and not self._has_said:
+                self._has_said = True
+                _log.warning("encoding falls behind: add() waits for it, no image is dropped")
+            while self._waiting and self._waiting + size > _LARGEST_QUEUE and not self._error:
+                self._changed.wait()
+            self._waiting += size
+        for name, image in images.items():
+            if name not in self._spools:
+                self._spools[name] = self._new_spool()
+                self._threads[name] = ThreadPoolExecutor(1, f"record-{name}")
+            future = self._threads[name].submit(self._spools[name].add, np.array(image, order="C"))
+            future.add_done_callback(lambda future, size=image.nbytes: self._done(future, size))
+        for name, row in values.items():
+            self._rows.setdefault(name, []).append(row)
+        self.frames += 1
+
+    def _new_spool(self) -> Spool:
+        with as_storage_error(self._folder):
+            if self._form == "frames":
+                return JpegSpool(self._folder, FramesConfig().jpeg_quality)
+            return VideoSpool(self._folder, self._fps, LeRobotSinkConfig())
+
+    def _done(self, future: "Future[None]", size: int) -> None:
+        with self._changed:
+            self._waiting -= size
+            if not future.cancelled():
+                self._error = self._error or future.exception()
+            self._changed.notify_all()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            with as_storage_error(self._folder):
+                raise self._error
+
+    def episode(self, name: str, instruction: str, *, success: bool | None) -> Episode:
+        """The episode, once all images are encoded."""
+        with self._changed:
+            while self._waiting and not self._error:
+                self._changed.wait()
+        self._raise_error()
+        with as_storage_error(self._folder):
+            cameras = {camera: spool.frames() for camera, spool in self._spools.items()}
+        fields = {field: np.stack(rows) for field, rows in self._rows.items()}
+        return Episode(
+            id=name,
+            task=instruction,
+            fps=self._fps,
+            num_frames=self.frames,
+            cameras=cameras,
+            lowdim=fields,
+            language={"original": [instruction]} if instruction.strip() else {},
+            success=None if success is None else bool(success),
+            action_fields=_of("action", fields),
+            proprioception_fields=_of("state", fields),
+        )
+
+    def close(self) -> None:
+        for thread in self._threads.values():
+            thread.shutdown(cancel_futures=True)
+        for spool in self._spools.values():
+            spool.close()
+
+
+# Checks
+
+
+def _image(name: str, value: Any) -> Array:
+    image = channels_last(as_array(name, value))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            f"the camera {name!r} is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]",
+            hint="give RGB levels from 0 to 255 as uint8",
+            code="data.not_pictures",
+            details={"camera": name},
+        )
+    return image
+
+
+def _fields(kind: str, values: Values | None) -> dict[str, Array]:
+    """Checked rows float32 [C] by the name of their field."""
+    if values is None:
+        return {}
+    named = values.items() if isinstance(values, Mapping) else [("", values)]
+    rows: dict[str, Array] = {}
+    for name, value in named:
+        field = f"{kind}.{name}" if name else kind
+        row = as_array(field, value).reshape(-1)
+        if row.dtype.kind not in "fiub" or not row.size:
+            raise DataError(
+                f"the field {field!r} is {row.dtype} {list(row.shape)}, no numbers",
+                hint="give numbers",
+                code="data.field_shape",
+                details={"field": field},
+            )
+        if not np.isfinite(row).all():
+            raise DataError(
+                f"the field {field!r} has values that are not finite",
+                hint="give finite values; leave the step out if the robot has none",
+                code="data.field_not_finite",
+                details={"field": field},
+            )
+        rows[field] = row.astype(np.float32)
+    return rows
+
+
+def _check_names(step: int, kind: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, [*known]) or f"this folder has: {', '.join(known) or 'none'}"
+            raise _step_error(step, f"the {kind} {name!r} is new", hint)
+    missing = [name for name in known if name not in given]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise _step_error(step, f"the {kind} {names} is missing", "give all in each step")
+
+
+def _of(kind: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in fields if name == kind or name.startswith(f"{kind}."))
+
+
+def _step_error(step: int, problem: str, hint: str) -> DataError:
+    return DataError(f"step {step}: {problem}", hint=hint, code="data.bad_step")
+
+
+def _usage(problem: str, hint: str) -> VlatoolError:
+    return UsageError(problem, hint=hint, code="usage.bad_value")
