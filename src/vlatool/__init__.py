@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.launch_training import launch_status as launch_status
     from vlatool.workflows.launch_training import launch_stop as launch_stop
     from vlatool.workflows.preprocess import preprocess as preprocess
-    from vlatool.workflows.recorder import Recorder as Recorder
+    from vlatool.workflows.recorder import EpisodeRecorder as EpisodeRecorder
     from vlatool.workflows.recorder import record as record
     from vlatool.workflows.repair import repair as repair
     from vlatool.workflows.resolve_config import presets_show as presets_show
@@ -63,7 +63,7 @@ __version__ = "0.2.0"
 _WORKFLOWS = "vlatool.workflows"
 # Every command has an entry under its name with underscores; `vlatool.plugins` is the registries.
 _PUBLIC = {
-    "Recorder": f"{_WORKFLOWS}.recorder:Recorder",
+    "EpisodeRecorder": f"{_WORKFLOWS}.recorder:EpisodeRecorder",
     "ControlLoop": "vlatool.evaluation.loop:ControlLoop",
     "Episode": "vlatool.episode:Episode",
     "EpisodeRef": "vlatool.episode:EpisodeRef",

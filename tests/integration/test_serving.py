@@ -39,11 +39,10 @@ from tests.builders.serving import (
 )
 from tests.builders.toy_policy import PushPolicy, register_line
 from vlatool.cli.app import run
-from vlatool.episode import Array, CameraView, Observation, ObservationSpec
+from vlatool.episode import Array, CameraView, Observation, ObservationSpec, channels_last
 from vlatool.errors import VlatoolError
 from vlatool.evaluation import policy_runner
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.episode import channels_last
 from vlatool.evaluation.controllers import KeyMap
 from vlatool.serving.access import bound_socket, listen
 from vlatool.serving.config import ServeConfig, ServeMap

@@ -50,6 +50,7 @@ FOLDER_IMPORTS = {
     ("artifacts/frames", "artifacts/shards"),
     ("artifacts/experiment", "artifacts/stats"),
     ("artifacts/run", "artifacts/experiment"),
+    ("sources/folder", "sources/zarr"),  # stores are tables
     ("artifacts/salvage", "artifacts/lerobot"),  # columns by the features of a set
     ("artifacts/run", "artifacts/shards"),
     ("artifacts/run", "artifacts/stats"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
-from vlatool.artifacts.base import other_contents_error
+from vlatool.artifacts.base import other_contents_error, recognize
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
@@ -94,6 +94,8 @@ def detect_source(
     first = [name for name in names if name not in fallbacks]
     detected, errors = _asked(first, location, given)
     if not detected and not any(map(_is_of_data, errors.values())):
+        if recognize(location) is not None:  # its files are no recordings, whatever they look like
+            fallbacks = [name for name in fallbacks if not FORMATS.get(name).base_format]
         detected, others = _asked(fallbacks, location, given)
         errors |= others
     general = {source.reader.base_format for source in detected}
@@ -200,7 +202,8 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
         hint=f"known formats: {', '.join(FORMATS.names())}; another layout of HDF5, Zarr, RLDS, "
         "bags or LeRobot needs a mapping (vlatool inspect SOURCE --propose mapping.yaml, "
         "docs/mappings.md), other files a reader in one file (vlatool preprocess "
-        "./reader.py:Reader SOURCE, docs/plugins.md)",
+        "./reader.py:Reader SOURCE, docs/plugins.md) or a script (vlatool.record, "
+        "docs/formats/folder.md)",
         code="data.no_episodes",
         searched=searched,
     )

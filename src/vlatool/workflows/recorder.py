@@ -59,7 +59,7 @@ _LARGEST_DENOMINATOR = 1001  # of rates such as 30000/1001
 _CAMERAS, _FIELDS = "recorded_cameras", "recorded_fields"  # facts of receipts
 
 
-def record(output: str | Path, *, fps: float, form: Form = "frames") -> "Recorder":
+def record(output: str | Path, *, fps: float, form: Form = "frames") -> "EpisodeRecorder":
     """Opens a folder to record into; a folder with episodes is continued.
 
     Args:
@@ -72,10 +72,10 @@ def record(output: str | Path, *, fps: float, form: Form = "frames") -> "Recorde
         UsageError: The folder holds something else, or was recorded with another `fps` or `form`,
             or another process records into it.
     """
-    return Recorder(location(output), fps, form)
+    return EpisodeRecorder(location(output), fps, form)
 
 
-class Recorder:
+class EpisodeRecorder:
     """Writer of episodes; a context manager."""
 
     def __init__(self, output: Path, fps: float, form: Form) -> None:

@@ -137,7 +137,7 @@ class McapWriter(EpisodeFileWriter):
         return buffer.getvalue()
 
 
-class FolderWriter(EpisodeFileWriter):
+class PlainFilesWriter(EpisodeFileWriter):
     """Recorder of a video per camera, a CSV of states and actions, and a JSON of the episode."""
 
     owned: ClassVar[Sequence[str]] = ("episode_*/*",)
@@ -235,5 +235,5 @@ WRITERS = {
     "zarr": ZarrWriter,
     "rlds": RldsWriter,
     "mcap": McapWriter,
-    "folder": FolderWriter,
+    "folder": PlainFilesWriter,
 }

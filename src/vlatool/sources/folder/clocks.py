@@ -15,7 +15,7 @@ _COMMON = 0.5  # share of the shorter span that two clocks have in common if the
 
 
 @dataclass(frozen=True)
-class Part:
+class TimedPart:
     """A table, a video or a series of images.
 
     Attributes:
@@ -37,7 +37,7 @@ def seconds_of(times: Array) -> Array | None:
     return None if unit is None else times.astype(np.float64) / unit
 
 
-def frame_rows(parts: Mapping[str, Part], most_cut: int) -> dict[str, Array]:
+def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array]:
     """Rows [F] of each part that belong to the frames, which the slowest camera has.
 
     Empty if rows and frames are paired by number: the numbers of rows differ by `most_cut` at most,
@@ -80,7 +80,7 @@ def frame_rows(parts: Mapping[str, Part], most_cut: int) -> dict[str, Array]:
     return {name: rows[first:stop] for name, rows in paired.items()}
 
 
-def _agree(parts: Mapping[str, Part]) -> bool:
+def _agree(parts: Mapping[str, TimedPart]) -> bool:
     """True if rows of equal numbers are less than half a period apart."""
     seconds = [part.seconds for part in parts.values() if part.seconds is not None]
     count = min(len(times) for times in seconds)
@@ -88,7 +88,7 @@ def _agree(parts: Mapping[str, Part]) -> bool:
     return bool(np.ptp(rows, axis=0).max(initial=0) <= _period(seconds[0]) / 2)
 
 
-def _nearest(part: Part, reference: Part) -> tuple[Array, Array]:
+def _nearest(part: TimedPart, reference: TimedPart) -> tuple[Array, Array]:
     """Row of a part nearest in time to each frame, and the distance in seconds."""
     times, frames = part.seconds, reference.seconds
     assert times is not None, "the caller has checked it"

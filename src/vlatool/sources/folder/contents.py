@@ -18,7 +18,7 @@ from vlatool.sources.folder.layout import (
     IMAGES,
     TEXTS,
     VIDEOS,
-    EpisodeFiles,
+    FilesOfEpisode,
     image_series,
 )
 from vlatool.sources.folder.tables import FOLDER, SUFFIXES, TIME, Table, flattened, read_table
@@ -51,7 +51,7 @@ class Contents:
         notes: Findings.
     """
 
-    def __init__(self, files: EpisodeFiles, episode: str) -> None:
+    def __init__(self, files: FilesOfEpisode, episode: str) -> None:
         """`episode`: its id, for findings."""
         self.files = files
         self.tables: dict[str, Table] = {}

@@ -39,7 +39,7 @@ FACTS = re.compile(
 
 
 @dataclass
-class EpisodeFiles:
+class FilesOfEpisode:
     """Files of an episode.
 
     Attributes:
@@ -64,6 +64,13 @@ class EpisodeFiles:
         rows = {name for name, path in self.files.items() if is_rows(path)}
         return rows | {f"{folder or '.'}/" for folder in self.images}
 
+    @property
+    def has_images_and_tables(self) -> bool:
+        """True if it has images or a video, and a table."""
+        videos = [path for path in self.files.values() if path.suffix.lower() in VIDEOS]
+        tables = [path for path in self.files.values() if is_rows(path) and path not in videos]
+        return bool(tables) and bool(videos or self.images)
+
 
 @dataclass
 class _Folder:
@@ -86,11 +93,11 @@ def is_rows(path: Path) -> bool:
     return suffix in VIDEOS or (suffix in TABLES and not FACTS.fullmatch(path.stem))
 
 
-def find_episodes(source: Path) -> tuple[list[EpisodeFiles], list[str]]:
+def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     """Episodes below a source in natural order, and the names of files that belong to none."""
     folders = _folders(source)
     roots = _roots(folders)
-    episodes: list[EpisodeFiles] = []
+    episodes: list[FilesOfEpisode] = []
     for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
         inside = [folder for folder in folders if folder.parts[: len(root)] == root]
         whole = _whole(source, root, inside)
@@ -171,10 +178,10 @@ def is_numbered(name: str) -> bool:
     return re.search(r"\d", name) is not None and not is_part(name)
 
 
-def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> EpisodeFiles:
+def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> FilesOfEpisode:
     """A folder with all that is in it as one episode."""
     path = source.joinpath(*root)
-    episode = EpisodeFiles(path, root[-1] if root else source.absolute().name)
+    episode = FilesOfEpisode(path, root[-1] if root else source.absolute().name)
     limit = None if is_remote(source) else source.resolve()
     for folder in folders:
         at = "/".join(folder.parts[len(root) :])
@@ -189,7 +196,7 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> E
     return episode
 
 
-def _by_stem(whole: EpisodeFiles) -> list[EpisodeFiles]:
+def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     """The episodes of a folder whose files share stems; none if it is one episode."""
     stems: dict[str, list[str]] = {}
     for name, path in whole.files.items():
@@ -200,9 +207,9 @@ def _by_stem(whole: EpisodeFiles) -> list[EpisodeFiles]:
     ]
     if len(stems) < 2 or len(tables) < 2:
         return []
-    episodes: list[EpisodeFiles] = []
+    episodes: list[FilesOfEpisode] = []
     for stem in sorted(stems, key=natural_key):
-        episode = EpisodeFiles(whole.root, stem, is_stem=True, outside=whole.outside)
+        episode = FilesOfEpisode(whole.root, stem, is_stem=True, outside=whole.outside)
         for name, path in whole.files.items():
             if _stem_of(path.name) == stem:
                 folder, _, last = name.rpartition("/")

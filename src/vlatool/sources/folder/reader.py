@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,9 +18,9 @@ from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource, Surve
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
-from vlatool.sources.folder.clocks import Part, frame_rows, seconds_of
+from vlatool.sources.folder.clocks import TimedPart, frame_rows, seconds_of
 from vlatool.sources.folder.contents import RATE, Contents, key_of
-from vlatool.sources.folder.layout import EPISODE, VIDEOS, EpisodeFiles, find_episodes
+from vlatool.sources.folder.layout import EPISODE, VIDEOS, FilesOfEpisode, find_episodes
 from vlatool.sources.folder.tables import FOLDER, SUFFIXES, read_table
 from vlatool.sources.frames import VideoFrames, open_video, packet_table, probe_video
 from vlatool.sources.inventory import Stored, image_shape, is_action
@@ -112,7 +112,7 @@ class FolderEpisode(PlannedEpisode):
     def __init__(
         self, ref: EpisodeRef, mapping: RecordingMapping | None, config: FolderConfig
     ) -> None:
-        self.files: EpisodeFiles = ref.extras["files"]
+        self.files: FilesOfEpisode = ref.extras["files"]
         super().__init__(ref, _with_paths(mapping), config, self.files.name)
         self.file = self.files.root / self.files.name
         missing = sorted(set(ref.extras["expected"]) - self.files.parts)
@@ -166,7 +166,7 @@ class FolderEpisode(PlannedEpisode):
     def _pair_by_time(self) -> None:
         """Sets the rows that belong to the frames, where numbers of rows differ."""
         paths = [path for path in self.lengths if path in self.things]
-        parts: dict[str, Part] = {}
+        parts: dict[str, TimedPart] = {}
         for path in paths:
             key = self._part_of(path)
             parts[key] = self._part(key, path, parts.get(key))
@@ -195,16 +195,16 @@ class FolderEpisode(PlannedEpisode):
         is_series = path in self.contents.images and key_of(path) == path
         return path if is_series else key_of(path)
 
-    def _part(self, key: str, path: str, known: Part | None) -> Part:
+    def _part(self, key: str, path: str, known: TimedPart | None) -> TimedPart:
         thing, clock = self.things[path], self.contents.clocks.get(key)
         rows = min(thing.rows or 0, known.rows if known else thing.rows or 0)
         is_camera = self._is_camera(thing) or (known is not None and known.is_camera)
         if clock is None or len(clock) != thing.rows:
-            return known or Part(rows, is_camera=is_camera)
+            return known or TimedPart(rows, is_camera=is_camera)
         seconds = seconds_of(clock)
         if seconds is None and len(clock) > 1 and known is None:
             self.contents.note("times_backwards", f"{key}: its times do not ascend")
-        return Part(rows, seconds, is_camera, is_measured=seconds is not None)
+        return TimedPart(rows, seconds, is_camera, is_measured=seconds is not None)
 
     def stored_fps(self) -> float | None:
         """The rate of the frames: that of their times, else the one that is written down."""
@@ -322,7 +322,7 @@ class FolderReader(base.FormatReader):
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes, by name in natural order; lists folders, and opens a few episodes."""
         findings: list[Finding] = []
-        found: list[tuple[EpisodeFiles, Path]] = []
+        found: list[tuple[FilesOfEpisode, Path]] = []
         for source in sources:
             episodes, stray = find_episodes(source) if can_list(source) else ([], [])
             if not any(name[-1] != "/" for episode in episodes for name in episode.parts):
@@ -335,12 +335,13 @@ class FolderReader(base.FormatReader):
             found += [(episode, source) for episode in episodes]
         self.source_findings = findings
         refs = self._refs(_chosen(found, self._mapping), is_only=len(sources) == 1)
-        preset = self._known_layout(refs[0]) if refs and self._mapping is None else ""
-        refs = [replace(ref, extras={**ref.extras, "preset": preset}) for ref in refs]
+        if self._mapping is None:
+            preset = self._preset_of(refs, sources[0])
+            refs = [replace(ref, extras={**ref.extras, "preset": preset}) for ref in refs]
         yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
 
     def _refs(
-        self, found: Sequence[tuple[EpisodeFiles, Path]], *, is_only: bool
+        self, found: Sequence[tuple[FilesOfEpisode, Path]], *, is_only: bool
     ) -> list[EpisodeRef]:
         counts = Counter(name for files, _ in found for name in files.parts)
         expected = [name for name, count in counts.items() if count > len(found) / 2]
@@ -362,15 +363,33 @@ class FolderReader(base.FormatReader):
             )
         return refs
 
-    def _known_layout(self, ref: EpisodeRef) -> str:
-        """The preset whose paths the first episode has, which names the layout; empty if none."""
-        with suppress(DataError):
-            names = [*self._episode(ref).things]
+    def _preset_of(self, refs: Sequence[EpisodeRef], source: Path) -> str:
+        """The preset whose paths an episode has, which names the layout; empty if there is none.
+
+        Any program writes folders of JSON or npz. What has not both images and tables must have an
+        episode with fields that can be read: else it is something else, and no episode.
+        """
+        errors: list[DataError] = []
+        for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
+            try:
+                episode = self._episode(refs[number])
+            except DataError as error:
+                errors.append(error)
+                continue
+            if not (episode.plan.fields and episode.count > 1):
+                continue
             for preset, known in known_layouts():
-                if all(_fits(pattern, names) for pattern in known.recognized_by):
+                if all(_fits(pattern, [*episode.things]) for pattern in known.recognized_by):
                     self.layout = known.layout
                     return preset
-        return ""
+            return ""
+        whole = [ref for ref in refs if ref.extras["files"].has_images_and_tables]
+        if len(whole) > len(refs) / 2:
+            return ""  # each broken episode says why
+        if errors and errors[0].code == "data.pickle":
+            raise errors[0]
+        reason = f"; {errors[0].message}" if errors else ""
+        raise base.no_episodes(source, f"folders with videos or images and tables{reason}")
 
     def _episode(self, ref: EpisodeRef) -> FolderEpisode:
         mapping = self._mapping
@@ -414,13 +433,13 @@ def _fits(pattern: str, names: Sequence[str]) -> bool:
 
 
 def _chosen(
-    found: list[tuple[EpisodeFiles, Path]], mapping: RecordingMapping | None
-) -> list[tuple[EpisodeFiles, Path]]:
+    found: list[tuple[FilesOfEpisode, Path]], mapping: RecordingMapping | None
+) -> list[tuple[FilesOfEpisode, Path]]:
     """The episodes that the pattern of a mapping names; all without one."""
     pattern = mapping.episodes.strip("/") if mapping is not None else ""
     if not pattern:
         return found
-    chosen: list[tuple[EpisodeFiles, Path]] = []
+    chosen: list[tuple[FilesOfEpisode, Path]] = []
     for files, source in found:
         place = files.root.relative_to(source).as_posix()
         if fnmatchcase(place, pattern) or fnmatchcase(files.name, pattern):

@@ -23,6 +23,7 @@ from vlatool.storage.uri import as_native_file, is_remote
 
 _EXCLUDE = "exclude the episode with --exclude"
 _PICKLED = "holds pickled objects, which can run code"
+_PICKLE_START = b"\x80"
 _RECORD = "write the episodes without pickle: vlatool.record, see docs/formats/folder.md"
 
 FOLDER = FindingCodes(
@@ -383,7 +384,8 @@ def _read_npy(path: Path) -> Table:
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+        is_pickle = read_byte_range(ByteRange(path, 0, 1)) == _PICKLE_START
+        if is_pickle or "Object arrays" in str(error):
             raise FOLDER.error(
                 "pickle", path, "holds pickled objects, which can run code"
             ) from None
