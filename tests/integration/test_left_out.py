@@ -10,6 +10,7 @@ import pytest
 import zarr
 
 from tests.builders import hdf5, mcap
+from tests.builders.folder import write_episode
 from tests.builders.lerobot import lerobot_dataset
 from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.tfrecord import example, record
@@ -116,12 +117,21 @@ def plant_lerobot(folder: Path) -> Path:
     return root
 
 
+def plant_folder(folder: Path) -> Path:
+    source = folder / "set/episode_0"
+    write_episode(source, FRAMES)
+    np.savez(source / "more.npz", odd_camera=CAMERA, big_action=ACTION)
+    (source / "notes.csv").write_text("memo,value\n" + "a note,1\n" * FRAMES)
+    return folder / "set"
+
+
 PLANTS: dict[str, Callable[[Path], Path]] = {
     "hdf5": plant_hdf5,
     "zarr": plant_zarr,
     "rlds": plant_rlds,
     "mcap": plant_mcap,
     "lerobot": plant_lerobot,
+    "folder": plant_folder,
 }
 PLANTED = ("odd_camera", "memo", "big_action")
 

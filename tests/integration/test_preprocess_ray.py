@@ -66,7 +66,7 @@ def test_two_nodes_write_the_same_bytes_as_one_process_and_a_broken_episode_fail
 @pytest.mark.parametrize(
     # The checks of readers have all formats.
     "layout",
-    ["hdf5", pytest.param("zarr", marks=pytest.mark.slow)],
+    ["hdf5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zarr", "folder"))],
 )
 def test_recordings_give_the_same_bytes_with_any_number_of_workers_and_on_two_nodes(
     address: str, layout: Any, tmp_path: Path

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.builders.folder import write_images, write_set
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.s3_runs import command, digests, finished, preprocess, upload
 from tests.builders.s3_server import Faults, Proxy, Request
@@ -337,3 +338,17 @@ def test_further_lerobot_episodes_take_no_request(
     local = LeRobotReader(LeRobotConfig())
     assert survey == local.survey(list(local.discover([root])))
     assert [requests_of(s3_proxy, f"episode_00000{number}") for number in (1, 2)] == [0, 0]
+
+
+def test_a_folder_of_files_in_s3_gives_the_bytes_of_a_local_one(
+    bucket: RemotePath, tmp_path: Path
+) -> None:
+    local = write_set(tmp_path / "raw", 2, frames=20)
+    write_images(local / "episode_0/top", [f"{frame}.png" for frame in range(20)])
+    write_images(local / "episode_1/top", [f"{frame}.png" for frame in range(20)])
+    remote = upload(local, bucket / "raw")
+
+    assert preprocess(local, tmp_path / "a", format="folder") == 0
+    assert preprocess(remote, tmp_path / "b", format="folder") == 0
+
+    assert digests(tmp_path / "b") == digests(tmp_path / "a")

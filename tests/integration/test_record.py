@@ -93,6 +93,7 @@ def test_an_episode_that_is_not_ended_is_dropped_with_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record_episodes(tmp_path / "demos", 1)
+
     def interrupted() -> None:
         with vlatool.record(tmp_path / "demos", fps=30) as recorder:
             step(recorder, 0)
@@ -177,6 +178,7 @@ def test_images_that_cannot_be_written_are_an_error_at_a_later_step(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(recorder_module, "JpegSpool", Full)
+
     def fill() -> None:
         with vlatool.record(tmp_path / "demos", fps=30) as recorder:
             for number in range(1000):

@@ -10,12 +10,14 @@ import pytest
 
 from vlatool.errors import DataError
 from vlatool.sources.base import FormatReader
+from vlatool.sources.folder.reader import FolderConfig, FolderReader
 from vlatool.sources.hdf5.reader import Hdf5Config, Hdf5Reader
 from vlatool.sources.rlds.reader import RldsConfig, RldsReader
 from vlatool.sources.zarr.reader import ZarrConfig, ZarrReader
 from vlatool.workflows.sample import SampleConfig, sample
 
 READERS: dict[str, tuple[Any, Any]] = {
+    "folder": (FolderReader, FolderConfig),
     "hdf5": (Hdf5Reader, Hdf5Config),
     "rlds": (RldsReader, RldsConfig),
     "zarr": (ZarrReader, ZarrConfig),
