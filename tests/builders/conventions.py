@@ -220,12 +220,119 @@ def _judge_gripper(group: Group | None, planted: Planted) -> Verdict:
     return "right" if is_opening == (high > low) and group.kind == "gripper" else "wrong"
 
 
+@dataclass(frozen=True)
+class PlantedJoints:
+    """Convention of joints and a gripper that are one vector."""
+
+    joints: int
+    relation: Relation
+    lag: int  # of the joints
+    gripper: Literal["meters", "share", "command"]  # command: two values, which the state follows
+    gripper_lag: int
+    frames_to_close: int  # of the gripper
+    is_named: bool
+    noise: float  # 1: states are measured to 0.002 rad and 2 mm
+
+
+def joint_case(number: int) -> PlantedJoints:
+    rng = np.random.default_rng([43, number])
+    kinds: Sequence[Literal["meters", "share", "command"]] = ("meters", "share", "command")
+    return PlantedJoints(
+        joints=(6, 7)[number % 2],
+        relation=("absolute", "absolute", "delta")[number % 3],
+        lag=int(rng.integers(0, 4)),
+        gripper=kinds[number // 2 % 3],
+        gripper_lag=int(rng.integers(0, 3)),
+        frames_to_close=int(rng.choice([3, 8, 20, 40])),
+        is_named=bool(number // 6 % 2),
+        noise=float(rng.choice([0.0, 1.0])),
+    )
+
+
+def joint_rows(case: PlantedJoints, number: int, episodes: int = 10) -> list[tuple[Array, Array]]:
+    """Actions and states [F, C] of each episode."""
+    rng = np.random.default_rng([44, number])
+    rows: list[tuple[Array, Array]] = []
+    for _ in range(episodes):
+        frames = int(rng.integers(80, 160))
+        speed = np.zeros(case.joints)
+        joints = [rng.normal(0, 0.5, case.joints)]
+        for _ in range(frames - 1):
+            speed = 0.9 * speed + rng.normal(0, 0.01, case.joints)
+            joints.append(joints[-1] + speed)
+        command = np.ones(frames)
+        command[int(rng.integers(15, 40)) : int(rng.integers(50, frames))] = 0
+        opening = [1.0]
+        for wanted in command[1:]:
+            step = 1 / case.frames_to_close
+            opening.append(opening[-1] + float(np.clip(wanted - opening[-1], -step, step)))
+        hand = 0.08 * np.array(opening)
+        clean = np.stack(joints)
+        later = np.clip(np.arange(frames) + case.lag, 0, frames - 1)
+        before = np.clip(np.arange(frames) + case.lag - 1, 0, frames - 1)
+        moved = clean[later] if case.relation == "absolute" else clean[later] - clean[before]
+        at = np.clip(np.arange(frames) + case.gripper_lag, 0, frames - 1)
+        written = {"meters": hand[at], "share": hand[at] / 0.08, "command": command}[case.gripper]
+        actions = np.hstack([moved, written[:, None]])
+        states = np.hstack([clean, hand[:, None]])
+        noise = case.noise * np.array([0.002] * (case.joints + 1))
+        rows.append((actions, states + rng.normal(size=states.shape) * noise))
+    return rows
+
+
+def joint_verdict(number: int) -> Verdict:
+    """Verdict on joints and a gripper in one vector."""
+    case = joint_case(number)
+    names = [*(f"joint_{index}" for index in range(case.joints)), "gripper"]
+    width = case.joints + 1
+    shown = names if case.is_named else [""] * width
+    actions = [Column("action", index, shown[index]) for index in range(width)]
+    states = [Column("state", index, shown[index]) for index in range(width)]
+    answers: set[Verdict] = set()
+    for group in find_groups(Tracks.of(joint_rows(case, number)), actions, states):
+        span = range(group.columns.start, group.columns.stop)
+        if case.joints in span:
+            answers.add(_judge_hand(group, case, is_alone=len(span) == 1))
+        if span.start < case.joints:
+            answers.add(_judge_numbers(group, case.relation, case.lag, 1.0))
+    verdicts: tuple[Verdict, ...] = ("wrong", "not determined")
+    return next((each for each in verdicts if each in answers), "right")
+
+
+def _judge_hand(group: Group, case: PlantedJoints, *, is_alone: bool) -> Verdict:
+    if case.gripper != "command":
+        scale = 1.0 if case.gripper == "meters" else 1 / 0.08
+        return _judge_numbers(group, "absolute", case.gripper_lag, scale)
+    if not group.is_determined:
+        return "not determined"
+    is_opening = group.fits[0].scale[-1] > 0
+    return "right" if is_alone and group.kind == "gripper" and is_opening else "wrong"
+
+
+def _judge_numbers(group: Group, relation: Relation, lag: int, scale: float) -> Verdict:
+    """Verdict on numbers that are those of the states of a lag, by a scale."""
+    if not group.is_determined:
+        return "not determined"
+    answers = [(fit.hypothesis.relation, fit.hypothesis.lag) for fit in group.tied]
+    if (relation, lag) not in answers:
+        return "wrong"
+    if len({*answers}) > 1:
+        return "not determined"
+    fitted = np.array(group.fits[0].scale)
+    return "right" if (np.abs(fitted / scale - 1) < 2 * _SCALE).all() else "wrong"
+
+
 def main(cases: int) -> None:
     verdicts: Counter[tuple[str, float, str]] = Counter()
     for number in range(cases):
         case, world = planted_case(number), ("world", "metaworld")[number // 8 % 2]
         outcome = verdict(case, trajectories(world, np.random.default_rng(number)))
         verdicts[world, case.noise, outcome] += 1
+        if outcome != "right":
+            sys.stdout.write(f"{number} {outcome}: {case}\n")
+    for number in range(cases):
+        case, outcome = joint_case(number), joint_verdict(number)
+        verdicts["joints", 0.01 * case.noise, outcome] += 1
         if outcome != "right":
             sys.stdout.write(f"{number} {outcome}: {case}\n")
     for (world, noise, outcome), count in sorted(verdicts.items()):

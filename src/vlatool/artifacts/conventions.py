@@ -107,8 +107,43 @@ HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
 
 
 def conventions_table(conventions: Conventions) -> str:
-    title = f"Conventions, by {conventions.sample_text}"
+    title = f"Conventions, by {conventions.sample_text}: {sentence(conventions)}"
     return text_table(title, HEADER, conventions_rows(conventions))
+
+
+def sentence(conventions: Conventions) -> str:
+    """What the actions are, in a sentence."""
+    known: list[str] = []
+    unknown: list[str] = []
+    for group in conventions.groups:
+        if group.kind in ("constant", "missing"):
+            continue
+        if group.is_determined:
+            known.append(_clause(group))
+        else:
+            unknown.append(group.name)
+    if unknown:
+        known.append(f"what {', '.join(unknown)} mean is not determined")
+    return "; ".join(known) or "nothing moves"
+
+
+def _clause(group: Convention) -> str:
+    """Such as `the action is the next joint state`."""
+    subject = f"the {'gripper' if group.kind == 'gripper' else group.name}"
+    if group.kind == "gripper" and group.range is not None:
+        low, high = (number_text(float(f"{value:.3g}")) for value in group.range)
+        return f"{subject} is a command from {low} to {high}"
+    quantity = {"joints": "joint state", "values": "state"}.get(group.kind, group.kind)
+    lag = group.lag[0] if len(group.lag) == 1 else None
+    if group.relation[0] == "delta":
+        return f"{subject} is the change of the {quantity}"
+    if lag == 1:
+        return f"{subject} is the next {quantity}"
+    if lag == 0:
+        return f"{subject} is the {quantity} of its own frame"
+    return f"{subject} is the {quantity}" + (
+        f" {lag} frames later" if lag else " of a frame nearby"
+    )
 
 
 def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:

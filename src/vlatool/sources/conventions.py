@@ -12,6 +12,7 @@ from vlatool.artifacts.conventions import (
     Conventions,
     conventions_rows,
     meaning,
+    sentence,
 )
 from vlatool.episode import Array, Declaration, Episode, EpisodeRef
 from vlatool.errors import DataError
@@ -107,7 +108,8 @@ class ConventionFits:
         rows = conventions_rows(self.conventions)
         pairs = zip(self.groups, self.conventions.groups, strict=True)
         charts = [_chart(convention, group) for group, convention in pairs if group.is_determined]
-        text = f'<p class="quiet">by {self.conventions.sample_text}</p>'
+        text = f"<p>{layout.escape(sentence(self.conventions))}</p>"
+        text += f'<p class="quiet">by {self.conventions.sample_text}</p>'
         return layout.Section("Conventions", text + layout.table(HEADER, rows) + "".join(charts))
 
     def conflicts(self, typed: Sequence[Declaration] = ()) -> Iterator["Contradiction"]:
@@ -309,9 +311,11 @@ def _convention(
     lags, lag = tracks.lags, best.hypothesis.lag
     if best.residual > _EXACT and lag in (lags[0], lags[-1]):
         answer = replace(answer, lag_limit="or more" if lag == lags[-1] else "or less")
-    # Largest share of the rows [N, C] in which a dimension is at its least or greatest value.
+    # Largest share of the rows [N, C] in which a dimension is at its least or greatest value;
+    # one that has but two values is a command, and not clipped.
     is_end = (values == values.min(axis=0)) | (values == values.max(axis=0))
-    answer = replace(answer, clipped=_rounded(float(is_end.mean(axis=0).max())))
+    clipped = is_end.mean(axis=0)[~is_end.all(axis=0)]
+    answer = replace(answer, clipped=_rounded(float(clipped.max(initial=0))))
     other = next((fit for fit in group.fits if fit not in group.tied), None)
     return answer if other is None else replace(answer, **_second(answer, other))
 

@@ -31,13 +31,15 @@ _SMALLEST_RANGE = 1e-6
 _BETTER = 2.0  # ratio of residuals
 _EQUAL_SHARE = 0.05  # of the variance, within which the next dimension of the states is preferred
 _FEWEST_ROWS = 20
+_OTHER_SCALE = 2.0  # ratio of scales of dimensions that are other quantities
+_END, _RESTING = 0.05, 0.5  # share of the range at each end, and of the rows that are there
 _THREE: tuple[RotationForm, ...] = ("axis_angle", *EULER_FORMS)
 _STRUCTURES: Mapping[int, tuple[RotationForm, ...]] = {
     9: ("matrix",),
     6: ("rot_6d", "rot_6d_columns"),
     4: ("quaternion_xyzw", "quaternion_wxyz"),
 }
-_NUMBER = re.compile(r"[^a-zA-Z]*\d+$")
+_NUMBER = re.compile(r"[^a-zA-Z]*\d+$|(?<![a-zA-Z])[xyz]$")  # or the axis of a position
 _ANGLES = re.compile(r"roll|rpy|euler|axis_?angle|rotvec|ori\b|rot\b|rx\b")
 _GRIPPER = re.compile(r"grip|finger|claw|jaw|hand_?(?:open|clos)")
 _POSITION = re.compile(r"eef_pos|ee_pos|xyz|tcp_pos|cartesian|position")
@@ -281,9 +283,66 @@ def _runs(
 ) -> Iterator[Group]:
     """Dimensions that are consecutive dimensions of the states in one relation."""
     for columns, matched in _matches(tracks, span, actions, states):
-        fits = [] if matched is None else fit_values(tracks, columns, matched)
-        group = Group("values", columns, matched, fits, ties(fits, tracks.blocks) if fits else [])
-        yield replace(group, kind=_kind(group, actions, states, after_pose))
+        for group in (
+            [Group("values", columns)] if matched is None else _alike(tracks, columns, matched)
+        ):
+            kind = _kind(group, actions, states, after_pose)
+            if kind == "values" and _is_end(group, actions) and _rests_at_ends(tracks, group):
+                kind = "gripper"
+            yield replace(group, kind=kind)
+
+
+def _alike(tracks: Tracks, columns: slice, states: slice) -> Iterator[Group]:
+    """Groups of consecutive dimensions that mean the same, each fitted alone at first."""
+    alone: list[Group] = []
+    for index in range(columns.stop - columns.start):
+        column = slice(columns.start + index, columns.start + index + 1)
+        state = slice(states.start + index, states.start + index + 1)
+        fits = fit_values(tracks, column, state)
+        alone.append(Group("values", column, state, fits, ties(fits, tracks.blocks)))
+    first = 0
+    for index in range(1, len(alone) + 1):
+        if index < len(alone) and _is_alike(alone[index - 1], alone[index]):
+            continue
+        joined = slice(columns.start + first, columns.start + index)
+        of_states = slice(states.start + first, states.start + index)
+        fits = fit_values(tracks, joined, of_states)
+        yield Group("values", joined, of_states, fits, ties(fits, tracks.blocks))
+        first = index
+
+
+def _is_alike(group: Group, other: Group) -> bool:
+    """True if two dimensions have the same answers, and scales of one size and sign.
+
+    One that is determined does not answer for one that is not, such as a slow gripper.
+    """
+    answers = [
+        {(fit.hypothesis.relation, fit.hypothesis.lag) for fit in each.tied}
+        for each in (group, other)
+    ]
+    if answers[0] != answers[1] and min(len(each) for each in answers) == 1:
+        return False
+    scales = [each.fits[0].scale[0] for each in (group, other)]
+    least, greatest = sorted(abs(scale) for scale in scales)
+    return scales[0] * scales[1] >= 0 and greatest <= _OTHER_SCALE * max(least, SMALLEST)
+
+
+def _is_end(group: Group, actions: Sequence[Column]) -> bool:
+    """True for the last dimension of a field that has others."""
+    is_single = group.columns.stop == group.columns.start + 1
+    return (
+        is_single
+        and actions[group.columns.start].index > 0
+        and _is_last(actions, group.columns.start)
+    )
+
+
+def _rests_at_ends(tracks: Tracks, group: Group) -> bool:
+    """True for a dimension that is at one of its ends in most rows, as a gripper is."""
+    values = tracks.action(group.columns)[:, 0]
+    low, high = values.min(), values.max()
+    margin = _END * (high - low)
+    return bool(((values < low + margin) | (values > high - margin)).mean() > _RESTING)
 
 
 def _matches(

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.builders.conventions import planted_case, states_of, trajectories, verdict
+from tests.builders.conventions import (
+    joint_verdict,
+    planted_case,
+    states_of,
+    trajectories,
+    verdict,
+)
 from vlatool.episode import Array
 from vlatool.transforms.convention_fits import Tracks
 from vlatool.transforms.conventions import Column, Group, find_groups
@@ -23,6 +29,24 @@ def test_forms_that_the_states_do_not_name_are_never_wrong() -> None:
     for number in range(1, 9, 2):
         hands = trajectories("world", np.random.default_rng(number))
         assert verdict(planted_case(number), hands, named=False) != "wrong", number
+
+
+@pytest.mark.parametrize("start", range(0, 24, 8))
+def test_joints_and_a_gripper_in_one_vector_are_two_groups(start: int) -> None:
+    for number in range(start, start + 8):
+        assert joint_verdict(number) == "right", number
+
+
+def test_named_axes_are_one_position() -> None:
+    states = walks(14, 4)
+    actions = [np.vstack([each[1:], each[-1:]]) for each in states]
+
+    groups = groups_of(actions, states, ["x", "y", "z", "gripper"])
+
+    assert [(group.kind, group.columns) for group in groups] == [
+        ("values", slice(0, 3)),
+        ("gripper", slice(3, 4)),
+    ]
 
 
 def walks(seed: int, width: int) -> list[Array]:
