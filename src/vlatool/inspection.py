@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from vlatool.artifacts.base import finding_codes, recognize
+from vlatool.artifacts.base import Artifact, finding_codes, recognize
 from vlatool.artifacts.check import CheckOptions, check_kinds_of_files, check_record_and_files
 from vlatool.artifacts.curation.choice import select
 from vlatool.errors import DataError, UsageError
@@ -44,8 +44,25 @@ def inspect_location(
         detected = detect_source(location, keys.format, keys.source_keys)
         source = _with_names(detected, episodes, names)
         return "source", report_source(location, source, episodes, reporter)
+    if artifact.kind == "frames":
+        return artifact.kind, _report_frames(artifact, episodes, reporter)
     _check_raw_options(location, episodes, names)
     return artifact.kind, artifact.inspect()
+
+
+def _report_frames(artifact: Artifact, episodes: str | None, reporter: Reporter) -> Report:
+    """Report of the episodes of a folder of frames, and of how it was made."""
+    made = artifact.inspect()
+    source = detect_source(artifact.location, artifact.kind)
+    shown = report_source(artifact.location, source, episodes, reporter)
+    return replace(
+        shown,
+        kind=made.kind,
+        headline=made.headline,
+        facts={**shown.facts, **made.facts},
+        summary={**shown.summary, **made.summary},
+        findings=made.findings,
+    )
 
 
 def inspect_names(locations: Sequence[Path], keys: SourceKeys, episodes: str | None) -> Report:

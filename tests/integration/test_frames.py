@@ -386,3 +386,4 @@ def test_inspect_describes_frames(frames: Path) -> None:
     assert facts["kind"] == "frames"
     assert facts["episodes"] == 3
     assert facts["options"]["resize_images_size"] == [24, 20]
+    assert {"conventions", "language", "fields", "cameras"} <= {*facts}
