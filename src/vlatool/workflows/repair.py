@@ -75,7 +75,7 @@ class RepairResult(command.OutputResult):
 
 
 def repair(config: RepairConfig, *, reporter: Reporter = NULL) -> RepairResult:
-    """Copies recordings; of damaged parquet, HDF5, MCAP and mp4 files what is whole.
+    """Copies recordings; of damaged parquet, MCAP and mp4 files what is whole.
 
     The source is never changed. An interrupted run is resumed by the same call.
 

@@ -42,7 +42,7 @@ HDF5 = FindingCodes(
     "hdf5",
     unreadable=error(
         "A file, a group or a dataset is damaged, truncated or was not closed.",
-        f"{_AGAIN}, or save what is whole: vlatool repair",
+        f"{_AGAIN}; if its writer was killed, h5clear -s --increment on a copy may open it",
     ),
     unknown_layout=error(
         "The structure is none of the known ones.",
