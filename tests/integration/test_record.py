@@ -116,6 +116,8 @@ def test_an_episode_that_is_not_ended_is_dropped_with_a_line(
         ({"state": {"joints": [1.0], "gripper": 0.1}}, "has 1 numbers, not 2"),
         ({"state": {"joints": [1.0, 2.0]}}, "'state.gripper' is missing"),
         ({"action": {"joints": [np.nan, 0.0]}}, "not finite"),
+        ({"action": {"joints": [1e300, 0.0]}}, "not finite"),
+        ({"images": None}, "images is a NoneType"),
         ({"action": {"joints": ["a", "b"]}}, "cannot become an array"),
     ],
 )
@@ -153,6 +155,32 @@ def test_other_options_on_an_existing_folder_are_refused(
 
     with pytest.raises(UsageError, match=problem):
         vlatool.record(tmp_path / "demos", **keys)
+
+
+def test_a_closed_recorder_takes_no_step(tmp_path: Path) -> None:
+    recorder = vlatool.record(tmp_path / "demos", fps=np.float32(30))
+    recorder.close()
+
+    with pytest.raises(UsageError, match="closed"):
+        step(recorder, 0)
+
+
+def test_a_damaged_folder_is_not_continued(tmp_path: Path) -> None:
+    record_episodes(tmp_path / "demos", 2)
+    (tmp_path / "demos/frames/episode_000000.tar").unlink()
+
+    with pytest.raises(UsageError, match=r"episode_000000\.tar is missing"):
+        vlatool.record(tmp_path / "demos", fps=30)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"success": "no"}, {"instruction": 3}, {"instruction": "a\ud800"}]
+)
+def test_end_episode_takes_a_sentence_and_a_flag(keys: dict[str, Any], tmp_path: Path) -> None:
+    with vlatool.record(tmp_path / "demos", fps=30) as recorder:
+        step(recorder, 0)
+        with pytest.raises(UsageError):
+            recorder.end_episode(**keys)
 
 
 def test_a_second_recorder_on_a_folder_is_refused(tmp_path: Path) -> None:

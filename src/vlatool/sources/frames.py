@@ -23,7 +23,6 @@ from vlatool.artifacts.clips import TIMELESS_FORMATS
 from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.episode import Array, Clip, FrameSource, UInt8Array
 from vlatool.errors import DataError
-from vlatool.findings import FindingCodes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import as_native_file
 
@@ -362,16 +361,6 @@ class _Decoder:
         self._frames = self._container.decode(self._stream)
         self._next = 0
         self._is_from_start = True
-
-
-def video_beside(path: Path, num_frames: int, codes: FindingCodes) -> VideoFrames:
-    """Video beside a recording, with a frame for each of its rows."""
-    clip = Clip(path)
-    frames = probe_video(clip).num_frames
-    if frames != num_frames:
-        reason = f"has {frames} frames, the episode {num_frames}"
-        raise codes.error("length_mismatch", path, reason)
-    return VideoFrames(clip, frames)
 
 
 class SingleImages(FrameSource):

@@ -34,7 +34,7 @@ from vlatool.episode import (
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, counted
 from vlatool.jobs.executor import SerialExecutor
-from vlatool.jobs.files import FOLDER, remove_owned, write_file_list
+from vlatool.jobs.files import FOLDER, changed_files, remove_owned, write_file_list
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.ownership import claim_output, plan_output, resume_output
@@ -79,8 +79,8 @@ class EpisodeRecorder:
     """Writer of episodes; a context manager."""
 
     def __init__(self, output: Path, fps: float, form: Form) -> None:
-        is_rate = isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps < np.inf
-        if not is_rate:
+        is_number = isinstance(fps, int | float | np.number) and not isinstance(fps, bool)
+        if not (is_number and 0 < fps < np.inf):
             raise _usage(f"fps={fps!r}", "give the steps per second, such as fps=30")
         if form not in get_args(Form):
             raise _usage(f"form={form!r}", "choose frames or lerobot")
@@ -91,11 +91,19 @@ class EpisodeRecorder:
         self._cameras: dict[str, tuple[int, int]] = {}  # (height, width)
         self._fields: dict[str, int] = {}
         self._receipts: list[Receipt] = []
+        self._is_closed = False
         self._open: OpenEpisode | None = None
         self._stack = ExitStack()
         self._stack.enter_context(output_lock(output, "vlatool.record"))
         try:
             before = plan_output(output, record, overwrite=False, hint="record to another folder")
+            damaged = changed_files(output) if before is not None else []
+            if damaged:
+                raise UsageError(
+                    f"{output}: {damaged[0]} is missing or was changed since it was recorded",
+                    hint="record to another folder; vlatool verify shows what is damaged here",
+                    code="usage.output_damaged",
+                )
             self._record = record.after(before)
             self._journal = Journal(output)
             if before is None:
@@ -138,17 +146,25 @@ class EpisodeRecorder:
         Raises:
             DataError: A value has another shape or type than those of the first step, is not
                 finite, or is missing.
-            StorageError: An image of an earlier step cannot be written, as on a full disk.
+            StorageError: An image of an earlier step cannot be written, as on a full disk: call
+                `drop_episode`, free space, and record the episode again.
         """
+        self._check_is_open()
         if self._open is None:
             self._open = OpenEpisode(self._output, self._form, self._fps)
         step = self._open.frames
+        if not isinstance(images, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            kind = type(images).__name__
+            raise _step_error(step, f"images is a {kind}", 'give a dict such as {"front": image}')
         pixels = {name: _image(name, value) for name, value in images.items()}
         values = {**_fields("state", state), **_fields("action", action)}
         if not self._cameras and not self._fields:
             for name in pixels:
-                if (problem := camera_name_problem(name)) is not None:
-                    raise problem
+                if (unusable := camera_name_problem(name)) is not None:
+                    raise unusable
+                if name != name.lower():  # readers of the published files do not tell them apart
+                    problem = f"the camera {name!r} has capitals"
+                    raise _step_error(step, problem, "use small letters")
             if not pixels and not values:
                 raise _step_error(step, "has neither images nor values", "give some")
             self._cameras = {name: image.shape[:2] for name, image in pixels.items()}
@@ -177,10 +193,14 @@ class EpisodeRecorder:
             UsageError: No step was added.
             StorageError: It cannot be written. The episode stays open: free space, and call again.
         """
+        self._check_is_open()
         if self._open is None or not self._open.frames:
             raise _usage("end_episode() without a step", "call add for each step before")
-        if not isinstance(instruction, str):
+        is_text = isinstance(instruction, str) and instruction.isprintable()
+        if not is_text:
             raise _usage(f"instruction={instruction!r}", "give one sentence")
+        if not isinstance(success, bool | np.bool_ | None):
+            raise _usage(f"success={success!r}", "give True, False or None")
         episode = self._open.episode(f"{self.episodes:06d}", instruction, success=success)
         ref = EpisodeRef(episode.id, self._output, str(self._output))
         survey = self._survey(self.episodes + 1)
@@ -201,12 +221,15 @@ class EpisodeRecorder:
                 _log.warning("%s: the open episode of %s is dropped", self._output, steps)
             self._open.close()
             self._open = None
+        if not self._receipts:
+            self._cameras, self._fields = {}, {}
 
     def close(self) -> None:
         """Ends recording; an open episode is dropped."""
         try:
             self.drop_episode()
         finally:
+            self._is_closed = True
             self._stack.close()
 
     def __enter__(self) -> Self:
@@ -214,6 +237,10 @@ class EpisodeRecorder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _check_is_open(self) -> None:
+        if self._is_closed:
+            raise _usage("the recorder is closed", "open the folder again: vlatool.record(...)")
 
     def _take_schema(self, facts: Mapping[str, Any]) -> None:
         self._cameras = {name: (size[0], size[1]) for name, size in facts[_CAMERAS].items()}
@@ -340,17 +367,17 @@ class VideoSpool:
         )
         self._file = tempfile.NamedTemporaryFile(dir=folder, suffix=".mp4")  # noqa: SIM115
         self._count = 0
-        self._is_done = False
+        self._data = b""
 
     def add(self, image: Array) -> None:
         self._encoder.add(image)
         self._count += 1
 
     def frames(self) -> FrameSource:
-        if not self._is_done:
-            self._file.write(self._encoder.finish())
-            self._file.flush()
-            self._is_done = True
+        self._data = self._data or self._encoder.finish()
+        self._file.seek(0)
+        self._file.write(self._data)
+        self._file.flush()
         return VideoFrames(Clip(Path(self._file.name)), self._count)
 
     def close(self) -> None:
@@ -448,7 +475,9 @@ class OpenEpisode:
 # Checks
 
 
-def _image(name: str, value: Any) -> Array:
+def _image(name: Any, value: Any) -> Array:
+    if not isinstance(name, str):
+        raise _usage(f"the camera {name!r}", "name it with a text")
     image = channels_last(as_array(name, value))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
@@ -476,14 +505,16 @@ def _fields(kind: str, values: Values | None) -> dict[str, Array]:
                 code="data.field_shape",
                 details={"field": field},
             )
+        with np.errstate(over="ignore"):
+            row = row.astype(np.float32)
         if not np.isfinite(row).all():
             raise DataError(
-                f"the field {field!r} has values that are not finite",
+                f"the field {field!r} has values that are not finite as float32",
                 hint="give finite values; leave the step out if the robot has none",
                 code="data.field_not_finite",
                 details={"field": field},
             )
-        rows[field] = row.astype(np.float32)
+        rows[field] = row
     return rows
 
 

@@ -23,6 +23,7 @@ from vlatool.errors import DataError
 from vlatool.sources.detection import detect_source
 from vlatool.sources.folder.reader import FolderConfig, FolderReader
 from vlatool.sources.folder.tables import read_table
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 
 def episodes(source: Path, **keys: object) -> list[Episode]:
@@ -212,6 +213,31 @@ def test_a_row_of_many_megabytes_is_refused(tmp_path: Path) -> None:
         read_table(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("time,1,2\n0.0,10,20\n0.1,11,21\n", ["time", "1", "2"]),
+        ("# made by us\na,b\n1,2\n3,4\n", ["a", "b"]),
+        ("\na|b\n1|2\n3|4\n", ["a", "b"]),
+        ("a     b\n1.5   2.5\n3.5   4.5\n", ["a", "b"]),
+        ("a,a,a-2\n1,2,3\n4,5,6\n", ["a", "a-2", "a-2-2"]),
+    ],
+)
+def test_headers_of_all_kinds(text: str, names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+
+    columns = read_table(tmp_path / "a.csv").columns
+
+    assert [*columns] == names
+    assert {len(values) for values in columns.values()} == {2}
+
+
+def test_a_first_row_without_numbers_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n,\n1,2\n")
+
+    assert read_table(tmp_path / "a.csv").columns["a"].tolist()[1:] == [1.0]
+
+
 # Lengths and times
 
 
@@ -356,6 +382,99 @@ def test_a_table_beside_images_makes_it_a_folder(tmp_path: Path) -> None:
     (tmp_path / "episode_0/states.csv").write_text("q0,q1\n1,2\n3,4\n")
 
     assert detect_source(tmp_path, None).format == "folder"
+
+
+def placed(root: Path, names: list[str]) -> list[str]:
+    """Ids of the episodes of files of these names."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".csv":
+            path.write_text(table(8))
+        else:
+            write_video(path, 8)
+    return [ref.id for ref in FolderReader(FolderConfig()).discover([root])]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["data_0/a.mp4", "data_0/a.csv", "data_1/a.mp4", "data_1/a.csv"], ["data_0", "data_1"]),
+        (
+            [f"{name}/{file}" for name in ("open_top", "open_side") for file in ("a.mp4", "a.csv")],
+            ["open_side", "open_top"],
+        ),
+        (["video_0.mp4", "video_1.mp4", "state_0.csv", "state_1.csv"], ["0", "1"]),
+        (["clip_0.mp4", "clip_1.mp4", "traj_0.csv", "traj_1.csv"], ["0", "1"]),
+        (["pick.mp4", "pick.csv", "place.mp4", "place.csv"], ["pick", "place"]),
+        (["pick/pick.mp4", "pick/pick.csv", "put/put.mp4", "put/put.csv"], ["pick", "put"]),
+        (["e_01.mp4", "e_1.csv", "e_02.mp4", "e_2.csv"], ["e_1", "e_2"]),
+        (["videos/e0/a.mp4", "data/e0/a.csv", "videos/e1/a.mp4", "data/e1/a.csv"], ["e0", "e1"]),
+        (["e0/front.mp4", "e0/kuka1.csv", "e0/kuka2.csv"], ["e0"]),
+        (["e0/cam_1.mp4", "e0/cam_10.mp4", "e0/data.csv"], ["e0"]),
+    ],
+)
+def test_episodes_are_told_from_their_parts(
+    names: list[str], found: list[str], tmp_path: Path
+) -> None:
+    assert placed(tmp_path, names) == found
+
+
+def test_times_of_a_camera_are_those_with_its_whole_name(tmp_path: Path) -> None:
+    for name, start in (("front", 0.0), ("front_left", 5.0)):
+        write_video(tmp_path / f"e0/{name}.mp4", 8)
+        rows = "\n".join(f"{start + step / 30}" for step in range(8))
+        (tmp_path / f"e0/{name}_timestamps.csv").write_text(f"time\n{rows}\n")
+    rows = [f"{5 + step / 30},{step},1" for step in range(8)]
+    (tmp_path / "e0/d.csv").write_text("time,q0,q1\n" + "\n".join(rows) + "\n")
+
+    assert [*episodes(tmp_path)[0].cameras] == ["front", "front_left"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("frame_index,q0,q1\n0,1,2\n2,3,4\n3,5,6\n", "frame_index is 2 after 0"),
+        ("frame_index,q0,q1\n2,1,2\n1,3,4\n0,5,6\n", "frame_index is 1 after 2"),
+        ("q0,q1\n", "has no rows of numbers"),
+        ("a,b\nx,y\nz,w\nv,u\n", "has no rows of numbers"),
+    ],
+)
+def test_a_table_that_says_that_rows_are_missing_breaks_the_episode(
+    text: str, problem: str, tmp_path: Path
+) -> None:
+    write_set(tmp_path, frames=3, text=text)
+
+    with pytest.raises(DataError, match=problem):
+        episodes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"2024-05-01_10-00-0{second}.{part}00.png" for second in range(3) for part in (0, 5)],
+        [f"170000000{second}_{part}00000000.png" for second in range(3) for part in (0, 5)],
+    ],
+)
+def test_dates_in_names_of_images_are_times_of_one_camera(names: list[str], tmp_path: Path) -> None:
+    write_images(tmp_path / "e0/front", names)
+    (tmp_path / "e0/d.csv").write_text("q0,q1\n" + "1,2\n" * 6)
+
+    first = episodes(tmp_path)[0]
+
+    assert [*first.cameras] == ["front"]
+    assert first.fps == 2.0
+
+
+def test_outputs_of_commands_are_no_recordings(tmp_path: Path) -> None:
+    write_set(tmp_path / "raw", frames=20)
+    options = {"format": "folder", "sources": [str(tmp_path / "raw")], "sink": {"type": "frames"}}
+    options |= {"output": str(tmp_path / "out/frames"), "workers": 1}
+    preprocess(PreprocessConfig.specialize(options).model_validate(options))
+
+    with pytest.raises(DataError) as raised:
+        detect_source(tmp_path / "out", None)
+    assert raised.value.code == "data.no_episodes"
 
 
 # Mappings

@@ -11,6 +11,8 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.sources.propose import unit_of_times
 
+_GAP = 1.8  # periods
+_LARGEST_GAP = 3.0  # periods of the slower part
 _COMMON = 0.5  # share of the shorter span that two clocks have in common if they are one clock
 
 
@@ -48,6 +50,8 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
     """
     counts = [part.rows for part in parts.values()]
     is_equal = max(counts) - min(counts) <= most_cut
+    if max(counts) > min(counts) and all(part.seconds is not None for part in parts.values()):
+        is_equal = is_equal and not any(_has_gap(part) for part in parts.values())
     measured = {name: part for name, part in parts.items() if part.is_measured}
     if is_equal and (len(measured) < 2 or _agree(measured)):
         return {}
@@ -66,6 +70,11 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
         near = np.flatnonzero(distance <= reach)
         if not len(near):
             raise ValueError(f"the times of {name} and {reference} have nothing in common")
+        gap = int(distance[near[0] : near[-1] + 1].argmax()) + int(near[0])
+        if distance[gap] > _LARGEST_GAP * reach:
+            raise ValueError(
+                f"{name} has no row within {distance[gap]:.2f} s of frame {gap} of {reference}"
+            )
         spans = [float(times[-1] - times[0]) for times in (part.seconds, frames)]
         is_guess = not (part.is_measured and parts[reference].is_measured)
         if is_guess and abs(spans[0] - spans[1]) > (most_cut + 1) * _period(frames):
@@ -78,6 +87,14 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
     if first >= stop:
         raise ValueError("the times of its parts have nothing in common")
     return {name: rows[first:stop] for name, rows in paired.items()}
+
+
+def _has_gap(part: TimedPart) -> bool:
+    """True if rows are missing somewhere, not at the end."""
+    if part.seconds is None or not part.is_measured:
+        return False
+    steps = np.diff(part.seconds)
+    return bool(steps.max(initial=0) > _GAP * np.median(steps))
 
 
 def _agree(parts: Mapping[str, TimedPart]) -> bool:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.episode import Array, Clip
+from vlatool.artifacts.images import image_info
+from vlatool.episode import Array, Clip, Role
 from vlatool.findings import Finding
 from vlatool.sources.folder.clocks import seconds_of
 from vlatool.sources.folder.layout import (
     EPISODE,
+    HIDDEN,
     IMAGES,
     TEXTS,
     VIDEOS,
@@ -25,12 +27,14 @@ from vlatool.sources.folder.tables import FOLDER, SUFFIXES, TIME, Table, flatten
 from vlatool.sources.frames import probe_video
 from vlatool.sources.inventory import Stored, encoded_thing
 from vlatool.sources.language import kind_of_name
-from vlatool.storage.byte_ranges import ByteRange, read_byte_range
-from vlatool.storage.documents import read_yaml
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
+from vlatool.storage.documents import DocumentError, read_yaml
 
 RATE = re.compile(r"(.*[._])?(fps|hz|rate|frequency|freq|control_freq)", re.I)
 _HEAD = 2**16  # bytes of an image that have its size
 _COUNTER = re.compile(r"(\w*[._])?(frame|index|idx|step|frame_index|row|id|i|n|count|c0)", re.I)
+_COUNTERS = ("frame", "frame_index", "frame_id", "step", "index", "idx")
+_CLOCKS = ("timestamp", "timestamps", "time", "time_stamp", "stamp", "t", "ts")
 _SUCCESS = re.compile(r"(.*[._])?(is_)?success(ful)?", re.I)
 _TASK = re.compile(r"(.*[._])?(task|goal|instruction|description|prompt|sentence|text)", re.I)
 _SAYS_NOTHING = re.compile(r"(frames?|images?|img|rgb|colou?rs?|videos?|data)?[_.-]*\d*", re.I)
@@ -48,6 +52,8 @@ class Contents:
         facts: Reference such as `meta.json@fps` to a value of the whole episode.
         images: Reference to the image files of a camera.
         clocks: File, video or series of images to its stored times, in any unit.
+        starts: Table or series of images to the number of its first row.
+        moved: Table whose numbers of rows say that some are missing or moved, to the reason.
         notes: Findings.
     """
 
@@ -58,6 +64,9 @@ class Contents:
         self.facts: dict[str, Any] = {}
         self.images: dict[str, list[Path]] = {}
         self.clocks: dict[str, Array] = {}
+        self.shared_clocks: list[Array] = []  # of files that have nothing else
+        self.starts: dict[str, float] = {}
+        self.moved: dict[str, str] = {}
         self.notes: list[Finding] = []
         self._episode = episode
 
@@ -76,17 +85,22 @@ class Contents:
                 things.append(Stored(key, "video", shape, "uint8", info.num_frames, name))
             elif suffix in SUFFIXES:
                 self.tables[key] = table = read_table(path)
-                if table.is_cut:
-                    self.note("cut_row", f"{path}: its last row is cut off")
+                if table.doubt:
+                    self.note("cut_row", f"{path}: {table.doubt}")
                 self._add_facts(key, table.facts)
             elif suffix in (".yaml", ".yml"):
-                self._add_facts(key, flattened(read_yaml(path)))
+                try:
+                    self._add_facts(key, flattened(read_yaml(path)))
+                except (DocumentError, OSError) as error:
+                    things.append(Stored(key, "other", note=str(error), role="left_out"))
             elif suffix in TEXTS:
                 is_task = _TASK.fullmatch(stem_of(key)) is not None
                 things.append(Stored(key, "text", role="language" if is_task else None))
             else:
-                note = _PICKLED if suffix in _PICKLES else f"a file {suffix}; {_NOT_READ}"
-                things.append(Stored(key, "other", note=note, role="left_out"))
+                is_pickle = suffix in _PICKLES
+                note = _PICKLED if is_pickle else f"a file {suffix}; {_NOT_READ}"
+                role: Role | None = "left_out" if is_pickle else None
+                things.append(Stored(key, "other", note=note, role=role))
         used: set[Path] = set()
         for key, table in self.tables.items():
             things += self._columns(key, table, used)
@@ -103,10 +117,10 @@ class Contents:
 
     def _camera_name(self, key: str) -> str:
         """Name of a video: what its file says, with its ending if another one says the same."""
-        name, suffix = series_name(key), Path(key).suffix
-        same = [other for other in self.files.files if other.startswith(key.removesuffix(suffix))]
-        videos = [other for other in same if Path(other).suffix.lower() in VIDEOS]
-        return name if len(videos) == 1 else f"{name}_{suffix[1:]}"
+        path, same = Path(key), 0
+        for other in map(Path, self.files.files):
+            same += other.suffix.lower() in VIDEOS and other.with_suffix("") == path.with_suffix("")
+        return series_name(key) if same == 1 else f"{series_name(key)}_{path.suffix[1:]}".lower()
 
     def _fact(self, reference: str, value: Any) -> Stored:
         """A value of the whole episode."""
@@ -122,14 +136,16 @@ class Contents:
                 return Stored(reference, "text", role="language")
             if " " in value.strip():
                 return Stored(reference, "text")
-        return Stored(reference, "other", note="a value of the whole episode", role="left_out")
+        return Stored(reference, "other", note="a value of the whole episode")
 
     def _columns(self, key: str, table: Table, used: set[Path]) -> Iterator[Stored]:
         """Columns of a table; those with names of image files are cameras."""
         for name, values in table.columns.items():
-            path, last = f"{key}/{name}".rstrip("/"), name.rpartition("/")[2]
+            path, last = f"{key}/{name}" if name else key, name.rpartition("/")[2]
             rows = values.shape[0]
-            if values.dtype.kind == "U":
+            if not values.ndim or values.dtype.names:
+                yield Stored(path, "other", note=f"a value of {values.dtype}", role="left_out")
+            elif values.dtype.kind == "U":
                 images = self._paths_of(values)
                 if images is None:
                     yield Stored(path, "text", rows=rows)
@@ -137,10 +153,10 @@ class Contents:
                 used.update(images)
                 self.images[path] = images
                 yield replace(self._first_image(path, images), name=name.rpartition(".")[2])
-            elif values.ndim == 1 and (TIME.fullmatch(last.rpartition(".")[2]) or "time" in last):
-                self.clocks.setdefault(self._timed(key, last), np.asarray(values))
+            elif values.ndim == 1 and self._is_time(last or stem_of(key), np.asarray(values)):
+                self._add_clock(key, last, np.asarray(values))
                 yield Stored(path, "array", (), values.dtype.name, rows, role="time")
-            elif values.ndim == 1 and _COUNTER.fullmatch(last) and _counts(np.asarray(values)):
+            elif values.ndim == 1 and self._counts_rows(key, last, np.asarray(values)):
                 yield Stored(path, "array", (), values.dtype.name, rows, role="time")
             elif values.ndim == 1 and _SUCCESS.fullmatch(last):
                 yield Stored(path, "array", (), values.dtype.name, rows, role="success")
@@ -158,23 +174,59 @@ class Contents:
                     shape,
                     values.dtype.name,
                     rows,
-                    last or stem_of(key),
+                    last or series_name(key),
                     names=names,
                     look=look,
                 )
         for name, reason in table.left_out.items():
-            yield Stored(f"{key}/{name}", "other", note=reason, role="left_out")
+            yield Stored(f"{key}/{name}".rstrip("/"), "other", note=reason)
 
-    def _timed(self, key: str, column: str) -> str:
-        """What a column of times is of: a video whose name it starts with, else its own table."""
-        folder = key.rpartition("/")[0]
+    def _is_time(self, name: str, values: Array) -> bool:
+        """True for a column with the name of times; one that does not ascend needs a plain name."""
+        name = name.rpartition(".")[2]
+        is_ascending = len(values) > 1 and bool((np.diff(values) >= 0).all())
+        return TIME.fullmatch(name) is not None and (is_ascending or name.lower() in _CLOCKS)
+
+    def _add_clock(self, key: str, column: str, times: Array) -> None:
+        """Adds times of a table, or of the video beside it whose name they have."""
+        folder, name = key.rpartition("/")[0], f"{stem_of(key)}_{column}".lower()
+        longest = ""
         for video in self.files.files:
-            if Path(video).suffix.lower() not in VIDEOS:
-                continue
+            stem = stem_of(video).lower()
             is_beside = video.rpartition("/")[0] in (folder, key)
-            if is_beside and f"{stem_of(key)}_{column}".find(stem_of(video)) >= 0:
-                return video
-        return key
+            is_video = Path(video).suffix.lower() in VIDEOS and is_beside and stem != ""
+            is_named = re.search(rf"(?<![a-z0-9]){re.escape(stem)}(?![a-z0-9])", name)
+            if is_video and is_named and len(stem) > len(stem_of(longest)):
+                longest = video
+        of_table = not longest
+        key = longest or key
+        is_plain = column.lower() in _CLOCKS
+        if key not in self.clocks or is_plain:
+            self.clocks[key] = times
+        if of_table and len(self.tables[key].columns) == 1:
+            self.shared_clocks.append(times)
+
+    def clock_of(self, key: str, rows: int) -> Array | None:
+        """Stored times of a table, a video or a series: its own, or those of a file of times."""
+        own = self.clocks.get(key)
+        if own is not None:
+            return own if len(own) == rows else None
+        is_table = key.lower().endswith(SUFFIXES)
+        fitting = [times for times in self.shared_clocks if len(times) == rows and is_table]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _counts_rows(self, key: str, name: str, values: Array) -> bool:
+        """True for the numbers of rows."""
+        if not _COUNTER.fullmatch(name) or values.dtype.kind not in "iuf" or len(values) < 2:
+            return False
+        steps = np.diff(values)
+        if (steps == steps[0]).all() and steps[0] > 0:
+            self.starts[key] = float(values[0])
+            return True
+        if name.lower() in _COUNTERS and len(set(values.tolist())) == len(values):
+            row = int((steps != 1).argmax()) + 1
+            self.moved[key] = f"{name} is {values[row]:g} after {values[row - 1]:g}"
+        return False
 
     def _paths_of(self, values: Array) -> list[Path] | None:
         """Image files that a column names; None if it names none."""
@@ -193,6 +245,10 @@ class Contents:
             paths.append(path)
         return paths
 
+    @property
+    def _has_video(self) -> bool:
+        return any(Path(name).suffix.lower() in VIDEOS for name in self.files.files)
+
     @cached_property
     def _image_files(self) -> dict[str, Path]:
         """Image files by their path below the root, and by their name where it is the only one."""
@@ -201,7 +257,7 @@ class Contents:
         for folder, path in self.files.images.items():
             at = folder.replace(EPISODE, self.files.name)
             for file in sorted(path.iterdir()):
-                if file.suffix.lower() in IMAGES:
+                if file.suffix.lower() in IMAGES and not HIDDEN.search(file.name):
                     files[f"{at}/{file.name}".lstrip("/")] = file
                     names[file.name] += 1
         for file in list(files.values()):
@@ -212,10 +268,15 @@ class Contents:
     def _series(self, used: set[Path]) -> Iterator[Stored]:
         """Image files that no table names, by folder and by what their names have in common."""
         for folder, path in self.files.images.items():
-            files = [file for file in sorted(path.iterdir()) if file not in used]
-            by_name = {file.name: file for file in files}
+            by_name: dict[str, Path] = {}
+            for file in sorted(path.iterdir()):
+                if file not in used and not HIDDEN.search(file.name):
+                    by_name[file.name] = file
             for pattern, frames in image_series([*by_name]):
                 key = f"{folder}/{pattern}".lstrip("/")
+                if len(frames) == 1 and (self.tables or self._has_video):
+                    yield Stored(key, "other", note="a single image", role="left_out")
+                    continue
                 numbers = np.array([number for number, _ in frames])
                 times = seconds_of(numbers) if len(frames) > 1 else None
                 steps = np.diff(numbers)
@@ -227,11 +288,20 @@ class Contents:
                     )
                 if times is not None and not is_counted:
                     self.clocks[key] = numbers
+                self.starts[key] = float(numbers[0])
                 self.images[key] = [by_name[name] for _, name in frames]
                 yield replace(self._first_image(key, self.images[key]), name=series_name(key))
 
     def _first_image(self, path: str, images: Sequence[Path]) -> Stored:
-        return encoded_thing(path, read_byte_range(ByteRange(images[0], 0, _HEAD)), len(images))
+        head = read_byte_range(ByteRange(images[0], 0, _HEAD))
+        thing = encoded_thing(path, head, len(images))
+        if thing.shape[0]:
+            return thing
+        try:
+            size = image_info(read_file(images[0])).size
+        except ValueError as error:
+            raise FOLDER.error("unreadable", images[0], str(error)) from error
+        return replace(thing, shape=(*size, 3))
 
 
 def key_of(path: str) -> str:
@@ -250,13 +320,8 @@ def stem_of(key: str) -> str:
 
 def series_name(key: str) -> str:
     """Name of a camera with a file or pattern such as `front/*.png` or `*_color_0.jpg`."""
-    own = stem_of(key).replace("*", "").strip("_-. ")
-    for name in (own, *reversed(key.split("/")[:-1])):
+    own = stem_of(key).replace("*", "").strip("_-. ").lower()
+    for name in (own, *reversed(key.lower().split("/")[:-1])):
         if not _SAYS_NOTHING.fullmatch(name) and name != EPISODE:
             return name
-    return own if re.search(r"[a-z].*\d", own, re.I) else "image"
-
-
-def _counts(values: Array) -> bool:
-    """True for numbers that count rows."""
-    return len(values) > 1 and bool((np.diff(values) == 1).all())
+    return own if re.search(r"[a-z].*\d", own) else "image"

@@ -7,10 +7,12 @@ the episode above them.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+from vlatool.jobs.record import read_record
 from vlatool.sources.folder.tables import SUFFIXES as TABLES
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import is_remote
@@ -19,16 +21,21 @@ VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEXTS = (".txt", ".md")
 EPISODE = "{episode}"  # stands for the name of an episode in names of its files
-_HIDDEN = re.compile(
+HIDDEN = re.compile(
     r"^\.|~$|\.(tmp|part|partial|crdownload)$|^(thumbs\.db|desktop\.ini|__macosx)$", re.I
 )
 _STORE = (".zgroup", ".zattrs", ".zarray", "zarr.json")
-# Names of parts of an episode.
-_PART = re.compile(
-    r"(?<![a-z])(cam\w*|view|images?|img|rgb|colou?rs?|depths?|videos?|frames?|front|wrist|left|right"
-    r"|top|side|head|hand|overhead|arms?|gripper|joints?|states?|actions?|proprio|sensors?|masks?"
-    r"|labels?|low_?dim|data|robot|obs\w*|audios?|tactiles?)(?![a-z])",
-    re.I,
+# Words of which names of parts of an episode consist: `wrist_cam`, `states`; not `open_top_drawer`.
+_PART_WORD = re.compile(
+    r"cam(era)?s?|views?|images?|img|rgb|colou?rs?|depths?|videos?|clips?|frames?|front|back|wrist"
+    r"|left|right|top|bottom|side|head|hands?|overhead|arms?|gripper|joints?|high|low|base|ext"
+    r"|external|third|person|ego|main|sensors?|imu|tactiles?|audios?|mic|masks?|labels?|realsense"
+    r"|rs|zed|kinect|webcam|usb"
+)
+# These are parts without a number only: `data_003` is an episode.
+_DATA_WORD = re.compile(
+    r"data|states?|actions?|proprio|dim|lowdim|robot|obs|observations?|qpos|qvel|q|eef?|tcp|poses?"
+    r"|numbers|values|tables?|csv|json|np[yz]|parquet|time(stamp)?s?"
 )
 # Tables that describe a data set or an episode, and have no rows of frames.
 FACTS = re.compile(
@@ -66,10 +73,11 @@ class FilesOfEpisode:
 
     @property
     def has_images_and_tables(self) -> bool:
-        """True if it has images or a video, and a table."""
-        videos = [path for path in self.files.values() if path.suffix.lower() in VIDEOS]
-        tables = [path for path in self.files.values() if is_rows(path) and path not in videos]
-        return bool(tables) and bool(videos or self.images)
+        """True if it has a video and a table, or images and a table that is no JSON."""
+        suffixes = {path.suffix.lower() for path in self.files.values() if is_rows(path)}
+        tables = suffixes.difference(VIDEOS)
+        has_video = not suffixes.isdisjoint(VIDEOS)
+        return bool(tables) and (has_video or bool(self.images and tables - {".json"}))
 
 
 @dataclass
@@ -86,6 +94,11 @@ class _Folder:
     def has_images(self) -> bool:
         return any(Path(name).suffix.lower() in IMAGES for name in self.names)
 
+    def row_names(self) -> list[str]:
+        """Names of tables and videos, with `{episode}` for the name of the folder."""
+        own = self.parts[-1] if self.parts else EPISODE
+        return [name.replace(own, EPISODE) for name in self.names if is_rows(Path(name))]
+
 
 def is_rows(path: Path) -> bool:
     """True for tables and videos by their names, but for those that describe a data set."""
@@ -98,6 +111,10 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     folders = _folders(source)
     roots = _roots(folders)
     episodes: list[FilesOfEpisode] = []
+    parallel = _parallel(roots)
+    for name, several in parallel.items():
+        episodes.append(_joined(source, name, several, folders))
+        roots -= set(several)
     for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
         inside = [folder for folder in folders if folder.parts[: len(root)] == root]
         whole = _whole(source, root, inside)
@@ -110,10 +127,34 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
         for name in folder.names:
             is_image = Path(name).suffix.lower() in IMAGES
             path = folder.path if is_image else folder.path / name
-            says_little = Path(name).suffix.lower() in TEXTS or FACTS.fullmatch(Path(name).stem)
+            says_little = re.match(r"readme|license|changelog", name, re.I)
             if path not in used and not says_little:
                 stray.append("/".join((*folder.parts, name)))
     return episodes, stray
+
+
+def _parallel(roots: set[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
+    """Name to the folders of that name in several folders of parts, as `videos/ep0`, `data/ep0`."""
+    by_name: dict[str, list[tuple[str, ...]]] = {}
+    for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
+        if len(root) > 1 and is_part(root[-2]):
+            by_name.setdefault(root[-1], []).append(root)
+    return {name: several for name, several in by_name.items() if len(several) > 1}
+
+
+def _joined(
+    source: Path, name: str, roots: Sequence[tuple[str, ...]], folders: Sequence[_Folder]
+) -> FilesOfEpisode:
+    """The episode that several folders of one name are together."""
+    joined = FilesOfEpisode(source, name, is_stem=True)
+    for root in roots:
+        inside = [folder for folder in folders if folder.parts[: len(root)] == root]
+        whole = _whole(source, root, inside)
+        place = "/".join((*root[:-1], EPISODE))
+        joined.files |= {f"{place}/{key}": path for key, path in whole.files.items()}
+        joined.images |= {f"{place}/{key}".rstrip("/"): path for key, path in whole.images.items()}
+        joined.outside |= whole.outside
+    return joined
 
 
 def _folders(source: Path) -> list[_Folder]:
@@ -121,8 +162,11 @@ def _folders(source: Path) -> list[_Folder]:
     folders: dict[tuple[str, ...], _Folder] = {}
     for path, children, names in walk(source):
         parts = path.relative_to(source).parts
-        visible = sorted(name for name in names if not _HIDDEN.search(name))
-        children[:] = sorted(name for name in children if not _HIDDEN.search(name))
+        visible = sorted(name for name in names if not HIDDEN.search(name))
+        children[:] = sorted(name for name in children if not HIDDEN.search(name))
+        if _is_made(path):  # of recordings, by a command: no recording itself
+            children.clear()
+            continue
         if parts and not set(_STORE).isdisjoint(names):
             children.clear()
             parent = folders.setdefault(parts[:-1], _Folder(path.parent, parts[:-1], []))
@@ -132,14 +176,19 @@ def _folders(source: Path) -> list[_Folder]:
     return [folder for folder in folders.values() if folder.names]
 
 
+def _is_made(path: Path) -> bool:
+    """True for the output of a command that makes something of recordings."""
+    record = read_record(path)
+    return record is not None and record.command not in ("sample", "download")
+
+
 def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
     """Folders that are episodes: those with rows, or the folder above that they are parts of."""
     with_rows = [folder for folder in folders if folder.has_rows()]
     twins: Counter[tuple[tuple[str, ...], str]] = Counter()
     for folder in with_rows:
-        for name in folder.names:
-            if is_rows(Path(name)):
-                twins[folder.parts[:-1], name] += 1
+        for name in folder.row_names():
+            twins[folder.parts[:-1], name] += 1
     roots: set[tuple[str, ...]] = set()
     for folder in with_rows:
         roots.add(_root_of(folder, twins))
@@ -156,7 +205,7 @@ def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
 def _root_of(folder: _Folder, twins: Counter[tuple[tuple[str, ...], str]]) -> tuple[str, ...]:
     """The folder itself, or the next above it whose name does not say that it is a part."""
     parts = folder.parts
-    has_twin = any(twins[parts[:-1], name] > 1 for name in folder.names)
+    has_twin = any(twins[parts[:-1], name] > 1 for name in folder.row_names())
     if parts and has_twin and not is_part(parts[-1]):
         return parts
     while parts and not is_numbered(parts[-1]):
@@ -169,8 +218,15 @@ def _is_below(parts: tuple[str, ...], other: tuple[str, ...]) -> bool:
 
 
 def is_part(name: str) -> bool:
-    """True if a name says that it is a part of an episode, such as `wrist_cam`."""
-    return _PART.search(name) is not None or name.endswith(".zarr")
+    """True if a name says nothing but that it is a part of an episode, such as `wrist_cam_1`."""
+    if name.endswith(".zarr"):
+        return True
+    words = re.findall(r"[a-z]+", name.lower())
+    has_number = re.search(r"\d", name) is not None
+    for word in words:
+        if not _PART_WORD.fullmatch(word) and (has_number or not _DATA_WORD.fullmatch(word)):
+            return False
+    return bool(words)
 
 
 def is_numbered(name: str) -> bool:
@@ -187,6 +243,8 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
         at = "/".join(folder.parts[len(root) :])
         for name in folder.names:
             file, key = folder.path / name, f"{at}/{name}".lstrip("/")
+            if file.stem == episode.name and not at:
+                key, episode.is_stem = EPISODE + file.suffix, True
             if limit is not None and not file.resolve().is_relative_to(limit):
                 episode.outside[key] = file
             elif file.suffix.lower() in IMAGES:
@@ -198,22 +256,15 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
 
 def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     """The episodes of a folder whose files share stems; none if it is one episode."""
-    stems: dict[str, list[str]] = {}
-    for name, path in whole.files.items():
-        if is_rows(path) and (stem := _stem_of(path.name)):
-            stems.setdefault(stem, []).append(name)
-    tables = [
-        stem for stem, names in stems.items() if any(n.lower().endswith(TABLES) for n in names)
-    ]
-    if len(stems) < 2 or len(tables) < 2:
-        return []
+    stems = _stems(whole)
     episodes: list[FilesOfEpisode] = []
-    for stem in sorted(stems, key=natural_key):
+    for stem in sorted(set(stems.values()), key=natural_key):
         episode = FilesOfEpisode(whole.root, stem, is_stem=True, outside=whole.outside)
         for name, path in whole.files.items():
-            if _stem_of(path.name) == stem:
+            own = _stem_of(path.name)
+            if stems.get(name) == stem or _starts_with(path.stem, stem):
                 folder, _, last = name.rpartition("/")
-                key = EPISODE + last[len(stem) :]
+                key = last.replace(own or stem, EPISODE, 1)
                 episode.files[f"{folder}/{key}".lstrip("/")] = path
         for at, path in whole.images.items():
             parts = at.split("/")
@@ -224,13 +275,63 @@ def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     return episodes
 
 
+def _starts_with(name: str, stem: str) -> bool:
+    return name == stem or (name.startswith(stem) and name[len(stem)] in "_-. ")
+
+
+def _stems(whole: FilesOfEpisode) -> dict[str, str]:
+    """File to the stem that it shares with others of its episode; empty if there are no such files.
+
+    Each stem has a video and a table, or there is no video: `take1.mp4` beside `take1.csv`, or
+    `demo_1.npz`. Some may lack one of both, then their episodes are broken.
+    """
+    rows = {name: path for name, path in whole.files.items() if is_rows(path)}
+    stems: dict[str, str] = {}
+    for name, path in rows.items():
+        if stem := _stem_of(path.name):  # `ep_01` is `ep_1`
+            stems[name] = re.sub(r"(?<!\d)0+(?=\d)", "", stem)
+    kinds = _kinds(stems, rows)
+    numbers = {name: re.sub(r"\D", "", stem) for name, stem in stems.items()}
+    by_number = _kinds(numbers, rows)
+    is_counted = 2 * len(by_number) == len(stems)
+    is_counted = is_counted and all(len(found) == 2 for found in by_number.values())
+    if is_counted and not any(len(found) == 2 for found in kinds.values()):
+        return numbers  # clip_1.mp4 beside traj_1.csv
+    has_videos = any(path.suffix.lower() in VIDEOS for path in rows.values())
+    is_pair = [len(found) == 2 for found in kinds.values()]
+    if len(kinds) < 2 or (has_videos and not any(is_pair)):
+        return {}
+    others = [path for name, path in rows.items() if name not in stems]
+    has_other_clip = any(path.suffix.lower() in VIDEOS for path in others)
+    is_numbered_throughout = all(re.search(r"\d", stem) for stem in kinds)
+    if has_other_clip or (others and not all(is_pair)):
+        return {}  # a clip that all share, or tables beside: these are files of one episode
+    return stems if is_numbered_throughout or all(is_pair) else {}
+
+
+def _kinds(stems: Mapping[str, str], rows: Mapping[str, Path]) -> dict[str, set[bool]]:
+    """Stem to the kinds of files that it has: True for videos, False for tables."""
+    kinds: dict[str, set[bool]] = {}
+    for name, stem in stems.items():
+        kinds.setdefault(stem, set()).add(rows[name].suffix.lower() in VIDEOS)
+    return kinds
+
+
 def _stem_of(name: str) -> str:
-    """Start of a file name that says which episode it is of; empty if it has no number."""
+    """Start of a file name that says which episode it is of; empty if it names a part.
+
+    `ep0_front` is of `ep0`, `video_3` of `3`.
+    """
     stem = Path(name).stem
-    if (part := _PART.search(stem)) is not None:
-        stem = stem[: part.start()].rstrip("_-. ")
-    match = re.match(r".*\d", stem)
-    return match[0] if match else ""
+    words = [word for word in re.split(r"[_\-. ]+", stem) if word]
+    while len(words) > 1 and is_part(words[-1]) and not words[-1].isdecimal():
+        words.pop()
+    while len(words) > 1 and is_part(words[0]):
+        words.pop(0)
+    if not words or is_part("_".join(words)):
+        return ""
+    start = stem.find(words[0])
+    return stem[start : stem.rfind(words[-1]) + len(words[-1])]
 
 
 def image_series(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[float, str]]]]:
@@ -244,22 +345,51 @@ def image_series(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[float, 
         path = Path(name)
         if path.suffix.lower() not in IMAGES:
             continue
+        moment = _DATED.search(path.stem) or _PARTED.search(path.stem)
         if re.fullmatch(r"\d+\.\d+", path.stem):  # seconds
             texts, numbers = ["", path.suffix], [path.stem]
+        elif moment is not None:
+            texts = [name[: moment.start()], name[moment.end() :]]
+            numbers = [f"{_seconds(moment):.9f}"]
         else:
             pieces = re.split(r"(\d+)", name)
             texts, numbers = pieces[::2], pieces[1::2]
         groups.setdefault(tuple(texts), []).append((numbers, name))
     for texts, members in groups.items():
-        values = [set(column) for column in zip(*(numbers for numbers, _ in members), strict=True)]
-        position = max(range(len(values)), key=lambda index: len(values[index]), default=None)
-        series: dict[str, list[tuple[float, str]]] = {}
-        for numbers, name in members:
-            filled = list(numbers)
-            if position is not None and len(members) > 1:
-                filled[position] = "*"
-            pieces = [piece for pair in zip(texts, [*filled, ""], strict=True) for piece in pair]
-            number = float(numbers[position]) if position is not None else 0.0
-            series.setdefault("".join(pieces), []).append((number, name))
-        for pattern, frames in series.items():
-            yield pattern, sorted(frames)
+        yield from _series_of(texts, members)
+
+
+def _series_of(
+    texts: Sequence[str], members: Sequence[tuple[list[str], str]]
+) -> Iterator[tuple[str, list[tuple[float, str]]]]:
+    """The series of names with the same texts between their numbers."""
+    values = [set(column) for column in zip(*(numbers for numbers, _ in members), strict=True)]
+    if not values or len(members) == 1:
+        for _, name in members:
+            yield name, [(0.0, name)]
+        return
+    position = max(range(len(values)), key=lambda index: len(values[index]))
+    series: dict[tuple[str, ...], list[tuple[float, str]]] = {}
+    for numbers, name in members:
+        others = tuple("*" if index == position else n for index, n in enumerate(numbers))
+        series.setdefault(others, []).append((float(numbers[position]), name))
+    for others, frames in series.items():
+        pieces = [piece for pair in zip(texts, [*others, ""], strict=True) for piece in pair]
+        yield "".join(pieces), sorted(frames)
+
+
+_DATED = re.compile(
+    r"(?<!\d)(?P<date>(19|20)\d\d-?[01]\d-?[0-3]\d)[T_ -]+(?P<time>\d\d[-:_]?\d\d[-:_]?\d\d)"
+    r"(?:[._](?P<part>\d+))?"
+)
+_PARTED = re.compile(r"(?P<seconds>\d{9,10})[_-](?P<nanoseconds>\d{1,9})")
+
+
+def _seconds(match: re.Match[str]) -> float:
+    """Seconds of a date, or of seconds and nanoseconds, in a name."""
+    parts = match.groupdict()
+    if "date" not in parts:
+        return int(parts["seconds"]) + int(parts["nanoseconds"]) / 1e9
+    digits = re.sub(r"\D", "", f"{parts['date']}{parts['time']}")
+    moment = datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    return moment.timestamp() + float(f"0.{parts['part'] or 0}")

@@ -20,8 +20,14 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.sources import base
 from vlatool.sources.folder.clocks import TimedPart, frame_rows, seconds_of
 from vlatool.sources.folder.contents import RATE, Contents, key_of
-from vlatool.sources.folder.layout import EPISODE, VIDEOS, FilesOfEpisode, find_episodes
-from vlatool.sources.folder.tables import FOLDER, SUFFIXES, read_table
+from vlatool.sources.folder.layout import (
+    EPISODE,
+    VIDEOS,
+    FilesOfEpisode,
+    find_episodes,
+    is_rows,
+)
+from vlatool.sources.folder.tables import FOLDER, SUFFIXES, decoded, read_table
 from vlatool.sources.frames import VideoFrames, open_video, packet_table, probe_video
 from vlatool.sources.inventory import Stored, image_shape, is_action
 from vlatool.sources.mapping import (
@@ -99,7 +105,7 @@ class FolderImages(PlannedFrames):
 
 
 def _column_of(path: str) -> str:
-    return path.removeprefix(key_of(path)).lstrip("/")
+    return path[len(key_of(path)) + 1 :]
 
 
 class FolderEpisode(PlannedEpisode):
@@ -119,10 +125,20 @@ class FolderEpisode(PlannedEpisode):
         if missing:
             names = ", ".join(missing).replace(EPISODE, self.files.name)
             reason = f"lacks {names}, which most episodes have"
+            if set(missing) & set(self.files.outside):
+                reason += "; it is a link that leads out of the source, which is not followed"
             raise FOLDER.error("missing_file", ref.path, reason)
         self.contents = Contents(self.files, ref.id)
         stored = self.contents.things()
         self.make_plan(stored, lambda: self._by_structure(stored))
+        tables = [path for name, path in self.files.files.items() if name in self.contents.tables]
+        rows = [path for path in tables if is_rows(path)]
+        if rows and not self.plan.fields:
+            raise FOLDER.error("bad_table", rows[0], "has no rows of numbers")
+        for path in self.plan.fields.values():
+            if moved := self.contents.moved.get(key_of(path)):
+                reason = f"{key_of(path)}: {moved}: rows are missing or moved"
+                raise self.error("missing_frames", reason)
         if not self.frame_rows:
             self._pair_by_time()
 
@@ -144,18 +160,28 @@ class FolderEpisode(PlannedEpisode):
         list of events. A video, images or actions of another length break the episode instead.
         """
         leads: list[int] = []
+        with_actions: set[str] = set()
         for thing in stored:
             if thing.rows and (self._is_camera(thing) or is_action(thing.path)):
                 leads.append(thing.rows)
+            if thing.kind == "array" and is_action(thing.path):
+                with_actions.add(key_of(thing.path))
         count = max(leads, key=leads.count, default=0)
         excluded: dict[str, str] = {}
+        others = 0
         for thing in stored:
-            if not count or not thing.rows or self._is_camera(thing) or is_action(thing.path):
+            is_lead = self._is_camera(thing) or key_of(thing.path) in with_actions
+            if not (count and thing.rows and thing.kind in ("array", "text")) or is_lead:
                 continue
-            clock = self.contents.clocks.get(key_of(thing.path))
-            is_timed = clock is not None and len(clock) == thing.rows
-            if abs(thing.rows - count) > MOST_CUT and not is_timed and thing.role is None:
+            others += thing.kind == "array" and thing.role is None
+            is_timed = self.contents.clock_of(key_of(thing.path), thing.rows) is not None
+            # What stands beside actions has their length; else it may be a clip that is longer.
+            most = 1 if with_actions else MOST_CUT
+            if abs(thing.rows - count) > most and not is_timed and thing.role is None:
                 excluded[thing.path] = f"{thing.rows} rows, the episode has {count}"
+        numeric = [path for path in excluded if self.things[path].kind == "array"]
+        if others and len(numeric) == others and not with_actions:
+            raise self.error("length_mismatch", f"{numeric[0]}: {excluded[numeric[0]]}")
         return excluded
 
     def _is_camera(self, thing: Stored) -> bool:
@@ -173,7 +199,7 @@ class FolderEpisode(PlannedEpisode):
         if not parts:
             return
         counts = [part.rows for part in parts.values()]
-        if max(counts) - min(counts) > MOST_CUT:
+        if max(counts) > min(counts):
             for key, part in parts.items():
                 if part.seconds is None and Path(key).suffix.lower() in VIDEOS:
                     parts[key] = replace(part, seconds=_video_seconds(self.files.files[key]))
@@ -181,6 +207,11 @@ class FolderEpisode(PlannedEpisode):
             rows = frame_rows(parts, MOST_CUT)
         except ValueError as error:
             raise self.error("length_mismatch", str(error)) from error
+        starts = {key: self.contents.starts[key] for key in parts if key in self.contents.starts}
+        if not rows and max(counts) > min(counts) and len({*starts.values()} - {0.0, 1.0}) > 0:
+            firsts = ", ".join(f"{key} {number:g}" for key, number in starts.items())
+            if len({*starts.values()}) > 1:
+                raise self.error("length_mismatch", f"the first rows have the numbers {firsts}")
         if not rows:
             return
         paths += [path for path, thing in self.things.items() if thing.kind == "text"]
@@ -196,10 +227,11 @@ class FolderEpisode(PlannedEpisode):
         return path if is_series else key_of(path)
 
     def _part(self, key: str, path: str, known: TimedPart | None) -> TimedPart:
-        thing, clock = self.things[path], self.contents.clocks.get(key)
+        thing = self.things[path]
+        clock = self.contents.clock_of(key, thing.rows or 0)
         rows = min(thing.rows or 0, known.rows if known else thing.rows or 0)
         is_camera = self._is_camera(thing) or (known is not None and known.is_camera)
-        if clock is None or len(clock) != thing.rows:
+        if clock is None:
             return known or TimedPart(rows, is_camera=is_camera)
         seconds = seconds_of(clock)
         if seconds is None and len(clock) > 1 and known is None:
@@ -225,7 +257,7 @@ class FolderEpisode(PlannedEpisode):
         """The rate of the times of the cameras, or of a table whose rows are all frames."""
         for path in self.lengths:
             key = self._part_of(path)
-            clock = self.contents.clocks.get(key)
+            clock = self.contents.clock_of(key, self.things[path].rows or 0)
             rows = self.frame_rows.get(path)
             is_thinned = rows is not None and len(rows) > 1 and np.diff(rows).max() > 1
             if clock is not None and not is_thinned:
@@ -265,7 +297,7 @@ class FolderEpisode(PlannedEpisode):
     def texts_of(self, name: str, count: int) -> list[str]:
         if name in self.files.files:
             data = read_byte_range(ByteRange(self.files.files[name], 0, _LARGEST_TEXT))
-            return [data.decode("utf-8-sig", errors="replace").strip()]
+            return [decoded(data)]
         path = self.find_stored(name).path
         values = self.contents.tables[key_of(path)].columns[_column_of(path)]
         return [str(value) for value in values[:count].tolist()]
@@ -344,11 +376,12 @@ class FolderReader(base.FormatReader):
         self, found: Sequence[tuple[FilesOfEpisode, Path]], *, is_only: bool
     ) -> list[EpisodeRef]:
         counts = Counter(name for files, _ in found for name in files.parts)
-        expected = [name for name, count in counts.items() if count > len(found) / 2]
+        expected = [name for name, count in counts.items() if count >= len(found) / 2]
         used: dict[str, int] = {}
         refs: list[EpisodeRef] = []
         for number, (files, source) in enumerate(found):
-            place = files.root if files.is_stem else files.root.parent
+            is_folder = files.root.name == files.name
+            place = files.root.parent if is_folder or not files.is_stem else files.root
             above = place.relative_to(source).parts if place.is_relative_to(source) else ()
             identity = "_".join(base.id_part(part) for part in (*above, files.name))
             refs.append(
@@ -384,7 +417,7 @@ class FolderReader(base.FormatReader):
                     return preset
             return ""
         whole = [ref for ref in refs if ref.extras["files"].has_images_and_tables]
-        if len(whole) > len(refs) / 2:
+        if errors and len(whole) > len(refs) / 2:
             return ""  # each broken episode says why
         if errors and errors[0].code == "data.pickle":
             raise errors[0]
@@ -422,7 +455,11 @@ class FolderReader(base.FormatReader):
             return mapping_file(preset).read_text()
         episode = reader._episode(ref)
         facts = episode.contents.facts
-        clues = Clues([*episode.things.values()], facts, episode.numbers)
+        things: list[Stored] = []
+        for path, thing in episode.things.items():
+            rows = episode.frame_rows.get(path)
+            things.append(thing if rows is None else replace(thing, rows=len(rows)))
+        clues = Clues(things, facts, episode.numbers)
         rate = episode.stored_fps()
         keys: dict[str, Any] = {"fps": rate} if rate else {}
         return proposed_mapping(clues, **keys)

@@ -3,6 +3,7 @@
 Shapes: F rows.
 """
 
+import codecs
 import csv
 import io
 import re
@@ -16,6 +17,7 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.findings import FindingCodes, error, warning
+from vlatool.sources.base import unused_id
 from vlatool.sources.npz import NpzArchive, NpzFrames
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
@@ -73,7 +75,14 @@ _HEAD = 2**16
 _MOST_DEPTH = 8
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?\s*|\s*[+-]?(nan|inf)\s*", re.I)
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+(e[+-]?\d+)?\s*", re.I)
-TIME = re.compile(r"(\w*_)?(time|times|timestamps?|stamp|t|ts|sec|secs|seconds|nsec)(_\w+)?", re.I)
+_FIRST_LINES = 12
+_STEPS = re.compile(r"data|steps|frames|rows|trajectory|observations|samples", re.I)
+_VALUE = re.compile(r"\s*(na|n/a|none|null|true|false)\s*", re.I)
+# Names of times: a word of its own such as `t`, or an end such as `cam_timestamp_ns`.
+TIME = re.compile(
+    r"(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
+    re.I,
+)
 _NUMBERED = re.compile(r"(?P<base>.*?[^\d_.\[])[_.]?\[?(?P<number>\d+)\]?")
 _LETTERED = re.compile(
     r"(?P<base>.+)[._](?P<axis>x|y|z|w|q[xyzw]|r[xyz]|roll|pitch|yaw|v[xyz]|w[xyz])", re.I
@@ -91,14 +100,14 @@ class Table:
         names: Column to the names of its numbers, if it is made of several.
         left_out: Name to the reason, for columns that are neither.
         facts: Values of a JSON file that are no rows, by their keys joined with dots.
-        is_cut: True if the last row was cut off.
+        doubt: What is wrong with its last row; empty: nothing.
     """
 
     columns: Mapping[str, Array]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    is_cut: bool = False
+    doubt: str = ""
 
 
 def read_table(path: Path) -> Table:
@@ -134,7 +143,7 @@ def _read(path: Path, size: int, changed: int) -> Table:
         raise FOLDER.error("too_large", path, f"{size:,} bytes; the limit is {_LARGEST_TEXT:,}")
     try:
         return readers[path.suffix.lower()](path)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
 
 
@@ -148,7 +157,7 @@ class _Form:
     encoding: str
     delimiter: str
     columns: list[str]
-    header_lines: int
+    skipped: int  # lines before the first row: the header, comments, empty ones
     has_decimal_commas: bool
 
 
@@ -165,11 +174,11 @@ def _read_csv(path: Path) -> Table:
 
     try:
         table = arrow_csv.read_csv(
-            as_native_file(path),
+            _with_single_spaces(path) if form.delimiter == " " else as_native_file(path),
             arrow_csv.ReadOptions(
                 use_threads=False,  # else broken rows have no number
                 block_size=_LONGEST_ROW,
-                skip_rows=form.header_lines,
+                skip_rows=form.skipped,
                 column_names=form.columns,
                 encoding=form.encoding,
             ),
@@ -181,16 +190,31 @@ def _read_csv(path: Path) -> Table:
         if "straddling" in reason:
             reason = f"a row is longer than {_LONGEST_ROW:,} bytes"
         raise FOLDER.error("bad_table", path, reason[:300]) from error
+    doubt = ""
     if broken:
         first = broken[0]
-        line = first.number + form.header_lines - 1 if first.number else 0
+        line = first.number + form.skipped - 1 if first.number else 0
         is_last = len(broken) == 1 and first.number == table.num_rows + 2
         if not is_last or first.actual_columns > first.expected_columns:
             place = f"line {line}: " if line else ""
             reason = f"{place}{first.actual_columns} cells, the header has {first.expected_columns}"
             raise FOLDER.error("bad_table", path, reason, hint=f"correct the file, or {_EXCLUDE}")
+        doubt = "its last row is cut off, and left out"
+    elif not _ends_with_line_break(path):
+        doubt = "it has no line break at its end: its last row may be cut off"
     columns = {name: _of_arrow(table[name]) for name in table.column_names}
-    return _table(columns, is_cut=bool(broken))
+    return _table(columns, doubt=doubt)
+
+
+def _ends_with_line_break(path: Path) -> bool:
+    size = path.stat().st_size
+    return read_byte_range(ByteRange(path, max(size - 2, 0), size)).strip(b"\0")[-1:] in b"\r\n"
+
+
+def _with_single_spaces(path: Path) -> io.BytesIO:
+    """A table whose cells are aligned with several spaces."""
+    lines = [b" ".join(line.split()) for line in read_file(path).splitlines()]
+    return io.BytesIO(b"\n".join(lines) + b"\n")
 
 
 def _form_of(path: Path) -> _Form:
@@ -198,47 +222,72 @@ def _form_of(path: Path) -> _Form:
     head = read_byte_range(ByteRange(path, 0, _HEAD))
     encoding = _encoding(head)
     text = head.decode(encoding, errors="replace")
-    lines = [line for line in text.splitlines()[:5] if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.splitlines()[:_FIRST_LINES]) if line.strip()]
     if not lines:
         raise FOLDER.error("bad_table", path, "is empty")
-    delimiter = _delimiter(lines)
-    rows = [_cells(line, delimiter) for line in lines]
-    is_data = [any(_NUMBER.fullmatch(cell) for cell in row) for row in rows]
-    is_data[0] = is_data[0] and not _is_counted(rows[0])
+    delimiter = _delimiter([line for _, line in lines])
+    rows = [(number, _cells(line, delimiter)) for number, line in lines]
+    # Comments have another number of cells; a header may begin with # too, as that of numpy.
+    while len(rows) > 1 and lines[len(lines) - len(rows)][1].startswith("#"):
+        if len(rows[0][1]) == len(rows[1][1]):
+            break
+        rows = rows[1:]
+    cells = [row for _, row in rows]
     header_lines = 0
-    while header_lines < min(2, len(rows) - 1) and not is_data[header_lines]:
-        header_lines += 1
-    names = [f"c{number}" for number in range(len(rows[0]))]
+    if not _has_number(cells[0]) or (len(cells) > 1 and _is_header(cells[0], cells[1])):
+        header_lines = 1
+        if len(cells) > 2 and _is_header(cells[1], cells[2]) and not _has_number(cells[1]):
+            header_lines = 2  # units
+    names = [f"c{number}" for number in range(len(cells[0]))]
     if header_lines:
-        names = _distinct([cell.strip() for cell in rows[0]])
-        if header_lines == 2 and not any(is_data):  # a table of texts has one line of names
-            header_lines = 1
-    first = rows[min(header_lines, len(rows) - 1)]
+        names = _distinct([cell.strip() for cell in cells[0]])
+    skipped = rows[header_lines][0] if header_lines < len(rows) else rows[-1][0] + 1
+    first = cells[min(header_lines, len(cells) - 1)]
     commas = delimiter != "," and any(_DECIMAL_COMMA.fullmatch(cell) for cell in first)
-    return _Form(encoding, delimiter, names, header_lines, commas)
+    return _Form(encoding, delimiter, names, skipped, commas)
+
+
+def _is_header(cells: Sequence[str], below: Sequence[str]) -> bool:
+    """True if a cell is a word where the row below has a number, or for the numbers of pandas."""
+    for cell, value in zip(cells, below, strict=False):
+        is_word = cell.strip() and not _NUMBER.fullmatch(cell) and not _VALUE.fullmatch(cell)
+        if is_word and _NUMBER.fullmatch(value):
+            return True
+    return _is_counted(cells)
+
+
+def _has_number(cells: Sequence[str]) -> bool:
+    return any(_NUMBER.fullmatch(cell) for cell in cells)
 
 
 def _encoding(head: bytes) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
-    try:
-        head[:-4].decode()  # the last character may be cut
+    try:  # the last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return "cp1252"
-    return "utf-8-sig" if head.startswith(b"\xef\xbb\xbf") else "utf-8"
+    return "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8"
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file in any usual encoding."""
+    return data.decode(_encoding(data), errors="replace").strip()
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """The character that divides the first and the last of some lines into as many cells."""
-    for delimiter in ("\t", ";", ",", " "):
-        count = len(_cells(lines[0], delimiter))
-        if count > 1 and (len(lines) < 3 or len(_cells(lines[1], delimiter)) == count):
+    """The character that divides the last of some lines, and the one before, into as many cells."""
+    for delimiter in ("\t", ";", ",", "|", " "):
+        counts = [len(_cells(line, delimiter)) for line in lines[-2:]]
+        if counts[0] > 1 and len(set(counts)) == 1:
             return delimiter
     return ";" if ";" in lines[0] else ","
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    line = line.removeprefix("#").strip() if delimiter == " " else line.removeprefix("#")
+    line = line.removeprefix("#")
+    if delimiter == " ":
+        return line.split()
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
@@ -254,8 +303,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     distinct: list[str] = []
     for number, name in enumerate(names):
         name = name or f"c{number}"
-        used[name] = used.get(name, 0) + 1
-        distinct.append(name if used[name] == 1 else f"{name}-{used[name]}")
+        distinct.append(unused_id(name, used))
     return distinct
 
 
@@ -266,14 +314,21 @@ def _read_json(path: Path) -> Table:
         raise FOLDER.error("bad_table", path, error.reason) from error
     rows, rest = _rows_of_document(document)
     facts = flattened(rest)
-    lists = {key: value for key, value in facts.items() if isinstance(value, list)}
     if rows is not None:
         table = _of_records(rows)
-        return Table(table.columns, table.names, table.left_out, facts)
-    lengths = [len(value) for value in lists.values() if len(value) > 1]
-    count = max(lengths, key=lengths.count, default=0)
-    columns = {key: value for key, value in lists.items() if len(value) == count > 1}
-    facts = {key: value for key, value in facts.items() if key not in columns}
+        others = {
+            key: f"a list of {len(value)} records"
+            for key, value in facts.items()
+            if isinstance(value, list) and value and isinstance(value[0], dict)
+        }
+        facts = {key: value for key, value in facts.items() if key not in others}
+        return Table(table.columns, table.names, {**table.left_out, **others}, facts)
+    lengths = {key: len(value) for key, value in facts.items() if isinstance(value, list)}
+    several = [length for length in lengths.values() if length > 1]
+    count = max(several, key=several.count, default=0)
+    columns = {
+        key: facts.pop(key) for key, length in lengths.items() if abs(length - count) <= 1 < length
+    }
     table = _of_lists(columns)
     return Table(table.columns, table.names, table.left_out, facts)
 
@@ -288,7 +343,9 @@ def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
     found = ""
     for key, value in document.items():
         is_records = isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict)
-        if is_records and len(value) > len(document.get(found, ())):
+        if not is_records or _STEPS.fullmatch(found):
+            continue
+        if not found or _STEPS.fullmatch(key) or len(value) > len(document[found]):
             found = key
     if not found or not all(isinstance(row, dict) for row in document[found]):
         return None, document
@@ -313,8 +370,8 @@ def _flatten(value: Any, at: str, flat: dict[str, Any], depth: int = 0) -> None:
 
 def _read_json_lines(path: Path) -> Table:
     rows: list[Any] = []
-    lines = read_file(path).decode("utf-8-sig").splitlines()
-    is_cut = False
+    lines = read_file(path).decode("utf-8-sig").rstrip("\r\n").split("\n")
+    doubt = ""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -322,13 +379,13 @@ def _read_json_lines(path: Path) -> Table:
             rows.append(parse_json(line))
         except DocumentError as error:
             if number == len(lines) and rows:
-                is_cut = True
+                doubt = "its last row is cut off, and left out"
                 break
             raise FOLDER.error("bad_table", path, f"line {number}: {error.reason}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise FOLDER.error("bad_table", path, "its lines are no records {NAME: VALUE}")
     table = _of_records(rows)
-    return Table(table.columns, table.names, table.left_out, is_cut=is_cut)
+    return Table(table.columns, table.names, table.left_out, doubt=doubt)
 
 
 def _of_records(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -385,12 +442,14 @@ def _read_npy(path: Path) -> Table:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         is_pickle = read_byte_range(ByteRange(path, 0, 1)) == _PICKLE_START
-        if is_pickle or "Object arrays" in str(error):
+        if is_pickle or "object" in str(error).lower():
             raise FOLDER.error(
                 "pickle", path, "holds pickled objects, which can run code"
             ) from None
         raise
-    return _table({"": array})
+    if array.dtype.names:
+        return Table({}, left_out={"": f"a table of the columns {', '.join(array.dtype.names)}"})
+    return _table({"": array}) if array.ndim else Table({}, facts={"": array.item()})
 
 
 class StreamedRows:
@@ -457,6 +516,10 @@ def _of_arrow(column: Any) -> Array:
     kind = column.type
     if pa.types.is_timestamp(kind):
         return column.cast(pa.timestamp("ns"), safe=False).cast(pa.int64()).to_numpy() / 1e9
+    if pa.types.is_duration(kind):
+        return column.cast(pa.duration("ns"), safe=False).cast(pa.int64()).to_numpy() / 1e9
+    if pa.types.is_boolean(kind) and column.null_count:
+        column = column.cast(pa.int8())
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column.to_numpy()
     return np.array([value if isinstance(value, str) else "" for value in column.to_pylist()])
@@ -476,7 +539,7 @@ def _read_zarr(path: Path) -> Table:
 
 
 def _table(
-    columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None, *, is_cut: bool = False
+    columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None, *, doubt: str = ""
 ) -> Table:
     """The table of some columns, of which those of one vector are joined."""
     parsed = {name: _numbers_of_texts(values) for name, values in columns.items()}
@@ -505,13 +568,13 @@ def _table(
             members = groups[base]
             joined[base] = np.stack([parsed[column] for column, _ in members], axis=1)
             names[base] = tuple(column if axis.isdecimal() else axis for column, axis in members)
-    return Table(joined, names, left_out or {}, is_cut=is_cut)
+    return Table(joined, names, left_out or {}, doubt=doubt)
 
 
 def _is_vector(axes: Sequence[str]) -> bool:
     """True for names of axes, or numbers that follow each other."""
-    if not axes[0].isdecimal():
-        return True
+    if not all(axis.isdecimal() for axis in axes):
+        return not any(axis.isdecimal() for axis in axes)
     numbers = [int(axis) for axis in axes]
     return numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] <= 1
 
