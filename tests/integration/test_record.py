@@ -158,7 +158,7 @@ def test_other_options_on_an_existing_folder_are_refused(
 
 
 def test_a_closed_recorder_takes_no_step(tmp_path: Path) -> None:
-    recorder = vlatool.record(tmp_path / "demos", fps=np.float32(30))
+    recorder = vlatool.record(tmp_path / "demos", fps=float(np.float32(30)))
     recorder.close()
 
     with pytest.raises(UsageError, match="closed"):

@@ -143,8 +143,8 @@ class Contents:
         for name, values in table.columns.items():
             path, last = f"{key}/{name}" if name else key, name.rpartition("/")[2]
             rows = values.shape[0]
-            if not values.ndim or values.dtype.names:
-                yield Stored(path, "other", note=f"a value of {values.dtype}", role="left_out")
+            if values.dtype.kind not in "fiubU":
+                yield Stored(path, "other", note=f"values of {values.dtype}")
             elif values.dtype.kind == "U":
                 images = self._paths_of(values)
                 if images is None:
@@ -184,8 +184,10 @@ class Contents:
     def _is_time(self, name: str, values: Array) -> bool:
         """True for a column with the name of times; one that does not ascend needs a plain name."""
         name = name.rpartition(".")[2]
+        if values.dtype.kind not in "fiu" or TIME.fullmatch(name) is None:
+            return False
         is_ascending = len(values) > 1 and bool((np.diff(values) >= 0).all())
-        return TIME.fullmatch(name) is not None and (is_ascending or name.lower() in _CLOCKS)
+        return is_ascending or name.lower() in _CLOCKS
 
     def _add_clock(self, key: str, column: str, times: Array) -> None:
         """Adds times of a table, or of the video beside it whose name they have."""

@@ -25,7 +25,7 @@ from vlatool.storage.uri import as_native_file, is_remote
 
 _EXCLUDE = "exclude the episode with --exclude"
 _PICKLED = "holds pickled objects, which can run code"
-_PICKLE_START = b"\x80"
+_PICKLE_START = b"\x80"  # of a file that is a pickle alone
 _RECORD = "write the episodes without pickle: vlatool.record, see docs/formats/folder.md"
 
 FOLDER = FindingCodes(
@@ -441,8 +441,8 @@ def _read_npy(path: Path) -> Table:
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        is_pickle = read_byte_range(ByteRange(path, 0, 1)) == _PICKLE_START
-        if is_pickle or "object" in str(error).lower():
+        start = read_byte_range(ByteRange(path, 0, len(_PICKLE_START)))
+        if start == _PICKLE_START or re.search("Python objects|Object arrays", str(error)):
             raise FOLDER.error(
                 "pickle", path, "holds pickled objects, which can run code"
             ) from None
