@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_images_of_16_bits_are_depth(tmp_path: Path) -> None:
     depth = episodes(tmp_path)[0].depth
 
     assert next(iter(depth.values())).read([2]).max() == 902
+
+
+def test_stores_of_zarr_are_tables_with_clocks_of_their_own(tmp_path: Path) -> None:
+    zarr: Any = pytest.importorskip("zarr")
+    folder = tmp_path / "run_0/episode_0"
+    arm = zarr.open_group(str(folder / "arm.zarr"), mode="w", zarr_format=2)
+    arm.create_array("state_pos", data=joints(50))
+    arm.create_array("state_timestamps", data=np.arange(50) * 0.005)
+    camera = zarr.open_group(str(folder / "wrist_cam.zarr"), mode="w", zarr_format=2)
+    camera.create_array("main_timestamps", data=np.arange(8) / 30)
+    write_video(folder / "wrist_cam.zarr/main.mp4", 8)
+
+    first = episodes(tmp_path)[0]
+
+    assert (first.num_frames, first.fps) == (8, 30.0)
+    rows = np.round(np.arange(8) / 30 / 0.005).astype(int)
+    np.testing.assert_allclose(first.lowdim["state_pos"], joints(50)[rows])
 
 
 def test_a_text_file_is_the_instruction(tmp_path: Path) -> None:

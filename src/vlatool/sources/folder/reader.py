@@ -224,7 +224,7 @@ class FolderEpisode(PlannedEpisode):
     def _part_of(self, path: str) -> str:
         """What has times of its own: a video, a series of images, or a table with all columns."""
         is_series = path in self.contents.images and key_of(path) == path
-        return path if is_series else key_of(path)
+        return path if is_series or path in self.files.files else key_of(path)
 
     def _part(self, key: str, path: str, known: TimedPart | None) -> TimedPart:
         thing = self.things[path]
