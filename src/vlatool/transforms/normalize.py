@@ -26,22 +26,22 @@ class FieldScale:
     center: Array  # float32 [C], or [T, C] per timestep
     scale: Array  # same shape as `center`, positive
     constant: Array  # bool [C], true for dimensions that never change; their scale is 1
+    held: Array  # float64 [C], value of these dimensions; of others any
 
     def normalize(self, values: Any) -> Any:
         """Normalized values [..., C] or [..., T, C]."""
         return (values - self.center) / self.scale
 
     def denormalize(self, values: Any) -> Any:
-        """Inverse of `normalize`."""
-        return values * self.scale + self.center
+        """Inverse of `normalize`; a dimension that never changes has its recorded value."""
+        return np.where(self.constant, self.held, values * self.scale + self.center)
 
     def steps(self, first: int, count: int) -> "FieldScale":
         """Scale of `count` steps from index `first`; a global scale is returned unchanged."""
         if self.center.ndim == 1:
             return self
-        return FieldScale(
-            self.center[first : first + count], self.scale[first : first + count], self.constant
-        )
+        rows = slice(first, first + count)
+        return FieldScale(self.center[rows], self.scale[rows], self.constant, self.held)
 
 
 def field_scale(
@@ -69,7 +69,23 @@ def field_scale(
         center=low.astype(np.float32),
         scale=scale.astype(np.float32),
         constant=constant_dimensions(stats, field),
+        held=held_values(stats, field),
     )
+
+
+def unscaled(stats: Mapping[str, Any], field: str) -> FieldScale:
+    """Scale of a field that is not normalized."""
+    width = field_width(field, stats)
+    center, scale = np.zeros(width, np.float32), np.ones(width, np.float32)
+    if "min" not in stats or "max" not in stats:
+        return FieldScale(center, scale, np.zeros(width, bool), np.zeros(width))
+    return FieldScale(center, scale, constant_dimensions(stats, field), held_values(stats, field))
+
+
+def held_values(stats: Mapping[str, Any], field: str) -> Array:
+    """Value float64 [C] of dimensions that never change; the mean where they did by rounding."""
+    low, high = value_range(stats, field)
+    return np.where(low == high, low, _numbers(stats, field, "mean"))
 
 
 def value_range(stats: Mapping[str, Any], field: str) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.transforms.normalize import FieldScale, Method, Scope, field_scale
+from vlatool.transforms.normalize import FieldScale, Method, Scope, field_scale, unscaled
 
 STATS: dict[str, Any] = {
     "mean": [2.0, 5.0],
@@ -71,6 +71,23 @@ def test_constant_dimension_is_centered_and_scaled_by_one(method: Method) -> Non
     assert (result.center[1], result.scale[1]) == (5.0, 1.0)
 
 
+@pytest.mark.parametrize("scope", ["global", "per_timestep"])
+def test_a_constant_dimension_is_commanded_as_recorded_whatever_was_predicted(scope: Scope) -> None:
+    predicted = np.array([[0.5, 3.7], [0.5, -2.1]])
+
+    assert scale("std", scope).denormalize(predicted)[:, 1].tolist() == [5.0, 5.0]
+
+
+def test_a_dimension_that_differs_by_rounding_is_commanded_at_its_mean() -> None:
+    stats = {**STATS, "mean": [2.0, 0.1], "min": [-6.0, 0.1 - 1e-8], "max": [10.0, 0.1 + 1e-8]}
+
+    assert scale(stats=stats).denormalize(np.array([0.0, 9.0]))[1] == 0.1
+
+
+def test_fields_without_normalization_hold_constant_dimensions_too() -> None:
+    assert unscaled(STATS, "f").denormalize(np.array([1.5, 9.0])).tolist() == [1.5, 5.0]
+
+
 def test_nearly_constant_dimension_counts_relative_to_its_size() -> None:
     stats = {**STATS, "mean": [1e6, 0.0], "min": [1e6, 0.0], "max": [1e6 + 0.5, 1e-3]}
 
@@ -102,6 +119,7 @@ def test_epsilon_is_the_smallest_scale_and_a_scalar_applies_to_every_dimension()
 @pytest.mark.parametrize("centered", [False, True])
 def test_denormalize_inverts_normalize(method: Method, centered: bool) -> None:
     values = np.random.default_rng(0).normal(size=(4, 3, 2)) * 10
+    values[..., 1] = 5.0  # never changes
     result = scale(method, centered=centered)
 
     np.testing.assert_allclose(result.denormalize(result.normalize(values)), values, atol=1e-6)

@@ -33,6 +33,7 @@ from vlatool.transforms.normalize import (
     field_scale,
     field_width,
     normalized_range,
+    unscaled,
 )
 from vlatool.transforms.relative import SUFFIX
 
@@ -103,10 +104,7 @@ def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfi
             details={"field": name},
         )
     if not config.enabled:
-        width = field_width(name, stats)
-        return FieldScale(
-            np.zeros(width, np.float32), np.ones(width, np.float32), np.zeros(width, bool)
-        )
+        return unscaled(stats, name)
     return field_scale(
         stats,
         field=name,
