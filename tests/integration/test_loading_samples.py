@@ -289,6 +289,7 @@ def test_normalized_values_of_a_cropped_window_use_the_statistics_of_their_steps
 ) -> None:
     window = {"lowdim_past_timesteps": 0, "lowdim_future_timesteps": 1}
     values = np.random.default_rng(0).normal(size=(PAST + 1 + FUTURE, 3))
+    values[:, 1] = 0.3  # never changes in the data
     for scope in ("global", "per_timestep"):
         section = {"scope": scope, "method": "min_max"}
         whole, info = opened(folders[1], normalization=section)
