@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # Pipelines: their page and the line that they begin with; here a line may come before it.
 PIPELINES = {
     "readme": ("README.md", "vlatool sample spartan raw ", ""),
-    "hdf5": ("README.md", "vlatool sample hdf5 demos ", ""),
+    "folder": ("README.md", "vlatool sample folder demos ", ""),
     "lbm": ("docs/guides/lbm.md", "vlatool sample spartan raw-4 ", ""),
     "lerobot": (
         "docs/guides/lbm.md",
@@ -29,7 +29,7 @@ PIPELINES = {
 # Files that the last lines of a pipeline leave.
 LEFT = {
     "readme": ["data.html", "runs/pick/latest.json", "runs/tuned/latest.json"],
-    "hdf5": ["demo-data/frames.json"],
+    "folder": ["demo-data/frames.json"],
     "lbm": ["runs/small/latest.json", "runs/smaller/latest.json"],
     "lerobot": ["runs/mine/latest.json"],
     "future-vla": [
@@ -41,7 +41,7 @@ LEFT = {
 # Added to the lines that begin with these words; a budget is shortened in its own unit.
 SHORTER = {
     "vlatool sample spartan": "--episodes 4 --frames 24",
-    "vlatool sample hdf5": "--episodes 4",
+    "vlatool sample folder": "--episodes 4",
     "vlatool sample libero": "--episodes 4",
     "vlatool sample lerobot my_dataset": "--frames 12",
     "vlatool sample lerobot raw-button": "--episodes 1 --size small",
@@ -65,7 +65,8 @@ SHORTER = {
 
 def pipeline(page: str, start: str) -> list[str]:
     """Lines of the pipeline that begins with `start`, without those that replace others."""
-    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / page).read_text(), re.S | re.M)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.S | re.M)
+    blocks = [block for language, block in fenced if not language]
     (block,) = [text for text in blocks if f"{text.splitlines()[0]} ".startswith(start)]
     return [line for line in block.splitlines() if not line.startswith("#")]
 
