@@ -67,7 +67,7 @@ def pipeline(page: str, start: str) -> list[str]:
     """Lines of the pipeline that begins with `start`, without those that replace others."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.S | re.M)
     blocks = [block for language, block in fenced if not language]
-    (block,) = [text for text in blocks if f"{text.splitlines()[0]} ".startswith(start)]
+    block = next(text for text in blocks if f"{text.splitlines()[0]} ".startswith(start))
     return [line for line in block.splitlines() if not line.startswith("#")]
 
 

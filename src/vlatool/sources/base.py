@@ -153,7 +153,8 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
 
 def _majority_fields(variants: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str, FieldSpec]:
     """Fields of a merged survey, from the number of episodes per set of fields."""
-    first, episodes = dict(next(iter(variants))), variants.total()
+    first = dict(next(iter(variants)))
+    episodes = variants.total()
     widths: dict[str, Counter[int]] = {}
     names: dict[tuple[str, int], tuple[str, ...]] = {}
     for fields, count in variants.items():

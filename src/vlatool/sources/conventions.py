@@ -29,7 +29,9 @@ _MOST_ROWS = 8000
 _FEWEST_FRAMES = 20  # of an episode
 _WIDEST = 64  # a field of more dimensions is no state of a robot
 # A contradiction is clear from this ratio of residuals on, and with so many rows and episodes.
-_CLEAR_RATIO, _CLEAR_ROWS, _CLEAR_EPISODES = 10, 200, 3
+_CLEAR_RATIO = 10
+_CLEAR_ROWS = 200
+_CLEAR_EPISODES = 3
 CONVENTION = FindingCodes(
     "conventions",
     contradiction=warning(
@@ -43,7 +45,8 @@ CONVENTION = FindingCodes(
 )
 _RATE = 0.1  # share by which a scale may differ from the rate
 _EXACT = 0.01  # residual of a copy
-_DRAWN_ROWS, _DRAWN = 200, 3  # rows and dimensions of a chart
+_DRAWN_ROWS = 200
+_DRAWN = 3
 _LINES = ("recorded", "predicted")
 _NO_STATES = ("action", "reward", "discount", "timestamp", "embedding")
 
@@ -139,7 +142,8 @@ class ConventionFits:
     ) -> Iterator["Contradiction"]:
         # A velocity, the difference by the rate, is an absolute value of its own.
         is_velocity = any(abs(each - self.fps) < _RATE * self.fps for each in convention.scale)
-        relation, frame = declaration.relation, declaration.frame
+        relation = declaration.relation
+        frame = declaration.frame
         for name, values, is_measured in (
             ("relation", (relation,) if relation else (), not is_velocity),
             ("rotation", declaration.rotations, group.pose is not None),
@@ -159,7 +163,8 @@ class ConventionFits:
     def _contradiction(
         self, declaration: Declaration, text: str, residual: float | None, convention: Convention
     ) -> "Contradiction":
-        best, conventions = convention.residual or 0.0, self.conventions
+        best = convention.residual or 0.0
+        conventions = self.conventions
         is_clear = (
             (residual is None or residual >= _CLEAR_RATIO * best)
             and conventions.rows >= _CLEAR_ROWS
@@ -284,7 +289,8 @@ def _declared(
 def _convention(
     group: Group, tracks: Tracks, actions: Sequence[Column], states: Sequence[Column]
 ) -> Convention:
-    first, last = actions[group.columns.start], actions[group.columns.stop - 1]
+    first = actions[group.columns.start]
+    last = actions[group.columns.stop - 1]
     values = tracks.actions[tracks.rows, group.columns]
     low, high = np.percentile(values, [1, 99]) if len(values) else (0.0, 0.0)
     answer = Convention(
@@ -308,7 +314,8 @@ def _convention(
         offset=tuple(map(_rounded, best.offset)),
         residual=_rounded(best.residual),
     )
-    lags, lag = tracks.lags, best.hypothesis.lag
+    lags = tracks.lags
+    lag = best.hypothesis.lag
     if best.residual > _EXACT and lag in (lags[0], lags[-1]):
         answer = replace(answer, lag_limit="or more" if lag == lags[-1] else "or less")
     # Largest share of the rows [N, C] in which a dimension is at its least or greatest value;
@@ -342,7 +349,8 @@ def _second(answer: Convention, fit: Fit) -> dict[str, object]:
 def _states_text(group: Group, states: Sequence[Column]) -> str:
     if group.states is None:
         return ""
-    first, last = states[group.states.start], states[group.states.stop - 1]
+    first = states[group.states.start]
+    last = states[group.states.stop - 1]
     width = sum(column.field == first.field for column in states)
     if first.index == 0 and last.index == width - 1:
         return first.field

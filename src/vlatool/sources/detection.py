@@ -20,7 +20,8 @@ from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list
 
-_MOST_SEEN, _MOST_ENDINGS = 100_000, 6
+_MOST_SEEN = 100_000
+_MOST_ENDINGS = 6
 # Formats that read what vlatool wrote, by the `format` of the manifest: no other one is asked.
 _READ_WITH = {"vlatool.windows": "images", "vlatool.image-shards": "image-shards"}
 

@@ -14,7 +14,8 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.pages.layout import evenly_spaced
 
-_RELATIVE, _ABSOLUTE = 1e-6, 1e-12  # rounding to float32
+_RELATIVE = 1e-6
+_ABSOLUTE = 1e-12
 _RATE = 1e-3  # share by which rates may differ
 _BLOCK = 8  # pixels
 _SEPARATORS = ("/", "__", "::")
@@ -53,7 +54,8 @@ class DataComparison:
 
     def _values(self, first: Episode, second: Episode) -> Iterator[Difference]:
         """Columns that both have are compared; only others are matched by their values."""
-        columns, others = _columns(first), _columns(second)
+        columns = _columns(first)
+        others = _columns(second)
         unmatched = dict.fromkeys(name for name in others if name not in columns)
         missing: list[str] = []
         for name, values in columns.items():

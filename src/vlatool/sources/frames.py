@@ -462,7 +462,8 @@ class ParquetImages(SingleImages):
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        self._file, self._cells = None, None
+        self._file = None
+        self._cells = None
 
     def _file_content(self, frame: int, relative: str) -> bytes:
         """Bytes of the image file `relative`, searched below the root, then below `images/`."""

@@ -57,7 +57,8 @@ class FramesReader(base.FormatReader):
             chosen = {key: options[key] for key in _OF_IMAGES if key in options}
             stored = type(sink).model_validate(chosen)
             for key in _OF_IMAGES:
-                asked, has = getattr(sink, key), getattr(stored, key)
+                asked = getattr(sink, key)
+                has = getattr(stored, key)
                 if key in sink.model_fields_set and asked != has:
                     asked = sink.resize_filter if key == "image_resizing_filter" else asked
                     raise UsageError(

@@ -12,9 +12,13 @@ from vlatool.pages import layout
 from vlatool.sources.conventions import state_fields
 from vlatool.transforms.image_lag import brightness, clear_lag, lag_correlations
 
-_MOST_EPISODES, _FEWEST_EPISODES, _MOST_FRAMES, _AT_ONCE = 4, 3, 150, 8
+_MOST_EPISODES = 4
+_FEWEST_EPISODES = 3
+_MOST_FRAMES = 150
+_AT_ONCE = 8
 # Least correlations of an answer for one episode, and of the mean of several.
-_PEAK, _MEAN_PEAK = 0.6, 0.45
+_PEAK = 0.6
+_MEAN_PEAK = 0.45
 
 
 class ImageLags:

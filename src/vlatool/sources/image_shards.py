@@ -118,7 +118,8 @@ class ShardImages(SingleImages):
     may_differ: ClassVar[bool] = True
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
-        self._path, self._index = path, index
+        self._path = path
+        self._index = index
         # The sample that was read last: its image and its name are used one after the other.
         self._last: tuple[int, Members] | None = None
 

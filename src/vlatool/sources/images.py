@@ -280,7 +280,8 @@ def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
     windows: WindowManifest | None = ref.extras.get("windows")
     if windows is None:
         return
-    tree, images = ref.path.absolute().parent.parent, set(names)
+    tree = ref.path.absolute().parent.parent
+    images = set(names)
     missing = missing_images(tree, windows, ref.path.name, images)
     if missing:
         more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""

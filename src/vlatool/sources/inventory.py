@@ -22,7 +22,8 @@ from vlatool.sources.language import kind_of_name
 
 SMALLEST_SIDE = 24  # pixels; smaller arrays are numbers
 WIDEST_FIELD = 256  # numbers of a row
-_EMBEDDING, _WIDEST_EMBEDDING = re.compile(r"embedding", re.I), 4096
+_EMBEDDING = re.compile(r"embedding", re.I)
+_WIDEST_EMBEDDING = 4096
 _MOST_LABELS = 64  # distinct values of images that are labels
 _LEVELS = 255
 _CHANNELS = (1, 2, 3, 4)
@@ -45,7 +46,9 @@ _KIND_WORDS = re.compile(
 )
 _ORTHONORMAL = 1e-3
 _MOST_PATHS = 12  # that a line names
-JPEG_START, PNG_START, RIFF_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
+JPEG_START = b"\xff\xd8\xff"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+RIFF_START = b"RIFF"
 _PNG_HEAD = struct.Struct(">8s8s2I2B")
 _PNG_GRAY = (0, 4)
 
@@ -238,7 +241,8 @@ def _encoded_role(stored: Stored) -> Assignment:
 def _image_role(stored: Stored) -> Assignment:
     form = image_shape(stored.shape)
     assert form is not None, "the caller has checked it"
-    channels, dtype = form.channels, np.dtype(stored.dtype)
+    channels = form.channels
+    dtype = np.dtype(stored.dtype)
     what = f"images {list(stored.shape)} of {dtype}"
     if channels == 2:
         return _left_out("images", f"{what}, with two channels")

@@ -97,6 +97,7 @@ def check_language(episode: str, num_frames: int, language: Language) -> Iterato
             silent[max(span.first, 0) : span.last + 1] = False
         last[span.kind] = max(span.last, last.get(span.kind, -1))
     if silent.any():
-        first, count = int(silent.argmax()), int(silent.sum())
+        first = int(silent.argmax())
+        count = int(silent.sum())
         message = f"{episode}: {counted(count, 'frame')} without a text, first {first}"
         yield SOURCE("silent_frames", message, episode=episode, frame=first)

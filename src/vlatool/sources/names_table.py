@@ -18,9 +18,12 @@ from vlatool.storage.uri import is_remote
 from vlatool.transforms.geometry import resize
 from vlatool.transforms.names import name_end
 
-_EPISODES, _IMAGES, _LOOK = 4, 4, (32, 32)
+_EPISODES = 4
+_IMAGES = 4
+_LOOK = (32, 32)
 # Least correlation of images that look upside down, and by how much it is higher than as stored.
-_ALIKE, _CLEAR = 0.7, 0.4
+_ALIKE = 0.7
+_CLEAR = 0.4
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def _rows(columns: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
 def _renames(first: NamedSet, other: NamedSet) -> Iterator[tuple[str, bool]]:
     """Yields a rename and True, or a question and False, for names that only `first` has."""
     for kind in ("cameras", "fields"):
-        known, others = getattr(first, kind), getattr(other, kind)
+        known = getattr(first, kind)
+        others = getattr(other, kind)
         spare = [name for name in others if name not in known]
         matches = {
             new: _matches(first, other, kind, new, spare) for new in known if new not in others

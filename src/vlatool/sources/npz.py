@@ -202,7 +202,8 @@ class NpzArchive:
         try:
             member = InflatedMember(file, info)
             header = _read_header(member)
-            expected, stored = header.length + member.position, self._infos[name].file_size
+            expected = header.length + member.position
+            stored = self._infos[name].file_size
         except _READ_ERRORS as error:
             raise _read_error(self.path, name, error) from None
         if not header.dtype.hasobject and stored != expected:

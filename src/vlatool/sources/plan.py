@@ -125,7 +125,8 @@ def plan_by_structure(
 
     `excluded`: paths of things that the layout does not use, to the reason.
     """
-    plan, parts = EpisodePlan(), list[StoredPart]()
+    plan = EpisodePlan()
+    parts = list[StoredPart]()
     excluded = excluded or {}
     known = known or Known()
     used = [each for each in stored if each.path not in excluded]
@@ -342,7 +343,8 @@ class PlannedFrames(SingleImages):
 
     def image(self, index: int) -> Array:
         """The image uint8 [H, W, 3], or depth or labels uint16 [H, W] of a frame."""
-        row, decision = self.row(index), self.planned.decision
+        row = self.row(index)
+        decision = self.planned.decision
         try:
             if decision.role == "camera":
                 image = (
@@ -383,7 +385,9 @@ class PlannedEpisode:
         """`config`: keys of the format, `fps` and `instruction` among them; `episode`: for
         {episode}.
         """
-        self.ref, self.mapping, self.config = ref, mapping, config
+        self.ref = ref
+        self.mapping = mapping
+        self.config = config
         self.things: dict[str, Stored] = {}
         self.plan = EpisodePlan()
         self.file = ref.path
@@ -616,7 +620,8 @@ class PlannedEpisode:
 
     def survey(self, fps: float | None) -> Survey:
         """Cameras, fields and length, from shapes."""
-        plan, count = self.plan, self.count
+        plan = self.plan
+        count = self.count
         names = plan.dimension_names(self.things)
         fields: dict[str, FieldSpec] = {}
         for name, path in plan.fields.items():
@@ -640,7 +645,9 @@ class PlannedEpisode:
 
     def episode(self, *, fps: float | None, success: Any = None, task: str = "") -> Episode:
         """The episode; its images stay on disk."""
-        plan, count, episode = self.plan, self.count, self.ref.id
+        plan = self.plan
+        count = self.count
+        episode = self.ref.id
         longest = max(self.lengths.values())
         rows = count + bool(plan.following)
         fields = {name: self.field(path, rows) for name, path in plan.fields.items()}

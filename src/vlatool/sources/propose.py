@@ -28,7 +28,8 @@ _TIME = re.compile(r"time|stamp", re.I)
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
 _TASK = re.compile(r"task|goal|instruction", re.I)
-_VIDEOS, _MOST_FILES = (".mp4", ".mkv", ".avi", ".mov", ".webm"), 20
+_VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+_MOST_FILES = 20
 _EPOCH = (1e9, 4e9)  # seconds since 1970 that a recent clock shows
 _STATES = re.compile(r"qpos|joint|eef|pose|tcp|state", re.I)
 

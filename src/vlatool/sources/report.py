@@ -182,10 +182,12 @@ def report_source(
 
 def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Reporter) -> "_Survey":
     """Survey of the episodes; where all lack images, of what else they have."""
-    survey, others = _Survey(), _Survey()
+    survey = _Survey()
+    others = _Survey()
     for part in (survey, others):
         part.warn(source.reader.source_findings)
-    sample, lags = SampledEpisodes(len(refs)), ImageLags(len(refs))
+    sample = SampledEpisodes(len(refs))
+    lags = ImageLags(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for number, ref in enumerate(refs):
             try:
@@ -202,7 +204,8 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
     shown = survey if survey.lengths or not others.lengths else others
-    shown.fits, shown.image_lags = sample.fits(), lags.lags()
+    shown.fits = sample.fits()
+    shown.image_lags = lags.lags()
     if shown.fits is not None:
         shown.warn(each.finding for each in shown.fits.conflicts())
     return shown
@@ -471,7 +474,9 @@ class EpisodeCards:
         broken: Mapping[str, str],  # reasons of those that cannot be read, by id
         videos: PageVideos | None = None,
     ) -> None:
-        self._reader, self._broken, self._videos = reader, broken, videos
+        self._reader = reader
+        self._broken = broken
+        self._videos = videos
         self._numbers = {ref.id: number for number, ref in known.items()}
         self._first: EpisodeView | None = None
 
@@ -594,7 +599,8 @@ def _with_videos(
 ) -> EpisodeView:
     """The view with a video per camera; a camera that cannot be decoded is a problem."""
     fps = episode.fps or _FPS
-    figures, problems = [*view.videos], [*view.problems]
+    figures = [*view.videos]
+    problems = [*view.problems]
     for index, (name, frames) in enumerate(episode.cameras.items()):
         try:
             data = browser_clip(frames, Fraction(fps).limit_denominator(1001))

@@ -190,7 +190,8 @@ def check_source(
         fits = fits_of(reader, refs) if survey.declared else None
         yield from (each.finding for each in (fits.conflicts() if fits else ()))
         expected = survey.fields
-    errors, sizes = 0, dict[Path, int]()
+    errors = 0
+    sizes = dict[Path, int]()
     work = partial(_check_ref, reader, expected, deep=check.is_full)
     module = source.format if is_class_in_file(source.format) else type(reader).__module__
     workers = max(1, min(check.workers, len(refs) // _EPISODES_PER_WORKER))

@@ -226,8 +226,10 @@ def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> Non
     groups = sorted(kinds.items(), key=lambda item: -sum(len(by_source[s]) for s in item[1]))
     if len(groups) < 2 or sum(len(by_source[source]) for source in groups[1][1]) < 2:
         return
-    (first, firsts), (other, others) = groups[0], groups[1]
-    widths, other_widths = dict(first), dict(other)
+    (first, firsts) = groups[0]
+    (other, others) = groups[1]
+    widths = dict(first)
+    other_widths = dict(other)
     rows: list[str] = []
     for name in sorted({*widths, *other_widths}):
         if widths.get(name) != other_widths.get(name):

@@ -76,7 +76,8 @@ def field_scale(
 def unscaled(stats: Mapping[str, Any], field: str) -> FieldScale:
     """Scale of a field that is not normalized."""
     width = field_width(field, stats)
-    center, scale = np.zeros(width, np.float32), np.ones(width, np.float32)
+    center = np.zeros(width, np.float32)
+    scale = np.ones(width, np.float32)
     if "min" not in stats or "max" not in stats:
         return FieldScale(center, scale, np.zeros(width, bool), np.zeros(width))
     return FieldScale(center, scale, constant_dimensions(stats, field), held_values(stats, field))
@@ -98,7 +99,8 @@ def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") 
 
     With the suffix `_per_timestep` bool [T, C], for each step of the window separately.
     """
-    low, high = _numbers(stats, field, "min" + suffix), _numbers(stats, field, "max" + suffix)
+    low = _numbers(stats, field, "min" + suffix)
+    high = _numbers(stats, field, "max" + suffix)
     mean = _numbers(stats, field, "mean" + suffix)
     return high - low <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean))
 
@@ -134,10 +136,12 @@ def _range(
         mean = _numbers(stats, field, "mean" + suffix)
         return mean, np.broadcast_to(_numbers(stats, field, "std" + suffix), mean.shape)
     if method == "min_max":
-        low, high = "min", "max"
+        low = "min"
+        high = "max"
     else:
         _, lower, upper = method.split("_")
-        low, high = f"percentile_{lower}", f"percentile_{upper}"
+        low = f"percentile_{lower}"
+        high = f"percentile_{upper}"
     start = _numbers(stats, field, low + suffix)
     return start, _numbers(stats, field, high + suffix) - start
 

@@ -56,7 +56,8 @@ Values = Mapping[str, Any] | Sequence[float] | Array
 
 _LARGEST_QUEUE = 2**28  # bytes of images that wait to be encoded
 _LARGEST_DENOMINATOR = 1001  # of rates such as 30000/1001
-_CAMERAS, _FIELDS = "recorded_cameras", "recorded_fields"  # facts of receipts
+_CAMERAS = "recorded_cameras"
+_FIELDS = "recorded_fields"
 
 
 def record(output: str | Path, *, fps: float, form: Form = "frames") -> "EpisodeRecorder":
@@ -84,7 +85,8 @@ class EpisodeRecorder:
             raise _usage(f"fps={fps!r}", "give the steps per second, such as fps=30")
         if form not in get_args(Form):
             raise _usage(f"form={form!r}", "choose frames or lerobot")
-        self._output, self._fps = output, float(fps)
+        self._output = output
+        self._fps = float(fps)
         self._form: Form = form
         sink: type[Sink] = RecordedFrames if form == "frames" else RecordedSet
         record = OutputRecord("record", {"fps": self._fps, "form": form}, owned=tuple(sink.owned))
@@ -222,7 +224,8 @@ class EpisodeRecorder:
             self._open.close()
             self._open = None
         if not self._receipts:
-            self._cameras, self._fields = {}, {}
+            self._cameras = {}
+            self._fields = {}
 
     def close(self) -> None:
         """Ends recording; an open episode is dropped."""
@@ -340,7 +343,9 @@ class SpooledJpegs(FrameSource):
     is_prepared = True
 
     def __init__(self, file: int, ends: Sequence[int], size: tuple[int, int]) -> None:
-        self._file, self._ends, self._size = file, ends, size
+        self._file = file
+        self._ends = ends
+        self._size = size
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -393,7 +398,9 @@ class OpenEpisode:
 
     def __init__(self, output: Path, form: Form, fps: float) -> None:
         self.frames = 0
-        self._folder, self._form, self._fps = _spool_folder(output), form, fps
+        self._folder = _spool_folder(output)
+        self._form = form
+        self._fps = fps
         with as_storage_error(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._rows: dict[str, list[Array]] = {}

@@ -58,7 +58,8 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
     reference = min(parts, key=lambda name: (not parts[name].is_camera, parts[name].rows))
     frames = parts[reference].seconds
     paired: dict[str, Array] = {}
-    first, stop = 0, parts[reference].rows
+    first = 0
+    stop = parts[reference].rows
     for name, part in parts.items():
         if name == reference:
             paired[name] = np.arange(part.rows)
@@ -82,7 +83,8 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
                 f"{name} has {part.rows} rows in {spans[0]:.2f} s, "
                 f"{reference} {len(frames)} in {spans[1]:.2f} s"
             )
-        first, stop = max(first, int(near[0])), min(stop, int(near[-1]) + 1)
+        first = max(first, int(near[0]))
+        stop = min(stop, int(near[-1]) + 1)
         paired[name] = nearest
     if first >= stop:
         raise ValueError("the times of its parts have nothing in common")
@@ -107,14 +109,16 @@ def _agree(parts: Mapping[str, TimedPart]) -> bool:
 
 def _nearest(part: TimedPart, reference: TimedPart) -> tuple[Array, Array]:
     """Row of a part nearest in time to each frame, and the distance in seconds."""
-    times, frames = part.seconds, reference.seconds
+    times = part.seconds
+    frames = reference.seconds
     assert times is not None, "the caller has checked it"
     assert frames is not None, "the caller has checked it"
     common = min(times[-1], frames[-1]) - max(times[0], frames[0])
     shorter = min(times[-1] - times[0], frames[-1] - frames[0])
     is_one_clock = part.is_measured and reference.is_measured and common >= _COMMON * shorter
     if not is_one_clock:  # each counts from its own start
-        times, frames = times - times[0], frames - frames[0]
+        times = times - times[0]
+        frames = frames - frames[0]
     after = np.searchsorted(times, frames).clip(1, len(times) - 1)
     before = after - 1
     is_before = frames - times[before] <= times[after] - frames

@@ -117,7 +117,8 @@ class Contents:
 
     def _camera_name(self, key: str) -> str:
         """Name of a video: what its file says, with its ending if another one says the same."""
-        path, same = Path(key), 0
+        path = Path(key)
+        same = 0
         for other in map(Path, self.files.files):
             same += other.suffix.lower() in VIDEOS and other.with_suffix("") == path.with_suffix("")
         return series_name(key) if same == 1 else f"{series_name(key)}_{path.suffix[1:]}".lower()
@@ -141,7 +142,8 @@ class Contents:
     def _columns(self, key: str, table: Table, used: set[Path]) -> Iterator[Stored]:
         """Columns of a table; those with names of image files are cameras."""
         for name, values in table.columns.items():
-            path, last = f"{key}/{name}" if name else key, name.rpartition("/")[2]
+            path = f"{key}/{name}" if name else key
+            last = name.rpartition("/")[2]
             rows = values.shape[0]
             if values.dtype.kind not in "fiubU":
                 yield Stored(path, "other", note=f"values of {values.dtype}")
@@ -191,7 +193,8 @@ class Contents:
 
     def _add_clock(self, key: str, column: str, times: Array) -> None:
         """Adds times of a table, or of the video beside it whose name they have."""
-        folder, name = key.rpartition("/")[0], f"{stem_of(key)}_{column}".lower()
+        folder = key.rpartition("/")[0]
+        name = f"{stem_of(key)}_{column}".lower()
         longest = ""
         for video in self.files.files:
             stem = stem_of(video).lower()

@@ -242,9 +242,11 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
     for folder in folders:
         at = "/".join(folder.parts[len(root) :])
         for name in folder.names:
-            file, key = folder.path / name, f"{at}/{name}".lstrip("/")
+            file = folder.path / name
+            key = f"{at}/{name}".lstrip("/")
             if file.stem == episode.name and not at:
-                key, episode.is_stem = EPISODE + file.suffix, True
+                key = EPISODE + file.suffix
+                episode.is_stem = True
             if limit is not None and not file.resolve().is_relative_to(limit):
                 episode.outside[key] = file
             elif file.suffix.lower() in IMAGES:
@@ -347,13 +349,15 @@ def image_series(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[float, 
             continue
         moment = _DATED.search(path.stem) or _PARTED.search(path.stem)
         if re.fullmatch(r"\d+\.\d+", path.stem):  # seconds
-            texts, numbers = ["", path.suffix], [path.stem]
+            texts = ["", path.suffix]
+            numbers = [path.stem]
         elif moment is not None:
             texts = [name[: moment.start()], name[moment.end() :]]
             numbers = [f"{_seconds(moment):.9f}"]
         else:
             pieces = re.split(r"(\d+)", name)
-            texts, numbers = pieces[::2], pieces[1::2]
+            texts = pieces[::2]
+            numbers = pieces[1::2]
         groups.setdefault(tuple(texts), []).append((numbers, name))
     for texts, members in groups.items():
         yield from _series_of(texts, members)

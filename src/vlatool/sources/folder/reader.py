@@ -76,7 +76,9 @@ class FolderImages(PlannedFrames):
     ) -> None:
         """`paths`: of image files; `table`: the file with the rows, if there are none."""
         self.planned = planned
-        self._thing, self._paths, self._table = thing, paths, table
+        self._thing = thing
+        self._paths = paths
+        self._table = table
 
     def __len__(self) -> int:
         return self._thing.rows or 0

@@ -459,7 +459,8 @@ class StreamedRows:
 
     def __init__(self, frames: NpzFrames, shape: tuple[int, ...]) -> None:
         self._frames = frames
-        self.shape, self.ndim = shape, len(shape)
+        self.shape = shape
+        self.ndim = len(shape)
 
     def __len__(self) -> int:
         return self.shape[0]

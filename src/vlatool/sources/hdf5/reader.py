@@ -60,7 +60,8 @@ class Hdf5Images(PlannedFrames):
         self, path: Path, name: str, planned: PlannedImages, shape: tuple[int, int, int]
     ) -> None:
         """`name`: path of the dataset in the file; `shape`: (frames, height, width)."""
-        self._path, self._name = path, name
+        self._path = path
+        self._name = name
         self.planned = planned
         self._shape = shape
         self._open: tuple[Any, Any] | None = None
@@ -125,7 +126,8 @@ class Hdf5Episode(PlannedEpisode):
         return rules.dataset_at(self.group, path, self.ref.path)
 
     def open_images(self, planned: PlannedImages) -> FrameSource:
-        thing, dataset = self.things[planned.path], self._dataset(planned.path)
+        thing = self.things[planned.path]
+        dataset = self._dataset(planned.path)
         rules.check_dataset(dataset, self.ref.path)
         rules.check_written(dataset, self.ref.path)
         height, width = rules.image_size(thing, dataset, self.ref.path)
@@ -237,7 +239,8 @@ class Hdf5Reader(base.FormatReader):
 
     @contextmanager
     def _opened(self, ref: EpisodeRef) -> Iterator[Hdf5Episode]:
-        name, preset = ref.extras["name"], ref.extras["preset"]
+        name = ref.extras["name"]
+        preset = ref.extras["preset"]
         with rules.opened(ref.path) as file, rules.readable(ref.path, name):
             mapping = self._mapping
             if mapping is None and preset:

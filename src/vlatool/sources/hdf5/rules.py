@@ -150,7 +150,8 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
 
 
 def _kind_of(demo: Any) -> str:
-    states, images = member_at(demo, "states"), member_at(demo, "obs/agentview_rgb")
+    states = member_at(demo, "states")
+    images = member_at(demo, "obs/agentview_rgb")
     if states is not None and hasattr(states, "keys"):
         return "Isaac Lab"
     return "LIBERO" if images is not None else "robomimic"
@@ -239,7 +240,8 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     h5py = installed("h5py")
     if dataset is None:
         return Stored(name, "other", note=_NOT_FOLLOWED, role="left_out")
-    shape, dtype = dataset.shape, dataset.dtype
+    shape = dataset.shape
+    dtype = dataset.dtype
     if shape is None or not dataset.size:
         return Stored(name, "other", rows=0, note="it is empty")
     if dtype.names:
@@ -392,7 +394,8 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     if "@" in reference:
         return [str(value_at(group, reference, path))]
     dataset = dataset_at(group, reference, path)
-    name, count = dataset.name, dataset.size
+    name = dataset.name
+    count = dataset.size
     if dataset.dtype.kind not in "SO":
         raise HDF5.error("not_text", path, name, f"is {dataset.dtype}, not text")
     if count != 1 and not num_frames <= count <= num_frames + 1:

@@ -326,7 +326,8 @@ def select_fields(
     if is_action and not selected:
         broken += names or conventional
     if broken:
-        name, option = broken[0], "--action-keys" if is_action else "--observation-keys"
+        name = broken[0]
+        option = "--action-keys" if is_action else "--observation-keys"
         raise DataError.at(
             root / INFO_FILE,
             f"the feature {name!r} {unusable_reason(info.features[name], columns)}",

@@ -35,14 +35,17 @@ def code_millimeters(quantizer: Mapping[str, Any]) -> Array:
         if not is_number:
             raise ValueError(f"meta/info.json has no number {key} that leads from codes to meters")
         numbers[key] = value
-    low, high, shift = numbers["depth_min"], numbers["depth_max"], numbers["shift"]
+    low = numbers["depth_min"]
+    high = numbers["depth_max"]
+    shift = numbers["shift"]
     if not 0 <= low < high or (is_log and low + shift <= 0):
         raise ValueError(f"its codes are from depth_min {low} to depth_max {high}, shift {shift}")
     if 1000 * high > _MOST_MILLIMETERS:
         raise ValueError(f"depth_max {high} m is more than 16 bits of millimeters hold")
     steps = np.linspace(0, 1, _CODES)
     if is_log:
-        first, last = math.log(low + shift), math.log(high + shift)
+        first = math.log(low + shift)
+        last = math.log(high + shift)
         meters = np.exp(first + steps * (last - first)) - shift
     else:
         meters = low + steps * (high - low)

@@ -81,14 +81,18 @@ def missing_images(
     `columns`: those of the file of the episode; None if it cannot be read.
     """
     label = f"episode {files.number}, camera {feature.name}"
-    code, path, problem = "missing_column", files.rows.path, "has no such column"
+    code = "missing_column"
+    path = files.rows.path
+    problem = "has no such column"
     hint = ""
     if feature.dtype != "video":
         if columns is None or feature.name in columns:
             return None
     elif feature.name in files.clips:
-        path, code = files.clips[feature.name].path, "missing_video"
-        problem, hint = "is missing", "download the file again; "
+        path = files.clips[feature.name].path
+        code = "missing_video"
+        problem = "is missing"
+        hint = "download the file again; "
         if path.exists():
             try:
                 check_is_data_file(path, label)
@@ -96,7 +100,8 @@ def missing_images(
                 return error
             return None
     else:
-        path, code = files.dataset.root / EPISODES_FOLDER, "missing_video"
+        path = files.dataset.root / EPISODES_FOLDER
+        code = "missing_video"
         problem = "names no video"
     hint += (
         "`preprocess` reads what is here with --camera-names, --exclude or "

@@ -17,7 +17,8 @@ from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.sources.language import Language, kind_of_name, language_of
 
-EVENTS, ANNOTATION = "language_events", "annotation."
+EVENTS = "language_events"
+ANNOTATION = "annotation."
 # Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
 LABELS = frozenset({"valid", "invalid"})
 FrameTexts = tuple[str, Sequence[str]]  # kind of annotation, and the text of each frame
@@ -122,7 +123,9 @@ def annotated(
         problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
         report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
     for entry in _sentences(next(iter(column.slice(0, 1).to_pylist()), None) or (), left_out):
-        style, text, time = entry["style"], entry["content"], entry.get("timestamp")
+        style = entry["style"]
+        text = entry["content"]
+        time = entry.get("timestamp")
         if style == _REPHRASED:
             whole.append(text)
         elif isinstance(time, int | float) and np.isfinite(time):
@@ -145,7 +148,8 @@ def _sentences(
 ) -> Iterator[Mapping[str, Any]]:
     """Entries but for calls of tools and what is about an image, which are counted by style."""
     for entry in filter(None, entries):
-        style, text = entry.get("style"), entry.get("content")
+        style = entry.get("style")
+        text = entry.get("content")
         is_end = text is None and style in PERSISTENT_STYLES and "timestamp" in entry
         is_text = isinstance(text, str) or is_end
         if style and isinstance(style, str) and is_text and not entry.get("camera"):

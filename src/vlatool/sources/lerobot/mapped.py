@@ -59,7 +59,8 @@ class MappedEpisode(PlannedEpisode):
                 kinds = {column: kinds[column] for column in kinds if column in columns}
             mapping = _with_texts(mapping, kinds)
         super().__init__(ref, mapping, _Keys(), str(files.number))
-        self._files, self._features = files, files.dataset.info.features
+        self._files = files
+        self._features = files.dataset.info.features
         self._keeps_rest = mapping.rest == "assign"
         self._report = Collector(LEROBOT, strict=True, episode=ref.id)
         self.missing_cameras: dict[str, DataError] = {}
@@ -118,7 +119,8 @@ class MappedEpisode(PlannedEpisode):
         return rows, metadata
 
     def open_images(self, planned: PlannedImages) -> FrameSource:
-        feature, (rows, _) = self._features[planned.path], self._rows
+        feature = self._features[planned.path]
+        (rows, _) = self._rows
         try:
             if planned.decision.role == "depth":
                 return open_depth(self._files, feature, rows)
@@ -157,7 +159,8 @@ class MappedEpisode(PlannedEpisode):
             sentence = name_to_sentence(self._files.dataset.name)
             listed = listed_texts(self._files) if self._keeps_rest else {}
             for path, (_, own) in [*listed.items()][:1]:
-                sentence, used = own[0], {path: "original"}
+                sentence = own[0]
+                used = {path: "original"}
             self.config = _Keys(instruction=sentence)
             if not used:
                 message = f"{self.ref.id}: no instruction; using {sentence!r}"

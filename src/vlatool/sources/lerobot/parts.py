@@ -98,7 +98,8 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
     content: Content = "actions" if is_action(name) else "numbers"
     note = unusable_reason(feature, columns)
     if feature.dtype == "audio":
-        content, note = "other", "sound"
+        content = "other"
+        note = "sound"
     elif not feature.is_readable_number:
         content = "other"
     elif not note:
@@ -182,7 +183,8 @@ def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None
     known = language_parts({**text_columns(files.dataset), TASK_INDEX: "original"})
     things: list[Stored] = []
     for part in stored_parts(files, columns, known, {}):
-        path, note = part.path, part.note
+        path = part.path
+        note = part.note
         feature = features.get(path)
         dtype = feature.dtype if feature else ""
         shape = (feature.shape if feature else None) or ()
@@ -193,7 +195,8 @@ def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None
             kind = "video" if dtype == "video" else "png"
             values = "uint8"
             if feature.found:  # its kind says it
-                role, values = None, "uint16" if feature.is_depth else "uint8"
+                role = None
+                values = "uint16" if feature.is_depth else "uint8"
             if kind == "png" and (feature.found or shape[2:] == (1,)):
                 shape = shape[:2] if len(shape) > 1 else (1, 1)
             thing = Stored(path, kind, shape, values, count, name, note, role)

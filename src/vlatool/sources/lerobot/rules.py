@@ -135,7 +135,8 @@ def open_rows(
 
     Checks that the rows are those of the episode, in order and complete.
     """
-    name, path = f"episode {files.number}", files.rows.path
+    name = f"episode {files.number}"
+    path = files.rows.path
     if not files.is_listed:
         problem = f"exists, but {EPISODES_FILE} does not list the episode"
         report.add_error(LEROBOT.error("unlisted_episode", path, problem, episode=files.number))
@@ -368,7 +369,8 @@ def _other_fields(
     files: EpisodeFiles, rows: Rows, report: Collector
 ) -> Iterator[tuple[str, Array]]:
     """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
-    used, features = files.dataset.field_names, files.dataset.info.features
+    used = files.dataset.field_names
+    features = files.dataset.info.features
     others = [
         name
         for name, feature in features.items()
@@ -423,7 +425,8 @@ def statistics_mismatches(
             problem = _difference(key, entry.get(key), actual[key], scale)
             if problem:
                 yield name, problem
-        count, rows_there = entry.get("count"), int(actual["count"][0])
+        count = entry.get("count")
+        rows_there = int(actual["count"][0])
         if count and count not in (rows_there, [rows_there]):
             yield name, f"has count {str(count)[:40]}, there are {counted(rows_there, 'row')}"
 

@@ -51,7 +51,8 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 
 
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    path, info = root / INFO_FILE, episodes[0].dataset.info
+    path = root / INFO_FILE
+    info = episodes[0].dataset.info
     for code, field, problem in (
         *_totals(info, len(known_texts(episodes[0])), episodes),
         *_splits(info.document, len(episodes)),
@@ -114,7 +115,8 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, feature in tree["features"].items():
         if not isinstance(feature, dict):
             continue
-        shape, names = feature.get("shape"), feature.get("names")
+        shape = feature.get("shape")
+        names = feature.get("names")
         if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
             continue
         count = len(meta.feature_names(names))
@@ -186,7 +188,8 @@ class _Summary:
         """Adds the rows of an episode; returns an earlier episode with equal rows, else -1."""
         self.expected += len(rows)
         self.columns.update(rows.columns)
-        digest, is_moving = hashlib.blake2b(), False
+        digest = hashlib.blake2b()
+        is_moving = False
         for name in self.names:
             values = self._vectors(rows, name)
             if values is None:
@@ -217,7 +220,8 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     """Checks all that needs the rows of all episodes, in one pass. Skips rows that cannot be read;
     the check of that episode reports them.
     """
-    dataset, published = episodes[0].dataset, set_statistics(root)
+    dataset = episodes[0].dataset
+    published = set_statistics(root)
     summary = _Summary(dataset, published)
     for episode in episodes:
         try:

@@ -78,7 +78,8 @@ def degrees_of(largest: Array, ranges: Array) -> list[int]:
     if ordered[gap + 1] - ordered[gap] < _FACTOR / 2:
         return []
     is_large = sizes > ordered[gap]
-    large, small = np.median(logs[is_large], axis=0), np.median(logs[~is_large], axis=0)
+    large = np.median(logs[is_large], axis=0)
+    small = np.median(logs[~is_large], axis=0)
     is_near = np.abs(large - small - _FACTOR) < _EACH_WITHIN
     is_factor = abs(np.median(large - small) - _FACTOR) < _MEDIAN_WITHIN
     logs = np.log(ranges[rows][:, dimensions])

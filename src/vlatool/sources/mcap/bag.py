@@ -24,7 +24,12 @@ _HEAD = struct.Struct("<BQ")  # opcode and length of a record
 _CHUNK = struct.Struct("<QQQII")  # start, end, size, CRC, length of the name of the compression
 _LENGTH = struct.Struct("<Q")
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
-_SCHEMA, _CHANNEL, _MESSAGES, _CHUNKS, _ATTACHMENT, _RECORD = 3, 4, 5, 6, 9, 12  # opcodes
+_SCHEMA = 3
+_CHANNEL = 4
+_MESSAGES = 5
+_CHUNKS = 6
+_ATTACHMENT = 9
+_RECORD = 12
 _ENDS = (2, 15)
 _READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
 _CHUNK_OF_MCAP = 1  # kind of a segment
@@ -111,10 +116,12 @@ class BagFile:
         elif kind == "Statistics":
             self.counts.update(record.channel_message_counts)
         elif kind == "MetadataIndex":
-            start, stop = record.offset + _HEAD.size, record.offset + min(record.length, _RANGE)
+            start = record.offset + _HEAD.size
+            stop = record.offset + min(record.length, _RANGE)
             self.add_stored(_RECORD, read_byte_range(ByteRange(self.local, start, stop)))
         elif kind == "ChunkIndex":
-            start, stop = record.chunk_start_offset, record.chunk_start_offset + record.chunk_length
+            start = record.chunk_start_offset
+            stop = record.chunk_start_offset + record.chunk_length
             times = record.message_start_time, record.message_end_time
             self.segments.append(Segment(start, stop, 1, *times))
 
@@ -193,7 +200,8 @@ def _find_segments(file: BagFile, size: int) -> int | None:
             raise MCAP.error("unreadable", file.path, "does not start as MCAP", hint=hint)
         stop = 8
         while True:
-            start, head = stop, stream.read(_HEAD.size)
+            start = stop
+            head = stream.read(_HEAD.size)
             opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             stop = start + _HEAD.size + length
             last = file.segments[-1] if file.segments else Segment(0, 0, 1)
@@ -229,7 +237,8 @@ def _records(
             return
         while offset < len(data):
             opcode, length = _HEAD.unpack_from(data, offset)
-            start, offset = offset + _HEAD.size, offset + _HEAD.size + length
+            start = offset + _HEAD.size
+            offset = offset + _HEAD.size + length
             if offset > len(data):
                 raise _DamageError(f"a record of {length:,} bytes at {start} of {len(data):,}")
             yield opcode, start, data[start:offset]
@@ -253,11 +262,14 @@ def _ros_records(file: BagFile, data: bytes) -> Iterator[tuple[int, int, bytes]]
 
 def _content(path: Path, local: Path, segment: Segment) -> bytes:
     """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
-    start, length = segment.start, segment.stop - segment.start
+    start = segment.start
+    length = segment.stop - segment.start
     if segment.kind == _CHUNK_OF_MCAP:
         start += _HEAD.size
     data = read_byte_range(ByteRange(local, start, min(segment.stop, start + _LARGEST)))
-    size, crc, name = length, 0, 0
+    size = length
+    crc = 0
+    name = 0
     if segment.kind == _CHUNK_OF_MCAP:
         _, _, size, crc, name = _CHUNK.unpack_from(data)
     if max(size, length) > _LARGEST:
@@ -272,7 +284,8 @@ def _content(path: Path, local: Path, segment: Segment) -> bytes:
         except (OSError, ValueError, EOFError, RuntimeError) as error:
             raise _DamageError(f"cannot be inflated: {error}") from error
     head = _CHUNK.size + name
-    compression, (stored,) = data[_CHUNK.size : head], _LENGTH.unpack_from(data, head)
+    compression = data[_CHUNK.size : head]
+    (stored,) = _LENGTH.unpack_from(data, head)
     data = data[head + _LENGTH.size :]
     is_cut = len(data) < stored
     try:
@@ -305,7 +318,8 @@ def _ros_file(file: BagFile) -> BagFile:
 def _by_chunks(file: BagFile) -> BagFile:
     """A ROS 1 bag by reading it once, up to the first record that is cut off."""
     file.report("bad_index", "has no index that can be used; it is read from start to end")
-    size, is_cut = file.local.stat().st_size, False
+    size = file.local.stat().st_size
+    is_cut = False
     for start, stop, kind in ros.chunks(file.local):
         segment = Segment(start, min(stop, size), kind)
         file.segments.append(segment)
@@ -316,7 +330,8 @@ def _by_chunks(file: BagFile) -> BagFile:
         hint = "check that it is a bag of ROS 1, or exclude it with --exclude"
         raise MCAP.error("unreadable", file.path, "no message is whole", hint=hint)
     if is_cut:
-        start, count = file.segments[-1].start, file.counts.total()
+        start = file.segments[-1].start
+        count = file.counts.total()
         reason = f"ends in the chunk at byte {start} of {size}, read up to message {count}"
         file.report("cut_off", reason)
     return file
@@ -399,7 +414,8 @@ class TopicReader:
 
     def read(self, position: Sequence[int]) -> bytes:
         number, *place, start, size = map(int, position)
-        path, segment = self._bag.parts[number], Segment(*place)
+        path = self._bag.parts[number]
+        segment = Segment(*place)
         with _readable(path, f"byte {segment.start}"):
             if number not in self._local:
                 self._local[number] = local_file(path)
@@ -417,7 +433,8 @@ class TopicReader:
         key = number, Segment(0, 0, -1)
         if self._last[0] != key:
             self._last = key, ros.open_reader(local)
-        reader, (link, time) = self._last[1], place
+        reader = self._last[1]
+        (link, time) = place
         chosen = [connection for connection in reader.connections if connection.id == link]
         return next(islice(reader.messages(chosen, time, time + 1), index, None))[2]
 

@@ -77,8 +77,11 @@ class BagImages(PlannedFrames):
         self, bag: Bag, channel: BagChannel, planned: PlannedImages, messages: Array, frames: Array
     ) -> None:
         """`messages` [M, 7]: position, and 1 for a keyframe; `frames` [F]: numbers of messages."""
-        self._bag, self._channel, self.planned = bag, channel, planned
-        self._messages, self._frames = messages, frames
+        self._bag = bag
+        self._channel = channel
+        self.planned = planned
+        self._messages = messages
+        self._frames = frames
         self._kind = image_kind(channel)
         self._reader = TopicReader(bag)
         self._packets: Iterator[UInt8Array] = iter(())
@@ -128,7 +131,8 @@ class BagImages(PlannedFrames):
         key = int(keys[-1])
         if not key <= self._last[0] <= number:
             packets = map(self._message, range(key, len(self._messages)))
-            self._packets, self._last = _decode(packets), (key - 1, None)
+            self._packets = _decode(packets)
+            self._last = (key - 1, None)
         while self._last[0] < number:
             self._last = self._last[0] + 1, next(self._packets)
 
@@ -138,12 +142,14 @@ class BagImages(PlannedFrames):
 
 def image_thing(channel: BagChannel, message: Any) -> Stored:
     """What the images of a topic are, by the header of one; ValueError if none can be decoded."""
-    topic, kind = channel.topic, image_kind(channel)
+    topic = channel.topic
+    kind = image_kind(channel)
     if kind == "video":
         _codec(message)
         return Stored(topic, "video")
     if kind == "file":
-        data, form = bytes(message.data), _format(message)
+        data = bytes(message.data)
+        form = _format(message)
         if "compressedDepth" in form and not is_encoded(data):
             data = data[_DEPTH_HEAD.size :]
         if not is_encoded(data):
@@ -175,7 +181,9 @@ def _format(message: Any) -> str:
 
 def _raw_rows(message: Any) -> tuple[_Encoding, UInt8Array]:
     """Encoding and rows uint8 [R, N] of a raw image; ValueError if they do not fit."""
-    height, width, step = int(message.height), int(message.width), int(message.step)
+    height = int(message.height)
+    width = int(message.width)
+    step = int(message.step)
     encoding = _ENCODINGS.get(message.encoding.lower())
     if encoding is None:
         raise ValueError(f"is encoded as {message.encoding!r}, not as {', '.join(_ENCODINGS)}")
@@ -243,7 +251,9 @@ def _compressed_depth(data: bytes, form: str) -> Array:
 
 def is_keyframe(message: Any) -> bool:
     """True if decoding can start at a packet; ValueError if it is not of a known codec."""
-    data, start, is_h264 = bytes(message.data), 0, _codec(message) == "h264"
+    data = bytes(message.data)
+    start = 0
+    is_h264 = _codec(message) == "h264"
     while (start := data.find(b"\0\0\1", start) + 3) > 2 and start < len(data):
         unit = data[start] & 31 if is_h264 else data[start] >> 1 & 63
         if unit == 5 if is_h264 else 16 <= unit <= 23:

@@ -60,11 +60,14 @@ def channels_of(bag: Bag) -> tuple[dict[str, BagChannel], dict[str, DataError]]:
     errors: dict[str, DataError] = {}
     for topic in sorted(by_topic, key=natural_key):
         channel = next(iter(by_topic[topic]))
-        reason, code = "", "missing_schema"
+        reason = ""
+        code = "missing_schema"
         if len(by_topic[topic]) > 1:
-            reason, code = f"has messages of {len(by_topic[topic])} types", "two_types"
+            reason = f"has messages of {len(by_topic[topic])} types"
+            code = "two_types"
         elif channel.encoding not in ("cdr", "ros1", "protobuf", "json"):
-            reason, code = f"is encoded as {channel.encoding!r}", "unknown_encoding"
+            reason = f"is encoded as {channel.encoding!r}"
+            code = "unknown_encoding"
         else:
             try:
                 _decoder(channel)

@@ -126,7 +126,8 @@ class McapReader(base.FormatReader):
         self.source_findings = findings
         used: dict[str, int] = {}  # name of a bag to the number of its last namesake
         for path, source in bags:
-            parts, spans = (path,), [(_FAILED, dict[str, str]())]
+            parts = (path,)
+            spans = [(_FAILED, dict[str, str]())]
             with suppress(DataError):  # which `read` raises again
                 parts = parts_of_bag(path)
                 spans = self._spans(path, findings)
@@ -207,7 +208,8 @@ class McapReader(base.FormatReader):
             self._spans(ref.path, [])
         topics, plan, tracks = self._open(ref.path)
         findings: list[Finding] = []
-        flag, late = self._flag(topics, plan), late_joints(topics, tracks)
+        flag = self._flag(topics, plan)
+        late = late_joints(topics, tracks)
         others = late if flag is None else {**late, "success": flag}
         fill({**tracks, **others}, topics.bag, span, findings, self.config.time_source)
         success, plan.parts = _success(topics, plan, flag)
@@ -246,7 +248,8 @@ class McapReader(base.FormatReader):
             if isinstance(track, ImageTrack):
                 images[kind][name] = track.images(topics.bag, rows.taken[key][:count])
             elif isinstance(track, NumberTrack):
-                fields[name], names[name] = track.rows(rows.taken[key]), track.names
+                fields[name] = track.rows(rows.taken[key])
+                names[name] = track.names
                 if np.isnan(fields[name]).all():
                     hint = "leave it out of the mapping, or exclude the episode with --exclude"
                     reason = f"all {len(rows.times)} rows are NaN"
@@ -255,7 +258,8 @@ class McapReader(base.FormatReader):
                     text = f"{ref.id}: {name}: {', '.join(track.other_joints)}"
                     findings.append(MCAP("late_joints", text, episode=ref.id, field=name))
         for name, source in plan.following.items():
-            fields[name], names[name] = fields[source][1:], names[source]
+            fields[name] = fields[source][1:]
+            names[name] = names[source]
         return Episode(
             id=ref.id,
             task=first_text(language),
@@ -308,7 +312,8 @@ class McapReader(base.FormatReader):
             raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
         counts: dict[str, str] = {}
         for key, track in tracks.items():
-            topic, ages = track.channel.topic, rows.ages[key] / 1e9
+            topic = track.channel.topic
+            ages = rows.ages[key] / 1e9
             if max_age is not None and ages.max() > max_age:
                 row = int((ages > max_age).argmax())
                 reason = f"the value in row {row} is {ages[row]:.3g} s old"
@@ -338,7 +343,8 @@ class McapReader(base.FormatReader):
             return self.config.fps
         if not isinstance(named, str):
             return float(named) or None
-        stored, fps = topics.metadata(named or "fps"), 0.0
+        stored = topics.metadata(named or "fps")
+        fps = 0.0
         with suppress(ValueError):
             fps = float(stored or 0)
         if named and not 0 < fps < np.inf:
@@ -385,7 +391,8 @@ def _success(
     topics: Topics, plan: EpisodePlan, flag: FlagTrack | None
 ) -> tuple[bool | None, tuple[StoredPart, ...]]:
     """Success of an episode, None if it is unknown, and the parts of the episode."""
-    name, path = plan.success, topics.bag.path
+    name = plan.success
+    path = topics.bag.path
     if flag is not None and flag.last is None:
         note = "no message; the success is unknown"
         return None, _with_part(plan.parts, StoredPart(name, "left_out", "", "other", note))
@@ -417,7 +424,8 @@ def _texts_of(tracks: Mapping[str, Track]) -> dict[str, TextTrack]:
 
 def _no_value(path: Path, key: str, track: Track, damages: str = "") -> DataError:
     """Error for a part of the mapping without a value."""
-    place, hint = track.reference, ""
+    place = track.reference
+    hint = ""
     reason = f"no message, {track.skipped} left out{damages}"
     if isinstance(track, NumberTrack) and track.missing_joints:
         reason = f"joints without a value: {', '.join(track.missing_joints)}"
@@ -442,7 +450,8 @@ def _between_gaps(times: Sequence[int], gap: float) -> list[TimeSpan]:
 def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:
     """Spans from each start to the next mark, and the number of marks without effect."""
     spans: list[TimeSpan] = []
-    unused, start = 0, None
+    unused = 0
+    start = None
     for time, text in marks:
         is_start = _MARKS.get(text.lower())
         if is_start is None or (not is_start and start is None):

@@ -9,7 +9,8 @@ from typing import Any
 
 from vlatool.errors import installed
 
-MESSAGE, CONNECTION = 2, 7  # kinds of records
+MESSAGE = 2
+CONNECTION = 7
 KINDS = {"none": 2, "bz2": 3, "lz4": 4}  # compression to the kind of a segment
 _CHUNK = 5
 _MAGIC = b"#ROSBAG V2.0\n"

@@ -33,7 +33,9 @@ class Track:
     code: ClassVar[str] = "missing_field"  # of a message that has no such value
 
     def __init__(self, path: Path, channel: BagChannel, member: str = "") -> None:
-        self.path, self.channel, self.member = path, channel, member
+        self.path = path
+        self.channel = channel
+        self.member = member
         self.reference = f"{channel.topic}/{member}".rstrip("/")
         self.needs_message = True  # decoded
         self.skipped = 0  # messages before all joints have a value, or before the first keyframe
@@ -81,7 +83,8 @@ class Track:
         text = f"{len(self)} messages, {len(self) - len(np.unique(taken))} unused"
         if len(self) < 2:
             return text, ""
-        seconds, interval = np.diff(self.times) / 1e9, self.interval / 1e9
+        seconds = np.diff(self.times) / 1e9
+        interval = self.interval / 1e9
         is_gap = seconds > _GAP * interval
         jitter = float(np.std(seconds[~is_gap])) * 1000
         gaps = f"{is_gap.sum()} gaps, the longest {seconds.max():.3g} s" if is_gap.any() else ""
@@ -142,7 +145,8 @@ class LateJoints(Track):
 
     def __init__(self, path: Path, channel: BagChannel, member: str) -> None:
         super().__init__(path, channel, member)
-        self._first, self._found = 0, ""
+        self._first = 0
+        self._found = ""
 
     @property
     def note(self) -> str:
@@ -230,7 +234,8 @@ class NumberTrack(Track):
         elif not self.names:
             self.names = _names(parts)
         if not 0 < len(numbers) == len(self.names):
-            count, before = len(numbers), len(self.names)
+            count = len(numbers)
+            before = len(self.names)
             reason = f"its messages change their length: {count} numbers after {before}"
             if not len(self):
                 reason = "its messages are empty"
@@ -370,13 +375,15 @@ def fill(
     by_topic: dict[str, list[Track]] = {}
     for track in tracks.values():
         by_topic.setdefault(track.channel.topic, []).append(track)
-    without, times = Counter[str](), array("q")
+    without = Counter[str]()
+    times = array("q")
     for stored in bag.messages(span, findings):
         times.append(stored.time)
         taking = by_topic.get(stored.channel.topic)
         if taking is None:
             continue
-        message, time = None, stored.time
+        message = None
+        time = stored.time
         if by == "header" or any(track.needs_message for track in taking):
             message = messages.decoded(bag.path, stored.channel, stored.data)
         if by == "header":
@@ -418,7 +425,8 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
             stop = min(stop, times[name][-1] + max_age * 1e9)
         elif len(track) > 1:
             stop = min(stop, times[name][-1] + track.interval)
-    clock, slack = max(times.values(), key=len), 0.0
+    clock = max(times.values(), key=len)
+    slack = 0.0
     if fps is not None:
         slack = _TOLERANCE * 1e9 / fps
         last = max(int(stamps[-1]) for stamps in times.values())

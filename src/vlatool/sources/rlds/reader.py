@@ -36,7 +36,8 @@ from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
 
-_FEATURES, _INFO = "features.json", "dataset_info.json"
+_FEATURES = "features.json"
+_INFO = "dataset_info.json"
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<of>\d{5})")
 _MEASURED = re.compile(r"state|proprio|joint|eef|ee_|gripper|cartesian|pose")
 # Flags that mark the first and the last step, which the order of the steps says.
@@ -62,7 +63,9 @@ class StepImages(PlannedFrames):
     def __init__(
         self, path: Path, planned: PlannedImages, files: Sequence[memoryview] | Array
     ) -> None:
-        self._path, self.planned, self._files = path, planned, files
+        self._path = path
+        self.planned = planned
+        self._files = files
 
     def __len__(self) -> int:
         return len(self._files)
@@ -119,7 +122,8 @@ class RldsReader(base.FormatReader):
         shards = _shards(folder, self.config.split)
         lengths = _shard_lengths(folder)
         findings += _lacking(folder, shards, lengths, self.config.split)
-        name, number = base.id_part(next(iter(shards))[0].name.partition("-")[0]), 0
+        name = base.id_part(next(iter(shards))[0].name.partition("-")[0])
+        number = 0
         if name in used:  # another version, or another set of this name
             name = base.id_part(f"{folder.parent.name}_{folder.name}")
         name = base.unused_id(name, used)
@@ -281,7 +285,8 @@ class RldsEpisode(PlannedEpisode):
                 actions.append(name)
             elif name.startswith("observation.") and _MEASURED.search(name.rpartition(".")[2]):
                 observed.append(name)
-        plan.actions, plan.observed = tuple(actions), tuple(observed)
+        plan.actions = tuple(actions)
+        plan.observed = tuple(observed)
         return plan
 
     def name_of(self, reference: str) -> str:
@@ -295,7 +300,8 @@ class RldsEpisode(PlannedEpisode):
         return StepImages(self.ref.path, planned, rows)
 
     def numbers(self, path: str) -> Array:
-        feature, values = self._features[path], np.asarray(self._parsed[path])
+        feature = self._features[path]
+        values = np.asarray(self._parsed[path])
         typed = values.astype(feature.dtype) if _is_number(feature.dtype) else values
         return typed.reshape(-1, max(1, math.prod(feature.shape)))
 

@@ -181,7 +181,9 @@ class ZarrImages(PlannedFrames):
     def __init__(
         self, path: Path, planned: PlannedImages, rows: tuple[int, int], missing_chunks: str | None
     ) -> None:
-        self._path, self.planned, self._rows = path, planned, rows
+        self._path = path
+        self.planned = planned
+        self._rows = rows
         self._missing_chunks = missing_chunks
         self._last: tuple[int, Array] | None = None
 
@@ -201,7 +203,8 @@ class ZarrImages(PlannedFrames):
         return (form.height, form.width) if form else (0, 0)
 
     def row(self, index: int) -> Array:
-        array, (first, stop) = self._array, self._rows
+        array = self._array
+        (first, stop) = self._rows
         chunk = (first + index) // array.chunks[0]
         low = max(first, chunk * array.chunks[0])
         if self._last is None or self._last[0] != chunk:
@@ -278,7 +281,8 @@ class ZarrEpisode(PlannedEpisode):
         return ZarrImages(self.ref.path, planned, rows, self.config.missing_chunks)
 
     def numbers(self, path: str) -> Array:
-        array, rows = self._array(path), self.stop - self.first
+        array = self._array(path)
+        rows = self.stop - self.first
         if array.dtype.kind not in "fiub":
             raise ZARR.error("not_numeric", self.ref.path, f"data/{path}", f"is {array.dtype}")
         if math.prod(array.shape[1:]) * rows * array.dtype.itemsize > _LARGEST_FIELD:
@@ -323,7 +327,8 @@ def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
     frames = stop - first
     things: list[Stored] = []
     for path, array in buffer.arrays.items():
-        shape, dtype = array.shape, array.dtype
+        shape = array.shape
+        dtype = array.dtype
         is_per_row = bool(shape) and shape[0] == buffer.num_rows
         is_by_episode = bool(shape) and shape[0] == len(buffer.stops)
         if dtype.kind in "UTSO" and math.prod(shape[1:]) == 1 and (is_per_row or is_by_episode):
